@@ -1,0 +1,56 @@
+"""Every error that weightsmith raises on purpose: one root, a few leaves, one exit code each.
+
+A message is one sentence that says what is wrong, where (file, tensor, byte), and what to do.
+"""
+
+from __future__ import annotations
+
+
+class WeightsmithError(Exception):
+    """Root of the errors that a user can do something about."""
+
+    exit_code = 4
+
+
+class UsageError(WeightsmithError):
+    """A command or function was called in a way that cannot mean anything."""
+
+    exit_code = 2
+
+
+class RecipeError(WeightsmithError):
+    """A recipe is malformed, ambiguous or asks for something meaningless."""
+
+
+class CheckpointError(WeightsmithError):
+    """A file of a checkpoint is damaged, hostile or of an unknown form."""
+
+
+class CompatibilityError(WeightsmithError):
+    """Checkpoints that a recipe combines do not fit together."""
+
+
+class NonFiniteError(WeightsmithError):
+    """A NaN or an infinity was found where only finite numbers make sense."""
+
+
+class AssertionFailed(WeightsmithError):
+    """An `assert:` clause of a recipe does not hold, so the merge was not sealed."""
+
+    exit_code = 1
+
+
+class OutputError(WeightsmithError):
+    """The output exists, is an input, lies inside one, or cannot be written."""
+
+
+class ResourceError(WeightsmithError):
+    """Disk space, memory or another resource ran out."""
+
+    exit_code = 5
+
+
+class VerificationError(WeightsmithError):
+    """A finished checkpoint does not match its manifest."""
+
+    exit_code = 1
