@@ -1,0 +1,124 @@
+"""Tensor names: their fields, the numbers in them, patterns over them, and their natural order."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from weightsmith.errors import RecipeError
+
+_DIGITS = re.compile(r"([0-9]+)")
+_EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
+_NUMBERED_EXPERT = re.compile(r"^experts?_(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class NamePieces:
+    """A tensor name taken apart.
+
+    `prefix` is the stack that the tensor's block repeats in (`model.layers`), `layer` the block's
+    number there, `expert` the number of its expert, and `stem` the rest with the expert number
+    written `*`: `mlp.experts.*.w1.weight`. Without a stack, `prefix` and `layer` are None.
+    """
+
+    prefix: str | None
+    layer: int | None
+    expert: int | None
+    stem: str
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The fields between the dots of a tensor name."""
+    return tuple(name.split("."))
+
+
+def is_number(field: str) -> bool:
+    """Whether a field is an index: ASCII digits only."""
+    return field.isascii() and field.isdigit()
+
+
+def number_positions(fields: tuple[str, ...]) -> tuple[int, ...]:
+    """Positions of the fields that are indices of blocks, leaving out those of experts."""
+    return tuple(
+        i
+        for i, field in enumerate(fields)
+        if is_number(field) and not (i > 0 and _EXPERT_FIELD.match(fields[i - 1]))
+    )
+
+
+def expert_of(fields: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
+    """The expert number among fields, and the fields with that number written `*`."""
+    for i, field in enumerate(fields):
+        numbered = _NUMBERED_EXPERT.match(field)
+        if numbered:
+            return int(numbered[1]), (*fields[:i], "expert_*", *fields[i + 1 :])
+        if i > 0 and is_number(field) and _EXPERT_FIELD.match(fields[i - 1]):
+            return int(field), (*fields[:i], "*", *fields[i + 1 :])
+    return None, fields
+
+
+def parse_name(name: str, prefix: str | None) -> NamePieces:
+    """Take a name apart, given the prefix of the stack it may lie in.
+
+    A name outside that stack gets no layer.
+    """
+    layer: int | None = None
+    rest = name
+    if prefix is not None and name.startswith(prefix + "." if prefix else ""):
+        tail = name[len(prefix) + 1 :] if prefix else name
+        number, _, remainder = tail.partition(".")
+        if is_number(number):
+            layer, rest = int(number), remainder
+    expert, fields = expert_of(split_name(rest))
+    return NamePieces(prefix if layer is not None else None, layer, expert, ".".join(fields))
+
+
+def with_layer(name: str, prefix: str, layer: int) -> str:
+    """The same tensor's name in another layer of its stack.
+
+    Raises ValueError where the name does not lie in the stack `prefix`.
+    """
+    pieces = parse_name(name, prefix)
+    if pieces.layer is None:
+        raise ValueError(f"tensor {name!r} is not in a layer of {prefix!r}")
+    head = f"{prefix}." if prefix else ""
+    tail = name[len(head) :].partition(".")[2]
+    return f"{head}{layer}.{tail}" if tail else f"{head}{layer}"
+
+
+def natural_key(text: str) -> tuple[str | int, ...]:
+    """A sort key under which `layers.2` comes before `layers.10`."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text)))
+
+
+@functools.lru_cache(maxsize=512)
+def compile_glob(pattern: str) -> re.Pattern[str]:
+    """A whole-name pattern from a glob: `*` any run (dots too), `?` one character, `[...]` a set."""
+    return re.compile(fnmatch.translate(pattern))
+
+
+@functools.lru_cache(maxsize=512)
+def compile_regex(pattern: str) -> re.Pattern[str]:
+    """A regular expression, refused with RecipeError where it is malformed."""
+    try:
+        return re.compile(pattern)
+    except re.error as problem:
+        raise RecipeError(
+            f"The regular expression {pattern!r} is malformed ({problem}); correct it or use a glob"
+        ) from None
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a glob matches, in their order."""
+    compiled = compile_glob(pattern)
+    return [name for name in names if compiled.match(name)]
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `name`, for a did-you-mean, or None where none is near."""
+    found = difflib.get_close_matches(name, list(candidates), n=1)
+    return found[0] if found else None

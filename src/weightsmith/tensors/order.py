@@ -1,0 +1,194 @@
+"""Exact k-th magnitudes from streamed rounds of bounded memory, without sorting.
+
+Magnitudes in work precision order like their bit patterns ("keys"). A `Selection` narrows a bracket of keys until the elements inside
+are few enough to be collected with their flat indices, and then picks the k-th exactly, equal keys by lower index:
+
+* a first guess of the bracket comes from a histogram over a sample, so that usually one streamed round is enough;
+* a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
+* a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key with more equal elements
+  than the limit is resolved piece of memory by piece of memory, in index order.
+
+The engine asks `request()`, streams the tensor (or every tensor of the model), hands the tiles' answers to `absorb` in
+order, and stops when `result` is there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.tensors.passes import HISTOGRAM_BINS, Collect, CollectPart, CutPoint, Histogram, HistogramPart, Request
+
+ALL_INDICES = (1 << 62) - 1
+_COLLECT_LIMIT = 1 << 16
+_TOTAL_LIMIT = 1 << 20
+_SAMPLE_SIGMAS = 8.0
+_SMALL = 1 << 18
+
+
+def key_to_magnitude(key: int, key_bits: int) -> float:
+    """The magnitude whose bit pattern is `key`."""
+    if key_bits == 31:
+        return float(struct.unpack("<f", struct.pack("<I", key))[0])
+    return float(struct.unpack("<d", struct.pack("<Q", key))[0])
+
+
+class CollectedParts:
+    """Gathers the tiles' answers to `Collect`, dropping the lists (never the counts) once too much was collected."""
+
+    def __init__(self, total_limit: int = _TOTAL_LIMIT) -> None:
+        self._left = total_limit
+
+    def admit(self, part: CollectPart) -> CollectPart:
+        """The part to keep: as it is, or with empty lists."""
+        self._left -= len(part.keys)
+        if self._left >= 0:
+            return part
+        return CollectPart(part.keys[:0], part.indices[:0], part.inside, part.above)
+
+
+class Selection:
+    """Find the k-th largest of `population` magnitudes with keys of `key_bits` bits (31 for float32, 63 for float64)."""
+
+    def __init__(self, k: int, population: int, key_bits: int, limit: int = _COLLECT_LIMIT) -> None:
+        self.k = k
+        self.key_bits = key_bits
+        self.limit = limit
+        self.result: CutPoint | None = None
+        # Invariant: the k-th key lies in [low, high], and `above` keys are larger than high.
+        self.low, self.high, self.above = 1, (1 << key_bits) - 1, 0
+        self._population = population
+        self._inside = population
+        self._guess: tuple[int, int] | None = None
+        self._tie_part: tuple[int, int] | None = None
+        if k <= 0:
+            self.result = CutPoint((1 << key_bits) - 1, -1, float("inf"))
+
+    @property
+    def sample_request(self) -> Histogram | None:
+        """The request to run on a sample first; None when the population is small enough to collect at once."""
+        if self.result is not None or self._population <= _SMALL:
+            return None
+        return Histogram(0, self.key_bits - 16)
+
+    def absorb_sample(self, parts: Iterable[HistogramPart]) -> None:
+        """Guess a bracket from a histogram of sampled elements."""
+        counts = _summed(parts)
+        sampled = int(counts.sum())
+        if sampled == 0:
+            return
+        share = min(1.0, self.k / self._population)
+        spread = _SAMPLE_SIGMAS * np.sqrt(share * (1 - share) * sampled) + _SAMPLE_SIGMAS
+        from_top = np.cumsum(counts[::-1])
+        upper = int(np.searchsorted(from_top, share * sampled - spread, side="left"))
+        lower = int(np.searchsorted(from_top, share * sampled + spread, side="left"))
+        shift = self.key_bits - 16
+        top_bin = HISTOGRAM_BINS - 1 - max(upper, 0)
+        low_bin = max(0, HISTOGRAM_BINS - 1 - lower)
+        high = ((top_bin + 1) << shift) - 1 if share * sampled > spread else self.high
+        self._guess = (max(1, low_bin << shift), max(high, 1))
+
+    def request(self) -> Request:
+        """What to ask of every tile in the next round."""
+        if self._tie_part is not None:
+            return Collect(self.low, self.high, 1 << 62, only_part=self._tie_part[0])
+        if self._guess is not None:
+            return Collect(self._guess[0], self._guess[1], self.limit)
+        if self._inside <= self.limit or self.low == self.high:
+            return Collect(self.low, self.high, self.limit)
+        span = self.high - self.low + 1
+        return Histogram(self.low, max(0, (span - 1).bit_length() - 16))
+
+    def absorb(self, asked: Request, parts: Sequence[HistogramPart | CollectPart]) -> None:
+        """Take the answers of one round, in the order of the tiles."""
+        if self._tie_part is not None:
+            (part,) = [p for p in parts if isinstance(p, CollectPart)]
+            self._resolve(self.low, int(part.indices[self._tie_part[1] - 1]))
+        elif isinstance(asked, Histogram):
+            self._narrow(asked, [p for p in parts if isinstance(p, HistogramPart)])
+        else:
+            self._pick(asked, [p for p in parts if isinstance(p, CollectPart)])
+
+    def _narrow(self, asked: Histogram, parts: Sequence[HistogramPart]) -> None:
+        counts = _summed(parts)
+        from_top = self.above + np.cumsum(counts[::-1])
+        position = int(np.searchsorted(from_top, self.k, side="left"))
+        if position >= HISTOGRAM_BINS:
+            self._only_zeros_left()
+            return
+        bin_index = HISTOGRAM_BINS - 1 - position
+        self.above = int(from_top[position]) - int(counts[bin_index])
+        self._inside = int(counts[bin_index])
+        self.low = asked.low + (bin_index << asked.shift)
+        self.high = min(self.high, self.low + (1 << asked.shift) - 1)
+
+    def _pick(self, asked: Collect, parts: Sequence[CollectPart]) -> None:
+        inside = sum(p.inside for p in parts)
+        above = sum(p.above for p in parts)
+        if self._guess is not None:
+            self._guess = None
+            if self.k <= above:
+                self.low = asked.high + 1
+                self._inside = above
+                return
+            if self.k > above + inside:
+                self.above, self.high = above + inside, asked.low - 1
+                self._inside = self._population - self.above
+                if self.high < self.low:
+                    self._only_zeros_left()
+                return
+            self.low, self.high, self.above, self._inside = asked.low, asked.high, above, inside
+        elif self.k > above + inside:
+            self._only_zeros_left()
+            return
+        wanted = self.k - self.above
+        if sum(len(p.keys) for p in parts) == inside:
+            self._finish(_joined_keys(parts), _joined_indices(parts), wanted)
+        elif asked.low == asked.high:
+            self._finish_ties(asked.low, parts, wanted)
+        else:
+            self._inside = max(inside, self.limit + 1)  # too many to hold: narrow by a histogram next
+
+    def _finish(self, keys: NDArray[np.uint64], indices: NDArray[np.int64], wanted: int) -> None:
+        position = len(keys) - wanted
+        key = int(np.partition(keys, position)[position])
+        ties_wanted = wanted - int(np.count_nonzero(keys > np.uint64(key)))
+        equal = indices[keys == np.uint64(key)]
+        self._resolve(key, int(equal[ties_wanted - 1]))
+
+    def _finish_ties(self, key: int, parts: Sequence[CollectPart], wanted: int) -> None:
+        """All collected keys are equal: skip whole tiles by their counts, then look inside one (or ask for it again)."""
+        self.low = self.high = key
+        for ordinal, part in enumerate(parts):
+            if wanted > part.inside:
+                wanted -= part.inside
+            elif wanted <= len(part.indices):
+                return self._resolve(key, int(part.indices[wanted - 1]))
+            else:
+                self._tie_part = (ordinal, wanted)
+                return None
+        raise AssertionError("the k-th key lies in the bracket")
+
+    def _resolve(self, key: int, last_index: int) -> None:
+        self.result = CutPoint(key, last_index, key_to_magnitude(key, self.key_bits))
+
+    def _only_zeros_left(self) -> None:
+        self.result = CutPoint(0, -1, 0.0)
+
+
+def _summed(parts: Iterable[HistogramPart]) -> NDArray[np.int64]:
+    counts = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
+    for part in parts:
+        counts += part.counts.astype(np.int64)
+    return counts
+
+
+def _joined_keys(parts: Sequence[CollectPart]) -> NDArray[np.uint64]:
+    return np.concatenate([p.keys for p in parts]) if parts else np.empty(0, np.uint64)
+
+
+def _joined_indices(parts: Sequence[CollectPart]) -> NDArray[np.int64]:
+    return np.concatenate([p.indices for p in parts]) if parts else np.empty(0, np.int64)

@@ -1,0 +1,237 @@
+"""From a graph to passes: what a backend is asked to compute on each tile, and what it answers.
+
+A *pass* streams the inputs of one tensor once. It computes reductions (whose results later passes use as numbers) or the output.
+`reduction_levels` reads from the graph how many passes there are. Backends implement `Backend`; the engine and the in-memory
+interface drive them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction, walk
+
+HISTOGRAM_BINS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class CutPoint:
+    """A known cut: elements with |x| above `key` are selected, and those equal to it with flat index <= `last_index`.
+
+    Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes.
+    """
+
+    key: int
+    last_index: int
+    magnitude: float
+
+
+Known = Mapping[Node, Union[float, CutPoint, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Ask for the number of keys in each of 65536 bins [low + (i << shift), low + ((i + 1) << shift)), and above them."""
+
+    low: int
+    shift: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Ask for every key in [low, high] with its flat index (at most `limit` per tile), and the number of keys above.
+
+    With `only_part`, just the tile of that ordinal is asked.
+    """
+
+    low: int
+    high: int
+    limit: int
+    only_part: int | None = None
+
+
+Request = Union[Histogram, Collect]
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramPart:
+    """One tile's answer to `Histogram`; keys below `low` are not counted."""
+
+    counts: NDArray[np.uint64]
+    above: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectPart:
+    """One tile's answer to `Collect`; `inside` is the true number of keys in range, also when the lists were cut short."""
+
+    keys: NDArray[np.uint64]
+    indices: NDArray[np.int64]
+    inside: int
+    above: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassSpec:
+    """One pass over one tensor.
+
+    `reductions` pairs each reduction to measure with its request (None for total, dot and peak). `known` holds the results of
+    earlier passes by node. `source_dtypes[i]` is the stored dtype of source i.
+    """
+
+    shape: tuple[int, ...]
+    source_dtypes: tuple[DType, ...]
+    output: Value | None = None
+    output_dtype: DType | None = None
+    reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = ()
+    known: Known = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class TileResult:
+    """What one tile gave: for each reduction of the spec, float64 partials per piece or a part of an order statistic.
+
+    `nonfinite_output` and `nonfinite_sources` give (number of NaN or infinite elements, flat index of the first or -1); they are
+    filled in passes that write an output.
+    """
+
+    partials: list[Any]
+    nonfinite_output: tuple[int, int] = (0, -1)
+    nonfinite_sources: list[tuple[int, int]] = field(default_factory=list)
+
+
+class TilePass(Protocol):
+    """A compiled pass; `run` may be called from several threads at once."""
+
+    def run(
+        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+    ) -> TileResult:
+        """Compute elements [start, start + count) - whole pieces, except at the end of the tensor.
+
+        `buffers[i]` holds the raw little-endian bytes of source i for those elements (None if this pass does not use it).
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Compiles passes; `name` is recorded in the manifest."""
+
+    name: str
+
+    def compile(self, spec: PassSpec) -> TilePass:
+        """Prepare a pass."""
+        ...
+
+    def linalg(self) -> Any:
+        """The array namespace that `whole` nodes compute with."""
+        ...
+
+
+def work_dtype(source_dtypes: Iterable[DType]) -> DType:
+    """float64 if any source is float64, else float32."""
+    return DType.FLOAT64 if DType.FLOAT64 in source_dtypes else DType.FLOAT32
+
+
+def reduction_levels(roots: Sequence[Node], known: Known | None = None) -> list[list[Scalar | Cut]]:
+    """Reductions (tensor and model scope) grouped by the pass in which they can be measured, in graph order.
+
+    Row reductions are resolved inside a tile and start no pass of their own.
+    """
+    done = known or {}
+    level: dict[Node, int] = {}
+    groups: list[list[Scalar | Cut]] = []
+    for node in walk_pending(roots, done):
+        below = max((level.get(child, 0) for child in node.inputs), default=0)
+        if node in done:
+            level[node] = 0
+        elif isinstance(node, (Scalar, Cut)) and is_reduction(node) and node.scope is not Scope.ROW:
+            level[node] = below + 1
+            while len(groups) < below + 1:
+                groups.append([])
+            groups[below].append(node)
+        else:
+            level[node] = below
+    return groups
+
+
+def walk_pending(roots: Iterable[Node], known: Known) -> list[Node]:
+    """As `walk`, without descending below nodes that are already known."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+            continue
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack.append((node, True))
+        if node not in known:
+            stack.extend((child, False) for child in reversed(node.inputs) if id(child) not in seen)
+    return order
+
+
+def used_sources(roots: Iterable[Node], known: Known) -> set[int]:
+    """Indices of the sources that a pass over these roots reads."""
+    return {node.attributes[0] for node in walk_pending(roots, known) if node.op == "source"}
+
+
+def pass_roots(spec: PassSpec) -> list[Node]:
+    """The values a pass computes: the output and what its reductions reduce."""
+    roots: list[Node] = [] if spec.output is None else [spec.output]
+    for reduction, _ in spec.reductions:
+        inputs = reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs
+        roots.extend(inputs)
+    return roots
+
+
+def has_row_nodes(roots: Iterable[Node], known: Known) -> bool:
+    """True if a pass needs whole rows at once."""
+    return any(
+        node.op == "row_rank" or (isinstance(node, (Scalar, Cut)) and node.scope is Scope.ROW)
+        for node in walk_pending(roots, known)
+    )
+
+
+_ARITHMETIC = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "neg": lambda a: -a,
+}
+
+
+def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:
+    """The number of a scalar whose reductions are in `memo` (floats, float64 arrays or torch scalars); extends `memo`."""
+    if node in memo:
+        found = memo[node]
+        return found.magnitude if isinstance(found, CutPoint) else found
+    for child in node.inputs:
+        evaluate_scalar(child, memo)
+    memo[node] = _compute(node, memo)
+    return memo[node]
+
+
+def _compute(node: Node, memo: dict[Node, Any]) -> Any:
+    if node.op == "literal":
+        return np.float64(node.attributes[0])
+    if node.op == "cut_value":
+        cut = memo[node.inputs[0]]
+        return np.float64(cut.magnitude) if isinstance(cut, CutPoint) else cut
+    arguments = [evaluate_scalar(child, memo) for child in node.inputs]
+    with np.errstate(all="ignore"):
+        if node.op == "div":
+            return arguments[0] / arguments[1]
+        if node.op == "apply":
+            return node.attributes[0](*arguments)
+        if node.op == "item":
+            return arguments[0][node.attributes[0]]
+        return _ARITHMETIC[node.op](*arguments)

@@ -1,0 +1,134 @@
+"""A tensor that is not in memory: its name, dtype and shape, and how to read any range of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Union
+
+from weightsmith.errors import CheckpointError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Buffer = Union["bytes", "bytearray", "memoryview", "npt.NDArray[np.generic]"]
+
+
+class LazyTensor(Protocol):
+    """Anything that can hand out ranges of a tensor: a byte range of a file, or a base plus an encoded delta."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in its checkpoint."""
+        ...
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the elements that `read_into` gives."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes; () for a single number."""
+        ...
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, dense."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        ...
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop), in C order, as little-endian bytes of `dtype` into `buffer`; thread-safe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that lies in a file: contiguous from byte `offset`, or a view of elements with `strides` (in elements).
+
+    `identity` is that of the file when its header was read; reading a file that changed since is an error. Without it the
+    file is taken as it is found.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    strides: tuple[int, ...] | None = None
+    identity: FileIdentity | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, dense."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        return f"tensor {shown(self.name)} of {shown(self.file)}"
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop), in C order, as little-endian bytes into `buffer` (exactly that many bytes).
+
+        Thread-safe; nothing is copied on the way unless the tensor is strided. Raises `CheckpointError` if the file is
+        truncated, unreadable or changed since its header was read, and `ValueError` if range or buffer do not fit.
+        """
+        itemsize = self.dtype.itemsize
+        if not 0 <= start <= stop <= self.numel:
+            raise ValueError(f"elements {start}..{stop} are outside {self.location} of {self.numel} elements")
+        view = memoryview(buffer)
+        if view.nbytes != (stop - start) * itemsize:
+            raise ValueError(f"a buffer of {view.nbytes} bytes cannot take {stop - start} elements of {self.location}")
+        if start == stop:
+            return
+        view = view.cast("B")
+        with OPEN_FILES.opened(self.file, self.identity) as (descriptor, identity):
+            if self.strides is None:
+                self._read_bytes(descriptor, self.offset + start * itemsize, view)
+            else:
+                self._read_strided(descriptor, start, stop, view)
+            check_unchanged(descriptor, identity, self.file)
+
+    def _read_strided(self, descriptor: int, start: int, stop: int, view: memoryview) -> None:
+        # Imported here because only pickled checkpoints need it, and it loads numpy.
+        from weightsmith.tensors.strided import gather
+
+        itemsize = self.dtype.itemsize
+
+        def read(first: int, part: memoryview) -> None:
+            self._read_bytes(descriptor, self.offset + first * itemsize, part)
+
+        gather(read, itemsize, self.shape, self.strides or (), start, stop, view)
+
+    def _read_bytes(self, descriptor: int, offset: int, view: memoryview) -> None:
+        try:
+            count = read_at(descriptor, view, offset)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CheckpointError(f"{self.location} cannot be read at byte {offset} ({reason}).") from error
+        if count < len(view):
+            raise CheckpointError(
+                f"{self.location} needs the file's bytes {offset} to {offset + len(view)}, but the file ends at byte "
+                f"{offset + count}: it is truncated, fetch it again."
+            )
