@@ -97,7 +97,10 @@ def natural_key(text: str) -> tuple[str | int, ...]:
 
 @functools.lru_cache(maxsize=512)
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """A whole-name pattern from a glob: `*` any run (dots too), `?` one character, `[...]` a set."""
+    """A whole-name pattern from a glob: `*` any run, `?` one character, `[...]` a set.
+
+    Dots are ordinary characters, and case counts.
+    """
     return re.compile(fnmatch.translate(pattern))
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.checkpoints import words
+from weightsmith.checkpoints.sections import sections, vocabulary_size_of
 from weightsmith.checkpoints.stacks import Stack, place
-from weightsmith.naming import expert_of, is_number, parse_name, split_name
+from weightsmith.naming import is_number, parse_name, split_name
 from weightsmith.tensors.stored import LazyTensor
 
 
@@ -96,7 +97,7 @@ class _Module:
 
 def infer_roles(
     tensors: Mapping[str, LazyTensor],
-    config: Mapping[str, Any] | None,
+    config: dict[str, Any] | None,
     stacks: Mapping[str, Stack],
 ) -> dict[str, Role]:
     """The role of every tensor, in the order of `tensors`.
@@ -118,7 +119,7 @@ def infer_roles(
         module.all_float &= tensor.dtype.is_float
         keys[name] = (key, part, layer, pieces.expert)
     siblings = _siblings(modules)
-    classifier = _Classifier(_vocabulary_size(config), _intermediate_sizes(config))
+    classifier = _Classifier(vocabulary_size_of(config), _intermediate_sizes(config))
     kinds = {
         key: classifier.classify(module, siblings[key[0], key[1][:-1]])
         for key, module in modules.items()
@@ -180,9 +181,7 @@ class _Classifier:
             return Kind.BUFFER
         if _is_norm(every[-1], module):
             return Kind.NORM
-        if leaf in words.POSITION_LEAF or (
-            every[-1] & words.POSITION and every[-1] & words.EMBED
-        ):
+        if leaf in words.POSITION_LEAF or (every[-1] & words.POSITION and every[-1] & words.EMBED):
             return Kind.POSITION_EMBEDDING
         if not module.all_float and "weight" not in module.shapes:
             return Kind.BUFFER
@@ -285,22 +284,8 @@ _EXPERT_KINDS = {
 }
 
 
-def _vocabulary_size(config: Mapping[str, Any] | None) -> int | None:
-    for section in _sections(config):
-        size = section.get("vocab_size")
-        if isinstance(size, int):
-            return size
-    return None
-
-
-def _intermediate_sizes(config: Mapping[str, Any] | None) -> frozenset[int]:
-    sizes = (section.get("intermediate_size") for section in _sections(config))
-    return frozenset(size for size in sizes if isinstance(size, int))
-
-
-def _sections(config: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The configuration and the ones nested in it (`text_config`, `vision_config`, ...)."""
+def _intermediate_sizes(config: dict[str, Any] | None) -> frozenset[int]:
     if config is None:
-        return []
-    nested = [v for k, v in config.items() if k.endswith("config") and isinstance(v, Mapping)]
-    return [config, *nested]
+        return frozenset()
+    sizes = (section.get("intermediate_size") for section in sections(config))
+    return frozenset(size for size in sizes if isinstance(size, int))

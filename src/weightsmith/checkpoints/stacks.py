@@ -95,14 +95,12 @@ def _outer_lists(shapes: Mapping[str, _Shape]) -> dict[str, _Children]:
 
 
 def _is_block_list(prefix: str, children: _Children) -> bool:
-    """Whether the elements are blocks of modules that share a pattern, not a sequence of modules."""
+    """Whether the elements are blocks of one pattern, and not a sequence of bare modules."""
     suffixes = Counter(suffix for block in children.values() for suffix in block)
     if not any("." in suffix for suffix in suffixes):
         return False
     if len(children) == 1:
-        return (
-            prefix.rpartition(".")[2] in _LIST_NAMES or len(suffixes) >= _MINIMUM_LONE_BLOCK
-        )
+        return prefix.rpartition(".")[2] in _LIST_NAMES or len(suffixes) >= _MINIMUM_LONE_BLOCK
     shared = {suffix for suffix, count in suffixes.items() if count > 1}
     alike = sum(len(shared & block.keys()) / len(block) for block in children.values())
     return alike / len(children) >= 0.5

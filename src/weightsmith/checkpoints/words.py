@@ -33,12 +33,13 @@ HEAD_TOP = frozenset("output fc".split())
 
 BUFFER = frozenset(
     """inv_freq rotary_emb rotary_pos_emb masked_bias position_ids token_type_ids attn_mask
-    relative_position_index freqs_cis rope_freqs""".split()
+    relative_position_index freqs_cis rope rope_freqs""".split()
 )
 ROUTER_LEAF = frozenset("router shared_expert_gate shared_experts_gate moe_gate wg".split())
 
 ATTENTION = frozenset(
-    "attn attention att selfattention encdecattention crossattention attentions mha selfattn".split()
+    """attn attention att selfattention encdecattention crossattention attentions mha
+    selfattn""".split()
 )
 QUERY = frozenset(
     "q q_proj query q_lin to_q wq q_a_proj q_b_proj query_proj q_attn wq_a wq_b linear_q".split()
@@ -47,7 +48,8 @@ KEY = frozenset("k k_proj key k_lin to_k wk key_proj linear_k".split())
 VALUE = frozenset("v v_proj value v_lin to_v wv value_proj linear_v".split())
 KEY_VALUE = frozenset("kv kv_proj kv_a_proj_with_mqa kv_a_proj kv_b_proj to_kv wkv_a wkv_b".split())
 QKV = frozenset(
-    "qkv qkv_proj query_key_value c_attn wqkv in_proj att_proj in_proj_qkvz attn_qkv qkv_lin".split()
+    """qkv qkv_proj query_key_value c_attn wqkv in_proj att_proj in_proj_qkvz attn_qkv
+    qkv_lin""".split()
 )
 OUT = frozenset(
     "o o_proj out_proj c_proj dense out_lin wo to_out proj attn_out linear_out out".split()
@@ -57,16 +59,14 @@ PLAIN_PROJECTIONS = frozenset(
     "q_proj k_proj v_proj qkv_proj query_key_value wq wk wv wqkv q_lin k_lin v_lin".split()
 )
 
-FEED_FORWARD = frozenset(
-    "mlp ffn feedforward experts expert moe densereludense ff".split()
-)
+FEED_FORWARD = frozenset("mlp ffn feedforward experts expert moe densereludense ff".split())
 GATE = frozenset("gate_proj wi_0 w1 w_gate gate".split())
 UP = frozenset(
-    """up_proj fc1 c_fc dense_h_to_4h lin1 wi wi_1 linear1 intermediate_dense fc_in w3 v1 linear_fc1 linear_1
-    linear_v""".split()
+    """up_proj fc1 c_fc dense_h_to_4h lin1 wi wi_1 linear1 intermediate_dense fc_in w3 v1 linear_fc1
+    linear_1 linear_v""".split()
 )
 DOWN = frozenset(
-    """down_proj fc2 c_proj dense_4h_to_h lin2 wo w2 linear2 output_dense fc_out output_linear linear_fc2
-    linear_2""".split()
+    """down_proj fc2 c_proj dense_4h_to_h lin2 wo w2 linear2 output_dense fc_out output_linear
+    linear_fc2 linear_2""".split()
 )
 FUSED = frozenset("gate_up_proj up_gate_proj w12 input_linear".split())

@@ -12,7 +12,8 @@ A method is a frozen dataclass whose fields are its parameters and whose `combin
             deltas = [expert - base for expert in experts]
             return base + linear_combination(deltas, self.weight) * self.scale
 
-Values that differ between paper and tools are parameters with names; a *preset* is a named set of other defaults.
+Values that differ between paper and tools are parameters with names; a *preset* is a named set of other
+defaults.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class _Required:
 
 
 REQUIRED: Any = _Required()
+PAPER = "paper"
 _METADATA_KEY = "weightsmith"
 
 
@@ -69,18 +71,21 @@ class Parameter:
     high: float | None = None
     choices: tuple[str, ...] = ()
     optional: bool = False
+    switch: Mapping[str, str] = field(default_factory=dict)
 
-    def check(self, given: Any, where: str) -> Any:
+    def check(self, given: Any, where: str, preset: str = PAPER) -> Any:
         """Convert a value from a recipe to this parameter's type.
 
-        Raises RecipeError for a wrong type, a NaN, or a value outside the bounds.
+        A parameter with a *switch* is a choice that is also written as true or false: false is "none", and what
+        true means depends on the preset. Raises RecipeError for a wrong type, a NaN, or a value outside the
+        bounds.
         """
         if given is None and self.optional:
             return None
         if self.kind is bool:
             return self._check_bool(given, where)
         if self.kind is str:
-            return self._check_choice(given, where)
+            return self._check_choice(self._switched(given, preset), where)
         if isinstance(given, bool) or not isinstance(given, (int, float)):
             raise RecipeError(f"{where}: {self.key} must be a number, not {given!r}.")
         if self.kind is int:
@@ -91,7 +96,9 @@ class Parameter:
             number = float(given)
         if not math.isfinite(number):
             raise RecipeError(f"{where}: {self.key} must be finite, not {given!r}.")
-        if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
+        if (self.low is not None and number < self.low) or (
+            self.high is not None and number > self.high
+        ):
             raise RecipeError(f"{where}: {self.key} must lie in {self.bounds}, but is {given!r}.")
         return number
 
@@ -111,9 +118,16 @@ class Parameter:
             return bool(given)
         raise RecipeError(f"{where}: {self.key} must be true or false, not {given!r}.")
 
+    def _switched(self, given: Any, preset: str) -> Any:
+        if not self.switch or not isinstance(given, (bool, int, float)) or given not in (0, 1):
+            return given
+        return self.switch.get(preset, self.switch[PAPER]) if given else "none"
+
     def _check_choice(self, given: Any, where: str) -> str:
         if self.choices and given not in self.choices:
-            raise RecipeError(f"{where}: {self.key} must be one of {', '.join(self.choices)}, not {given!r}.")
+            raise RecipeError(
+                f"{where}: {self.key} must be one of {', '.join(self.choices)}, not {given!r}."
+            )
         return str(given)
 
 
@@ -126,9 +140,14 @@ def shared(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     optional: bool = False,
+    switch: Mapping[str, str] | None = None,
 ) -> Any:
-    """Declare a parameter with one value for the whole merge (of one tensor)."""
-    return _parameter_field(default, False, doc, key, low, high, choices, optional)
+    """Declare a parameter with one value for the whole merge (of one tensor).
+
+    `switch` lets a choice be written as true or false: it maps a preset to the choice that true stands for
+    ("paper" is used for presets it does not name); false stands for "none".
+    """
+    return _parameter_field(default, False, doc, key, low, high, choices, optional, switch)
 
 
 def per_expert(
@@ -141,7 +160,7 @@ def per_expert(
     optional: bool = False,
 ) -> Any:
     """Declare a parameter with one value for each expert; the field holds a tuple in the order of the experts."""
-    return _parameter_field(default, True, doc, key, low, high, (), optional)
+    return _parameter_field(default, True, doc, key, low, high, (), optional, None)
 
 
 def _parameter_field(
@@ -153,6 +172,7 @@ def _parameter_field(
     high: float | None,
     choices: tuple[str, ...],
     optional: bool,
+    switch: Mapping[str, str] | None,
 ) -> Any:
     facts = {
         "default": default,
@@ -163,6 +183,7 @@ def _parameter_field(
         "high": high,
         "choices": choices,
         "optional": optional,
+        "switch": switch or {},
     }
     return field(metadata={_METADATA_KEY: facts})
 
@@ -185,7 +206,7 @@ class MethodSpec:
         """The docstring: formula, shapes, defaults, source."""
         return (self.implementation.__doc__ or "").strip()
 
-    def defaults(self, preset: str = "paper") -> dict[str, Any]:
+    def defaults(self, preset: str = PAPER) -> dict[str, Any]:
         """Default of every parameter (by recipe key) under a preset; REQUIRED where there is none."""
         overrides = self.presets.get(preset, {})
         return {key: overrides.get(key, p.default) for key, p in self.parameters.items()}
@@ -195,7 +216,7 @@ class MethodSpec:
         shared_values: Mapping[str, Any],
         expert_values: Sequence[Mapping[str, Any]],
         *,
-        preset: str = "paper",
+        preset: str = PAPER,
         where: str = "recipe",
     ) -> Combine:
         """Make the method with its parameters: given values, else the preset's defaults.
@@ -205,16 +226,21 @@ class MethodSpec:
         self.check_expert_count(len(expert_values), where)
         for key in [*shared_values, *(k for values in expert_values for k in values)]:
             if key not in self.parameters:
-                raise RecipeError(f"{where}: method {self.name} has no parameter {key!r}; it has {self._known()}.")
+                raise RecipeError(
+                    f"{where}: method {self.name} has no parameter {key!r}; it has {self._known()}."
+                )
         defaults = self.defaults(preset)
         fields: dict[str, Any] = {}
         for key, parameter in self.parameters.items():
             if parameter.per_expert:
                 fallback = shared_values.get(key, defaults[key])
                 given = [values.get(key, fallback) for values in expert_values]
-                fields[parameter.name] = tuple(self._checked(parameter, g, where) for g in given)
+                fields[parameter.name] = tuple(
+                    self._checked(parameter, g, where, preset) for g in given
+                )
             else:
-                fields[parameter.name] = self._checked(parameter, shared_values.get(key, defaults[key]), where)
+                given_or_default = shared_values.get(key, defaults[key])
+                fields[parameter.name] = self._checked(parameter, given_or_default, where, preset)
         built: Combine = self.implementation(**fields)
         return built
 
@@ -222,13 +248,21 @@ class MethodSpec:
         """Raise RecipeError unless the method can merge `n` experts."""
         low, high = self.experts
         if n < low or (high is not None and n > high):
-            wanted = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-            raise RecipeError(f"{where}: method {self.name} merges {wanted} expert(s), but {n} were given.")
+            wanted = (
+                f"exactly {low}"
+                if low == high
+                else f"at least {low}"
+                if high is None
+                else f"{low} to {high}"
+            )
+            raise RecipeError(
+                f"{where}: method {self.name} merges {wanted} expert(s), but {n} were given."
+            )
 
-    def _checked(self, parameter: Parameter, given: Any, where: str) -> Any:
+    def _checked(self, parameter: Parameter, given: Any, where: str, preset: str) -> Any:
         if given is REQUIRED:
             raise RecipeError(f"{where}: method {self.name} needs the parameter {parameter.key!r}.")
-        return parameter.check(given, where)
+        return parameter.check(given, where, preset)
 
     def _known(self) -> str:
         return ", ".join(self.parameters) or "none"
@@ -282,6 +316,7 @@ def _parameter(declared: dataclasses.Field[Any]) -> Parameter:
         high=facts["high"],
         choices=facts["choices"],
         optional=facts["optional"],
+        switch=facts["switch"],
     )
 
 
@@ -306,6 +341,10 @@ def get(name: str) -> MethodSpec:
         import difflib
 
         near = difflib.get_close_matches(name, _REGISTRY, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(_REGISTRY))}."
+        hint = (
+            f"; did you mean {' or '.join(near)}?"
+            if near
+            else f"; known are {', '.join(sorted(_REGISTRY))}."
+        )
         raise RecipeError(f"There is no merge method called {name!r}{hint}")
     return _REGISTRY[name]

@@ -1,12 +1,26 @@
-"""TIES-Merging: trim, elect sign, merge disjointly."""
+"""TIES-Merging: trim, elect signs, merge what agrees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.tensors.graph import Scope, Site, Value, above, add_all, largest_share, sign, where
+from weightsmith.methods.registry import REQUIRED, Base, method, shared
+from weightsmith.methods.task_vectors import (
+    density_parameter,
+    fuse,
+    int8_mask_parameter,
+    keep_largest,
+    lambda_parameter,
+    normalize_parameter,
+    rescale_floor_parameter,
+    rescale_parameter,
+    restore_l1,
+    task_vectors,
+    weight_parameter,
+    zero_sum_parameter,
+)
+from weightsmith.tensors.graph import Scope, Site, Value
 
 
 @method(
@@ -14,37 +28,64 @@ from weightsmith.tensors.graph import Scope, Site, Value, above, add_all, larges
     title="TIES-Merging",
     paper="Yadav et al., NeurIPS 2023, arXiv:2306.01708",
     base=Base.REQUIRED,
-    presets={"mergekit": {"weight": REQUIRED, "density": 1.0, "trim_scope": "tensor", "zero_sum": "positive"}},
+    presets={
+        "mergekit": {
+            "weight": REQUIRED,
+            "density": 1.0,
+            "trim_scope": "tensor",
+            "keep_at_least": 1,
+            "normalize": "signed",
+            "zero_sum": "positive",
+            "rescale_floor": 1e-7,
+        }
+    },
 )
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """Placeholder example of an order-statistic method; the methods' author finishes it."""
+    """Merge task vectors without the interference of small and of contradicting changes.
 
-    weight: tuple[float, ...] = per_expert(1.0, doc="coefficient of each task vector, before the election")
-    density: tuple[float, ...] = per_expert(0.2, low=0.0, high=1.0, doc="share of entries kept")
-    normalize: bool = shared(True, doc="divide by the weights of the experts that agree")
-    scale: float = shared(1.0, key="lambda", doc="coefficient of the merged task vector")
-    trim_scope: str = shared("model", choices=("tensor", "model"), doc="where the trim threshold is measured")
-    zero_sum: str = shared("zero", choices=("zero", "positive"), doc="elected sign of entries that cancel exactly")
+        tau^_i = the floor(density N) elements of largest |tau_i|, N over the whole model; zero elsewhere
+        g = sign(sum_i w_i tau^_i)                                           elected sign
+        tau = sum_{i: sign = g} w_i tau^_i / sum_{i: sign = g} |w_i|         disjoint mean (normalize: none for the sum)
+        theta = theta_0 + lambda tau
+
+    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Equal magnitudes are kept in the
+    order of flat index, so exactly floor(density N) are kept (the authors' code keeps one more, and all equal
+    ones). Where task vectors cancel the paper's sign is 0 and the base stays; the authors' code takes the
+    majority sign of the model, mergekit +. Zeros never vote and never count. mergekit trims per tensor, keeps
+    at least one element of each, and divides by signed weights, which can flip signs if some are negative.
+    """
+
+    weight: tuple[float, ...] = weight_parameter()
+    density: tuple[float, ...] = density_parameter(0.2, "share of elements that the trim keeps")
+    normalize: str = normalize_parameter("absolute")
+    rescale: str = rescale_parameter("none", random=False)
+    rescale_floor: float = rescale_floor_parameter()
+    scale: float = lambda_parameter()
+    trim_scope: str = shared(
+        "model", choices=("model", "tensor"), doc="over what the largest elements are sought"
+    )
+    keep_at_least: int = shared(
+        0, low=0, doc="elements that a trim per tensor leaves at any density above 0"
+    )
+    zero_sum: str = zero_sum_parameter()
+    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
-        assert base is not None
+        """Trim, elect, merge, and add to the base."""
+        base, deltas = task_vectors(base, experts)
         scope = Scope.MODEL if self.trim_scope == "model" else Scope.TENSOR
-        deltas = [expert - base for expert in experts]
-        trimmed = [trim(d, density, scope) for d, density in zip(deltas, self.density, strict=True)]
-        weighted = [d * w for d, w in zip(trimmed, self.weight, strict=True)]
-        elected = sign(add_all(weighted))
-        agree = [sign(d).equals(elected) for d in weighted]
-        mixed = add_all([where(a, d, 0.0) for a, d in zip(agree, weighted, strict=True)])
-        if self.normalize:
-            weights = add_all([where(a, w, 0.0) for a, w in zip(agree, self.weight, strict=True)])
-            mixed = mixed / where(weights.equals(0.0), 1.0, weights)
-        return base + mixed * self.scale
-
-
-def trim(delta: Value, density: float, scope: Scope) -> Value:
-    """Keep the `density` share of entries with the largest magnitude, zero the rest."""
-    if density >= 1.0:
-        return delta
-    magnitude = abs(delta)
-    return where(above(magnitude, largest_share(magnitude, density, scope)), delta, 0.0)
+        trimmed = []
+        for delta, density in zip(deltas, self.density, strict=True):
+            kept = keep_largest(delta, density, scope, site, at_least=self.keep_at_least)
+            if self.rescale == "l1":
+                kept = restore_l1(kept, delta, density, self.rescale_floor, scope)
+            trimmed.append(kept)
+        return fuse(
+            base,
+            trimmed,
+            self.weight,
+            normalize=self.normalize,
+            scale=self.scale,
+            zero_sum=self.zero_sum,
+        )

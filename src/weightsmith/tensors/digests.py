@@ -1,9 +1,10 @@
 """Digests of tensors and checkpoints that do not depend on files, shards or tiles.
 
-Three levels: each *piece* of a tensor (see `pieces`) has an xxh3-128 digest of its little-endian bytes, taken while it streams;
-a tensor's digest is blake2b-128 over its dtype, shape and the piece digests in order; a checkpoint's digest is blake2b-128
-over its tensors sorted by name. They detect damage and change. They are no defence against someone who forges a
-collision on purpose: xxh3 is not a cryptographic hash.
+Three levels: each *piece* of a tensor (see `pieces`) has an xxh3-128 digest of its little-endian
+bytes, taken while it streams; a tensor's digest is blake2b-128 over its dtype, shape and the piece
+digests in order; a checkpoint's digest is blake2b-128 over its tensors sorted by name. They detect
+damage and change. They are no defence against someone who forges a collision on purpose: xxh3 is
+not a cryptographic hash.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def piece_digest(buffer: Buffer) -> bytes:
 
 
 def tensor_digest(dtype: DType, shape: Sequence[int], piece_digests: Iterable[bytes]) -> str:
-    """The digest of a tensor from the digests of all its pieces in order, as "xxh3-tensor-1:<32 hex digits>"."""
+    """The digest of a tensor from the digests of all its pieces in order, as "xxh3-tensor-1:<32 hex
+    digits>".
+    """
     extent = ",".join(str(length) for length in shape)
     state = hashlib.blake2b(f"{TENSOR_SCHEME};{dtype};{extent};".encode(), digest_size=16)
     for digest in piece_digests:
@@ -37,7 +40,9 @@ def tensor_digest(dtype: DType, shape: Sequence[int], piece_digests: Iterable[by
 
 
 def checkpoint_digest(tensor_digests: Mapping[str, str]) -> str:
-    """The digest of a checkpoint from the digests of its tensors by name; their order does not matter."""
+    """The digest of a checkpoint from the digests of its tensors by name; their order does not
+    matter.
+    """
     state = hashlib.blake2b(f"{CHECKPOINT_SCHEME};".encode(), digest_size=16)
     for name in sorted(tensor_digests):
         for part in (name, tensor_digests[name]):

@@ -9,7 +9,9 @@ from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
 
 
 class DType(enum.Enum):
-    """An element type: the value is torch's name; `.itemsize` is in bytes; `.safetensors` is the code in a header."""
+    """An element type: the value is torch's name; `.itemsize` is in bytes; `.safetensors` is the
+    code in a header.
+    """
 
     itemsize: int
     safetensors: str
@@ -51,7 +53,8 @@ class DType(enum.Enum):
 
     @classmethod
     def parse(cls, text: str) -> DType:
-        """The type that a person means by `text`: "bfloat16", "torch.bfloat16", "bf16", "BF16", "half", "fp8"...
+        """The type that a person means by `text`: "bfloat16", "torch.bfloat16", "bf16", "BF16",
+        "half", "fp8"...
 
         Raises `UsageError`, with the list of names, for anything else.
         """
@@ -66,7 +69,8 @@ class DType(enum.Enum):
     def from_safetensors(cls, code: str) -> DType:
         """The type of a code in a safetensors header such as "BF16".
 
-        Raises `CheckpointError` for a code that is unknown, or known to safetensors but without a meaning here.
+        Raises `CheckpointError` for a code that is unknown, or known to safetensors but without a
+        meaning here.
         """
         found = SAFETENSORS_CODES.get(code)
         if found is None:
@@ -122,11 +126,13 @@ def unknown_code(code: str) -> str:
 
 
 def promote(dtypes: Iterable[DType]) -> DType:
-    """The type in which numbers of all `dtypes` fit, as torch promotes: one type stays itself, bfloat16 with float16 gives float32.
+    """The type in which numbers of all `dtypes` fit, as torch promotes: one type stays itself,
+    bfloat16 with float16 gives float32.
 
-    An 8-bit float mixed with any other float gives float32 (float64 if that is among them), where torch refuses.
-    Integers and bools give way to floats. Raises `CompatibilityError` for no dtypes, for different integer types
-    and for complex numbers mixed with others, none of which may be converted silently.
+    An 8-bit float mixed with any other float gives float32 (float64 if that is among them), where
+    torch refuses. Integers and bools give way to floats. Raises `CompatibilityError` for no dtypes,
+    for different integer types and for complex numbers mixed with others, none of which may be
+    converted silently.
     """
     distinct = list(dict.fromkeys(dtypes))
     if len(distinct) == 1:

@@ -16,6 +16,7 @@ more for the output. Nothing here computes; the backends do.
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,12 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.op}>"
+
+    def with_inputs(self, inputs: tuple[Node, ...]) -> Node:
+        """A copy that computes from other inputs."""
+        twin = copy.copy(self)
+        twin.inputs = inputs
+        return twin
 
 
 class Scalar(Node):

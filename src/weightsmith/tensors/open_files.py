@@ -1,8 +1,8 @@
 """Input files, opened once and read by position from any thread.
 
-Descriptors are kept in a process-wide cache of at most `LIMIT`, because a checkpoint may have ten thousand shards. Files are read
-with positional reads and never mapped: a mapped file that is truncated under us kills the process (SIGBUS), a
-read gives an error.
+Descriptors are kept in a process-wide cache of at most `LIMIT`, because a checkpoint may have ten
+thousand shards. Files are read with positional reads and never mapped: a mapped file that is
+truncated under us kills the process (SIGBUS), a read gives an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _Key = tuple[str, FileIdentity]
 
 
 class OpenFiles:
-    """A bounded, thread-safe cache of read-only descriptors; the least recently used idle one is closed first."""
+    """A bounded, thread-safe cache of read-only descriptors; the least recently used idle one is
+    closed first.
+    """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -56,10 +58,14 @@ class OpenFiles:
         return len(self._entries)
 
     @contextmanager
-    def opened(self, path: Path, identity: FileIdentity | None = None) -> Iterator[tuple[int, FileIdentity]]:
-        """Lend a descriptor of the regular file at `path`, with the identity it had when it was opened.
+    def opened(
+        self, path: Path, identity: FileIdentity | None = None
+    ) -> Iterator[tuple[int, FileIdentity]]:
+        """Lend a descriptor of the regular file at `path`, with the identity it had when it was
+        opened.
 
-        Raises `CheckpointError` if it cannot be opened, is not a regular file, or is not the file of `identity` any more.
+        Raises `CheckpointError` if it cannot be opened, is not a regular file, or is not the file
+        of `identity` any more.
         """
         entry = self._take(path, identity)
         try:
@@ -116,11 +122,15 @@ def _open(path: Path) -> tuple[int, FileIdentity]:
         descriptor = os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{shown(path)} cannot be opened ({reason}): check the path and its permissions.") from error
+        raise CheckpointError(
+            f"{shown(path)} cannot be opened ({reason}): check the path and its permissions."
+        ) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise CheckpointError(f"{shown(path)} is not a regular file but {_kind(status.st_mode)}: name a checkpoint file.")
+        raise CheckpointError(
+            f"{shown(path)} is not a regular file but {_kind(status.st_mode)}: name a checkpoint file."
+        )
     return descriptor, _identity(status)
 
 
@@ -142,15 +152,19 @@ def changed(path: Path) -> str:
 
 
 def check_unchanged(descriptor: int, identity: FileIdentity, path: Path) -> None:
-    """Raise `CheckpointError` if the open file was written to or truncated since `identity` was taken."""
+    """Raise `CheckpointError` if the open file was written to or truncated since `identity` was
+    taken.
+    """
     if _identity(os.fstat(descriptor)) != identity:
         raise CheckpointError(changed(path))
 
 
 def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fill `buffer` (bytes) from byte `offset`; returns how many bytes there were before the end of the file.
+    """Fill `buffer` (bytes) from byte `offset`; returns how many bytes there were before the end of
+    the file.
 
-    Short reads are continued; interrupted ones are retried by Python itself. Raises `OSError` if the disk fails.
+    Short reads are continued; interrupted ones are retried by Python itself. Raises `OSError` if
+    the disk fails.
     """
     done = 0
     while done < len(buffer):
@@ -175,12 +189,16 @@ else:  # systems without preadv pay one copy
 
 
 def read_bytes(descriptor: int, path: Path, offset: int, length: int, what: str) -> bytes:
-    """Exactly `length` bytes at `offset`; raises `CheckpointError` naming `what` if the file is shorter or cannot be read."""
+    """Exactly `length` bytes at `offset`; raises `CheckpointError` naming `what` if the file is
+    shorter or cannot be read.
+    """
     buffer = bytearray(length)
     try:
         count = read_at(descriptor, memoryview(buffer), offset)
     except OSError as error:
-        raise CheckpointError(f"{shown(path)}: {what} at byte {offset} cannot be read ({error.strerror}).") from error
+        raise CheckpointError(
+            f"{shown(path)}: {what} at byte {offset} cannot be read ({error.strerror})."
+        ) from error
     if count < length:
         raise CheckpointError(
             f"{shown(path)} ends at byte {offset + count}, inside {what}: the file is truncated, fetch it again."

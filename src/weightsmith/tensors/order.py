@@ -27,6 +27,7 @@ _COLLECT_LIMIT = 1 << 16
 _TOTAL_LIMIT = 1 << 20
 _SAMPLE_SIGMAS = 8.0
 _SMALL = 1 << 18
+_LARGE = 1 << 28
 
 
 def key_to_magnitude(key: int, key_bits: int) -> float:
@@ -95,6 +96,9 @@ class Selection:
         """What to ask of every tile in the next round."""
         if self._tie_part is not None:
             return Collect(self.low, self.high, 1 << 62, only_part=self._tie_part[0])
+        if self._guess is not None and self._population > _LARGE:
+            low, high = self._guess
+            return Histogram(low, max(0, (high - low).bit_length() - 16))
         if self._guess is not None:
             return Collect(self._guess[0], self._guess[1], self.limit)
         if self._inside <= self.limit or self.low == self.high:
@@ -113,17 +117,29 @@ class Selection:
             self._pick(asked, [p for p in parts if isinstance(p, CollectPart)])
 
     def _narrow(self, asked: Histogram, parts: Sequence[HistogramPart]) -> None:
+        self._guess = None
         counts = _summed(parts)
-        from_top = self.above + np.cumsum(counts[::-1])
+        above = sum(p.above for p in parts)
+        from_top = above + np.cumsum(counts[::-1])
+        end = asked.low + (HISTOGRAM_BINS << asked.shift)
+        if self.k <= above:
+            self.low, self._inside = end, above - self.above
+            return
         position = int(np.searchsorted(from_top, self.k, side="left"))
         if position >= HISTOGRAM_BINS:
-            self._only_zeros_left()
+            self._continue_below(asked.low, int(from_top[-1]))
             return
         bin_index = HISTOGRAM_BINS - 1 - position
-        self.above = int(from_top[position]) - int(counts[bin_index])
         self._inside = int(counts[bin_index])
+        self.above = int(from_top[position]) - self._inside
         self.low = asked.low + (bin_index << asked.shift)
         self.high = min(self.high, self.low + (1 << asked.shift) - 1)
+
+    def _continue_below(self, key: int, above: int) -> None:
+        self.above, self.high = above, key - 1
+        self._inside = self._population - above
+        if self.high < self.low:
+            self._only_zeros_left()
 
     def _pick(self, asked: Collect, parts: Sequence[CollectPart]) -> None:
         inside = sum(p.inside for p in parts)
@@ -135,10 +151,7 @@ class Selection:
                 self._inside = above
                 return
             if self.k > above + inside:
-                self.above, self.high = above + inside, asked.low - 1
-                self._inside = self._population - self.above
-                if self.high < self.low:
-                    self._only_zeros_left()
+                self._continue_below(asked.low, above + inside)
                 return
             self.low, self.high, self.above, self._inside = asked.low, asked.high, above, inside
         elif self.k > above + inside:
@@ -192,3 +205,8 @@ def _joined_keys(parts: Sequence[CollectPart]) -> NDArray[np.uint64]:
 
 def _joined_indices(parts: Sequence[CollectPart]) -> NDArray[np.int64]:
     return np.concatenate([p.indices for p in parts]) if parts else np.empty(0, np.int64)
+
+def local_cut(cut: CutPoint, offset: int, numel: int) -> CutPoint:
+    """A model-wide cut as one tensor sees it, whose elements have global indices [offset, offset + numel)."""
+    last = cut.last_index - offset
+    return CutPoint(cut.key, ALL_INDICES if last >= numel else max(last, -1), cut.magnitude)

@@ -1,7 +1,8 @@
 """Pieces: the fixed units of a tensor for digests and sums.
 
-A piece depends on the shape alone - never on tile size, threads or dtype - so that digests and fixed-order sums come out the
-same however a tensor is streamed. A piece is whole rows where rows are short enough.
+A piece depends on the shape alone - never on tile size, threads or dtype - so that digests and
+fixed-order sums come out the same however a tensor is streamed. A piece is whole rows where rows
+are short enough.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ PIECE_TARGET = 2**18
 
 
 def piece_elements(shape: Sequence[int]) -> int:
-    """Elements per piece: ceil(2^18 / row length) whole rows; 2^18 elements for longer rows or fewer than two axes."""
+    """Elements per piece: ceil(2^18 / row length) whole rows; 2^18 elements for longer rows or
+    fewer than two axes.
+    """
     if len(shape) < 2:
         return PIECE_TARGET
     row = shape[-1]

@@ -1,10 +1,11 @@
-"""The header of a safetensors file: read more strictly than the safetensors library does, and written.
+"""The header of a safetensors file: read more strictly than the safetensors library does, and
+written.
 
-A file is 8 bytes of little-endian header length N, N bytes of JSON, and the data. The JSON maps each
-tensor's name to its dtype, its shape and its [begin, end) offsets into the data; together these must
-cover the data exactly. Everything is checked before any byte of data is trusted. Stricter than the
-library: duplicate keys, unknown fields, empty or unprintable names, a rank above 64 and a header that
-does not begin with "{" are refused.
+A file is 8 bytes of little-endian header length N, N bytes of JSON, and the data. The JSON maps
+each tensor's name to its dtype, its shape and its [begin, end) offsets into the data; together
+these must cover the data exactly. Everything is checked before any byte of data is trusted.
+Stricter than the library: duplicate keys, unknown fields, empty or unprintable names, a rank above
+64 and a header that does not begin with "{" are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import accumulate
+from operator import attrgetter, mul
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from weightsmith.tensors.dtypes import SAFETENSORS_CODES, DType, unknown_code
 from weightsmith.tensors.messages import is_printable_name, shown
 from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, read_bytes
 from weightsmith.tensors.stored import StoredTensor
-from weightsmith.tensors.strict_json import parse_json
+from weightsmith.tensors.strict_json import collection_paused, parse_json
 
 LENGTH_BYTES = 8
 LARGEST_HEADER_BYTES = 100_000_000
@@ -37,7 +39,9 @@ _LARGEST_COUNT = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """What a header says: the tensors in the order of their data, the metadata, the data's first byte."""
+    """What a header says: the tensors in the order of their data, the metadata, the data's first
+    byte.
+    """
 
     tensors: list[StoredTensor]
     metadata: dict[str, str]
@@ -52,7 +56,8 @@ def read_header(path: Path) -> list[StoredTensor]:
 def parse_file(path: Path) -> SafetensorsHeader:
     """Read and check the header of a safetensors file; no tensor data is read.
 
-    Raises `CheckpointError`, naming file, tensor and byte, for anything that the format does not allow.
+    Raises `CheckpointError`, naming file, tensor and byte, for anything that the format does not
+    allow.
     """
     with OPEN_FILES.opened(path) as (descriptor, identity):
         size = identity.size
@@ -62,11 +67,14 @@ def parse_file(path: Path) -> SafetensorsHeader:
         length = int.from_bytes(prefix, "little")
         if length > LARGEST_HEADER_BYTES:
             limit = LARGEST_HEADER_BYTES
-            raise _refusal(path, f"byte 0 announces a header of {length} bytes, the limit is {limit}")
+            raise _refusal(
+                path, f"byte 0 announces a header of {length} bytes, the limit is {limit}"
+            )
         if LENGTH_BYTES + length > size:
             raise _refusal(path, f"byte 0 announces a header of {length} bytes in a file of {size}")
         header = read_bytes(descriptor, path, LENGTH_BYTES, length, "the header")
-    return parse_header(header, path, identity)
+    with collection_paused():
+        return parse_header(header, path, identity)
 
 
 def parse_header(header: bytes, path: Path, identity: FileIdentity) -> SafetensorsHeader:
@@ -87,7 +95,9 @@ def parse_header(header: bytes, path: Path, identity: FileIdentity) -> Safetenso
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{shown(path)}: {reason}; the file is damaged or hostile, fetch it again.")
+    return CheckpointError(
+        f"{shown(path)}: {reason}; the file is damaged or hostile, fetch it again."
+    )
 
 
 def _tensor_refusal(path: Path, name: str, reason: str) -> CheckpointError:
@@ -116,36 +126,36 @@ def _checked_entry(
     name: str, entry: Any, path: Path, identity: FileIdentity, data_start: int
 ) -> StoredTensor:
     if type(entry) is not dict or entry.keys() != _FIELDS:
-        raise _tensor_refusal(path, name, "does not have exactly the fields dtype, shape, data_offsets")
+        raise _tensor_refusal(
+            path, name, "does not have exactly the fields dtype, shape, data_offsets"
+        )
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = SAFETENSORS_CODES.get(code) if type(code) is str else None
     if dtype is None:
         raise CheckpointError(f"{shown(path)}: tensor {shown(name)}: {unknown_code(str(code))}")
     if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
-        raise _tensor_refusal(path, name, "has a shape or data_offsets that is not a list as it must be")
-    for number in (*shape, *offsets):
-        if type(number) is not int or number < 0 or number > _LARGEST_COUNT:
-            raise _tensor_refusal(path, name, f"has {shown(number)} where a length or offset must be")
+        raise _tensor_refusal(path, name, "has a shape or data_offsets that is not a fitting list")
+    for number in shape:
+        # The exact type is asked for, because JSON's true would pass as the integer 1.
+        if type(number) is not int or number < 0:
+            raise _tensor_refusal(path, name, f"has the length {shown(number)} in its shape")
     begin, end = offsets
-    if end - begin != _checked_count(shape, path, name) * dtype.itemsize:
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise _tensor_refusal(path, name, f"has the data_offsets {shown(offsets)}")
+    count = math.prod(shape)
+    if end - begin != count * dtype.itemsize:
+        stated = f"of dtype {dtype} and shape {shown(shape)}"
+        raise _tensor_refusal(path, name, f"{stated} cannot fill bytes {begin} to {end}")
+    if len(shape) > LARGEST_RANK or (count == 0 and _overflows(shape)):
         raise _tensor_refusal(
-            path, name, f"of dtype {dtype} and shape {shown(shape)} cannot fill bytes {begin} to {end}"
+            path, name, f"has a shape with too many or too long axes: {shown(shape)}"
         )
     return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, None, identity)
 
 
-def _checked_count(shape: list[int], path: Path, name: str) -> int:
-    if len(shape) > LARGEST_RANK:
-        raise _tensor_refusal(path, name, f"has {len(shape)} axes, the limit is {LARGEST_RANK}")
-    count = math.prod(shape)
-    if count == 0 and len(shape) > 1:
-        # A zero must not hide a product that a fixed-width reader would overflow on.
-        partial = 1
-        for length in shape:
-            partial *= length
-            if partial > _LARGEST_COUNT:
-                raise _tensor_refusal(path, name, f"has the shape {shown(shape)}, which overflows")
-    return count
+def _overflows(shape: list[int]) -> bool:
+    """True if a zero hides a product on which a fixed-width reader would overflow."""
+    return any(n > _LARGEST_COUNT for n in (*shape, *accumulate(shape, mul)))
 
 
 def _check_coverage(
@@ -156,7 +166,9 @@ def _check_coverage(
     for tensor in tensors:
         offset = tensor.offset
         if offset != position:
-            problem = "overlaps the tensor before it" if offset < position else "leaves a hole before it"
+            problem = (
+                "overlaps the tensor before it" if offset < position else "leaves a hole before it"
+            )
             raise _tensor_refusal(
                 path, tensor.name, f"{problem}: it begins at byte {offset} instead of {position}"
             )
@@ -164,17 +176,20 @@ def _check_coverage(
     if position > file_size:
         raise _refusal(path, f"the tensors end at byte {position} but the file at byte {file_size}")
     if position < file_size:
-        raise _refusal(path, f"{file_size - position} bytes follow the last tensor at byte {position}")
+        raise _refusal(
+            path, f"{file_size - position} bytes follow the last tensor at byte {position}"
+        )
 
 
 def encode_header(
     entries: Iterable[tuple[str, DType, tuple[int, ...]]],
     metadata: Mapping[str, str] = DEFAULT_METADATA,
 ) -> bytes:
-    """The first bytes of a safetensors file, up to its data, for (name, dtype, shape) in data order.
+    """The first bytes of a safetensors file, up to its data, for (name, dtype, shape) in data
+    order.
 
-    Padded with spaces so that the data begins at a multiple of 8. Raises `OutputError` for a name that
-    cannot be written, a name given twice, or a header above the format's limit of 100 MB.
+    Padded with spaces so that the data begins at a multiple of 8. Raises `OutputError` for a name
+    that cannot be written, a name given twice, or a header above the format's limit of 100 MB.
     """
     document: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     position = 0

@@ -84,3 +84,8 @@ def divide(a: Any, b: Any, otherwise: float = 0.0) -> Any:
     """a / b, and `otherwise` where b is zero - without a warning and with a finite gradient."""
     zero = b == 0
     return where(zero, otherwise, a / where(zero, 1.0, b))
+
+
+def all_true(condition: Any) -> bool:
+    """Whether the condition holds for the number, or for every row's number (an iteration may then stop early)."""
+    return bool(condition.all()) if hasattr(condition, "all") else bool(condition)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import Protocol
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-Buffer = Union["bytes", "bytearray", "memoryview", "npt.NDArray[np.generic]"]
+Buffer = bytes | bytearray | memoryview
 
 
 class LazyTensor(Protocol):
-    """Anything that can hand out ranges of a tensor: a byte range of a file, or a base plus an encoded delta."""
+    """Anything that can hand out ranges of a tensor: a byte range of a file, or a base plus an
+    encoded delta.
+    """
 
     @property
     def name(self) -> str:
@@ -53,16 +51,19 @@ class LazyTensor(Protocol):
         ...
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Write elements [start, stop), in C order, as little-endian bytes of `dtype` into `buffer`; thread-safe."""
+        """Write elements [start, stop), in C order, as little-endian bytes of `dtype` into
+        `buffer`; thread-safe.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that lies in a file: contiguous from byte `offset`, or a view of elements with `strides` (in elements).
+    """A tensor that lies in a file: contiguous from byte `offset`, or a view of elements with
+    `strides` (in elements).
 
-    `identity` is that of the file when its header was read; reading a file that changed since is an error. Without it the
-    file is taken as it is found.
+    `identity` is that of the file when its header was read; reading a file that changed since is an
+    error. Without it the file is taken as it is found.
     """
 
     name: str
@@ -89,17 +90,23 @@ class StoredTensor:
         return f"tensor {shown(self.name)} of {shown(self.file)}"
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Write elements [start, stop), in C order, as little-endian bytes into `buffer` (exactly that many bytes).
+        """Write elements [start, stop), in C order, as little-endian bytes into `buffer` (exactly
+        that many bytes).
 
-        Thread-safe; nothing is copied on the way unless the tensor is strided. Raises `CheckpointError` if the file is
-        truncated, unreadable or changed since its header was read, and `ValueError` if range or buffer do not fit.
+        Thread-safe; nothing is copied on the way unless the tensor is strided. Raises
+        `CheckpointError` if the file is truncated, unreadable or changed since its header was read,
+        and `ValueError` if range or buffer do not fit.
         """
         itemsize = self.dtype.itemsize
         if not 0 <= start <= stop <= self.numel:
-            raise ValueError(f"elements {start}..{stop} are outside {self.location} of {self.numel} elements")
+            raise ValueError(
+                f"elements {start}..{stop} are outside {self.location} of {self.numel} elements"
+            )
         view = memoryview(buffer)
         if view.nbytes != (stop - start) * itemsize:
-            raise ValueError(f"a buffer of {view.nbytes} bytes cannot take {stop - start} elements of {self.location}")
+            raise ValueError(
+                f"a buffer of {view.nbytes} bytes cannot take {stop - start} elements of {self.location}"
+            )
         if start == stop:
             return
         view = view.cast("B")
@@ -126,7 +133,9 @@ class StoredTensor:
             count = read_at(descriptor, view, offset)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise CheckpointError(f"{self.location} cannot be read at byte {offset} ({reason}).") from error
+            raise CheckpointError(
+                f"{self.location} cannot be read at byte {offset} ({reason})."
+            ) from error
         if count < len(view):
             raise CheckpointError(
                 f"{self.location} needs the file's bytes {offset} to {offset + len(view)}, but the file ends at byte "

@@ -1,16 +1,17 @@
-"""JSON from an untrusted file: no duplicate keys, no NaN, no runaway numbers or nesting, and never a traceback."""
+"""JSON from an untrusted file: no duplicate keys, no NaN, no runaway numbers or nesting, and never
+a traceback.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.messages import shown
-
-# The longest decimal number that can be an offset or a length: 2^64 has 20 digits.
-_LONGEST_NUMBER = 20
 
 
 class _Refused(Exception):
@@ -32,30 +33,51 @@ def _constant(text: str) -> NoReturn:
     raise _Refused(f"{text} is not a number of JSON")
 
 
-def _bounded_integer(text: str) -> int:
-    if len(text) > _LONGEST_NUMBER or text.startswith("-0"):
-        raise _Refused(f"{text[:_LONGEST_NUMBER]}... is not a usable integer")
+def _integer(text: str) -> int:
+    if text.startswith("-0"):
+        raise _Refused(f"{shown(text)} is not an integer")
     return int(text)
 
 
-def _parse(text: str, parse_int: Callable[[str], int]) -> Any:
+def _parse(data: bytes) -> Any:
+    # The hook costs as much as all the rest, so it is used only where it may find something.
+    parse_int = _integer if b"-0" in data else None
     return json.loads(
-        text, object_pairs_hook=_object, parse_constant=_constant, parse_int=parse_int
+        data.decode("utf-8"),
+        object_pairs_hook=_object,
+        parse_constant=_constant,
+        parse_int=parse_int,
     )
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Keep the cyclic garbage collector from rescanning millions of new objects, none of which is
+    garbage.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def parse_json(data: bytes, what: str) -> Any:
-    """The value that UTF-8 `data` spells; `what` begins every message ("'x.safetensors': the header").
+    """The value that UTF-8 `data` spells; `what` begins every message ("'x.safetensors': the
+    header").
 
     Raises `CheckpointError` for anything that a strict parser would refuse.
     """
     try:
-        return _parse(data.decode("utf-8"), _bounded_integer)
+        return _parse(data)
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 at its byte {error.start}"
     except json.JSONDecodeError as error:
         reason = f"is not JSON at its character {error.pos} ({error.msg})"
-    except _Refused as error:
+    except (_Refused, ValueError) as error:  # ValueError: a number of more than 4300 digits
         reason = f"is refused because {error}"
     except RecursionError:
         reason = "is refused because it is nested too deeply"

@@ -1,4 +1,6 @@
-"""Reading a strided view of a file in C order, within bounded memory and without reading much more than is asked for."""
+"""Reading a strided view of a file in C order, within bounded memory and without reading much more
+than is asked for.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,27 @@ def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def span_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements of storage between the first and the last element of a view, both included; 0 for an empty view."""
+    """Elements of storage between the first and the last element of a view, both included; 0 for an
+    empty view.
+    """
     if 0 in shape:
         return 0
     return sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
 
 
 def gather(
-    read: ReadElements, itemsize: int, shape: Extent, strides: Extent, start: int, stop: int, out: memoryview
+    read: ReadElements,
+    itemsize: int,
+    shape: Extent,
+    strides: Extent,
+    start: int,
+    stop: int,
+    out: memoryview,
 ) -> None:
     """Write elements [start, stop), counted in C order of `shape`, into `out` (bytes).
 
-    `read(first, buffer)` fills a buffer with the storage's elements from index `first` on; strides are in elements. At most 8 MiB
-    is held beside `out`.
+    `read(first, buffer)` fills a buffer with the storage's elements from index `first` on; strides
+    are in elements. At most 8 MiB is held beside `out`.
     """
     words = np.frombuffer(out, dtype=_WORD[itemsize])
     axes = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
@@ -58,9 +68,17 @@ def gather(
 
 
 def _gather_range(
-    read: ReadElements, shape: Extent, strides: Extent, origin: int, start: int, stop: int, out: _Words
+    read: ReadElements,
+    shape: Extent,
+    strides: Extent,
+    origin: int,
+    start: int,
+    stop: int,
+    out: _Words,
 ) -> None:
-    """Cut a C-ordered range into boxes: the end of a first row, whole rows, the beginning of a last row."""
+    """Cut a C-ordered range into boxes: the end of a first row, whole rows, the beginning of a last
+    row.
+    """
     if start >= stop:
         return
     if not shape:
@@ -70,25 +88,57 @@ def _gather_range(
     first, last = -(-start // row), stop // row
     if first > last:
         inside = start // row
-        _gather_range(read, shape[1:], strides[1:], origin + inside * strides[0], start - inside * row, stop - inside * row, out)
+        _gather_range(
+            read,
+            shape[1:],
+            strides[1:],
+            origin + inside * strides[0],
+            start - inside * row,
+            stop - inside * row,
+            out,
+        )
         return
     head, body = first * row - start, (last - first) * row
     if head:
-        _gather_range(read, shape[1:], strides[1:], origin + (first - 1) * strides[0], row - head, row, out[:head])
+        _gather_range(
+            read,
+            shape[1:],
+            strides[1:],
+            origin + (first - 1) * strides[0],
+            row - head,
+            row,
+            out[:head],
+        )
     if body:
         box = (last - first, *shape[1:])
-        _gather_box(read, box, strides, origin + first * strides[0], out[head : head + body].reshape(box))
-    _gather_range(read, shape[1:], strides[1:], origin + last * strides[0], 0, stop - last * row, out[head + body :])
+        _gather_box(
+            read, box, strides, origin + first * strides[0], out[head : head + body].reshape(box)
+        )
+    _gather_range(
+        read,
+        shape[1:],
+        strides[1:],
+        origin + last * strides[0],
+        0,
+        stop - last * row,
+        out[head + body :],
+    )
 
 
-def _gather_box(read: ReadElements, shape: Extent, strides: Extent, origin: int, out: _Words) -> None:
-    """Read the span of a box in one go if most of it is wanted or it is small; else halve its longest-reaching axis."""
+def _gather_box(
+    read: ReadElements, shape: Extent, strides: Extent, origin: int, out: _Words
+) -> None:
+    """Read the span of a box in one go if most of it is wanted or it is small; else halve its
+    longest-reaching axis.
+    """
     itemsize = out.dtype.itemsize
     span = span_elements(shape, strides)
     wanted = math.prod(shape)
-    if span * itemsize <= _CHEAP_BYTES or (span <= 2 * wanted and span * itemsize <= _LARGEST_SPAN_BYTES):
+    if span * itemsize <= _CHEAP_BYTES or (
+        span <= 2 * wanted and span * itemsize <= _LARGEST_SPAN_BYTES
+    ):
         storage = np.empty(span, out.dtype)
-        read(origin, memoryview(storage).cast("B"))
+        read(origin, storage.data.cast("B"))
         byte_strides = [s * itemsize for s in strides]
         out[...] = np.lib.stride_tricks.as_strided(storage, shape, byte_strides, writeable=False)
         return

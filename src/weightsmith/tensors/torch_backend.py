@@ -16,7 +16,7 @@ from torch import Tensor
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
-from weightsmith.tensors.order import ALL_INDICES, Selection
+from weightsmith.tensors.order import Selection, local_cut
 from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
     Collect,
@@ -349,6 +349,11 @@ def _collect(keys: Tensor, request: Collect, start: int) -> CollectPart:
     )
 
 
+def use_one_thread() -> None:
+    """Leave parallelism to the engine's workers: torch's own threads would change the order of sums."""
+    torch.set_num_threads(1)
+
+
 class TorchBackend:
     """Backend that runs passes with torch on one device."""
 
@@ -468,9 +473,3 @@ def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> 
         ]
         selection.absorb(asked, parts)
     return [local_cut(selection.result, int(o), v.numel()) for o, v in zip(offsets, values, strict=False)]
-
-
-def local_cut(cut: CutPoint, offset: int, numel: int) -> CutPoint:
-    """A model-wide cut as one tensor sees it, whose elements have global indices [offset, offset + numel)."""
-    last = cut.last_index - offset
-    return CutPoint(cut.key, ALL_INDICES if last >= numel else max(last, -1), cut.magnitude)

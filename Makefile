@@ -1,0 +1,94 @@
+# Every target makes the environment that it needs; `make demo` and `make test` are the two to know.
+#   PYTHON=python3.12 make test        another interpreter
+#   TORCH="torch>=2.6" make test       another torch than the one that CI runs
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PARITY := .venv-parity/bin
+NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint format types imports docs-check check parity faults fuzz gpu ray \
+        bench clean
+
+help:
+	@echo "make demo        train a small family on handwritten digits, merge it, verify it"
+	@echo "make test        run the tests"
+	@echo "make check       what CI runs: lint, types, imports, test, docs-check"
+	@echo "make format      rewrite the code in the house's format"
+	@echo "make parity      compare with mergekit 0.1.5 in an environment of its own"
+	@echo "make faults | fuzz | gpu | ray    the marked tests"
+	@echo "make bench       time weightsmith, mergekit and the floor side by side"
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	WEIGHTSMITH_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable ".[demo,test,lint]"
+	touch $@
+
+.venv/.ready: .venv/.installed setup.py $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/.ray: .venv/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	touch $@
+
+.venv/.bench: .venv/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@
+
+.venv-parity/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	$(PARITY)/python -m pip install --quiet "$(TORCH)"
+	$(PARITY)/python -m pip install --quiet --constraint constraints.txt mergekit==0.1.5
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/python examples/digits/run.py demo-output
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+imports: .venv/.ready
+	$(BIN)/lint-imports
+
+docs-check: .venv/.ready
+	$(BIN)/python tools/check_docs.py README.md docs
+
+check: lint types imports test docs-check
+
+parity: .venv/.ready .venv-parity/.ready
+	$(BIN)/python -m pytest -m parity
+
+faults: .venv/.ready
+	$(BIN)/python -m pytest -m faults
+
+fuzz: .venv/.ready
+	$(BIN)/python -m pytest -m fuzz
+
+gpu: .venv/.ready
+	$(BIN)/python -m pytest -m gpu
+
+ray: .venv/.ray
+	$(BIN)/python -m pytest -m ray
+
+bench: .venv/.bench .venv-parity/.ready
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf build dist demo-output src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+// The interpreter for the compiler's own target: SSE2 on x86-64, NEON on 64-bit ARM.
+#include "kernels.h"
+
+#define WS_LEVEL baseline
+#include "interpreter.h"

@@ -1,0 +1,185 @@
+// Sums, peaks and order statistics of a block. Included by interpreter.h inside its namespace.
+//
+// A sum has 32 float64 lanes; element i of its range goes to lane i % 32 and the lanes are folded in a fixed tree.
+// So the result depends on the range alone - not on blocks, tiles, threads or the instruction set.
+
+typedef double lane8 __attribute__((vector_size(64), aligned(8)));
+typedef float float8 __attribute__((vector_size(32), aligned(4)));
+typedef double double8 __attribute__((vector_size(64), aligned(8)));
+
+template <class T>
+struct Eight;
+template <>
+struct Eight<float> {
+    typedef float8 type;
+};
+template <>
+struct Eight<double> {
+    typedef double8 type;
+};
+
+template <class T>
+static inline void load8(const T* x, lane8& wide) {
+    typename Eight<T>::type narrow;
+    std::memcpy(&narrow, x, sizeof narrow);
+    wide = __builtin_convertvector(narrow, lane8);
+}
+
+struct Total {
+    static constexpr double start = 0.0;
+    template <class V>
+    static inline V step(V lane, V x, V) { return lane + x; }
+};
+
+struct Dot {
+    static constexpr double start = 0.0;
+    template <class V>
+    static inline V step(V lane, V x, V y) { return lane + x * y; }
+};
+
+// NaN wins, and once in a lane it stays: both comparisons with it are false for ordinary x.
+struct Peak {
+    static constexpr double start = -HUGE_VAL;
+    template <class V>
+    static inline V step(V lane, V x, V) { return (x > lane) | (x != x) ? x : lane; }
+};
+
+// Adds n elements to the lanes; the first goes to lane `phase`.
+template <class Rule, class T>
+static inline void accumulate(double* lanes, const T* x, const T* y, int64_t n, int64_t phase) {
+    int64_t i = 0;
+    for (; i < n && phase % lane_count; ++i, ++phase)
+        lanes[phase % lane_count] = Rule::template step<double>(lanes[phase % lane_count], x[i], y[i]);
+    if (i + lane_count <= n) {
+        lane8 sum[4], a, b;
+        std::memcpy(sum, lanes, sizeof sum);
+        for (; i + lane_count <= n; i += lane_count) {
+            for (int k = 0; k < 4; ++k) {
+                load8(x + i + 8 * k, a);
+                load8(y + i + 8 * k, b);
+                sum[k] = Rule::template step<lane8>(sum[k], a, b);
+            }
+        }
+        std::memcpy(lanes, sum, sizeof sum);
+    }
+    for (int64_t lane = 0; i < n; ++i, ++lane) lanes[lane] = Rule::template step<double>(lanes[lane], x[i], y[i]);
+}
+
+template <class Rule>
+static inline void reset(double* lanes) {
+    for (int64_t i = 0; i < lane_count; ++i) lanes[i] = Rule::start;
+}
+
+// For sums the second operand is 1, so that a dot product's fold is the sum of its lanes.
+template <class Rule>
+static inline double fold(double* lanes) {
+    for (int64_t half = lane_count / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; ++i)
+            lanes[i] = Rule::template step<double>(lanes[i], lanes[i + half], 1.0);
+    return lanes[0];
+}
+
+// One partial per piece of the tile. `at` is the block's offset in the tile, which starts a piece.
+template <class Rule, class T>
+static void reduce_pieces(double* lanes, const T* x, const T* y, int64_t n, int64_t at, const ws_tile& tile,
+                          double* partials) {
+    while (n > 0) {
+        const int64_t inside = at % tile.piece;
+        const int64_t left = tile.piece - inside;
+        const int64_t take = n < left ? n : left;
+        if (inside == 0) reset<Rule>(lanes);
+        accumulate<Rule>(lanes, x, y, take, inside);
+        if (take == left || at + take == tile.count) partials[at / tile.piece] = fold<Rule>(lanes);
+        x += take, y += take, n -= take, at += take;
+    }
+}
+
+// One number per row; the block is whole rows.
+template <class Rule, class T>
+static void reduce_rows(const T* x, const T* y, int64_t n, int64_t at, int64_t row_length, double* rows) {
+    double lanes[lane_count];
+    for (int64_t i = 0; i < n; i += row_length) {
+        reset<Rule>(lanes);
+        accumulate<Rule>(lanes, x + i, y + i, row_length, 0);
+        rows[(at + i) / row_length] = fold<Rule>(lanes);
+    }
+}
+
+// Keys: the bits of |x| as a signed integer, which orders like the magnitudes.
+template <class T>
+struct KeyOf;
+template <>
+struct KeyOf<float> {
+    typedef int32_t type;
+    typedef bits32 bits;
+};
+template <>
+struct KeyOf<double> {
+    typedef int64_t type;
+    typedef bits64 bits;
+};
+
+template <class T>
+static inline typename KeyOf<T>::type key_at(const T* x, int64_t i) {
+    typedef typename KeyOf<T>::type Key;
+    const typename KeyOf<T>::bits* bits = reinterpret_cast<const typename KeyOf<T>::bits*>(x);
+    return Key(bits[i] & (~typename KeyOf<T>::bits(0) >> 1));
+}
+
+// low < 0 stands for "above every key".
+template <class T>
+static void histogram(const T* x, int64_t n, int64_t low, int64_t shift, uint64_t* counts, uint32_t* bins) {
+    typedef typename KeyOf<T>::type Key;
+    if (low < 0) return;
+    const Key first = Key(low);
+    WS_VECTOR_LOOP
+    for (int64_t i = 0; i < n; ++i) {
+        const Key key = key_at(x, i);
+        const Key bin = Key(key - first) >> shift;
+        const Key capped = bin > Key(histogram_bins) ? Key(histogram_bins) : bin;
+        bins[i] = key < first ? uint32_t(histogram_bins + 1) : uint32_t(capped);
+    }
+    for (int64_t i = 0; i < n; ++i) ++counts[bins[i]];
+}
+
+struct Bracket {
+    int64_t low, high, limit;
+};
+
+template <class T>
+static void collect(const T* x, int64_t n, int64_t flat, Bracket bracket, uint64_t* keys, int64_t* indices,
+                    int64_t* tally, uint8_t* flags) {
+    typedef typename KeyOf<T>::type Key;
+    const Key low = Key(bracket.low), high = Key(bracket.high);
+    const bool none_inside = bracket.low < 0 || bracket.low > bracket.high;
+    uint32_t above = 0, inside = 0;
+    WS_VECTOR_LOOP
+    for (int64_t i = 0; i < n; ++i) {
+        const Key key = key_at(x, i);
+        above += key > high ? 1u : 0u;
+        inside += (key >= low) & (key <= high) ? 1u : 0u;
+    }
+    tally[1] += above;
+    if (none_inside || inside == 0) return;
+    int64_t taken = tally[0];
+    tally[0] += inside;
+    if (taken >= bracket.limit) return;
+    WS_VECTOR_LOOP
+    for (int64_t i = 0; i < n; ++i) {
+        const Key key = key_at(x, i);
+        flags[i] = (key >= low) & (key <= high) ? 1 : 0;
+    }
+    std::memset(flags + n, 0, 8);
+    // Few elements lie inside, so eight flags are looked at together.
+    for (int64_t group = 0; group < n; group += 8) {
+        uint64_t word;
+        std::memcpy(&word, flags + group, 8);
+        while (word) {
+            const int64_t i = group + (__builtin_ctzll(word) >> 3);
+            keys[taken] = uint64_t(key_at(x, i));
+            indices[taken] = flat + i;
+            if (++taken == bracket.limit) return;
+            word &= word - 1;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+"""The model card (README.md) of a merged checkpoint, with the metadata that the Hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CHECKING = (
+    "The manifest beside the weights names every input and every written tensor by its digest. With "
+    "this checkpoint in the folder `DIR`, the first command reads it back and compares it with the "
+    "manifest; the second makes the merge again, bit for bit."
+)
+_TAG = re.compile(r"[^a-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """One checkpoint that went in.
+
+    `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart;
+    `part` is what it was in the merge (base, expert, donor), `digest` that of its weights.
+    """
+
+    name: str
+    part: str
+    digest: str
+    is_hub: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodUse:
+    """A method as it was used: its name, its parameters as resolved, and the paper it is from."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+
+
+def model_card(
+    title: str,
+    parents: Sequence[Parent],
+    methods: Sequence[MethodUse],
+    *,
+    recipe: str,
+    config: Mapping[str, Any] | None,
+    version: str,
+) -> str:
+    """The text of README.md: front matter for the Hub, parents, methods, recipe, and how to check.
+
+    `recipe` is the recipe's text; paths in it that lead into the user's folders are shortened to
+    their last names. `library_name` is given only where `config` names a model type, because only
+    then can transformers load the result. All names are escaped.
+    """
+    origin = f"Merged from other checkpoints, without training, by weightsmith {_escaped(version)}."
+    blocks = [
+        f"---\n{_front_matter(parents, methods, config)}---",
+        f"# {_escaped(title)}",
+        origin,
+        "## Made of",
+        _parents_table(parents),
+        "## Method",
+        "\n".join(_method_line(use) for use in methods),
+        "## Recipe",
+        _fenced(_without_folders(recipe), "yaml"),
+        "## Check it",
+        _CHECKING,
+        _fenced("weightsmith verify DIR\nweightsmith replay DIR NEW", "sh"),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _front_matter(
+    parents: Sequence[Parent], methods: Sequence[MethodUse], config: Mapping[str, Any] | None
+) -> str:
+    tags = ["merge", "weightsmith", *(_TAG.sub("-", use.name.lower()) for use in methods)]
+    document: dict[str, Any] = {
+        "base_model": list(dict.fromkeys(_last_name(parent) for parent in parents)),
+        "base_model_relation": "merge",
+    }
+    if config is not None and config.get("model_type"):
+        document["library_name"] = "transformers"
+    document["tags"] = list(dict.fromkeys(tag for tag in tags if tag))
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def _last_name(parent: Parent) -> str:
+    """The name without the folders it lies in; a Hub id as it is."""
+    if parent.is_hub:
+        return parent.name
+    return re.split(r"[/\\]", parent.name.rstrip("/\\"))[-1] or "checkpoint"
+
+
+def _parents_table(parents: Sequence[Parent]) -> str:
+    rows = ["| checkpoint | part | revision | digest |", "| --- | --- | --- | --- |"]
+    for parent in parents:
+        cells = (_last_name(parent), parent.part, parent.revision or "", parent.digest)
+        rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def _method_line(use: MethodUse) -> str:
+    given = ", ".join(
+        f"{_escaped(name)} = {_escaped(str(value))}" for name, value in use.parameters.items()
+    )
+    line = f"- **{_escaped(use.name)}**" + (f" with {given}" if given else "")
+    return f"{line} ({_escaped(use.paper)})" if use.paper else line
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    plain = _CONTROL.sub(" ", text)
+    for character, entity in _HTML.items():
+        plain = plain.replace(character, entity)
+    return _MARKDOWN.sub(r"\\\1", plain)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+# An absolute, home-relative or Windows path, up to the last separator before its own name.
+_FOLDERS = re.compile(
+    r"""(?<![\w:/.\\~$-])(?:~[\w.-]*/|/|[A-Za-z]:[\\/])(?:[^\s/\\'"`,\[\]{}()*+]+[/\\])*(?=[\w.-])"""
+)
+
+
+def _without_folders(recipe: str) -> str:
+    return _FOLDERS.sub("", recipe)

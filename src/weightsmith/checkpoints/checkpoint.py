@@ -1,0 +1,185 @@
+"""A checkpoint: its tensors (not read yet), configuration, roles and ties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoints.donor import is_inside, tokenizer_files
+from weightsmith.checkpoints.json_files import read_json
+from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints.roles import Kind, Role, infer_roles
+from weightsmith.checkpoints.sections import first_of, layer_count_of
+from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
+from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
+from weightsmith.checkpoints.weights import find_weights, read_tensors
+from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import LazyTensor, StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the headers of a checkpoint say; no tensor data is held.
+
+    `path` is the folder or file; `source` what the user wrote for it; `tensors` are in the order of
+    the files; `ties` are groups of stored names that are one tensor; `tying` says how the output
+    head is kept; `stacks` are the lists of repeated blocks by their prefix.
+    """
+
+    path: Path
+    source: str
+    tensors: dict[str, LazyTensor]
+    config: dict[str, Any] | None
+    roles: dict[str, Role]
+    ties: tuple[frozenset[str], ...]
+    tying: Tying
+    stacks: dict[str, Stack]
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """True for a folder in the layout of Hugging Face, False for a single file."""
+        return self.path.is_dir()
+
+    @property
+    def name(self) -> str:
+        """A name without the user's folders: the Hub id, or the folder's or file's own name."""
+        return self.hub_id or self.path.name
+
+    @property
+    def identity(self) -> str:
+        """The checkpoint in messages: what the user wrote, quoted."""
+        return shown(self.source)
+
+    @property
+    def layer_prefixes(self) -> tuple[str, ...]:
+        """Name prefixes of the stacks, the main one first: (`model.layers`, ...)."""
+        main = self.main_stack
+        if main is None:
+            return ()
+        return (main.prefix, *(prefix for prefix in self.stacks if prefix != main.prefix))
+
+    @property
+    def main_stack(self) -> Stack | None:
+        """The stack with the declared number of layers that has the most elements, or None.
+
+        Where none has that number the one with the most elements counts.
+        """
+        declared = layer_count_of(self.config)
+        extra = first_of(self.config, "num_nextn_predict_layers") or 0
+        return max(
+            self.stacks.values(),
+            key=lambda s: (s.count in (declared, (declared or 0) + extra), s.elements),
+            default=None,
+        )
+
+    @property
+    def layer_count(self) -> int:
+        """Number of blocks of the main stack, less those that only predict further tokens."""
+        main = self.main_stack
+        if main is None:
+            return 0
+        declared = layer_count_of(self.config)
+        extra = first_of(self.config, "num_nextn_predict_layers") or 0
+        is_extended = declared is not None and main.count == declared + extra
+        return declared if is_extended and declared is not None else main.count
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the input embedding, or None where there is none."""
+        embedding = vocabulary_embedding(self.tensors, self.roles)
+        return None if embedding is None else self.tensors[embedding].shape[0]
+
+    def depths(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """(stack, layer) -> (position in depth, number of blocks); stages count on."""
+        return depths(self.stacks.values())
+
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, in the order of their first tensors."""
+        stored = (t.file for t in self.tensors.values() if isinstance(t, StoredTensor))
+        return tuple(dict.fromkeys(stored))
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The files of the tokenizer and chat template; empty for a single file."""
+        return tokenizer_files(self.path) if self.is_folder else ()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint from its headers: a folder, a weights file, or a Hub id.
+
+    A Hub id is `owner/name[@revision]`; `~` in a path is expanded.
+    Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
+    safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
+    """
+    location = find_location(path)
+    folder = location.path
+    is_folder = folder.is_dir()
+    weights = find_weights(folder) if is_folder else folder
+    config = _read_config(folder) if is_folder else None
+    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in read_tensors(weights)}
+    if not tensors:
+        raise CheckpointError(f"{shown(weights)} holds no tensors: give a checkpoint with weights.")
+    return assemble(
+        tensors,
+        config,
+        path=folder,
+        source=str(path),
+        hub_id=location.hub_id,
+        revision=location.revision,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    file = folder / "config.json"
+    if not file.exists() and not file.is_symlink():
+        return None
+    if not is_inside(file, folder):
+        raise CheckpointError(
+            f"{shown(file)} is a link that leaves the checkpoint's folder or leads nowhere: put "
+            "the file itself there."
+        )
+    return read_json(file)
+
+
+def assemble(
+    tensors: Mapping[str, LazyTensor],
+    config: dict[str, Any] | None,
+    *,
+    path: Path,
+    source: str,
+    hub_id: str | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
+    ordered = dict(tensors)
+    stacks = find_stacks({name: tensor.shape for name, tensor in ordered.items()})
+    roles = infer_roles(ordered, config, stacks)
+    ties = find_ties(ordered, roles, config)
+    tying = tying_of(ordered, roles, ties, config)
+    return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
+
+
+def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
+    """The same checkpoint with a head of its own named `head`, read from the embedding's bytes.
+
+    A checkpoint whose head is untied already is returned as it is. Raises CompatibilityError where
+    there is no embedding to read it from.
+    """
+    if checkpoint.tying is Tying.UNTIED:
+        return checkpoint
+    name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    embedding = None if name is None else checkpoint.tensors[name]
+    if not isinstance(embedding, StoredTensor):
+        raise CompatibilityError(
+            f"{checkpoint.identity} has no stored embedding that could serve as {head!r}: leave it "
+            "out or add a head to it."
+        )
+    tensors = {**checkpoint.tensors, head: replace(embedding, name=head)}
+    roles = {**checkpoint.roles, head: Role(Kind.HEAD)}
+    ties = tuple(group for group in checkpoint.ties if head not in group)
+    return replace(checkpoint, tensors=tensors, roles=roles, ties=ties, tying=Tying.UNTIED)

@@ -1,0 +1,62 @@
+"""The files that a merged checkpoint takes over from one of its parents, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# What a tokenizer and its chat template are made of, over all families.
+_TOKENIZER = frozenset(
+    """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+    tokenizer.model tokenizer.model.v1 tokenizer.model.v2 tokenizer.model.v3 spiece.model
+    sentencepiece.bpe.model sentencepiece.model source.spm target.spm bpe.codes vocab.json vocab.txt
+    vocab.bpe merges.txt normalizer.json tekken.json qwen.tiktoken tiktoken.model
+    chat_template.jinja chat_template.json""".split()
+)
+_OTHER = frozenset(
+    """generation_config.json preprocessor_config.json processor_config.json
+    image_processor_config.json video_preprocessor_config.json feature_extractor_config.json
+    audio_tokenizer_config.json modules.json config_sentence_transformers.json
+    sentence_bert_config.json""".split()
+)
+_TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
+# A sentence encoder's pooling layer has its configuration in a folder of its own.
+_POOLING = "1_Pooling/config.json"
+
+
+def donor_files(folder: Path) -> tuple[Path, ...]:
+    """The files to carry over, as paths relative to `folder`, sorted.
+
+    Tokenizer, chat templates, generation and processor configurations: never code, weights or
+    indices, and no link that leaves the folder (but for the blobs of a Hub cache).
+    """
+    names = [*sorted(_TOKENIZER | _OTHER), _POOLING]
+    chosen = [Path(name) for name in names if is_inside(folder / name, folder)]
+    return tuple(sorted({*chosen, *_templates(folder)}))
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """The files of the tokenizer and its chat templates, relative to `folder`, sorted."""
+    chosen = [Path(name) for name in _TOKENIZER if is_inside(folder / name, folder)]
+    return tuple(sorted({*chosen, *_templates(folder)}))
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether `file` is a regular file that lies under `folder`, or in its Hub cache's blobs."""
+    if not file.is_file():
+        return False
+    target, root = file.resolve(), folder.resolve()
+    return target.is_relative_to(root) or target.parent == _blobs_of(root)
+
+
+def _templates(folder: Path) -> list[Path]:
+    return [
+        file.relative_to(folder)
+        for name in _TEMPLATE_FOLDERS
+        for file in sorted((folder / name).glob("*.jinja"))
+        if is_inside(file, folder)
+    ]
+
+
+def _blobs_of(root: Path) -> Path | None:
+    """The blobs folder of the Hub cache that `root` is a snapshot of, or None."""
+    return root.parent.parent / "blobs" if root.parent.name == "snapshots" else None

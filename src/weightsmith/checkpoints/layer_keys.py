@@ -1,0 +1,204 @@
+"""Keep every key of a configuration that speaks of single layers true when layers move.
+
+`sources[j]` is the old layer that becomes layer j. A configuration describes layers in six ways:
+a list (or a string) with one entry per layer; a list of layer numbers; a threshold ("the first k
+layers are dense"); a count from the end; a period ("every sixth layer"); and a packed pattern.
+Each way is carried over exactly, written out as a list where the new order has no such period, or
+refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from weightsmith.errors import CompatibilityError
+
+_INDEX_LIST = re.compile(r"(?:layers|layer_ids?|idxs|indices|indexes|layer_idx)$")
+# Named like lists of numbers, but flags for every layer.
+_FLAG_LISTS = frozenset({"no_rope_layers"})
+# Lists that may be as long as there are layers without speaking of layers.
+_NOT_PER_LAYER = re.compile(
+    r"_token_ids?$|^architectures$|^out_|^stage_names$|^depths$|^hidden_sizes$|_section$|_tokens$"
+    r"|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
+)
+_PER_LAYER_TEXT = frozenset({"hybrid_override_pattern"})
+# Every layer points at another one.
+_POINTERS = frozenset({"kv_source_layers"})
+
+# Layers below the number are one kind and the rest another; with the list that overrides it.
+_THRESHOLDS = {
+    "first_k_dense_replace": "mlp_layer_types",
+    "num_dense_layers": "mlp_layer_types",
+    "max_window_layers": "layer_types",
+    "moe_layer_start_index": "mlp_layer_types",
+}
+_FROM_THE_END = ("num_kv_shared_layers",)
+
+
+def _last_of_period(layer: int, period: int) -> bool:
+    return (layer + 1) % period == 0
+
+
+def _first_of_period(layer: int, period: int) -> bool:
+    return layer % period == 0
+
+
+# Which layers of a period are the special ones; with the list that overrides it.
+_PERIODS: dict[str, tuple[Callable[[int, int], bool], str]] = {
+    "sliding_window_pattern": (_last_of_period, "layer_types"),
+    "full_attention_interval": (_last_of_period, "layer_types"),
+    "global_attn_every_n_layers": (_first_of_period, "layer_types"),
+    "attn_layer_period": (_first_of_period, "layers_block_type"),
+    "expert_layer_period": (_first_of_period, "mlp_layer_types"),
+    "interleave_moe_layer_step": (_last_of_period, "moe_layers"),
+    "no_rope_layer_interval": (_last_of_period, "no_rope_layers"),
+    "decoder_sparse_step": (_last_of_period, "mlp_layer_types"),
+    "encoder_sparse_step": (_last_of_period, "mlp_layer_types"),
+    "moe_layer_freq": (_first_of_period, "mlp_layer_types"),
+    "moe_layer_interval": (_last_of_period, "mlp_layer_types"),
+}
+# Periods that loaders also accept written out: the list's name, then its special and usual entries.
+_WRITTEN_OUT = {
+    "sliding_window_pattern": ("full_attention", "sliding_attention"),
+    "full_attention_interval": ("full_attention", "linear_attention"),
+}
+
+
+def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> dict[str, Any]:
+    """The section with all but the layer count adapted to the new order of its `count` layers.
+
+    Raises CompatibilityError where the new order cannot be said in such a configuration, and where
+    a source lies beyond `count` though the section describes single layers.
+    """
+    moved = dict(section)
+    for key, value in section.items():
+        moved[key] = _moved_value(key, value, count, sources)
+    for key, override in _THRESHOLDS.items():
+        if _is_count(section.get(key)):
+            moved[key] = _moved_threshold(key, section, override, count, sources)
+    for key in _FROM_THE_END:
+        if _is_count(section.get(key)):
+            moved[key] = _moved_tail(key, section[key], count, sources)
+    for key in _PERIODS:
+        if section.get(key) is not None:
+            moved |= _moved_period(key, section, sources)
+    return moved
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> Any:
+    if key in _PER_LAYER_TEXT and isinstance(value, str) and len(value) == count:
+        return "".join(_pick(key, value, sources))
+    if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
+        return value
+    if key in _POINTERS:
+        return _moved_pointers(key, value, sources)
+    if key == "attention_types":
+        return [[_pick(key, _unpacked(key, value, count), sources), 1]]
+    if _is_index_list(key, value, count):
+        chosen = set(value)
+        return [layer for layer, source in enumerate(sources) if source in chosen]
+    return _pick(key, value, sources) if len(value) == count else value
+
+
+def _is_index_list(key: str, value: list[Any], count: int) -> bool:
+    if key in _FLAG_LISTS or not _INDEX_LIST.search(key):
+        return False
+    if not all(_is_count(entry) and 0 <= entry < count for entry in value):
+        return False
+    return all(a < b for a, b in itertools.pairwise(value))
+
+
+def _pick(key: str, entries: Sequence[Any], sources: Sequence[int]) -> list[Any]:
+    beyond = next((source for source in sources if source >= len(entries)), None)
+    if beyond is not None:
+        raise CompatibilityError(
+            f"The configuration's {key!r} describes {len(entries)} layers and says "
+            f"nothing of layer {beyond}, which the recipe takes from a deeper model: choose that model as the donor "
+            "of the configuration."
+        )
+    return [entries[source] for source in sources]
+
+
+def _unpacked(key: str, value: list[Any], count: int) -> list[Any]:
+    """`[[["global", "local"], 12]]` as one entry per layer."""
+    try:
+        entries = [entry for pattern, times in value for _ in range(times) for entry in pattern]
+    except (TypeError, ValueError):
+        entries = []
+    if len(entries) != count:
+        raise CompatibilityError(
+            f"The configuration's {key!r} does not describe its {count} layers: correct it first."
+        )
+    return entries
+
+
+def _moved_pointers(key: str, value: list[Any], sources: Sequence[int]) -> list[int]:
+    if value == list(range(len(value))):
+        return list(range(len(sources)))
+    raise CompatibilityError(
+        f"The configuration's {key!r} lets layers use each other's tensors, so its layers cannot "
+        "be moved: keep them all in order."
+    )
+
+
+def _moved_threshold(
+    key: str, section: dict[str, Any], override: str, count: int, sources: Sequence[int]
+) -> int:
+    threshold: int = section[key]
+    below = [source < threshold for source in sources]
+    if threshold >= count:
+        return len(sources) + threshold - count
+    is_prefix = all(below[: sum(below)])
+    ignored = section.get(override) or (
+        key == "max_window_layers" and section.get("use_sliding_window") is False
+    )
+    if is_prefix or ignored:
+        return sum(below)
+    raise _inexpressible(key, f"the first {threshold} layers differ from the others")
+
+
+def _moved_tail(key: str, length: int, count: int, sources: Sequence[int]) -> int:
+    inside = [source >= count - length for source in sources]
+    if all(inside[len(inside) - sum(inside) :]):
+        return sum(inside)
+    raise _inexpressible(key, f"the last {length} layers differ from the others")
+
+
+def _moved_period(key: str, section: dict[str, Any], sources: Sequence[int]) -> dict[str, Any]:
+    """The keys to change so that every layer keeps its kind; none if the period still holds."""
+    is_special, override = _PERIODS[key]
+    if section.get(override):
+        return {}
+    period = section[key]
+    if isinstance(period, list):
+        return {}
+    if not _is_count(period) or period < 1:
+        raise _inexpressible(key, "layers differ by a pattern")
+    offset = section.get(key.replace("_period", "_offset"), 0) if "_period" in key else 0
+    special = [is_special(source - offset, period) for source in sources]
+    if special == [is_special(layer - offset, period) for layer in range(len(sources))]:
+        return {}
+    if key in _WRITTEN_OUT:
+        yes, no = _WRITTEN_OUT[key]
+        return {override: [yes if flag else no for flag in special]}
+    if key == "decoder_sparse_step" and "mlp_only_layers" in section:
+        dense = set(section["mlp_only_layers"] or ())
+        flags = zip(sources, special, strict=True)
+        sparse = [flag and source not in dense for source, flag in flags]
+        only = [layer for layer, flag in enumerate(sparse) if not flag]
+        return {"decoder_sparse_step": 1, "mlp_only_layers": only}
+    raise _inexpressible(key, f"layers differ with a period of {period}")
+
+
+def _inexpressible(key: str, fact: str) -> CompatibilityError:
+    return CompatibilityError(
+        f"By the configuration's {key!r} {fact}, which the new order of layers breaks and the "
+        "configuration cannot express: choose slices that keep that pattern."
+    )

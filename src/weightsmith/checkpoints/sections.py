@@ -1,0 +1,63 @@
+"""A configuration and the configurations nested in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+# The order in which nested sections are asked for the facts of the language model.
+_LANGUAGE_SECTIONS = (
+    "text_config",
+    "llm_config",
+    "language_config",
+    "decoder",
+    "thinker_config",
+)
+# Number of blocks, per family; the first key that a section has counts.
+LAYER_COUNT_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "num_decoder_layers",
+    "num_blocks",
+    "depth",
+)
+
+
+def sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configuration, then every one nested in it, those of language models first."""
+    yield config
+    nested = [
+        key
+        for key, value in config.items()
+        if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder"))
+    ]
+    for key in sorted(nested, key=lambda key: key not in _LANGUAGE_SECTIONS):
+        if key not in ("quantization_config", "generation_config"):
+            yield from sections(config[key])
+
+
+def first_of(config: dict[str, Any] | None, *keys: str) -> Any:
+    """The value of the first of `keys` in the first section that has one of them, or None."""
+    if config is None:
+        return None
+    for section in sections(config):
+        for key in keys:
+            if section.get(key) is not None:
+                return section[key]
+    return None
+
+
+def layer_count_of(config: dict[str, Any] | None) -> int | None:
+    """The number of blocks that a configuration declares, or None where it declares none."""
+    count = first_of(config, *LAYER_COUNT_KEYS)
+    return count if isinstance(count, int) else None
+
+
+def vocabulary_size_of(config: dict[str, Any] | None) -> int | None:
+    """The vocabulary size that a configuration declares, or None."""
+    size = first_of(config, "vocab_size")
+    return size if isinstance(size, int) else None

@@ -1,0 +1,165 @@
+"""Tied tensors: several names for one matrix, most often the input embedding and the output head.
+
+A tie is known in three ways: two names share one storage of a pickled file; the configuration
+says `tie_word_embeddings` and both tensors are stored; or the head is not stored at all. Equal
+bytes alone are no tie: a model that was trained untied may start out equal.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.checkpoints.roles import Kind, Role
+from weightsmith.checkpoints.sections import first_of
+from weightsmith.errors import CompatibilityError
+from weightsmith.findings import Finding, Severity
+from weightsmith.tensors.stored import LazyTensor, StoredTensor
+
+if TYPE_CHECKING:
+    from weightsmith.checkpoints.checkpoint import Checkpoint
+
+# Classes whose output head scores the vocabulary, by the end of their name.
+_LANGUAGE_HEADS = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+    "ForMaskedLM",
+    "ForPreTraining",
+    "WithLMHead",
+)
+
+
+class Tying(enum.Enum):
+    """How a checkpoint keeps its output head."""
+
+    TIED = "tied"
+    UNTIED = "untied"
+    NO_HEAD = "no head"
+
+
+def find_ties(
+    tensors: Mapping[str, LazyTensor],
+    roles: Mapping[str, Role],
+    config: dict[str, Any] | None,
+) -> tuple[frozenset[str], ...]:
+    """Groups of stored names that are one tensor, in the order of their first names."""
+    groups = _shared_storages(tensors)
+    head = vocabulary_head(tensors, roles)
+    if head is not None and declared_tied(config):
+        embedding = vocabulary_embedding(tensors, roles)
+        if embedding is not None and tensors[embedding].shape == tensors[head].shape:
+            groups.append({embedding, head})
+    order = {name: i for i, name in enumerate(tensors)}
+    joined = _joined(groups)
+    return tuple(sorted(joined, key=lambda group: min(order[name] for name in group)))
+
+
+def declared_tied(config: dict[str, Any] | None) -> bool | None:
+    """What the configuration says of `tie_word_embeddings`; None where it says nothing.
+
+    Silence means different things for different families, so then the stored tensors decide.
+    """
+    declared = first_of(config, "tie_word_embeddings")
+    return declared if isinstance(declared, bool) else None
+
+
+def tying_of(
+    tensors: Mapping[str, LazyTensor],
+    roles: Mapping[str, Role],
+    ties: Sequence[frozenset[str]],
+    config: dict[str, Any] | None,
+) -> Tying:
+    """Whether the output head is the embedding, a tensor of its own, or not there.
+
+    An absent head is a tied one if the configuration says so, or if it is silent and names a class
+    that has a language head. A network without a vocabulary has no head to tie.
+    """
+    embedding = vocabulary_embedding(tensors, roles)
+    head = vocabulary_head(tensors, roles)
+    if head is not None:
+        tied = any(head in group and embedding in group for group in ties)
+        return Tying.TIED if tied else Tying.UNTIED
+    if embedding is None:
+        return Tying.NO_HEAD
+    architectures = (config or {}).get("architectures") or ()
+    has_head = any(str(name).endswith(_LANGUAGE_HEADS) for name in architectures)
+    declared = declared_tied(config)
+    if architectures and not has_head:
+        return Tying.NO_HEAD
+    return Tying.TIED if declared or (declared is None and has_head) else Tying.NO_HEAD
+
+
+def vocabulary_embedding(
+    tensors: Mapping[str, LazyTensor], roles: Mapping[str, Role]
+) -> str | None:
+    """The name of the input embedding: the first embedding matrix with the most rows."""
+    matrices = [
+        name
+        for name, role in roles.items()
+        if role.kind is Kind.EMBEDDING and role.part == "weight" and len(tensors[name].shape) == 2
+    ]
+    return max(matrices, key=lambda name: tensors[name].shape[0], default=None)
+
+
+def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Role]) -> str | None:
+    """The name of the matrix that scores the vocabulary: a head with the embedding's rows."""
+    embedding = vocabulary_embedding(tensors, roles)
+    if embedding is None:
+        return None
+    rows = tensors[embedding].shape[0]
+    heads = (
+        name
+        for name, role in roles.items()
+        if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
+    )
+    return next((name for name in heads if tensors[name].shape[0] == rows), None)
+
+
+def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """An error for every checkpoint whose head is tied where others keep a head of their own."""
+    tied = [c for c in checkpoints if c.tying is Tying.TIED]
+    untied = [c for c in checkpoints if c.tying is Tying.UNTIED]
+    if not tied or not untied:
+        return []
+    head = vocabulary_head(untied[0].tensors, untied[0].roles)
+    return [
+        Finding(
+            Severity.ERROR,
+            "tied-untied-mix",
+            checkpoint.identity,
+            f"{checkpoint.identity} ties its output head to its embedding, but "
+            f"{untied[0].identity} keeps {head!r} of its own, so a merge would be read with the "
+            "wrong head",
+            "untie the former (`ties: untie` in the recipe reads its embedding as its head and "
+            "writes both), or leave one of the two out",
+        )
+        for checkpoint in tied
+    ]
+
+
+def require_equal_ties(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise CompatibilityError where tied and untied checkpoints are mixed."""
+    for finding in tie_findings(checkpoints):
+        raise CompatibilityError(finding.sentence + ".")
+
+
+def _shared_storages(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:
+    places: dict[object, set[str]] = defaultdict(set)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, StoredTensor) and tensor.nbytes:
+            place = (tensor.file, tensor.offset, tensor.dtype, tensor.shape, tensor.strides)
+            places[place].add(name)
+    return [names for names in places.values() if len(names) > 1]
+
+
+def _joined(groups: Sequence[set[str]]) -> list[frozenset[str]]:
+    """Groups with a name in common become one."""
+    joined: list[set[str]] = []
+    for group in groups:
+        apart = [other for other in joined if not other & group]
+        together = [other for other in joined if other & group]
+        joined = [*apart, set(group).union(*together)]
+    return [frozenset(group) for group in joined]

@@ -1,0 +1,144 @@
+"""The library's front door: merge, plan, verify and replay checkpoints, and merge tensors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.engine import verify as verification
+from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
+from weightsmith.engine.progress import Progress
+from weightsmith.engine.run import run
+from weightsmith.engine.verify import Verification
+from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.methods import registry
+from weightsmith.recipes import Expression, Recipe, checkpoint
+from weightsmith.tensors.graph import Node, Scope, Site, Value, is_reduction, source, walk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RecipeLike = Recipe | Expression | Mapping[str, Any] | str | Path
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """A recipe from a path, YAML text, mapping or expression."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Expression):
+        return Recipe.from_expression(recipe)
+    return Recipe.load(recipe)
+
+
+def open(path: str | Path) -> Expression:  # noqa: A001 - weightsmith.open is the public name
+    """A checkpoint to compute with: `open(a) + 0.5 * (open(b) - open(base))` is an expression that `merge` takes."""
+    return checkpoint(str(path))
+
+
+def plan(recipe: RecipeLike, **options: Any) -> Plan:
+    """What merging `recipe` will read, compute and write, from headers alone (options as for `merge`)."""
+    return make_plan(as_recipe(recipe), **options)
+
+
+def merge(
+    recipe: RecipeLike,
+    out: str | Path,
+    *,
+    memory_bytes: int = DEFAULT_MEMORY,
+    threads: int | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
+    force: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Merge checkpoints by a recipe into the new folder `out` and return its manifest.
+
+    An interrupted merge is continued by the same call. `memory_bytes` bounds anonymous memory (default 256 MiB), `threads` defaults to the
+    number of cores. Raises a WeightsmithError whose sentence says what to do.
+    """
+    made = make_plan(as_recipe(recipe), threads=threads, memory_bytes=memory_bytes, device=device, backend=backend)
+    return run(made, Path(out), force=force, fresh=fresh, progress=progress)
+
+
+def verify(folder: str | Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None) -> Verification:
+    """Compare an output folder with its manifest (see `weightsmith.engine.verify.verify`)."""
+    return verification.verify(Path(folder), recompute=recompute, inputs=inputs)
+
+
+def replay(folder: str | Path, new: str | Path, **options: Any) -> Manifest:
+    """Run the merge on record in `folder` again into `new`, bit for bit (see `weightsmith.engine.verify.replay`)."""
+    return verification.replay(Path(folder), Path(new), **options)
+
+
+def merge_state_dicts(
+    method: str,
+    experts: Sequence[Mapping[str, Tensor]],
+    *,
+    base: Mapping[str, Tensor] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    per_expert: Sequence[Mapping[str, Any]] | None = None,
+    preset: str = "paper",
+    seed: int = 0,
+    labels: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Merge tensors in memory with any method; gradients flow through to the experts and the base.
+
+    Every tensor is computed in float32 (float64 if an input is) and returned in the dtype of the base, or of the first expert.
+    Integer and bool tensors are taken from the base, or must agree. Raises CompatibilityError for different names or shapes.
+    """
+    spec = registry.get(method)
+    built = spec.build(parameters or {}, per_expert or [{} for _ in experts], preset=preset, where="merge_state_dicts")
+    _check_base(spec, base)
+    reference = base if base is not None else experts[0]
+    inputs = [*([base] if base is not None else []), *experts]
+    _check_alike(inputs)
+    outputs: dict[str, Value] = {}
+    sources: dict[str, Sequence[Tensor]] = {}
+    for name, tensor in reference.items():
+        if tensor.is_floating_point():
+            nodes = [source(i) for i in range(len(inputs))]
+            site = Site(name, tuple(tensor.shape), seed=seed, labels=tuple(labels))
+            outputs[name] = built.combine(nodes[0] if base is not None else None, nodes[len(inputs) - len(experts) :], site)
+            sources[name] = [state[name] for state in inputs]
+    merged = _evaluate(outputs, sources)
+    return {n: merged[n].to(t.dtype) if n in merged else _agreed(n, inputs, base) for n, t in reference.items()}
+
+
+def _check_base(spec: registry.MethodSpec, base: object) -> None:
+    if spec.base is registry.Base.REQUIRED and base is None:
+        raise UsageError(f"Method {spec.name} needs a base: pass base=STATE_DICT.")
+    if spec.base is registry.Base.IGNORED and base is not None:
+        raise UsageError(f"Method {spec.name} has no base: pass that state dict as an expert, or leave it out.")
+
+
+def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
+    first = states[0]
+    for position, state in enumerate(states[1:], start=1):
+        different = sorted(set(first) ^ set(state))
+        if different:
+            raise CompatibilityError(f"State dicts 0 and {position} do not both hold {different[0]!r}; pass matching ones.")
+        for name, tensor in first.items():
+            if tensor.shape != state[name].shape:
+                raise CompatibilityError(
+                    f"{name!r} has shape {tuple(tensor.shape)} in state dict 0 and {tuple(state[name].shape)} in {position}."
+                )
+
+
+def _evaluate(outputs: Mapping[str, Value], sources: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    from weightsmith.tensors.torch_backend import evaluate_model
+
+    groups: dict[Node, int] = {}
+    for output in outputs.values():
+        wide = [n for n in walk([output]) if is_reduction(n) and getattr(n, "scope", None) is Scope.MODEL]
+        groups.update({node: position for position, node in enumerate(wide)})
+    return evaluate_model(outputs, sources, groups=groups)
+
+
+def _agreed(name: str, states: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None) -> Tensor:
+    first = states[0][name]
+    if base is None and any(not first.equal(state[name]) for state in states[1:]):
+        raise CompatibilityError(f"{name!r} holds {first.dtype} values that differ between the state dicts; pass a base to keep.")
+    return first.clone()

@@ -1,0 +1,84 @@
+"""The recipe's `assert:` clauses, checked on the written tensors before the output is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weightsmith.engine.output import OutputShards
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.progress import Progress
+from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.errors import AssertionFailed
+from weightsmith.recipes.formula import Assertion, Formula, OutputTensor
+from weightsmith.tensors.graph import Scalar, Value, count, dot, source, value
+from weightsmith.tensors.stored import LazyTensor
+
+
+def check_assertions(plan: Plan, shards: OutputShards, scheduler: Scheduler, progress: Progress) -> None:
+    """Raise AssertionFailed with every clause and tensor that does not hold."""
+    if not plan.resolved.assertions:
+        return
+    progress.stage("checking assertions")
+    settings = Settings(plan.backend.load(), plan.tile_elements)
+    outputs = {tensor.output.name: tensor.output for tensor in plan.tensors}
+    failures: list[str] = []
+    for clause in plan.resolved.assertions:
+        jobs = []
+        for position, name in enumerate(clause.tensors):
+            reference = clause.references[position] if clause.references else None
+            jobs.append(_check(clause, outputs[name], reference, plan, shards, settings, failures))
+        scheduler.run(jobs)
+    if failures:
+        shown = "; ".join(sorted(failures)[:10])
+        more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
+        raise AssertionFailed(f"The merge is not sealed, because an assertion of the recipe fails: {shown}{more}.")
+
+
+def _check(
+    clause: Assertion,
+    tensor: OutputTensor,
+    reference: Formula | None,
+    plan: Plan,
+    shards: OutputShards,
+    settings: Settings,
+    failures: list[str],
+) -> Job:
+    sources: list[LazyTensor] = [shards.stored(tensor.name)]
+    expected: Value | None = None
+    if reference is not None:
+        leaves = distinct_leaves(reference)
+        offset = {leaf: i + 1 for i, leaf in enumerate(leaves)}
+        sources += [plan.leaf(leaf) for leaf in leaves]
+        expected = Tracer(plan.resolved.seed).formula_value(reference, tensor, lambda leaf: source(offset[leaf]))
+    measured = _measurements(clause, source(0), expected)
+    root = value(0.0)
+    for scalar in measured:
+        root = root + scalar
+    job = TensorJob(tensor.name, tensor.shape, root, sources, settings)
+    yield from job.resolve()
+    problem = _problem(clause, tensor, [float(job.known[m]) for m in measured])
+    if problem:
+        failures.append(f"`{clause.text}`: tensor {tensor.name!r} {problem}")
+
+
+def _measurements(clause: Assertion, written: Value, expected: Value | None) -> Sequence[Scalar]:
+    if clause.kind == "finite":
+        return [count(~((written - written).equals(0.0)))]
+    assert expected is not None
+    if clause.kind == "equal":
+        return [count(~written.equals(expected))]
+    return [dot(written, written), dot(expected, expected)]
+
+
+def _problem(clause: Assertion, tensor: OutputTensor, measured: Sequence[float]) -> str:
+    if clause.kind == "finite":
+        return f"has {measured[0]:.0f} NaN or infinite value(s)" if measured[0] else ""
+    if clause.kind == "equal":
+        return f"differs in {measured[0]:.0f} element(s)" if measured[0] else ""
+    written, expected = (m**0.5 for m in measured)
+    ratio = written / expected if expected else (1.0 if written == 0 else float("inf"))
+    if clause.low <= ratio <= clause.high:
+        return ""
+    return f"has {ratio:.6g} times the norm of its reference, outside [{clause.low:g}, {clause.high:g}]"

@@ -1,0 +1,98 @@
+"""Which backend a run uses, and what it costs to have it."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from weightsmith.errors import ResourceError, UsageError
+from weightsmith.findings import Finding, Severity
+from weightsmith.tensors.passes import Backend
+
+# Measured anonymous memory of a process that has done a merge's imports, before the first tile.
+_NATIVE_RESIDENT = 40 * 2**20
+_TORCH_RESIDENT = 200 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """The backend that will run, by kind ("native" or "torch") and device, and why."""
+
+    kind: str
+    device: str
+    description: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Anonymous memory of the process apart from tiles."""
+        return _NATIVE_RESIDENT if self.kind == "native" else _TORCH_RESIDENT
+
+    def scratch_bytes_per_element(self, sources: int) -> int:
+        """Working memory per element of a tile; native registers are per block and do not count."""
+        return 0 if self.kind == "native" else 4 * (2 * sources + 6)
+
+    def load(self) -> Backend:
+        """Make the backend; torch is imported here and nowhere earlier."""
+        if self.kind == "native":
+            from weightsmith.tensors import native
+
+            return native.load()
+        from weightsmith.tensors.torch_backend import TorchBackend, use_one_thread
+
+        use_one_thread()
+        return TorchBackend(self.device)
+
+
+def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
+    """Native on the CPU where it was built, else torch.
+
+    Raises UsageError for an unknown backend or device and ResourceError for one that is not available here.
+    """
+    if wanted not in ("auto", "native", "torch"):
+        raise UsageError(f"There is no backend {wanted!r}; choose auto, native or torch.")
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"There is no device {device!r}; choose cpu, cuda, cuda:N or mps.")
+    if kind != "cpu":
+        if wanted == "native":
+            raise UsageError(f"The native backend computes on the cpu only; leave it out to use {device}.")
+        _require_device(device)
+        return BackendChoice("torch", device, f"torch on {device}")
+    from weightsmith.tensors import native
+
+    if wanted != "torch" and native.available():
+        return BackendChoice("native", "cpu", native.describe())
+    if wanted == "native":
+        raise ResourceError(f"The native backend is not available: {native.unavailable_reason()}")
+    if importlib.util.find_spec("torch") is None:
+        raise ResourceError(
+            f"Neither backend is available: {native.unavailable_reason()}, and torch is not installed; install "
+            "a C++ compiler and reinstall weightsmith, or `pip install weightsmith[torch]`."
+        )
+    note: tuple[Finding, ...] = ()
+    if wanted == "auto":
+        note = (
+            Finding(
+                Severity.NOTE,
+                "torch-backend",
+                "backend",
+                f"the native kernels are not available ({native.unavailable_reason()}), so torch computes, several times slower",
+                "install a C++ compiler and reinstall weightsmith to build them",
+            ),
+        )
+    return BackendChoice("torch", "cpu", "torch on cpu", note)
+
+
+def _require_device(device: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ResourceError(f"Device {device} needs torch, which is not installed: `pip install weightsmith[torch]`.")
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind == "mps":
+        present = torch.backends.mps.is_available()
+    else:
+        present = torch.cuda.is_available() and (not number or int(number) < torch.cuda.device_count())
+    if not present:
+        raise ResourceError(f"This machine has no device {device}; use --device cpu.")

@@ -1,0 +1,150 @@
+"""The manifest: what was in fact read, computed and written; `verify` and `replay` work from it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.engine.journal import TensorRecord
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.trace import distinct_leaves
+from weightsmith.errors import VerificationError
+from weightsmith.tensors.digests import checkpoint_digest
+
+FILE_NAME = "weightsmith-manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input checkpoint: the reference as the recipe has it, where it lay seen from the output, and its digests by tensor."""
+
+    reference: str
+    path: str
+    hub_id: str | None
+    revision: str | None
+    digest: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is on record about one output folder."""
+
+    version: str
+    backend: str
+    recipe: str
+    recipe_digest: str
+    seed: int
+    donor: str
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, str]
+    files: Mapping[str, str]
+    digest: str
+
+    def to_json(self) -> bytes:
+        """Canonical text: the same facts give the same bytes."""
+        content = {
+            "schema": SCHEMA,
+            "weightsmith": self.version,
+            "backend": self.backend,
+            "digest": self.digest,
+            "seed": self.seed,
+            "donor": self.donor,
+            "recipe_digest": self.recipe_digest,
+            "recipe": self.recipe,
+            "inputs": {
+                label: {
+                    "reference": i.reference,
+                    "path": i.path,
+                    "hub_id": i.hub_id,
+                    "revision": i.revision,
+                    "digest": i.digest,
+                    "tensors": dict(sorted(i.tensors.items())),
+                }
+                for label, i in sorted(self.inputs.items())
+            },
+            "outputs": dict(sorted(self.outputs.items())),
+            "files": dict(sorted(self.files.items())),
+        }
+        return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Path) -> Manifest:
+    """The manifest of a finished run whose small files lie in `folder` and that will appear at `out`."""
+    from weightsmith import __version__
+
+    read: dict[str, dict[str, str]] = {label: {} for label in plan.resolved.checkpoints}
+    for tensor in plan.tensors:
+        digests = records[tensor.output.name].source_digests
+        for leaf, digest in zip(distinct_leaves(tensor.output.formula), digests, strict=True):
+            read[leaf.checkpoint][leaf.tensor] = digest
+    outputs = {name: record.digest for name, record in records.items()}
+    inputs = {
+        label: Input(
+            reference=checkpoint.source,
+            path=os.path.relpath(checkpoint.path, out),
+            hub_id=checkpoint.hub_id,
+            revision=checkpoint.revision,
+            digest=checkpoint_digest(read[label]),
+            tensors=read[label],
+        )
+        for label, checkpoint in plan.resolved.checkpoints.items()
+    }
+    return Manifest(
+        version=__version__,
+        backend=plan.backend.kind,
+        recipe=plan.recipe.dump(),
+        recipe_digest=plan.recipe.digest(),
+        seed=plan.resolved.seed,
+        donor=plan.resolved.donor,
+        inputs=inputs,
+        outputs=outputs,
+        files=small_file_digests(folder),
+        digest=checkpoint_digest(outputs),
+    )
+
+
+def small_file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix != ".safetensors" and file.name != FILE_NAME
+    }
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA:
+            raise VerificationError(
+                f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; use a newer weightsmith."
+            )
+        return _from_json(content)
+    except FileNotFoundError:
+        raise VerificationError(f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationError(f"{str(path)!r} is damaged ({error}); the folder cannot be verified.") from error
+
+
+def _from_json(content: dict[str, Any]) -> Manifest:
+    return Manifest(
+        version=str(content["weightsmith"]),
+        backend=str(content["backend"]),
+        recipe=str(content["recipe"]),
+        recipe_digest=str(content["recipe_digest"]),
+        seed=int(content["seed"]),
+        donor=str(content["donor"]),
+        inputs={label: Input(**facts) for label, facts in content["inputs"].items()},
+        outputs=dict(content["outputs"]),
+        files=dict(content["files"]),
+        digest=str(content["digest"]),
+    )

@@ -1,0 +1,179 @@
+"""Statistics over the whole model: the same reduction measured on many tensors and joined.
+
+Tensors belong together when their reductions carry the same group key (see `trace`). Each round streams every tensor that takes part
+once, measuring all of its pending model-wide reductions together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.tensor_job import Rounds, TensorJob, combine_partials
+from weightsmith.tensors.graph import Cut, Scalar
+from weightsmith.tensors.order import Selection, local_cut
+from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
+
+
+@dataclass(slots=True)
+class _Member:
+    job: TensorJob
+    reduction: Scalar | Cut
+    offset: int
+    tiles: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    members: list[_Member]
+    selection: Selection | None = None
+    result: Any = None
+
+    @property
+    def population(self) -> int:
+        return sum(member.job.numel for member in self.members)
+
+
+def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None:
+    """Measure every model-wide reduction of these jobs and put the results into their `known`.
+
+    Jobs must be in the plan's order, which decides between equal magnitudes of different tensors.
+    """
+    while True:
+        scheduler.run(job.resolve() for job in jobs)
+        groups = _pending(jobs)
+        if not groups:
+            return
+        _prepare(groups)
+        _sample(groups, scheduler)
+        while open_groups := {key: g for key, g in groups.items() if g.result is None}:
+            _measure(open_groups, scheduler)
+        for group in groups.values():
+            for member in group.members:
+                member.job.known[member.reduction] = _local(group.result, member)
+
+
+def _pending(jobs: Sequence[TensorJob]) -> dict[Hashable, _Group]:
+    groups: dict[Hashable, _Group] = {}
+    for job in jobs:
+        for reduction in job.pending_model_reductions():
+            group = groups.setdefault(job.groups[reduction], _Group([]))
+            group.members.append(_Member(job, reduction, group.population))
+    return groups
+
+
+def _prepare(groups: dict[Hashable, _Group]) -> None:
+    for group in groups.values():
+        first = group.members[0]
+        if isinstance(first.reduction, Cut):
+            wanted = first.job.wanted(first.reduction, group.population)
+            group.selection = Selection(wanted, group.population, max(m.job.key_bits for m in group.members))
+            group.result = group.selection.result
+
+
+def _sample(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
+    asked: dict[Hashable, Request | None] = {
+        key: g.selection.sample_request for key, g in groups.items() if g.selection and g.selection.sample_request
+    }
+    found = _stream(groups, asked, scheduler, sampled=True)
+    for key, by_member in found.items():
+        selection = groups[key].selection
+        assert selection is not None
+        selection.absorb_sample(
+            _weighted(parts, member.job.numel) for member, parts in zip(groups[key].members, by_member, strict=True)
+        )
+
+
+def _weighted(parts: Sequence[HistogramPart], numel: int) -> HistogramPart:
+    """A tensor's sampled histogram, scaled so that tensors count by their size."""
+    counts = np.sum([part.counts for part in parts], axis=0, dtype=np.float64)
+    sampled = counts.sum() or 1.0
+    return HistogramPart(np.rint(counts * (numel / sampled / 32)).astype(np.uint64), 0)
+
+
+def _measure(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
+    asked: dict[Hashable, Request | None] = {
+        key: group.selection.request() if group.selection else None for key, group in groups.items()
+    }
+    for key, by_member in _stream(groups, asked, scheduler, sampled=False).items():
+        group, request = groups[key], asked[key]
+        if group.selection is None:
+            group.result = combine_partials(group.members[0].reduction.op, [p for parts in by_member for p in parts])
+            continue
+        assert request is not None
+        if not (isinstance(request, Collect) and request.only_part is not None):
+            for member, parts in zip(group.members, by_member, strict=True):
+                member.tiles = len(parts)
+        joined = [_global(p, m.offset) for m, parts in zip(group.members, by_member, strict=True) for p in parts]
+        group.selection.absorb(request, joined)
+        group.result = group.selection.result
+
+
+def _stream(
+    groups: dict[Hashable, _Group], asked: dict[Hashable, Request | None], scheduler: Scheduler, sampled: bool
+) -> dict[Hashable, list[list[Any]]]:
+    """Stream every member once; for each group, each member's parts."""
+    found: dict[Hashable, list[list[Any]]] = {key: [[] for _ in groups[key].members] for key in asked}
+    by_job: dict[int, list[tuple[Hashable, int, _Member, int | None]]] = {}
+    jobs: dict[int, TensorJob] = {}
+    for key, request in asked.items():
+        for position, (member, tile) in enumerate(_asked_members(groups[key], request)):
+            if tile != -1:
+                jobs[id(member.job)] = member.job
+                by_job.setdefault(id(member.job), []).append((key, position, member, tile))
+
+    def stream(job: TensorJob, wanted: list[tuple[Hashable, int, _Member, int | None]]) -> Job:
+        full = [entry for entry in wanted if entry[3] is None]
+        if full:
+            yield from _part(job, full, asked, None, found, sampled)
+        for entry in wanted:
+            if entry[3] is not None:
+                yield from _part(job, [entry], asked, entry[3], found, sampled)
+
+    scheduler.run(stream(jobs[identity], wanted) for identity, wanted in by_job.items())
+    return found
+
+
+def _part(
+    job: TensorJob,
+    entries: Sequence[tuple[Hashable, int, _Member, int | None]],
+    asked: dict[Hashable, Request | None],
+    tile: int | None,
+    found: dict[Hashable, list[list[Any]]],
+    sampled: bool,
+) -> Rounds:
+    requests = [(member.reduction, asked[key]) for key, _, member, _ in entries]
+    parts = yield from (job.sample_part(requests) if sampled else job.measure_part(requests, only_tile=tile))
+    for (key, position, _, _), part in zip(entries, parts, strict=True):
+        found[key][position] = part
+
+
+def _asked_members(group: _Group, request: Request | None) -> list[tuple[_Member, int | None]]:
+    """Members with the one tile that is asked of them: None for all tiles, -1 for none."""
+    if not (isinstance(request, Collect) and request.only_part is not None):
+        return [(member, None) for member in group.members]
+    result: list[tuple[_Member, int | None]] = []
+    first = 0
+    for member in group.members:
+        inside = first <= request.only_part < first + member.tiles
+        result.append((member, request.only_part - first if inside else -1))
+        first += member.tiles
+    return result
+
+
+def _global(part: Any, offset: int) -> Any:
+    if isinstance(part, CollectPart):
+        return CollectPart(part.keys, part.indices + offset, part.inside, part.above)
+    assert isinstance(part, HistogramPart)
+    return part
+
+
+def _local(result: Any, member: _Member) -> Any:
+    if isinstance(result, CutPoint):
+        return local_cut(result, member.offset, member.job.numel)
+    return result
+

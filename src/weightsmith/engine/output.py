@@ -1,0 +1,107 @@
+"""The output's shards while they are being filled."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from weightsmith.tensors.layout import Placement, ShardLayout
+from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors.writer import ShardWriter
+
+
+class PlacedSink:
+    """Writes one tensor's tiles to their final bytes."""
+
+    def __init__(self, writer: ShardWriter, placement: Placement, advance: Callable[[int], None]) -> None:
+        self._writer, self._placement, self._advance = writer, placement, advance
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Take the bytes that begin at element `start`."""
+        self._writer.write(self._placement, start, data)
+        self._advance(len(data))
+
+
+class OutputShards:
+    """All shards of an output, opened when first needed and made durable as soon as each is full."""
+
+    def __init__(self, layout: ShardLayout, folder: Path) -> None:
+        self._layout = layout
+        self._folder = folder
+        self._writers: dict[int, ShardWriter] = {}
+        self._missing = Counter(p.shard for shard in layout.shards for p in shard.placements)
+        self._lock = threading.Lock()
+        self._syncing: list[threading.Thread] = []
+        self._sync_error: BaseException | None = None
+
+    def __enter__(self) -> OutputShards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for thread in self._syncing:
+            thread.join()
+        for writer in self._writers.values():
+            writer.close()
+
+    def has(self, name: str) -> bool:
+        """True if the file of a tensor is there, as planned, from an earlier run."""
+        shard = self._layout.placement(name).shard
+        with self._lock:
+            if shard not in self._writers:
+                reopened = ShardWriter.reopen(self._folder, self._layout.shards[shard])
+                if reopened is None:
+                    return False
+                self._writers[shard] = reopened
+            return True
+
+    def sink(self, name: str, advance: Callable[[int], None]) -> PlacedSink:
+        """Where the tiles of a tensor go."""
+        placement = self._layout.placement(name)
+        return PlacedSink(self._writer(placement.shard), placement, advance)
+
+    def stored(self, name: str) -> StoredTensor:
+        """A finished tensor, to be read back."""
+        placement = self._layout.placement(name)
+        file = self._folder / self._layout.shards[placement.shard].file_name
+        return StoredTensor(name, placement.dtype, placement.shape, file, placement.offset)
+
+    def tensor_done(self, name: str) -> None:
+        """Count a finished tensor; a shard that is full is made durable in the background."""
+        shard = self._layout.placement(name).shard
+        with self._lock:
+            self._missing[shard] -= 1
+            if self._missing[shard] == 0:
+                thread = threading.Thread(target=self._sync, args=(self._writers[shard],), daemon=True)
+                self._syncing.append(thread)
+                thread.start()
+
+    def finish(self) -> None:
+        """Make every shard durable; shards without tensors are created empty."""
+        for thread in self._syncing:
+            thread.join()
+        if self._sync_error is not None:
+            raise self._sync_error
+        for shard in range(len(self._layout.shards)):
+            self._writer(shard).finish()
+
+    def _writer(self, shard: int) -> ShardWriter:
+        with self._lock:
+            if shard not in self._writers:
+                described = self._layout.shards[shard]
+                reopened = ShardWriter.reopen(self._folder, described)
+                if reopened is None:
+                    (self._folder / described.file_name).unlink(missing_ok=True)
+                    reopened = ShardWriter.create(self._folder, described)
+                self._writers[shard] = reopened
+            return self._writers[shard]
+
+    def _sync(self, writer: ShardWriter) -> None:
+        try:
+            writer.sync()
+        except BaseException as error:  # reported by finish(), in the caller's thread
+            self._sync_error = error

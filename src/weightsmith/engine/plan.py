@@ -1,0 +1,233 @@
+"""The plan: everything that a merge will read, compute and write, known from headers alone."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.engine.backends import BackendChoice, choose_backend
+from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity, errors_among
+from weightsmith.recipes import Recipe, resolve
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Resolved, Same, Sum
+from weightsmith.tensors.graph import Scope, walk
+from weightsmith.tensors.layout import ShardLayout, plan_layout
+from weightsmith.tensors.passes import reduction_levels
+from weightsmith.tensors.stored import LazyTensor
+
+DEFAULT_MEMORY = 256 * 2**20
+_SMALLEST_TILE, _LARGEST_TILE = 1 << 18, 1 << 20
+# The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
+FORMAT = 1
+
+
+class Action(enum.Enum):
+    """What is done for one output tensor."""
+
+    COPY = "copy"
+    COMPARE = "compare and copy"
+    COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One output tensor: what is done, how often its inputs are streamed, and how many bytes that reads."""
+
+    output: OutputTensor
+    action: Action
+    passes: int
+    read_bytes: int
+    model_scope: bool
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A merge, decided to the last byte but not yet run."""
+
+    resolved: Resolved
+    tensors: tuple[PlannedTensor, ...]
+    layout: ShardLayout
+    backend: BackendChoice
+    threads: int
+    memory_bytes: int
+    tile_elements: int
+    findings: tuple[Finding, ...]
+    digest: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was planned."""
+        return self.resolved.recipe
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from the inputs, all passes together."""
+        return sum(tensor.read_bytes for tensor in self.tensors)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of the output's weight files."""
+        return self.layout.file_bytes
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Findings that forbid to run the plan."""
+        return errors_among(self.findings)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted anonymous memory, the interpreter included."""
+        widest = max((self.bytes_per_element(t) for t in self.tensors), default=0)
+        whole = max((self._whole_bytes(t) for t in self.tensors if t.whole), default=0)
+        return self.backend.resident_bytes + self.threads * widest * self.tile_elements + whole
+
+    def bytes_per_element(self, tensor: PlannedTensor) -> int:
+        """Bytes of buffers and scratch per element of a tile."""
+        return _bytes_per_element(tensor.output, self.resolved.checkpoints, self.backend)
+
+    def _whole_bytes(self, tensor: PlannedTensor) -> int:
+        elements = 1
+        for length in tensor.output.shape:
+            elements *= length
+        return 4 * elements * (len(distinct_leaves(tensor.output.formula)) + 4)
+
+    def leaf(self, leaf: Leaf) -> LazyTensor:
+        """The stored tensor of a leaf."""
+        return self.resolved.checkpoints[leaf.checkpoint].tensors[leaf.tensor]
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    opener: Callable[[str], Checkpoint] = open_checkpoint,
+    threads: int | None = None,
+    memory_bytes: int = DEFAULT_MEMORY,
+    device: str = "cpu",
+    backend: str = "auto",
+) -> Plan:
+    """Plan a recipe from headers alone.
+
+    Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all; what can be described is a
+    finding of the plan instead.
+    """
+    resolved = resolve(recipe, opener)
+    choice = choose_backend(device, backend)
+    workers = threads or os.cpu_count() or 1
+    planned, findings = _planned_tensors(resolved)
+    layout = plan_layout([(t.name, t.dtype, t.shape) for t in resolved.outputs], resolved.shard_bytes)
+    widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1)
+    budget = max(memory_bytes - choice.resident_bytes, memory_bytes // 4) // workers
+    tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), _LARGEST_TILE)
+    return Plan(
+        resolved=resolved,
+        tensors=planned,
+        layout=layout,
+        backend=choice,
+        threads=workers,
+        memory_bytes=memory_bytes,
+        tile_elements=tile,
+        findings=(*resolved.findings, *findings, *choice.findings),
+        digest=_digest(resolved, layout),
+    )
+
+
+def require_runnable(plan: Plan) -> None:
+    """Raise RecipeError with every error of the plan, if there is one."""
+    if plan.errors:
+        lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
+        raise RecipeError(f"The plan has {len(plan.errors)} error(s):\n{lines}")
+
+
+def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Action:
+    """How an output tensor comes about."""
+    if isinstance(tensor.formula, Same):
+        return Action.COMPARE
+    if isinstance(tensor.formula, Leaf):
+        stored = checkpoints[tensor.formula.checkpoint].tensors[tensor.formula.tensor]
+        if stored.dtype is tensor.dtype:
+            return Action.COPY
+    return Action.COMPUTE
+
+
+def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], list[Finding]]:
+    tracer = Tracer(resolved.seed)
+    facts: dict[Hashable, tuple[int, bool, bool]] = {}
+    planned: list[PlannedTensor] = []
+    findings: dict[str, Finding] = {}
+    for tensor in resolved.outputs:
+        action = action_of(tensor, resolved.checkpoints)
+        passes, model, whole = 1, False, False
+        if action is Action.COMPUTE:
+            key = _shape_of_formula(tensor.formula)
+            if key not in facts:
+                try:
+                    facts[key] = _facts(tracer, tensor)
+                except RecipeError as error:
+                    facts[key] = (1, False, False)
+                    found = Finding(Severity.ERROR, "method", tensor.name, str(error))
+                    findings.setdefault(found.message.split(":", 1)[-1], found)
+            passes, model, whole = facts[key]
+        stored = [resolved.checkpoints[f.checkpoint].tensors[f.tensor] for f in distinct_leaves(tensor.formula)]
+        read = passes * sum(t.nbytes for t in stored)
+        planned.append(PlannedTensor(tensor, action, passes, read, model, whole))
+    return tuple(planned), list(findings.values())
+
+
+def _facts(tracer: Tracer, tensor: OutputTensor) -> tuple[int, bool, bool]:
+    traced = tracer.trace(tensor)
+    nodes = walk([traced.output])
+    model = any(getattr(node, "scope", None) is Scope.MODEL for node in nodes)
+    whole = any(node.op == "whole" for node in nodes)
+    return len(reduction_levels([traced.output])) + 1, model, whole
+
+
+def _shape_of_formula(formula: Formula) -> Hashable:
+    """A key that is equal for formulas that differ only in the names of the tensors they read."""
+    if isinstance(formula, Leaf):
+        return formula.checkpoint
+    if isinstance(formula, Same):
+        return tuple(leaf.checkpoint for leaf in formula.leaves)
+    if isinstance(formula, Cast):
+        return (formula.dtype, _shape_of_formula(formula.inner))
+    if isinstance(formula, Sum):
+        return tuple((c, _shape_of_formula(f)) for c, f in formula.terms)
+    assert isinstance(formula, Merge)
+    base = None if formula.base is None else _shape_of_formula(formula.base)
+    experts = tuple(_shape_of_formula(f) for f in formula.experts)
+    return (formula.method, formula.preset, formula.shared, formula.per_expert, base, experts)
+
+
+def _bytes_per_element(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice) -> int:
+    stored = [checkpoints[f.checkpoint].tensors[f.tensor] for f in distinct_leaves(tensor.formula)]
+    buffers = sum(t.dtype.itemsize for t in stored) + tensor.dtype.itemsize
+    return buffers + backend.scratch_bytes_per_element(len(stored))
+
+
+def _digest(resolved: Resolved, layout: ShardLayout) -> str:
+    """Identity of a plan: equal digests mean that a staging folder of one run can be continued by another."""
+    state = hashlib.blake2b(digest_size=16)
+    for line in _identity(resolved, layout):
+        state.update(json.dumps(line, default=str).encode())
+    return state.hexdigest()
+
+
+def _identity(resolved: Resolved, layout: ShardLayout) -> Iterator[Any]:
+    yield [FORMAT, resolved.seed, resolved.nonfinite, resolved.recipe.digest()]
+    for label, checkpoint in sorted(resolved.checkpoints.items()):
+        yield label
+        for path in sorted({getattr(t, "file", Path()) for t in checkpoint.tensors.values()}):
+            status = path.stat()
+            yield [path.name, status.st_size, status.st_mtime_ns]
+    for tensor in resolved.outputs:
+        yield [tensor.name, repr(tensor.formula), str(tensor.dtype), tensor.shape]
+    for shard in layout.shards:
+        yield [shard.file_name, shard.size]

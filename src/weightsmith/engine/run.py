@@ -1,0 +1,148 @@
+"""Running a plan: resume, compute every tensor into its place, check, seal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from weightsmith.engine.assertions import check_assertions
+from weightsmith.engine.copy_job import copy_tensor
+from weightsmith.engine.journal import Journal, TensorRecord
+from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.output import OutputShards
+from weightsmith.engine.plan import Action, Plan, PlannedTensor, require_runnable
+from weightsmith.engine.progress import Progress, Silence
+from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.seal import seal
+from weightsmith.engine.staging import Staging, check_output
+from weightsmith.engine.tensor_job import Finished, Settings, TensorJob, digest_rounds
+from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.errors import NonFiniteError
+
+
+def run(
+    plan: Plan, out: Path, *, force: bool = False, fresh: bool = False, progress: Progress | None = None
+) -> Manifest:
+    """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
+
+    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. The output folder appears whole or not
+    at all. Raises RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError or AssertionFailed.
+    """
+    require_runnable(plan)
+    progress = progress or Silence()
+    out = check_output(out, [c.path for c in plan.resolved.checkpoints.values()], force)
+    staging = Staging(out, plan.digest, fresh)
+    try:
+        return _run_staged(plan, staging, progress)
+    finally:
+        staging.close()
+
+
+def _run_staged(plan: Plan, staging: Staging, progress: Progress) -> Manifest:
+    staging.check_space(plan.write_bytes)
+    scheduler = Scheduler(plan.threads)
+    with OutputShards(plan.layout, staging.checkpoint) as shards:
+        records = resumable(plan, staging.journal, shards, scheduler)
+        done = sum(plan.layout.placement(name).nbytes for name in records)
+        progress.start(plan.layout.total_size, done)
+        records |= compute_tensors(plan, shards, staging.journal, scheduler, set(records), progress)
+        check_assertions(plan, shards, scheduler, progress)
+        progress.stage("sealing")
+        shards.finish()
+    manifest = seal(plan, records, staging)
+    staging.journal.close()
+    staging.publish()
+    return manifest
+
+
+def resumable(plan: Plan, journal: Journal, shards: OutputShards, scheduler: Scheduler) -> dict[str, TensorRecord]:
+    """Tensors that an earlier run finished and whose bytes still have the recorded digest."""
+    finished = journal.finished()
+    found: dict[str, TensorRecord] = {}
+
+    def check(name: str, record: TensorRecord) -> Job:
+        if (yield from digest_rounds(shards.stored(name), plan.tile_elements)) == record.digest:
+            found[name] = record
+
+    scheduler.run(check(n, r) for n, r in finished.items() if shards.has(n))
+    return found
+
+
+def compute_tensors(
+    plan: Plan,
+    shards: OutputShards,
+    journal: Journal,
+    scheduler: Scheduler,
+    skip: set[str],
+    progress: Progress,
+) -> dict[str, TensorRecord]:
+    """Compute every tensor that is not in `skip`, write it and record it."""
+    settings = Settings(plan.backend.load(), plan.tile_elements)
+    tracer = Tracer(plan.resolved.seed)
+    records: dict[str, TensorRecord] = {}
+    with_statistics = _model_scope_jobs(plan, settings, tracer, scheduler, skip, progress)
+
+    def write(tensor: PlannedTensor) -> Job:
+        name = tensor.output.name
+        sink = shards.sink(name, lambda nbytes: progress.advance(nbytes, name))
+        if tensor.action is Action.COMPUTE:
+            job = with_statistics.pop(name, None) or tensor_job(plan, tensor, settings, tracer)
+            finished: Finished = yield from job.compute(tensor.output.dtype, sink)
+            check_finite(plan, tensor, finished)
+        else:
+            stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
+            finished = yield from copy_tensor(stored, sink, settings.tile_elements)
+        sources = tuple(finished.source_digests[i] for i in range(len(finished.source_digests)))
+        records[name] = TensorRecord(name, finished.digest, sources)
+        shards.tensor_done(name)
+        journal.record(records[name])
+
+    scheduler.run(write(tensor) for tensor in in_file_order(plan) if tensor.output.name not in skip)
+    return records
+
+
+def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
+    """Tensors in the order of their bytes in the output, so that shards fill one after the other."""
+    by_name = {tensor.output.name: tensor for tensor in plan.tensors}
+    return (by_name[placement.name] for shard in plan.layout.shards for placement in shard.placements)
+
+
+def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer) -> TensorJob:
+    """The job of one computed tensor."""
+    traced = tracer.trace(tensor.output)
+    sources = [plan.leaf(leaf) for leaf in traced.sources]
+    return TensorJob(tensor.output.name, tensor.output.shape, traced.output, sources, settings, traced.groups)
+
+
+def _model_scope_jobs(
+    plan: Plan, settings: Settings, tracer: Tracer, scheduler: Scheduler, skip: set[str], progress: Progress
+) -> dict[str, TensorJob]:
+    """Jobs whose model-wide statistics are measured; finished tensors take part, since the statistics need them."""
+    concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
+    if not concerned or all(t.output.name in skip for t in concerned):
+        return {}
+    progress.stage("measuring statistics of the whole model")
+    jobs = {t.output.name: tensor_job(plan, t, settings, tracer) for t in concerned}
+    resolve_model_scope(list(jobs.values()), scheduler)
+    return jobs
+
+
+def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
+    """Raise NonFiniteError for a NaN or infinity in an input or in the output, unless the recipe lets it pass."""
+    if plan.resolved.nonfinite == "propagate":
+        return
+    leaves = distinct_leaves(tensor.output.formula)
+    for leaf, (number, first) in zip(leaves, finished.nonfinite_sources, strict=False):
+        if number:
+            raise NonFiniteError(
+                f"{plan.leaf(leaf).location} holds {number} NaN or infinite value(s), the first at element {first}; mend the "
+                "checkpoint, or set `nonfinite: propagate` in the recipe to let them through."
+            )
+    number, first = finished.nonfinite
+    if number:
+        raise NonFiniteError(
+            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), the first at element {first}, though its "
+            f"inputs are finite: the result overflows {tensor.output.dtype}; use a wider `dtype` or smaller weights."
+        )
+

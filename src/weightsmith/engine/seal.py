@@ -1,0 +1,123 @@
+"""Turning finished shards into a checkpoint: config, tokenizer, card, recipe, manifest, and a last look."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from weightsmith.checkpoints import Checkpoint, donor_files, merged_config, open_checkpoint
+from weightsmith.checkpoints.card import MethodUse, Parent, model_card
+from weightsmith.checkpoints.donor import tokenizer_files
+from weightsmith.engine import manifest as manifests
+from weightsmith.engine.journal import TensorRecord
+from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.staging import Staging
+from weightsmith.errors import OutputError
+from weightsmith.methods import registry
+from weightsmith.recipes.formula import Cast, Formula, Merge, Sum
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.writer import sync_folder, write_file
+
+INDEX = "model.safetensors.index.json"
+RECIPE = "weightsmith-recipe.yaml"
+
+
+def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging) -> Manifest:
+    """Write everything beside the weights into the staging folder, durably, and check that it opens as a checkpoint."""
+    folder = staging.checkpoint
+    donor = plan.resolved.checkpoints[plan.resolved.donor]
+    config = _config(plan, donor)
+    _carry_files(plan, donor, folder)
+    if config is not None:
+        write_file(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    if plan.layout.index is not None:
+        write_file(folder / INDEX, plan.layout.index)
+    recipe = plan.recipe.dump()
+    write_file(folder / RECIPE, recipe.encode())
+    made = manifests.build(plan, records, folder, staging.out)
+    write_file(folder / "README.md", _card(plan, made, config, staging.out.name, recipe).encode())
+    made = manifests.build(plan, records, folder, staging.out)
+    write_file(folder / manifests.FILE_NAME, made.to_json())
+    sync_folder(folder)
+    _check_opens(plan, folder)
+    return made
+
+
+def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
+    if donor.config is None:
+        return None
+    elements: Counter[DType] = Counter()
+    for placement in (p for shard in plan.layout.shards for p in shard.placements):
+        if placement.dtype.is_float:
+            elements[placement.dtype] += placement.numel
+    dtype = elements.most_common(1)[0][0] if elements else None
+    return merged_config(
+        donor.config,
+        dtype=dtype,
+        layer_sources=plan.resolved.layer_sources,
+        tied=False if plan.resolved.untied else None,
+        stack=plan.resolved.stack,
+    )
+
+
+def _carry_files(plan: Plan, donor: Checkpoint, folder: Path) -> None:
+    """The donor's tokenizer and other configurations byte for byte; the tokenizer from elsewhere if the recipe says so."""
+    if donor.is_folder:
+        _copy(donor.path, donor_files(donor.path), folder)
+    if plan.resolved.tokenizer is not None and plan.resolved.tokenizer != plan.resolved.donor:
+        other = plan.resolved.checkpoints[plan.resolved.tokenizer]
+        if donor.is_folder:
+            for name in tokenizer_files(donor.path):
+                (folder / name).unlink(missing_ok=True)
+        if other.is_folder:
+            _copy(other.path, tokenizer_files(other.path), folder)
+
+
+def _copy(source: Path, names: tuple[Path, ...], folder: Path) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, (source / name).read_bytes())
+
+
+def _card(plan: Plan, made: Manifest, config: dict[str, object] | None, title: str, recipe: str) -> str:
+    parents = []
+    for label, checkpoint in plan.resolved.checkpoints.items():
+        part = "base" if label == plan.resolved.base else "expert"
+        name = checkpoint.hub_id or checkpoint.path.name
+        parents.append(
+            Parent(name, part, made.inputs[label].digest, checkpoint.hub_id is not None, checkpoint.revision)
+        )
+    return model_card(title, parents, _methods(plan), recipe=recipe, config=config, version=made.version)
+
+
+def _methods(plan: Plan) -> list[MethodUse]:
+    uses: dict[str, MethodUse] = {}
+    for tensor in plan.tensors:
+        for merge in _merges(tensor.output.formula):
+            if merge.method not in uses:
+                paper = registry.get(merge.method).paper
+                uses[merge.method] = MethodUse(merge.method, dict(merge.shared), paper)
+    return list(uses.values())
+
+
+def _merges(formula: Formula) -> list[Merge]:
+    if isinstance(formula, Cast):
+        return _merges(formula.inner)
+    if isinstance(formula, Sum):
+        return [m for _, f in formula.terms for m in _merges(f)]
+    if isinstance(formula, Merge):
+        inner = [f for f in (formula.base, *formula.experts) if f is not None]
+        return [m for f in inner for m in _merges(f)] + [formula]
+    return []
+
+
+def _check_opens(plan: Plan, folder: Path) -> None:
+    """Read the finished folder's headers back and compare them with the plan."""
+    found = {name: (t.dtype, t.shape) for name, t in open_checkpoint(folder).tensors.items()}
+    wanted = {p.name: (p.dtype, p.shape) for shard in plan.layout.shards for p in shard.placements}
+    if found != wanted:
+        raise OutputError(f"The finished files in {str(folder)!r} do not read back as planned; the disk may be faulty, run again.")
+

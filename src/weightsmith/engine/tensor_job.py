@@ -1,0 +1,404 @@
+"""Computing one output tensor: which passes, over which tiles, and what is kept between them.
+
+The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes on with their results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from weightsmith.engine.scheduler import Round, Task, Worker
+from weightsmith.tensors.digests import piece_digest, tensor_digest
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
+from weightsmith.tensors.order import CollectedParts, Selection
+from weightsmith.tensors.passes import (
+    Backend,
+    Collect,
+    CollectPart,
+    PassSpec,
+    Request,
+    TileResult,
+    evaluate_scalar,
+    has_row_nodes,
+    pass_roots,
+    reduction_levels,
+    used_sources,
+    walk_pending,
+    work_dtype,
+)
+from weightsmith.tensors.pieces import piece_elements
+from weightsmith.tensors.stored import LazyTensor
+
+Rounds = Generator[Round, list[Any], Any]
+_SAMPLE_RUN = 4096
+_SAMPLE_SMALLEST, _SAMPLE_LARGEST = 1 << 16, 1 << 20
+
+
+class Sink(Protocol):
+    """Where the bytes of an output tensor go."""
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Take the bytes that begin at element `start`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows."""
+
+    backend: Backend
+    tile_elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a finished tensor is recorded with."""
+
+    digest: str
+    source_digests: Mapping[int, str]
+    nonfinite: tuple[int, int]
+    nonfinite_sources: tuple[tuple[int, int], ...]
+
+
+class MemoryTensor:
+    """A `LazyTensor` that a matrix method has left in memory."""
+
+    def __init__(self, name: str, dtype: DType, shape: tuple[int, ...], data: bytearray | memoryview) -> None:
+        self.name, self.dtype, self.shape = name, dtype, shape
+        self.numel = math.prod(shape)
+        self.nbytes = self.numel * dtype.itemsize
+        self.location = f"intermediate result of tensor {name!r}"
+        self._data = memoryview(data)
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Copy elements [start, stop)."""
+        buffer[:] = self._data[start * self.dtype.itemsize : stop * self.dtype.itemsize]
+
+
+class _MemorySink:
+    def __init__(self, dtype: DType, numel: int) -> None:
+        self.data = bytearray(numel * dtype.itemsize)
+        self._itemsize = dtype.itemsize
+
+    def write(self, start: int, data: memoryview) -> None:
+        self.data[start * self._itemsize : start * self._itemsize + len(data)] = data
+
+
+@dataclass(slots=True)
+class TensorJob:
+    """The computation of one output tensor.
+
+    `output` is its graph, `sources` the tensors behind the graph's source nodes, `groups` the keys of its model-wide reductions. `known` grows as reductions are measured; model-wide
+    results are put there by `model_scope` before the output is computed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    output: Value
+    sources: list[LazyTensor]
+    settings: Settings
+    groups: dict[Node, Hashable] = field(default_factory=dict)
+    known: dict[Node, Any] = field(default_factory=dict)
+    _source_digests: dict[int, str] = field(default_factory=dict)
+    _stored_sources: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stored_sources = len(self.sources)
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    # Rounds ------------------------------------------------------------------------------------------------------
+
+    def compute(self, dtype: DType, sink: Sink) -> Rounds:
+        """Run all passes and write the output; returns `Finished`."""
+        yield from self.resolve()
+        spec = self._spec(output=self.output, output_dtype=dtype)
+        results: list[tuple[TileResult, list[bytes]]] = yield from self._stream(spec, sink)
+        yield from self._digest_unread()
+        pieces = [digest for _, digests in results for digest in digests]
+        tiles = [result for result, _ in results]
+        by_source = zip(*[t.nonfinite_sources for t in tiles], strict=True) if tiles else iter(())
+        return Finished(
+            tensor_digest(dtype, self.shape, pieces),
+            dict(self._source_digests),
+            _first_bad([t.nonfinite_output for t in tiles]),
+            tuple(_first_bad(list(found)) for found in by_source)[: self._stored_sources],
+        )
+
+    def resolve(self, stop_at_model: bool = False) -> Rounds:
+        """Measure every reduction that the output still needs (all but model-wide ones, which must be known by now)."""
+        while True:
+            yield from self._resolve_whole()
+            levels = reduction_levels([self.output], self.known)
+            ready = [r for r in levels[0] if r.scope is not Scope.MODEL] if levels else []
+            if not ready:
+                return None
+            yield from self._measure(ready)
+
+    def pending_model_reductions(self) -> list[Scalar | Cut]:
+        """Model-wide reductions that can be measured now, in graph order."""
+        levels = reduction_levels([self.output], self.known)
+        return [r for r in levels[0] if r.scope is Scope.MODEL] if levels else []
+
+    def measure_part(self, requests: Sequence[tuple[Scalar | Cut, Request | None]], only_tile: int | None = None) -> Rounds:
+        """This tensor's part of model-wide reductions: for each, its partials or the parts of its tiles."""
+        spec = self._spec(reductions=tuple(requests))
+        results = yield from self._stream(spec, None, only_tile=only_tile)
+        return [[tile.partials[i] for tile, _ in results] for i in range(len(requests))]
+
+    def sample_part(self, requests: Sequence[tuple[Scalar | Cut, Request | None]]) -> Rounds:
+        """As `measure_part`, over a sample of the tensor."""
+        spec = self._spec(reductions=tuple(requests))
+        results = yield from self._sample(spec)
+        return [[tile.partials[i] for tile in results] for i in range(len(requests))]
+
+    # Reductions --------------------------------------------------------------------------------------------------
+
+    def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
+        selections = {r: self._selection(r) for r in reductions if isinstance(r, Cut)}
+        samples = [(r, s.sample_request) for r, s in selections.items() if s.sample_request is not None]
+        if samples:
+            parts = yield from self.sample_part([(r, request) for r, request in samples])
+            for (reduction, _), found in zip(samples, parts, strict=True):
+                selections[reduction].absorb_sample(found)
+        simple = [r for r in reductions if not isinstance(r, Cut)]
+        while simple or any(s.result is None for s in selections.values()):
+            yield from self._measure_round(simple, {r: s for r, s in selections.items() if s.result is None})
+            simple = []
+        self.known.update({r: s.result for r, s in selections.items()})
+
+    def _measure_round(self, simple: Sequence[Scalar | Cut], selections: Mapping[Cut, Selection]) -> Rounds:
+        asked = {cut: selection.request() for cut, selection in selections.items()}
+        whole = [(c, r) for c, r in asked.items() if not (isinstance(r, Collect) and r.only_part is not None)]
+        requests: list[tuple[Scalar | Cut, Request | None]] = [(r, None) for r in simple]
+        requests += whole
+        if requests:
+            parts = yield from self.measure_part(requests)
+            for (reduction, request), found in zip(requests, parts, strict=True):
+                if isinstance(reduction, Cut):
+                    assert request is not None
+                    selections[reduction].absorb(request, found)
+                else:
+                    self.known[reduction] = combine_partials(reduction.op, found)
+        for cut, request in asked.items():
+            if isinstance(request, Collect) and request.only_part is not None:
+                ((found,),) = yield from self.measure_part([(cut, request)], only_tile=request.only_part)
+                selections[cut].absorb(request, [found])
+
+    def _selection(self, cut: Cut) -> Selection:
+        return Selection(self.wanted(cut, self.numel), self.numel, self.key_bits)
+
+    def wanted(self, cut: Cut, population: int) -> int:
+        """k of a cut over `population` elements."""
+        number = float(evaluate_scalar(cut.inputs[1], dict(self.known)))
+        return math.floor(number * population) if cut.attributes[0] else int(number)
+
+    @property
+    def key_bits(self) -> int:
+        """Bits of a magnitude's key in this tensor's work precision."""
+        return 63 if self._work is DType.FLOAT64 else 31
+
+    @property
+    def _work(self) -> DType:
+        return work_dtype(tensor.dtype for tensor in self.sources)
+
+    # Matrix methods ----------------------------------------------------------------------------------------------
+
+    def _resolve_whole(self) -> Rounds:
+        while True:
+            nodes = [n for n in walk_pending([self.output], self.known) if isinstance(n, Value) and n.op == "whole"]
+            if not nodes:
+                return None
+            node = nodes[0]
+            arrays = []
+            for matrix in node.inputs:
+                assert isinstance(matrix, Value)
+                inner = TensorJob(self.name, self.shape, matrix, self.sources, self.settings, self.groups, self.known)
+                inner._source_digests = self._source_digests
+                inner._stored_sources = self._stored_sources
+                sink = _MemorySink(self._work, self.numel)
+                yield from inner.compute(self._work, sink)
+                arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(self.shape))
+            result = yield Round([lambda _worker, node=node, arrays=arrays: self._call(node, arrays)])
+            memory = MemoryTensor(self.name, self._work, self.shape, result[0])
+            self.sources.append(memory)
+            self.output, replaced = substitute(self.output, node, source(len(self.sources) - 1))
+            self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
+
+    def _call(self, node: Value, arrays: Sequence[Any]) -> memoryview:
+        linalg = self.settings.backend.linalg()
+        function, *attributes = node.attributes
+        if linalg is np:
+            result = function(np, *arrays, *attributes)
+        else:
+            device = getattr(self.settings.backend, "device", "cpu")
+            matrices = [linalg.from_numpy(a).to(device) for a in arrays]
+            result = function(linalg, *matrices, *attributes).cpu().numpy()
+        return memoryview(np.ascontiguousarray(result, _numpy_dtype(self._work)).reshape(-1)).cast("B")
+
+    # Tiles -------------------------------------------------------------------------------------------------------
+
+    def _spec(
+        self,
+        *,
+        output: Value | None = None,
+        output_dtype: DType | None = None,
+        reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = (),
+    ) -> PassSpec:
+        dtypes = tuple(tensor.dtype for tensor in self.sources)
+        return PassSpec(self.shape, dtypes, output, output_dtype, reductions, dict(self.known))
+
+    def _tiles(self, spec: PassSpec) -> list[tuple[int, int]]:
+        step = tile_elements(self.shape, self.settings.tile_elements, has_row_nodes(pass_roots(spec), self.known))
+        return [(start, min(step, self.numel - start)) for start in range(0, self.numel, step)]
+
+    def _stream(self, spec: PassSpec, sink: Sink | None, only_tile: int | None = None) -> Rounds:
+        compiled = self.settings.backend.compile(spec)
+        used = used_sources(pass_roots(spec), self.known)
+        digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
+        digesting = digesting if only_tile is None else set()
+        admitted = [CollectedParts() if isinstance(request, Collect) else None for _, request in spec.reductions]
+
+        def run(worker: Worker, start: int, count: int) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
+            buffers = self._read(worker, used, start, count)
+            digests = {i: self._digest_pieces(buffers[i], self.sources[i].dtype) for i in digesting}
+            out = None
+            if spec.output_dtype is not None:
+                out = worker.buffer(-1, count * spec.output_dtype.itemsize)
+            result = compiled.run(buffers, start, count, out)
+            for i, gate in enumerate(admitted):
+                if gate is not None and isinstance(result.partials[i], CollectPart):
+                    result.partials[i] = gate.admit(result.partials[i])
+            written: list[bytes] = []
+            if out is not None and sink is not None and spec.output_dtype is not None:
+                written = self._digest_pieces(out, spec.output_dtype)
+                sink.write(start, out)
+            return result, written, digests
+
+        tiles = self._tiles(spec) if only_tile is None else [self._tiles(spec)[only_tile]]
+        results = yield Round([_task(run, start, count) for start, count in tiles])
+        for i in sorted(digesting):
+            pieces = [digest for _, _, found in results for digest in found[i]]
+            self._source_digests[i] = tensor_digest(self.sources[i].dtype, self.sources[i].shape, pieces)
+        return [(result, written) for result, written, _ in results]
+
+    def _digest_unread(self) -> Rounds:
+        """Digest sources that no pass had to read in full, so that the record of inputs is complete."""
+        for i in range(self._stored_sources):
+            if i not in self._source_digests:
+                self._source_digests[i] = yield from digest_rounds(self.sources[i], self.settings.tile_elements)
+
+    def _digest_pieces(self, data: memoryview | None, dtype: DType) -> list[bytes]:
+        assert data is not None
+        return piece_digests(data, self.shape, dtype)
+
+    def _read(self, worker: Worker, used: set[int], start: int, count: int) -> list[memoryview | None]:
+        buffers: list[memoryview | None] = [None] * len(self.sources)
+        for i in sorted(used):
+            tensor = self.sources[i]
+            buffers[i] = view = worker.buffer(i, count * tensor.dtype.itemsize)
+            tensor.read_into(start, start + count, view)
+        return buffers
+
+    def _sample(self, spec: PassSpec) -> Rounds:
+        compiled = self.settings.backend.compile(spec)
+        used = used_sources(pass_roots(spec), self.known)
+        runs = sample_runs(self.shape, has_row_nodes(pass_roots(spec), self.known))
+
+        def run(worker: Worker, start: int, count: int) -> list[TileResult]:
+            return [
+                compiled.run(self._read(worker, used, at, size), at, size, None) for at, size in runs[start : start + count]
+            ]
+
+        results = yield Round([_task(run, 0, len(runs))])
+        return results[0]
+
+
+def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:
+    """Digests of the pieces in a tile's bytes."""
+    step = piece_elements(shape) * dtype.itemsize
+    return [piece_digest(data[at : at + step]) for at in range(0, len(data), step)]
+
+
+def plain_tiles(shape: Sequence[int], target: int) -> list[tuple[int, int]]:
+    """Tiles (start, count) of a tensor that is read or copied without regard to rows."""
+    numel = math.prod(shape)
+    step = tile_elements(shape, target, rows=False)
+    return [(start, min(step, numel - start)) for start in range(0, numel, step)]
+
+
+def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
+    """Read a tensor once and return its digest."""
+
+    def run(worker: Worker, start: int, count: int) -> list[bytes]:
+        data = worker.buffer(0, count * tensor.dtype.itemsize)
+        tensor.read_into(start, start + count, data)
+        return piece_digests(data, tensor.shape, tensor.dtype)
+
+    results = yield Round([_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)])
+    return tensor_digest(tensor.dtype, tensor.shape, [digest for part in results for digest in part])
+
+
+def _task(run: Any, start: int, count: int) -> Task:
+    return lambda worker: run(worker, start, count)
+
+
+def _first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    total = sum(number for number, _ in found)
+    return total, next((first for number, first in found if number), -1)
+
+
+def _numpy_dtype(dtype: DType) -> Any:
+    return np.float64 if dtype is DType.FLOAT64 else np.float32
+
+
+def combine_partials(op: str, parts: Sequence[Any]) -> float:
+    """A reduction from its partials per piece: exact summation, so the order of tiles and tensors cannot matter."""
+    numbers = [float(number) for part in parts for number in part]
+    if op == "peak":
+        return np.float64(max(numbers, default=-math.inf))
+    if any(not math.isfinite(number) for number in numbers):
+        return np.float64(sum(numbers))
+    return np.float64(math.fsum(numbers))
+
+
+def tile_elements(shape: Sequence[int], target: int, rows: bool) -> int:
+    """Elements per tile: a whole number of pieces near `target`; whole rows (at the least) where `rows` are needed."""
+    piece = piece_elements(shape)
+    row_length = shape[-1] if shape else 1
+    if rows and (len(shape) < 2 or piece % max(row_length, 1)):
+        return max(math.prod(shape), 1)
+    return piece * max(1, target // piece)
+
+
+def sample_runs(shape: Sequence[int], rows: bool) -> list[tuple[int, int]]:
+    """Evenly spread ranges of elements (whole rows where `rows` are needed) that stand for the tensor."""
+    numel = math.prod(shape)
+    row_length = shape[-1] if shape else 1
+    run = _SAMPLE_RUN
+    if rows:
+        run = row_length * -(-_SAMPLE_RUN // max(row_length, 1))
+    wanted = min(max(numel // 32, _SAMPLE_SMALLEST), _SAMPLE_LARGEST)
+    step = max(run, numel * run // wanted // run * run)
+    return [(at, min(run, numel - at)) for at in range(0, numel, step)]
+
+
+def substitute(root: Value, old: Value, new: Value) -> tuple[Value, dict[Node, Node]]:
+    """The graph with one value replaced, and what became of each node; parts that do not depend on it stay the same."""
+    memo: dict[Node, Node] = {old: new}
+    for node in walk([root]):
+        if node not in memo:
+            inputs = tuple(memo.get(child, child) for child in node.inputs)
+            memo[node] = node if inputs == node.inputs else node.with_inputs(inputs)
+    replaced = memo[root]
+    assert isinstance(replaced, Value)
+    return replaced, memo

@@ -1,0 +1,125 @@
+"""From the formula of one output tensor to its value graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from weightsmith.errors import CompatibilityError
+from weightsmith.methods import registry
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Sum, leaves
+from weightsmith.tensors.graph import Node, Scope, Site, Value, add_all, is_reduction, rounded, source, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A graph with what it reads: source i of the graph is `sources[i]`.
+
+    `groups` names the model-scope reductions, so that those of different tensors that belong together can be joined.
+    """
+
+    output: Value
+    sources: tuple[Leaf, ...]
+    groups: dict[Node, Hashable]
+
+
+def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
+    """Every stored tensor that a formula reads, in the order of reading, each once."""
+    return tuple(dict.fromkeys(leaves(formula)))
+
+
+class Tracer:
+    """Traces formulas, building each method's object once per distinct set of parameters."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._methods: dict[Hashable, registry.Combine] = {}
+
+    def formula_value(self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]) -> Value:
+        """The graph of any formula at the place of `tensor`; `read` gives the node of each leaf."""
+        return self._value(formula, tensor, {}, {leaf: read(leaf) for leaf in leaves(formula)}, distinct_leaves(formula))
+
+    def trace(self, tensor: OutputTensor) -> Traced:
+        """The graph of one output tensor.
+
+        Raises RecipeError if a method refuses its parameters.
+        """
+        sources = distinct_leaves(tensor.formula)
+        groups: dict[Node, Hashable] = {}
+        memo: dict[Formula, Value] = {}
+        output = self._value(tensor.formula, tensor, groups, memo, sources)
+        return Traced(output, sources, groups)
+
+    def _value(
+        self,
+        formula: Formula,
+        tensor: OutputTensor,
+        groups: dict[Node, Hashable],
+        memo: dict[Formula, Value],
+        sources: Sequence[Leaf],
+    ) -> Value:
+        if formula in memo:
+            return memo[formula]
+        if isinstance(formula, Leaf):
+            result = source(sources.index(formula))
+        elif isinstance(formula, Cast):
+            result = rounded(self._value(formula.inner, tensor, groups, memo, sources), formula.dtype)
+        elif isinstance(formula, Sum):
+            terms = [(c, self._value(f, tensor, groups, memo, sources)) for c, f in formula.terms]
+            result = add_all([v if c == 1.0 else v * c for c, v in terms])
+        elif isinstance(formula, Merge):
+            result = self._merge(formula, tensor, groups, memo, sources)
+        else:
+            raise CompatibilityError(f"Tensor {tensor.name!r} is copied and has no formula to compute.")
+        memo[formula] = result
+        return result
+
+    def _merge(
+        self,
+        merge: Merge,
+        tensor: OutputTensor,
+        groups: dict[Node, Hashable],
+        memo: dict[Formula, Value],
+        sources: Sequence[Leaf],
+    ) -> Value:
+        base = None if merge.base is None else self._value(merge.base, tensor, groups, memo, sources)
+        experts = [self._value(expert, tensor, groups, memo, sources) for expert in merge.experts]
+        site = Site(
+            name=tensor.name,
+            shape=tensor.shape,
+            role=tensor.role,
+            layer=tensor.layer,
+            layers=tensor.layers,
+            seed=self._seed,
+            labels=merge.labels,
+        )
+        result = self._method(merge, tensor.name).combine(base, experts, site)
+        for node in walk([result]):
+            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL and node not in groups:
+                groups[node] = (merge.scope_id, signature(node, sources))
+        return result
+
+    def _method(self, merge: Merge, name: str) -> registry.Combine:
+        key = (merge.method, merge.preset, merge.shared, merge.per_expert)
+        if key not in self._methods:
+            spec = registry.get(merge.method)
+            self._methods[key] = spec.build(
+                dict(merge.shared), [dict(p) for p in merge.per_expert], preset=merge.preset, where=f"tensor {name!r}"
+            )
+        return self._methods[key]
+
+
+def signature(node: Node, sources: Sequence[Leaf]) -> str:
+    """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints."""
+    digests: dict[int, str] = {}
+    for part in walk([node]):
+        if part.op == "source":
+            facts: tuple[object, ...] = (sources[part.attributes[0]].checkpoint,)
+        elif part.op == "uniform":
+            facts = ()
+        else:
+            facts = tuple(getattr(a, "__qualname__", a) for a in part.attributes)
+        text = repr((part.op, facts, [digests[id(child)] for child in part.inputs]))
+        digests[id(part)] = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return digests[id(node)]

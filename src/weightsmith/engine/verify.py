@@ -1,0 +1,183 @@
+"""Is this output still what its manifest says, and would the same merge give it again?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.engine import manifest as manifests
+from weightsmith.engine.copy_job import copy_tensor
+from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
+from weightsmith.engine.progress import Progress, Silence
+from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.run import run, tensor_job
+from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.tensor_job import Finished, Settings, digest_rounds
+from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.errors import VerificationError, WeightsmithError
+from weightsmith.recipes import Recipe
+from weightsmith.tensors.digests import checkpoint_digest
+
+
+_TILE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found: problems as sentences (none: the folder is as recorded) and what was checked."""
+
+    problems: tuple[str, ...]
+    tensors: int
+    files: int
+    recomputed: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.problems
+
+
+def verify(folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None) -> Verification:
+    """Compare every file and tensor of an output with its manifest.
+
+    With `recompute` = K, K tensors, evenly spread, are computed again from the inputs (found where the manifest says they lay, or where
+    `inputs` maps their references) and compared bit for bit. Raises VerificationError where nothing can be compared.
+    """
+    manifest = manifests.read(folder)
+    problems = [*_file_problems(folder, manifest), *_tensor_problems(folder, manifest)]
+    recomputed: tuple[str, ...] = ()
+    if recompute > 0:
+        recomputed, found = _recompute(folder, manifest, recompute, inputs or {})
+        problems += found
+    return Verification(tuple(problems), len(manifest.outputs), len(manifest.files), recomputed)
+
+
+def replay(
+    folder: Path, new: Path, *, inputs: Mapping[str, Path] | None = None, progress: Progress | None = None, **options: Any
+) -> Manifest:
+    """Run the merge on record again into `new` and require the same bits.
+
+    Raises VerificationError if an input is not the one on record (before the output is sealed as equal) or the result differs.
+    """
+    manifest = manifests.read(folder)
+    plan = _plan_again(folder, manifest, inputs or {}, **options)
+    made = run(plan, new, progress=progress or Silence())
+    _require_inputs(manifest, made)
+    if made.outputs != manifest.outputs:
+        different = sorted(n for n in manifest.outputs if made.outputs.get(n) != manifest.outputs[n])
+        raise VerificationError(
+            f"The replay in {str(new)!r} differs from {str(folder)!r} in {len(different)} tensor(s), the first being "
+            f"{different[0] if different else 'an added one'!r}, although the inputs are the same; computed by {made.backend} "
+            f"{made.version} now and {manifest.backend} {manifest.version} then."
+        )
+    return made
+
+
+def _require_inputs(manifest: Manifest, made: Manifest) -> None:
+    for label, wanted in manifest.inputs.items():
+        found = made.inputs.get(label)
+        if found is None or found.digest != wanted.digest:
+            raise VerificationError(
+                f"Input {wanted.reference!r} is not the one on record: its digest is {found.digest if found else None}, the manifest has {wanted.digest}."
+            )
+
+
+def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
+    problems = []
+    present = manifests.small_file_digests(folder)
+    for name, digest in manifest.files.items():
+        if name not in present:
+            problems.append(f"file {name!r} is missing")
+        elif present[name] != digest:
+            problems.append(f"file {name!r} was changed")
+    problems += [f"file {name!r} was added" for name in present if name not in manifest.files]
+    return problems
+
+
+def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:
+    try:
+        checkpoint = open_checkpoint(folder)
+    except WeightsmithError as error:
+        return [f"the weights cannot be read: {error}"]
+    problems = [f"tensor {name!r} is missing" for name in manifest.outputs if name not in checkpoint.tensors]
+    problems += [f"tensor {name!r} was added" for name in checkpoint.tensors if name not in manifest.outputs]
+
+    def check(name: str) -> Job:
+        digest = yield from digest_rounds(checkpoint.tensors[name], _TILE)
+        if digest != manifest.outputs[name]:
+            problems.append(f"tensor {name!r} was changed: its digest is {digest}, the manifest has {manifest.outputs[name]}")
+
+    Scheduler(os.cpu_count() or 1).run(check(name) for name in checkpoint.tensors if name in manifest.outputs)
+    if not problems and checkpoint_digest(manifest.outputs) != manifest.digest:
+        problems.append("the manifest itself was changed: its digests do not add up")
+    if hashlib.sha256(manifest.recipe.encode()).hexdigest() != manifest.files.get("weightsmith-recipe.yaml"):
+        problems.append("the recipe in the manifest is not the one in weightsmith-recipe.yaml")
+    return sorted(problems)
+
+
+def _recompute(
+    folder: Path, manifest: Manifest, wanted: int, inputs: Mapping[str, Path]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Compute `wanted` tensors again, evenly spread over the output, and compare digests."""
+    plan = _plan_again(folder, manifest, inputs)
+    names = [t.output.name for t in plan.tensors]
+    chosen = {names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))}
+    problems: list[str] = []
+    settings = Settings(plan.backend.load(), plan.tile_elements)
+    tracer = Tracer(plan.resolved.seed)
+    scheduler = Scheduler(plan.threads)
+    computed = [t for t in plan.tensors if t.action is Action.COMPUTE]
+    model_wide = any(t.model_scope and t.output.name in chosen for t in computed)
+    jobs = {
+        t.output.name: tensor_job(plan, t, settings, tracer)
+        for t in computed
+        if t.output.name in chosen or (model_wide and t.model_scope)
+    }
+    resolve_model_scope([job for t in computed if (job := jobs.get(t.output.name)) and t.model_scope], scheduler)
+
+    def check(tensor: PlannedTensor) -> Job:
+        name = tensor.output.name
+        if tensor.action is Action.COMPUTE:
+            finished = yield from jobs[name].compute(tensor.output.dtype, _Nowhere())
+        else:
+            stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
+            finished = yield from copy_tensor(stored, _Nowhere(), settings.tile_elements)
+        if finished.digest != manifest.outputs.get(name):
+            problems.append(f"tensor {name!r} comes out differently when it is computed again ({_why(plan, tensor, finished, manifest)})")
+
+    scheduler.run(check(t) for t in plan.tensors if t.output.name in chosen)
+    return tuple(name for name in names if name in chosen), sorted(problems)
+
+
+def _why(plan: Plan, tensor: PlannedTensor, finished: Finished, manifest: Manifest) -> str:
+    for i, leaf in enumerate(distinct_leaves(tensor.output.formula)):
+        recorded = manifest.inputs.get(leaf.checkpoint)
+        if recorded is None or recorded.tensors.get(leaf.tensor) != finished.source_digests[i]:
+            return f"its input {plan.leaf(leaf).location} is not the one on record"
+    return "from the same inputs: the output or the manifest was changed, or another backend or version computed it"
+
+
+class _Nowhere:
+    def write(self, start: int, data: memoryview) -> None:
+        """Drop the bytes; only their digest is wanted."""
+
+
+def _plan_again(folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **options: Any) -> Plan:
+    """The plan of the recipe on record, its references resolved to where the inputs are now."""
+    where = {recorded.reference: folder / recorded.path for recorded in manifest.inputs.values()}
+    unknown = sorted(set(inputs) - set(where))
+    if unknown:
+        raise VerificationError(f"The manifest has no input {unknown[0]!r}; it has {', '.join(map(repr, where))}.")
+    where.update(inputs)
+
+    def opener(reference: str) -> Checkpoint:
+        path = where.get(reference)
+        return replace(open_checkpoint(path), source=reference) if path and path.exists() else open_checkpoint(reference)
+
+    return make_plan(Recipe.load(manifest.recipe), opener=opener, **options)

@@ -1,0 +1,268 @@
+"""The stages of generalised task arithmetic, of which every method of the family is a short composition:
+
+    delta       tau_i = theta_i - theta_0
+    sparsify    keep_largest, keep_between, keep_at_random, keep_by_rank
+    rescale     by the keep probability, or to the L1 norm before
+    weight      w_i tau_i
+    consensus   elect a sign per element and keep what agrees with it, or keep everything
+    reduce      sum, or divide by the weights that took part
+    scale       theta = theta_0 + lambda tau
+
+A density of 1 or more leaves a task vector untouched, 0 gives zeros, and otherwise floor(density N) elements
+are kept exactly where a magnitude decides, equal magnitudes in the order of their flat index. Zero deltas stay
+zero in every stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from weightsmith.errors import RecipeError
+from weightsmith.methods.registry import per_expert, shared
+from weightsmith.methods.span import plain_sum
+from weightsmith.tensors import scalars
+from weightsmith.tensors.graph import (
+    Cut,
+    Scope,
+    Site,
+    Value,
+    above,
+    add_all,
+    apply,
+    largest,
+    largest_share,
+    row_rank,
+    sign,
+    total,
+    where,
+)
+
+# Weights that sum to less than this are not divided by; mergekit's threshold.
+_NO_WEIGHT = 1e-8
+
+# What `true` means for a rescale of randomly dropped, and of trimmed, task vectors.
+RANDOM_RESCALE = {"paper": "probability", "mergekit": "l1"}
+TRIMMED_RESCALE = {"paper": "l1"}
+NORMALIZE = {"paper": "absolute", "mergekit": "signed"}
+
+
+# Parameters that the methods of the family share ----------------------------------------------------------------
+
+
+def weight_parameter() -> Any:
+    """w_i."""
+    return per_expert(1.0, doc="coefficient of each task vector, applied before signs are elected")
+
+
+def density_parameter(default: float, doc: str) -> Any:
+    """Share of elements that a sparsifier keeps."""
+    return per_expert(default, low=0.0, high=1.0, doc=doc)
+
+
+def normalize_parameter(default: str) -> Any:
+    """How the weighted sum becomes a mean."""
+    return shared(
+        default,
+        choices=("none", "absolute", "signed"),
+        switch=NORMALIZE,
+        doc="divide by the sum of |w_i| (absolute) or of w_i (signed) over the experts that take part in an element",
+    )
+
+
+def lambda_parameter() -> Any:
+    """The factor of the merged task vector."""
+    return shared(1.0, key="lambda", doc="coefficient of the merged task vector")
+
+
+def zero_sum_parameter(default: str = "zero") -> Any:
+    """The sign of elements that cancel exactly."""
+    return shared(
+        default,
+        choices=("zero", "positive", "majority"),
+        doc="sign elected where the task vectors cancel: none, +, or the more frequent sign of the whole model",
+    )
+
+
+def rescale_parameter(default: str, *, random: bool) -> Any:
+    """What makes up for dropped elements."""
+    return shared(
+        default,
+        choices=("none", "probability", "l1") if random else ("none", "l1"),
+        switch=RANDOM_RESCALE if random else TRIMMED_RESCALE,
+        doc="what makes up for dropped elements: division by the probability of being kept, or the L1 norm before",
+    )
+
+
+def rescale_floor_parameter() -> Any:
+    """The L1 norm below which nothing is rescaled."""
+    return shared(
+        0.0, low=0.0, doc="with rescale l1: L1 norm below which a task vector is not rescaled"
+    )
+
+
+def int8_mask_parameter() -> Any:
+    """mergekit's switch for a smaller scratch buffer."""
+    return shared(False, doc="accepted from mergekit recipes; no result depends on it")
+
+
+# Delta ----------------------------------------------------------------------------------------------------------
+
+
+def task_vectors(base: Value | None, experts: Sequence[Value]) -> tuple[Value, list[Value]]:
+    """The base, and tau_i = theta_i - theta_0."""
+    assert base is not None
+    return base, [e - base for e in experts]
+
+
+# Sparsify -------------------------------------------------------------------------------------------------------
+
+
+def keep_largest(
+    delta: Value, density: float, scope: Scope, site: Site, *, at_least: int = 0
+) -> Value:
+    """Zero all but the floor(density N) elements of largest magnitude, N counted in the scope.
+
+    In tensor scope `at_least` elements survive a density above 0.
+    """
+    if density >= 1.0:
+        return delta
+    if density <= 0.0:
+        return delta * 0.0
+    if scope is Scope.MODEL:
+        return _selected(delta, largest_share(abs(delta), density, scope))
+    return _selected(delta, largest(abs(delta), max(at_least, math.floor(density * site.numel))))
+
+
+def keep_between(delta: Value, density: float, gamma: float, site: Site) -> Value:
+    """Zero the floor(gamma N) elements of largest magnitude, keep the next floor(density N), zero the rest.
+
+    Where fewer than that remain, fewer of the largest are removed.
+    """
+    if density >= 1.0:
+        return delta
+    kept = math.floor(density * site.numel)
+    if kept == 0:
+        return delta * 0.0
+    outliers = min(math.floor(gamma * site.numel), site.numel - kept)
+    inside = _selected(delta, largest(abs(delta), outliers + kept))
+    if outliers == 0:
+        return inside
+    return where(above(abs(delta), largest(abs(delta), outliers)), 0.0, inside)
+
+
+def keep_at_random(delta: Value, density: float, noise: Value, rescale: str) -> Value:
+    """Keep each element with probability `density`; with rescale "probability", divide what is kept by it."""
+    if density >= 1.0:
+        return delta
+    if density <= 0.0:
+        return delta * 0.0
+    kept = delta / density if rescale == "probability" else delta
+    return where(noise < density, kept, 0.0)
+
+
+def keep_by_rank(
+    delta: Value, density: float, epsilon: float, noise: Value, site: Site, rescale: str
+) -> Value:
+    """Keep each element with a probability that grows with its rank r = 0..n-1 in its row, n elements long:
+
+        q = (density - epsilon) + 2 epsilon r / (n - 1)          q = density for n = 1
+
+    With rescale "probability", what is kept is divided by its own q. Raises RecipeError if density - epsilon
+    and density + epsilon do not lie inside (0, 1).
+    """
+    if density >= 1.0:
+        return delta
+    if density <= 0.0:
+        return delta * 0.0
+    if not 0.0 < density - epsilon <= density + epsilon < 1.0:
+        raise RecipeError(
+            f"density {density:g} with epsilon {epsilon:g} at tensor {site.name!r} asks for keep probabilities from "
+            f"{density - epsilon:g} to {density + epsilon:g}, which must lie strictly between 0 and 1; lower epsilon, "
+            "or use density 1 to keep everything."
+        )
+    if site.row_length < 2:
+        return keep_at_random(delta, density, noise, rescale)
+    step = 2.0 * epsilon / (site.row_length - 1)
+    probability = row_rank(abs(delta)) * step + (density - epsilon)
+    kept = delta / probability if rescale == "probability" else delta
+    return where(noise < probability, kept, 0.0)
+
+
+def _selected(delta: Value, cut: Cut) -> Value:
+    return where(above(abs(delta), cut), delta, 0.0)
+
+
+# Rescale --------------------------------------------------------------------------------------------------------
+
+
+def restore_l1(
+    kept: Value, delta: Value, density: float, floor: float, scope: Scope = Scope.TENSOR
+) -> Value:
+    """kept * sum|delta| / sum|kept|; as it is for density 1 and where a sum is 0 or below `floor`."""
+    if density >= 1.0 or density <= 0.0:
+        return kept
+    return kept * apply(_l1_ratio, total(abs(delta), scope), total(abs(kept), scope), floor)
+
+
+def _l1_ratio(before: Any, after: Any, floor: Any) -> Any:
+    untouched = (after == 0) | (before < floor) | (after < floor)
+    return scalars.where(untouched, 1.0, before / scalars.where(untouched, 1.0, after))
+
+
+# Weight, consensus, reduce, scale -------------------------------------------------------------------------------
+
+
+def fuse(
+    base: Value,
+    vectors: Sequence[Value],
+    weights: Sequence[float],
+    *,
+    normalize: str,
+    scale: float,
+    zero_sum: str | None = None,
+) -> Value:
+    """base + scale * merged, merged from weighted vectors; with `zero_sum` after an election of signs."""
+    merged = merge_vectors(vectors, weights, normalize=normalize, zero_sum=zero_sum)
+    return base + (merged if scale == 1.0 else merged * scale)
+
+
+def merge_vectors(
+    vectors: Sequence[Value], weights: Sequence[float], *, normalize: str, zero_sum: str | None
+) -> Value:
+    """The merged task vector: sum or mean of w_i tau_i over all experts, or over those that agree in sign."""
+    shares = [abs(w) if normalize == "absolute" else w for w in weights]
+    if zero_sum is None:
+        divisor = sum(shares) if normalize != "none" else 1.0
+        if abs(divisor) < _NO_WEIGHT:
+            divisor = 1.0
+        merged = plain_sum(vectors, weights)
+        return merged if divisor == 1.0 else merged / divisor
+    weighted = [v if w == 1.0 else v * w for v, w in zip(vectors, weights, strict=True)]
+    agrees = agreement(weighted, zero_sum)
+    merged = add_all([where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)])
+    if normalize == "none":
+        return merged
+    weight = add_all([where(a, w, 0.0) for a, w in zip(agrees, shares, strict=True)])
+    return merged / where(weight.equals(0.0), 1.0, weight)
+
+
+def agreement(vectors: Sequence[Value], zero_sum: str) -> list[Value]:
+    """Masks of the elements whose sign is the elected one, the sign of the sum; zeros agree with nothing but zero."""
+    elected = elect_sign(add_all(vectors), zero_sum)
+    return [sign(v).equals(elected) for v in vectors]
+
+
+def elect_sign(sums: Value, zero_sum: str) -> Value:
+    """-1, 0 or +1 per element; where the sum is 0, what `zero_sum` says."""
+    elected = sign(sums)
+    if zero_sum == "zero":
+        return elected
+    if zero_sum == "positive":
+        return where(sums >= 0.0, 1.0, -1.0)
+    return where(sums.equals(0.0), apply(_sign, total(elected, Scope.MODEL)), elected)
+
+
+def _sign(x: Any) -> Any:
+    return scalars.where(x > 0, 1.0, scalars.where(x < 0, -1.0, 0.0))

@@ -1,0 +1,163 @@
+"""Do the methods of a recipe exist, and does every parameter in it reach one of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.methods import registry
+from weightsmith.naming import nearest
+from weightsmith.recipes import dialect
+from weightsmith.recipes.schema import Module, RecipeDocument, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A method that a level's parameters reach, under the semantics that hold there."""
+
+    method: str
+    semantics: str
+
+
+def check_methods(document: RecipeDocument, inherited: str = "paper", path: str = "") -> list[Finding]:
+    """Findings about parameters that have no effect, in a recipe and those inside it.
+
+    Raises RecipeError for an unknown method and, in native semantics, for every parameter without effect; in mergekit's
+    semantics a parameter of another method is a warning, and one of no method at all an error.
+    """
+    semantics = document.semantics or inherited
+    check = _Check(path)
+    check.recipe(document, semantics)
+    for nested, where in _nested(document):
+        check.findings += check_methods(nested, semantics, f"{path}{where}.")
+    return check.findings
+
+
+@dataclass(slots=True)
+class _Check:
+    path: str
+    findings: list[Finding] = field(default_factory=list)
+
+    def recipe(self, document: RecipeDocument, semantics: str) -> None:
+        top = Use(document.merge_method, semantics) if document.merge_method else None
+        uses: list[Use] = []
+        if document.models:
+            assert top is not None
+            uses.append(top)
+            self._sources(document.models, [top], "models")
+        for i, part in enumerate(document.slices or ()):
+            uses += self._slice(part, top, semantics, f"slices[{i}]")
+        for name, module in (document.modules or {}).items():
+            uses += self._module(module, top, semantics, f"modules.{name}")
+        rules = []
+        for i, rule in enumerate(document.rules or ()):
+            changed = [
+                Use(rule.merge_method or use.method, rule.semantics or use.semantics) for use in dict.fromkeys(uses)
+            ]
+            self._level(rule.parameters, changed, f"rules[{i}]", per_expert_allowed=True)
+            if rule.keep is None:
+                rules += changed
+        self._level(document.parameters, [*uses, *rules], "", per_expert_allowed=True)
+        for i, step in enumerate(document.then or ()):
+            self._level(step.parameters, [Use(step.method, semantics)], f"then[{i}]", per_expert_allowed=True)
+
+    def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
+        here = _changed(top, module.merge_method, module.semantics, semantics)
+        uses: list[Use] = []
+        if module.models:
+            uses = [here] if here else []
+            self._sources(module.models, uses, f"{where}.models")
+        for i, part in enumerate(module.slices or ()):
+            uses += self._slice(part, here, module.semantics or semantics, f"{where}.slices[{i}]")
+        self._level(module.parameters, uses, where, per_expert_allowed=True)
+        return uses
+
+    def _slice(self, part: Slice, above: Use | None, semantics: str, where: str) -> list[Use]:
+        here = _changed(above, part.merge_method, part.semantics, semantics)
+        uses = [here] if here else []
+        self._sources(part.sources, uses, f"{where}.sources")
+        self._level(part.parameters, uses, where, per_expert_allowed=True)
+        return uses
+
+    def _sources(self, sources: Iterable[Any], uses: list[Use], where: str) -> None:
+        for i, source in enumerate(sources):
+            self._level(source.parameters, uses, f"{where}[{i}]", per_expert_allowed=False)
+
+    def _level(
+        self, parameters: Mapping[str, Any] | None, uses: list[Use], where: str, *, per_expert_allowed: bool
+    ) -> None:
+        # `per_expert_allowed` is False for models: there, only parameters with one value per expert have a place.
+        specs = [registry.get(use.method) for use in dict.fromkeys(uses)]
+        lenient = any(use.semantics == "mergekit" for use in uses)
+        for key in parameters or {}:
+            shared = [s for s in specs if key in s.parameters and not s.parameters[key].per_expert]
+            reached = any(key in s.parameters and (per_expert_allowed or s.parameters[key].per_expert) for s in specs)
+            if not reached:
+                place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
+                self._unused(key, place, [s.name for s in specs], bool(shared), lenient)
+
+    def _unused(self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool) -> None:
+        named = " and ".join(methods) or "no method"
+        if is_shared:
+            why = f"{place}: {key} is one value for the whole merge in {named}, so a model cannot have its own"
+            advice = "put it under the recipe's `parameters:`"
+        else:
+            why = f"{place}: {named} has no parameter {key!r}"
+            advice = _advice(key, methods)
+        if not lenient:
+            raise RecipeError(f"{why}; {advice}.")
+        theirs = [m for m in methods if key in dialect.PARAMETERS.get(m, ())]
+        if key in dialect.WITHOUT_EFFECT:
+            note = f"{place}: {key} saves memory in mergekit and never changes a result, so it is ignored"
+            self.findings.append(Finding(Severity.NOTE, "unused-parameter", place, note))
+        elif theirs and not is_shared and key != "density":
+            raise RecipeError(f"{place}: {key} of mergekit's {theirs[0]} is not supported; leave it out.")
+        elif is_shared or key in _every_parameter() or key in dialect.LEGACY:
+            self.findings.append(
+                Finding(Severity.WARNING, "unused-parameter", place, f"{why}, and mergekit ignores it too", advice)
+            )
+        else:
+            raise RecipeError(f"{why}, which mergekit would ignore without a word; {advice}.")
+
+
+def _changed(above: Use | None, method: str | None, own: str | None, semantics: str) -> Use | None:
+    name = method or (above.method if above else None)
+    return Use(name, own or (above.semantics if above else semantics)) if name else None
+
+
+def _every_parameter() -> frozenset[str]:
+    known = {key for keys in dialect.PARAMETERS.values() for key in keys}
+    return frozenset(known | {key for name in registry.names() for key in registry.get(name).parameters})
+
+
+def _advice(key: str, methods: list[str]) -> str:
+    known = {k for m in methods for k in registry.get(m).parameters}
+    near = nearest(key, known)
+    if near is not None:
+        return f"did you mean {near!r}?".rstrip("?") + ", or leave it out"
+    return f"leave it out (known are {', '.join(sorted(known)) or 'none'})"
+
+
+def _nested(document: RecipeDocument) -> list[tuple[RecipeDocument, str]]:
+    """Every recipe directly inside a recipe, with its path."""
+    found: list[tuple[RecipeDocument, str]] = []
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, RecipeDocument) and path:
+            found.append((value, path))
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                visit(item, f"{path}[{i}]")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                visit(item, f"{path}.{key}")
+        elif hasattr(type(value), "model_fields"):
+            for name in type(value).model_fields:
+                if name != "parameters":
+                    visit(getattr(value, name), f"{path}.{name}" if path else name)
+
+    visit(document, "")
+    return found

@@ -1,0 +1,213 @@
+"""Reading recipes: files, texts and mappings; several documents; recipes inside recipes; overrides."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding
+from weightsmith.naming import nearest
+from weightsmith.recipes import dialect
+from weightsmith.recipes.checks import check_methods
+from weightsmith.recipes.document import YamlDocument, parse_documents
+from weightsmith.recipes.mistakes import recipe_error
+from weightsmith.recipes.overrides import override
+from weightsmith.recipes.recipe import Recipe
+from weightsmith.recipes.references import RECIPE_SUFFIXES
+from weightsmith.recipes.schema import RecipeDocument
+
+_MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
+_MOST_NESTED = 2_000
+
+
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    base_dir: Path | None = None,
+    name: str | None = None,
+) -> Recipe:
+    """Read a recipe from a file, from YAML text or from a mapping.
+
+    A document with `weightsmith: 1` is native; any other is read as mergekit means it. Of several documents the result is
+    the one called `name`, else the one without a name, else the one that no other refers to; references by name become
+    nested recipes. `overrides` are texts `key.key=value`, applied to that document. `base_dir` is the folder that
+    relative paths may be meant from (default: the file's). Raises RecipeError with file, line and column.
+    """
+    loader = _Loading()
+    if isinstance(source, Mapping):
+        documents = [YamlDocument(copy.deepcopy(dict(source)), {}, "recipe")]
+    else:
+        text, label, folder = _text_of(source)
+        base_dir = base_dir or folder
+        documents = parse_documents(text, label)
+    raw = loader.complete(documents, base_dir, overrides, name, ())
+    document = _validated(YamlDocument(raw, documents[0].positions, documents[0].source), None, base_dir)
+    findings = (*loader.findings, *check_methods(document))
+    return Recipe(document, base_dir, tuple(dict.fromkeys(findings)))
+
+
+def _text_of(source: str | Path) -> tuple[str, str, Path | None]:
+    is_text = isinstance(source, str) and ("\n" in source or (":" in source and not Path(source).exists()))
+    if is_text and not str(source).endswith(RECIPE_SUFFIXES):
+        return str(source), "recipe", None
+    path = Path(source)
+    try:
+        return path.read_text(encoding="utf-8"), str(path), path.parent
+    except UnicodeDecodeError as problem:
+        raise RecipeError(f"{str(path)!r} is not UTF-8 text (byte {problem.start}); save it as UTF-8.") from None
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise RecipeError(f"The recipe {str(path)!r} cannot be read ({reason}); give a YAML file.") from None
+
+
+def _validated(document: YamlDocument, dialect_name: str | None, base_dir: Path | None) -> RecipeDocument:
+    try:
+        return RecipeDocument.model_validate(document.data, context={"dialect": dialect_name, "base_dir": base_dir})
+    except ValidationError as problem:
+        raise recipe_error(problem, document) from None
+
+
+@dataclass(slots=True)
+class _Loading:
+    """One load, with what it found and how many recipes it has put into one another."""
+
+    findings: tuple[Finding, ...] = ()
+    nested: int = 0
+
+    def complete(
+        self,
+        documents: Sequence[YamlDocument],
+        base_dir: Path | None,
+        overrides: Sequence[str],
+        name: str | None,
+        inside: tuple[Path, ...],
+    ) -> dict[str, Any]:
+        """The chosen document as native data, with every recipe that it refers to put in place."""
+        by_name = _named(documents)
+        chosen = _choose(documents, by_name, name)
+        for text in overrides:
+            chosen.data.update(override(chosen.data, [text]))
+        for document in documents:
+            self._check(document, base_dir)
+        return self._filled(chosen, by_name, base_dir, inside, ())
+
+    def _check(self, document: YamlDocument, base_dir: Path | None) -> None:
+        if "weightsmith" in document.data:
+            _validated(document, None, base_dir)
+            return
+        self.findings += tuple(dialect.findings(document))
+        _validated(document, "mergekit", base_dir)
+
+    def _filled(
+        self,
+        document: YamlDocument,
+        by_name: Mapping[str, YamlDocument],
+        base_dir: Path | None,
+        inside: tuple[Path, ...],
+        names: tuple[str, ...],
+    ) -> dict[str, Any]:
+        is_native = "weightsmith" in document.data
+
+        def replaced(text: str) -> Any:
+            if text in by_name:
+                if text in names or by_name[text] is document:
+                    raise RecipeError(f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other.")
+                return self._filled(by_name[text], by_name, base_dir, inside, (*names, text))
+            if is_native and text.endswith(RECIPE_SUFFIXES):
+                return self._from_file(text, base_dir, inside)
+            return text
+
+        self.nested += 1
+        if self.nested > _MOST_NESTED:
+            raise RecipeError(f"{document.source}: recipes in recipes come to more than {_MOST_NESTED}; name fewer.")
+        data: dict[str, Any] = _replace_models(document.data, replaced)
+        semantics = data.get("semantics") or ("paper" if is_native else "mergekit")
+        rest = {key: value for key, value in data.items() if key not in ("weightsmith", "semantics")}
+        return {"weightsmith": 1, "semantics": semantics, **rest}
+
+    def _from_file(self, text: str, base_dir: Path | None, inside: tuple[Path, ...]) -> dict[str, Any]:
+        path = (base_dir or Path()) / Path(text).expanduser()
+        if path.resolve() in inside:
+            raise RecipeError(f"The recipe {str(path)!r} contains itself; break the circle.")
+        content, label, folder = _text_of(path)
+        raw = self.complete(parse_documents(content, label), folder, (), None, (*inside, path.resolve()))
+        prefix = os.path.dirname(text)
+
+        def moved(reference: str) -> str:
+            is_relative = not os.path.isabs(reference) and folder is not None
+            return os.path.join(prefix, reference) if is_relative and (folder / reference).exists() else reference
+
+        result: dict[str, Any] = _replace_models(raw, moved)
+        return result
+
+
+def _named(documents: Sequence[YamlDocument]) -> dict[str, YamlDocument]:
+    by_name: dict[str, YamlDocument] = {}
+    for document in documents:
+        name = document.data.get("name")
+        if name is None:
+            continue
+        if name in by_name:
+            raise RecipeError(f"{document.where(('name',))}: two merges are called {name!r}; rename one.")
+        by_name[str(name)] = document
+    return by_name if len(documents) > 1 else {}
+
+
+def _choose(
+    documents: Sequence[YamlDocument], by_name: Mapping[str, YamlDocument], name: str | None
+) -> YamlDocument:
+    if name is not None and len(documents) > 1:
+        if name not in by_name:
+            near = nearest(name, by_name)
+            hint = f"did you mean {near!r}?" if near else f"its merges are {', '.join(by_name) or 'without names'}."
+            raise RecipeError(f"{documents[0].source} has no merge called {name!r}; {hint}")
+        return by_name[name]
+    unnamed = [document for document in documents if document.data.get("name") is None]
+    if len(documents) == 1:
+        return documents[0]
+    if len(unnamed) > 1:
+        raise RecipeError(
+            f"{unnamed[1].where(())}: more than one document has no `name:`; name all but the one to be written."
+        )
+    if unnamed:
+        return unnamed[0]
+    used: set[str] = set()
+    for document in documents:
+        _replace_models(document.data, lambda text: used.add(text) or text)
+    last = [document for key, document in by_name.items() if key not in used]
+    if len(last) != 1:
+        names = ", ".join(repr(d.data["name"]) for d in last) or "none"
+        raise RecipeError(
+            f"{documents[0].source}: which merge is the result is not clear ({names} could be); leave out the `name:` of "
+            "the one to be written."
+        )
+    return last[0]
+
+
+def _replace_models(data: Any, replaced: Callable[[str], Any]) -> Any:
+    """A copy of raw recipe data with every text that names a model passed through `replaced`."""
+    if isinstance(data, list):
+        return [_replace_models(item, replaced) for item in data]
+    if not isinstance(data, dict):
+        return data
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _MODEL_KEYS and isinstance(value, str):
+            result[key] = replaced(value)
+        elif key == "checkpoints" and isinstance(value, dict):
+            result[key] = {
+                k: replaced(v) if isinstance(v, str) else _replace_models(v, replaced) for k, v in value.items()
+            }
+        elif key == "parameters":
+            result[key] = value
+        else:
+            result[key] = _replace_models(value, replaced)
+    return result

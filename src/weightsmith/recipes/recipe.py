@@ -1,0 +1,90 @@
+"""A recipe: what to merge and how, read from YAML, from a mapping or from an expression."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.findings import Finding
+from weightsmith.recipes.document import dump_yaml
+from weightsmith.recipes.schema import RecipeDocument
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.expressions import Expression
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. Two recipes are equal if they say the same, wherever and however they were written.
+
+    `base_dir` is the folder that relative paths may be meant from; `findings` is what the reading of the text found.
+    """
+
+    document: RecipeDocument
+    base_dir: Path | None = field(default=None, compare=False)
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Mapping[str, Any],
+        *,
+        overrides: Sequence[str] = (),
+        base_dir: Path | None = None,
+        name: str | None = None,
+    ) -> Recipe:
+        """Read a recipe; see `weightsmith.recipes.load`."""
+        from weightsmith.recipes.loading import load
+
+        return load(source, overrides=overrides, base_dir=base_dir, name=name)
+
+    @classmethod
+    def from_expression(cls, expression: Expression, **settings: Any) -> Recipe:
+        """The recipe that computes an expression; `settings` are other keys of a recipe, such as `dtype` or `then`.
+
+        Raises RecipeError where the expression is no weight, or a setting is unknown.
+        """
+        from weightsmith.recipes.loading import load
+
+        text, checkpoints = expression.written()
+        return load({"weightsmith": 1, "expression": text, "checkpoints": checkpoints, **settings})
+
+    @property
+    def semantics(self) -> str:
+        """The preset that fills the parameters the recipe leaves out: `paper` or `mergekit`."""
+        return self.document.semantics or "paper"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The recipe as plain data, in the canonical form."""
+        return plain(self.document)
+
+    def dump(self) -> str:
+        """The recipe as canonical YAML, which `load` reads back to an equal recipe."""
+        return dump_yaml(self.to_mapping())
+
+    def to_mergekit(self) -> str:
+        """The recipe as YAML that mergekit reads; raises RecipeError where mergekit cannot express it."""
+        from weightsmith.recipes.dialect import to_mergekit
+
+        return to_mergekit(self)
+
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2 digest of the canonical form: the same for recipes that say the same."""
+        return hashlib.blake2b(self.dump().encode(), digest_size=32).hexdigest()
+
+
+def plain(document: Any) -> dict[str, Any]:
+    """A part of a recipe as plain data: dictionaries, lists and scalars, without what is left to defaults."""
+    mapping: dict[str, Any] = _listed(document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True))
+    return mapping
+
+
+def _listed(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _listed(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_listed(item) for item in data]
+    return data

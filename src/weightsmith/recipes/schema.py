@@ -1,0 +1,271 @@
+"""The schema of recipes: one language, of which mergekit's YAML is a subset."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+
+from weightsmith.errors import WeightsmithError
+from weightsmith.recipes.document import number
+from weightsmith.recipes.parts import Part
+from weightsmith.recipes.references import ModelRef
+from weightsmith.recipes.selectors import Match
+from weightsmith.recipes.settings import Settings
+from weightsmith.tensors.dtypes import DType
+
+Semantics = Literal["paper", "mergekit"]
+
+_RECIPE_KEYS = frozenset({"weightsmith", "merge_method", "expression", "models", "slices", "modules"})
+
+
+def _model_form(given: Any) -> str:
+    is_recipe = isinstance(given, RecipeDocument) or (isinstance(given, dict) and bool(_RECIPE_KEYS & given.keys()))
+    return "@recipe" if is_recipe else "@model"
+
+
+def _read_number(given: Any) -> float:
+    spelled = number(given) if isinstance(given, str) else given
+    if isinstance(spelled, bool) or not isinstance(spelled, (int, float)):
+        raise ValueError(f"expected a number, not {given!r}")
+    return float(spelled)
+
+
+def _read_dtype(given: Any) -> str:
+    try:
+        return DType.parse(given).value if isinstance(given, str) else _not_text(given)
+    except WeightsmithError as problem:
+        raise ValueError(str(problem)) from None
+
+
+def _not_text(given: Any) -> str:
+    raise ValueError(f"expected the name of a dtype, not {given!r}")
+
+
+def _range(given: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= given[0] < given[1]:
+        raise ValueError(f"layer_range {list(given)} is not a range [first, end) with 0 <= first < end")
+    return given
+
+
+Number = Annotated[float, BeforeValidator(_read_number)]
+DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
+LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
+Model = Annotated[
+    Union[Annotated[ModelRef, Tag("@model")], Annotated["RecipeDocument", Tag("@recipe")]], Discriminator(_model_form)
+]
+
+
+class ModelEntry(Part):
+    """One of `models:`."""
+
+    mergekit_keys = frozenset({"model", "parameters"})
+
+    model: Model
+    parameters: Settings | None = None
+
+
+class SliceSource(Part):
+    """One of a slice's `sources:`: the layers [first, end) of a model."""
+
+    mergekit_keys = frozenset({"model", "layer_range", "parameters"})
+
+    model: Model
+    layer_range: LayerRange
+    parameters: Settings | None = None
+
+
+class Slice(Part):
+    """A run of output layers made from equally long runs of source layers."""
+
+    mergekit_keys = frozenset({"sources", "base_model", "residual_weight", "parameters"})
+
+    sources: tuple[SliceSource, ...] = Field(min_length=1)
+    base_model: Model | None = None
+    residual_weight: Number | None = None
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    parameters: Settings | None = None
+
+
+class Module(Part):
+    """A part of a network (text decoder, vision tower...) that is merged in its own way.
+
+    `match` says which tensors it has where its name does not.
+    """
+
+    mergekit_keys = frozenset({"slices", "models", "parameters"})
+
+    slices: tuple[Slice, ...] | None = None
+    models: tuple[ModelEntry, ...] | None = None
+    match: Match | None = None
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    base_model: Model | None = None
+    parameters: Settings | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Module:
+        if bool(self.slices) == bool(self.models):
+            raise ValueError("a module has either models or slices")
+        return self
+
+
+class Rule(Part):
+    """Another method or other parameters for some tensors, or `keep`: copy them from a model."""
+
+    match: Match
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    parameters: Settings | None = None
+    keep: Model | None = None
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Rule:
+        changes = self.merge_method or self.parameters or self.semantics
+        if bool(changes) == (self.keep is not None):
+            raise ValueError("a rule has either keep, or some of merge_method, parameters and semantics")
+        return self
+
+
+class Step(Part):
+    """One of `then:`, written `{method: {parameter: value}}`."""
+
+    method: StrictStr
+    parameters: Settings = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"method": given}
+        if not isinstance(given, dict) or len(given) != 1:
+            raise ValueError("a step is one method with its parameters, such as `lines: {alpha: 0.5}`")
+        ((method, parameters),) = given.items()
+        return {"method": method, "parameters": parameters or {}}
+
+    @model_serializer(mode="wrap")
+    def _to_recipe(self, handler: Any) -> dict[str, Any]:
+        plain = handler(self)
+        return {self.method: plain.get("parameters", {})}
+
+
+class NormRatio(Part):
+    """Bounds on the norm of an output tensor over the norm of the base's."""
+
+    low: Number = 0.0
+    high: Number = float("inf")
+    match: Match | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NormRatio:
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"norm_ratio: [{self.low:g}, {self.high:g}] is not an interval of ratios")
+        return self
+
+
+class Equal(Part):
+    """Tensors that must have the values that a model has."""
+
+    to: Model
+    match: Match | None = None
+
+
+class Clause(Part):
+    """One of `assert:`: finite, norm_ratio or equal."""
+
+    finite: Literal[True] | None = None
+    norm_ratio: NormRatio | None = None
+    equal: Equal | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Clause:
+        if sum(item is not None for item in (self.finite, self.norm_ratio, self.equal)) != 1:
+            raise ValueError("each assertion is one of finite, norm_ratio and equal")
+        return self
+
+
+class Tokenizer(Part):
+    """mergekit's tokenizer section, kept as it is until tokenizers can be aligned."""
+
+    mergekit_keys = frozenset({"source", "tokens", "pad_to_multiple_of"})
+
+    source: Any = "union"
+    tokens: dict[str, Any] | None = None
+    pad_to_multiple_of: StrictInt | None = None
+
+
+class RecipeDocument(Part):
+    """A whole recipe as a document. `Recipe` wraps one with where it came from."""
+
+    mergekit_keys = frozenset(
+        """weightsmith semantics name merge_method models slices modules base_model dtype out_dtype parameters
+        tokenizer_source tokenizer chat_template""".split()
+    )
+
+    weightsmith: Literal[1] | None = None
+    name: StrictStr | None = None
+    semantics: Semantics | None = None
+    merge_method: StrictStr | None = None
+    models: tuple[ModelEntry, ...] | None = None
+    slices: tuple[Slice, ...] | None = None
+    modules: dict[str, Module] | None = None
+    expression: StrictStr | None = None
+    checkpoints: dict[str, Model] | None = None
+    base_model: Model | None = None
+    donor: Model | None = None
+    parameters: Settings | None = None
+    rules: tuple[Rule, ...] | None = None
+    then: tuple[Step, ...] | None = None
+    assertions: tuple[Clause, ...] | None = Field(default=None, alias="assert")
+    dtype: DTypeName | None = None
+    out_dtype: DTypeName | None = None
+    tokenizer_source: Model | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: StrictStr | None = None
+    seed: StrictInt | None = Field(default=None, ge=0, lt=2**64)
+    shard_size: StrictStr | StrictInt | None = None
+    nonfinite: Literal["error", "propagate"] | None = None
+    missing: Literal["error", "base", "skip"] | None = None
+    untie: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> RecipeDocument:
+        forms = [f for f in ("models", "slices", "modules", "expression") if getattr(self, f)]
+        if len(forms) != 1:
+            given = f"{' and '.join(forms)} are given" if forms else "none is given"
+            raise ValueError(f"a recipe has exactly one of models, slices, modules and expression, but {given}")
+        if self.expression is not None:
+            if self.merge_method or self.parameters or self.rules:
+                raise ValueError("an expression says what is computed; merge_method, parameters and rules do not apply")
+            if not self.checkpoints:
+                raise ValueError("an expression needs `checkpoints:`, a mapping of its names to models")
+        elif self.checkpoints:
+            raise ValueError("`checkpoints:` belongs to an expression; list models under `models:`")
+        elif self.merge_method is None and not self._has_method_everywhere():
+            raise ValueError("merge_method is missing")
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError("tokenizer_source and tokenizer exclude each other; keep one")
+        return self
+
+    def _has_method_everywhere(self) -> bool:
+        if self.slices:
+            return all(s.merge_method for s in self.slices)
+        return bool(self.modules) and all(
+            m.merge_method or (m.slices and all(s.merge_method for s in m.slices)) for m in self.modules.values()
+        )
+
+
+for _model in (ModelEntry, SliceSource, Slice, Module, Rule, Equal, RecipeDocument):
+    _model.model_rebuild()

@@ -1,0 +1,146 @@
+"""A section: a run of output tensors that are made from the same sources by the same method.
+
+`models:` gives one section, `slices:` one per slice. A `Treatment` is what a section, or a rule in it, does with a tensor: a
+method with lookups for its parameters, or a model to copy from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightsmith.errors import RecipeError
+from weightsmith.methods import registry
+from weightsmith.recipes.schema import Rule
+from weightsmith.recipes.selectors import TensorPlace
+from weightsmith.recipes.settings import ABSENT, Lookup, lookups
+from weightsmith.recipes.views import View
+
+Level = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input of a section: a view, the first layer that is taken (slices), and its own parameters.
+
+    `is_implicit` marks a base that the recipe does not list among the sources.
+    """
+
+    view: View
+    start: int = 0
+    parameters: Level = field(default_factory=dict)
+    is_implicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Sources, base, method and the levels of parameters (closest first) of a run of output tensors."""
+
+    where: str
+    scope: str
+    sources: tuple[Source, ...]
+    base: View | None
+    method: str
+    preset: str
+    levels: tuple[Level, ...]
+
+    @property
+    def base_index(self) -> int | None:
+        """The position of the base among the sources."""
+        return next((i for i, s in enumerate(self.sources) if s.view is self.base), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What is done with a tensor: `experts` are positions among the section's sources."""
+
+    spec: registry.MethodSpec
+    preset: str
+    scope: str
+    uses_base: bool
+    experts: tuple[int, ...]
+    labels: tuple[str, ...]
+    shared: tuple[Lookup, ...]
+    per_expert: tuple[tuple[Lookup, ...], ...]
+    required: tuple[str, ...]
+    required_per_expert: tuple[str, ...]
+    keep: View | None = None
+
+
+def values(looked_up: Sequence[Lookup], t: float, filtered_name: str, place: TensorPlace) -> tuple[tuple[str, Any], ...]:
+    """The parameters that the recipe gives for one tensor."""
+    found = ((lookup.parameter.key, lookup.at(t, filtered_name, place)) for lookup in looked_up)
+    return tuple((key, value) for key, value in found if value is not ABSENT)
+
+
+def treatment_of(section: Section, rule: Rule | None = None, scope: str | None = None) -> Treatment:
+    """The treatment of a section, or of those of its tensors that a rule selects.
+
+    Raises RecipeError for an unknown method, a wrong number of experts or a missing base.
+    """
+    spec = registry.get((rule and rule.merge_method) or section.method)
+    preset = (rule and rule.semantics) or section.preset
+    own: tuple[Level, ...] = (rule.parameters,) if rule is not None and rule.parameters else ()
+    base_index = section.base_index
+    uses_base = spec.base is not registry.Base.IGNORED and section.base is not None
+    _require_base(section, spec, preset)
+    experts = tuple(
+        i
+        for i, source in enumerate(section.sources)
+        if not (uses_base and i == base_index)
+        and not (source.is_implicit and (preset != "mergekit" or spec.base is not registry.Base.IGNORED))
+    )
+    spec.check_expert_count(len(experts), section.where)
+    levels = (*own, *section.levels)
+    defaults = spec.defaults(preset)
+    required = [key for key, default in defaults.items() if default is registry.REQUIRED]
+    return Treatment(
+        spec=spec,
+        preset=preset,
+        scope=scope or section.scope,
+        uses_base=uses_base,
+        experts=experts,
+        labels=_labels([section.sources[i].view.label for i in experts]),
+        shared=lookups(spec.parameters, levels, per_expert=False, where=section.where),
+        per_expert=tuple(
+            lookups(
+                spec.parameters,
+                (*own, section.sources[i].parameters, *section.levels),
+                per_expert=True,
+                where=f"{section.where}, model {section.sources[i].view.label!r}",
+            )
+            for i in experts
+        ),
+        required=tuple(key for key in required if not spec.parameters[key].per_expert),
+        required_per_expert=tuple(key for key in required if spec.parameters[key].per_expert),
+    )
+
+
+def _require_base(section: Section, spec: registry.MethodSpec, preset: str) -> None:
+    if spec.base is registry.Base.REQUIRED and section.base is None:
+        raise RecipeError(f"{section.where}: method {spec.name} needs a base; give `base_model:`.")
+    is_used = spec.base is not registry.Base.IGNORED and section.base is not None
+    if preset == "mergekit" and is_used and section.base_index is None:
+        raise RecipeError(
+            f"{section.where}: the base {section.base.label if section.base else None!r} is not among the sources of the "
+            "slice, which mergekit requires; add it with the layer_range it has there."
+        )
+
+
+def _labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels made distinct: a model that is used again gets `#2`, `#3`..."""
+    taken: list[str] = []
+    for label in labels:
+        taken.append(unused_label(label, taken))
+    return tuple(taken)
+
+
+def unused_label(label: str, taken: Sequence[str] | Mapping[str, Any]) -> str:
+    """A label that is not taken: itself, or itself with the first free `#2`, `#3`..."""
+    if label not in taken:
+        return label
+    count = 2
+    while f"{label}#{count}" in taken:
+        count += 1
+    return f"{label}#{count}"

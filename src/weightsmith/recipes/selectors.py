@@ -1,0 +1,80 @@
+"""Which tensors a rule, a conditional parameter or an assertion is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, field_validator, model_validator
+
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.errors import RecipeError
+from weightsmith.naming import compile_glob, compile_regex, nearest
+
+_ROLE_NAMES = frozenset(kind.value for kind in Kind) | {kind.value.partition(".")[0] for kind in Kind}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """What selectors can ask of an output tensor: its name, its role, and its layer in the output."""
+
+    name: str
+    kind: Kind
+    layer: int | None
+
+
+class Match(BaseModel):
+    """A selector: all keys that are given must hold.
+
+    `role` is a kind or a family of kinds (`attention` includes `attention.q`), or a list of which one must hold;
+    `layers` is half open, `[0, 8]` being the first eight layers of the output; `name` is a regular expression
+    searched in the output tensor's name; `glob` a pattern for the whole name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: StrictStr | tuple[StrictStr, ...] | None = None
+    layers: tuple[StrictInt, StrictInt] | None = None
+    name: StrictStr | None = None
+    glob: StrictStr | None = None
+
+    @field_validator("role")
+    @classmethod
+    def _known_role(cls, role: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for one in (role,) if isinstance(role, str) else role or ():
+            if one not in _ROLE_NAMES:
+                near = nearest(one, _ROLE_NAMES)
+                hint = f"did you mean {near!r}?" if near else f"known are {', '.join(sorted(_ROLE_NAMES))}"
+                raise ValueError(f"There is no role called {one!r}; {hint}")
+        return role
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Match:
+        if self.role is None and self.layers is None and self.name is None and self.glob is None:
+            raise ValueError("match: is empty; give role, layers, name or glob")
+        if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:
+            raise ValueError(f"match: layers {list(self.layers)} is not a range [first, end) with first < end")
+        if self.name is not None:
+            _checked_regex(self.name)
+        return self
+
+    def matches(self, place: TensorPlace) -> bool:
+        """Whether a tensor is selected."""
+        if self.layers is not None and (
+            place.layer is None or not self.layers[0] <= place.layer < self.layers[1]
+        ):
+            return False
+        if self.name is not None and not compile_regex(self.name).search(place.name):
+            return False
+        if self.glob is not None and not compile_glob(self.glob).match(place.name):
+            return False
+        if self.role is None:
+            return True
+        roles = (self.role,) if isinstance(self.role, str) else self.role
+        return any(place.kind.matches(role) for role in roles)
+
+
+def _checked_regex(pattern: str) -> None:
+    try:
+        compile_regex(pattern)
+    except RecipeError as problem:
+        raise ValueError(str(problem)) from None

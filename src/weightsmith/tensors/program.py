@@ -1,0 +1,442 @@
+"""From the graph of a pass to a program of the native register machine.
+
+Two steps, because a model has thousands of tensors and few different graphs. `list_pass` writes the graph down as a flat,
+hashable list of entries in which equal subexpressions are one and every number that differs from tensor to tensor (coefficients, keys,
+cuts) is a place in a table. `assemble` turns such a list into instructions with registers; its results are cached.
+
+A pass with row scalars becomes several segments: each computes the row reductions that the next one needs, Python evaluates the
+arithmetic on rows between them, and values needed again are computed again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.errors import UsageError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
+from weightsmith.tensors.passes import (
+    Collect,
+    CutPoint,
+    Histogram,
+    PassSpec,
+    evaluate_scalar,
+    walk_pending,
+    work_dtype,
+)
+
+_BINARY = frozenset(("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or"))
+_UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
+_FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
+
+OPCODES = frozenset(
+    {"fill", "fill_rows", "where", "uniform", "above", "row_rank", "histogram", "collect"}
+    | _BINARY
+    | _UNARY
+    | set(_ROW_REDUCTIONS)
+    | set(_ROW_REDUCTIONS.values())
+    | {f"load_{name}" for name in _FLOATS}
+    | {f"store_{name}" for name in _FLOATS}
+    | {f"round_{name}" for name in _FLOATS[1:]}
+)
+"""Names of the instructions a program may hold."""
+
+_NO_REGISTER = frozenset({"number", *_ROW_REDUCTIONS.values()})
+_FIRST_LEVEL_CACHE = 40 * 1024
+_BLOCKS = (1024, 512, 256)
+
+
+class Entry(NamedTuple):
+    """One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name."""
+
+    op: str
+    inputs: tuple[int, ...] = ()
+    detail: Any = None
+
+
+class Sink(NamedTuple):
+    """Something a pass hands out: a reduction of entries, or the output; `request` is a place among the integers."""
+
+    op: str
+    inputs: tuple[int, ...]
+    request: int = -1
+
+
+@dataclass(slots=True)
+class Listing:
+    """A pass written down: `entries`, `sinks`, `sources` and `is_double` make its structure, the rest is this tensor's own."""
+
+    sources: tuple[DType, ...]
+    is_double: bool
+    entries: list[Entry] = field(default_factory=list)
+    sinks: list[Sink] = field(default_factory=list)
+    numbers: list[float] = field(default_factory=list)
+    integers: list[int] = field(default_factory=list)
+    arrays: list[NDArray[Any]] = field(default_factory=list)
+    row_scalars: list[Scalar] = field(default_factory=list)
+    row_reductions: list[tuple[Scalar, int]] = field(default_factory=list)
+    memo: dict[Node, Any] = field(default_factory=dict)
+    has_rows: bool = False
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What `assemble` needs: equal for tensors that differ in numbers only."""
+        return tuple(self.entries), tuple(self.sinks), self.sources, self.is_double, len(self.arrays)
+
+
+def list_pass(spec: PassSpec) -> Listing:
+    """Write a pass down; raises UsageError for what a tile cannot compute."""
+    return _Lister(spec).result()
+
+
+class _Lister:
+    """Walks the graph of one pass, inputs before users."""
+
+    def __init__(self, spec: PassSpec) -> None:
+        for dtype in spec.source_dtypes:
+            if not dtype.is_float:
+                raise UsageError(f"The native backend computes with floating-point tensors only, not with {dtype}.")
+        self._spec = spec
+        self._known = spec.known
+        is_double = work_dtype(spec.source_dtypes) is DType.FLOAT64
+        self._listing = Listing(spec.source_dtypes, is_double, memo=dict(spec.known))
+        self._key_limit = (1 << 63 if is_double else 1 << 31) - 1
+        self._places: dict[Any, int] = {}
+        self._position: dict[Node, int] = {}
+        self._row_inputs: dict[Node, tuple[int, ...]] = {}
+
+    def result(self) -> Listing:
+        spec, listing = self._spec, self._listing
+        roots: list[Node] = [] if spec.output is None else [spec.output]
+        for reduction, _ in spec.reductions:
+            roots.extend(reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs)
+        for node in walk_pending(roots, self._known):
+            if isinstance(node, Value):
+                self._position[node] = self._value(node)
+            elif isinstance(node, Scalar) and node.scope is Scope.ROW and node not in self._known:
+                self._row_scalar(node)
+        if spec.output is not None:
+            assert spec.output_dtype is not None
+            if not spec.output_dtype.is_float:
+                raise UsageError(f"The native backend writes floating-point tensors only, not {spec.output_dtype}.")
+            listing.sinks.append(Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output)))
+        for reduction, request in spec.reductions:
+            listing.sinks.append(self._reduction(reduction, request))
+        return listing
+
+    def _entry(self, op: str, inputs: tuple[int, ...] = (), detail: Any = None) -> int:
+        entry = Entry(op, inputs, detail)
+        place = self._places.get(entry)
+        if place is None:
+            place = self._places[entry] = len(self._listing.entries)
+            self._listing.entries.append(entry)
+        return place
+
+    def _number(self, number: float) -> int:
+        key = struct.pack("<d", number)  # 0.0 and -0.0 are equal but not the same
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = len(self._listing.numbers)
+            self._listing.numbers.append(number)
+        return self._entry("number", (), place)
+
+    def _table(self, owner: Any, *integers: int) -> int:
+        place = self._places.get(owner)
+        if place is None:
+            place = self._places[owner] = len(self._listing.integers)
+            self._listing.integers.extend(integers)
+        return place
+
+    def _registers(self, *nodes: Node) -> tuple[int, ...]:
+        """Positions of inputs that must lie in registers; a number is spread over one."""
+        return tuple(self._spread(self._position[node]) for node in nodes)
+
+    def _spread(self, position: int) -> int:
+        entry = self._listing.entries[position]
+        return self._entry("fill", (), entry.detail) if entry.op == "number" else position
+
+    def _magnitude(self, node: Node) -> int:
+        """Position of a value whose magnitudes alone matter: a change of sign below it is skipped."""
+        (position,) = self._registers(node)
+        while self._listing.entries[position].op in ("abs", "neg"):
+            (position,) = self._listing.entries[position].inputs
+        return position
+
+    def _value(self, node: Value) -> int:
+        if node in self._known:
+            return self._known_value(node)
+        op = node.op
+        if op == "source":
+            return self._entry("source", (), node.attributes[0])
+        if op == "broadcast":
+            return self._broadcast(node.inputs[0])
+        if op in _BINARY:
+            return self._binary(op, *(self._position[i] for i in node.inputs))
+        if op in _UNARY:
+            return self._entry(op, self._registers(*node.inputs))
+        if op == "where":
+            mask, a, b = (self._position[i] for i in node.inputs)
+            return self._entry(op, (self._spread(mask), a, b))
+        if op == "uniform":
+            return self._entry(op, (), self._table(("uniform", node.attributes), *node.attributes))
+        if op == "above":
+            return self._above(node)
+        if op == "row_rank":
+            self._listing.has_rows = True
+            return self._entry(op, (self._magnitude(node.inputs[0]),))
+        if op == "round":
+            return self._round(node)
+        raise UsageError(f"The native backend cannot compute a {op!r} node inside a tile.")
+
+    def _binary(self, op: str, a: int, b: int) -> int:
+        entries = self._listing.entries
+        if entries[a].op == "number" and entries[b].op == "number":
+            a = self._spread(a)
+        return self._entry(op, (a, b))
+
+    def _broadcast(self, scalar: Node) -> int:
+        inputs = self._row_inputs.get(scalar)
+        if inputs is None:
+            literal = scalar.op == "literal"
+            return self._number(float(scalar.attributes[0] if literal else evaluate_scalar(scalar, self._listing.memo)))
+        place = self._places.get(scalar)
+        if place is None:
+            place = self._places[scalar] = len(self._listing.row_scalars)
+            assert isinstance(scalar, Scalar)
+            self._listing.row_scalars.append(scalar)
+        return self._entry("row", inputs, place)
+
+    def _round(self, node: Value) -> int:
+        (position,) = self._registers(*node.inputs)
+        dtype: DType = node.attributes[0]
+        if dtype is DType.FLOAT64 or (dtype is DType.FLOAT32 and not self._listing.is_double):
+            return position
+        return self._entry("round", (position,), dtype.value)
+
+    def _above(self, node: Value) -> int:
+        x, cut = node.inputs
+        point = self._known.get(cut)
+        if not isinstance(point, CutPoint):
+            raise UsageError("A pass was asked for a selection whose cut is not yet known; measure the cut in an earlier pass.")
+        place = self._table(cut, min(point.key, self._key_limit), point.last_index)
+        return self._entry("above", (self._magnitude(x),), place)
+
+    def _known_value(self, node: Value) -> int:
+        known = self._known[node]
+        if np.ndim(known) == 0:
+            return self._number(float(known))
+        work = np.float64 if self._listing.is_double else np.float32
+        self._listing.arrays.append(np.ascontiguousarray(known, dtype=work).reshape(-1))
+        return self._entry("array", (), len(self._listing.arrays) - 1)
+
+    def _row_scalar(self, node: Scalar) -> None:
+        op = _ROW_REDUCTIONS.get(node.op)
+        if op is None:
+            below = [i for child in node.inputs for i in self._row_inputs.get(child, ())]
+            self._row_inputs[node] = tuple(dict.fromkeys(below))
+            return
+        if node.op not in _ROW_REDUCTIONS:
+            raise UsageError(f"The native backend cannot compute {node.op!r} per row.")
+        self._listing.has_rows = True
+        position = self._entry(op, self._registers(*node.inputs))
+        self._row_inputs[node] = (position,)
+        self._listing.row_reductions.append((node, position))
+
+    def _reduction(self, reduction: Scalar | Cut, request: Any) -> Sink:
+        if isinstance(request, Histogram):
+            low = request.low if request.low <= self._key_limit else -1
+            return Sink("histogram", (self._magnitude(reduction.inputs[0]),), self._table(reduction, low, request.shift))
+        if isinstance(request, Collect):
+            low = request.low if request.low <= self._key_limit else -1
+            high = min(request.high, self._key_limit)
+            place = self._table(reduction, low, high, request.limit)
+            return Sink("collect", (self._magnitude(reduction.inputs[0]),), place)
+        if isinstance(reduction, Cut):
+            raise UsageError("A cut is measured by a histogram or collect request; the pass has neither.")
+        return Sink(reduction.op, self._registers(*reduction.inputs))
+
+
+# Instructions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One program: its code ([instructions, 6] int32: op, out, a, b, c, slot) and where its results go.
+
+    `loads` pairs each source with the slot of its non-finite tally; `row_scalars` are the places of the row scalars it reads;
+    `row_results` pairs entries of row reductions with slots; `sink_slots` has the slot of each sink (last segment only).
+    """
+
+    code: NDArray[np.int32]
+    registers: int
+    reductions: int
+    block: int
+    slots: int
+    loads: tuple[tuple[int, int], ...]
+    row_scalars: tuple[int, ...]
+    row_results: tuple[tuple[int, int], ...]
+    sink_slots: tuple[int, ...]
+
+
+def assemble(structure: tuple[Any, ...], opcodes: Mapping[str, int]) -> tuple[Segment, ...]:
+    """Programs of a listed pass, to be run one after the other on each tile."""
+    entries, sinks, sources, is_double, _ = structure
+    level = _levels(entries)
+    depth = max((level[i] for sink in sinks for i in sink.inputs), default=0)
+    segments = []
+    for now in range(depth + 1):
+        if now == depth:
+            wanted = [(sink, -1) for sink in sinks]
+        else:
+            wanted = [
+                (Sink(e.op, e.inputs), i)
+                for i, e in enumerate(entries)
+                if e.op in _ROW_REDUCTIONS.values() and max(level[j] for j in e.inputs) == now
+            ]
+        segments.append(_Assembler(entries, sources, is_double, opcodes).segment(wanted))
+    return tuple(segments)
+
+
+def _levels(entries: Sequence[Entry]) -> list[int]:
+    """For each entry, after how many segments it can be computed."""
+    levels: list[int] = []
+    for entry in entries:
+        below = max((levels[i] for i in entry.inputs), default=0)
+        levels.append(below + 1 if entry.op in _ROW_REDUCTIONS.values() else below)
+    return levels
+
+
+class _Assembler:
+    """Chooses registers and emits the instructions of one segment."""
+
+    def __init__(
+        self, entries: Sequence[Entry], sources: Sequence[DType], is_double: bool, opcodes: Mapping[str, int]
+    ) -> None:
+        self._entries = entries
+        self._sources = sources
+        self._is_double = is_double
+        self._opcodes = opcodes
+        self._code: list[tuple[int, int, int, int, int, int]] = []
+        self._register: dict[int, int] = {}
+        self._free: list[int] = []
+        self._registers = 0
+        self._slots = 0
+        self._reductions = 0
+        self._loads: list[tuple[int, int]] = []
+        self._row_scalars: list[int] = []
+
+    def segment(self, wanted: Sequence[tuple[Sink, int]]) -> Segment:
+        steps = self._schedule([sink for sink, _ in wanted])
+        last_use = {i: at for at, step in enumerate(steps) for i in self._inputs(step)}
+        slots: dict[int, int] = {}
+        for at, step in enumerate(steps):
+            if isinstance(step, Sink):
+                slots[id(step)] = self._sink(step)
+                self._release(step.inputs, at, last_use)
+                continue
+            operands = [self._operand(i) for i in self._inputs(step)]
+            self._release(self._inputs(step), at, last_use)
+            self._compute(step, operands)
+        size = 8 if self._is_double else 4
+        fitting = (b for b in _BLOCKS if self._registers * b * size <= _FIRST_LEVEL_CACHE)
+        return Segment(
+            code=np.array(self._code, dtype=np.int32).reshape(-1, 6),
+            registers=self._registers,
+            reductions=self._reductions,
+            block=next(fitting, _BLOCKS[-1]),
+            slots=self._slots,
+            loads=tuple(self._loads),
+            row_scalars=tuple(self._row_scalars),
+            row_results=tuple((entry, slots[id(sink)]) for sink, entry in wanted if entry >= 0),
+            sink_slots=tuple(slots[id(sink)] for sink, entry in wanted if entry < 0),
+        )
+
+    def _inputs(self, step: int | Sink) -> tuple[int, ...]:
+        if isinstance(step, Sink):
+            return step.inputs
+        entry = self._entries[step]
+        return () if entry.op == "row" else entry.inputs
+
+    def _schedule(self, sinks: Sequence[Sink]) -> list[int | Sink]:
+        """Entries in order, each sink as soon as its inputs are there, so that registers are free again early."""
+        needed: set[int] = set()
+        stack = [i for sink in sinks for i in sink.inputs]
+        while stack:
+            position = stack.pop()
+            if position not in needed:
+                needed.add(position)
+                stack.extend(self._inputs(position))
+        ready: dict[int, list[Sink]] = {}
+        for sink in sinks:
+            ready.setdefault(max(sink.inputs), []).append(sink)
+        steps: list[int | Sink] = []
+        for position in sorted(needed):
+            if self._entries[position].op not in _NO_REGISTER:
+                steps.append(position)
+            steps.extend(ready.get(position, ()))
+        return steps
+
+    def _operand(self, position: int) -> int:
+        entry = self._entries[position]
+        return ~int(entry.detail) if entry.op == "number" else self._register[position]
+
+    def _release(self, inputs: Sequence[int], at: int, last_use: Mapping[int, int]) -> None:
+        for i in dict.fromkeys(inputs):
+            if last_use[i] == at and i in self._register:
+                self._free.append(self._register.pop(i))
+
+    def _take_register(self, position: int) -> int:
+        if self._free:
+            register = self._free.pop()
+        else:
+            register, self._registers = self._registers, self._registers + 1
+        self._register[position] = register
+        return register
+
+    def _take_slots(self, count: int = 1) -> int:
+        self._slots += count
+        return self._slots - count
+
+    def _emit(self, op: str, out: int = 0, operands: Sequence[int] = (), slot: int = 0) -> None:
+        a, b, c = (*operands, 0, 0, 0)[:3]
+        self._code.append((self._opcodes[op], out, a, b, c, slot))
+
+    def _compute(self, position: int, operands: list[int]) -> None:
+        op, _, detail = self._entries[position]
+        out = self._take_register(position)
+        if op == "source":
+            slot = self._take_slots()
+            self._loads.append((detail, slot))
+            self._emit(f"load_{self._sources[detail].value}", out, [detail], slot)
+        elif op == "array":
+            name = "load_float64" if self._is_double else "load_float32"
+            self._emit(name, out, [len(self._sources) + detail], self._take_slots())
+        elif op == "fill":
+            self._emit(op, out, [~detail])
+        elif op == "row":
+            self._emit("fill_rows", out, [len(self._row_scalars)])
+            self._row_scalars.append(detail)
+        elif op == "round":
+            self._emit(f"round_{detail}", out, operands)
+        elif op in ("uniform", "above"):
+            self._emit(op, out, [*operands, detail])
+        else:
+            self._emit(op, out, operands)
+
+    def _sink(self, sink: Sink) -> int:
+        operands = [self._operand(i) for i in sink.inputs]
+        slot = self._take_slots(2 if sink.op == "collect" else 1)
+        if sink.request >= 0:
+            operands.append(sink.request)
+        elif sink.op in _ROW_REDUCTIONS:
+            operands = [operands[0], operands[-1], self._reductions]
+            self._reductions += 1
+        self._emit(sink.op, 0, operands, slot)
+        return slot

@@ -1,0 +1,90 @@
+"""Tensor names taken apart, matched and ordered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightsmith.errors import RecipeError
+from weightsmith.naming import (
+    NamePieces,
+    compile_glob,
+    compile_regex,
+    matching,
+    natural_key,
+    nearest,
+    parse_name,
+    split_name,
+    with_layer,
+)
+
+
+def test_a_name_in_a_stack_is_taken_apart_into_prefix_layer_expert_and_stem() -> None:
+    name = "model.layers.12.block_sparse_moe.experts.3.w1.weight"
+    assert parse_name(name, "model.layers") == NamePieces(
+        "model.layers", 12, 3, "block_sparse_moe.experts.*.w1.weight"
+    )
+
+
+def test_a_name_outside_the_stack_has_no_layer() -> None:
+    assert parse_name("model.norm.weight", "model.layers") == NamePieces(
+        None, None, None, "model.norm.weight"
+    )
+    assert parse_name("model.layersx.1.weight", "model.layers").layer is None
+
+
+def test_an_expert_number_may_be_part_of_a_field() -> None:
+    pieces = parse_name("block.1.mlp.experts.expert_7.wi.weight", "block")
+    assert (pieces.expert, pieces.stem) == (7, "mlp.experts.expert_*.wi.weight")
+
+
+def test_a_stack_at_the_root_has_an_empty_prefix() -> None:
+    assert parse_name("3.weight", "") == NamePieces("", 3, None, "weight")
+    assert with_layer("3.weight", "", 11) == "11.weight"
+
+
+def test_a_tensor_moves_to_another_layer() -> None:
+    name = "model.layers.3.mlp.experts.3.w1.weight"
+    assert with_layer(name, "model.layers", 40) == "model.layers.40.mlp.experts.3.w1.weight"
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight'"):
+        with_layer("model.norm.weight", "model.layers", 1)
+
+
+def test_digits_of_other_scripts_are_not_layers() -> None:
+    assert parse_name("layers.٣.weight", "layers").layer is None
+
+
+def test_natural_order_puts_2_before_10() -> None:
+    names = ["l.10.b", "l.2.b", "l.2.a", "l", "10", "9"]
+    assert sorted(names, key=natural_key) == ["9", "10", "l", "l.2.a", "l.2.b", "l.10.b"]
+
+
+@given(st.lists(st.text(alphabet="ab.0123456789²١", max_size=8)))
+def test_any_names_can_be_ordered(names: list[str]) -> None:
+    assert sorted(sorted(names, key=natural_key)) == sorted(names)
+
+
+@given(st.text(max_size=12), st.none() | st.text(max_size=4))
+def test_any_name_can_be_taken_apart(name: str, prefix: str | None) -> None:
+    pieces = parse_name(name, prefix)
+    assert (pieces.layer is None) == (pieces.prefix is None)
+    assert split_name(name)
+
+
+def test_globs_match_whole_names_case_and_dots_included() -> None:
+    names = ["a.mlp.up.weight", "a.MLP.up.weight", "mlp.up.weight"]
+    assert matching("*.mlp.*", names) == ["a.mlp.up.weight"]
+    assert compile_glob("mlp.u?.[vw]eight").match("mlp.up.weight")
+    assert not compile_glob("mlp").match("mlp.up")
+
+
+def test_a_malformed_regex_is_refused_with_its_text() -> None:
+    assert compile_regex(r"layers\.\d+").search("model.layers.3")
+    with pytest.raises(RecipeError, match=r"'\(\['"):
+        compile_regex("([")
+
+
+def test_the_nearest_candidate_is_offered_and_nothing_far_away() -> None:
+    assert nearest("lamda", ["lambda", "weight"]) == "lambda"
+    assert nearest("zzz", ["lambda", "weight"]) is None
