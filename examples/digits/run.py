@@ -24,6 +24,7 @@ console = Console()
 def weightsmith(folder: Path, *arguments: str) -> None:
     """Run one command line in `folder` as a user would type it; stop the demo where it fails."""
     console.print(f"\n[bold]$ weightsmith {shlex.join(arguments)}[/bold]")
+    sys.stdout.flush()
     command = [sys.executable, "-m", "weightsmith", *arguments]
     status = subprocess.run(command, cwd=folder).returncode
     if status != 0:

@@ -2,4 +2,5 @@
 #include "kernels.h"
 
 #define WS_LEVEL baseline
+#define WS_WIDTH 2
 #include "interpreter.h"

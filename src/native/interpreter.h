@@ -1,4 +1,5 @@
-// The interpreter: runs a program block by block. Compiled once per instruction set, in the namespace WS_LEVEL.
+// The interpreter: runs a program block by block. Compiled once per instruction set, in the namespace
+// WS_LEVEL, with vectors of WS_WIDTH float64 numbers.
 //
 // Each instruction is one tight loop over a block, which the compiler turns into vector code; deciding which loop
 // comes next costs a few nanoseconds per thousand elements. Multiply and add are never fused (-ffp-contract=off).
@@ -211,6 +212,7 @@ class Machine {
     }
 
     void load_float64(I in) const {
+        if (sizeof(T) != 8) return;  // a float64 source makes the work type double
         const char* from = static_cast<const char*>(tile_.sources[in.a]) + at_ * 8;
         std::memcpy(reg(in.out), from, size_t(n_) * 8);
         if (!encode64(reinterpret_cast<const double*>(reg(in.out)), staging_, n_))

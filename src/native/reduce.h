@@ -3,26 +3,16 @@
 // A sum has 32 float64 lanes; element i of its range goes to lane i % 32 and the lanes are folded in a fixed tree.
 // So the result depends on the range alone - not on blocks, tiles, threads or the instruction set.
 
-typedef double lane8 __attribute__((vector_size(64), aligned(8)));
-typedef float float8 __attribute__((vector_size(32), aligned(4)));
-typedef double double8 __attribute__((vector_size(64), aligned(8)));
+// Lanes are kept in vectors of the instruction set's own width: wider ones would be spilled to memory piece by piece.
+typedef double wide_double __attribute__((vector_size(WS_WIDTH * 8), aligned(8)));
+typedef float wide_float __attribute__((vector_size(WS_WIDTH * 4), aligned(4)));
+constexpr int lane_vectors = int(lane_count) / WS_WIDTH;
 
-template <class T>
-struct Eight;
-template <>
-struct Eight<float> {
-    typedef float8 type;
-};
-template <>
-struct Eight<double> {
-    typedef double8 type;
-};
-
-template <class T>
-static inline void load8(const T* x, lane8& wide) {
-    typename Eight<T>::type narrow;
-    std::memcpy(&narrow, x, sizeof narrow);
-    wide = __builtin_convertvector(narrow, lane8);
+static inline void load_wide(const double* x, wide_double& to) { std::memcpy(&to, x, sizeof to); }
+static inline void load_wide(const float* x, wide_double& to) {
+    wide_float stored;
+    std::memcpy(&stored, x, sizeof stored);
+    to = __builtin_convertvector(stored, wide_double);
 }
 
 struct Total {
@@ -51,13 +41,13 @@ static inline void accumulate(double* lanes, const T* x, const T* y, int64_t n, 
     for (; i < n && phase % lane_count; ++i, ++phase)
         lanes[phase % lane_count] = Rule::template step<double>(lanes[phase % lane_count], x[i], y[i]);
     if (i + lane_count <= n) {
-        lane8 sum[4], a, b;
+        wide_double sum[lane_vectors], a, b;
         std::memcpy(sum, lanes, sizeof sum);
         for (; i + lane_count <= n; i += lane_count) {
-            for (int k = 0; k < 4; ++k) {
-                load8(x + i + 8 * k, a);
-                load8(y + i + 8 * k, b);
-                sum[k] = Rule::template step<lane8>(sum[k], a, b);
+            for (int k = 0; k < lane_vectors; ++k) {
+                load_wide(x + i + WS_WIDTH * k, a);
+                load_wide(y + i + WS_WIDTH * k, b);
+                sum[k] = Rule::template step<wide_double>(sum[k], a, b);
             }
         }
         std::memcpy(lanes, sum, sizeof sum);

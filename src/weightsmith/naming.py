@@ -38,7 +38,7 @@ def split_name(name: str) -> tuple[str, ...]:
 
 def is_number(field: str) -> bool:
     """Whether a field is an index: ASCII digits only."""
-    return field.isascii() and field.isdigit()
+    return field.isdigit() and field.isascii()
 
 
 def number_positions(fields: tuple[str, ...]) -> tuple[int, ...]:

@@ -11,13 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import StoredTensor
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
-def llama_shapes(layers: int = 2, vocab: int = 32, *, head: bool = True) -> dict[str, tuple[int, ...]]:
+def llama_shapes(
+    layers: int = 2, vocab: int = 32, *, head: bool = True
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a small Llama, in the order of a real file."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, 8)}
     for layer in range(layers):
@@ -30,21 +28,6 @@ def llama_shapes(layers: int = 2, vocab: int = 32, *, head: bool = True) -> dict
         }
     shapes["model.norm.weight"] = (8,)
     return shapes | ({"lm_head.weight": (vocab, 8)} if head else {})
-
-
-@pytest.fixture
-def lazy() -> Callable[..., dict[str, StoredTensor]]:
-    """Headers without files: tensors of the given shapes."""
-
-    def make(shapes: Shapes, dtype: DType = DType.FLOAT32) -> dict[str, StoredTensor]:
-        offset = 0
-        made = {}
-        for name, shape in shapes.items():
-            made[name] = StoredTensor(name, dtype, shape, Path("none.safetensors"), offset)
-            offset += max(1, made[name].nbytes)
-        return made
-
-    return make
 
 
 @pytest.fixture

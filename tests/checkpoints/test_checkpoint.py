@@ -148,6 +148,18 @@ def test_a_config_that_links_out_of_the_folder_is_refused(
         open_checkpoint(path)
 
 
+def test_weights_that_link_out_of_the_folder_are_refused_but_not_as_a_file(
+    folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    real = folder(tensors=ONES) / "model.safetensors"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "model.safetensors").symlink_to(real)
+    with pytest.raises(CheckpointError, match="leaves its folder"):
+        open_checkpoint(linked)
+    assert set(open_checkpoint(linked / "model.safetensors").tensors) == set(ONES)
+
+
 def test_layers_that_only_predict_further_tokens_are_not_counted(
     llama: Callable[..., Checkpoint],
 ) -> None:

@@ -73,6 +73,12 @@ def test_a_tied_head_stored_in_one_file_only_is_no_error(llama: Llama) -> None:
     assert compare([both, llama("one", head=False)]) == []
 
 
+def test_a_head_that_is_simply_gone_is_a_missing_tensor(llama: Llama) -> None:
+    (finding,) = compare([llama("a"), llama("b", head=False, tie_word_embeddings=False)])
+    assert finding.code == "missing-tensor"
+    assert "'lm_head.weight'" in finding.message
+
+
 def test_a_mix_of_dtypes_is_a_note_that_says_the_result(folder: Callable) -> None:
     halves = {"a.weight": np.ones((2, 2), np.float16)}
     singles = {"a.weight": np.ones((2, 2), np.float32)}

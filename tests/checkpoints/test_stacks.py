@@ -28,8 +28,12 @@ def test_stages_of_different_widths_are_looked_through_to_their_blocks() -> None
     shapes = {}
     for stage, (width, blocks) in enumerate([(8, 1), (16, 3), (32, 2)]):
         for block in range(blocks):
-            shapes[f"encoder.stages.{stage}.layers.{block}.layer.0.convolution.weight"] = (width,) * 2
-            shapes[f"encoder.stages.{stage}.layers.{block}.layer.1.convolution.weight"] = (width,) * 2
+            shapes[f"encoder.stages.{stage}.layers.{block}.layer.0.convolution.weight"] = (
+                width,
+            ) * 2
+            shapes[f"encoder.stages.{stage}.layers.{block}.layer.1.convolution.weight"] = (
+                width,
+            ) * 2
     stacks = find_stacks(shapes)
     assert [s.count for s in stacks.values()] == [1, 3, 2]
     by_depth = depths(stacks.values())
@@ -61,9 +65,7 @@ def test_a_single_block_under_a_list_name_is_a_stack_of_one() -> None:
 
 
 def test_prefixes_come_in_natural_order() -> None:
-    shapes = {
-        f"stage{s}.{b}.conv.weight": (8, 8) for s in (10, 2, 1) for b in range(2)
-    }
+    shapes = {f"stage{s}.{b}.conv.weight": (8, 8) for s in (10, 2, 1) for b in range(2)}
     assert list(_prefixes(shapes)) == ["stage1", "stage2", "stage10"]
 
 

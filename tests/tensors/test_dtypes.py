@@ -20,7 +20,13 @@ def test_name_size_and_kind_are_those_of_torch(dtype: DType) -> None:
 
 @pytest.mark.parametrize("dtype", DType)
 def test_every_spelling_of_its_own_name_is_parsed(dtype: DType) -> None:
-    for text in (dtype.value, f"torch.{dtype.value}", dtype.value.upper(), dtype.safetensors, f" {dtype.value} "):
+    for text in (
+        dtype.value,
+        f"torch.{dtype.value}",
+        dtype.value.upper(),
+        dtype.safetensors,
+        f" {dtype.value} ",
+    ):
         assert DType.parse(text) is dtype
     assert DType.from_safetensors(dtype.safetensors) is dtype
 

@@ -26,12 +26,18 @@ from weightsmith.tensors.writer import ShardWriter
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12)
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 ENTRIES = st.dictionaries(
-    NAMES.filter(lambda n: n != "__metadata__"), st.tuples(st.sampled_from(list(DType)), SHAPES), max_size=6
+    NAMES.filter(lambda n: n != "__metadata__"),
+    st.tuples(st.sampled_from(list(DType)), SHAPES),
+    max_size=6,
 )
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return (
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        if tensor.numel()
+        else b""
+    )
 
 
 def random_tensor(dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
@@ -43,7 +49,9 @@ def random_tensor(dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @given(entries=ENTRIES)
-def test_what_we_write_the_library_reads(entries: dict[str, tuple[DType, tuple[int, ...]]], tmp_path_factory: Any) -> None:
+def test_what_we_write_the_library_reads(
+    entries: dict[str, tuple[DType, tuple[int, ...]]], tmp_path_factory: Any
+) -> None:
     folder = tmp_path_factory.mktemp("out")
     tensors = {name: random_tensor(*facts) for name, facts in entries.items()}
     layout = plan_layout([(name, *facts) for name, facts in entries.items()])
@@ -60,7 +68,9 @@ def test_what_we_write_the_library_reads(entries: dict[str, tuple[DType, tuple[i
 
 
 @given(entries=ENTRIES)
-def test_what_the_library_writes_we_read(entries: dict[str, tuple[DType, tuple[int, ...]]], tmp_path_factory: Any) -> None:
+def test_what_the_library_writes_we_read(
+    entries: dict[str, tuple[DType, tuple[int, ...]]], tmp_path_factory: Any
+) -> None:
     file = tmp_path_factory.mktemp("in") / "x.safetensors"
     tensors = {name: random_tensor(*facts) for name, facts in entries.items()}
     safetensors.torch.save_file(tensors, file, {"format": "pt"})
@@ -91,7 +101,11 @@ def seed_file(generator: random.Random) -> tuple[bytes, int]:
         dtype = generator.choice(list(DType))
         shape = [generator.choice([0, 1, 2, 3]) for _ in range(generator.randrange(3))]
         end = position + math.prod(shape) * dtype.itemsize
-        document[f"layer-{i}"] = {"dtype": dtype.safetensors, "shape": shape, "data_offsets": [position, end]}
+        document[f"layer-{i}"] = {
+            "dtype": dtype.safetensors,
+            "shape": shape,
+            "data_offsets": [position, end],
+        }
         position = end
     text = json.dumps(document, separators=(",", ":")).encode()
     return text, position

@@ -11,7 +11,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.tensors.digests import checkpoint_digest, digest_tensor, piece_digest, tensor_digest
+from weightsmith.tensors.digests import (
+    checkpoint_digest,
+    digest_tensor,
+    piece_digest,
+    tensor_digest,
+)
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.pieces import piece_count, piece_elements, pieces
 from weightsmith.tensors.stored import StoredTensor

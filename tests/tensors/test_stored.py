@@ -36,7 +36,9 @@ def read(tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
     return np.frombuffer(buffer, np.uint16)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 1000), (0, 0), (1000, 1000), (7, 8), (333, 666), (999, 1000)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1000), (0, 0), (1000, 1000), (7, 8), (333, 666), (999, 1000)]
+)
 def test_any_range_is_read(tensor: StoredTensor, start: int, stop: int) -> None:
     np.testing.assert_array_equal(read(tensor, start, stop), DATA[start:stop])
 
@@ -47,7 +49,9 @@ def test_the_given_buffer_is_filled_whatever_its_format(tensor: StoredTensor) ->
     np.testing.assert_array_equal(out.ravel(), DATA[25:100])
 
 
-@pytest.mark.parametrize(("start", "stop", "size"), [(-1, 1, 4), (0, 1001, 2002), (5, 4, 0), (0, 4, 7), (0, 4, 9)])
+@pytest.mark.parametrize(
+    ("start", "stop", "size"), [(-1, 1, 4), (0, 1001, 2002), (5, 4, 0), (0, 4, 7), (0, 4, 9)]
+)
 def test_a_range_or_buffer_that_does_not_fit_is_a_programming_error(
     tensor: StoredTensor, start: int, stop: int, size: int
 ) -> None:
@@ -57,11 +61,15 @@ def test_a_range_or_buffer_that_does_not_fit_is_a_programming_error(
 
 def test_short_reads_are_continued(tensor: StoredTensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: whole(fd, [buffers[0][:3]], offset))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, offset: whole(fd, [buffers[0][:3]], offset)
+    )
     np.testing.assert_array_equal(read(tensor, 0, 1000), DATA)
 
 
-def test_a_disk_error_names_tensor_and_byte(tensor: StoredTensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_error_names_tensor_and_byte(
+    tensor: StoredTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(fd: int, buffers: object, offset: int) -> int:
         raise OSError(5, "Input/output error")
 
@@ -70,7 +78,9 @@ def test_a_disk_error_names_tensor_and_byte(tensor: StoredTensor, monkeypatch: p
         read(tensor, 1, 2)
 
 
-def test_a_file_truncated_while_it_is_read_gives_an_error_and_no_signal(tensor: StoredTensor) -> None:
+def test_a_file_truncated_while_it_is_read_gives_an_error_and_no_signal(
+    tensor: StoredTensor,
+) -> None:
     read(tensor, 0, 10)
     os.truncate(tensor.file, 100)
     with pytest.raises(CheckpointError, match=r"tensor 'w' .* ends at byte 100.*truncated"):
@@ -90,7 +100,9 @@ def test_a_file_that_is_written_to_after_its_header_was_read_is_refused(
         read(tensor, 0, 1000)
 
 
-def test_a_file_that_is_replaced_is_refused_once_it_must_be_opened_again(tensor: StoredTensor) -> None:
+def test_a_file_that_is_replaced_is_refused_once_it_must_be_opened_again(
+    tensor: StoredTensor,
+) -> None:
     other = tensor.file.with_name("other")
     other.write_bytes(tensor.file.read_bytes())
     status = tensor.file.stat()
@@ -107,7 +119,9 @@ def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) ->
         read(StoredTensor("w", DType.UINT8, (1,), tmp_path / "pipe", 0), 0, 1)
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/dev/zero", "device"), ("/tmp", "folder"), ("/nowhere/x", "No such file")])
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/dev/zero", "device"), ("/tmp", "folder"), ("/nowhere/x", "No such file")]
+)
 def test_other_things_than_regular_files_are_refused(path: str, kind: str) -> None:
     with pytest.raises(CheckpointError, match=kind):
         read(StoredTensor("w", DType.UINT8, (1,), Path(path), 0), 0, 1)
@@ -121,7 +135,9 @@ def test_a_path_that_no_system_call_takes_is_refused() -> None:
 def test_links_are_followed_because_the_hub_cache_is_made_of_them(tensor: StoredTensor) -> None:
     link = tensor.file.with_name("link")
     link.symlink_to(tensor.file)
-    np.testing.assert_array_equal(read(StoredTensor("w", DType.UINT16, (1000,), link, 10), 0, 1000), DATA)
+    np.testing.assert_array_equal(
+        read(StoredTensor("w", DType.UINT16, (1000,), link, 10), 0, 1000), DATA
+    )
 
 
 def test_no_more_than_the_limit_of_descriptors_stays_open(tmp_path: Path) -> None:
@@ -182,14 +198,18 @@ def views(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
     shape = draw(st.lists(st.integers(1, 6), min_size=0, max_size=4))
     base = np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
     view = base.transpose(draw(st.permutations(range(len(shape)))))
-    view = view[tuple(slice(draw(st.integers(0, n - 1)), None, draw(st.integers(1, 3))) for n in view.shape)]
+    view = view[
+        tuple(slice(draw(st.integers(0, n - 1)), None, draw(st.integers(1, 3))) for n in view.shape)
+    ]
     start = draw(st.integers(0, view.size))
     return view, start, draw(st.integers(start, view.size))
 
 
 @pytest.mark.parametrize("cheap_bytes", [0, 16, 65536])
 @given(case=views())
-def test_a_strided_view_is_read_in_c_order(case: tuple[np.ndarray, int, int], cheap_bytes: int) -> None:
+def test_a_strided_view_is_read_in_c_order(
+    case: tuple[np.ndarray, int, int], cheap_bytes: int
+) -> None:
     view, start, stop = case
     base = view if view.base is None else view.base
     while base.base is not None:
@@ -214,7 +234,9 @@ def test_a_strided_view_is_read_in_c_order(case: tuple[np.ndarray, int, int], ch
     assert longest <= max(cheap_bytes, 2 * len(out))
 
 
-def test_a_tile_of_a_large_transposed_matrix_is_read_without_its_whole_storage(tmp_path: Path) -> None:
+def test_a_tile_of_a_large_transposed_matrix_is_read_without_its_whole_storage(
+    tmp_path: Path,
+) -> None:
     matrix = np.arange(2000 * 3000, dtype=np.uint16).reshape(3000, 2000)
     file = tmp_path / "matrix"
     matrix.tofile(file)

@@ -129,9 +129,13 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-# An absolute, home-relative or Windows path, up to the last separator before its own name.
+# The start of an absolute or home-relative path, and its folders up to the last separator before
+# its own name: in quotes or as the rest of a YAML value it may hold spaces, elsewhere it may not.
+_ROOT = r"(?:file://)?(?:~[\w.-]*/|/|[A-Za-z]:[\\/]+)"
 _FOLDERS = re.compile(
-    r"""(?<![\w:/.\\~$-])(?:~[\w.-]*/|/|[A-Za-z]:[\\/])(?:[^\s/\\'"`,\[\]{}()*+]+[/\\])*(?=[\w.-])"""
+    rf"""(?<=['"]){_ROOT}(?:[^'"\n]*[/\\])?(?=[^/\\'"\n])"""
+    rf"""|(?<=[:-][ ]){_ROOT}(?:[^'"\n#,\[\]{{}}]*[/\\])?(?=[^/\\\s])"""
+    rf"""|(?<![\w:/.\\~$-]){_ROOT}(?:[^\s/\\'"`,\[\]{{}}()*+]+[/\\]+)*(?=[\w.-])"""
 )
 
 

@@ -20,7 +20,7 @@ from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """What the headers of a checkpoint say; no tensor data is held.
 

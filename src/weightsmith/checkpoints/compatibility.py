@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.roles import Kind
-from weightsmith.checkpoints.ties import tie_findings
+from weightsmith.checkpoints.ties import Tying, tie_findings, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType, promote
@@ -83,16 +83,24 @@ def _distinct(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 
 def _compare_names(reference: Checkpoint, other: Checkpoint) -> list[Finding]:
-    # A tied head need not be stored; that mix is an error of its own.
-    tied = {name for c in (reference, other) for group in c.ties for name in group}
-    heads = {name for c in (reference, other) for name, r in c.roles.items() if r.kind is Kind.HEAD}
-    excused = tied | (heads if reference.tying is not other.tying else set())
     findings = []
     for has, lacks in ((reference, other), (other, reference)):
+        excused = _excused(has, lacks)
         missing = [n for n in has.tensors if n not in lacks.tensors and n not in excused]
         if missing:
             findings.append(_missing(has, lacks, missing))
     return findings
+
+
+def _excused(has: Checkpoint, lacks: Checkpoint) -> set[str]:
+    """Names that `lacks` need not store: it has another name of the same tied tensor.
+
+    A head that one keeps and the other ties is an error of its own, and not a missing tensor too.
+    """
+    tied = {n for g in has.ties if any(other in lacks.tensors for other in g) for n in g}
+    head = vocabulary_head(has.tensors, has.roles)
+    mixed = {has.tying, lacks.tying} == {Tying.TIED, Tying.UNTIED}
+    return tied | ({head} if mixed and head is not None else set())
 
 
 def _missing(has: Checkpoint, lacks: Checkpoint, names: list[str]) -> Finding:

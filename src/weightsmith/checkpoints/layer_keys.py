@@ -157,7 +157,7 @@ def _moved_threshold(
         return len(sources) + threshold - count
     is_prefix = all(below[: sum(below)])
     ignored = section.get(override) or (
-        key == "max_window_layers" and section.get("use_sliding_window") is False
+        key == "max_window_layers" and not section.get("use_sliding_window")
     )
     if is_prefix or ignored:
         return sum(below)
@@ -177,7 +177,7 @@ def _moved_period(key: str, section: dict[str, Any], sources: Sequence[int]) -> 
     if section.get(override):
         return {}
     period = section[key]
-    if isinstance(period, list):
+    if isinstance(period, list) or period == 0:
         return {}
     if not _is_count(period) or period < 1:
         raise _inexpressible(key, "layers differ by a pattern")

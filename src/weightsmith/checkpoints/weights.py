@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from weightsmith.checkpoints.donor import is_inside
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import natural_key
 from weightsmith.tensors.messages import shown
@@ -26,8 +27,19 @@ def find_weights(folder: Path) -> Path:
     """The file that the weights are read from: an index of shards, or the one file of weights.
 
     safetensors files win over pickles, and the standard names over others.
-    Raises CheckpointError where there is none, or several and no index.
+    Raises CheckpointError where there is none, several and no index, or a link that leaves the
+    folder.
     """
+    weights = _choose(folder)
+    if not is_inside(weights, folder):
+        raise CheckpointError(
+            f"{shown(weights)} is a link that leaves its folder: put the file itself there, or give "
+            "the file that it leads to."
+        )
+    return weights
+
+
+def _choose(folder: Path) -> Path:
     for standard, index, endings in (
         ("model.safetensors", "*.safetensors.index.json", (".safetensors",)),
         ("pytorch_model.bin", "*.bin.index.json", _PICKLES),

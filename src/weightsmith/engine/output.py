@@ -30,7 +30,7 @@ class OutputShards:
 
     def __init__(self, layout: ShardLayout, folder: Path) -> None:
         self._layout = layout
-        self._folder = folder
+        self.folder = folder
         self._writers: dict[int, ShardWriter] = {}
         self._missing = Counter(p.shard for shard in layout.shards for p in shard.placements)
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class OutputShards:
         shard = self._layout.placement(name).shard
         with self._lock:
             if shard not in self._writers:
-                reopened = ShardWriter.reopen(self._folder, self._layout.shards[shard])
+                reopened = ShardWriter.reopen(self.folder, self._layout.shards[shard])
                 if reopened is None:
                     return False
                 self._writers[shard] = reopened
@@ -67,7 +67,7 @@ class OutputShards:
     def stored(self, name: str) -> StoredTensor:
         """A finished tensor, to be read back."""
         placement = self._layout.placement(name)
-        file = self._folder / self._layout.shards[placement.shard].file_name
+        file = self.folder / self._layout.shards[placement.shard].file_name
         return StoredTensor(name, placement.dtype, placement.shape, file, placement.offset)
 
     def tensor_done(self, name: str) -> None:
@@ -79,6 +79,15 @@ class OutputShards:
                 thread = threading.Thread(target=self._sync, args=(self._writers[shard],), daemon=True)
                 self._syncing.append(thread)
                 thread.start()
+
+    def sync(self, name: str) -> None:
+        """Make what was written of a tensor's shard durable."""
+        self._writer(self._layout.placement(name).shard).sync()
+
+    def create_all(self) -> None:
+        """Make every shard's file, so that other processes can write into them."""
+        for shard in range(len(self._layout.shards)):
+            self._writer(shard)
 
     def finish(self) -> None:
         """Make every shard durable; shards without tensors are created empty."""
@@ -93,10 +102,10 @@ class OutputShards:
         with self._lock:
             if shard not in self._writers:
                 described = self._layout.shards[shard]
-                reopened = ShardWriter.reopen(self._folder, described)
+                reopened = ShardWriter.reopen(self.folder, described)
                 if reopened is None:
-                    (self._folder / described.file_name).unlink(missing_ok=True)
-                    reopened = ShardWriter.create(self._folder, described)
+                    (self.folder / described.file_name).unlink(missing_ok=True)
+                    reopened = ShardWriter.create(self.folder, described)
                 self._writers[shard] = reopened
             return self._writers[shard]
 

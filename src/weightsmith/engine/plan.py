@@ -16,8 +16,9 @@ from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
-from weightsmith.recipes import Recipe, resolve
+from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Resolved, Same, Sum
+from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.graph import Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
 from weightsmith.tensors.passes import reduction_levels

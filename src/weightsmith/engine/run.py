@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from weightsmith.engine.assertions import check_assertions
 from weightsmith.engine.copy_job import copy_tensor
@@ -18,42 +19,66 @@ from weightsmith.engine.seal import seal
 from weightsmith.engine.staging import Staging, check_output
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob, digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
-from weightsmith.errors import NonFiniteError
+from weightsmith.errors import NonFiniteError, VerificationError
+
+
+ModelResults = Mapping[str, Mapping[Hashable, Any]]
+Compute = Callable[[Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]]
 
 
 def run(
-    plan: Plan, out: Path, *, force: bool = False, fresh: bool = False, progress: Progress | None = None
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    expected: Mapping[str, str] | None = None,
+    compute: Compute | None = None,
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
-    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. The output folder appears whole or not
-    at all. Raises RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError or AssertionFailed.
+    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With `expected`, tensors must come out with
+    these digests. `compute` does the work (default: threads of this process). The output folder appears whole or not at all. Raises
+    RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or VerificationError.
     """
     require_runnable(plan)
-    progress = progress or Silence()
     out = check_output(out, [c.path for c in plan.resolved.checkpoints.values()], force)
     staging = Staging(out, plan.digest, fresh)
     try:
-        return _run_staged(plan, staging, progress)
+        staging.check_space(plan.write_bytes)
+        records = _write_tensors(plan, staging, progress or Silence(), compute or compute_tensors)
+        _check_expected(records, expected)
+        manifest = seal(plan, records, staging)
+        staging.journal.close()
+        staging.publish()
+        return manifest
     finally:
         staging.close()
 
 
-def _run_staged(plan: Plan, staging: Staging, progress: Progress) -> Manifest:
-    staging.check_space(plan.write_bytes)
+def _write_tensors(plan: Plan, staging: Staging, progress: Progress, compute: Compute) -> dict[str, TensorRecord]:
     scheduler = Scheduler(plan.threads)
     with OutputShards(plan.layout, staging.checkpoint) as shards:
         records = resumable(plan, staging.journal, shards, scheduler)
         done = sum(plan.layout.placement(name).nbytes for name in records)
         progress.start(plan.layout.total_size, done)
-        records |= compute_tensors(plan, shards, staging.journal, scheduler, set(records), progress)
+        records |= compute(plan, shards, staging.journal, scheduler, set(records), progress)
         check_assertions(plan, shards, scheduler, progress)
         progress.stage("sealing")
         shards.finish()
-    manifest = seal(plan, records, staging)
-    staging.journal.close()
-    staging.publish()
-    return manifest
+    return records
+
+
+def _check_expected(records: Mapping[str, TensorRecord], expected: Mapping[str, str] | None) -> None:
+    if expected is None:
+        return
+    different = sorted(n for n in expected.keys() | records.keys() if n not in records or records[n].digest != expected.get(n))
+    if different:
+        raise VerificationError(
+            f"The result differs from the record in {len(different)} of {len(expected)} tensor(s), the first being {different[0]!r}; "
+            "an input was changed, or another version or backend wrote the record. The output was not sealed."
+        )
 
 
 def resumable(plan: Plan, journal: Journal, shards: OutputShards, scheduler: Scheduler) -> dict[str, TensorRecord]:
@@ -77,29 +102,48 @@ def compute_tensors(
     skip: set[str],
     progress: Progress,
 ) -> dict[str, TensorRecord]:
-    """Compute every tensor that is not in `skip`, write it and record it."""
+    """Compute every tensor that is not in `skip` with the threads of this process, write it and record it."""
     settings = Settings(plan.backend.load(), plan.tile_elements)
-    tracer = Tracer(plan.resolved.seed)
+    results = model_results(plan, settings, scheduler, skip, progress)
     records: dict[str, TensorRecord] = {}
-    with_statistics = _model_scope_jobs(plan, settings, tracer, scheduler, skip, progress)
+
+    def done(record: TensorRecord) -> None:
+        records[record.name] = record
+        journal.record(record)
+
+    wanted = [t for t in in_file_order(plan) if t.output.name not in skip]
+    write_tensors(plan, wanted, shards, settings, scheduler, results, done, progress)
+    return records
+
+
+def write_tensors(
+    plan: Plan,
+    tensors: Iterable[PlannedTensor],
+    shards: OutputShards,
+    settings: Settings,
+    scheduler: Scheduler,
+    results: ModelResults,
+    done: Callable[[TensorRecord], None],
+    progress: Progress,
+) -> None:
+    """Compute tensors into their places; `done` is told of each."""
+    tracer = Tracer(plan.resolved.seed)
 
     def write(tensor: PlannedTensor) -> Job:
         name = tensor.output.name
         sink = shards.sink(name, lambda nbytes: progress.advance(nbytes, name))
         if tensor.action is Action.COMPUTE:
-            job = with_statistics.pop(name, None) or tensor_job(plan, tensor, settings, tracer)
+            job = tensor_job(plan, tensor, settings, tracer)
+            job.adopt(results.get(name, {}))
             finished: Finished = yield from job.compute(tensor.output.dtype, sink)
             check_finite(plan, tensor, finished)
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, sink, settings.tile_elements)
-        sources = tuple(finished.source_digests[i] for i in range(len(finished.source_digests)))
-        records[name] = TensorRecord(name, finished.digest, sources)
         shards.tensor_done(name)
-        journal.record(records[name])
+        done(TensorRecord(name, finished.digest, tuple(finished.source_digests[i] for i in sorted(finished.source_digests))))
 
-    scheduler.run(write(tensor) for tensor in in_file_order(plan) if tensor.output.name not in skip)
-    return records
+    scheduler.run(write(tensor) for tensor in tensors)
 
 
 def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
@@ -115,17 +159,18 @@ def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tr
     return TensorJob(tensor.output.name, tensor.output.shape, traced.output, sources, settings, traced.groups)
 
 
-def _model_scope_jobs(
-    plan: Plan, settings: Settings, tracer: Tracer, scheduler: Scheduler, skip: set[str], progress: Progress
-) -> dict[str, TensorJob]:
-    """Jobs whose model-wide statistics are measured; finished tensors take part, since the statistics need them."""
+def model_results(
+    plan: Plan, settings: Settings, scheduler: Scheduler, skip: set[str], progress: Progress
+) -> ModelResults:
+    """Model-wide statistics by tensor and group; finished tensors take part, since the statistics need them."""
     concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
     progress.stage("measuring statistics of the whole model")
-    jobs = {t.output.name: tensor_job(plan, t, settings, tracer) for t in concerned}
-    resolve_model_scope(list(jobs.values()), scheduler)
-    return jobs
+    tracer = Tracer(plan.resolved.seed)
+    jobs = [tensor_job(plan, t, settings, tracer) for t in concerned]
+    resolve_model_scope(jobs, scheduler)
+    return {job.name: job.model_results() for job in jobs}
 
 
 def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from weightsmith.checkpoints import Checkpoint, donor_files, merged_config, open_checkpoint
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
-from weightsmith.checkpoints.donor import tokenizer_files
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.staging import Staging
+from weightsmith.engine.trace import parts
 from weightsmith.errors import OutputError
 from weightsmith.methods import registry
-from weightsmith.recipes.formula import Cast, Formula, Merge, Sum
+from weightsmith.recipes.formula import Formula, Merge
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.writer import sync_folder, write_file
 
@@ -30,7 +30,7 @@ def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging) -> M
     folder = staging.checkpoint
     donor = plan.resolved.checkpoints[plan.resolved.donor]
     config = _config(plan, donor)
-    _carry_files(plan, donor, folder)
+    _carry_files(donor, folder)
     if config is not None:
         write_file(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     if plan.layout.index is not None:
@@ -58,28 +58,16 @@ def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
         donor.config,
         dtype=dtype,
         layer_sources=plan.resolved.layer_sources,
-        tied=False if plan.resolved.untied else None,
         stack=plan.resolved.stack,
     )
 
 
-def _carry_files(plan: Plan, donor: Checkpoint, folder: Path) -> None:
-    """The donor's tokenizer and other configurations byte for byte; the tokenizer from elsewhere if the recipe says so."""
+def _carry_files(donor: Checkpoint, folder: Path) -> None:
+    """The donor's tokenizer and other configurations, byte for byte."""
     if donor.is_folder:
-        _copy(donor.path, donor_files(donor.path), folder)
-    if plan.resolved.tokenizer is not None and plan.resolved.tokenizer != plan.resolved.donor:
-        other = plan.resolved.checkpoints[plan.resolved.tokenizer]
-        if donor.is_folder:
-            for name in tokenizer_files(donor.path):
-                (folder / name).unlink(missing_ok=True)
-        if other.is_folder:
-            _copy(other.path, tokenizer_files(other.path), folder)
-
-
-def _copy(source: Path, names: tuple[Path, ...], folder: Path) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_file(folder / name, (source / name).read_bytes())
+        for name in donor_files(donor.path):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_file(folder / name, (donor.path / name).read_bytes())
 
 
 def _card(plan: Plan, made: Manifest, config: dict[str, object] | None, title: str, recipe: str) -> str:
@@ -104,14 +92,8 @@ def _methods(plan: Plan) -> list[MethodUse]:
 
 
 def _merges(formula: Formula) -> list[Merge]:
-    if isinstance(formula, Cast):
-        return _merges(formula.inner)
-    if isinstance(formula, Sum):
-        return [m for _, f in formula.terms for m in _merges(f)]
-    if isinstance(formula, Merge):
-        inner = [f for f in (formula.base, *formula.experts) if f is not None]
-        return [m for f in inner for m in _merges(f)] + [formula]
-    return []
+    inner = [merge for part in parts(formula) for merge in _merges(part)]
+    return [*inner, formula] if isinstance(formula, Merge) else inner
 
 
 def _check_opens(plan: Plan, folder: Path) -> None:

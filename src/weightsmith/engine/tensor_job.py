@@ -16,7 +16,7 @@ from weightsmith.engine.scheduler import Round, Task, Worker
 from weightsmith.tensors.digests import piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
-from weightsmith.tensors.order import CollectedParts, Selection
+from weightsmith.tensors.order import CollectedParts, Selection, bounded
 from weightsmith.tensors.passes import (
     Backend,
     Collect,
@@ -161,6 +161,14 @@ class TensorJob:
         results = yield from self._sample(spec)
         return [[tile.partials[i] for tile in results] for i in range(len(requests))]
 
+    def model_results(self) -> dict[Hashable, Any]:
+        """The model-wide results that are known, by group, for another job of the same tensor to adopt."""
+        return {key: self.known[node] for node, key in self.groups.items() if node in self.known}
+
+    def adopt(self, results: Mapping[Hashable, Any]) -> None:
+        """Take model-wide results that were measured before."""
+        self.known.update({node: results[key] for node, key in self.groups.items() if key in results})
+
     # Reductions --------------------------------------------------------------------------------------------------
 
     def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
@@ -233,6 +241,7 @@ class TensorJob:
             self.sources.append(memory)
             self.output, replaced = substitute(self.output, node, source(len(self.sources) - 1))
             self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
+            self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
 
     def _call(self, node: Value, arrays: Sequence[Any]) -> memoryview:
         linalg = self.settings.backend.linalg()
@@ -266,7 +275,7 @@ class TensorJob:
         used = used_sources(pass_roots(spec), self.known)
         digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
         digesting = digesting if only_tile is None else set()
-        admitted = [CollectedParts() if isinstance(request, Collect) else None for _, request in spec.reductions]
+        admitted = [CollectedParts() if bounded(request) else None for _, request in spec.reductions]
 
         def run(worker: Worker, start: int, count: int) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
             buffers = self._read(worker, used, start, count)

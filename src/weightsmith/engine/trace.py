@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Sum, leaves
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Same, Sum
 from weightsmith.tensors.graph import Node, Scope, Site, Value, add_all, is_reduction, rounded, source, walk
 
 
@@ -26,7 +26,28 @@ class Traced:
 
 def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
     """Every stored tensor that a formula reads, in the order of reading, each once."""
-    return tuple(dict.fromkeys(leaves(formula)))
+    return tuple(dict.fromkeys(_leaves(formula)))
+
+
+def _leaves(formula: Formula) -> Iterator[Leaf]:
+    if isinstance(formula, Leaf):
+        yield formula
+    elif isinstance(formula, Same):
+        yield from formula.leaves
+    else:
+        for part in parts(formula):
+            yield from _leaves(part)
+
+
+def parts(formula: Formula) -> tuple[Formula, ...]:
+    """The formulas that a formula computes from, the base first."""
+    if isinstance(formula, Cast):
+        return (formula.inner,)
+    if isinstance(formula, Sum):
+        return tuple(term for _, term in formula.terms)
+    if isinstance(formula, Merge):
+        return (*(() if formula.base is None else (formula.base,)), *formula.experts)
+    return ()
 
 
 class Tracer:
@@ -38,7 +59,7 @@ class Tracer:
 
     def formula_value(self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]) -> Value:
         """The graph of any formula at the place of `tensor`; `read` gives the node of each leaf."""
-        return self._value(formula, tensor, {}, {leaf: read(leaf) for leaf in leaves(formula)}, distinct_leaves(formula))
+        return self._value(formula, tensor, {}, {leaf: read(leaf) for leaf in distinct_leaves(formula)}, distinct_leaves(formula))
 
     def trace(self, tensor: OutputTensor) -> Traced:
         """The graph of one output tensor.
@@ -86,7 +107,7 @@ class Tracer:
         base = None if merge.base is None else self._value(merge.base, tensor, groups, memo, sources)
         experts = [self._value(expert, tensor, groups, memo, sources) for expert in merge.experts]
         site = Site(
-            name=tensor.name,
+            name=tensor.tied_to or tensor.name,
             shape=tensor.shape,
             role=tensor.role,
             layer=tensor.layer,

@@ -15,8 +15,7 @@ from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
 from weightsmith.engine.progress import Progress, Silence
-from weightsmith.engine.model_scope import resolve_model_scope
-from weightsmith.engine.run import run, tensor_job
+from weightsmith.engine.run import model_results, run, tensor_job
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Finished, Settings, digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
@@ -63,29 +62,11 @@ def replay(
 ) -> Manifest:
     """Run the merge on record again into `new` and require the same bits.
 
-    Raises VerificationError if an input is not the one on record (before the output is sealed as equal) or the result differs.
+    Raises VerificationError, and seals nothing, if the result differs.
     """
     manifest = manifests.read(folder)
     plan = _plan_again(folder, manifest, inputs or {}, **options)
-    made = run(plan, new, progress=progress or Silence())
-    _require_inputs(manifest, made)
-    if made.outputs != manifest.outputs:
-        different = sorted(n for n in manifest.outputs if made.outputs.get(n) != manifest.outputs[n])
-        raise VerificationError(
-            f"The replay in {str(new)!r} differs from {str(folder)!r} in {len(different)} tensor(s), the first being "
-            f"{different[0] if different else 'an added one'!r}, although the inputs are the same; computed by {made.backend} "
-            f"{made.version} now and {manifest.backend} {manifest.version} then."
-        )
-    return made
-
-
-def _require_inputs(manifest: Manifest, made: Manifest) -> None:
-    for label, wanted in manifest.inputs.items():
-        found = made.inputs.get(label)
-        if found is None or found.digest != wanted.digest:
-            raise VerificationError(
-                f"Input {wanted.reference!r} is not the one on record: its digest is {found.digest if found else None}, the manifest has {wanted.digest}."
-            )
+    return run(plan, new, progress=progress, expected=manifest.outputs)
 
 
 def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -132,19 +113,15 @@ def _recompute(
     settings = Settings(plan.backend.load(), plan.tile_elements)
     tracer = Tracer(plan.resolved.seed)
     scheduler = Scheduler(plan.threads)
-    computed = [t for t in plan.tensors if t.action is Action.COMPUTE]
-    model_wide = any(t.model_scope and t.output.name in chosen for t in computed)
-    jobs = {
-        t.output.name: tensor_job(plan, t, settings, tracer)
-        for t in computed
-        if t.output.name in chosen or (model_wide and t.model_scope)
-    }
-    resolve_model_scope([job for t in computed if (job := jobs.get(t.output.name)) and t.model_scope], scheduler)
+    skip = set(names) - chosen
+    results = model_results(plan, settings, scheduler, skip, Silence())
 
     def check(tensor: PlannedTensor) -> Job:
         name = tensor.output.name
         if tensor.action is Action.COMPUTE:
-            finished = yield from jobs[name].compute(tensor.output.dtype, _Nowhere())
+            job = tensor_job(plan, tensor, settings, tracer)
+            job.adopt(results.get(name, {}))
+            finished = yield from job.compute(tensor.output.dtype, _Nowhere())
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, _Nowhere(), settings.tile_elements)

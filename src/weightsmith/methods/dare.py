@@ -94,7 +94,7 @@ class DareTies:
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
-    zero_sum: str = zero_sum_parameter()
+    zero_sum: str = zero_sum_parameter(majority=True)
     int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:

@@ -26,16 +26,16 @@ class GeometricMedian:
         theta = argmin_x sum_i w_i |x - theta_i|
         Weiszfeld: x = sum_i c_i theta_i,   c_i <- (w_i / max(|x - theta_i|, nu)) / sum_j (w_j / max(|x - theta_j|, nu))
 
-    starting at the mean. nu = smoothing x (root mean square distance of the experts from their mean) keeps the
-    step finite at an expert and the method equivariant under scaling; it moves the result by at most that much.
-    The iteration runs on dot products of theta_i - theta_1 in float64 and stops when no c_i moves by more than
-    `tol`. Identical experts give that expert; two experts of equal weight give their mean, of which every point
-    between them is as good. Fewer than half of the weight cannot pull the result arbitrarily far.
+    starting at the mean. nu = smoothing x (smallest distance between two different experts) keeps the step
+    finite at an expert, moves the result by about as little, and makes the method equivariant under scaling. The
+    iteration runs on dot products of theta_i - theta_1 in float64 and stops when no c_i moves by more than `tol`.
+    Identical experts give that expert; two experts of equal weight give their mean, of which every point between
+    them is as good. Fewer than half of the weight cannot pull the result arbitrarily far.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="weight of each expert's distance")
     smoothing: float = shared(
-        1e-6, low=1e-8, high=1.0, doc="nu, relative to the spread of the experts"
+        1e-6, low=1e-8, high=1.0, doc="nu, relative to the smallest distance of two experts"
     )
     max_iter: int = shared(200, low=1, high=10000, doc="largest number of steps")
     tol: float = shared(
@@ -67,9 +67,8 @@ class WeiszfeldSolver:
         weights = list(numbers[:n])
         products = _bordered(symmetric(n - 1, numbers[n:]))
         c = weights
-        squares = _square_distances(c, products)
-        spread = root(total([w * s for w, s in zip(weights, squares, strict=True)]))
-        floor = scalars.where(spread > 0, self.smoothing * spread, 1.0)
+        nearest = _smallest_distance(products)
+        floor = scalars.where(nearest > 0, self.smoothing * nearest, 1.0)
         for _ in range(self.max_iter):
             distances = [root(s) for s in _square_distances(c, products)]
             pulls = [
@@ -100,3 +99,14 @@ def _square_distances(c: list[Any], products: list[list[Any]]) -> list[Any]:
     projections = [total([a * b for a, b in zip(c, row, strict=True)]) for row in products]
     own = total([a * p for a, p in zip(c, projections, strict=True)])
     return [own - 2.0 * p + products[i][i] for i, p in enumerate(projections)]
+
+
+def _smallest_distance(products: list[list[Any]]) -> Any:
+    """Smallest nonzero distance between two of the x_j; 0 if all are one point."""
+    smallest: Any = 0.0
+    for i in range(len(products)):
+        for j in range(i):
+            squared = products[i][i] - 2.0 * products[i][j] + products[j][j]
+            closer = (squared > 0) & ((smallest == 0) | (squared < smallest))
+            smallest = scalars.where(closer, squared, smallest)
+    return root(smallest)

@@ -88,14 +88,13 @@ class Parameter:
             return self._check_choice(self._switched(given, preset), where)
         if isinstance(given, bool) or not isinstance(given, (int, float)):
             raise RecipeError(f"{where}: {self.key} must be a number, not {given!r}.")
-        if self.kind is int:
-            if float(given) != int(given):
-                raise RecipeError(f"{where}: {self.key} must be a whole number, not {given!r}.")
-            number: float = int(given)
-        else:
-            number = float(given)
+        number = _as_float(given)
         if not math.isfinite(number):
             raise RecipeError(f"{where}: {self.key} must be finite, not {given!r}.")
+        if self.kind is int:
+            if number != int(number):
+                raise RecipeError(f"{where}: {self.key} must be a whole number, not {given!r}.")
+            number = int(given)
         if (self.low is not None and number < self.low) or (
             self.high is not None and number > self.high
         ):
@@ -129,6 +128,13 @@ class Parameter:
                 f"{where}: {self.key} must be one of {', '.join(self.choices)}, not {given!r}."
             )
         return str(given)
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def shared(

@@ -76,12 +76,13 @@ def lambda_parameter() -> Any:
     return shared(1.0, key="lambda", doc="coefficient of the merged task vector")
 
 
-def zero_sum_parameter(default: str = "zero") -> Any:
+def zero_sum_parameter(default: str = "zero", *, majority: bool = False) -> Any:
     """The sign of elements that cancel exactly."""
     return shared(
         default,
-        choices=("zero", "positive", "majority"),
-        doc="sign elected where the task vectors cancel: none, +, or the more frequent sign of the whole model",
+        choices=("zero", "positive", "majority") if majority else ("zero", "positive"),
+        doc="sign elected where the task vectors cancel: none or +"
+        + (", or the more frequent sign of the whole model" if majority else ""),
     )
 
 
@@ -130,9 +131,9 @@ def keep_largest(
         return delta
     if density <= 0.0:
         return delta * 0.0
-    if scope is Scope.MODEL:
-        return _selected(delta, largest_share(abs(delta), density, scope))
-    return _selected(delta, largest(abs(delta), max(at_least, math.floor(density * site.numel))))
+    if scope is Scope.TENSOR and at_least > density * site.numel:
+        return _selected(delta, largest(abs(delta), at_least))
+    return _selected(delta, largest_share(abs(delta), density, scope))
 
 
 def keep_between(delta: Value, density: float, gamma: float, site: Site) -> Value:

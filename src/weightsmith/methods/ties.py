@@ -68,7 +68,7 @@ class Ties:
     keep_at_least: int = shared(
         0, low=0, doc="elements that a trim per tensor leaves at any density above 0"
     )
-    zero_sum: str = zero_sum_parameter()
+    zero_sum: str = zero_sum_parameter(majority=True)
     int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:

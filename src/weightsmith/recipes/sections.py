@@ -101,7 +101,7 @@ def treatment_of(section: Section, rule: Rule | None = None, scope: str | None =
         scope=scope or section.scope,
         uses_base=uses_base,
         experts=experts,
-        labels=_labels([section.sources[i].view.label for i in experts]),
+        labels=distinct_labels([section.sources[i].view.label for i in experts]),
         shared=lookups(spec.parameters, levels, per_expert=False, where=section.where),
         per_expert=tuple(
             lookups(
@@ -128,7 +128,7 @@ def _require_base(section: Section, spec: registry.MethodSpec, preset: str) -> N
         )
 
 
-def _labels(labels: Sequence[str]) -> tuple[str, ...]:
+def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Labels made distinct: a model that is used again gets `#2`, `#3`..."""
     taken: list[str] = []
     for label in labels:

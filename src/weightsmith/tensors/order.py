@@ -37,6 +37,11 @@ def key_to_magnitude(key: int, key_bits: int) -> float:
     return float(struct.unpack("<d", struct.pack("<Q", key))[0])
 
 
+def bounded(request: Request | None) -> bool:
+    """True for requests whose collected lists may be dropped when there are too many (one tile's alone may not)."""
+    return isinstance(request, Collect) and request.only_part is None
+
+
 class CollectedParts:
     """Gathers the tiles' answers to `Collect`, dropping the lists (never the counts) once too much was collected."""
 

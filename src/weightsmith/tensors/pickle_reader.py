@@ -108,10 +108,7 @@ def _prefix(members: Mapping[str, ZipMember], path: Path) -> str:
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise _refusal(path, f"the archive holds {len(pickles)} files data.pkl instead of one")
-    prefix = pickles[0].removesuffix("data.pkl")
-    if f"{prefix}constants.pkl" in members:
-        raise _refusal(path, "it is a TorchScript archive, which holds a program")
-    return prefix
+    return pickles[0].removesuffix("data.pkl")
 
 
 def _check_little_endian(descriptor: int, path: Path, member: ZipMember | None) -> None:

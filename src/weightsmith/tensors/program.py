@@ -242,8 +242,6 @@ class _Lister:
             below = [i for child in node.inputs for i in self._row_inputs.get(child, ())]
             self._row_inputs[node] = tuple(dict.fromkeys(below))
             return
-        if node.op not in _ROW_REDUCTIONS:
-            raise UsageError(f"The native backend cannot compute {node.op!r} per row.")
         self._listing.has_rows = True
         position = self._entry(op, self._registers(*node.inputs))
         self._row_inputs[node] = (position,)

@@ -162,7 +162,10 @@ def _records(directory: bytes, count: int, path: Path) -> Iterator[_Record]:
             raise _refusal(path, "its directory is damaged")
         size, packed, header_offset = _wide_numbers(extra, size, packed, fields[16], path)
         if method or flags & _ENCRYPTED or packed != size:
-            raise _refusal(path, f"the member {_spelled(name)} is compressed or encrypted")
+            raise _refusal(
+                path,
+                f"the member {_spelled(name)} is compressed or encrypted (TorchScript archives are)",
+            )
         yield _Record(name, flags, crc, size, header_offset)
     if position != len(directory):
         raise _refusal(path, "its directory holds more than its members")

@@ -1,0 +1,126 @@
+"""The command `weightsmith`: which commands there are, and how every way to fail ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from weightsmith import __version__
+from weightsmith.cli.text import harmless
+from weightsmith.errors import WeightsmithError
+
+INTERRUPTED = 130
+UNEXPECTED = 3
+
+# In the order of use; the module has the command under its own name.
+COMMANDS = ("plan", "merge", "verify", "replay", "inspect", "diff", "methods")
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"weightsmith.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from weightsmith.naming import nearest
+
+            near = nearest(args[0], COMMANDS)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"There is no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`weightsmith COMMAND --help` explains a command.",
+)
+@click.version_option(__version__, message="weightsmith %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def weightsmith(debug: bool) -> None:
+    """Merge neural-network checkpoints: planned, streamed, resumed, verified and replayed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; every error is told in one line on stderr."""
+    is_debug = "--debug" in arguments
+    try:
+        given = _global_options_first(arguments)
+        code: Any = weightsmith.main(given, prog_name="weightsmith", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as shown:
+        click.echo(shown.format_message(), err=True)
+        return shown.exit_code
+    except click.ClickException as error:
+        return _told(_usage_sentence(error), error.exit_code)
+    except click.Abort:
+        return _told("interrupted.", INTERRUPTED)
+    except BrokenPipeError:
+        return _silenced()
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 1
+    except WeightsmithError as error:
+        if is_debug:
+            raise
+        return _told(str(error), error.exit_code)
+    except Exception as error:
+        if is_debug:
+            raise
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        first = what.splitlines()[0]
+        return _told(f"unexpected {first}; run again with --debug, and report what it shows.", UNEXPECTED)
+
+
+def _global_options_first(arguments: list[str]) -> list[str]:
+    """`--debug` counts wherever it is written, as long as it is before `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*(["--debug"] if len(rest) != end else []), *rest, *arguments[end:]]
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    sentence = error.format_message().strip()
+    if context is None:
+        return sentence
+    return f"{sentence.rstrip('.')}{'' if sentence.endswith('?') else '.'} See `{context.command_path} --help`."
+
+
+def _told(sentence: str, code: int) -> int:
+    try:
+        print(f"weightsmith: error: {harmless(sentence, keep_lines=True)}", file=sys.stderr)
+    except BrokenPipeError:
+        return _silenced()
+    return code
+
+
+def _silenced() -> int:
+    """The reader of a pipe has left: say nothing, also not while the interpreter shuts down."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    return 1

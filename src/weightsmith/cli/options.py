@@ -1,0 +1,122 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from weightsmith.tensors.sizes import parse_size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType):
+    """A number of bytes such as 256MB or 1GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class InputType(click.ParamType):
+    """REF=PATH: where an input of the manifest lies now."""
+
+    name = "ref=path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        reference, equals, path = str(value).partition("=")
+        if not (reference and equals and path):
+            self.fail(f"{value!r} is not of the form REF=PATH", param, ctx)
+        return reference, Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """With what a merge is computed."""
+
+    memory: int
+    threads: int | None
+    device: str
+    backend: str
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of `make_plan`."""
+        return {
+            "memory_bytes": self.memory,
+            "threads": self.threads,
+            "device": self.device,
+            "backend": self.backend,
+        }
+
+
+def machine_options(command: Command) -> Command:
+    """Add --memory, --threads, --device and --backend."""
+    for option in reversed(
+        (
+            click.option(
+                "--memory",
+                type=SizeType(),
+                default="256MiB",
+                show_default=True,
+                help="Bound on anonymous memory, such as 256MB or 1GiB.",
+            ),
+            click.option(
+                "--threads", type=click.IntRange(min=1), default=None, help="Worker threads; default: all cores."
+            ),
+            click.option(
+                "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N|mps", help="Where to compute."
+            ),
+            click.option(
+                "--backend",
+                type=click.Choice(("auto", "native", "torch")),
+                default="auto",
+                show_default=True,
+                help="What computes; auto takes native where it was built.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def overrides_option(command: Command) -> Command:
+    """Add --set."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, such as models.0.parameters.weight=0.3; repeatable.",
+    )(command)
+
+
+def inputs_option(command: Command) -> Command:
+    """Add --input."""
+    return click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        type=InputType(),
+        metavar="REF=PATH",
+        help="Where an input lies now, REF being what the recipe calls it; repeatable.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")(command)
+
+
+def by_reference(inputs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """The values of --input as a mapping."""
+    return dict(inputs)

@@ -1,0 +1,121 @@
+"""Expressions over checkpoints as formulas of output tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from weightsmith.recipes.combine import Combiner, Output, output_item
+from weightsmith.recipes.expressions import Atom, Call, Combination, Name, parse_expression
+from weightsmith.recipes.formula import Formula, Merge, Sum
+from weightsmith.recipes.sections import distinct_labels
+from weightsmith.recipes.selectors import TensorPlace
+from weightsmith.recipes.views import Item, View
+
+WHERE = "expression"
+
+
+def expression_items(
+    text: str,
+    views: Mapping[str, View],
+    base: View | None,
+    donor: View,
+    combiner: Combiner,
+    semantics: str,
+    scope: str,
+) -> Iterator[tuple[Item, Item | None]]:
+    """Every output of an expression with the base's tensor, in the donor's order."""
+    combination = parse_expression(text, views)
+    used = {name: views[name] for name in dict.fromkeys(_names(combination))}
+    order = (donor, *used.values())
+    for name in dict.fromkeys(tensor for view in order for tensor in view.items):
+        items = {label: view.items[name] for label, view in used.items() if name in view.items}
+        if not items:
+            continue
+        base_item = base.items.get(name) if base is not None else None
+        item = _item(name, combination, used, items, base_item, donor, combiner, semantics, scope)
+        if item is not None:
+            yield item, base_item
+
+
+def _item(
+    name: str,
+    combination: Combination,
+    used: Mapping[str, View],
+    items: dict[str, Item],
+    base: Item | None,
+    donor: View,
+    combiner: Combiner,
+    semantics: str,
+    scope: str,
+) -> Item | None:
+    for label, view in used.items():
+        if label in items:
+            continue
+        if combiner.missing == "base" and base is not None:
+            items[label] = base
+            continue
+        combiner.problems.error(
+            name,
+            "missing-tensor",
+            view.label,
+            f"Model {view.label!r} lacks tensors that others in the expression have",
+            "use checkpoints of one architecture, or set `missing: base`",
+        )
+        return None
+    inputs = [items[label] for label in used]
+    first = donor.items.get(name) or inputs[0]
+    output = Output(TensorPlace(name, first.kind, first.layer), first.depth)
+    if not combiner.fits(WHERE, inputs, name):
+        return None
+    if not first.dtype.is_float:
+        return combiner.exact(base, inputs, output)
+    tensors = _Tensors(items, used, combiner, semantics, scope)
+    return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
+
+
+def _names(combination: Combination) -> Iterator[str]:
+    for _, atom in combination.terms:
+        if isinstance(atom, Name):
+            yield atom.name
+        else:
+            for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
+                yield from _names(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """The tensors of one output by the names of the expression."""
+
+    items: Mapping[str, Item]
+    views: Mapping[str, View]
+    combiner: Combiner
+    semantics: str
+    scope: str
+
+    def combination(self, combination: Combination, path: str = "") -> Formula:
+        terms = tuple((c, self._atom(atom, f"{path}.{i}")) for i, (c, atom) in enumerate(combination.terms))
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            return terms[0][1]
+        return Sum(terms)
+
+    def _atom(self, atom: Atom, path: str) -> Formula:
+        if isinstance(atom, Name):
+            return self.combiner.cast(self.items[atom.name])
+        return self._merge(atom, path)
+
+    def _merge(self, call: Call, path: str) -> Merge:
+        return Merge(
+            method=call.method,
+            preset=self.semantics,
+            shared=call.shared,
+            base=self.combination(call.base, f"{path}.base") if call.base is not None else None,
+            experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
+            per_expert=call.per_expert,
+            labels=distinct_labels([self._label(expert) for expert in call.experts]),
+            scope_id=f"{self.scope}/{call.method}{path}",
+        )
+
+    def _label(self, expert: Combination) -> str:
+        ((_, atom),) = expert.terms if len(expert.terms) == 1 else ((1.0, None),)
+        return self.views[atom.name].label if isinstance(atom, Name) else "expression"

@@ -1,0 +1,331 @@
+"""Arithmetic on checkpoints: `a + 0.5 * (b - base)`, as text in recipes and as operators in Python.
+
+A tensor value has a *degree*, the sum of the coefficients of the checkpoints in it: a weight has degree 1 and a
+delta degree 0. Only a weight can be written out or given to a method, so "add two models" is refused when it is read.
+
+    base, a, b = checkpoint("base"), checkpoint("a"), checkpoint("b")
+    recipe = Recipe.from_expression(base + 0.5 * (a - base) + 0.5 * (b - base))
+    recipe = Recipe.from_expression(methods.ties(base, a, b, density=0.3))
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from weightsmith.errors import RecipeError
+from weightsmith.methods import registry
+
+_MOST_CHARACTERS = 20_000
+_DEGREE_TOLERANCE = 1e-9
+_LAMBDA = re.compile(r"\blambda\s*=")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A checkpoint by its name in the expression."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method applied to weights. Parameters are as in `formula.Merge`."""
+
+    method: str
+    base: Combination | None
+    experts: tuple[Combination, ...]
+    shared: tuple[tuple[str, Any], ...]
+    per_expert: tuple[tuple[tuple[str, Any], ...], ...]
+
+
+Atom = Union[Name, Call]
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """sum_i c_i x_i over distinct atoms in order of first appearance; its degree is the sum of the c_i."""
+
+    terms: tuple[tuple[float, Atom], ...]
+
+    @property
+    def degree(self) -> float:
+        """1 for a weight, 0 for a delta."""
+        return math.fsum(coefficient for coefficient, _ in self.terms)
+
+    def scaled(self, factor: float) -> Combination:
+        """Every coefficient times a number."""
+        return Combination(tuple((coefficient * factor, atom) for coefficient, atom in self.terms))
+
+    def plus(self, other: Combination) -> Combination:
+        """The sum, with equal atoms joined; those that cancel exactly are gone."""
+        coefficients: dict[Atom, float] = {}
+        for coefficient, atom in (*self.terms, *other.terms):
+            coefficients[atom] = coefficients.get(atom, 0.0) + coefficient
+        return Combination(tuple((c, atom) for atom, c in coefficients.items() if c != 0.0))
+
+
+def parse_expression(text: str, names: Mapping[str, object]) -> Combination:
+    """Read an expression over the given names: + - * / unary minus, numbers, parentheses, and calls of methods.
+
+    Raises RecipeError for anything else, for arithmetic that has no meaning for weights, and where the result is no
+    weight.
+    """
+    invalid = [name for name in names if not name.isidentifier()]
+    if invalid:
+        raise RecipeError(f"The checkpoint name {invalid[0]!r} cannot be used in an expression; use letters, digits and _.")
+    if len(text) > _MOST_CHARACTERS:
+        raise RecipeError(f"The expression has more than {_MOST_CHARACTERS} characters; split it into recipes.")
+    try:
+        tree = ast.parse(_LAMBDA.sub("lambda_=", text.strip()), mode="eval")
+        value = _Reader(names, text).value(tree.body)
+    except SyntaxError as problem:
+        raise RecipeError(f"The expression {text!r} is malformed near character {problem.offset}; correct it there.") from None
+    except (RecursionError, MemoryError, ValueError):
+        raise RecipeError("The expression is nested too deeply; split it into recipes.") from None
+    if not isinstance(value, Combination):
+        raise RecipeError(f"The expression {text!r} is the number {value:g}, not a weight.")
+    _require_weight(value, f"The expression {text!r}")
+    return value
+
+
+def _require_weight(value: Combination, what: str) -> None:
+    degree = value.degree
+    if abs(degree - 1.0) <= _DEGREE_TOLERANCE:
+        return
+    if abs(degree) <= _DEGREE_TOLERANCE:
+        why = "is a delta, a difference of weights; add it to a weight"
+    elif abs(degree - 2.0) <= _DEGREE_TOLERANCE:
+        why = "adds two weights; average them, or add a difference such as (b - base) to one"
+    elif 0 < degree < 1 or len(value.terms) == 1:
+        why = f"scales a weight by {degree:g}; scale a difference such as (b - base) instead"
+    else:
+        why = f"has coefficients that sum to {degree:g}; those of a weight sum to 1"
+    raise RecipeError(f"{what} {why}.")
+
+
+class _Reader:
+    def __init__(self, names: Mapping[str, object], text: str) -> None:
+        self._names = names
+        self._text = text
+
+    def value(self, node: ast.expr) -> Combination | float:
+        if isinstance(node, ast.Constant):
+            return self._number(node.value)
+        if isinstance(node, ast.Name):
+            return self._name(node.id)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            operand = self.value(node.operand)
+            factor = -1.0 if isinstance(node.op, ast.USub) else 1.0
+            return operand.scaled(factor) if isinstance(operand, Combination) else factor * operand
+        if isinstance(node, ast.BinOp):
+            return self._binary(node)
+        if isinstance(node, ast.Call):
+            return Combination(((1.0, self._call(node)),))
+        raise self._error(node, "is not allowed; use + - * /, numbers, names, parentheses and methods")
+
+    def _number(self, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RecipeError(f"The expression {self._text!r} holds {value!r}, which is not a number.")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise RecipeError(f"The expression {self._text!r} holds a number that is too large.")
+        return number
+
+    def _name(self, name: str) -> Combination:
+        if name not in self._names:
+            from weightsmith.naming import nearest
+
+            near = nearest(name, self._names)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(self._names)}."
+            raise RecipeError(f"The expression {self._text!r} uses {name!r}, which is not among `checkpoints:`; {hint}")
+        return Combination(((1.0, Name(name)),))
+
+    def _binary(self, node: ast.BinOp) -> Combination | float:
+        left, right = self.value(node.left), self.value(node.right)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            factor = 1.0 if isinstance(node.op, ast.Add) else -1.0
+            if isinstance(left, Combination) and isinstance(right, Combination):
+                return left.plus(right.scaled(factor))
+            if isinstance(left, Combination) or isinstance(right, Combination):
+                raise self._error(node, "adds a number to tensors; multiply a difference of models by it")
+            return left + factor * right
+        if isinstance(node.op, ast.Mult):
+            return self._product(node, left, right)
+        if isinstance(node.op, ast.Div):
+            if isinstance(right, Combination):
+                raise self._error(node, "divides by a tensor; divide by numbers only")
+            if right == 0:
+                raise self._error(node, "divides by zero")
+            return left.scaled(1.0 / right) if isinstance(left, Combination) else left / right
+        raise self._error(node, "is not allowed; use + - * /")
+
+    def _product(self, node: ast.BinOp, left: Combination | float, right: Combination | float) -> Combination | float:
+        if isinstance(left, Combination) and isinstance(right, Combination):
+            raise self._error(node, "multiplies two tensors; multiply by numbers only")
+        if isinstance(left, Combination):
+            return left.scaled(right)  # type: ignore[arg-type]
+        return right.scaled(left) if isinstance(right, Combination) else left * right
+
+    def _call(self, node: ast.Call) -> Call:
+        if not isinstance(node.func, ast.Name):
+            raise self._error(node, "is not a call of a method")
+        spec = registry.get(node.func.id)
+        keywords = {(k.arg or "").rstrip("_"): k.value for k in node.keywords}
+        if "" in keywords or any(isinstance(a, ast.Starred) for a in node.args):
+            raise self._error(node, "uses * or **; write every argument")
+        weights = [self._weight(a, spec.name) for a in node.args]
+        base: Combination | None = None
+        if "base" in keywords:
+            base = self._weight(keywords.pop("base"), spec.name)
+        elif spec.base is registry.Base.REQUIRED and weights:
+            base = weights.pop(0)
+        if spec.base is registry.Base.REQUIRED and base is None:
+            raise self._error(node, "needs a base as its first argument")
+        if spec.base is registry.Base.IGNORED and base is not None:
+            raise self._error(node, f"gives a base, but {spec.name} has none")
+        spec.check_expert_count(len(weights), f"expression {self._text!r}")
+        parameters = {key: self._literal(value) for key, value in keywords.items()}
+        return _call(spec, base, tuple(weights), parameters, self._text)
+
+    def _weight(self, node: ast.expr, method: str) -> Combination:
+        value = self.value(node)
+        if not isinstance(value, Combination):
+            raise self._error(node, f"is a number, but {method} merges weights; give parameters by name")
+        _require_weight(value, f"An argument of {method} in the expression {self._text!r}")
+        return value
+
+    def _literal(self, node: ast.expr) -> Any:
+        if isinstance(node, (ast.List, ast.Tuple)):
+            return [self._literal(item) for item in node.elts]
+        if isinstance(node, ast.Constant) and isinstance(node.value, (bool, str)):
+            return node.value
+        value = self.value(node)
+        if isinstance(value, Combination):
+            raise self._error(node, "is a tensor where a parameter's value belongs")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+    def _error(self, node: ast.expr, what: str) -> RecipeError:
+        return RecipeError(f"In the expression {self._text!r}, `{ast.unparse(node)}` {what}.")
+
+
+def _call(
+    spec: registry.MethodSpec,
+    base: Combination | None,
+    experts: tuple[Combination, ...],
+    parameters: Mapping[str, Any],
+    text: str,
+) -> Call:
+    shared: list[tuple[str, Any]] = []
+    own: list[list[tuple[str, Any]]] = [[] for _ in experts]
+    where = f"expression {text!r}"
+    for key, given in parameters.items():
+        parameter = spec.parameters.get(key)
+        if parameter is None:
+            raise RecipeError(f"{where}: method {spec.name} has no parameter {key!r}; it has {', '.join(spec.parameters)}.")
+        if not parameter.per_expert:
+            shared.append((key, parameter.check(given, where)))
+            continue
+        values = given if isinstance(given, list) else [given] * len(experts)
+        if len(values) != len(experts):
+            raise RecipeError(f"{where}: {key} has {len(values)} values for {len(experts)} models; give one each.")
+        for assigned, value in zip(own, values, strict=True):
+            assigned.append((key, parameter.check(value, where)))
+    return Call(spec.name, base, experts, tuple(shared), tuple(tuple(assigned) for assigned in own))
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression built with Python operators; `Recipe.from_expression` makes a recipe of it.
+
+    Nothing is read before that. `text` has a placeholder `{path}` for each model.
+    """
+
+    text: str
+    paths: tuple[str, ...] = field(default=())
+    is_number: bool = False
+
+    def __add__(self, other: Expression) -> Expression:
+        return _joined(self, "+", other)
+
+    def __sub__(self, other: Expression) -> Expression:
+        return _joined(self, "-", other)
+
+    def __mul__(self, other: float) -> Expression:
+        return _joined(self, "*", other)
+
+    def __rmul__(self, other: float) -> Expression:
+        return _joined(_lifted(other), "*", self)
+
+    def __truediv__(self, other: float) -> Expression:
+        return _joined(self, "/", other)
+
+    def __neg__(self) -> Expression:
+        return Expression(f"(-{self.text})", self.paths)
+
+    def written(self) -> tuple[str, dict[str, str]]:
+        """The text of the expression over short names, and the path of each name."""
+        distinct = dict.fromkeys(self.paths)
+        names = {path: f"m{i}" for i, path in enumerate(distinct, 1)}
+        text = self.text
+        for path, name in names.items():
+            text = text.replace(_placeholder(path), name)
+        return text, {name: path for path, name in names.items()}
+
+
+def checkpoint(path: object) -> Expression:
+    """A checkpoint as an operand, by path or Hub id."""
+    return Expression(_placeholder(str(path)), (str(path),))
+
+
+class _Methods:
+    """Every method as a function of expressions: `methods.ties(base, a, b, density=0.3)`.
+
+    A parameter whose name is a Python keyword takes an underscore: `lambda_=0.5`.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Expression]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        spec = registry.get(name)
+
+        def apply(*weights: Expression, **parameters: Any) -> Expression:
+            given = [w.text for w in weights]
+            paths = tuple(path for w in weights for path in w.paths)
+            for key, value in parameters.items():
+                if isinstance(value, Expression):
+                    given.append(f"{key}={value.text}")
+                    paths += value.paths
+                else:
+                    given.append(f"{key}={value!r}")
+            return Expression(f"{spec.name}({', '.join(given)})", paths)
+
+        return apply
+
+
+methods = _Methods()
+
+
+def _placeholder(path: str) -> str:
+    # Hexadecimal, so that no path can look like another part of the expression.
+    return f"<{path.encode().hex()}>"
+
+
+def _lifted(operand: object) -> Expression:
+    if isinstance(operand, Expression):
+        return operand
+    if isinstance(operand, bool) or not isinstance(operand, (int, float)):
+        raise RecipeError(f"{operand!r} cannot be combined with a checkpoint; use numbers and other checkpoints.")
+    return Expression(repr(operand), is_number=True)
+
+
+def _joined(left: Expression, operator: str, right: object) -> Expression:
+    other = _lifted(right)
+    return Expression(f"({left.text} {operator} {other.text})", (*left.paths, *other.paths))

@@ -1,0 +1,289 @@
+"""The native CPU backend: passes compiled to small programs and run by the C++ register machine, tile by tile.
+
+Elementwise it gives the bits of the torch backend (NaNs are one canonical NaN), and its sums are float64 with a fixed order.
+The shared library has a plain C interface and is optional: `available` says whether it can be used here, `why_not` what is missing.
+torch is never imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.errors import UsageError
+from weightsmith.tensors.graph import Node
+from weightsmith.tensors.passes import (
+    HISTOGRAM_BINS,
+    Collect,
+    CollectPart,
+    Histogram,
+    HistogramPart,
+    PassSpec,
+    Request,
+    TileResult,
+    evaluate_scalar,
+)
+from weightsmith.tensors.pieces import piece_elements
+from weightsmith.tensors.program import OPCODES, Listing, Segment, assemble, list_pass
+
+LIBRARY = Path(__file__).with_name("_native.so")
+LEVELS = ("baseline", "avx2", "avx512")
+_PROGRAM_CACHE = 1024
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("registers", ctypes.c_int64),
+        ("reductions", ctypes.c_int64),
+        ("is_double", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    )
+
+
+class _Tile(ctypes.Structure):
+    _fields_ = (
+        ("sources", ctypes.c_void_p),
+        ("outputs", ctypes.c_void_p),
+        ("tallies", ctypes.c_void_p),
+        ("numbers", ctypes.c_void_p),
+        ("row_numbers", ctypes.c_void_p),
+        ("integers", ctypes.c_void_p),
+        ("start", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("row_length", ctypes.c_int64),
+        ("piece", ctypes.c_int64),
+    )
+
+
+class _Library:
+    """The loaded shared library; `level` is the best instruction set of this processor."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        library.ws_opcodes.restype = ctypes.c_char_p
+        library.ws_run.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+        self.run = library.ws_run
+        self.level = int(library.ws_best_level())
+        names = library.ws_opcodes().decode("ascii").split()
+        self.opcodes = {name: number for number, name in enumerate(names)}
+        if not OPCODES.issubset(self.opcodes):
+            missing = ", ".join(sorted(OPCODES - set(self.opcodes)))
+            raise OSError(f"it was built from other sources (no {missing}): build it again")
+
+
+@functools.cache
+def _open() -> _Library | str:
+    """The library, or the reason why there is none."""
+    if not LIBRARY.exists():
+        return f"the native module {LIBRARY.name} was not built for this installation (no C++ compiler was found)"
+    try:
+        return _Library(LIBRARY)
+    except (OSError, AttributeError) as error:
+        return f"the native module {LIBRARY.name} cannot be loaded: {error}"
+
+
+def available() -> bool:
+    """True if the native backend can be used on this machine."""
+    return isinstance(_open(), _Library)
+
+
+def why_not() -> str:
+    """Why the native backend cannot be used; empty if it can."""
+    found = _open()
+    return found if isinstance(found, str) else ""
+
+
+def describe() -> str:
+    """The backend in a few words, such as "native (avx512)", or why there is none."""
+    found = _open()
+    return found if isinstance(found, str) else f"native ({LEVELS[found.level]})"
+
+
+def load(level: int | None = None) -> NativeBackend:
+    """The backend, for the best instruction set of this processor or a lower `level` (an index into `LEVELS`).
+
+    Raises UsageError if the library is missing or cannot be loaded.
+    """
+    found = _open()
+    if isinstance(found, str):
+        raise UsageError(f"The native backend cannot be used: {found}; use the torch backend or reinstall with a compiler.")
+    return NativeBackend(found, found.level if level is None else min(level, found.level))
+
+
+class NativeBackend:
+    """Backend that runs passes in the register machine on one CPU thread per call."""
+
+    def __init__(self, library: _Library, level: int) -> None:
+        self.name = f"native ({LEVELS[level]})"
+        self.level = level
+        self._library = library
+        self._assembled = functools.lru_cache(_PROGRAM_CACHE)(self._assemble)
+
+    def _assemble(self, structure: tuple[Any, ...]) -> tuple[Segment, ...]:
+        return assemble(structure, self._library.opcodes)
+
+    def compile(self, spec: PassSpec) -> NativePass:
+        """Prepare a pass; programs of passes that differ in numbers only are shared."""
+        listing = list_pass(spec)
+        return NativePass(spec, listing, self._assembled(listing.structure), self._library.run, self.level)
+
+    def linalg(self) -> Any:
+        """numpy."""
+        return np
+
+
+class _Call:
+    """The arrays of one segment on one tile; kept alive while the library uses them."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.outputs: list[Any] = [None] * segment.slots
+        self.tallies = np.zeros((max(1, segment.slots), 2), dtype=np.int64)
+
+    def nonfinite(self, slot: int) -> tuple[int, int]:
+        count, first = self.tallies[slot].tolist()
+        return (count, first) if count else (0, -1)
+
+
+class NativePass:
+    """A compiled pass; `run` may be called from several threads at once."""
+
+    def __init__(
+        self, spec: PassSpec, listing: Listing, segments: tuple[Segment, ...], run: Any, level: int
+    ) -> None:
+        self._spec = spec
+        self._listing = listing
+        self._segments = segments
+        self._run = run
+        self._level = level
+        self._numbers = np.array(listing.numbers, dtype=np.float64)
+        self._integers = np.array(listing.integers, dtype=np.int64)
+        self._itemsizes = [dtype.itemsize for dtype in spec.source_dtypes]
+        self._used = sorted({source for segment in segments for source, _ in segment.loads})
+        self._piece = piece_elements(spec.shape)
+        self._row_length = (spec.shape[-1] if spec.shape else 1) if listing.has_rows else 0
+
+    def run(
+        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+    ) -> TileResult:
+        """Compute one tile (see `TilePass.run`).
+
+        Raises UsageError if a buffer has the wrong size, or if a pass with row values gets a part of a row.
+        """
+        self._check(buffers, start, count, out)
+        sources, keep_alive = self._sources(buffers, start)
+        memo = self._listing.memo
+        if len(self._segments) > 1:
+            memo = dict(memo)
+        for segment in self._segments[:-1]:
+            call = _Call(segment)
+            for _, slot in segment.row_results:
+                call.outputs[slot] = np.empty(count // self._row_length if count else 0, dtype=np.float64)
+            self._execute(segment, call, sources, memo, start, count)
+            results = {entry: call.outputs[slot] for entry, slot in segment.row_results}
+            memo.update((node, results[entry]) for node, entry in self._listing.row_reductions if entry in results)
+        segment = self._segments[-1]
+        call = self._final_call(segment, count, out)
+        self._execute(segment, call, sources, memo, start, count)
+        del keep_alive
+        return self._result(segment, call)
+
+    def _check(self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None) -> None:
+        for index in self._used:
+            buffer = buffers[index]
+            if buffer is None or buffer.nbytes != count * self._itemsizes[index]:
+                held = "none" if buffer is None else f"{buffer.nbytes} bytes"
+                raise UsageError(f"Source {index} of a tile of {count} elements has {held}; it must have all elements.")
+        if self._spec.output_dtype is not None and self._spec.output is not None:
+            if out is None or out.nbytes != count * self._spec.output_dtype.itemsize:
+                raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
+        if self._row_length and (start % self._row_length or count % self._row_length):
+            raise UsageError(f"A tile of {count} elements at {start} cuts a row of {self._row_length} that must stay whole.")
+
+    def _sources(self, buffers: Sequence[memoryview | None], start: int) -> tuple[NDArray[np.uint64], list[Any]]:
+        addresses = [0] * (len(buffers) + len(self._listing.arrays))
+        views = []
+        for index in self._used:
+            buffer = buffers[index]
+            if buffer is not None and buffer.nbytes:
+                view = np.frombuffer(buffer, dtype=np.uint8)
+                addresses[index] = _address(view)
+                views.append(view)
+        for ordinal, array in enumerate(self._listing.arrays):
+            addresses[len(buffers) + ordinal] = _address(array) + start * array.itemsize
+        return np.array(addresses, dtype=np.uint64), views
+
+    def _final_call(self, segment: Segment, count: int, out: memoryview | None) -> _Call:
+        call = _Call(segment)
+        slots = list(segment.sink_slots)
+        if self._spec.output is not None:
+            call.outputs[slots.pop(0)] = np.frombuffer(out, dtype=np.uint8) if out is not None and count else None
+        for slot, (_, request) in zip(slots, self._spec.reductions, strict=True):
+            if isinstance(request, Histogram):
+                call.outputs[slot] = np.zeros(HISTOGRAM_BINS + 2, dtype=np.uint64)
+            elif isinstance(request, Collect):
+                size = min(request.limit, count)
+                call.outputs[slot] = np.empty(size, dtype=np.uint64)
+                call.outputs[slot + 1] = np.empty(size, dtype=np.int64)
+            else:
+                call.outputs[slot] = np.empty(-(-count // self._piece), dtype=np.float64)
+        return call
+
+    def _execute(
+        self, segment: Segment, call: _Call, sources: NDArray[np.uint64], memo: dict[Node, Any], start: int, count: int
+    ) -> None:
+        if count == 0:
+            return
+        rows = [self._row_numbers(place, memo, count) for place in segment.row_scalars]
+        row_table = np.array([_address(r) for r in rows], dtype=np.uint64)
+        outputs = np.array([0 if o is None else _address(o) for o in call.outputs], dtype=np.uint64)
+        program = _Program(
+            _address(segment.code), len(segment.code), segment.registers, segment.reductions,
+            self._listing.is_double, segment.block,
+        )  # fmt: skip
+        tile = _Tile(
+            _address(sources), _address(outputs), _address(call.tallies), _address(self._numbers), _address(row_table),
+            _address(self._integers), start, count, self._row_length, self._piece,
+        )  # fmt: skip
+        if self._run(self._level, ctypes.addressof(program), ctypes.addressof(tile)):
+            raise MemoryError(f"no memory for {segment.registers} registers of the native backend")
+
+    def _row_numbers(self, place: int, memo: dict[Node, Any], count: int) -> NDArray[np.float64]:
+        number = evaluate_scalar(self._listing.row_scalars[place], memo)
+        rows = count // self._row_length
+        return np.ascontiguousarray(np.broadcast_to(np.asarray(number, dtype=np.float64), (rows,)))
+
+    def _result(self, segment: Segment, call: _Call) -> TileResult:
+        result = TileResult([])
+        slots = list(segment.sink_slots)
+        if self._spec.output is not None:
+            result.nonfinite_output = call.nonfinite(slots.pop(0))
+            result.nonfinite_sources = [(0, -1)] * len(self._itemsizes)
+            for source, slot in segment.loads:
+                result.nonfinite_sources[source] = call.nonfinite(slot)
+        for slot, (_, request) in zip(slots, self._spec.reductions, strict=True):
+            result.partials.append(_part(call, slot, request))
+        return result
+
+
+def _part(call: _Call, slot: int, request: Request | None) -> Any:
+    found = call.outputs[slot]
+    if isinstance(request, Histogram):
+        return HistogramPart(found[:HISTOGRAM_BINS], int(found[HISTOGRAM_BINS]))
+    if isinstance(request, Collect):
+        inside, above = call.tallies[slot].tolist()
+        taken = min(inside, len(found))
+        return CollectPart(found[:taken].copy(), call.outputs[slot + 1][:taken].copy(), inside, above)
+    return found
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

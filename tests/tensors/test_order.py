@@ -1,0 +1,103 @@
+"""Exact selection of the k largest magnitudes from streamed rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightsmith.tensors.order import CollectedParts, Selection, bounded, local_cut
+from weightsmith.tensors.passes import HISTOGRAM_BINS, Collect, CollectPart, CutPoint, Histogram, HistogramPart
+
+
+def answer(keys: np.ndarray, asked: Histogram | Collect, start: int) -> HistogramPart | CollectPart:
+    """What a tile with these keys answers, written from the definitions of the requests."""
+    if isinstance(asked, Histogram):
+        bins = (keys.astype(np.int64) - asked.low) >> asked.shift
+        inside = bins[(bins >= 0) & (bins < HISTOGRAM_BINS)]
+        counts = np.bincount(inside, minlength=HISTOGRAM_BINS).astype(np.uint64)
+        return HistogramPart(counts, int((bins >= HISTOGRAM_BINS).sum()))
+    at = np.flatnonzero((keys >= asked.low) & (keys <= asked.high))
+    kept = at[: asked.limit]
+    return CollectPart(keys[kept], kept + start, len(at), int((keys > asked.high).sum()))
+
+
+def select(values: np.ndarray, k: int, tile: int, limit: int, sample: np.ndarray | None = None) -> np.ndarray:
+    """Run a selection over tiles and return the mask of selected elements."""
+    keys = np.abs(values).astype(np.float32).view(np.uint32).astype(np.uint64)
+    selection = Selection(k, len(keys), 31, limit=limit)
+    if sample is not None and selection.result is None:
+        selection.absorb_sample([answer(keys[sample], Histogram(0, 15), 0)])
+    for _ in range(20):
+        if selection.result is not None:
+            break
+        asked = selection.request()
+        starts = list(range(0, len(keys), tile))
+        if isinstance(asked, Collect) and asked.only_part is not None:
+            starts = [starts[asked.only_part]]
+        gate = CollectedParts(total_limit=4 * limit)
+        parts = [answer(keys[s : s + tile], asked, s) for s in starts]
+        selection.absorb(asked, [gate.admit(p) if isinstance(p, CollectPart) and bounded(asked) else p for p in parts])
+    cut = selection.result
+    assert cut is not None, "the selection did not end"
+    return (keys > cut.key) | ((keys == cut.key) & (np.arange(len(keys)) <= cut.last_index))
+
+
+def expected(values: np.ndarray, k: int) -> np.ndarray:
+    """The definition: order by magnitude, then by index; take k; never a zero."""
+    order = np.lexsort((np.arange(len(values)), -np.abs(values)))
+    mask = np.zeros(len(values), bool)
+    mask[order[: max(k, 0)]] = True
+    return mask & (values != 0)
+
+
+numbers = st.one_of(
+    st.lists(st.floats(-4, 4, width=32), max_size=200),
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-40, -1e-45]), max_size=200),
+)
+
+
+@given(numbers, st.integers(-1, 220), st.integers(1, 64), st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_selects_exactly_the_k_largest_with_ties_to_the_lower_index(
+    raw: list[float], k: int, tile: int, limit: int
+) -> None:
+    """Whatever the values, tiles and limits, the mask is the one that a sort would give."""
+    values = np.array(raw, np.float32)
+    np.testing.assert_array_equal(select(values, k, tile, limit), expected(values, k))
+
+
+@pytest.mark.parametrize("sample_from", ["spread", "largest", "smallest", "zeros"])
+@pytest.mark.parametrize("k", [1, 300, 29_999, 60_000, 299_999])
+def test_a_misleading_sample_costs_a_round_but_never_the_right_answer(sample_from: str, k: int) -> None:
+    """The guess from a sample is verified by exact counts."""
+    rng = np.random.default_rng(3)
+    values = rng.laplace(size=300_000).astype(np.float32)
+    values[rng.random(values.size) < 0.3] = 0
+    order = np.argsort(np.abs(values))
+    sample = {
+        "spread": np.arange(0, values.size, 37),
+        "largest": order[-5000:],
+        "smallest": order[len(order) // 3 : len(order) // 3 + 5000],
+        "zeros": np.flatnonzero(values == 0)[:5000],
+    }[sample_from]
+    mask = select(values, k, 65_536, 1 << 16, sample)
+    np.testing.assert_array_equal(mask, expected(values, k))
+
+
+def test_massive_ties_are_resolved_by_index_within_bounded_lists() -> None:
+    """One value that most elements share overflows every list, and the answer is still exact."""
+    values = np.full(500_000, 0.25, np.float32)
+    values[::7] = 0.125
+    values[::11] = 3.0
+    for k in (10, 45_455, 100_000, 400_000):
+        np.testing.assert_array_equal(select(values, k, 65_536, 100), expected(values, k))
+
+
+def test_a_model_wide_cut_splits_at_the_tensor_that_holds_it() -> None:
+    """Equal magnitudes go to earlier tensors first."""
+    cut = CutPoint(7, 120, 1.0)
+    assert local_cut(cut, 0, 100).last_index > 99
+    assert local_cut(cut, 100, 50).last_index == 20
+    assert local_cut(cut, 150, 50).last_index == -1
