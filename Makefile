@@ -44,7 +44,8 @@ help:
 .venv-parity/.ready: constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	$(PARITY)/python -m pip install --quiet "$(TORCH)"
-	$(PARITY)/python -m pip install --quiet --constraint constraints.txt mergekit==0.1.5
+	$(PARITY)/python -m pip install --quiet --constraint constraints.txt mergekit==0.1.5 pytest hypothesis
+	WEIGHTSMITH_NO_NATIVE=1 $(PARITY)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 demo: .venv/.ready
@@ -73,7 +74,7 @@ docs-check: .venv/.ready
 check: lint types imports test docs-check
 
 parity: .venv/.ready .venv-parity/.ready
-	$(BIN)/python -m pytest -m parity
+	$(PARITY)/python -m pytest -m parity tests/parity tests/methods
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults
@@ -88,7 +89,7 @@ ray: .venv/.ray
 	$(BIN)/python -m pytest -m ray
 
 bench: .venv/.bench .venv-parity/.ready
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
 	rm -rf build dist demo-output src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -37,6 +37,7 @@ class Bench:
         self.scratch.mkdir(parents=True)
         self.figures: dict[str, dict[str, list[Cost]]] = {}
         self.failures: list[dict[str, str]] = []
+        self.machine = report.machine()
 
     def measure_case(self, case: cases.Case) -> None:
         """All tools on one case, taking turns, so that a change of the machine's mood meets all of them."""
@@ -72,13 +73,17 @@ class Bench:
         try:
             cost = measure.run(command, self.scratch / "log.txt", environment)
         except BenchmarkFailed as failure:
-            self.failures.append({"case": case, "tool": tool, "problem": str(failure)})
-            print(f"{case:16} {tool:9} FAILED: {failure}", flush=True)
+            self.failed(case, tool, failure)
             return
         finally:
             shutil.rmtree(out, ignore_errors=True)
         found.setdefault(tool, []).append(cost)
         print(f"{case:16} {tool:9} {report.cell(cost)}", flush=True)
+
+    def failed(self, case: str, tool: str, failure: BenchmarkFailed) -> None:
+        """Note a failure and go on with the rest."""
+        self.failures.append({"case": case, "tool": tool, "problem": str(failure)})
+        print(f"{case:16} {tool:9} FAILED: {failure}", flush=True)
 
     def medians(self) -> dict[str, dict[str, Cost]]:
         """The medians of what has been measured."""
@@ -89,11 +94,16 @@ class Bench:
 
     def as_json(self) -> dict[str, Any]:
         """Every single run."""
-        runs = {
+        cases_run = {
             case: {tool: [cost.as_json() for cost in costs] for tool, costs in by_tool.items()}
             for case, by_tool in self.figures.items()
         }
-        return {"cases": runs, "failures": self.failures}
+        return {
+            "size": self.size,
+            "machine": self.machine,
+            "cases": cases_run,
+            "failures": self.failures,
+        }
 
 
 def arguments() -> argparse.Namespace:
@@ -159,11 +169,15 @@ def main() -> None:
         )
         for name in wanted:
             title, function = extras.EXTRAS[name]
-            found[title] = function(bench.family, bench.scratch, bench.runs)
+            try:
+                found[title] = function(bench.family, bench.scratch, bench.runs)
+            except BenchmarkFailed as failure:
+                bench.failed(name, "sub-benchmark", failure)
+                continue
             print(report.table(title, found[title]), flush=True)
     finally:
         shutil.rmtree(bench.scratch, ignore_errors=True)
-        text = report.write(chosen.results, chosen.size, bench.medians(), bench.as_json(), found)
+        text = report.write(chosen.results, bench.medians(), bench.as_json(), found)
         print(f"\n{text}\nWritten to {chosen.results}/{chosen.size}.{{md,json,svg}}")
 
 

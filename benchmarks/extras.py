@@ -195,7 +195,7 @@ def thread_scaling(family: Sequence[Path], scratch: Path, runs: int) -> list[Row
 
 def large_tensor(family: Sequence[Path], scratch: Path, runs: int) -> list[Row]:
     """Checkpoints of one tensor of 512 MiB, twice the default memory budget."""
-    del family
+    del family, runs
     folders = [WORK / "slab" / name for name in ("base", "expert-1", "expert-2")]
     for expert, folder in enumerate(folders):
         if not (folder / "config.json").exists():

@@ -46,13 +46,13 @@ def switch_off(part: str, backend: str) -> None:
     from weightsmith.tensors import native
 
     if part == "fsync":
-        os.fsync = os.fdatasync = lambda descriptor: None  # type: ignore[assignment]
+        os.fsync = os.fdatasync = lambda _descriptor: None  # type: ignore[assignment]
     elif part == "digests":
-        tensor_job.piece_digest = lambda data: bytes(16)
+        tensor_job.piece_digest = lambda _data: bytes(16)
     elif backend == "torch":
         from weightsmith.tensors import torch_backend
 
-        torch_backend._nonfinite = lambda values, start: (0, -1)
+        torch_backend._nonfinite = lambda _values, _start: (0, -1)
     else:
         native.LIBRARY = LIBRARY
 

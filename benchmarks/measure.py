@@ -1,4 +1,4 @@
-"""Run one process and say what it cost: CPU seconds, wall seconds, and memory with anonymous and file-backed pages apart."""
+"""Run one process and say what it cost: CPU seconds, wall seconds, anonymous and file-backed memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class BenchmarkFailed(Exception):
 class Cost:
     """What one run of a process cost.
 
-    `anonymous_mib` and `file_mib` are separate peaks of resident memory (sampled); `peak_mib` is the kernel's own high-water mark.
+    `anonymous_mib` and `file_mib` are separate peaks of resident memory (sampled); `peak_mib` is the
+    kernel's own high-water mark of both together.
     """
 
     wall_s: float

@@ -102,30 +102,30 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 NOTES = """\
-Whole processes, interpreter start to exit, warm cache unless said otherwise; medians of wall and CPU (user + system) seconds, the largest
-anonymous + file-backed resident memory. weightsmith takes digests, checks every value and makes its files durable (fsync); mergekit and the
-floor (read every input once, write the output once) do not. On a shared machine the CPU seconds are the figure to trust.
+Whole processes from interpreter start to exit, warm cache unless said otherwise. Each cell: median wall
+and CPU (user + system) seconds, then the largest anonymous + file-backed resident memory. weightsmith
+takes digests, checks every value and makes its files durable (fsync); mergekit and the floor (read every
+input once, write the output once) do not. On a shared machine the CPU seconds are the figure to trust.
 """
 
 
 def write(
     folder: Path,
-    size: str,
     costs: Costs,
-    runs: Any,
+    record: dict[str, Any],
     extras: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
-    """Write all three forms and return the markdown."""
+    """Write all three forms and return the markdown; `record` has size, machine, runs and failures."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = machine()
-    facts = ", ".join(f"{key} {number}" for key, number in about.items())
+    size = record["size"]
+    facts = ", ".join(f"{key} {number}" for key, number in record["machine"].items())
     parts = [f"# {size} checkpoints", f"{facts}.", NOTES]
     parts += [main_table(costs)] if costs else []
     parts += [table(title, rows) for title, rows in extras.items()]
+    parts += [f"FAILED: {f['case']}, {f['tool']}" for f in record["failures"]]
     text = "\n\n".join(part.strip() for part in parts if part) + "\n"
     (folder / f"{size}.md").write_text(text)
-    record = {"size": size, "machine": about, "runs": runs, "extras": extras}
-    (folder / f"{size}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{size}.json").write_text(json.dumps({**record, "extras": extras}, indent=1) + "\n")
     if costs:
         plot(folder / f"{size}.svg", size, costs)
     return text
@@ -134,14 +134,14 @@ def write(
 def plot(path: Path, size: str, costs: Costs) -> None:
     """Bars of wall seconds and of anonymous memory, on logarithmic scales; nothing without matplotlib."""
     try:
-        import matplotlib
+        import matplotlib as mpl
     except ImportError:
         return
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "weightsmith"
-    from matplotlib import pyplot
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "weightsmith"
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
     colours = {"floor": "#bbbbbb", "native": "#1b6e53", "torch": "#e08a1e", "mergekit": "#7a4fa3"}
     names = list(costs)
     shown = [tool for tool in TOOLS if any(tool in by_tool for by_tool in costs.values())]
@@ -166,4 +166,4 @@ def plot(path: Path, size: str, costs: Costs) -> None:
     axes[0].set_title(f"Merging {size} checkpoints, whole process, warm")
     axes[1].set_xticks(range(len(names)), names, rotation=30, ha="right")
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    plt.close(figure)

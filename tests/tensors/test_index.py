@@ -45,11 +45,33 @@ def test_an_honest_index_gives_all_tensors_in_the_order_of_shards_and_bytes(tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.safetensors", "/etc/x.safetensors", "sub/../../x.safetensors", "C:\\x.safetensors", "C:x.safetensors",
-     "\\\\host\\share\\x.safetensors", "\\x.safetensors", "sub\\x.safetensors", "..\\x.safetensors", "a:b.safetensors",
-     "", ".", "..", "sub/", "./x.safetensors", "sub//x.safetensors", "a\0.safetensors", "a\n.safetensors", "\ud800.safetensors",
-     "x.bin", "x.safetensors.py", "x", "/", "//host/x.safetensors"],
-)  # fmt: skip
+    [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "sub/../../x.safetensors",
+        "C:\\x.safetensors",
+        "C:x.safetensors",
+        "\\\\host\\share\\x.safetensors",
+        "\\x.safetensors",
+        "sub\\x.safetensors",
+        "..\\x.safetensors",
+        "a:b.safetensors",
+        "",
+        ".",
+        "..",
+        "sub/",
+        "./x.safetensors",
+        "sub//x.safetensors",
+        "a\0.safetensors",
+        "a\n.safetensors",
+        "\ud800.safetensors",
+        "x.bin",
+        "x.safetensors.py",
+        "x",
+        "/",
+        "//host/x.safetensors",
+    ],
+)
 def test_a_shard_name_that_leaves_the_folder_or_is_odd_is_refused(
     tmp_path: Path, name: str
 ) -> None:
@@ -59,6 +81,30 @@ def test_a_shard_name_that_leaves_the_folder_or_is_odd_is_refused(
     with pytest.raises(CheckpointError, match="names the file") as caught:
         read_index(checkpoint(folder, {**HONEST, "d": name}))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "C:x.safetensors",
+        "C:\\x.safetensors",
+        "a:b.safetensors",
+        "sub\\x.safetensors",
+        "\\x.safetensors",
+    ],
+)
+def test_a_name_that_is_a_path_on_windows_is_refused_even_where_it_is_only_a_name(
+    tmp_path: Path, name: str
+) -> None:
+    shard(tmp_path / name, "d")
+    with pytest.raises(CheckpointError, match=r"drive|backslash"):
+        read_index(checkpoint(tmp_path, {**HONEST, "d": name}))
+
+
+def test_an_absolute_name_is_refused_even_if_it_leads_into_the_folder(tmp_path: Path) -> None:
+    shard(tmp_path / "x.safetensors", "d")
+    with pytest.raises(CheckpointError, match="absolute"):
+        read_index(checkpoint(tmp_path, {**HONEST, "d": str(tmp_path / "x.safetensors")}))
 
 
 def test_a_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
@@ -115,8 +161,10 @@ def test_a_pipe_as_a_shard_is_refused(tmp_path: Path) -> None:
         read_index(index)
 
 
-def hub_cache(root: Path, blobs_of: str) -> Path:
-    snapshot = root / "models--org--name" / "snapshots" / "abc"
+def hub_cache(
+    root: Path, blobs_of: str, model: str = "models--org--name", snapshots: str = "snapshots"
+) -> Path:
+    snapshot = root / model / snapshots / "abc"
     blobs = root / blobs_of / "blobs"
     for folder in (snapshot, blobs):
         folder.mkdir(parents=True)
@@ -138,6 +186,16 @@ def test_a_snapshot_of_the_hub_cache_may_not_link_to_the_blobs_of_another_model(
         read_index(hub_cache(tmp_path, "models--org--other"))
 
 
+@pytest.mark.parametrize(
+    ("model", "snapshots"), [("org--name", "snapshots"), ("models--org--name", "revisions")]
+)
+def test_only_the_form_of_the_hub_cache_gives_the_right_to_leave(
+    tmp_path: Path, model: str, snapshots: str
+) -> None:
+    with pytest.raises(CheckpointError, match="link that leaves"):
+        read_index(hub_cache(tmp_path, model, model, snapshots))
+
+
 def test_an_entry_without_a_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lists tensor 'ghost'"):
         read_index(checkpoint(tmp_path, {**HONEST, "ghost": TWO}))
@@ -149,7 +207,7 @@ def test_a_tensor_without_an_entry_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_entry_with_the_wrong_shard_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="places tensor 'b' in .*00002"):
+    with pytest.raises(CheckpointError, match=r"places tensor 'b' in .*00002"):
         read_index(checkpoint(tmp_path, {**HONEST, "b": TWO}))
 
 
@@ -162,9 +220,21 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}',
-     '{"weight_map": {"": "x.safetensors"}}', '{"weight_map": {"a": "x", "a": "y"}}', "nonsense", '{"weight_map": NaN}', "[" * 100_000],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": null}}',
+        '{"weight_map": {"": "x.safetensors"}}',
+        '{"weight_map": {"a": "x", "a": "y"}}',
+        "nonsense",
+        '{"weight_map": NaN}',
+        "[" * 100_000,
+    ],
+)
 def test_an_index_that_is_no_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / SAFETENSORS_INDEX).write_text(text)
     with pytest.raises(CheckpointError, match=r"index"):

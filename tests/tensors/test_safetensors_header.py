@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -111,9 +112,10 @@ def test_padding_with_spaces_is_accepted(tmp_path: Path) -> None:
     assert len(read_header(write(tmp_path, json.dumps(GOOD).encode() + b"  \n", bytes(14)))) == 2
 
 
+EMPTY = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 DUPLICATES = {
-    "tensor": b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
-    "escaped tensor": b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"\\u0061":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+    "tensor": b'{"a":' + EMPTY + b',"a":' + EMPTY + b"}",
+    "escaped tensor": b'{"a":' + EMPTY + b',"\\u0061":' + EMPTY + b"}",
     "field": b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
     "metadata": b'{"__metadata__":{"k":"1","k":"2"}}',
     "metadata block": b'{"__metadata__":{},"__metadata__":{}}',
@@ -141,7 +143,7 @@ def test_metadata_with_a_lone_surrogate_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", ["", "f32", "BF15", "F32 ", None, 7, ["F32"]])
 def test_an_unknown_dtype_is_refused(tmp_path: Path, code: Any) -> None:
-    with pytest.raises(CheckpointError, match="tensor 'a'.*unknown"):
+    with pytest.raises(CheckpointError, match=r"tensor 'a'.*unknown"):
         read_header(write(tmp_path, {"a": entry(code)}, bytes(8)))
 
 
@@ -158,7 +160,7 @@ def test_a_dtype_that_only_the_library_knows_is_refused_with_the_reason(
     [[-2], [2.0], [True, 2], ["2"], [None], [[2]], "2", 2, None, {"0": 2}, [1e400], [2**64 + 2]],
 )
 def test_a_shape_must_be_natural_numbers(tmp_path: Path, shape: Any) -> None:
-    with pytest.raises(CheckpointError, match="tensor 'a'|not a number of JSON"):
+    with pytest.raises(CheckpointError, match=r"tensor 'a'|not a number of JSON"):
         read_header(write(tmp_path, {"a": entry(shape=shape)}, bytes(8)))
 
 
@@ -190,7 +192,7 @@ def test_offsets_must_be_a_range_of_the_data(tmp_path: Path, offsets: Any) -> No
 def test_the_range_must_have_the_size_of_shape_and_dtype(
     tmp_path: Path, shape: tuple[int, ...], end: int
 ) -> None:
-    with pytest.raises(CheckpointError, match="tensor 'a'.*cannot fill bytes 0 to"):
+    with pytest.raises(CheckpointError, match=r"tensor 'a'.*cannot fill bytes 0 to"):
         read_header(write(tmp_path, {"a": entry(shape=shape, offsets=(0, end))}, bytes(end)))
 
 
@@ -301,9 +303,27 @@ def test_a_long_or_right_to_left_name_is_shown_short_and_escaped(tmp_path: Path)
     ],
 )
 def test_an_odd_number_is_refused(tmp_path: Path, number: str) -> None:
-    text = '{"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,8]}}' % number
+    text = f'{{"a":{{"dtype":"U8","shape":[{number}],"data_offsets":[0,8]}}}}'
     with pytest.raises(CheckpointError):
         read_header(write(tmp_path, text.encode(), bytes(8)))
+
+
+def test_a_negative_zero_is_no_length(tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'
+    with pytest.raises(CheckpointError, match="'-0' is not an integer"):
+        read_header(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(tmp_path: Path, enabled: bool) -> None:
+    path = write(tmp_path, {"a": entry("X")})
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(CheckpointError):
+            read_header(path)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"a":[', b'{"__metadata__":['])
@@ -344,7 +364,7 @@ def test_twenty_thousand_tensors_are_read_fast(tmp_path: Path) -> None:
 # Writing --------------------------------------------------------------------------------------------------------
 
 
-def test_an_encoded_header_is_what_the_library_writes(tmp_path: Path) -> None:
+def test_an_encoded_header_is_what_the_library_writes() -> None:
     arrays = {
         "b": np.zeros((2, 3), np.float32),
         "a.ü": np.zeros((), np.float32),

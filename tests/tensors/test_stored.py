@@ -70,7 +70,7 @@ def test_short_reads_are_continued(tensor: StoredTensor, monkeypatch: pytest.Mon
 def test_a_disk_error_names_tensor_and_byte(
     tensor: StoredTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(fd: int, buffers: object, offset: int) -> int:
+    def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
@@ -150,6 +150,24 @@ def test_no_more_than_the_limit_of_descriptors_stays_open(tmp_path: Path) -> Non
         assert len(files) <= 4
     files.close()
     assert len(files) == 0
+
+
+def test_a_file_that_is_read_often_is_opened_once_and_nothing_leaks(tmp_path: Path) -> None:
+    files = OpenFiles(limit=4)
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    before = len(os.listdir("/proc/self/fd"))
+    seen = set()
+    for _ in range(3):
+        for name in "abc":
+            with files.opened(tmp_path / name) as (descriptor, identity):
+                seen.add(descriptor)
+            with files.opened(tmp_path / name, identity) as (descriptor, _):
+                seen.add(descriptor)
+    assert len(seen) == 3
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_descriptor_in_use_is_not_closed_under_its_reader(tmp_path: Path) -> None:
@@ -234,6 +252,25 @@ def test_a_strided_view_is_read_in_c_order(
     assert longest <= max(cheap_bytes, 2 * len(out))
 
 
+@pytest.mark.parametrize("cheap_bytes", [0, 65536])
+def test_every_range_of_a_permuted_tensor_is_read(
+    cheap_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightsmith.tensors.strided._CHEAP_BYTES", cheap_bytes)
+    flat = np.arange(24, dtype=np.uint32)
+    view = flat.reshape(4, 2, 3).transpose(2, 0, 1)
+    strides = tuple(s // 4 for s in view.strides)
+
+    def fetch(at: int, buffer: memoryview) -> None:
+        buffer[:] = flat[at : at + len(buffer) // 4].tobytes()
+
+    for start in range(25):
+        for stop in range(start, 25):
+            out = bytearray((stop - start) * 4)
+            gather(fetch, 4, view.shape, strides, start, stop, memoryview(out))
+            assert np.frombuffer(out, np.uint32).tolist() == view.ravel()[start:stop].tolist()
+
+
 def test_a_tile_of_a_large_transposed_matrix_is_read_without_its_whole_storage(
     tmp_path: Path,
 ) -> None:
@@ -257,8 +294,8 @@ def test_a_tile_of_a_large_transposed_matrix_is_read_without_its_whole_storage(
     assert fetched < 2.2 * matrix.nbytes
 
 
-@given(st.lists(st.integers(0, 4), max_size=4), st.randoms())
-def test_contiguity_and_span_agree_with_numpy(shape: list[int], random: object) -> None:
+@given(st.lists(st.integers(0, 4), max_size=4))
+def test_contiguity_and_span_agree_with_numpy(shape: list[int]) -> None:
     array = np.empty(shape, np.uint8)
     assert is_contiguous(shape, contiguous_strides(shape))
     assert span_elements(shape, array.strides) == array.size

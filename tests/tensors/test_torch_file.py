@@ -242,7 +242,7 @@ def test_a_flipped_bit_in_a_tensor_is_found_by_the_crc(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[tensor.offset + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="data/0.*CRC-32"):
+    with pytest.raises(CheckpointError, match=r"data/0.*CRC-32"):
         check_crcs(path)
 
 

@@ -153,6 +153,35 @@ def test_short_writes_are_continued(
     assert (tmp_path / "x").read_bytes() == bytes(7) + NUMBERS[:500].tobytes()
 
 
+def test_nothing_is_written_for_no_bytes_and_no_progress_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(os, "pwrite", lambda *_: calls.append(1) or 0)
+    pwrite_all(0, np.empty((0, 3)).data, 0, tmp_path)
+    assert calls == []
+    with pytest.raises(OutputError, match="takes no bytes at byte 5"):
+        pwrite_all(0, b"ab", 5, tmp_path)
+
+
+def test_a_shard_is_made_durable_after_success_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd))
+    with pytest.raises(KeyError), ShardWriter.create(tmp_path, one_shard()):
+        raise KeyError
+    assert synced == []
+    (tmp_path / "model.safetensors").unlink()
+    with ShardWriter.create(tmp_path, one_shard()):
+        pass
+    assert len(synced) == 1
+    (tmp_path / "model.safetensors").unlink()
+    with ShardWriter.create(tmp_path, one_shard()) as writer:
+        writer.finish()
+    assert len(synced) == 2
+
+
 def test_a_device_that_is_always_full_gives_a_resource_error() -> None:
     with (
         open("/dev/full", "wb") as file,
@@ -166,7 +195,7 @@ def test_exhausted_space_quota_or_limit_is_a_resource_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(os, "pwrite", failing(code))
-    with pytest.raises(ResourceError, match="byte 0.*bytes are needed"):
+    with pytest.raises(ResourceError, match=r"byte 0.*bytes are needed"):
         ShardWriter.create(tmp_path, one_shard())
     assert list(tmp_path.iterdir()) == []
 
@@ -175,7 +204,7 @@ def test_a_disk_error_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Mon
     shard = one_shard()
     writer = ShardWriter.create(tmp_path, shard)
     monkeypatch.setattr(os, "pwrite", failing(errno.EIO))
-    with pytest.raises(OutputError, match="model.safetensors.*Input/output"):
+    with pytest.raises(OutputError, match=r"model.safetensors.*Input/output"):
         writer.write(shard.placements[0], 0, b"ab")
     writer.close()
 
@@ -197,7 +226,7 @@ def test_without_allocation_the_free_space_is_compared(
     monkeypatch.setattr(os, "posix_fallocate", failing(code))
     ShardWriter.create(tmp_path, one_shard()).close()
     (tmp_path / "model.safetensors").unlink()
-    monkeypatch.setattr("weightsmith.tensors.writer.free_bytes", lambda path: 100)
+    monkeypatch.setattr("weightsmith.tensors.writer.free_bytes", lambda _: 100)
     with pytest.raises(ResourceError, match="100 bytes are free"):
         ShardWriter.create(tmp_path, one_shard())
 

@@ -133,7 +133,7 @@ def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
             f"{checkpoint.identity} ties its output head to its embedding, but "
             f"{untied[0].identity} keeps {head!r} of its own, so a merge would be read with the "
             "wrong head",
-            "untie the former (`ties: untie` in the recipe reads its embedding as its head and "
+            "untie the former (`untie: true` in the recipe reads its embedding as its head and "
             "writes both), or leave one of the two out",
         )
         for checkpoint in tied

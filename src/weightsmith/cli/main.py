@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from weightsmith import __version__
+from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.text import harmless
 from weightsmith.errors import WeightsmithError
 
-INTERRUPTED = 130
 UNEXPECTED = 3
 
 # In the order of use; the module has the command under its own name.
@@ -51,8 +52,8 @@ class LazyGroup(click.Group):
     epilog="`weightsmith COMMAND --help` explains a command.",
 )
 @click.version_option(__version__, message="weightsmith %(version)s")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def weightsmith(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def weightsmith() -> None:
     """Merge neural-network checkpoints: planned, streamed, resumed, verified and replayed."""
 
 
@@ -63,40 +64,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def execute(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error is told in one line on stderr."""
-    is_debug = "--debug" in arguments
+    is_debug, rest = _without_debug(arguments)
     try:
-        given = _global_options_first(arguments)
-        code: Any = weightsmith.main(given, prog_name="weightsmith", standalone_mode=False)
+        code: Any = weightsmith.main(
+            rest or ["--help"], prog_name="weightsmith", standalone_mode=False
+        )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as shown:
-        click.echo(shown.format_message(), err=True)
-        return shown.exit_code
     except click.ClickException as error:
         return _told(_usage_sentence(error), error.exit_code)
     except click.Abort:
-        return _told("interrupted.", INTERRUPTED)
+        print("weightsmith: interrupted.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         return _silenced()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1
     except WeightsmithError as error:
         if is_debug:
-            raise
+            traceback.print_exc()
         return _told(str(error), error.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if is_debug:
-            raise
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        first = what.splitlines()[0]
-        return _told(f"unexpected {first}; run again with --debug, and report what it shows.", UNEXPECTED)
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _told(
+            f"unexpected {what}; run again with --debug, and report what it shows.", UNEXPECTED
+        )
 
 
-def _global_options_first(arguments: list[str]) -> list[str]:
-    """`--debug` counts wherever it is written, as long as it is before `--`."""
+def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--debug` was given, and the other arguments: it counts wherever it stands before `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest = [argument for argument in arguments[:end] if argument != "--debug"]
-    return [*(["--debug"] if len(rest) != end else []), *rest, *arguments[end:]]
+    return len(rest) < end, rest + arguments[end:]
 
 
 def _usage_sentence(error: click.ClickException) -> str:
@@ -119,8 +120,14 @@ def _silenced() -> int:
     """The reader of a pipe has left: say nothing, also not while the interpreter shuts down."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
+        if not _flushes(stream):
             os.dup2(nowhere, stream.fileno())
     return 1
+
+
+def _flushes(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return False
+    return True

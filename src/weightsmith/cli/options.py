@@ -14,30 +14,20 @@ from weightsmith.tensors.sizes import parse_size
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class SizeType(click.ParamType):
-    """A number of bytes such as 256MB or 1GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def size(text: str) -> int:
+    """Read a number of bytes such as 256MB or 1GiB."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
-class InputType(click.ParamType):
-    """REF=PATH: where an input of the manifest lies now."""
-
-    name = "ref=path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        if isinstance(value, tuple):
-            return value
-        reference, equals, path = str(value).partition("=")
-        if not (reference and equals and path):
-            self.fail(f"{value!r} is not of the form REF=PATH", param, ctx)
-        return reference, Path(path)
+def reference_and_path(text: str) -> tuple[str, Path]:
+    """Read REF=PATH: where an input of the manifest lies now."""
+    reference, equals, path = text.partition("=")
+    if not (reference and equals and path):
+        raise click.BadParameter(f"{text!r} is not of the form REF=PATH.")
+    return reference, Path(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +55,23 @@ def machine_options(command: Command) -> Command:
         (
             click.option(
                 "--memory",
-                type=SizeType(),
+                type=size,
                 default="256MiB",
                 show_default=True,
                 help="Bound on anonymous memory, such as 256MB or 1GiB.",
             ),
             click.option(
-                "--threads", type=click.IntRange(min=1), default=None, help="Worker threads; default: all cores."
+                "--threads",
+                type=click.IntRange(min=1),
+                default=None,
+                help="Worker threads; default: all cores.",
             ),
             click.option(
-                "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N|mps", help="Where to compute."
+                "--device",
+                default="cpu",
+                show_default=True,
+                metavar="cpu|cuda|cuda:N|mps",
+                help="Where to compute.",
             ),
             click.option(
                 "--backend",
@@ -106,7 +103,7 @@ def inputs_option(command: Command) -> Command:
         "--input",
         "inputs",
         multiple=True,
-        type=InputType(),
+        type=reference_and_path,
         metavar="REF=PATH",
         help="Where an input lies now, REF being what the recipe calls it; repeatable.",
     )(command)

@@ -34,9 +34,10 @@ def show_table(table: Table) -> None:
 
 
 def plain_table(table: Table) -> str:
-    """A table as text: the title, a line of column names, and a line for each row, two spaces between columns."""
-    lines = [[harmless(cell) for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    """A table as text: the title, a line of column names (if they have any), and a line for each row."""
+    head = [table.columns] if any(table.columns) else []
+    lines = [[harmless(cell) for cell in row] for row in (*head, *table.rows)]
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(table.columns))]
     aligned = []
     for line in lines:
         cells = [
@@ -53,9 +54,17 @@ def _show_rich(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = RichTable(
+        title=Text(table.title, "bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(table.columns),
+    )
     for i, name in enumerate(table.columns):
-        drawn.add_column(Text(name), justify="right" if i in table.right else "left", overflow="fold")
+        drawn.add_column(
+            Text(name), justify="right" if i in table.right else "left", overflow="fold"
+        )
     for row in table.rows:
         drawn.add_row(*(Text(harmless(cell)) for cell in row))
     Console().print(drawn)
@@ -109,6 +118,12 @@ def _finite(content: Any) -> Any:
 def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
     """Findings as JSON has them."""
     return [
-        {"severity": f.severity.value, "code": f.code, "subject": f.subject, "message": f.message, "fix": f.fix}
+        {
+            "severity": f.severity.value,
+            "code": f.code,
+            "subject": f.subject,
+            "message": f.message,
+            "fix": f.fix,
+        }
         for f in findings
     ]

@@ -24,7 +24,10 @@ class Quiet(AbstractContextManager["Quiet"]):
     """No progress at all."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return None
 
@@ -41,7 +44,9 @@ class Quiet(AbstractContextManager["Quiet"]):
 class Lines(Quiet):
     """One line per tenth of the output, with rate and remaining time; for files and pipes."""
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._write, self._clock = write, clock
         self._lock = threading.Lock()
         self._total = self._done = self._resumed = self._tenths = 0
@@ -54,7 +59,9 @@ class Lines(Quiet):
             self._tenths = self._reached()
             self._begun = self._clock()
         if resumed_bytes:
-            self._write(f"resuming: {format_size(resumed_bytes)} of {format_size(total_bytes)} are finished")
+            self._write(
+                f"resuming: {format_size(resumed_bytes)} of {format_size(total_bytes)} are finished"
+            )
         else:
             self._write(f"writing {format_size(total_bytes)}")
 
@@ -66,8 +73,8 @@ class Lines(Quiet):
             if reached <= self._tenths:
                 return
             self._tenths = reached
-            line = self._line()
-        self._write(line)
+            # Written under the lock: lines of several workers stay whole and in order.
+            self._write(self._line())
 
     def stage(self, text: str) -> None:
         """Say what is going on."""
@@ -79,7 +86,8 @@ class Lines(Quiet):
     def _line(self) -> str:
         elapsed = max(self._clock() - self._begun, 1e-9)
         rate = (self._done - self._resumed) / elapsed
-        line = f"{100 * self._tenths // _STEPS:3d} %  {format_size(self._done)} of {format_size(self._total)}"
+        share = f"{100 * self._tenths // _STEPS:3d} %"
+        line = f"{share}  {format_size(self._done)} of {format_size(self._total)}"
         left = self._total - self._done
         if left <= 0:
             return f"{line}  {format_size(rate)}/s"
@@ -117,16 +125,23 @@ class Bar(Quiet):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._drawn.stop()
 
     def start(self, total_bytes: int, resumed_bytes: int) -> None:
         """Set the bar's length; finished bytes of an earlier run do not count for the rate."""
-        self._drawn.reset(self._task, total=total_bytes, completed=resumed_bytes, description="writing")
+        self._drawn.reset(
+            self._task, total=total_bytes, completed=resumed_bytes, description="writing"
+        )
         self._drawn.update(self._task, completed=resumed_bytes)
         if resumed_bytes:
-            self._drawn.console.print(f"resuming: {format_size(resumed_bytes)} are finished", highlight=False)
+            self._drawn.console.print(
+                f"resuming: {format_size(resumed_bytes)} are finished", highlight=False
+            )
 
     def advance(self, nbytes: int, tensor: str) -> None:
         """Move the bar."""

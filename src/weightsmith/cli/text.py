@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:
     """`text` with everything escaped that could move a terminal's cursor, colour it or turn the reading direction."""
-    return "".join(c if c.isprintable() or (keep_lines and c == "\n") else _escaped(c) for c in text)
+    return "".join(
+        c if c.isprintable() or (keep_lines and c == "\n") else _escaped(c) for c in text
+    )
 
 
 def _escaped(character: str) -> str:

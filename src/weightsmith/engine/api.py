@@ -14,7 +14,8 @@ from weightsmith.engine.run import run
 from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods import registry
-from weightsmith.recipes import Expression, Recipe, checkpoint
+from weightsmith.recipes import Recipe
+from weightsmith.recipes.expressions import Expression, checkpoint
 from weightsmith.tensors.graph import Node, Scope, Site, Value, is_reduction, source, walk
 
 if TYPE_CHECKING:

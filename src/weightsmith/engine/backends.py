@@ -64,10 +64,10 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
     if wanted != "torch" and native.available():
         return BackendChoice("native", "cpu", native.describe())
     if wanted == "native":
-        raise ResourceError(f"The native backend is not available: {native.unavailable_reason()}")
+        raise ResourceError(f"The native backend is not available: {native.why_not()}")
     if importlib.util.find_spec("torch") is None:
         raise ResourceError(
-            f"Neither backend is available: {native.unavailable_reason()}, and torch is not installed; install "
+            f"Neither backend is available: {native.why_not()}, and torch is not installed; install "
             "a C++ compiler and reinstall weightsmith, or `pip install weightsmith[torch]`."
         )
     note: tuple[Finding, ...] = ()
@@ -77,7 +77,7 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
                 Severity.NOTE,
                 "torch-backend",
                 "backend",
-                f"the native kernels are not available ({native.unavailable_reason()}), so torch computes, several times slower",
+                f"the native kernels are not available ({native.why_not()}), so torch computes, several times slower",
                 "install a C++ compiler and reinstall weightsmith to build them",
             ),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightsmith.engine.scheduler import Round, Worker
-from weightsmith.engine.tensor_job import Finished, Rounds, Sink, piece_digests, plain_tiles
+from weightsmith.engine.tensor_job import Finished, Rounds, Sink, piece_digests, plain_tiles, tile_task
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.stored import LazyTensor
@@ -30,7 +30,7 @@ def copy_tensor(stored: Sequence[LazyTensor], sink: Sink, target: int) -> Rounds
         sink.write(start, data)
         return piece_digests(data, first.shape, first.dtype)
 
-    results = yield Round([lambda w, s=s, c=c: run(w, s, c) for s, c in plain_tiles(first.shape, target)])
+    results = yield Round([tile_task(run, start, count) for start, count in plain_tiles(first.shape, target)])
     digest = tensor_digest(first.dtype, first.shape, [found for part in results for found in part])
     return Finished(digest, dict.fromkeys(range(len(stored)), digest), (0, -1), ())
 

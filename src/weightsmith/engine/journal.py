@@ -1,7 +1,8 @@
 """The journal of a run: one line of JSON for each thing that is finished, appended as it happens.
 
-A killed run leaves a journal whose last line may be torn; that line is dropped. A torn line anywhere else means that something other
-than a crash has touched the file, and the journal is refused.
+Every line carries a checksum of itself. A killed run leaves a journal whose last line may be torn;
+that line is dropped. A damaged line anywhere else means that something other than a crash has
+touched the file, and the journal is refused.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import OutputError
-from weightsmith.tensors.writer import pwrite_all
+from weightsmith.tensors.writer import pwrite_all, sync_file
 
 SCHEMA = 1
 
@@ -29,25 +31,45 @@ class TensorRecord:
 
 
 class Journal:
-    """An open journal; `append` may be called from any thread."""
+    """An open journal; `append` may be called from any thread.
+
+    Raises OutputError if the file is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self.entries = self._read()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor = os.open(path, flags, 0o666)
+        try:
+            self.entries = self._read()
+            os.ftruncate(self._descriptor, self._end)
+        except BaseException:
+            self.close()
+            raise
 
-    def begin(self, plan_digest: str) -> bool:
-        """Start or continue the journal of a plan; False if it belongs to another plan."""
-        if not self.entries:
-            self.append({"schema": SCHEMA, "plan": plan_digest})
-            return True
-        first = self.entries[0]
-        return first.get("schema") == SCHEMA and first.get("plan") == plan_digest
+    @property
+    def plan(self) -> str | None:
+        """The digest of the plan that the journal belongs to; None if it is empty or of another version."""
+        first = self.entries[0] if self.entries else {}
+        return first.get("plan") if first.get("schema") == SCHEMA else None
+
+    @property
+    def sealed(self) -> str | None:
+        """The digest of the manifest of the whole output, once every file of it was durable."""
+        seals = [entry["sealed"] for entry in self.entries if "sealed" in entry]
+        return seals[-1] if seals else None
+
+    def restart(self, plan_digest: str) -> None:
+        """Forget everything and begin the journal of a plan."""
+        os.ftruncate(self._descriptor, 0)
+        self._end = 0
+        self.entries.clear()
+        self.append({"schema": SCHEMA, "plan": plan_digest})
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one entry."""
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        line = _encoded(entry)
         with self._lock:
             pwrite_all(self._descriptor, line, self._end, self._path)
             self._end += len(line)
@@ -55,29 +77,62 @@ class Journal:
 
     def record(self, record: TensorRecord) -> None:
         """Add a finished tensor."""
-        self.append({"tensor": record.name, "digest": record.digest, "sources": list(record.source_digests)})
+        sources = list(record.source_digests)
+        self.append({"tensor": record.name, "digest": record.digest, "sources": sources})
+
+    def seal(self, manifest_digest: str) -> None:
+        """Note, durably, that the output is whole and only has to be moved to its place."""
+        self.append({"sealed": manifest_digest})
+        sync_file(self._descriptor, self._path)
 
     def finished(self) -> dict[str, TensorRecord]:
         """Finished tensors by name."""
         return {
-            e["tensor"]: TensorRecord(e["tensor"], e["digest"], tuple(e["sources"])) for e in self.entries if "tensor" in e
+            e["tensor"]: TensorRecord(e["tensor"], e["digest"], tuple(e["sources"]))
+            for e in self.entries
+            if "tensor" in e
         }
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file; harmless when closed already."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _read(self) -> list[dict[str, Any]]:
-        data = self._path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        self._end = whole
+        with open(self._descriptor, "rb", closefd=False) as file:
+            data = file.read()
+        self._end = data.rfind(b"\n") + 1
         entries: list[dict[str, Any]] = []
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = None
-            if not isinstance(entry, dict):
-                raise OutputError(f"Line {number} of {str(self._path)!r} is damaged; run again with --fresh to start over.")
+        for number, line in enumerate(data[: self._end].split(b"\n")[:-1], start=1):
+            entry = _decoded(line)
+            if entry is None:
+                raise OutputError(
+                    f"Line {number} of {str(self._path)!r} is damaged; run again with --fresh to start over."
+                )
             entries.append(entry)
         return entries
+
+
+def _encoded(entry: dict[str, Any]) -> bytes:
+    return _text({**entry, "check": _checksum(entry)}) + b"\n"
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line, or None if the line is not one that `_encoded` wrote."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    check = entry.pop("check", None)
+    return entry if check == _checksum(entry) and _encoded(entry) == line + b"\n" else None
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return f"{zlib.crc32(_text(entry)):08x}"
+
+
+def _text(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode()

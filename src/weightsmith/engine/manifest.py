@@ -1,4 +1,7 @@
-"""The manifest: what was in fact read, computed and written; `verify` and `replay` work from it alone."""
+"""The manifest: what was in fact read, computed and written; `verify` and `replay` work from it alone.
+
+Its last line is a seal, the SHA-256 of everything before it, so that damage to the record is found.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from weightsmith.tensors.digests import checkpoint_digest
 
 FILE_NAME = "weightsmith-manifest.json"
 SCHEMA = 1
+_WEIGHTS = ".safetensors"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,10 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is on record about one output folder."""
+    """Everything that is on record about one output folder.
+
+    `outputs` has the digest of each tensor, `shards` the SHA-256 of each weight file's header, `files` that of every other file.
+    """
 
     version: str
     backend: str
@@ -44,11 +52,12 @@ class Manifest:
     donor: str
     inputs: Mapping[str, Input]
     outputs: Mapping[str, str]
+    shards: Mapping[str, str]
     files: Mapping[str, str]
     digest: str
 
     def to_json(self) -> bytes:
-        """Canonical text: the same facts give the same bytes."""
+        """Canonical text with its seal: the same facts give the same bytes."""
         content = {
             "schema": SCHEMA,
             "weightsmith": self.version,
@@ -70,9 +79,10 @@ class Manifest:
                 for label, i in sorted(self.inputs.items())
             },
             "outputs": dict(sorted(self.outputs.items())),
+            "shards": dict(sorted(self.shards.items())),
             "files": dict(sorted(self.files.items())),
         }
-        return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
+        return _sealed(json.dumps(content, indent=1, ensure_ascii=True).encode())
 
 
 def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Path) -> Manifest:
@@ -88,7 +98,7 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
     inputs = {
         label: Input(
             reference=checkpoint.source,
-            path=os.path.relpath(checkpoint.path, out),
+            path=os.path.relpath(os.path.realpath(checkpoint.path), os.path.realpath(out)),
             hub_id=checkpoint.hub_id,
             revision=checkpoint.revision,
             digest=checkpoint_digest(read[label]),
@@ -105,6 +115,7 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
         donor=plan.resolved.donor,
         inputs=inputs,
         outputs=outputs,
+        shards={s.file_name: hashlib.sha256(s.header).hexdigest() for s in plan.layout.shards},
         files=small_file_digests(folder),
         digest=checkpoint_digest(outputs),
     )
@@ -113,24 +124,70 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
 def small_file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
     return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.suffix != ".safetensors" and file.name != FILE_NAME
+        name: _file_digest(folder / name)
+        for name in _file_names(folder)
+        if not name.endswith(_WEIGHTS) and name != FILE_NAME
     }
+
+
+def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a folder that are not on record, by name relative to it."""
+    known = {FILE_NAME, *manifest.shards, *manifest.files}
+    return [name for name in _file_names(folder) if name not in known]
+
+
+def digest_of(folder: Path) -> str | None:
+    """SHA-256 of a folder's manifest as it lies there, or None if there is none."""
+    path = folder / FILE_NAME
+    return _file_digest(path) if path.is_file() else None
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a regular file; what else lies there has the digest of nothing."""
+    state = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                state.update(chunk)
+    return state.hexdigest()
+
+
+def _sealed(content: bytes) -> bytes:
+    """JSON text with one more entry, the digest of the text so far."""
+    body = content.removesuffix(b"\n}") + b",\n"
+    return body + b' "seal": "sha256:' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def _unsealed(text: bytes) -> dict[str, Any]:
+    """The content of a sealed text; raises ValueError if a byte of it was changed."""
+    body, mark, _ = text.rpartition(b' "seal": "sha256:')
+    if not mark or _sealed(body.removesuffix(b",\n") + b"\n}") != text:
+        raise ValueError("its seal does not fit its content")
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def read(folder: Path) -> Manifest:
     """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
     path = folder / FILE_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = _unsealed(path.read_bytes())
         if content["schema"] != SCHEMA:
             raise VerificationError(
                 f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; use a newer weightsmith."
             )
         return _from_json(content)
     except FileNotFoundError:
-        raise VerificationError(f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`.") from None
+        raise VerificationError(
+            f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VerificationError(f"{str(path)!r} cannot be read ({reason}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{str(path)!r} is damaged ({error}); the folder cannot be verified.") from error
 
@@ -145,6 +202,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
         donor=str(content["donor"]),
         inputs={label: Input(**facts) for label, facts in content["inputs"].items()},
         outputs=dict(content["outputs"]),
+        shards=dict(content["shards"]),
         files=dict(content["files"]),
         digest=str(content["digest"]),
     )

@@ -93,10 +93,10 @@ class OutputShards:
         """Make every shard durable; shards without tensors are created empty."""
         for thread in self._syncing:
             thread.join()
-        if self._sync_error is not None:
-            raise self._sync_error
+        self._raise_sync_error()
         for shard in range(len(self._layout.shards)):
-            self._writer(shard).finish()
+            self._sync(self._writer(shard))
+        self._raise_sync_error()
 
     def _writer(self, shard: int) -> ShardWriter:
         with self._lock:
@@ -114,3 +114,9 @@ class OutputShards:
             writer.sync()
         except BaseException as error:  # reported by finish(), in the caller's thread
             self._sync_error = error
+            # After a failed fsync the cache may show bytes that the disk never got, so a later run must not trust them.
+            writer.path.unlink(missing_ok=True)
+
+    def _raise_sync_error(self) -> None:
+        if self._sync_error is not None:
+            raise self._sync_error

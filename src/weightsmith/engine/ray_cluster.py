@@ -8,6 +8,7 @@ tensors, which go back to the queue. Every byte is the same as in a local run.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -57,7 +58,7 @@ def _connected(address: str) -> Any:
 
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ResourceError(
                 f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, or use --ray local."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightsmith.engine import manifest as manifests
 from weightsmith.engine.assertions import check_assertions
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.journal import Journal, TensorRecord
@@ -16,11 +18,19 @@ from weightsmith.engine.plan import Action, Plan, PlannedTensor, require_runnabl
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.seal import seal
-from weightsmith.engine.staging import Staging, check_output
+from weightsmith.engine.staging import Staging, check_free, check_place, staging_folder
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob, digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
-from weightsmith.errors import NonFiniteError, VerificationError
+from weightsmith.errors import (
+    NonFiniteError,
+    OutputError,
+    ResourceError,
+    VerificationError,
+    WeightsmithError,
+)
+from weightsmith.tensors.open_files import OPEN_FILES
 
+_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 ModelResults = Mapping[str, Mapping[Hashable, Any]]
 Compute = Callable[[Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]]
@@ -43,27 +53,53 @@ def run(
     RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or VerificationError.
     """
     require_runnable(plan)
-    out = check_output(out, [c.path for c in plan.resolved.checkpoints.values()], force)
-    staging = Staging(out, plan.digest, fresh)
+    out = check_place(out, [c.path for c in plan.resolved.checkpoints.values()])
     try:
-        staging.check_space(plan.write_bytes)
-        records = _write_tensors(plan, staging, progress or Silence(), compute or compute_tensors)
-        _check_expected(records, expected)
-        manifest = seal(plan, records, staging)
-        staging.journal.close()
-        staging.publish()
-        return manifest
+        if not staging_folder(out).exists():
+            check_free(out, force)
+        with Staging(out) as staging:
+            if not fresh and staging.published_plan() == plan.digest:
+                staging.discard()
+                return manifests.read(out)
+            check_free(out, force)
+            journal = staging.begin(plan.digest, fresh)
+            staging.check_space(plan.write_bytes)
+            work = compute or compute_tensors
+            records = _write_tensors(plan, staging, journal, progress or Silence(), work)
+            _check_expected(records, expected)
+            manifest = seal(plan, records, staging, journal)
+            staging.publish()
+            return manifest
+    except OSError as error:
+        raise described(error, out) from error
+    except MemoryError as error:
+        raise ResourceError(
+            "The merge ran out of memory; give it less to work with (a smaller `memory`, fewer `threads`) or free some, "
+            "then give the same command again."
+        ) from error
     finally:
-        staging.close()
+        OPEN_FILES.close()
 
 
-def _write_tensors(plan: Plan, staging: Staging, progress: Progress, compute: Compute) -> dict[str, TensorRecord]:
+def described(error: OSError, out: Path) -> WeightsmithError:
+    """The sentence for a system call that failed while `out` was being made."""
+    reason = error.strerror or str(error)
+    where = f" on {error.filename!r}" if error.filename else ""
+    failed = f"A system call{where} failed while {str(out)!r} was being made ({reason})"
+    if error.errno in _EXHAUSTED:
+        return ResourceError(f"{failed}; free some space or raise the limit, then give the same command again.")
+    return OutputError(f"{failed}; mend that, then give the same command again.")
+
+
+def _write_tensors(
+    plan: Plan, staging: Staging, journal: Journal, progress: Progress, compute: Compute
+) -> dict[str, TensorRecord]:
     scheduler = Scheduler(plan.threads)
     with OutputShards(plan.layout, staging.checkpoint) as shards:
-        records = resumable(plan, staging.journal, shards, scheduler)
+        records = resumable(plan, journal, shards, scheduler)
         done = sum(plan.layout.placement(name).nbytes for name in records)
         progress.start(plan.layout.total_size, done)
-        records |= compute(plan, shards, staging.journal, scheduler, set(records), progress)
+        records |= compute(plan, shards, journal, scheduler, set(records), progress)
         check_assertions(plan, shards, scheduler, progress)
         progress.stage("sealing")
         shards.finish()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from weightsmith.checkpoints import Checkpoint, donor_files, merged_config, open_checkpoint
+from weightsmith.checkpoints import Checkpoint, Kind, Tying, donor_files, merged_config, open_checkpoint
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
-from weightsmith.engine.journal import TensorRecord
+from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.staging import Staging
@@ -25,9 +27,10 @@ INDEX = "model.safetensors.index.json"
 RECIPE = "weightsmith-recipe.yaml"
 
 
-def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging) -> Manifest:
+def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging, journal: Journal) -> Manifest:
     """Write everything beside the weights into the staging folder, durably, and check that it opens as a checkpoint."""
     folder = staging.checkpoint
+    _remove_strays(plan, folder)
     donor = plan.resolved.checkpoints[plan.resolved.donor]
     config = _config(plan, donor)
     _carry_files(donor, folder)
@@ -38,12 +41,26 @@ def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging) -> M
     recipe = plan.recipe.dump()
     write_file(folder / RECIPE, recipe.encode())
     made = manifests.build(plan, records, folder, staging.out)
-    write_file(folder / "README.md", _card(plan, made, config, staging.out.name, recipe).encode())
+    write_file(folder / "README.md", _card(plan, made, config, staging.out.name, recipe).encode(errors="replace"))
     made = manifests.build(plan, records, folder, staging.out)
-    write_file(folder / manifests.FILE_NAME, made.to_json())
+    content = made.to_json()
+    write_file(folder / manifests.FILE_NAME, content)
     sync_folder(folder)
     _check_opens(plan, folder)
+    journal.seal(hashlib.sha256(content).hexdigest())
     return made
+
+
+def _remove_strays(plan: Plan, folder: Path) -> None:
+    """Whatever a killed run left beside the shards, such as a half-written config: all of it is written again."""
+    shards = {shard.file_name for shard in plan.layout.shards}
+    for entry in folder.iterdir():
+        if entry.name in shards:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
@@ -58,8 +75,15 @@ def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
         donor.config,
         dtype=dtype,
         layer_sources=plan.resolved.layer_sources,
+        tied=_tied(plan, donor),
         stack=plan.resolved.stack,
     )
+
+
+def _tied(plan: Plan, donor: Checkpoint) -> bool | None:
+    """False where the result has an output head of its own although the donor's is tied; else the donor's word holds."""
+    has_head = any(tensor.output.role == Kind.HEAD.value for tensor in plan.tensors)
+    return False if donor.tying is Tying.TIED and has_head else None
 
 
 def _carry_files(donor: Checkpoint, folder: Path) -> None:

@@ -6,7 +6,7 @@ The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -223,10 +223,10 @@ class TensorJob:
 
     def _resolve_whole(self) -> Rounds:
         while True:
-            nodes = [n for n in walk_pending([self.output], self.known) if isinstance(n, Value) and n.op == "whole"]
-            if not nodes:
+            node = next((n for n in walk_pending([self.output], self.known) if self._is_ready_matrix(n)), None)
+            if node is None:
                 return None
-            node = nodes[0]
+            assert isinstance(node, Value)
             arrays = []
             for matrix in node.inputs:
                 assert isinstance(matrix, Value)
@@ -236,12 +236,22 @@ class TensorJob:
                 sink = _MemorySink(self._work, self.numel)
                 yield from inner.compute(self._work, sink)
                 arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(self.shape))
-            result = yield Round([lambda _worker, node=node, arrays=arrays: self._call(node, arrays)])
+            result = yield Round([self._matrix_task(node, arrays)])
             memory = MemoryTensor(self.name, self._work, self.shape, result[0])
             self.sources.append(memory)
             self.output, replaced = substitute(self.output, node, source(len(self.sources) - 1))
             self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
             self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
+
+    def _is_ready_matrix(self, node: Node) -> bool:
+        """True for a matrix method whose inputs wait for no model-wide statistic."""
+        if node.op != "whole":
+            return False
+        levels = reduction_levels(node.inputs, self.known)
+        return all(r.scope is not Scope.MODEL for level in levels for r in level)
+
+    def _matrix_task(self, node: Value, arrays: Sequence[Any]) -> Task:
+        return lambda _worker: self._call(node, arrays)
 
     def _call(self, node: Value, arrays: Sequence[Any]) -> memoryview:
         linalg = self.settings.backend.linalg()
@@ -252,7 +262,8 @@ class TensorJob:
             device = getattr(self.settings.backend, "device", "cpu")
             matrices = [linalg.from_numpy(a).to(device) for a in arrays]
             result = function(linalg, *matrices, *attributes).cpu().numpy()
-        return memoryview(np.ascontiguousarray(result, _numpy_dtype(self._work)).reshape(-1)).cast("B")
+        flat = np.ascontiguousarray(result, _numpy_dtype(self._work)).reshape(-1)
+        return flat.view(np.uint8).data
 
     # Tiles -------------------------------------------------------------------------------------------------------
 
@@ -294,7 +305,7 @@ class TensorJob:
             return result, written, digests
 
         tiles = self._tiles(spec) if only_tile is None else [self._tiles(spec)[only_tile]]
-        results = yield Round([_task(run, start, count) for start, count in tiles])
+        results = yield Round([tile_task(run, start, count) for start, count in tiles])
         for i in sorted(digesting):
             pieces = [digest for _, _, found in results for digest in found[i]]
             self._source_digests[i] = tensor_digest(self.sources[i].dtype, self.sources[i].shape, pieces)
@@ -319,17 +330,24 @@ class TensorJob:
         return buffers
 
     def _sample(self, spec: PassSpec) -> Rounds:
+        """One result for a sample of the tensor, its runs of elements joined as if they were neighbours."""
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
         runs = sample_runs(self.shape, has_row_nodes(pass_roots(spec), self.known))
+        count = sum(size for _, size in runs)
 
-        def run(worker: Worker, start: int, count: int) -> list[TileResult]:
-            return [
-                compiled.run(self._read(worker, used, at, size), at, size, None) for at, size in runs[start : start + count]
-            ]
+        def run(worker: Worker) -> TileResult:
+            buffers: list[memoryview | None] = [None] * len(self.sources)
+            for i in sorted(used):
+                itemsize = self.sources[i].dtype.itemsize
+                buffers[i] = view = worker.buffer(i, count * itemsize)
+                filled = 0
+                for at, size in runs:
+                    self.sources[i].read_into(at, at + size, view[filled : filled + size * itemsize])
+                    filled += size * itemsize
+            return compiled.run(buffers, 0, count, None)
 
-        results = yield Round([_task(run, 0, len(runs))])
-        return results[0]
+        return (yield Round([run]))
 
 
 def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:
@@ -353,11 +371,12 @@ def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
         tensor.read_into(start, start + count, data)
         return piece_digests(data, tensor.shape, tensor.dtype)
 
-    results = yield Round([_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)])
+    results = yield Round([tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)])
     return tensor_digest(tensor.dtype, tensor.shape, [digest for part in results for digest in part])
 
 
-def _task(run: Any, start: int, count: int) -> Task:
+def tile_task(run: Callable[[Worker, int, int], Any], start: int, count: int) -> Task:
+    """A task that runs `run` on one tile."""
     return lambda worker: run(worker, start, count)
 
 
@@ -374,10 +393,10 @@ def combine_partials(op: str, parts: Sequence[Any]) -> float:
     """A reduction from its partials per piece: exact summation, so the order of tiles and tensors cannot matter."""
     numbers = [float(number) for part in parts for number in part]
     if op == "peak":
-        return np.float64(max(numbers, default=-math.inf))
+        return max(numbers, default=-math.inf)
     if any(not math.isfinite(number) for number in numbers):
-        return np.float64(sum(numbers))
-    return np.float64(math.fsum(numbers))
+        return sum(numbers)
+    return math.fsum(numbers)
 
 
 def tile_elements(shape: Sequence[int], target: int, rows: bool) -> int:

@@ -25,7 +25,7 @@ def expression_items(
     scope: str,
 ) -> Iterator[tuple[Item, Item | None]]:
     """Every output of an expression with the base's tensor, in the donor's order."""
-    combination = parse_expression(text, views)
+    combination = parse_expression(text, views, semantics)
     used = {name: views[name] for name in dict.fromkeys(_names(combination))}
     order = (donor, *used.values())
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
@@ -65,7 +65,8 @@ def _item(
         return None
     inputs = [items[label] for label in used]
     first = donor.items.get(name) or inputs[0]
-    output = Output(TensorPlace(name, first.kind, first.layer), first.depth)
+    place = TensorPlace(name, first.kind, first.layer)
+    output = Output(place, first.depth, first.layers, first.block)
     if not combiner.fits(WHERE, inputs, name):
         return None
     if not first.dtype.is_float:
@@ -94,7 +95,9 @@ class _Tensors:
     scope: str
 
     def combination(self, combination: Combination, path: str = "") -> Formula:
-        terms = tuple((c, self._atom(atom, f"{path}.{i}")) for i, (c, atom) in enumerate(combination.terms))
+        terms = tuple(
+            (c, self._atom(atom, f"{path}.{i}")) for i, (c, atom) in enumerate(combination.terms)
+        )
         if len(terms) == 1 and terms[0][0] == 1.0:
             return terms[0][1]
         return Sum(terms)

@@ -11,6 +11,7 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.methods import registry
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
+from weightsmith.recipes.expressions import parse_expression
 from weightsmith.recipes.schema import Module, RecipeDocument, Slice
 
 
@@ -22,7 +23,9 @@ class Use:
     semantics: str
 
 
-def check_methods(document: RecipeDocument, inherited: str = "paper", path: str = "") -> list[Finding]:
+def check_methods(
+    document: RecipeDocument, inherited: str = "paper", path: str = ""
+) -> list[Finding]:
     """Findings about parameters that have no effect, in a recipe and those inside it.
 
     Raises RecipeError for an unknown method and, in native semantics, for every parameter without effect; in mergekit's
@@ -55,14 +58,22 @@ class _Check:
         rules = []
         for i, rule in enumerate(document.rules or ()):
             changed = [
-                Use(rule.merge_method or use.method, rule.semantics or use.semantics) for use in dict.fromkeys(uses)
+                Use(rule.merge_method or use.method, rule.semantics or use.semantics)
+                for use in dict.fromkeys(uses)
             ]
             self._level(rule.parameters, changed, f"rules[{i}]", per_expert_allowed=True)
             if rule.keep is None:
                 rules += changed
         self._level(document.parameters, [*uses, *rules], "", per_expert_allowed=True)
+        if document.expression is not None:
+            parse_expression(document.expression, document.checkpoints or {}, semantics)
         for i, step in enumerate(document.then or ()):
-            self._level(step.parameters, [Use(step.method, semantics)], f"then[{i}]", per_expert_allowed=True)
+            self._level(
+                step.parameters,
+                [Use(step.method, semantics)],
+                f"then[{i}]",
+                per_expert_allowed=True,
+            )
 
     def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
         here = _changed(top, module.merge_method, module.semantics, semantics)
@@ -87,19 +98,29 @@ class _Check:
             self._level(source.parameters, uses, f"{where}[{i}]", per_expert_allowed=False)
 
     def _level(
-        self, parameters: Mapping[str, Any] | None, uses: list[Use], where: str, *, per_expert_allowed: bool
+        self,
+        parameters: Mapping[str, Any] | None,
+        uses: list[Use],
+        where: str,
+        *,
+        per_expert_allowed: bool,
     ) -> None:
         # `per_expert_allowed` is False for models: there, only parameters with one value per expert have a place.
         specs = [registry.get(use.method) for use in dict.fromkeys(uses)]
         lenient = any(use.semantics == "mergekit" for use in uses)
         for key in parameters or {}:
             shared = [s for s in specs if key in s.parameters and not s.parameters[key].per_expert]
-            reached = any(key in s.parameters and (per_expert_allowed or s.parameters[key].per_expert) for s in specs)
+            reached = any(
+                key in s.parameters and (per_expert_allowed or s.parameters[key].per_expert)
+                for s in specs
+            )
             if not reached:
                 place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
                 self._unused(key, place, [s.name for s in specs], bool(shared), lenient)
 
-    def _unused(self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool) -> None:
+    def _unused(
+        self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool
+    ) -> None:
         named = " and ".join(methods) or "no method"
         if is_shared:
             why = f"{place}: {key} is one value for the whole merge in {named}, so a model cannot have its own"
@@ -114,10 +135,18 @@ class _Check:
             note = f"{place}: {key} saves memory in mergekit and never changes a result, so it is ignored"
             self.findings.append(Finding(Severity.NOTE, "unused-parameter", place, note))
         elif theirs and not is_shared and key != "density":
-            raise RecipeError(f"{place}: {key} of mergekit's {theirs[0]} is not supported; leave it out.")
+            raise RecipeError(
+                f"{place}: {key} of mergekit's {theirs[0]} is not supported; leave it out."
+            )
         elif is_shared or key in _every_parameter() or key in dialect.LEGACY:
             self.findings.append(
-                Finding(Severity.WARNING, "unused-parameter", place, f"{why}, and mergekit ignores it too", advice)
+                Finding(
+                    Severity.WARNING,
+                    "unused-parameter",
+                    place,
+                    f"{why}, and mergekit ignores it too",
+                    advice,
+                )
             )
         else:
             raise RecipeError(f"{why}, which mergekit would ignore without a word; {advice}.")
@@ -130,7 +159,9 @@ def _changed(above: Use | None, method: str | None, own: str | None, semantics: 
 
 def _every_parameter() -> frozenset[str]:
     known = {key for keys in dialect.PARAMETERS.values() for key in keys}
-    return frozenset(known | {key for name in registry.names() for key in registry.get(name).parameters})
+    return frozenset(
+        known | {key for name in registry.names() for key in registry.get(name).parameters}
+    )
 
 
 def _advice(key: str, methods: list[str]) -> str:

@@ -43,10 +43,12 @@ def rounded(formula: Formula, stored: DType, wanted: DType | None) -> Formula:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The name of an output tensor and the place it has there."""
+    """An output tensor before it has a formula: its place, depth, and stack of `layers` blocks."""
 
     place: TensorPlace
     t: float
+    layers: int
+    block: str | None
 
 
 @dataclass(slots=True)
@@ -63,7 +65,12 @@ class Combiner:
     output_dtype: DType | None
 
     def combine(
-        self, section: Section, treatment: Treatment, items: Sequence[Item | None], base: Item | None, output: Output
+        self,
+        section: Section,
+        treatment: Treatment,
+        items: Sequence[Item | None],
+        base: Item | None,
+        output: Output,
     ) -> Item | None:
         """The output tensor made from the sources' `items` (None where a source lacks it), or None with a finding."""
         name = output.place.name
@@ -74,7 +81,10 @@ class Combiner:
             return None
         if not experts:
             return self._copied(base, base, output) if base is not None else None
-        used = [*([base] if treatment.uses_base and base is not None else []), *(item for _, item in experts)]
+        used = [
+            *([base] if treatment.uses_base and base is not None else []),
+            *(item for _, item in experts),
+        ]
         if not self.fits(section.where, used, name):
             return None
         first = base if base is not None else experts[0][1]
@@ -97,7 +107,8 @@ class Combiner:
     ) -> Formula | None:
         shared = values(treatment.shared, output.t, output.place.name, output.place)
         per_expert = tuple(
-            values(treatment.per_expert[i], output.t, item.name, output.place) for i, item in experts
+            values(treatment.per_expert[i], output.t, item.name, output.place)
+            for i, item in experts
         )
         if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
             return None
@@ -120,7 +131,11 @@ class Combiner:
 
     def stored(self, used: Sequence[Item]) -> DType:
         """The dtype of what is made of `used`."""
-        return self.output_dtype if self.output_dtype is not None else promote(item.dtype for item in used)
+        return (
+            self.output_dtype
+            if self.output_dtype is not None
+            else promote(item.dtype for item in used)
+        )
 
     def _complete(
         self,
@@ -151,13 +166,22 @@ class Combiner:
         return not lacking
 
     def _present(
-        self, section: Section, treatment: Treatment, items: Sequence[Item | None], base: Item | None, name: str
+        self,
+        section: Section,
+        treatment: Treatment,
+        items: Sequence[Item | None],
+        base: Item | None,
+        name: str,
     ) -> list[tuple[int, Item]] | None:
         """(position among the experts, tensor) of those that have it; None where the recipe's policy is to stop."""
         if treatment.uses_base and base is None:
             label = section.base.label if section.base is not None else "base"
             self.problems.error(
-                name, "missing-tensor", label, f"The base {label!r} lacks tensors that others have", self._missing_fix(True)
+                name,
+                "missing-tensor",
+                label,
+                f"The base {label!r} lacks tensors that others have",
+                self._missing_fix(True),
             )
             return None
         present: list[tuple[int, Item]] = []
@@ -187,7 +211,10 @@ class Combiner:
     def fits(self, where: str, used: Sequence[Item], name: str) -> bool:
         """Whether tensors that are combined have one shape; notes an error otherwise."""
         first = used[0]
-        other = next((i for i in used if i.shape != first.shape or i.dtype.is_float != first.dtype.is_float), None)
+        other = next(
+            (i for i in used if i.shape != first.shape or i.dtype.is_float != first.dtype.is_float),
+            None,
+        )
         if other is None:
             return True
         labels = {id(item): _origin(item) for item in used}
@@ -242,10 +269,21 @@ class Combiner:
                 "name a base_model to copy them from, or keep them from one model with a rule",
             )
         leaves = tuple(dict.fromkeys(leaf for item in experts for leaf in _leaves(item.formula)))
-        return output_item(output, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype)
+        return output_item(
+            output, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype
+        )
 
-    def _kept(self, view: View, section: Section, items: Sequence[Item | None], output: Output) -> Item | None:
-        item = next((i for s, i in zip(section.sources, items, strict=True) if s.view.label == view.label and i is not None), None)
+    def _kept(
+        self, view: View, section: Section, items: Sequence[Item | None], output: Output
+    ) -> Item | None:
+        item = next(
+            (
+                i
+                for s, i in zip(section.sources, items, strict=True)
+                if s.view.label == view.label and i is not None
+            ),
+            None,
+        )
         if item is None:
             first = next((i for i in items if i is not None), None)
             item = view.items.get(first.name) if first is not None else None
@@ -269,7 +307,17 @@ class Combiner:
 def output_item(output: Output, like: Item, formula: Formula, dtype: DType) -> Item:
     """The output tensor at a place, shaped like one of its inputs."""
     place = output.place
-    return Item(place.name, dtype, like.shape, formula, place.kind, place.layer, like.layers, like.block, output.t)
+    return Item(
+        place.name,
+        dtype,
+        like.shape,
+        formula,
+        place.kind,
+        place.layer,
+        output.layers,
+        output.block,
+        output.t,
+    )
 
 
 def _enough(treatment: Treatment, count: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import yaml
 
@@ -20,14 +20,18 @@ try:
 except ImportError:  # libyaml is optional in PyYAML's own builds
     from yaml import SafeLoader as _Loader  # type: ignore[assignment]
 
-Step = Union[str, int]
+Step = str | int
 Place = tuple[Step, ...]
 
 _MOST_BYTES = 8 * 2**20
 _MOST_DEPTH = 48
 _MOST_NODES = 200_000
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")
+)
+# A date, and `=`: text that only YAML 1.1 takes for more.
+_TEXT_TAGS = frozenset({"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"})
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -54,14 +58,17 @@ def parse_documents(text: str, source: str) -> list[YamlDocument]:
     Raises RecipeError, with line and column, for text that is no YAML or none that a recipe may hold.
     """
     if len(text.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
-        raise RecipeError(f"{source} is larger than {_MOST_BYTES} bytes, which no recipe is; give a recipe.")
+        raise RecipeError(
+            f"{source} is larger than {_MOST_BYTES} bytes, which no recipe is; give a recipe."
+        )
     try:
         _refuse_depth(text, source)
         loader = _Loader(text)
         try:
             documents = []
             while loader.check_node():
-                documents.append(_Reader(loader, source).read(loader.get_node()))
+                root: Any = loader.get_node()
+                documents.append(_Reader(loader, source).read(root))
         finally:
             loader.dispose()
     except yaml.YAMLError as problem:
@@ -106,8 +113,10 @@ def _refuse_depth(text: str, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _MOST_DEPTH:
-            line = event.start_mark.line + 1
-            raise RecipeError(f"{source}, line {line}: nested more than {_MOST_DEPTH} deep; no recipe needs that.")
+            mark: Any = event.start_mark
+            raise RecipeError(
+                f"{source}, line {mark.line + 1}: nested more than {_MOST_DEPTH} deep; no recipe needs that."
+            )
 
 
 def _sentence(problem: yaml.YAMLError, source: str) -> str:
@@ -127,6 +136,7 @@ class _Reader:
         self._positions: dict[Place, tuple[int, int]] = {}
 
     def read(self, node: yaml.Node) -> YamlDocument:
+        """The document whose root is `node`."""
         data = self._value(node, ())
         if not isinstance(data, dict):
             raise self._error(node, "a recipe is a mapping of keys such as merge_method and models")
@@ -135,9 +145,14 @@ class _Reader:
     def _value(self, node: yaml.Node, place: Place) -> Any:
         self._nodes += 1
         if self._nodes > _MOST_NODES:
-            raise self._error(node, f"aliases expand to more than {_MOST_NODES} values; write them out or use fewer")
+            raise self._error(
+                node,
+                f"aliases expand to more than {_MOST_NODES} values; write them out or use fewer",
+            )
         if len(place) > _MOST_DEPTH:
-            raise self._error(node, f"nested more than {_MOST_DEPTH} deep, perhaps an alias that contains itself")
+            raise self._error(
+                node, f"nested more than {_MOST_DEPTH} deep, perhaps an alias that contains itself"
+            )
         self._positions.setdefault(place, (node.start_mark.line + 1, node.start_mark.column + 1))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
@@ -146,12 +161,14 @@ class _Reader:
         return self._scalar(node)
 
     def _scalar(self, node: yaml.Node) -> Any:
+        if node.tag in _TEXT_TAGS:
+            return node.value
         if node.tag not in _PLAIN_TAGS:
-            if node.tag.startswith("tag:yaml.org,2002:") and node.tag != "tag:yaml.org,2002:binary":
-                return node.value  # a date, or `=`: text that only YAML 1.1 takes for more
             raise self._error(node, f"the tag {node.tag!r} is not allowed; write plain values")
         if node.tag.endswith((":int", ":float")) and ":" in node.value:
-            raise self._error(node, f"YAML reads {node.value!r} as a number in base 60; put it in quotes")
+            raise self._error(
+                node, f"YAML reads {node.value!r} as a number in base 60; put it in quotes"
+            )
         return self._loader.construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
@@ -164,7 +181,8 @@ class _Reader:
             key = self._key(key_node)
             if key in result:
                 raise self._error(key_node, f"the key {key!r} is given twice; keep one")
-            self._positions[(*place, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            at = (*place, key)
+            self._positions[at] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             result[key] = self._value(value_node, (*place, key))
         for source in merged:
             for key, value in self._merged(source, place).items():

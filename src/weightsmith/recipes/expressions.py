@@ -13,9 +13,10 @@ from __future__ import annotations
 import ast
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
@@ -43,7 +44,7 @@ class Call:
     per_expert: tuple[tuple[tuple[str, Any], ...], ...]
 
 
-Atom = Union[Name, Call]
+Atom = Name | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Combination:
         return Combination(tuple((c, atom) for atom, c in coefficients.items() if c != 0.0))
 
 
-def parse_expression(text: str, names: Mapping[str, object]) -> Combination:
+def parse_expression(text: str, names: Mapping[str, object], preset: str = "paper") -> Combination:
     """Read an expression over the given names: + - * / unary minus, numbers, parentheses, and calls of methods.
 
     Raises RecipeError for anything else, for arithmetic that has no meaning for weights, and where the result is no
@@ -77,14 +78,22 @@ def parse_expression(text: str, names: Mapping[str, object]) -> Combination:
     """
     invalid = [name for name in names if not name.isidentifier()]
     if invalid:
-        raise RecipeError(f"The checkpoint name {invalid[0]!r} cannot be used in an expression; use letters, digits and _.")
+        raise RecipeError(
+            f"The checkpoint name {invalid[0]!r} cannot be used in an expression; use letters, digits and _."
+        )
     if len(text) > _MOST_CHARACTERS:
-        raise RecipeError(f"The expression has more than {_MOST_CHARACTERS} characters; split it into recipes.")
+        raise RecipeError(
+            f"The expression has more than {_MOST_CHARACTERS} characters; split it into recipes."
+        )
     try:
-        tree = ast.parse(_LAMBDA.sub("lambda_=", text.strip()), mode="eval")
-        value = _Reader(names, text).value(tree.body)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(_LAMBDA.sub("lambda_=", text.strip()), mode="eval")
+        value = _Reader(names, text, preset).value(tree.body)
     except SyntaxError as problem:
-        raise RecipeError(f"The expression {text!r} is malformed near character {problem.offset}; correct it there.") from None
+        raise RecipeError(
+            f"The expression {text!r} is malformed near character {problem.offset}; correct it there."
+        ) from None
     except (RecursionError, MemoryError, ValueError):
         raise RecipeError("The expression is nested too deeply; split it into recipes.") from None
     if not isinstance(value, Combination):
@@ -109,9 +118,10 @@ def _require_weight(value: Combination, what: str) -> None:
 
 
 class _Reader:
-    def __init__(self, names: Mapping[str, object], text: str) -> None:
+    def __init__(self, names: Mapping[str, object], text: str, preset: str) -> None:
         self._names = names
         self._text = text
+        self._preset = preset
 
     def value(self, node: ast.expr) -> Combination | float:
         if isinstance(node, ast.Constant):
@@ -126,11 +136,15 @@ class _Reader:
             return self._binary(node)
         if isinstance(node, ast.Call):
             return Combination(((1.0, self._call(node)),))
-        raise self._error(node, "is not allowed; use + - * /, numbers, names, parentheses and methods")
+        raise self._error(
+            node, "is not allowed; use + - * /, numbers, names, parentheses and methods"
+        )
 
     def _number(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RecipeError(f"The expression {self._text!r} holds {value!r}, which is not a number.")
+            raise RecipeError(
+                f"The expression {self._text!r} holds {value!r}, which is not a number."
+            )
         try:
             number = float(value)
         except OverflowError:
@@ -145,7 +159,9 @@ class _Reader:
 
             near = nearest(name, self._names)
             hint = f"did you mean {near!r}?" if near else f"known are {', '.join(self._names)}."
-            raise RecipeError(f"The expression {self._text!r} uses {name!r}, which is not among `checkpoints:`; {hint}")
+            raise RecipeError(
+                f"The expression {self._text!r} uses {name!r}, which is not among `checkpoints:`; {hint}"
+            )
         return Combination(((1.0, Name(name)),))
 
     def _binary(self, node: ast.BinOp) -> Combination | float:
@@ -155,7 +171,9 @@ class _Reader:
             if isinstance(left, Combination) and isinstance(right, Combination):
                 return left.plus(right.scaled(factor))
             if isinstance(left, Combination) or isinstance(right, Combination):
-                raise self._error(node, "adds a number to tensors; multiply a difference of models by it")
+                raise self._error(
+                    node, "adds a number to tensors; multiply a difference of models by it"
+                )
             return left + factor * right
         if isinstance(node.op, ast.Mult):
             return self._product(node, left, right)
@@ -167,7 +185,9 @@ class _Reader:
             return left.scaled(1.0 / right) if isinstance(left, Combination) else left / right
         raise self._error(node, "is not allowed; use + - * /")
 
-    def _product(self, node: ast.BinOp, left: Combination | float, right: Combination | float) -> Combination | float:
+    def _product(
+        self, node: ast.BinOp, left: Combination | float, right: Combination | float
+    ) -> Combination | float:
         if isinstance(left, Combination) and isinstance(right, Combination):
             raise self._error(node, "multiplies two tensors; multiply by numbers only")
         if isinstance(left, Combination):
@@ -193,12 +213,14 @@ class _Reader:
             raise self._error(node, f"gives a base, but {spec.name} has none")
         spec.check_expert_count(len(weights), f"expression {self._text!r}")
         parameters = {key: self._literal(value) for key, value in keywords.items()}
-        return _call(spec, base, tuple(weights), parameters, self._text)
+        return self._built(spec, base, tuple(weights), parameters)
 
     def _weight(self, node: ast.expr, method: str) -> Combination:
         value = self.value(node)
         if not isinstance(value, Combination):
-            raise self._error(node, f"is a number, but {method} merges weights; give parameters by name")
+            raise self._error(
+                node, f"is a number, but {method} merges weights; give parameters by name"
+            )
         _require_weight(value, f"An argument of {method} in the expression {self._text!r}")
         return value
 
@@ -212,33 +234,37 @@ class _Reader:
             raise self._error(node, "is a tensor where a parameter's value belongs")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
+    def _built(
+        self,
+        spec: registry.MethodSpec,
+        base: Combination | None,
+        experts: tuple[Combination, ...],
+        parameters: Mapping[str, Any],
+    ) -> Call:
+        shared: list[tuple[str, Any]] = []
+        own: list[list[tuple[str, Any]]] = [[] for _ in experts]
+        where = f"expression {self._text!r}"
+        for key, given in parameters.items():
+            parameter = spec.parameters.get(key)
+            if parameter is None:
+                known = ", ".join(spec.parameters)
+                raise RecipeError(f"{where}: method {spec.name} has no {key!r}; it has {known}.")
+            if not parameter.per_expert:
+                shared.append((key, parameter.check(given, where, self._preset)))
+                continue
+            values = given if isinstance(given, list) else [given] * len(experts)
+            if len(values) != len(experts):
+                raise RecipeError(
+                    f"{where}: {key} has {len(values)} values for {len(experts)} models; give one "
+                    "each."
+                )
+            for assigned, value in zip(own, values, strict=True):
+                assigned.append((key, parameter.check(value, where, self._preset)))
+        per_expert = tuple(tuple(assigned) for assigned in own)
+        return Call(spec.name, base, experts, tuple(shared), per_expert)
+
     def _error(self, node: ast.expr, what: str) -> RecipeError:
         return RecipeError(f"In the expression {self._text!r}, `{ast.unparse(node)}` {what}.")
-
-
-def _call(
-    spec: registry.MethodSpec,
-    base: Combination | None,
-    experts: tuple[Combination, ...],
-    parameters: Mapping[str, Any],
-    text: str,
-) -> Call:
-    shared: list[tuple[str, Any]] = []
-    own: list[list[tuple[str, Any]]] = [[] for _ in experts]
-    where = f"expression {text!r}"
-    for key, given in parameters.items():
-        parameter = spec.parameters.get(key)
-        if parameter is None:
-            raise RecipeError(f"{where}: method {spec.name} has no parameter {key!r}; it has {', '.join(spec.parameters)}.")
-        if not parameter.per_expert:
-            shared.append((key, parameter.check(given, where)))
-            continue
-        values = given if isinstance(given, list) else [given] * len(experts)
-        if len(values) != len(experts):
-            raise RecipeError(f"{where}: {key} has {len(values)} values for {len(experts)} models; give one each.")
-        for assigned, value in zip(own, values, strict=True):
-            assigned.append((key, parameter.check(value, where)))
-    return Call(spec.name, base, experts, tuple(shared), tuple(tuple(assigned) for assigned in own))
 
 
 @dataclass(frozen=True)
@@ -322,7 +348,9 @@ def _lifted(operand: object) -> Expression:
     if isinstance(operand, Expression):
         return operand
     if isinstance(operand, bool) or not isinstance(operand, (int, float)):
-        raise RecipeError(f"{operand!r} cannot be combined with a checkpoint; use numbers and other checkpoints.")
+        raise RecipeError(
+            f"{operand!r} cannot be combined with a checkpoint; use numbers and other checkpoints."
+        )
     return Expression(repr(operand), is_number=True)
 
 

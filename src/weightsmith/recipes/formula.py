@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType
@@ -69,7 +69,7 @@ class Cast:
     inner: Formula
 
 
-Formula = Union[Leaf, Merge, Sum, Same, Cast]
+Formula = Leaf | Merge | Sum | Same | Cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ class Resolved:
 
     `outputs` are in the donor's file order. `checkpoints` maps labels to opened checkpoints; `donor` and `base` are
     labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where the result has other
-    layers than the donor (None where the layers are the donor's own), and `stack` the name prefix of those layers. `out_dtype` is what the recipe asks for, None where
-    each tensor keeps the promoted dtype of its inputs. `findings` with severity error must stop the plan.
+    layers than the donor (None where the layers are the donor's own), and `stack` the name prefix of those layers.
+    `out_dtype` is what the recipe asks for, None where each tensor keeps the promoted dtype of its inputs. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]

@@ -20,7 +20,7 @@ from weightsmith.recipes.document import YamlDocument, parse_documents
 from weightsmith.recipes.mistakes import recipe_error
 from weightsmith.recipes.overrides import override
 from weightsmith.recipes.recipe import Recipe
-from weightsmith.recipes.references import RECIPE_SUFFIXES
+from weightsmith.recipes.references import RECIPE_SUFFIXES, exists_locally
 from weightsmith.recipes.schema import RecipeDocument
 
 _MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
@@ -49,28 +49,44 @@ def load(
         base_dir = base_dir or folder
         documents = parse_documents(text, label)
     raw = loader.complete(documents, base_dir, overrides, name, ())
-    document = _validated(YamlDocument(raw, documents[0].positions, documents[0].source), None, base_dir)
+    document = _validated(
+        YamlDocument(raw, documents[0].positions, documents[0].source), None, base_dir
+    )
     findings = (*loader.findings, *check_methods(document))
     return Recipe(document, base_dir, tuple(dict.fromkeys(findings)))
 
 
 def _text_of(source: str | Path) -> tuple[str, str, Path | None]:
-    is_text = isinstance(source, str) and ("\n" in source or (":" in source and not Path(source).exists()))
-    if is_text and not str(source).endswith(RECIPE_SUFFIXES):
-        return str(source), "recipe", None
+    if isinstance(source, str) and _is_text(source):
+        return source, "recipe", None
     path = Path(source)
     try:
         return path.read_text(encoding="utf-8"), str(path), path.parent
     except UnicodeDecodeError as problem:
-        raise RecipeError(f"{str(path)!r} is not UTF-8 text (byte {problem.start}); save it as UTF-8.") from None
+        raise RecipeError(
+            f"{str(path)!r} is not UTF-8 text (byte {problem.start}); save it as UTF-8."
+        ) from None
     except OSError as problem:
         reason = problem.strerror or str(problem)
-        raise RecipeError(f"The recipe {str(path)!r} cannot be read ({reason}); give a YAML file.") from None
+        raise RecipeError(
+            f"The recipe {str(path)!r} cannot be read ({reason}); give a YAML file."
+        ) from None
 
 
-def _validated(document: YamlDocument, dialect_name: str | None, base_dir: Path | None) -> RecipeDocument:
+def _is_text(source: str) -> bool:
+    if "\n" in source or not source.strip():
+        return True
+    is_name = source.endswith(RECIPE_SUFFIXES) or ":" not in source
+    return not is_name and not exists_locally(source, None)
+
+
+def _validated(
+    document: YamlDocument, dialect_name: str | None, base_dir: Path | None
+) -> RecipeDocument:
     try:
-        return RecipeDocument.model_validate(document.data, context={"dialect": dialect_name, "base_dir": base_dir})
+        return RecipeDocument.model_validate(
+            document.data, context={"dialect": dialect_name, "base_dir": base_dir}
+        )
     except ValidationError as problem:
         raise recipe_error(problem, document) from None
 
@@ -119,7 +135,9 @@ class _Loading:
         def replaced(text: str) -> Any:
             if text in by_name:
                 if text in names or by_name[text] is document:
-                    raise RecipeError(f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other.")
+                    raise RecipeError(
+                        f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other."
+                    )
                 return self._filled(by_name[text], by_name, base_dir, inside, (*names, text))
             if is_native and text.endswith(RECIPE_SUFFIXES):
                 return self._from_file(text, base_dir, inside)
@@ -127,23 +145,35 @@ class _Loading:
 
         self.nested += 1
         if self.nested > _MOST_NESTED:
-            raise RecipeError(f"{document.source}: recipes in recipes come to more than {_MOST_NESTED}; name fewer.")
+            raise RecipeError(
+                f"{document.source}: recipes in recipes come to more than {_MOST_NESTED}; name fewer."
+            )
         data: dict[str, Any] = _replace_models(document.data, replaced)
         semantics = data.get("semantics") or ("paper" if is_native else "mergekit")
-        rest = {key: value for key, value in data.items() if key not in ("weightsmith", "semantics")}
+        rest = {
+            key: value for key, value in data.items() if key not in ("weightsmith", "semantics")
+        }
         return {"weightsmith": 1, "semantics": semantics, **rest}
 
-    def _from_file(self, text: str, base_dir: Path | None, inside: tuple[Path, ...]) -> dict[str, Any]:
+    def _from_file(
+        self, text: str, base_dir: Path | None, inside: tuple[Path, ...]
+    ) -> dict[str, Any]:
         path = (base_dir or Path()) / Path(text).expanduser()
         if path.resolve() in inside:
             raise RecipeError(f"The recipe {str(path)!r} contains itself; break the circle.")
         content, label, folder = _text_of(path)
-        raw = self.complete(parse_documents(content, label), folder, (), None, (*inside, path.resolve()))
+        raw = self.complete(
+            parse_documents(content, label), folder, (), None, (*inside, path.resolve())
+        )
         prefix = os.path.dirname(text)
 
         def moved(reference: str) -> str:
-            is_relative = not os.path.isabs(reference) and folder is not None
-            return os.path.join(prefix, reference) if is_relative and (folder / reference).exists() else reference
+            is_beside = folder is not None and (folder / reference).exists()
+            return (
+                os.path.join(prefix, reference)
+                if is_beside and not os.path.isabs(reference)
+                else reference
+            )
 
         result: dict[str, Any] = _replace_models(raw, moved)
         return result
@@ -156,7 +186,9 @@ def _named(documents: Sequence[YamlDocument]) -> dict[str, YamlDocument]:
         if name is None:
             continue
         if name in by_name:
-            raise RecipeError(f"{document.where(('name',))}: two merges are called {name!r}; rename one.")
+            raise RecipeError(
+                f"{document.where(('name',))}: two merges are called {name!r}; rename one."
+            )
         by_name[str(name)] = document
     return by_name if len(documents) > 1 else {}
 
@@ -167,7 +199,11 @@ def _choose(
     if name is not None and len(documents) > 1:
         if name not in by_name:
             near = nearest(name, by_name)
-            hint = f"did you mean {near!r}?" if near else f"its merges are {', '.join(by_name) or 'without names'}."
+            hint = (
+                f"did you mean {near!r}?"
+                if near
+                else f"its merges are {', '.join(by_name) or 'without names'}."
+            )
             raise RecipeError(f"{documents[0].source} has no merge called {name!r}; {hint}")
         return by_name[name]
     unnamed = [document for document in documents if document.data.get("name") is None]
@@ -180,8 +216,13 @@ def _choose(
     if unnamed:
         return unnamed[0]
     used: set[str] = set()
+
+    def noted(text: str) -> str:
+        used.add(text)
+        return text
+
     for document in documents:
-        _replace_models(document.data, lambda text: used.add(text) or text)
+        _replace_models(document.data, noted)
     last = [document for key, document in by_name.items() if key not in used]
     if len(last) != 1:
         names = ", ".join(repr(d.data["name"]) for d in last) or "none"
@@ -204,7 +245,8 @@ def _replace_models(data: Any, replaced: Callable[[str], Any]) -> Any:
             result[key] = replaced(value)
         elif key == "checkpoints" and isinstance(value, dict):
             result[key] = {
-                k: replaced(v) if isinstance(v, str) else _replace_models(v, replaced) for k, v in value.items()
+                k: replaced(v) if isinstance(v, str) else _replace_models(v, replaced)
+                for k, v in value.items()
             }
         elif key == "parameters":
             result[key] = value

@@ -61,10 +61,9 @@ def _place(location: tuple[Any, ...], data: Any) -> Place:
     for step in location:
         if isinstance(step, str) and step.startswith("@"):
             continue
-        if isinstance(at, dict) and step in at:
-            place.append(step)
-            at = at[step]
-        elif isinstance(at, list) and isinstance(step, int) and step < len(at):
+        if (isinstance(at, dict) and step in at) or (
+            isinstance(at, list) and isinstance(step, int) and step < len(at)
+        ):
             place.append(step)
             at = at[step]
     return tuple(place)

@@ -16,7 +16,10 @@ from weightsmith.recipes.views import Item, View
 
 # Name prefixes of the parts that mergekit names, tried from top to bottom: the projector of some families lies in the tower.
 _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("multi_modal_projector", ("multi_modal_projector", "mm_projector", "visual.merger", "connector")),
+    (
+        "multi_modal_projector",
+        ("multi_modal_projector", "mm_projector", "visual.merger", "connector"),
+    ),
     ("vision_tower", ("vision_tower", "vision_model", "visual")),
     ("vision_model", ("vision_model", "vision_tower", "visual")),
     ("text_decoder", ("language_model", "text_model")),
@@ -25,7 +28,14 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shared", ("shared",)),
 )
 _WRAPPERS = ("", "model.", "transformer.")
-_VISION = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "mm_projector", "connector")
+_VISION = (
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "multi_modal_projector",
+    "mm_projector",
+    "connector",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,9 @@ class Split:
 
 def split_modules(view: View, modules: Mapping[str, Module]) -> Split:
     """Give every tensor to the first module that claims it; `default` claims last."""
-    order = sorted(modules, key=lambda name: (name == "default", modules[name].match is None, _rank(name)))
+    order = sorted(
+        modules, key=lambda name: (name == "default", modules[name].match is None, _rank(name))
+    )
     names: dict[str, list[str]] = {name: [] for name in modules}
     leftover: list[str] = []
     for item in view.items.values():
@@ -72,5 +84,10 @@ def _starts(name: str, prefix: str) -> bool:
 
 
 def _known(view: View) -> tuple[str, ...]:
-    found = [part for part, prefixes in _PARTS for n in view.items if any(_starts(n, p) for p in prefixes)]
+    found = [
+        part
+        for part, prefixes in _PARTS
+        for n in view.items
+        if any(_starts(n, p) for p in prefixes)
+    ]
     return tuple(dict.fromkeys([*found, *(prefix for prefix in view.stacks if prefix), "default"]))

@@ -31,7 +31,9 @@ def _value(text: str, assignment: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RecipeError(f"The value in the override {assignment!r} is not valid YAML; put it in quotes.") from None
+        raise RecipeError(
+            f"The value in the override {assignment!r} is not valid YAML; put it in quotes."
+        ) from None
 
 
 def _assign(document: dict[str, Any], steps: list[str], value: Any, assignment: str) -> None:
@@ -51,7 +53,9 @@ def _assign(document: dict[str, Any], steps: list[str], value: Any, assignment: 
             at = at[step]
         else:
             where = ".".join(steps[:i])
-            raise RecipeError(f"The override {assignment!r} cannot be applied, because {where} is {at!r}, not a mapping.")
+            raise RecipeError(
+                f"The override {assignment!r} cannot be applied, because {where} is {at!r}, not a mapping."
+            )
 
 
 def _position(items: list[Any], step: str, assignment: str) -> int:

@@ -60,5 +60,7 @@ def unknown_key(key: str, known: frozenset[str], in_mergekit: bool) -> PydanticC
         advice = f"known are {', '.join(sorted(known))}"
     ignored = ", which mergekit would ignore without a word" if in_mergekit else ""
     return PydanticCustomError(
-        "unknown_key", "unknown key {name}{ignored}; {advice}", {"key": key, "name": repr(key), "ignored": ignored, "advice": advice}
+        "unknown_key",
+        "unknown key {name}{ignored}; {advice}",
+        {"key": key, "name": repr(key), "ignored": ignored, "advice": advice},
     )

@@ -29,12 +29,15 @@ class Placed:
     items: tuple[Item | None, ...]
     base: Item | None
     output: Output
-    layers: int
-    block: str | None
 
 
-def place_models(section: Section, donor: View, problems: Problems, *, flat: bool) -> Iterator[Placed]:
-    """The outputs of `models:`: every tensor under its own name, in the donor's order; `flat` puts all at depth 0."""
+def place_models(
+    section: Section, donor: View, problems: Problems, *, flat: bool
+) -> Iterator[Placed]:
+    """The outputs of `models:`: every tensor under its own name, in the donor's order.
+
+    `flat` puts all at depth 0, as mergekit does with single files.
+    """
     _compare_layer_counts(section, problems)
     views = [source.view for source in section.sources]
     names = dict.fromkeys(name for view in (donor, *views) for name in view.items)
@@ -47,7 +50,7 @@ def place_models(section: Section, donor: View, problems: Problems, *, flat: boo
         place = TensorPlace(name, first.kind, first.layer)
         depth = 0.0 if flat else first.depth
         base_item = base.items.get(name) if base is not None else None
-        yield Placed(section, items, base_item, Output(place, depth), first.layers, first.block)
+        yield Placed(section, items, base_item, Output(place, depth, first.layers, first.block))
 
 
 def _compare_layer_counts(section: Section, problems: Problems) -> None:
@@ -65,13 +68,19 @@ def _compare_layer_counts(section: Section, problems: Problems) -> None:
         )
 
 
-def place_slices(sections: Sequence[Section], lengths: Sequence[int], donor: View) -> Iterator[Placed]:
-    """The outputs of `slices:`: what lies outside the stack, and before it, comes from the first slice's sources; what
-    lies after it from the last slice's; layers are numbered through.
+def place_slices(
+    sections: Sequence[Section], lengths: Sequence[int], donor: View
+) -> Iterator[Placed]:
+    """The outputs of `slices:`, with layers numbered through.
+
+    What lies before the stack comes from the first slice's sources, what lies after it from the
+    last slice's.
     """
     prefix = donor.main_stack
     if prefix is None:
-        raise RecipeError(f"{sections[0].where}: {donor.label!r} has no layers to slice; use `models:` instead.")
+        raise RecipeError(
+            f"{sections[0].where}: {donor.label!r} has no layers to slice; use `models:` instead."
+        )
     total = sum(lengths)
     order = list(donor.items.values())
     stack = [i for i, item in enumerate(order) if item.block == prefix]
@@ -88,7 +97,10 @@ def place_slices(sections: Sequence[Section], lengths: Sequence[int], donor: Vie
 
 
 def _outside(sections: Sequence[Section], donor: View) -> list[Item]:
-    views = (donor, *(source.view for section in (sections[0], sections[-1]) for source in section.sources))
+    views = (
+        donor,
+        *(source.view for section in (sections[0], sections[-1]) for source in section.sources),
+    )
     found: dict[str, Item] = {}
     for view in views:
         main = view.main_stack
@@ -102,12 +114,13 @@ def _place_outside(sections: Sequence[Section], item: Item) -> Placed:
     section = sections[-1] if comes_after(item) else sections[0]
     items = tuple(source.view.items.get(item.name) for source in section.sources)
     base = section.base.items.get(item.name) if section.base is not None else None
-    return Placed(
-        section, items, base, Output(TensorPlace(item.name, item.kind, item.layer), 0.0), item.layers, item.block
-    )
+    place = TensorPlace(item.name, item.kind, item.layer)
+    return Placed(section, items, base, Output(place, 0.0, item.layers, item.block))
 
 
-def _place_layer(section: Section, prefix: str, k: int, layer: int, total: int, depth: float) -> Iterator[Placed]:
+def _place_layer(
+    section: Section, prefix: str, k: int, layer: int, total: int, depth: float
+) -> Iterator[Placed]:
     """The tensors of one output layer, named by what follows the layer number in the sources' names."""
     layers = []
     for source in section.sources:
@@ -123,13 +136,11 @@ def _place_layer(section: Section, prefix: str, k: int, layer: int, total: int, 
             at = section.base_index
             base_item = items[at] if at is not None else base.items.get(first.name)
         place = TensorPlace(layer_name(prefix, layer, rest), first.kind, layer)
-        yield Placed(section, items, base_item, Output(place, depth), total, prefix)
+        yield Placed(section, items, base_item, Output(place, depth, total, prefix))
 
 
 def comes_after(item: Item) -> bool:
-    """Whether a tensor outside the stack belongs behind it: heads, poolers and the final norm, all but what
-    turns the input into vectors.
-    """
+    """Whether a tensor outside the stack belongs behind it: all but what turns input into vectors."""
     if item.kind in _INPUT_KINDS:
         return False
     return not _INPUT_WORD.search(item.name)

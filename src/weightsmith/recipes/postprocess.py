@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def post_steps(
-    document: RecipeDocument, items: Sequence[Item], bases: Mapping[str, Item], semantics: str, scope: str
+    document: RecipeDocument,
+    items: Sequence[Item],
+    bases: Mapping[str, Item],
+    semantics: str,
+    scope: str,
 ) -> list[Item]:
     """The outputs after every step of `then:`: a method with what was merged as its only expert."""
     result = list(items)
@@ -32,12 +36,21 @@ def post_steps(
 
 
 def _stepped(
-    step: Step, items: Sequence[Item], bases: Mapping[str, Item], semantics: str, where: str, scope: str
+    step: Step,
+    items: Sequence[Item],
+    bases: Mapping[str, Item],
+    semantics: str,
+    where: str,
+    scope: str,
 ) -> list[Item]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
-    shared = lookups(spec.parameters, (step.parameters,), per_expert=False, where=where)
-    own = lookups(spec.parameters, (step.parameters,), per_expert=True, where=where)
+    shared = lookups(
+        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
+    )
+    own = lookups(
+        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=semantics
+    )
     result = []
     for item in items:
         base = bases.get(item.name)
@@ -45,7 +58,9 @@ def _stepped(
             result.append(item)
             continue
         if spec.base is registry.Base.REQUIRED and base is None:
-            raise RecipeError(f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`.")
+            raise RecipeError(
+                f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
+            )
         uses_base = spec.base is not registry.Base.IGNORED and base is not None
         place = TensorPlace(item.name, item.kind, item.layer)
         formula = Merge(
@@ -68,7 +83,11 @@ def tied_outputs(result: Result) -> list[Item]:
     Of an embedding and a head that the configuration declares tied only the embedding is written; other tied tensors are
     written under each of their names with the values of one.
     """
-    groups = [set(group) for group in result.donor.ties if all(_shares(view.ties, group) for view in result.inputs)]
+    groups = [
+        set(group)
+        for group in result.donor.ties
+        if all(_shares(view.ties, group) for view in result.inputs)
+    ]
     by_name = {item.name: item for item in result.items}
     is_declared = declared_tied(result.donor.checkpoint.config) is True
     followers: dict[str, str] = {}
@@ -81,7 +100,11 @@ def tied_outputs(result: Result) -> list[Item]:
         for name in names:
             if name == leader:
                 continue
-            if is_declared and by_name[name].kind is Kind.HEAD and by_name[leader].kind is Kind.EMBEDDING:
+            if (
+                is_declared
+                and by_name[name].kind is Kind.HEAD
+                and by_name[leader].kind is Kind.EMBEDDING
+            ):
                 dropped.add(name)
             followers[name] = leader
     return [
@@ -105,30 +128,47 @@ def assertions(
     Raises RecipeError for a clause about no tensor, and for one that needs a base or a parent that is not there.
     """
     return tuple(
-        _assertion(clause, f"assert[{i}]", resolver, result, outputs) for i, clause in enumerate(document.assertions or ())
+        _assertion(clause, f"assert[{i}]", resolver, result, outputs)
+        for i, clause in enumerate(document.assertions or ())
     )
 
 
-def _assertion(clause: Clause, where: str, resolver: Resolver, result: Result, outputs: Sequence[Item]) -> Assertion:
+def _assertion(
+    clause: Clause, where: str, resolver: Resolver, result: Result, outputs: Sequence[Item]
+) -> Assertion:
     if clause.finite:
-        return Assertion("finite", "finite: true", tuple(item.name for item in outputs if item.dtype.is_float))
+        return Assertion(
+            "finite", "finite: true", tuple(item.name for item in outputs if item.dtype.is_float)
+        )
     if clause.norm_ratio is not None:
         bounds = clause.norm_ratio
         chosen = [item for item in _selected(bounds.match, outputs, where) if item.dtype.is_float]
         found = {item.name: result.bases.get(item.name) for item in chosen}
         text = f"norm_ratio in [{bounds.low:g}, {bounds.high:g}]"
         return Assertion(
-            "norm_ratio", text, tuple(found), _references(found, where, "the base"), bounds.low, bounds.high
+            "norm_ratio",
+            text,
+            tuple(found),
+            _references(found, where, "the base"),
+            bounds.low,
+            bounds.high,
         )
     assert clause.equal is not None
     view = resolver.view(clause.equal.to, result.semantics, where)
     chosen = _selected(clause.equal.match, outputs, where)
     found = {item.name: view.items.get(item.name) for item in chosen}
-    return Assertion("equal", f"equal to {view.label!r}", tuple(found), _references(found, where, repr(view.label)))
+    return Assertion(
+        "equal",
+        f"equal to {view.label!r}",
+        tuple(found),
+        _references(found, where, repr(view.label)),
+    )
 
 
 def _selected(match: Match | None, outputs: Sequence[Item], where: str) -> list[Item]:
-    chosen = [o for o in outputs if match is None or match.matches(TensorPlace(o.name, o.kind, o.layer))]
+    chosen = [
+        o for o in outputs if match is None or match.matches(TensorPlace(o.name, o.kind, o.layer))
+    ]
     if not chosen:
         raise RecipeError(f"{where}: its match selects no tensor of the result; correct it.")
     return chosen
@@ -137,5 +177,7 @@ def _selected(match: Match | None, outputs: Sequence[Item], where: str) -> list[
 def _references(found: Mapping[str, Item | None], where: str, whose: str) -> tuple[Formula, ...]:
     lacking = [name for name, item in found.items() if item is None]
     if lacking:
-        raise RecipeError(f"{where}: {whose} has no tensor {lacking[0]!r} to compare with; narrow the clause's match.")
+        raise RecipeError(
+            f"{where}: {whose} has no tensor {lacking[0]!r} to compare with; narrow the clause's match."
+        )
     return tuple(item.formula for item in found.values() if item is not None)

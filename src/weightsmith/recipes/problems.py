@@ -22,7 +22,9 @@ class Problems:
         if finding not in self._others:
             self._others.append(finding)
 
-    def about(self, tensor: str, severity: Severity, code: str, subject: str, message: str, fix: str) -> None:
+    def about(
+        self, tensor: str, severity: Severity, code: str, subject: str, message: str, fix: str
+    ) -> None:
         """Note something about one tensor; the same message about others becomes one finding with all names."""
         self._tensors.setdefault((severity, code, subject, message, fix), []).append(tensor)
 
@@ -37,7 +39,9 @@ class Problems:
             for (severity, code, subject, message, fix), names in self._tensors.items()
         ]
         order = list(Severity)
-        return tuple(sorted([*self._others, *gathered], key=lambda finding: order.index(finding.severity)))
+        return tuple(
+            sorted([*self._others, *gathered], key=lambda finding: order.index(finding.severity))
+        )
 
 
 def _named(names: list[str]) -> str:

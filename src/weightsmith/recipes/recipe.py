@@ -67,7 +67,7 @@ class Recipe:
 
     def to_mergekit(self) -> str:
         """The recipe as YAML that mergekit reads; raises RecipeError where mergekit cannot express it."""
-        from weightsmith.recipes.dialect import to_mergekit
+        from weightsmith.recipes.export import to_mergekit
 
         return to_mergekit(self)
 
@@ -78,7 +78,9 @@ class Recipe:
 
 def plain(document: Any) -> dict[str, Any]:
     """A part of a recipe as plain data: dictionaries, lists and scalars, without what is left to defaults."""
-    mapping: dict[str, Any] = _listed(document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True))
+    mapping: dict[str, Any] = _listed(
+        document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)
+    )
     return mapping
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -73,7 +72,9 @@ def parse_reference(text: str, base_dir: Path | None = None) -> dict[str, Any]:
         )
     path, at, revision = path.partition("@")
     if at and (not revision or "@" in revision or not path):
-        raise ValueError(f"Model {text!r} is not of the form PATH@REVISION; write one path and one revision.")
+        raise ValueError(
+            f"Model {text!r} is not of the form PATH@REVISION; write one path and one revision."
+        )
     return {"path": path, "revision": revision or None}
 
 
@@ -109,10 +110,16 @@ def _from_mapping(given: dict[str, Any], base_dir: Path | None) -> dict[str, Any
     inner = given["model"]
     if isinstance(inner, str):
         parts = parse_reference(inner, base_dir)
-    elif isinstance(inner, dict) and set(inner) <= {"path", "revision"} and isinstance(inner.get("path"), str):
+    elif (
+        isinstance(inner, dict)
+        and set(inner) <= {"path", "revision"}
+        and isinstance(inner.get("path"), str)
+    ):
         parts = dict(inner)
     else:
-        raise ValueError(f"A model must be a path or a mapping of path and revision, not {inner!r}.")
+        raise ValueError(
+            f"A model must be a path or a mapping of path and revision, not {inner!r}."
+        )
     if given.get("override_architecture") is not None:
         parts["override_architecture"] = given["override_architecture"]
     return parts

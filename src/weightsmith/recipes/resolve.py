@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Union
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.formula import OutputTensor, Resolved
-from weightsmith.recipes.merging import Resolver, Result
+from weightsmith.recipes.inputs import Inputs
+from weightsmith.recipes.merging import Resolver
 from weightsmith.recipes.postprocess import assertions, tied_outputs
 from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.references import locate
 from weightsmith.recipes.tokenizers import require_copied_tokenizer
 from weightsmith.recipes.views import Item
-from weightsmith.tensors.dtypes import DType
 
-Opener = Union[Mapping[str, Checkpoint], Callable[[str], Checkpoint]]
+Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
 
 _DEFAULT_SHARD = 5 * 10**9
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B", re.IGNORECASE)
@@ -31,25 +30,26 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     where the recipe means nothing for any checkpoints, and CheckpointError where one cannot be opened.
     """
     document = recipe.document
-    resolver = Resolver(_opener(recipe, opened), untie=bool(document.untie))
+    inputs = Inputs(_opener(recipe, opened), unties=bool(document.untie))
+    resolver = Resolver(inputs)
     result = resolver.result(document, inherited="paper", scope="merge")
     require_copied_tokenizer(document, result, resolver)
     outputs = tied_outputs(result)
     checks = assertions(document, resolver, result, outputs)
     return Resolved(
         outputs=tuple(_output_tensor(item) for item in outputs),
-        checkpoints=dict(resolver.checkpoints),
-        donor=resolver.label_of(result.donor),
-        base=resolver.label_of(result.base) if result.base is not None else None,
+        checkpoints=dict(inputs.checkpoints),
+        donor=inputs.label_of(result.donor),
+        base=inputs.label_of(result.base) if result.base is not None else None,
         layer_sources=result.layer_sources,
-        findings=(*recipe.findings, *resolver.problems.findings()),
+        findings=(*recipe.findings, *inputs.problems.findings()),
         assertions=checks,
         seed=document.seed or 0,
         shard_bytes=parse_size(document.shard_size),
         nonfinite=document.nonfinite or "error",
         recipe=recipe,
-        out_dtype=_out_dtype(result),
-        stack=result.donor.main_stack,
+        out_dtype=result.output_dtype,
+        stack=result.stack,
     )
 
 
@@ -65,31 +65,32 @@ def parse_size(given: str | int | None) -> int:
     else:
         match = _SIZE.fullmatch(given.strip())
         if match is None:
-            raise RecipeError(f"shard_size {given!r} is not a size; write it like 5GB, 500MiB or a number of bytes.")
+            raise RecipeError(
+                f"shard_size {given!r} is not a size; write it like 5GB, 500MiB or a number of bytes."
+            )
         unit = 1024 if match[3] else 1000
-        size = int(float(match[1]) * unit ** "KMGT".find(match[2].upper() or "?").__add__(1))
+        power = " KMGT".index(match[2].upper() or " ")
+        size = int(float(match[1]) * unit**power)
     if size < 1:
         raise RecipeError(f"shard_size {given!r} is less than one byte; write it like 5GB.")
     return size
 
 
 def _opener(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:
-    if opened is None:
-        return lambda reference: open_checkpoint(locate(reference, recipe.base_dir))
+    opened = open_checkpoint if opened is None else opened
     if callable(opened):
-        return opened
+        opener = opened
+        return lambda reference: opener(locate(reference, recipe.base_dir))
     given = opened
 
     def look_up(reference: str) -> Checkpoint:
         if reference not in given:
-            raise RecipeError(f"The model {reference!r} of the recipe was not given; given are {', '.join(given)}.")
+            raise RecipeError(
+                f"The model {reference!r} of the recipe was not given; given are {', '.join(given)}."
+            )
         return given[reference]
 
     return look_up
-
-
-def _out_dtype(result: Result) -> DType | None:
-    return result.output_dtype
 
 
 def _output_tensor(item: Item) -> OutputTensor:

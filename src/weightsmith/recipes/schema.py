@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -27,11 +27,15 @@ from weightsmith.tensors.dtypes import DType
 
 Semantics = Literal["paper", "mergekit"]
 
-_RECIPE_KEYS = frozenset({"weightsmith", "merge_method", "expression", "models", "slices", "modules"})
+_RECIPE_KEYS = frozenset(
+    {"weightsmith", "merge_method", "expression", "models", "slices", "modules"}
+)
 
 
 def _model_form(given: Any) -> str:
-    is_recipe = isinstance(given, RecipeDocument) or (isinstance(given, dict) and bool(_RECIPE_KEYS & given.keys()))
+    is_recipe = isinstance(given, RecipeDocument) or (
+        isinstance(given, dict) and bool(_RECIPE_KEYS & given.keys())
+    )
     return "@recipe" if is_recipe else "@model"
 
 
@@ -55,7 +59,9 @@ def _not_text(given: Any) -> str:
 
 def _range(given: tuple[int, int]) -> tuple[int, int]:
     if not 0 <= given[0] < given[1]:
-        raise ValueError(f"layer_range {list(given)} is not a range [first, end) with 0 <= first < end")
+        raise ValueError(
+            f"layer_range {list(given)} is not a range [first, end) with 0 <= first < end"
+        )
     return given
 
 
@@ -63,7 +69,8 @@ Number = Annotated[float, BeforeValidator(_read_number)]
 DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
 Model = Annotated[
-    Union[Annotated[ModelRef, Tag("@model")], Annotated["RecipeDocument", Tag("@recipe")]], Discriminator(_model_form)
+    Annotated[ModelRef, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
+    Discriminator(_model_form),
 ]
 
 
@@ -135,7 +142,9 @@ class Rule(Part):
     def _meaningful(self) -> Rule:
         changes = self.merge_method or self.parameters or self.semantics
         if bool(changes) == (self.keep is not None):
-            raise ValueError("a rule has either keep, or some of merge_method, parameters and semantics")
+            raise ValueError(
+                "a rule has either keep, or some of merge_method, parameters and semantics"
+            )
         return self
 
 
@@ -151,7 +160,9 @@ class Step(Part):
         if isinstance(given, str):
             return {"method": given}
         if not isinstance(given, dict) or len(given) != 1:
-            raise ValueError("a step is one method with its parameters, such as `lines: {alpha: 0.5}`")
+            raise ValueError(
+                "a step is one method with its parameters, such as `lines: {alpha: 0.5}`"
+            )
         ((method, parameters),) = given.items()
         return {"method": method, "parameters": parameters or {}}
 
@@ -171,7 +182,9 @@ class NormRatio(Part):
     @model_validator(mode="after")
     def _ordered(self) -> NormRatio:
         if not 0 <= self.low <= self.high:
-            raise ValueError(f"norm_ratio: [{self.low:g}, {self.high:g}] is not an interval of ratios")
+            raise ValueError(
+                f"norm_ratio: [{self.low:g}, {self.high:g}] is not an interval of ratios"
+            )
         return self
 
 
@@ -210,7 +223,7 @@ class RecipeDocument(Part):
     """A whole recipe as a document. `Recipe` wraps one with where it came from."""
 
     mergekit_keys = frozenset(
-        """weightsmith semantics name merge_method models slices modules base_model dtype out_dtype parameters
+        """name merge_method models slices modules base_model dtype out_dtype parameters
         tokenizer_source tokenizer chat_template""".split()
     )
 
@@ -245,12 +258,18 @@ class RecipeDocument(Part):
         forms = [f for f in ("models", "slices", "modules", "expression") if getattr(self, f)]
         if len(forms) != 1:
             given = f"{' and '.join(forms)} are given" if forms else "none is given"
-            raise ValueError(f"a recipe has exactly one of models, slices, modules and expression, but {given}")
+            raise ValueError(
+                f"a recipe has exactly one of models, slices, modules and expression, but {given}"
+            )
         if self.expression is not None:
             if self.merge_method or self.parameters or self.rules:
-                raise ValueError("an expression says what is computed; merge_method, parameters and rules do not apply")
+                raise ValueError(
+                    "an expression says what is computed; merge_method, parameters and rules do not apply"
+                )
             if not self.checkpoints:
-                raise ValueError("an expression needs `checkpoints:`, a mapping of its names to models")
+                raise ValueError(
+                    "an expression needs `checkpoints:`, a mapping of its names to models"
+                )
         elif self.checkpoints:
             raise ValueError("`checkpoints:` belongs to an expression; list models under `models:`")
         elif self.merge_method is None and not self._has_method_everywhere():
@@ -262,8 +281,9 @@ class RecipeDocument(Part):
     def _has_method_everywhere(self) -> bool:
         if self.slices:
             return all(s.merge_method for s in self.slices)
-        return bool(self.modules) and all(
-            m.merge_method or (m.slices and all(s.merge_method for s in m.slices)) for m in self.modules.values()
+        modules = (self.modules or {}).values()
+        return bool(modules) and all(
+            m.merge_method or (m.slices and all(s.merge_method for s in m.slices)) for m in modules
         )
 
 

@@ -68,7 +68,9 @@ class Treatment:
     keep: View | None = None
 
 
-def values(looked_up: Sequence[Lookup], t: float, filtered_name: str, place: TensorPlace) -> tuple[tuple[str, Any], ...]:
+def values(
+    looked_up: Sequence[Lookup], t: float, filtered_name: str, place: TensorPlace
+) -> tuple[tuple[str, Any], ...]:
     """The parameters that the recipe gives for one tensor."""
     found = ((lookup.parameter.key, lookup.at(t, filtered_name, place)) for lookup in looked_up)
     return tuple((key, value) for key, value in found if value is not ABSENT)
@@ -89,7 +91,9 @@ def treatment_of(section: Section, rule: Rule | None = None, scope: str | None =
         i
         for i, source in enumerate(section.sources)
         if not (uses_base and i == base_index)
-        and not (source.is_implicit and (preset != "mergekit" or spec.base is not registry.Base.IGNORED))
+        and not (
+            source.is_implicit and (preset != "mergekit" or spec.base is not registry.Base.IGNORED)
+        )
     )
     spec.check_expert_count(len(experts), section.where)
     levels = (*own, *section.levels)
@@ -102,13 +106,16 @@ def treatment_of(section: Section, rule: Rule | None = None, scope: str | None =
         uses_base=uses_base,
         experts=experts,
         labels=distinct_labels([section.sources[i].view.label for i in experts]),
-        shared=lookups(spec.parameters, levels, per_expert=False, where=section.where),
+        shared=lookups(
+            spec.parameters, levels, per_expert=False, where=section.where, preset=preset
+        ),
         per_expert=tuple(
             lookups(
                 spec.parameters,
                 (*own, section.sources[i].parameters, *section.levels),
                 per_expert=True,
                 where=f"{section.where}, model {section.sources[i].view.label!r}",
+                preset=preset,
             )
             for i in experts
         ),

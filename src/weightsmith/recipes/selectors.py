@@ -10,7 +10,9 @@ from weightsmith.checkpoints.roles import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.naming import compile_glob, compile_regex, nearest
 
-_ROLE_NAMES = frozenset(kind.value for kind in Kind) | {kind.value.partition(".")[0] for kind in Kind}
+_ROLE_NAMES = frozenset(kind.value for kind in Kind) | {
+    kind.value.partition(".")[0] for kind in Kind
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,11 @@ class Match(BaseModel):
         for one in (role,) if isinstance(role, str) else role or ():
             if one not in _ROLE_NAMES:
                 near = nearest(one, _ROLE_NAMES)
-                hint = f"did you mean {near!r}?" if near else f"known are {', '.join(sorted(_ROLE_NAMES))}"
+                hint = (
+                    f"did you mean {near!r}?"
+                    if near
+                    else f"known are {', '.join(sorted(_ROLE_NAMES))}"
+                )
                 raise ValueError(f"There is no role called {one!r}; {hint}")
         return role
 
@@ -52,7 +58,9 @@ class Match(BaseModel):
         if self.role is None and self.layers is None and self.name is None and self.glob is None:
             raise ValueError("match: is empty; give role, layers, name or glob")
         if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:
-            raise ValueError(f"match: layers {list(self.layers)} is not a range [first, end) with first < end")
+            raise ValueError(
+                f"match: layers {list(self.layers)} is not a range [first, end) with first < end"
+            )
         if self.name is not None:
             _checked_regex(self.name)
         return self

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, StrictStr, Tag, model_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_validator
 
 from weightsmith.methods.registry import Parameter
 from weightsmith.recipes.document import number
@@ -38,7 +37,8 @@ def _value_form(given: Any) -> str:
 
 
 ValueForm = Annotated[
-    Union[Annotated[Gradient, Tag("@gradient")], Annotated[Scalar, Tag("@scalar")]], Discriminator(_value_form)
+    Annotated[Gradient, Tag("@gradient")] | Annotated[Scalar, Tag("@scalar")],
+    Discriminator(_value_form),
 ]
 
 
@@ -78,22 +78,22 @@ def _setting_form(given: Any) -> str:
 
 
 def _refuse_mixture(given: Any) -> Any:
-    raise ValueError("a list holds either plain values (a gradient) or mappings (conditions), not both")
+    raise ValueError(
+        "a list holds either plain values (a gradient) or mappings (conditions), not both"
+    )
 
 
 Setting = Annotated[
-    Union[
-        Annotated[Scalar, Tag("@scalar")],
-        Annotated[Gradient, Tag("@gradient")],
-        Annotated[tuple[Condition, ...], Tag("@conditions")],
-        Annotated[Any, BeforeValidator(_refuse_mixture), Tag("@mixed")],
-    ],
+    Annotated[Scalar, Tag("@scalar")]
+    | Annotated[Gradient, Tag("@gradient")]
+    | Annotated[tuple[Condition, ...], Tag("@conditions")]
+    | Annotated[Any, BeforeValidator(_refuse_mixture), Tag("@mixed")],
     Discriminator(_setting_form),
     BeforeValidator(_wrap_condition),
 ]
 
 
-def _require_mapping(given: Any, info: ValidationInfo) -> Any:
+def _require_mapping(given: Any) -> Any:
     if given is not None and not isinstance(given, dict):
         raise ValueError(f"parameters: is a mapping of names to values, not {given!r}")
     return given
@@ -112,42 +112,18 @@ class _Absent:
 ABSENT: Any = _Absent()
 
 
-def value_of(parameter: Parameter, setting: Any, t: float, filtered_name: str, place: TensorPlace, where: str) -> Any:
-    """The value of one setting at depth `t` for one tensor, or ABSENT.
-
-    A gradient v of n numbers is (1 - f) v[i] + f v[i + 1] with s = t (n - 1), i = floor(s), f = s - i; one of bools or
-    words is v[floor(s)]. Raises RecipeError for a value that the parameter cannot have.
-    """
-    if isinstance(setting, tuple):
-        if not setting:
-            return ABSENT
-        if isinstance(setting[0], Condition):
-            for condition in setting:
-                if condition.holds(filtered_name, place):
-                    return value_of(parameter, condition.value, t, filtered_name, place, where)
-            return ABSENT
-        return _interpolated(parameter, setting, t, where)
-    return parameter.check(setting, where)
-
-
-def _interpolated(parameter: Parameter, gradient: Sequence[Any], t: float, where: str) -> Any:
-    values = [parameter.check(item, where) for item in gradient]
-    scaled = t * (len(values) - 1)
-    i = int(scaled)
-    if parameter.kind not in (int, float):
-        return values[i]
-    j = min(len(values) - 1, i + 1)
-    fraction = scaled - i
-    return parameter.check((1 - fraction) * values[i] + fraction * values[j], where)
-
-
 @dataclass(slots=True)
 class Lookup:
-    """One parameter with its settings from the closest level to the widest, remembering values by depth."""
+    """One parameter with its settings from the closest level to the widest.
+
+    A gradient v of n numbers has the value (1 - f) v[i] + f v[i + 1] at depth t, with s = t (n - 1),
+    i = floor(s) and f = s - i; one of bools or words has v[floor(s)].
+    """
 
     parameter: Parameter
     settings: tuple[Any, ...]
     where: str
+    preset: str
     _by_name: bool = field(init=False)
     _known: dict[float, Any] = field(init=False, default_factory=dict)
 
@@ -158,19 +134,50 @@ class Lookup:
         )
 
     def at(self, t: float, filtered_name: str, place: TensorPlace) -> Any:
-        """The value for one tensor, or ABSENT where no level gives one."""
-        if not self._by_name:
-            if t not in self._known:
-                self._known[t] = self._search(t, filtered_name, place)
-            return self._known[t]
-        return self._search(t, filtered_name, place)
+        """The value at depth `t` for one tensor, or ABSENT where no level gives one.
+
+        Raises RecipeError for a value that the parameter cannot have.
+        """
+        if self._by_name:
+            return self._search(t, filtered_name, place)
+        if t not in self._known:
+            self._known[t] = self._search(t, filtered_name, place)
+        return self._known[t]
 
     def _search(self, t: float, filtered_name: str, place: TensorPlace) -> Any:
         for setting in self.settings:
-            found = value_of(self.parameter, setting, t, filtered_name, place, self.where)
+            found = self._value(setting, t, filtered_name, place)
             if found is not ABSENT:
                 return found
         return ABSENT
+
+    def _value(self, setting: Any, t: float, filtered_name: str, place: TensorPlace) -> Any:
+        if not isinstance(setting, tuple):
+            return self._checked(setting)
+        if not setting:
+            return ABSENT
+        if isinstance(setting[0], Condition):
+            for condition in setting:
+                if condition.holds(filtered_name, place):
+                    return self._value(condition.value, t, filtered_name, place)
+            return ABSENT
+        return self._interpolated(setting, t)
+
+    def _interpolated(self, gradient: Sequence[Any], t: float) -> Any:
+        values = [self._checked(item) for item in gradient]
+        scaled = t * (len(values) - 1)
+        i = int(scaled)
+        if self.parameter.kind not in (int, float):
+            return values[i]
+        j = min(len(values) - 1, i + 1)
+        fraction = scaled - i
+        return self._checked((1 - fraction) * values[i] + fraction * values[j])
+
+    def _checked(self, given: Any) -> Any:
+        is_number = self.parameter.kind in (int, float)
+        if is_number and isinstance(given, bool) and self.preset == "mergekit":
+            given = int(given)
+        return self.parameter.check(given, self.where, self.preset)
 
 
 def _is_catch_all(condition: Condition) -> bool:
@@ -178,12 +185,17 @@ def _is_catch_all(condition: Condition) -> bool:
 
 
 def lookups(
-    parameters: Mapping[str, Parameter], levels: Sequence[Mapping[str, Any]], *, per_expert: bool, where: str
+    parameters: Mapping[str, Parameter],
+    levels: Sequence[Mapping[str, Any]],
+    *,
+    per_expert: bool,
+    where: str,
+    preset: str,
 ) -> tuple[Lookup, ...]:
     """A lookup for each parameter of one kind that some level mentions; levels go from the closest to the widest."""
     found = []
     for key, parameter in parameters.items():
         settings = tuple(level[key] for level in levels if key in level)
         if parameter.per_expert == per_expert and settings:
-            found.append(Lookup(parameter, settings, where))
+            found.append(Lookup(parameter, settings, where, preset))
     return tuple(found)

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 def require_copied_tokenizer(document: RecipeDocument, result: Result, resolver: Resolver) -> View:
     """The source of the tokenizer to copy.
 
-    Raises RecipeError for all that needs tokenizers to be aligned or rewritten: a union, single tokens, padding, another
-    vocabulary, a chat template.
+    Raises RecipeError for all that needs tokenizers to be aligned or rewritten: a union, single
+    tokens, padding, another vocabulary, a chat template.
     """
     section = document.tokenizer
     if document.chat_template is not None:
-        raise RecipeError("chat_template: changing a chat template is not supported yet; leave it out to keep the donor's.")
+        raise RecipeError(
+            "chat_template: changing a chat template is not supported yet; leave it out to keep the donor's."
+        )
     wanted: Any = document.tokenizer_source
     if section is not None:
         if section.tokens or section.pad_to_multiple_of is not None:

@@ -73,7 +73,9 @@ class View:
     def only(self, names: Iterable[str]) -> View:
         """The same source with fewer tensors."""
         wanted = set(names)
-        return replace(self, items={n: i for n, i in self.items.items() if n in wanted}, _layers=None)
+        return replace(
+            self, items={n: i for n, i in self.items.items() if n in wanted}, _layers=None
+        )
 
 
 def rest_of(item: Item) -> str:
@@ -105,6 +107,14 @@ def view_of(checkpoint: Checkpoint, label: str) -> View:
             continue
         position, count = depths[block, layer]
         items[name] = Item(
-            name, tensor.dtype, tensor.shape, Leaf(label, name), role.kind, layer, count, block, depth_of(position, count)
+            name,
+            tensor.dtype,
+            tensor.shape,
+            Leaf(label, name),
+            role.kind,
+            layer,
+            count,
+            block,
+            depth_of(position, count),
         )
     return View(label, items, checkpoint, checkpoint.ties)

@@ -62,6 +62,7 @@ class Scalar(Node):
     """A float64 number that a reduction, or arithmetic on reductions, will give."""
 
     __slots__ = ("scope",)
+    scope: Scope
 
     def __init__(
         self, op: str, inputs: tuple[Node, ...] = (), attributes: Attributes = (), scope: Scope | None = None

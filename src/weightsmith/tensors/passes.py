@@ -7,7 +7,7 @@ interface drive them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Union
 
@@ -201,7 +201,7 @@ def has_row_nodes(roots: Iterable[Node], known: Known) -> bool:
     )
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
@@ -213,7 +213,10 @@ def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:
     """The number of a scalar whose reductions are in `memo` (floats, float64 arrays or torch scalars); extends `memo`."""
     if node in memo:
         found = memo[node]
-        return found.magnitude if isinstance(found, CutPoint) else found
+        if isinstance(found, CutPoint):
+            return found.magnitude
+        # numpy's floats divide by zero as the hardware does; Python's raise.
+        return np.float64(found) if type(found) is float else found
     for child in node.inputs:
         evaluate_scalar(child, memo)
     memo[node] = _compute(node, memo)

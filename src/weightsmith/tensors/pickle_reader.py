@@ -129,6 +129,8 @@ def _load_legacy(descriptor: int, path: Path, identity: FileIdentity) -> tuple[A
     of its storages - and then, for each key, a 64-bit count of elements and the elements.
     """
     head = read_bytes(descriptor, path, 0, min(identity.size, LARGEST_PICKLE_BYTES), "the pickles")
+    if head[:1] != b"\x80":
+        raise _refusal(path, "it is no file of torch.save (neither a zip archive nor a pickle)")
     storages: dict[str, Storage] = {}
 
     def load_storage(persistent_id: Any) -> Storage:

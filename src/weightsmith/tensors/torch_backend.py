@@ -55,7 +55,8 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,
     "abs": torch.abs,
     "sign": torch.sign,
-    "sqrt": torch.sqrt,
+    # torch's own float32 square root (a vector library on CPUs) is off by a last place for one number in six.
+    "sqrt": lambda x: torch.sqrt(x.double()).to(x.dtype),
     "not": torch.logical_not,
 }
 
@@ -82,7 +83,9 @@ class Interpreter:
         seen: dict[Any, Node] = {}
         order = []
         for node in nodes:
-            key = (type(node), node.op, node.attributes, tuple(id(self._canonical[i]) for i in node.inputs if i in self._canonical))
+            # 0.0 and -0.0 compare equal but are different numbers.
+            attributes = repr(node.attributes) if node.op == "literal" else node.attributes
+            key = (type(node), node.op, attributes, tuple(id(self._canonical[i]) for i in node.inputs if i in self._canonical))
             if node in self._known:
                 key = (node,)  # type: ignore[assignment]
             first = seen.setdefault(key, node)
@@ -165,7 +168,7 @@ def _value(node: Value, inputs: list[Any], frame: _Frame) -> Tensor:
         return frame.broadcast(inputs[0])
     if op in ("and", "or", "not", "where"):
         inputs[0] = inputs[0].bool() if op == "where" else inputs[0]
-        return torch.where(*_numeric(inputs, frame, first=1)) if op == "where" else _logical(op, inputs)
+        return _where(*_numeric(inputs, frame, first=1)) if op == "where" else _logical(op, inputs)
     if op in _BINARY:
         return _BINARY[op](*_numeric(inputs, frame))
     if op in _UNARY:
@@ -181,6 +184,10 @@ def _value(node: Value, inputs: list[Any], frame: _Frame) -> Tensor:
     if op == "row_rank":
         return _row_rank(inputs[0], frame)
     raise UsageError(f"The torch backend cannot compute a {op!r} node inside a tile.")
+
+
+def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(mask, a, b)
 
 
 def _numeric(inputs: list[Any], frame: _Frame, first: int = 0) -> list[Tensor]:
@@ -466,7 +473,8 @@ def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> 
     offsets = np.cumsum([0] + [v.numel() for v in values])
     while selection.result is None:
         asked = selection.request()
-        chosen = range(len(keys)) if getattr(asked, "only_part", None) is None else [asked.only_part]  # type: ignore[union-attr]
+        part = asked.only_part if isinstance(asked, Collect) else None
+        chosen = range(len(keys)) if part is None else [part]
         parts: list[Any] = [
             _histogram(keys[i], asked) if isinstance(asked, Histogram) else _collect(keys[i], asked, int(offsets[i]))
             for i in chosen

@@ -1,0 +1,88 @@
+"""`weightsmith merge`: make a checkpoint from a recipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.options import Machine, machine_options, overrides_option, size
+from weightsmith.cli.output import show_findings, show_line
+from weightsmith.cli.plan import planned
+from weightsmith.cli.progress import Quiet, open_progress
+from weightsmith.cli.text import duration
+
+if TYPE_CHECKING:
+    from weightsmith.engine.manifest import Manifest
+    from weightsmith.engine.plan import Plan
+
+
+@click.command(
+    cls=DocumentedCommand,
+    short_help="Make a checkpoint from a recipe.",
+    examples=(
+        "merge ties.yaml merged",
+        "merge ties.yaml merged --memory 1GiB --threads 8",
+    ),
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@overrides_option
+@machine_options
+@click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+@click.option(
+    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
+)
+@click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
+@click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+def merge(
+    recipe: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    force: bool,
+    fresh: bool,
+    shard_size: int | None,
+    ray: str | None,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Make the checkpoint that RECIPE describes in the new folder OUT.
+
+    OUT appears whole or not at all. An interrupted merge goes on where it was when the same command is
+    given again. The last line says where the result is, its digest, and how long it took.
+    """
+    begun = time.monotonic()
+    if shard_size is not None:
+        overrides = (*overrides, f"shard_size={shard_size}")
+    try:
+        made = planned(recipe, overrides, Machine(**machine))
+        if not quiet and not made.errors:
+            show_findings(made.findings, to_stderr=True)
+        with open_progress(quiet) as progress:
+            manifest = _run(made, out, ray, force, fresh, progress)
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0
+
+
+def _run(
+    made: Plan, out: Path, ray: str | None, force: bool, fresh: bool, progress: Quiet
+) -> Manifest:
+    if ray is None:
+        from weightsmith.engine.run import run
+
+        return run(made, out, force=force, fresh=fresh, progress=progress)
+    from weightsmith.engine.ray_cluster import run_on_ray
+
+    return run_on_ray(made, out, address=ray, force=force, fresh=fresh, progress=progress)
+
+
+def show_result(out: Path, digest: str, seconds: float) -> None:
+    """The last line: where, which digest, how long."""
+    show_line(f"{out}  {digest}  {duration(seconds)}")

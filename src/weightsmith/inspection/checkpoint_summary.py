@@ -1,0 +1,264 @@
+"""What the headers and the configuration of one checkpoint say."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.checkpoints.config import input_findings
+from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints.sections import first_of, layer_count_of, vocabulary_size_of
+from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.findings import Finding, Severity
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import StoredTensor
+
+_FACTS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "dtype",
+    "torch_dtype",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRow:
+    """All tensors of one role."""
+
+    role: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor as its header has it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    file: str
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StackRow:
+    """A stack of repeated blocks: its name prefix, its block count, and its parameters."""
+
+    prefix: str
+    blocks: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """All that `weightsmith inspect` shows; where the headers are damaged only `findings` has content."""
+
+    path: Path
+    layout: str
+    files: tuple[str, ...] = ()
+    parameters: int = 0
+    nbytes: int = 0
+    dtypes: Mapping[str, int] | None = None
+    roles: tuple[RoleRow, ...] = ()
+    stacks: tuple[StackRow, ...] = ()
+    layers: int = 0
+    tying: str = ""
+    ties: tuple[tuple[str, ...], ...] = ()
+    vocabulary: int | None = None
+    tokenizer_files: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = None
+    tensors: tuple[TensorRow, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
+    """Look at a checkpoint's headers and configuration.
+
+    A damaged or hostile checkpoint gives a summary with error findings, one for each damaged file.
+    Raises CheckpointError where there is nothing at `path`.
+    """
+    found = find_location(path).path
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        return CheckpointSummary(found, "unreadable", findings=_damage(found, error))
+    return CheckpointSummary(
+        path=checkpoint.path,
+        layout=_layout(checkpoint),
+        files=tuple(file.name for file in checkpoint.files()),
+        parameters=sum(t.numel for t in checkpoint.tensors.values()),
+        nbytes=sum(t.nbytes for t in checkpoint.tensors.values()),
+        dtypes=_dtypes(checkpoint),
+        roles=_roles(checkpoint),
+        stacks=tuple(StackRow(s.prefix, s.count, s.elements) for s in checkpoint.stacks.values()),
+        layers=checkpoint.layer_count,
+        tying=checkpoint.tying.value,
+        ties=tuple(tuple(sorted(group)) for group in checkpoint.ties),
+        vocabulary=checkpoint.vocab_size,
+        tokenizer_files=tuple(file.as_posix() for file in checkpoint.tokenizer_files),
+        config=_facts(checkpoint.config),
+        tensors=_tensors(checkpoint),
+        findings=tuple(_findings(checkpoint)),
+    )
+
+
+def _damage(path: Path, error: CheckpointError) -> tuple[Finding, ...]:
+    """One error for every safetensors file that cannot be read, or the one that stopped the opening."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    problems = [(file, problem) for file in files if (problem := _header_problem(file)) is not None]
+    if not problems:
+        return (Finding(Severity.ERROR, "unreadable", str(path), str(error)),)
+    return tuple(
+        Finding(Severity.ERROR, "damaged-file", f.name, problem) for f, problem in problems
+    )
+
+
+def _header_problem(file: Path) -> str | None:
+    from weightsmith.tensors.safetensors_header import read_header
+
+    try:
+        read_header(file)
+    except CheckpointError as problem:
+        return str(problem)
+    return None
+
+
+def _layout(checkpoint: Checkpoint) -> str:
+    files = checkpoint.files()
+    form = (
+        "safetensors"
+        if all(file.suffix == ".safetensors" for file in files)
+        else "pickled state dict"
+    )
+    if not checkpoint.is_folder:
+        return f"single file, {form}"
+    return f"folder, {form}, {len(files)} shards" if len(files) > 1 else f"folder, {form}, 1 file"
+
+
+def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
+    parameters: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        parameters[tensor.dtype.value] += tensor.numel
+    return dict(parameters.most_common())
+
+
+def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, role in checkpoint.roles.items():
+        names[role.kind.value].append(name)
+    rows = [
+        RoleRow(
+            kind,
+            len(members),
+            sum(checkpoint.tensors[n].numel for n in members),
+            sum(checkpoint.tensors[n].nbytes for n in members),
+        )
+        for kind, members in names.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.parameters, row.role)))
+
+
+def _facts(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    facts: dict[str, Any] = {}
+    if isinstance(config.get("architectures"), list):
+        facts["architectures"] = [str(name) for name in config["architectures"]]
+    for key in _FACTS:
+        value = first_of(dict(config), key)
+        if isinstance(value, (str, int, float, bool)):
+            facts[key] = value
+    return facts
+
+
+def _tensors(checkpoint: Checkpoint) -> tuple[TensorRow, ...]:
+    rows = []
+    for name, tensor in checkpoint.tensors.items():
+        role = checkpoint.roles[name]
+        rows.append(
+            TensorRow(
+                name=name,
+                dtype=tensor.dtype.value,
+                shape=tensor.shape,
+                role=role.kind.value,
+                layer=role.layer,
+                file=tensor.file.name if isinstance(tensor, StoredTensor) else "",
+                offset=tensor.offset if isinstance(tensor, StoredTensor) else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _findings(checkpoint: Checkpoint) -> list[Finding]:
+    findings = input_findings(checkpoint.config, checkpoint.identity)
+    declared = layer_count_of(checkpoint.config)
+    if (
+        declared is not None
+        and checkpoint.main_stack is not None
+        and declared != checkpoint.layer_count
+    ):
+        findings.append(
+            _warning(
+                "layer-count",
+                checkpoint,
+                f"its config declares {declared} layers, but {checkpoint.layer_count} are stored",
+            )
+        )
+    rows = vocabulary_size_of(checkpoint.config) if checkpoint.config is not None else None
+    if rows is not None and checkpoint.vocab_size is not None and rows != checkpoint.vocab_size:
+        more = (
+            "padding, perhaps" if checkpoint.vocab_size > rows else "some tokens have no embedding"
+        )
+        findings.append(
+            _warning(
+                "vocabulary",
+                checkpoint,
+                f"its config declares {rows} tokens, but the embedding has {checkpoint.vocab_size} rows ({more})",
+            )
+        )
+    return [*findings, *_dtype_findings(checkpoint)]
+
+
+def _dtype_findings(checkpoint: Checkpoint) -> list[Finding]:
+    declared = first_of(checkpoint.config, "dtype", "torch_dtype")
+    floats = Counter(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_float)
+    if not isinstance(declared, str) or not floats:
+        return []
+    try:
+        named = DType.parse(declared)
+    except UsageError:
+        return [
+            _warning(
+                "dtype", checkpoint, f"its config declares the unknown dtype {shown(declared)}"
+            )
+        ]
+    most = floats.most_common(1)[0][0]
+    if named is most:
+        return []
+    return [
+        _warning(
+            "dtype",
+            checkpoint,
+            f"its config declares {named.value}, but most tensors are {most.value}",
+        )
+    ]
+
+
+def _warning(code: str, checkpoint: Checkpoint, message: str) -> Finding:
+    return Finding(Severity.WARNING, code, checkpoint.identity, f"{checkpoint.identity}: {message}")

@@ -1,0 +1,66 @@
+"""What a method needs, found by tracing it: nothing of this is declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weightsmith.methods.registry import PAPER, REQUIRED, Base, MethodSpec, Parameter
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Site, Value, source, walk
+from weightsmith.tensors.passes import reduction_levels
+
+# A matrix in a middle block, so that rules for depth and for rows show.
+_SITE = Site("model.layers.1.mlp.up_proj.weight", (64, 64), role="mlp.up", layer=1, layers=4)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFacts:
+    """Kind and passes of a method with its defaults.
+
+    The kind says what must be seen at once: `elementwise` a tile, `measured` sums or order statistics
+    over a row or tensor first, `model` such over the whole model, `matrix` whole matrices.
+    """
+
+    kind: str
+    passes: int
+
+
+def facts_of(spec: MethodSpec, preset: str = PAPER) -> MethodFacts:
+    """Trace a method with two experts (or as many as it takes) and the defaults of a preset."""
+    output = _traced(spec, preset)
+    nodes = walk([output])
+    return MethodFacts(_kind(nodes), len(reduction_levels([output])) + 1)
+
+
+def _traced(spec: MethodSpec, preset: str) -> Value:
+    least, most = spec.experts
+    number = max(least, 2 if most is None else min(2, most))
+    needed = {
+        key: _example(spec.parameters[key])
+        for key, default in spec.defaults(preset).items()
+        if default is REQUIRED
+    }
+    combine = spec.build(needed, [{} for _ in range(number)], preset=preset, where="methods")
+    base = None if spec.base is Base.IGNORED else source(number)
+    return combine.combine(base, [source(i) for i in range(number)], _SITE)
+
+
+def _example(parameter: Parameter) -> Any:
+    """A value for a parameter without a default."""
+    if parameter.choices:
+        return parameter.choices[0]
+    if parameter.kind is not float:
+        return parameter.kind(1)
+    low = 0.0 if parameter.low is None else parameter.low
+    high = low + 1.0 if parameter.high is None else parameter.high
+    return (low + high) / 2
+
+
+def _kind(nodes: list[Node]) -> str:
+    if any(node.op == "whole" for node in nodes):
+        return "matrix"
+    scopes = {node.scope for node in nodes if isinstance(node, (Scalar, Cut))}
+    if Scope.MODEL in scopes:
+        return "model"
+    is_ranked = any(node.op == "row_rank" for node in nodes)
+    return "measured" if is_ranked or scopes - {Scope.LITERAL} else "elementwise"

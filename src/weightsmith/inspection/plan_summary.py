@@ -1,0 +1,155 @@
+"""A plan in a few rows: inputs, steps, cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightsmith.engine.cost import Cost, input_bytes, predict
+from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.trace import distinct_leaves
+from weightsmith.findings import Finding
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    """One input checkpoint: what of it is read (each tensor counted once), and what it is in the merge."""
+
+    reference: str
+    path: Path
+    part: str
+    tensors: int
+    tensors_read: int
+    bytes_read: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """Output tensors that come about in the same way, in the same number of passes."""
+
+    what: str
+    passes: int
+    tensors: int
+    elements: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """All that `weightsmith plan` shows."""
+
+    inputs: tuple[InputRow, ...]
+    steps: tuple[StepRow, ...]
+    cost: Cost
+    input_bytes: int
+    read_bytes: int
+    write_bytes: int
+    shards: int
+    peak_bytes: int
+    memory_bytes: int
+    backend: str
+    threads: int
+    digest: str
+    findings: tuple[Finding, ...]
+    errors: int
+
+
+def summarize_plan(plan: Plan) -> PlanSummary:
+    """The summary of a plan; reads no file."""
+    return PlanSummary(
+        inputs=_inputs(plan),
+        steps=_steps(plan),
+        cost=predict(plan),
+        input_bytes=input_bytes(plan),
+        read_bytes=plan.read_bytes,
+        write_bytes=plan.write_bytes,
+        shards=len(plan.layout.shards),
+        peak_bytes=plan.peak_bytes,
+        memory_bytes=plan.memory_bytes,
+        backend=plan.backend.description,
+        threads=plan.threads,
+        digest=plan.digest,
+        findings=plan.findings,
+        errors=len(plan.errors),
+    )
+
+
+def _inputs(plan: Plan) -> tuple[InputRow, ...]:
+    read: dict[str, set[str]] = defaultdict(set)
+    for tensor in plan.tensors:
+        for leaf in distinct_leaves(tensor.output.formula):
+            read[leaf.checkpoint].add(leaf.tensor)
+    rows = []
+    for label, checkpoint in plan.resolved.checkpoints.items():
+        tensors = [checkpoint.tensors[name] for name in sorted(read[label])]
+        dtypes: Counter[str] = Counter()
+        for stored in tensors:
+            dtypes[stored.dtype.value] += stored.nbytes
+        rows.append(
+            InputRow(
+                reference=checkpoint.source,
+                path=checkpoint.path,
+                part=_part(plan, label),
+                tensors=len(checkpoint.tensors),
+                tensors_read=len(tensors),
+                bytes_read=sum(stored.nbytes for stored in tensors),
+                dtypes=tuple(name for name, _ in dtypes.most_common()),
+            )
+        )
+    return tuple(rows)
+
+
+def _part(plan: Plan, label: str) -> str:
+    parts = []
+    if label == plan.resolved.base:
+        parts.append("base")
+    if label == plan.resolved.donor:
+        parts.append("donor")
+    return ", ".join(parts) or "expert"
+
+
+def _steps(plan: Plan) -> tuple[StepRow, ...]:
+    groups: dict[tuple[str, int], list[PlannedTensor]] = defaultdict(list)
+    for tensor in plan.tensors:
+        groups[what_is_done(tensor), tensor.passes].append(tensor)
+    rows = [
+        StepRow(
+            what=what,
+            passes=passes,
+            tensors=len(tensors),
+            elements=sum(math.prod(t.output.shape) for t in tensors),
+            read_bytes=sum(t.read_bytes for t in tensors),
+        )
+        for (what, passes), tensors in groups.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.elements))
+
+
+def what_is_done(tensor: PlannedTensor) -> str:
+    """How a tensor comes about, in words: the methods from the inside out, `copy`, `sum` or `convert`."""
+    if tensor.action is not Action.COMPUTE:
+        return str(tensor.action.value)
+    return " > ".join(_words(tensor.output.formula))
+
+
+def _words(formula: Formula) -> list[str]:
+    if isinstance(formula, Cast):
+        return _words(formula.inner)
+    if isinstance(formula, Leaf):
+        return ["convert"]
+    if isinstance(formula, Merge):
+        inner = [f for f in (formula.base, *formula.experts) if f is not None]
+        return [*_of_inner(inner), formula.method]
+    if isinstance(formula, Sum):
+        return [*_of_inner([f for _, f in formula.terms]), "sum"]
+    return ["compare and copy"]
+
+
+def _of_inner(formulas: list[Formula]) -> list[str]:
+    """What is done inside formulas that are more than a stored tensor, each word once."""
+    bare = [f.inner if isinstance(f, Cast) else f for f in formulas]
+    return list(dict.fromkeys(word for f in bare if not isinstance(f, Leaf) for word in _words(f)))

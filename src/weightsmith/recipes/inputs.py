@@ -1,0 +1,106 @@
+"""The models of a recipe: each opened once, labelled, and untied where the recipe asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightsmith.checkpoints import Checkpoint, Tying, untied
+from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
+from weightsmith.recipes.combine import rounded
+from weightsmith.recipes.formula import Formula, Leaf, Same
+from weightsmith.recipes.problems import Problems
+from weightsmith.recipes.sections import unused_label
+from weightsmith.recipes.views import Item, View, view_of
+from weightsmith.tensors.dtypes import DType
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.merging import Result
+
+
+class Inputs:
+    """Checkpoints by label, and every model of a recipe as a view."""
+
+    def __init__(self, opener: Callable[[str], Checkpoint], *, unties: bool) -> None:
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.problems = Problems()
+        self._opener = opener
+        self._unties = unties
+        self._views: dict[Hashable, View] = {}
+        self._recipe_labels: list[str] = []
+
+    def checkpoint_view(self, reference: str) -> View:
+        """The checkpoint that a recipe calls `reference`."""
+        key = ("checkpoint", reference)
+        if key not in self._views:
+            checkpoint = replace(self._opener(reference), source=reference)
+            label = unused_label(checkpoint.name, self.checkpoints)
+            self.checkpoints[label] = checkpoint
+            self._views[key] = view_of(checkpoint, label)
+        return self._views[key]
+
+    def recipe_view(self, key: Hashable, name: str, result: Callable[[str], Result]) -> View:
+        """The result of a recipe inside a recipe; `result` resolves it, given its label.
+
+        Where the inner recipe names a dtype, and always in mergekit's semantics, its values are
+        rounded as if they had been written and read again.
+        """
+        key = ("recipe", key)
+        if key not in self._views:
+            label = unused_label(name, self._recipe_labels)
+            self._recipe_labels.append(label)
+            made = result(label)
+            is_rounded = made.semantics == "mergekit" or made.output_dtype is not None
+            items = {
+                item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
+                for item in made.items
+            }
+            self._views[key] = View(
+                label, items, made.donor.checkpoint, made.donor.ties, is_recipe=True
+            )
+        return self._views[key]
+
+    def label_of(self, view: View) -> str:
+        """The label of the checkpoint that a view's configuration comes from."""
+        return next(
+            k for k, checkpoint in self.checkpoints.items() if checkpoint is view.checkpoint
+        )
+
+    def untie(self, views: Sequence[View]) -> bool:
+        """Give tied checkpoints a head of their own if the recipe asks for it and another of `views` has one.
+
+        Returns whether views have changed and must be asked for again.
+        """
+        heads = [
+            vocabulary_head(v.checkpoint.tensors, v.checkpoint.roles)
+            for v in views
+            if v.checkpoint.tying is Tying.UNTIED
+        ]
+        if not self._unties or not heads or heads[0] is None:
+            return False
+        wanted = {id(view) for view in views}
+        changed = False
+        for key, view in list(self._views.items()):
+            is_tied = view.checkpoint.tying is Tying.TIED
+            if id(view) in wanted and is_tied and not view.is_recipe:
+                checkpoint = untied(view.checkpoint, heads[0])
+                self.checkpoints[view.label] = checkpoint
+                self._views[key] = view_of(checkpoint, view.label)
+                changed = True
+        return changed
+
+    def check_ties(self, views: Sequence[View]) -> None:
+        """Note every checkpoint whose head is tied where others keep a head of their own."""
+        distinct = {id(v.checkpoint): v.checkpoint for v in views}
+        for finding in tie_findings(list(distinct.values())):
+            self.problems.add(finding)
+
+    def _as_stored(self, item: Item) -> Formula:
+        formula = item.formula
+        if not item.dtype.is_float or isinstance(formula, Same):
+            return formula
+        if isinstance(formula, Leaf):
+            stored = self.checkpoints[formula.checkpoint].tensors[formula.tensor].dtype
+            return rounded(formula, stored, item.dtype)
+        return rounded(formula, DType.FLOAT64, item.dtype)

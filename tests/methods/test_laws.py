@@ -1,0 +1,199 @@
+"""Laws that hold for any input: translation, order of experts, sign, scale, layout; over shapes, dtypes and degenerate data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightsmith.methods import registry
+from weightsmith.methods.registry import REQUIRED, Base
+
+SHAPES = [(), (0,), (1,), (2,), (17,), (1, 1), (4, 1), (1, 5), (3, 7), (0, 4), (2, 3, 4), (2, 2, 3, 2)]
+NAMES = registry.names()
+# Formulas that depend on the experts' order in time.
+ORDERED = {"ema", "lawa", "wma"}
+# Formulas without an origin or a unit: f(x + c) = f(x) + c.
+TRANSLATED = (
+    "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
+    "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough"
+).split()
+SCALE_BOUND = {"nearswap", "ram", "ramplus_tl", "arcee_fusion"}
+# Iterations that start elsewhere, or stop within a tolerance.
+ITERATED = {"karcher": 1e-6, "geometric_median": 1e-5}
+SIGN_BOUND = {"sce", "arcee_fusion"}
+
+
+@st.composite
+def families(draw, n, *, dyadic=False):
+    """A base and n experts: random, with copies of the base and of each other, and zeros, among them."""
+    shape = draw(st.sampled_from(SHAPES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = draw(st.sampled_from([1e-3, 0.1, 1.0]))
+    base = rng.normal(size=shape)
+    experts = []
+    for _ in range(n):
+        kind = draw(st.sampled_from(["fresh", "fresh", "fresh", "base", "copy", "sparse"]))
+        change = size * rng.normal(size=shape)
+        if kind == "sparse":
+            change = change * (rng.random(shape) < 0.3)
+        expert = base + change
+        if kind == "base":
+            expert = base.copy()
+        if kind == "copy" and experts:
+            expert = experts[-1].copy()
+        experts.append(expert)
+    if dyadic:  # multiples of 2^-10, so that translation and sums are exact
+        base, *experts = (np.round(x * 1024) / 1024 for x in [base, *experts])
+    return base, experts
+
+
+def settings_of(name, n):
+    spec = registry.get(name)
+    shared = {key: 0.4 for key, default in spec.defaults().items() if default is REQUIRED}
+    if name == "sce":
+        shared["select_topk"] = 0.5
+    if name == "truncate":
+        shared["rank"] = 1
+    if name == "lines":
+        shared["alpha"] = 0.3
+    return {"shared": shared, "labels": tuple(f"m{i}" for i in range(n))}
+
+
+def experts_for(name, wanted=4):
+    low, high = registry.get(name).experts
+    return min(max(low, wanted), high or wanted)
+
+
+def base_for(name, base):
+    return base if registry.get(name).base is Base.REQUIRED else None
+
+
+def close(actual, expected, base, experts, tolerance=1e-9):
+    scale = max([1.0, *(np.abs(x).max(initial=0.0) for x in [base, *experts])])
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_translation(name, merge, data):
+    base, experts = data.draw(families(experts_for(name), dyadic=True))
+    shift = 8.0
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, base), experts, **how)
+    moved = merge(name, base_for(name, base + shift), [e + shift for e in experts], **how)
+    close(moved, merged + shift, base, experts)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if registry.get(n).experts[1] != 1 and n not in ORDERED])
+@given(data=st.data())
+@settings(max_examples=15)
+def test_order_of_experts(name, merge, data):
+    # Values are multiples of 2^-10 so that no sum depends on its order and no elected sign on rounding.
+    base, experts = data.draw(families(experts_for(name), dyadic=True))
+    order = data.draw(st.permutations(range(len(experts))))
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, base), experts, **how)
+    how["labels"] = tuple(how["labels"][i] for i in order)
+    reordered = merge(name, base_for(name, base), [experts[i] for i in order], **how)
+    close(reordered, merged, base, experts, ITERATED.get(name, 1e-9))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in SIGN_BOUND])
+@given(data=st.data())
+@settings(max_examples=15)
+def test_sign(name, merge, data):
+    base, experts = data.draw(families(experts_for(name)))
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, base), experts, **how)
+    mirrored = merge(name, base_for(name, -base), [-e for e in experts], **how)
+    close(mirrored, -merged, base, experts)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in SCALE_BOUND])
+@given(data=st.data(), power=st.sampled_from([-40, -3, 5, 30]))
+@settings(max_examples=15)
+def test_scale(name, merge, data, power):
+    base, experts = data.draw(families(experts_for(name)))
+    factor = 2.0**power
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, base), experts, **how)
+    scaled = merge(name, base_for(name, base * factor), [e * factor for e in experts], **how)
+    close(scaled / factor, merged, base, experts)
+
+
+ELEMENTWISE = (
+    "linear soup ema lawa wma wise_ft expo trimmed_mean task_arithmetic ties dare_linear dare_ties breadcrumbs "
+    "breadcrumbs_ties sce ram ramplus_tl nearswap passthrough lines slerp nuslerp multislerp karcher model_stock "
+    "geometric_median"
+).split()
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_shape_does_not_matter_where_no_row_does(name, merge, data):
+    base, experts = data.draw(families(experts_for(name)))
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, base), experts, **how)
+    flat = merge(name, base_for(name, base.reshape(-1)), [e.reshape(-1) for e in experts], **how)
+    np.testing.assert_array_equal(flat, merged.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_float_dtype_gives_the_merge_of_its_values(name, merge, dtype):
+    n = experts_for(name)
+    rng = np.random.default_rng(0)
+    inputs = [torch.from_numpy(rng.normal(size=(4, 6))).to(dtype) for _ in range(n + 1)]
+    wide = [x.to(torch.float32) if dtype is not torch.float64 else x for x in inputs]
+    how = settings_of(name, n)
+    merged = merge(name, base_for(name, inputs[0]), inputs[1:], **how)
+    assert merged.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert torch.equal(merged, merge(name, base_for(name, wide[0]), wide[1:], **how))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(max_examples=10)
+def test_strided_inputs_are_read_in_logical_order(name, merge, data):
+    base, experts = data.draw(families(experts_for(name)))
+    inputs = [torch.from_numpy(np.array(x)) for x in [base, *experts]]
+    turned = [x.mT.contiguous().mT if x.ndim > 1 else x for x in inputs]
+    how = settings_of(name, len(experts))
+    merged = merge(name, base_for(name, inputs[0]), inputs[1:], **how)
+    assert torch.equal(merged, merge(name, base_for(name, turned[0]), turned[1:], **how))
+
+
+# The span of a rotation or a truncation touches every element.
+MIXING = {"slerp", "truncate"}
+LOCAL = [n for n in NAMES if registry.get(n).base is Base.REQUIRED and n not in MIXING]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+@given(data=st.data())
+@settings(max_examples=10)
+def test_what_no_expert_changed_is_untouched(name, merge, data):
+    n = experts_for(name)
+    base, experts = data.draw(families(n))
+    base32 = base.astype(np.float32)
+    mask = np.random.default_rng(0).random(base.shape) < 0.5
+    experts32 = [np.where(mask, base32, e.astype(np.float32)) for e in experts]
+    merged = merge(name, base32, experts32, **settings_of(name, n))
+    np.testing.assert_array_equal(merged[mask], base32[mask])
+
+
+ONE_BROKEN = [n for n in NAMES if n not in ("truncate", "lawa", "trimmed_mean")]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ONE_BROKEN)
+def test_a_broken_weight_neither_raises_nor_warns(name, merge, bad):
+    n = experts_for(name)
+    inputs = list(np.random.default_rng(0).normal(size=(n + 1, 3, 4)))
+    inputs[1][1, 2] = bad
+    merged = merge(name, base_for(name, inputs[0]), inputs[1:], **settings_of(name, n))
+    assert merged.shape == (3, 4)
