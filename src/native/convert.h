@@ -18,6 +18,12 @@ inline uint64_t to_bits(double x) { return __builtin_bit_cast(uint64_t, x); }
 inline float from_bits(uint32_t x) { return __builtin_bit_cast(float, x); }
 inline double from_bits(uint64_t x) { return __builtin_bit_cast(double, x); }
 
+// Chosen by masking: given a choice, the compiler would skip the other side's arithmetic by a jump, and not vectorise.
+inline uint32_t pick(bool condition, uint32_t yes, uint32_t no) {
+    const uint32_t mask = 0u - uint32_t(condition);
+    return (yes & mask) | (no & ~mask);
+}
+
 // A small float with E exponent and M mantissa bits. With `finite_only` the all-ones code is NaN, there is no
 // infinity, and overflow saturates (float8_e4m3fn); otherwise the format is IEEE's and overflow gives infinity.
 template <int E, int M, bool finite_only>
@@ -37,9 +43,7 @@ struct SmallFloat {
             to_bits(float(int32_t(magnitude)) * from_bits(uint32_t(128 - bias - M) << 23));
         const uint32_t special = finite_only ? nan32 : infinity32 | (magnitude << drop);
         const bool is_special = finite_only ? magnitude == magnitude_mask : magnitude >= infinity;
-        uint32_t bits = magnitude < (1u << M) ? subnormal : normal;
-        bits = is_special ? special : bits;
-        return bits | sign;
+        return pick(is_special, special, pick(magnitude < (1u << M), subnormal, normal)) | sign;
     }
 
     static inline uint32_t encode(uint32_t bits) {
@@ -51,10 +55,9 @@ struct SmallFloat {
         // Adding a number whose last place is the smallest subnormal makes the adder do the rounding.
         const uint32_t magic = uint32_t(128 - bias + drop) << 23;
         const uint32_t subnormal = to_bits(from_bits(magnitude) + from_bits(magic)) - magic;
-        uint32_t code = magnitude < (uint32_t(128 - bias) << 23) ? subnormal : normal;
+        const uint32_t code = pick(magnitude < (uint32_t(128 - bias) << 23), subnormal, normal);
         const uint32_t top = finite_only ? magnitude_mask - 1 : infinity;
-        code = (code > top ? top : code) | sign;
-        return magnitude > infinity32 ? nan : code;
+        return pick(magnitude > infinity32, nan, pick(code > top, top, code) | sign);
     }
 
     static inline bool is_finite(uint32_t code) {

@@ -31,7 +31,8 @@ class Machine {
 
     bool allocate() {
         // Registers that lie exactly 4 KiB apart would look alike to the processor's store buffer.
-        stride_ = (block_ * int64_t(sizeof(T)) + 63) / 64 * 64 + 64;
+        const int64_t size = has(op_widen) ? 8 : int64_t(sizeof(T));
+        stride_ = (block_ * size + 63) / 64 * 64 + 64;
         const int64_t staging = (block_ * 8 + 63) / 64 * 64 + 64;
         const int64_t lanes = program_.reductions * lane_count * int64_t(sizeof(double));
         const int64_t ranks = has(op_row_rank) ? 2 * tile_.row_length * int64_t(sizeof(RankItem<T>)) : 0;
@@ -257,6 +258,16 @@ class Machine {
         reduce_pieces<Rule>(lanes(in.c), reg(in.a), reg(second), n_, at_, tile_, output<double>(in.slot));
     }
 
+    // An output register that is not the input's: doubles take twice the room.
+    void widen_register(I in) const {
+        widen(reinterpret_cast<const float*>(reg(in.a)), reinterpret_cast<double*>(reg(in.out)), n_);
+    }
+
+    void dot_wide(I in) const {
+        reduce_pieces<Dot>(lanes(in.c), reinterpret_cast<const double*>(reg(in.a)),
+                           reinterpret_cast<const double*>(reg(in.b)), n_, at_, tile_, output<double>(in.slot));
+    }
+
     template <class Rule>
     inline void reduce_row(I in, int32_t second) const {
         reduce_rows<Rule>(reg(in.a), reg(second), n_, at_, tile_.row_length, output<double>(in.slot));
@@ -319,6 +330,8 @@ class Machine {
             case op_total: return reduce<Total>(in, in.a);
             case op_dot: return reduce<Dot>(in, in.b);
             case op_peak: return reduce<Peak>(in, in.a);
+            case op_widen: return widen_register(in);
+            case op_dot_wide: return dot_wide(in);
             case op_row_total: return reduce_row<Total>(in, in.a);
             case op_row_dot: return reduce_row<Dot>(in, in.b);
             case op_row_peak: return reduce_row<Peak>(in, in.a);

@@ -35,6 +35,9 @@
     X(row_rank)                                                                                                \
     /* outputs[slot]: one float64 per piece of the tile; c is the ordinal of the reduction in the program */   \
     X(total) X(dot) X(peak)                                                                                    \
+    /* out = register a as doubles in a float program, for use by dot_wide alone: where a value is in many     \
+       dot products, widening it once saves most of the work */                                                \
+    X(widen) X(dot_wide)                                                                                       \
     /* outputs[slot]: one float64 per row of the tile */                                                       \
     X(row_total) X(row_dot) X(row_peak)                                                                        \
     /* outputs[slot]: 65536 uint64 counts, then those above and below; low, shift = integers[b], [b + 1] */    \
@@ -118,6 +121,8 @@ int run(const ws_program& program, const ws_tile& tile);
 
 #if defined(__clang__)
 #define WS_VECTOR_LOOP _Pragma("clang loop vectorize(assume_safety)")
+#define WS_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define WS_VECTOR_LOOP _Pragma("GCC ivdep")
+#define WS_UNROLL _Pragma("GCC unroll 16")
 #endif

@@ -4,15 +4,14 @@
 // So the result depends on the range alone - not on blocks, tiles, threads or the instruction set.
 
 // Lanes are kept in vectors of the instruction set's own width: wider ones would be spilled to memory piece by piece.
-typedef double wide_double __attribute__((vector_size(WS_WIDTH * 8), aligned(8)));
-typedef float wide_float __attribute__((vector_size(WS_WIDTH * 4), aligned(4)));
+typedef double __attribute__((vector_size(WS_WIDTH * 8), aligned(8), may_alias)) wide_double;
+typedef float __attribute__((vector_size(WS_WIDTH * 4), aligned(4), may_alias)) wide_float;
 constexpr int lane_vectors = int(lane_count) / WS_WIDTH;
 
-static inline void load_wide(const double* x, wide_double& to) { std::memcpy(&to, x, sizeof to); }
+// Through pointers, because copies by memcpy may go over the stack in halves.
+static inline void load_wide(const double* x, wide_double& to) { to = *reinterpret_cast<const wide_double*>(x); }
 static inline void load_wide(const float* x, wide_double& to) {
-    wide_float stored;
-    std::memcpy(&stored, x, sizeof stored);
-    to = __builtin_convertvector(stored, wide_double);
+    to = __builtin_convertvector(*reinterpret_cast<const wide_float*>(x), wide_double);
 }
 
 struct Total {
@@ -42,15 +41,18 @@ static inline void accumulate(double* lanes, const T* x, const T* y, int64_t n, 
         lanes[phase % lane_count] = Rule::template step<double>(lanes[phase % lane_count], x[i], y[i]);
     if (i + lane_count <= n) {
         wide_double sum[lane_vectors], a, b;
-        std::memcpy(sum, lanes, sizeof sum);
+        WS_UNROLL
+        for (int k = 0; k < lane_vectors; ++k) load_wide(lanes + WS_WIDTH * k, sum[k]);
         for (; i + lane_count <= n; i += lane_count) {
+            WS_UNROLL
             for (int k = 0; k < lane_vectors; ++k) {
                 load_wide(x + i + WS_WIDTH * k, a);
                 load_wide(y + i + WS_WIDTH * k, b);
                 sum[k] = Rule::template step<wide_double>(sum[k], a, b);
             }
         }
-        std::memcpy(lanes, sum, sizeof sum);
+        WS_UNROLL
+        for (int k = 0; k < lane_vectors; ++k) *reinterpret_cast<wide_double*>(lanes + WS_WIDTH * k) = sum[k];
     }
     for (int64_t lane = 0; i < n; ++i, ++lane) lanes[lane] = Rule::template step<double>(lanes[lane], x[i], y[i]);
 }

@@ -54,7 +54,7 @@ def finish(family: Family, recipe: dict[str, Any], expected: dict[str, bytes], *
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("stop_at", [2, 5, 8, 11, "sealing"])
+@pytest.mark.parametrize("stop_at", [2, 5, 9, "sealing"])
 def test_an_exception_at_any_moment_costs_only_what_was_unfinished(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes], stop_at: int | str, threads: int
 ) -> None:
@@ -62,9 +62,9 @@ def test_an_exception_at_any_moment_costs_only_what_was_unfinished(
     interrupt(family, recipe, stop_at, threads=threads)
     progress = finish(family, recipe, expected, threads=threads)
     assert progress.resumed + progress.written == progress.total
-    assert (progress.resumed > 0) == (stop_at != 2 or progress.resumed > 0)
-    if stop_at == "sealing":
-        assert progress.written == 0
+    if threads == 1:
+        assert progress.resumed > 0
+    assert (progress.written == 0) == (stop_at == "sealing")
 
 
 def test_a_run_that_finished_nothing_leaves_nothing(family: Family, recipe: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def test_a_torn_last_line_is_dropped(
     shutil.copytree(folder, copy)
     for length in range(last, len(whole), 37):
         shutil.rmtree(family.root / "out", ignore_errors=True)
-        shutil.copytree(copy, folder)
+        shutil.copytree(copy, folder, dirs_exist_ok=True)
         (folder / "journal.jsonl").write_bytes(whole[:length])
         assert len(finish(family, recipe, expected).tensors) == 1
 
@@ -323,7 +323,7 @@ def test_a_shard_that_could_not_be_made_durable_is_not_trusted_later(
 
 def test_a_failed_assertion_keeps_the_work_but_publishes_nothing(family: Family) -> None:
     """A mended clause is another recipe, so it starts over."""
-    recipe = family.recipe("linear", **{"assert": [{"equal": str(family.root / "e1")}]})
+    recipe = family.recipe("linear", **{"assert": [{"equal": {"to": str(family.root / "e1")}}]})
     with pytest.raises(AssertionFailed):
         weightsmith.merge(recipe, family.root / "out")
     assert not (family.root / "out").exists()

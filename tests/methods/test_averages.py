@@ -110,7 +110,9 @@ def test_wma_weighs_later_checkpoints_linearly(merge):
     close(merge("wma", None, [a, b, c]), (a + 2 * b + 3 * c) / 6)
 
 
-@pytest.mark.parametrize(("n", "k"), [(3, 0), (3, 1), (4, 1), (5, 1), (5, 2), (7, 2), (7, 3), (9, 3)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(3, 0), (3, 1), (4, 1), (5, 1), (5, 2), (7, 2), (7, 3), (9, 3)]
+)
 def test_trimmed_mean_is_the_mean_of_the_sorted_middle(merge, n, k):
     experts = draw(n, (40,), seed=n)
     expected = np.mean(np.sort(experts, 0)[k : n - k], 0)

@@ -80,7 +80,12 @@ def test_degenerate_inputs_give_finite_numbers_of_the_same_shape(name, shape, me
     some = rng.normal(size=shape).astype(np.float32)
     zero = np.zeros(shape, np.float32)
     near = some + np.float32(1e-7)
-    families = [[zero, zero, zero, zero], [some, zero, some, zero], [some, -some, some, -some], [some, near, zero, near]]
+    families = [
+        [zero, zero, zero, zero],
+        [some, zero, some, zero],
+        [some, -some, some, -some],
+        [some, near, zero, near],
+    ]
     for preset, n, has_base, shared in every_way(name):
         for experts in families:
             for base in [zero, some] if has_base else [None]:
@@ -95,7 +100,9 @@ def test_tiny_and_huge_weights_stay_finite(name, merge):
     for size in (1e-30, 1e15):
         base, *experts = (rng.normal(size=(5, 3, 4)) * size).astype(np.float32)
         for preset, n, has_base, shared in every_way(name):
-            merged = merge(name, base if has_base else None, experts[:n], shared=shared, preset=preset)
+            merged = merge(
+                name, base if has_base else None, experts[:n], shared=shared, preset=preset
+            )
             assert np.isfinite(merged).all(), f"{preset} {size}"
 
 
@@ -104,4 +111,7 @@ def test_float64_inputs_are_merged_in_float64(name, merge):
     rng = np.random.default_rng(4)
     base, *experts = rng.normal(size=(5, 3, 4))
     for preset, n, has_base, shared in every_way(name):
-        assert merge(name, base if has_base else None, experts[:n], shared=shared, preset=preset).dtype == np.float64
+        assert (
+            merge(name, base if has_base else None, experts[:n], shared=shared, preset=preset).dtype
+            == np.float64
+        )

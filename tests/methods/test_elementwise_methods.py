@@ -18,7 +18,9 @@ def test_passthrough_hands_on_every_bit(merge):
 
 def test_passthrough_scales(merge):
     (model,) = draw(1)
-    np.testing.assert_array_equal(merge("passthrough", None, [model], per_expert=[{"scale": -2.0}]), -2 * model)
+    np.testing.assert_array_equal(
+        merge("passthrough", None, [model], per_expert=[{"scale": -2.0}]), -2 * model
+    )
 
 
 @pytest.mark.parametrize("preset", ["paper", "mergekit"])
@@ -53,7 +55,9 @@ def fusion(base, expert):
     p, q = softmax(expert), softmax(base)
     importance = np.abs(expert - base) * np.sum(p * np.log(p / q), -1, keepdims=True)
     ordered = np.sort(importance, axis=None)
-    first, median, third = (ordered[int(np.floor(s * (ordered.size - 1)))] for s in (0.25, 0.5, 0.75))
+    first, median, third = (
+        ordered[int(np.floor(s * (ordered.size - 1)))] for s in (0.25, 0.5, 0.75)
+    )
     return np.where(importance >= median + 1.5 * (third - first), expert, base)
 
 

@@ -13,11 +13,15 @@ SMOOTH = (
     "geometric_median lines"
 ).split()
 PIECEWISE = (
-    "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap trimmed_mean "
-    "arcee_fusion truncate"
+    "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap "
+    "trimmed_mean arcee_fusion truncate"
 ).split()
 WAYS = {
-    "nuslerp": [{}, {"nuslerp_flatten": False}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}],
+    "nuslerp": [
+        {},
+        {"nuslerp_flatten": False},
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ],
     "model_stock": [{}, {"filter_wise": True}],
     "lines": [{"alpha": 0.3}, {}],
 }
@@ -36,13 +40,17 @@ def call(merge, name, shared=None, preset=registry.PAPER):
 
     def run(*inputs):
         base, experts = (inputs[0], inputs[1:]) if has_base else (None, inputs)
-        return merge(name, base, list(experts), shared={**required, **(shared or {})}, preset=preset)
+        return merge(
+            name, base, list(experts), shared={**required, **(shared or {})}, preset=preset
+        )
 
     n = min(max(spec.experts[0], 3), spec.experts[1] or 3)
     return run, n + has_base
 
 
-@pytest.mark.parametrize(("name", "shared"), [(n, w) for n in SMOOTH for w in WAYS.get(n, [{}])], ids=str)
+@pytest.mark.parametrize(
+    ("name", "shared"), [(n, w) for n in SMOOTH for w in WAYS.get(n, [{}])], ids=str
+)
 def test_gradients_are_those_of_finite_differences(merge, name, shared):
     run, count = call(merge, name, shared)
     inputs = draw(count - 1)[:count]
@@ -51,7 +59,13 @@ def test_gradients_are_those_of_finite_differences(merge, name, shared):
 
 @pytest.mark.parametrize("name", PIECEWISE)
 def test_gradients_of_piecewise_methods_are_finite_and_reach_every_expert(merge, name):
-    shared = {"rank": 2} if name == "truncate" else {"density": 0.7} if name in ("dare_linear", "dare_ties") else None
+    shared = (
+        {"rank": 2}
+        if name == "truncate"
+        else {"density": 0.7}
+        if name in ("dare_linear", "dare_ties")
+        else None
+    )
     run, count = call(merge, name, shared)
     inputs = draw(count - 1)[:count]
     run(*inputs).sum().backward()

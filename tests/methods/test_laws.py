@@ -1,18 +1,39 @@
-"""Laws that hold for any input: translation, order of experts, sign, scale, layout; over shapes, dtypes and degenerate data."""
+"""Laws that hold for any input: translation, order of experts, sign, scale, layout, dtype, and unchanged weights."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from weightsmith.methods import registry
 from weightsmith.methods.registry import REQUIRED, Base
 
-SHAPES = [(), (0,), (1,), (2,), (17,), (1, 1), (4, 1), (1, 5), (3, 7), (0, 4), (2, 3, 4), (2, 2, 3, 2)]
+SHAPES = [
+    (),
+    (0,),
+    (1,),
+    (2,),
+    (17,),
+    (1, 1),
+    (4, 1),
+    (1, 5),
+    (3, 7),
+    (0, 4),
+    (2, 3, 4),
+    (2, 2, 3, 2),
+]
 NAMES = registry.names()
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
 # Formulas that depend on the experts' order in time.
 ORDERED = {"ema", "lawa", "wma"}
 # Formulas without an origin or a unit: f(x + c) = f(x) + c.
@@ -71,6 +92,12 @@ def base_for(name, base):
     return base if registry.get(name).base is Base.REQUIRED else None
 
 
+def cancel(vectors):
+    lengths = [np.linalg.norm(v) for v in vectors]
+    alive = [v / length for v, length in zip(vectors, lengths, strict=True) if length]
+    return bool(alive) and np.linalg.norm(np.sum(alive, axis=0)) < 1e-6
+
+
 def close(actual, expected, base, experts, tolerance=1e-9):
     scale = max([1.0, *(np.abs(x).max(initial=0.0) for x in [base, *experts])])
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
@@ -88,12 +115,16 @@ def test_translation(name, merge, data):
     close(moved, merged + shift, base, experts)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if registry.get(n).experts[1] != 1 and n not in ORDERED])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if registry.get(n).experts[1] != 1 and n not in ORDERED]
+)
 @given(data=st.data())
 @settings(max_examples=15)
 def test_order_of_experts(name, merge, data):
     # Values are multiples of 2^-10 so that no sum depends on its order and no elected sign on rounding.
     base, experts = data.draw(families(experts_for(name), dyadic=True))
+    if name == "karcher":  # directions that cancel have no mean; it then stays at the first
+        assume(not cancel(experts))
     order = data.draw(st.permutations(range(len(experts))))
     how = settings_of(name, len(experts))
     merged = merge(name, base_for(name, base), experts, **how)
@@ -143,7 +174,7 @@ def test_shape_does_not_matter_where_no_row_does(name, merge, data):
     np.testing.assert_array_equal(flat, merged.reshape(-1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_float_dtype_gives_the_merge_of_its_values(name, merge, dtype):
     n = experts_for(name)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from weightsmith.errors import NonFiniteError
+from weightsmith.methods.nuslerp import SlerpAlongFirstAxis
+from weightsmith.methods.truncate import Truncation
 
 
 def draw(n, shape=(8, 6), seed=0):
@@ -26,7 +29,9 @@ def low_rank(matrix, r):
 def test_truncate_averages_the_best_low_rank_task_vectors(merge, rank):
     base, experts = draw(2)
     weights = [{"weight": 1.0}, {"weight": 3.0}]
-    merged = merge("truncate", base, experts, shared={"rank": rank, "lambda": 0.5}, per_expert=weights)
+    merged = merge(
+        "truncate", base, experts, shared={"rank": rank, "lambda": 0.5}, per_expert=weights
+    )
     first, second = (low_rank(e - base, rank) for e in experts)
     close(merged, base + 0.5 * (first + 3 * second) / 4)
     one = merge("truncate", base, experts[:1], shared={"rank": rank})
@@ -35,8 +40,14 @@ def test_truncate_averages_the_best_low_rank_task_vectors(merge, rank):
 
 def test_truncate_takes_a_share_of_the_rank_but_at_least_one(merge):
     base, experts = draw(1)
-    close(merge("truncate", base, experts, shared={"rank_share": 0.5}), base + low_rank(experts[0] - base, 3))
-    close(merge("truncate", base, experts, shared={"rank_share": 0.0}), base + low_rank(experts[0] - base, 1))
+    close(
+        merge("truncate", base, experts, shared={"rank_share": 0.5}),
+        base + low_rank(experts[0] - base, 3),
+    )
+    close(
+        merge("truncate", base, experts, shared={"rank_share": 0.0}),
+        base + low_rank(experts[0] - base, 1),
+    )
 
 
 def test_truncate_to_full_rank_is_the_expert(merge):
@@ -61,14 +72,30 @@ def test_truncate_takes_stacks_slice_by_slice_and_vectors_whole(merge):
     close(merge("truncate", base, experts, shared={"rank": 1, "stacks": "others"}), experts[0])
     vector, (other,) = draw(1, (9,))
     close(merge("truncate", vector, [other], shared={"rank": 1}), other)
-    np.testing.assert_array_equal(merge("truncate", vector, [other], shared={"others": "base"}), vector)
+    np.testing.assert_array_equal(
+        merge("truncate", vector, [other], shared={"others": "base"}), vector
+    )
 
 
 def test_truncate_takes_kernels_as_matrices_if_asked(merge):
     base, experts = draw(1, (4, 3, 2, 2))
     close(merge("truncate", base, experts, shared={"rank": 1}), experts[0])
     merged = merge("truncate", base, experts, shared={"rank": 1, "kernels": "matrix"})
-    close(merged.reshape(4, 12), base.reshape(4, 12) + low_rank((experts[0] - base).reshape(4, 12), 1))
+    close(
+        merged.reshape(4, 12), base.reshape(4, 12) + low_rank((experts[0] - base).reshape(4, 12), 1)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numpy_and_torch_give_the_same_matrices(dtype):
+    a, b = (np.random.default_rng(s).normal(size=(5, 9, 7)).astype(dtype) for s in (0, 1))
+    for function, inputs in ((Truncation(3, (9, 7), "t"), [a]), (SlerpAlongFirstAxis(0.3), [a, b])):
+        ours = function(np, *inputs)
+        theirs = function(torch, *(torch.from_numpy(x) for x in inputs)).numpy()
+        assert ours.dtype == theirs.dtype == dtype
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=1e-14 if dtype == np.float64 else 1e-7
+        )
 
 
 def test_truncate_names_the_tensor_that_is_not_finite(merge):
@@ -91,7 +118,9 @@ def test_lines_scales_one_task_vector_by_depth(merge, layer, scale):
 def test_lines_with_alpha_one_leaves_the_expert(merge):
     base, experts = draw(1)
     for layer in (0, 1, None):
-        close(merge("lines", base, experts, shared={"alpha": 1.0}, layer=layer, layers=2), experts[0])
+        close(
+            merge("lines", base, experts, shared={"alpha": 1.0}, layer=layer, layers=2), experts[0]
+        )
 
 
 def test_lines_beta_is_added_at_the_last_block(merge):
@@ -101,7 +130,11 @@ def test_lines_beta_is_added_at_the_last_block(merge):
 
 
 def model(seed=0):
-    facts = {"embed": {"layers": 2}, "first": {"layer": 0, "layers": 2}, "last": {"layer": 1, "layers": 2}}
+    facts = {
+        "embed": {"layers": 2},
+        "first": {"layer": 0, "layers": 2},
+        "last": {"layer": 1, "layers": 2},
+    }
     return {name: (*draw(3, (5, 4), seed + i), facts[name]) for i, name in enumerate(facts)}
 
 
@@ -119,7 +152,11 @@ def test_lines_alpha_comes_from_l1_norms_of_the_whole_model(merge_model):
     ties = merge_model("ties", tensors, shared={"density": 1.0})
     tau = {name: ties[name] - base for name, (base, _, _) in tensors.items()}
     plain = {name: sum(e - base for e in experts) for name, (base, experts, _) in tensors.items()}
-    alpha = sum(np.abs(x).sum() for x in plain.values()) / sum(np.abs(x).sum() for x in tau.values()) / 3
+    alpha = (
+        sum(np.abs(x).sum() for x in plain.values())
+        / sum(np.abs(x).sum() for x in tau.values())
+        / 3
+    )
     for name, beta in (("embed", 0.0), ("first", 0.0), ("last", 0.4)):
         close(merged[name], tensors[name][0] + (alpha + beta) * tau[name])
 

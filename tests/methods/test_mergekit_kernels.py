@@ -12,7 +12,9 @@ import pytest
 PYTHON = Path(__file__).parents[2] / ".venv-parity" / "bin" / "python"
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.skipif(not PYTHON.exists(), reason="mergekit's environment is not made (make parity)"),
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="mergekit's environment is not made (make parity)"
+    ),
 ]
 
 MERGEKIT = """
@@ -95,7 +97,9 @@ def test_preset_reproduces_mergekit(tmp_path, merge, shape, spread):
         )
     np.savez(tmp_path / "in.npz", cases=json.dumps(cases), **arrays)
     (tmp_path / "run.py").write_text(MERGEKIT)
-    subprocess.run([PYTHON, tmp_path / "run.py", tmp_path / "in.npz", tmp_path / "out.npz"], check=True)
+    subprocess.run(
+        [PYTHON, tmp_path / "run.py", tmp_path / "in.npz", tmp_path / "out.npz"], check=True
+    )
     theirs = np.load(tmp_path / "out.npz")
     wrong = {
         key: np.abs(theirs[key] - ours).max()

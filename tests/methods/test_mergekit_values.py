@@ -40,11 +40,15 @@ def test_karcher_preset_gives_mergekits_values(merge):
 
 def test_breadcrumbs_preset_gives_mergekits_values_up_to_its_arbitrary_order_of_equals(merge):
     shared = {"density": 0.5, "gamma": 0.2}
-    merged = merge("breadcrumbs", B, [X], shared=shared, per_expert=weights((1,)), preset="mergekit")
+    merged = merge(
+        "breadcrumbs", B, [X], shared=shared, per_expert=weights((1,)), preset="mergekit"
+    )
     assert sorted(abs(merged)) == sorted(np.abs([0, -1, 2, 0, 1, 0]))
     np.testing.assert_array_equal(merged, [1, -1, 2, 0, 0, 0])  # equal magnitudes by lower index
 
 
 def test_sce_preset_gives_mergekits_values_up_to_its_arbitrary_order_of_equals(merge):
     merged = merge("sce", B, [X, Y], shared={"select_topk": 0.5}, preset="mergekit")
-    np.testing.assert_array_equal(merged, [1, 0, 0, 0, 0, -3])  # mergekit keeps index 1, of equal variance
+    np.testing.assert_array_equal(
+        merged, [1, 0, 0, 0, 0, -3]
+    )  # mergekit keeps index 1, of equal variance

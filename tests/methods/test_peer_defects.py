@@ -18,7 +18,10 @@ def weights(n):
 
 @pytest.mark.parametrize("size", [1e-3, 3e-4, 1e-6, 1e-12])
 def test_sce_weights_stay_adaptive_on_small_task_vectors(merge, size):
-    base, experts = np.zeros((30, 30)), [size * x for x in np.random.default_rng(0).normal(size=(2, 30, 30))]
+    base, experts = (
+        np.zeros((30, 30)),
+        [size * x for x in np.random.default_rng(0).normal(size=(2, 30, 30))],
+    )
     experts[1] = abs(experts[1]) * np.sign(experts[0]) * 0.3
     shared = {"select_topk": 1.0}
     merged = merge("sce", base, experts, shared=shared)
@@ -85,7 +88,9 @@ def test_della_mergekit_preset_restores_the_l1_norm_and_keeps_a_share_around_the
 def test_ties_keeps_exactly_as_many_as_asked_and_not_one_more(merge):
     base, experts = draw(1, (10, 10))
     for density in (0.2, 0.5, 0.99):
-        assert (merge("ties", base, experts, shared={"density": density}) != base).sum() == int(100 * density)
+        assert (merge("ties", base, experts, shared={"density": density}) != base).sum() == int(
+            100 * density
+        )
 
 
 def test_ties_with_density_one_or_nearly_zero_does_not_fail(merge):
@@ -93,7 +98,9 @@ def test_ties_with_density_one_or_nearly_zero_does_not_fail(merge):
     for preset in ("paper", "mergekit"):
         for density in (0.0, 1e-9, 1.0):
             shared = {"density": density}
-            merged = merge("ties", base, experts, shared=shared, per_expert=weights(2), preset=preset)
+            merged = merge(
+                "ties", base, experts, shared=shared, per_expert=weights(2), preset=preset
+            )
             assert np.isfinite(merged).all()
 
 
@@ -107,7 +114,9 @@ def test_dare_with_everything_dropped_is_the_base_and_not_nan(merge):
 def test_dare_l1_rescale_of_a_task_vector_that_lost_every_element_is_finite(merge):
     base, expert = np.zeros(1), np.ones(1)
     for seed in range(20):
-        merged = merge("dare_linear", base, [expert], shared={"density": 0.5, "rescale": "l1"}, seed=seed)
+        merged = merge(
+            "dare_linear", base, [expert], shared={"density": 0.5, "rescale": "l1"}, seed=seed
+        )
         assert merged in ([0.0], [1.0])
 
 
@@ -122,7 +131,9 @@ def test_bfloat16_is_summed_in_float32(merge):
 
 def test_weights_are_not_rounded_to_the_tensors_dtype(merge):
     expert = torch.ones(3, dtype=torch.bfloat16)
-    merged = merge("linear", None, [expert, 0 * expert], per_expert=[{"weight": 0.6}, {"weight": 0.4}])
+    merged = merge(
+        "linear", None, [expert, 0 * expert], per_expert=[{"weight": 0.6}, {"weight": 0.4}]
+    )
     assert merged.tolist() == pytest.approx([0.6] * 3, rel=1e-7)
 
 

@@ -11,9 +11,7 @@ MERGEKIT_METHODS = (
     "linear slerp nuslerp multislerp karcher passthrough model_stock nearswap arcee_fusion task_arithmetic ties "
     "dare_ties dare_linear breadcrumbs breadcrumbs_ties della della_linear sce ram ramplus_tl"
 ).split()
-OWN_METHODS = (
-    "soup wise_ft expo ema lawa wma geometric_median trimmed_mean truncate lines".split()
-)
+OWN_METHODS = "soup wise_ft expo ema lawa wma geometric_median trimmed_mean truncate lines".split()
 
 
 def build(name, shared=None, experts=1, preset=registry.PAPER, **per_expert):
@@ -29,7 +27,9 @@ def test_an_unknown_method_is_answered_with_the_nearest_name():
         registry.get("tiess")
 
 
-WEIGHTED = [m for m in MERGEKIT_METHODS if "weight" in registry.get(m).parameters and m != "karcher"]
+WEIGHTED = [
+    m for m in MERGEKIT_METHODS if "weight" in registry.get(m).parameters and m != "karcher"
+]
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -71,7 +71,8 @@ def test_normalize_true_divides_by_signed_weights_only_for_mergekit():
 
 
 @pytest.mark.parametrize(
-    "name", "task_arithmetic ties dare_ties dare_linear breadcrumbs breadcrumbs_ties della della_linear".split()
+    "name",
+    "task_arithmetic ties dare_ties dare_linear breadcrumbs breadcrumbs_ties della della_linear".split(),
 )
 def test_the_family_accepts_every_key_of_mergekit(name):
     keys = {"int8_mask": True, "normalize": True, "rescale": False, "lambda": 0.5, "density": 1.0}
@@ -128,7 +129,9 @@ def test_a_meaningless_parameter_is_refused_with_its_name(name, shared, message)
         build(name, shared)
 
 
-@pytest.mark.parametrize(("name", "experts"), [("slerp", 2), ("model_stock", 1), ("nuslerp", 3), ("trimmed_mean", 2)])
+@pytest.mark.parametrize(
+    ("name", "experts"), [("slerp", 2), ("model_stock", 1), ("nuslerp", 3), ("trimmed_mean", 2)]
+)
 def test_a_wrong_number_of_experts_is_refused(name, experts):
     with pytest.raises(RecipeError, match=f"{experts} were given"):
         build(name, {"t": 0.5} if name == "slerp" else {}, experts=experts)

@@ -82,20 +82,31 @@ def nuslerp_lines(t, a, b, axis):
     lines = [
         slerp(t, x, y)
         for x, y in zip(
-            moved_a.reshape(-1, moved_a.shape[-1]), moved_b.reshape(-1, moved_b.shape[-1]), strict=True
+            moved_a.reshape(-1, moved_a.shape[-1]),
+            moved_b.reshape(-1, moved_b.shape[-1]),
+            strict=True,
         )
     ]
     return np.moveaxis(np.reshape(lines, moved_a.shape), -1, axis)
 
 
 @pytest.mark.parametrize("with_base", [False, True])
-@pytest.mark.parametrize(("shared", "axis"), [({}, None), ({"nuslerp_flatten": False}, -1), ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, 0)])
+@pytest.mark.parametrize(
+    ("shared", "axis"),
+    [
+        ({}, None),
+        ({"nuslerp_flatten": False}, -1),
+        ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, 0),
+    ],
+)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4)])
 def test_nuslerp_interpolates_tensors_rows_or_columns(merge, with_base, shared, axis, shape):
     base, a, b = draw(3, shape)
     weights = [{"weight": 0.5}, {"weight": 2.0}]
     origin = base if with_base else np.zeros_like(base)
-    merged = merge("nuslerp", base if with_base else None, [a, b], shared=shared, per_expert=weights)
+    merged = merge(
+        "nuslerp", base if with_base else None, [a, b], shared=shared, per_expert=weights
+    )
     x, y = a - origin, b - origin
     expected = slerp(0.8, x, y) if axis is None else nuslerp_lines(0.8, x, y, axis)
     close(merged, origin + expected)
@@ -124,7 +135,10 @@ def test_multislerp_is_mean_direction_times_mean_length(merge, with_base):
     direction = sum(wi * xi / norm(xi) for wi, xi in zip(w, x, strict=True))
     expected = direction / norm(direction) * sum(wi * norm(xi) for wi, xi in zip(w, x, strict=True))
     given = [{"weight": float(10 * wi)} for wi in w]
-    close(merge("multislerp", base if with_base else None, experts, per_expert=given), origin + expected)
+    close(
+        merge("multislerp", base if with_base else None, experts, per_expert=given),
+        origin + expected,
+    )
 
 
 def test_multislerp_of_two_equal_norms_is_the_middle_of_the_arc(merge):

@@ -62,7 +62,9 @@ def uniform(seed, label, tensor, n):
 def test_task_arithmetic_adds_weighted_deltas(merge):
     base, experts = draw(3)
     w = (1.0, 0.5, -0.25)
-    merged = merge("task_arithmetic", base, experts, shared={"lambda": 0.3}, per_expert=per_expert(weight=w))
+    merged = merge(
+        "task_arithmetic", base, experts, shared={"lambda": 0.3}, per_expert=per_expert(weight=w)
+    )
     close(merged, base + 0.3 * sum(x * (e - base) for x, e in zip(w, experts, strict=True)))
 
 
@@ -122,9 +124,16 @@ def test_ties_model_scope_zero_sum_takes_the_majority_sign_of_the_model(merge_mo
     np.testing.assert_array_equal(merged["b"], [-1, -2, 3])
 
 
-@pytest.mark.parametrize(("zero_sum", "expected"), [("zero", 0.0), ("positive", 1.0), ("majority", 0.0)])
+@pytest.mark.parametrize(
+    ("zero_sum", "expected"), [("zero", 0.0), ("positive", 1.0), ("majority", 0.0)]
+)
 def test_ties_zero_sums_follow_their_parameter(merge, zero_sum, expected):
-    merged = merge("ties", np.zeros(1), [np.ones(1), -np.ones(1)], shared={"density": 1.0, "zero_sum": zero_sum})
+    merged = merge(
+        "ties",
+        np.zeros(1),
+        [np.ones(1), -np.ones(1)],
+        shared={"density": 1.0, "zero_sum": zero_sum},
+    )
     assert merged == [expected]
 
 
@@ -149,7 +158,9 @@ def test_ties_keep_at_least_saves_small_tensors(merge):
     close(saved, base + top(expert - base, 1))
     for shape in [(), (0,), (1,)]:
         tiny = np.ones(shape)
-        np.testing.assert_array_equal(merge("ties", 0 * tiny, [tiny], shared={**shared, "keep_at_least": 2}), tiny)
+        np.testing.assert_array_equal(
+            merge("ties", 0 * tiny, [tiny], shared={**shared, "keep_at_least": 2}), tiny
+        )
 
 
 # DARE -----------------------------------------------------------------------------------------------------------
@@ -161,11 +172,17 @@ def test_dare_drops_by_the_counter_generator_and_divides_by_the_density(merge, d
     facts = {"seed": 7, "labels": ("one", "two")}
     merged = merge("dare_linear", base, experts, shared={"density": density}, **facts)
     kept = [
-        np.where(uniform(7, label, "layer.weight", base.size).reshape(base.shape) < density, e - base, 0) / density
+        np.where(
+            uniform(7, label, "layer.weight", base.size).reshape(base.shape) < density, e - base, 0
+        )
+        / density
         for label, e in zip(facts["labels"], experts, strict=True)
     ]
     close(merged, base + sum(kept))
-    close(merge("dare_ties", base, experts, shared={"density": density}, **facts), base + elected(kept, (1, 1), True))
+    close(
+        merge("dare_ties", base, experts, shared={"density": density}, **facts),
+        base + elected(kept, (1, 1), True),
+    )
 
 
 def test_dare_keeps_a_binomial_share_and_is_unbiased(merge):
@@ -179,7 +196,9 @@ def test_dare_keeps_a_binomial_share_and_is_unbiased(merge):
 def test_dare_depends_on_seed_and_model_but_on_nothing_else(merge):
     base, (expert,) = draw(1, (50, 40))
     first = merge("dare_linear", base, [expert], seed=1, labels=("m",))
-    np.testing.assert_array_equal(first, merge("dare_linear", base, [expert], seed=1, labels=("m",)))
+    np.testing.assert_array_equal(
+        first, merge("dare_linear", base, [expert], seed=1, labels=("m",))
+    )
     assert (first != merge("dare_linear", base, [expert], seed=2, labels=("m",))).any()
     assert (first != merge("dare_linear", base, [expert], seed=1, labels=("n",))).any()
     flat = merge("dare_linear", base.ravel(), [expert.ravel()], seed=1, labels=("m",))
@@ -203,9 +222,12 @@ def test_dare_l1_rescale_restores_the_norm(merge):
 
 def test_dare_ties_of_the_authors_trims_after_the_drop(merge):
     base, experts = draw(2, (20, 10))
-    merged = merge("dare_ties", base, experts, preset="mergelm", shared={"density": 0.8}, labels=("a", "b"))
+    merged = merge(
+        "dare_ties", base, experts, preset="mergelm", shared={"density": 0.8}, labels=("a", "b")
+    )
     dropped = [
-        np.where(uniform(0, label, "layer.weight", 200).reshape(base.shape) < 0.8, e - base, 0) / 0.8
+        np.where(uniform(0, label, "layer.weight", 200).reshape(base.shape) < 0.8, e - base, 0)
+        / 0.8
         for label, e in zip("ab", experts, strict=True)
     ]
     close(merged, base + elected([top(d, 40) for d in dropped], (1, 1), True))
@@ -246,10 +268,12 @@ def test_della_is_unbiased(merge):
     np.testing.assert_allclose(merged.mean(0), expert[0], atol=0.15)
 
 
-@pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.15), (0.1, 0.15), (0.85, 0.15), (0.15, 0.15)])
+@pytest.mark.parametrize(
+    ("density", "epsilon"), [(0.9, 0.15), (0.1, 0.15), (0.85, 0.15), (0.15, 0.15)]
+)
 def test_della_refuses_probabilities_outside_the_unit_interval(merge, density, epsilon):
     base, experts = draw(2)
-    with pytest.raises(RecipeError, match="'layer.weight' asks for keep probabilities"):
+    with pytest.raises(RecipeError, match=r"'layer\.weight' asks for keep probabilities"):
         merge("della", base, experts, shared={"density": density, "epsilon": epsilon})
 
 
@@ -263,14 +287,19 @@ def breadcrumbs(delta, density, gamma):
     return top(delta, outliers + kept) - top(delta, outliers)
 
 
-@pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.2), (0.3, 0.0), (0.9, 0.2), (0.14, 0.01), (1.0, 0.3), (0.0, 0.2)])
+@pytest.mark.parametrize(
+    ("density", "gamma"), [(0.5, 0.2), (0.3, 0.0), (0.9, 0.2), (0.14, 0.01), (1.0, 0.3), (0.0, 0.2)]
+)
 def test_breadcrumbs_keeps_the_middle(merge, density, gamma):
     base, experts = draw(3, (9, 11))
     shared = {"density": density, "gamma": gamma, "lambda": 0.7}
     kept = [breadcrumbs(e - base, density, gamma) for e in experts]
     merged = merge("breadcrumbs", base, experts, shared=shared)
     close(merged, base + 0.7 * sum(kept))
-    close(merge("breadcrumbs_ties", base, experts, shared=shared), base + 0.7 * elected(kept, (1, 1, 1), True))
+    close(
+        merge("breadcrumbs_ties", base, experts, shared=shared),
+        base + 0.7 * elected(kept, (1, 1, 1), True),
+    )
 
 
 def test_breadcrumbs_without_outliers_is_a_trim_per_tensor(merge):
@@ -284,7 +313,11 @@ def test_breadcrumbs_without_outliers_is_a_trim_per_tensor(merge):
 @pytest.mark.parametrize("density", [0.1, 0.29, 0.5, 0.999])
 def test_exactly_floor_of_density_times_size_is_kept_even_among_equals(merge, n, density):
     base, expert = np.zeros(n, np.float32), np.ones(n, np.float32)
-    for method, shared in (("breadcrumbs", {"gamma": 0.01}), ("ties", {"trim_scope": "tensor"}), ("ties", {})):
+    for method, shared in (
+        ("breadcrumbs", {"gamma": 0.01}),
+        ("ties", {"trim_scope": "tensor"}),
+        ("ties", {}),
+    ):
         merged = merge(method, base, [expert], shared={**shared, "density": density})
         kept = int(density * n)
         assert merged.sum() == kept
@@ -335,7 +368,9 @@ def test_sce_of_equal_experts_is_that_expert(merge):
 def sparse_experts(n, seed=0):
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(8, 9))
-    return base, [base + rng.normal(size=base.shape) * (rng.random(base.shape) < 0.4) for _ in range(n)]
+    return base, [
+        base + rng.normal(size=base.shape) * (rng.random(base.shape) < 0.4) for _ in range(n)
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,14 +79,13 @@ def reference() -> TorchBackend:
     return TorchBackend()
 
 
-@dataclass(frozen=True)
 class Tools:
-    """The functions above, for tests that cannot import this file."""
+    """The functions above, for tests, which cannot import this file."""
 
-    encode: Callable[..., memoryview] = staticmethod(encode)
-    run: Callable[..., Answer] = staticmethod(run)
-    assert_same_bits: Callable[..., None] = staticmethod(assert_same_bits)
-    special: tuple[float, ...] = SPECIAL
+    encode = staticmethod(encode)
+    run = staticmethod(run)
+    assert_same_bits = staticmethod(assert_same_bits)
+    special = SPECIAL
 
     def values(self, seed: int, count: int, special_share: float = 0.2) -> np.ndarray:
         """Numbers of all sizes with special ones among them."""

@@ -13,7 +13,13 @@ from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scope, Site, source
 from weightsmith.tensors.order import Selection
-from weightsmith.tensors.passes import Collect, PassSpec, evaluate_scalar, reduction_levels, walk_pending
+from weightsmith.tensors.passes import (
+    Collect,
+    PassSpec,
+    evaluate_scalar,
+    reduction_levels,
+    walk_pending,
+)
 
 SHAPE = (24, 130)
 VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}
@@ -67,7 +73,6 @@ def test_the_method_gives_the_reference_output(name: str, reference: Any, tools:
     base = rng.normal(size=SHAPE)
     buffers = [tools.encode(base + (rng.normal(size=SHAPE) * 0.1 if i else 0), DType.BFLOAT16) for i in range(4)]
     ours, theirs = (merge(b, name, buffers, tools) for b in (native.load(), reference))
-    # Sums of both backends agree to float64 rounding, so a coefficient may differ in its last float32 place.
-    different = torch.count_nonzero(ours != theirs)
-    assert different <= ours.numel() // 20 or torch.allclose(ours, theirs, rtol=3e-7, atol=1e-7)
+    # Elementwise bits are equal, but sums agree to float64 rounding only, so that a coefficient may differ in its
+    # last float32 place.
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

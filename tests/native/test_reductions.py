@@ -117,8 +117,8 @@ def test_histogram_and_collect_equal_torch(
         Collect(low, low + width, limit),
         Histogram(0, 47 if double else 15),
     ):
-        if double and low >= 2**63:
-            continue  # torch's reference has no room for such a bound
+        if double and low + width >= 2**63:
+            continue  # the reference has no room for such a bound
         spec = PassSpec((3000,), (dtype, dtype), reductions=((cut, request),))
         ours, theirs = (tools.run(b, spec, [x, y], start=0).result.partials[0] for b in (backend, reference))
         assert ours.above == theirs.above

@@ -103,6 +103,13 @@ def test_a_tile_that_cuts_a_row_is_refused(backend: Any, tools: Any) -> None:
         tools.run(backend, spec, [tools.encode(np.zeros(150), DType.FLOAT32)])
 
 
+def test_a_cut_per_row_is_refused(backend: Any) -> None:
+    cut = graph.largest(source(0), 3, Scope.ROW)
+    spec = PassSpec((4, 3), (DType.FLOAT32,), source(0) * cut.magnitude, DType.FLOAT32)
+    with pytest.raises(UsageError, match="each row"):
+        backend.compile(spec)
+
+
 def test_empty_rows_are_fine(backend: Any) -> None:
     spec = PassSpec((10, 0), (DType.FLOAT32,), source(0) - MEAN, DType.FLOAT32)
     result = backend.compile(spec).run([memoryview(b"")], 0, 0, memoryview(b""))
@@ -110,7 +117,7 @@ def test_empty_rows_are_fine(backend: Any) -> None:
 
 
 def test_a_row_number_that_is_the_same_for_all_rows_is_spread(backend: Any, tools: Any) -> None:
-    number = graph.apply(lambda x: 2.5, graph.total(source(0), Scope.ROW))
+    number = graph.apply(lambda _: 2.5, graph.total(source(0), Scope.ROW))
     spec = PassSpec((4, 3), (DType.FLOAT32,), source(0) + number, DType.FLOAT32)
     found = tools.run(backend, spec, [tools.encode(np.zeros(12), DType.FLOAT32)]).output
     assert found.tolist() == [2.5] * 12

@@ -148,8 +148,24 @@ slices:
     )
     assert not solved.found()
     assert solved.formula(Q.format(0)).method == "slerp"
-    assert solved.formula(Q.format(0)).scope_id != solved.formula("lm_head.weight")
     assert solved.formula(Q.format(2)) == Leaf("b", Q.format(2))
+
+
+def test_slices_of_the_same_models_are_one_merge_for_statistics_over_the_model(make, solve):
+    make("a"), make("b"), make("c")
+    solved = solve(
+        """
+weightsmith: 1
+merge_method: ties
+base_model: a
+slices:
+  - sources: [{model: b, layer_range: [0, 1]}]
+  - sources: [{model: c, layer_range: [1, 2]}]
+  - sources: [{model: b, layer_range: [2, 4]}]
+"""
+    )
+    scopes = [solved.formula(Q.format(k)).scope_id for k in range(4)]
+    assert scopes[0] == scopes[2] == scopes[3] != scopes[1]
 
 
 def test_raw_files_have_position_0_everywhere_in_mergekits_semantics(make, solve):

@@ -54,7 +54,9 @@ def test_a_missing_base_and_a_wrong_number_of_experts_are_refused(make, solve):
 
 def test_outputs_keep_the_donors_file_order(make, solve):
     make("a"), make("b")
-    solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n")
+    solved = solve(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    )
     stored = list(solved.resolved.checkpoints["a"].tensors)
     assert [output.name for output in solved.resolved.outputs] == stored
 
@@ -75,7 +77,9 @@ def test_dtype_rounds_inputs_in_mergekits_semantics_only_where_that_changes_them
 
 def test_without_a_dtype_results_have_the_promoted_one(make, solve):
     make("a", dtype="float16"), make("b", dtype="float32")
-    solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n")
+    solved = solve(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    )
     assert solved.outputs[NORM].dtype is DType.FLOAT32
     assert solved.resolved.out_dtype is None
 
@@ -185,7 +189,9 @@ def test_a_tied_and_an_untied_model_are_an_error_that_untie_resolves(make, solve
 def test_tied_tensors_that_are_stored_twice_are_written_once(make, solve):
     for name in "ab":
         make(name, config={"tie_word_embeddings": True})
-    solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n")
+    solved = solve(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    )
     assert "lm_head.weight" not in solved.outputs
     assert "model.embed_tokens.weight" in solved.outputs
 
@@ -202,7 +208,9 @@ def test_models_of_the_same_name_get_distinct_labels(make, solve):
 def test_a_donor_can_be_named(make, solve):
     for name in "ab":
         make(name)
-    solved = solve("weightsmith: 1\nmerge_method: linear\ndonor: b\nmodels: [{model: a}, {model: b}]\n")
+    solved = solve(
+        "weightsmith: 1\nmerge_method: linear\ndonor: b\nmodels: [{model: a}, {model: b}]\n"
+    )
     assert solved.resolved.donor == "b"
 
 
@@ -229,7 +237,8 @@ def test_tokenizer_sections_beyond_copying_are_refused(make, solve, section, mes
 def test_tokenizer_sections_that_copy_are_taken(make, solve, section):
     make("a"), make("b")
     solved = solve(
-        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n" + section
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+        + section
     )
     assert not solved.found()
 

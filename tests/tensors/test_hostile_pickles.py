@@ -396,9 +396,25 @@ DAMAGE: dict[str, Callable[[bytearray], Any]] = {
 }  # fmt: skip
 
 
+REASONS = {
+    "bytes after the end": "last bytes are not the end",
+    "a comment": "last bytes are not the end",
+    "bytes before the start": "directory of .* is not where it must be",
+    "a huge directory": "directory of .* is not where it must be",
+    "a directory elsewhere": "directory of .* is not where it must be",
+    "another disk": "divided archive",
+    "too many members": "cannot hold 255 members",
+    "a member less": "more than its members",
+    "sizes that differ": "compressed or encrypted",
+    "an encrypted member": "compressed or encrypted",
+    "another local name": "states another name",
+    "another local size": "does not agree",
+}
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_an_archive_that_contradicts_itself_is_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(CheckpointError, match=r"x\.pt"):
+    with pytest.raises(CheckpointError, match=REASONS.get(kind, r"x\.pt")):
         read_torch_file(damaged(DAMAGE[kind], tmp_path))
 
 

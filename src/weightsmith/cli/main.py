@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ import click
 from weightsmith import __version__
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.text import harmless
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import ResourceError, WeightsmithError
 
 UNEXPECTED = 3
 
@@ -59,6 +60,9 @@ def weightsmith() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is shown escaped instead of ending the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -84,6 +88,16 @@ def execute(arguments: list[str]) -> int:
         if is_debug:
             traceback.print_exc()
         return _told(str(error), error.exit_code)
+    except MemoryError:
+        return _told(
+            "memory ran out; give fewer --threads or a smaller --memory.", ResourceError.exit_code
+        )
+    except OSError as error:
+        if is_debug:
+            traceback.print_exc()
+        place = f" at {error.filename!r}" if error.filename is not None else ""
+        reason = error.strerror or str(error)
+        return _told(f"the system refused an operation{place}: {reason}.", ResourceError.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if is_debug:
             traceback.print_exc()

@@ -57,10 +57,8 @@ def merge(
     given again. The last line says where the result is, its digest, and how long it took.
     """
     begun = time.monotonic()
-    if shard_size is not None:
-        overrides = (*overrides, f"shard_size={shard_size}")
     try:
-        made = planned(recipe, overrides, Machine(**machine))
+        made = planned(recipe, overrides, Machine(**machine), shard_size=shard_size)
         if not quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)
         with open_progress(quiet) as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,18 @@ def plan(
     return 1 if made.errors else 0
 
 
-def planned(recipe: Path, overrides: tuple[str, ...], machine: Machine) -> Plan:
-    """The plan of a recipe file."""
+def planned(
+    recipe: Path, overrides: tuple[str, ...], machine: Machine, *, shard_size: int | None = None
+) -> Plan:
+    """The plan of a recipe file; `shard_size` goes before the recipe's own."""
     from weightsmith.engine.plan import make_plan
     from weightsmith.recipes import Recipe
 
-    return make_plan(Recipe.load(recipe, overrides=overrides), **machine.options())
+    loaded = Recipe.load(recipe, overrides=overrides)
+    if shard_size is not None:
+        document = loaded.document.model_copy(update={"shard_size": shard_size})
+        loaded = replace(loaded, document=document)
+    return make_plan(loaded, **machine.options())
 
 
 def _show(summary: PlanSummary) -> None:
@@ -190,16 +197,14 @@ def _show_explanation(made: Plan, tensor: str, as_json: bool) -> None:
 
 
 def _explained(explanation: Explanation) -> list[str]:
-    place = (
-        "" if explanation.layer is None else f", layer {explanation.layer} of {explanation.layers}"
-    )
-    head = f"{explanation.name}  {shape(explanation.shape)} {explanation.dtype}, role {explanation.role}{place}"
-    return [
-        head,
-        f"{explanation.action} in {counted_passes(explanation.passes)}",
-        "",
-        *explanation.lines,
-    ]
+    facts = [f"{shape(explanation.shape)} {explanation.dtype}", f"role {explanation.role}"]
+    if explanation.layer is not None:
+        depth = f"depth {explanation.position:.3g}"
+        facts.append(f"layer {explanation.layer} of {explanation.layers} ({depth})")
+    if explanation.tied_to is not None:
+        facts.append(f"tied to {explanation.tied_to}")
+    done = f"{explanation.action} in {counted_passes(explanation.passes)}"
+    return [f"{explanation.name}  {', '.join(facts)}", done, "", *explanation.lines]
 
 
 def counted_passes(number: int) -> str:

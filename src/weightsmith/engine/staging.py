@@ -254,7 +254,9 @@ class Staging:
             os.rename(self._replaced, self.out)
 
     def _is_worthless(self) -> bool:
-        return self._is_new if self.journal is None else not self.journal.finished()
+        if self.journal is not None:
+            return not self.journal.finished()
+        return self._is_new or {entry.name for entry in self.folder.iterdir()} <= {"lock"}
 
     def _empty(self) -> None:
         for folder in (self.checkpoint, self._replaced):

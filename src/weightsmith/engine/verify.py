@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,8 @@ def _why(plan: Plan, tensor: PlannedTensor, finished: Finished, manifest: Manife
         source = plan.resolved.checkpoints[leaf.checkpoint].source
         if on_record.get(source, {}).get(leaf.tensor) != finished.source_digests[i]:
             return f"its input {plan.leaf(leaf).location} is not the one on record"
+    if tensor.model_scope:
+        return "it depends on statistics of the whole model: an input of another tensor, the output or the manifest was changed"
     return "from the same inputs: the output or the manifest was changed, or another backend or version computed it"
 
 
@@ -171,8 +173,12 @@ def _plan_again(folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **
         )
     where = {reference: path for reference, path in recorded.items() if path.exists()} | dict(inputs)
 
+    hub = {given.reference: (given.hub_id, given.revision) for given in manifest.inputs.values()}
+
     def opener(reference: str) -> Checkpoint:
-        return open_checkpoint(where.get(reference, reference))
+        opened = open_checkpoint(where.get(reference, reference))
+        hub_id, revision = hub.get(reference, (opened.hub_id, opened.revision))
+        return replace(opened, hub_id=hub_id, revision=revision)
 
     if _wants_torch(manifest, options):
         options["backend"] = "torch"

@@ -197,7 +197,9 @@ def _measure_floats(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
         for i, (name, reduction) in enumerate(reductions.items())
     }
     changed = int(sums.pop("changed"))
-    largest = max(float(sums.pop("largest")), 0.0) if tensors[0].numel else 0.0
+    # The peak over nothing is -inf; one that meets a NaN depends on where it stands, a sum does not.
+    largest = max(float(sums.pop("largest")), 0.0)
+    largest = math.nan if math.isnan(sums["dd"]) else largest
     return Measures(
         tensors=1,
         elements=tensors[0].numel,

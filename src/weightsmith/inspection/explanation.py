@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,17 +166,16 @@ def _value(value: Any, origin: str) -> dict[str, Any]:
 
 
 def formula_of(spec: registry.MethodSpec) -> list[str]:
-    """The indented lines at the head of a method's docstring: its formula."""
+    """The formula in a method's docstring: its indented lines.
+
+    Where the formula ends the docstring nothing is indented less, so it is the second paragraph.
+    """
     lines = inspect.cleandoc(spec.implementation.__doc__ or "").splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith("    ")), len(lines))
-    formula = []
-    for line in lines[first:]:
-        if line and not line.startswith("    "):
-            break
-        formula.append(line[4:].rstrip())
-    while formula and not formula[-1]:
-        formula.pop()
-    return formula
+    indented = [i for i, line in enumerate(lines) if line.startswith("    ")]
+    first = indented[0] if indented else lines.index("") + 1 if "" in lines else len(lines)
+    pad = "    " if indented else ""
+    block = itertools.takewhile(lambda line: not line or line.startswith(pad), lines[first:])
+    return "\n".join(line.removeprefix(pad).rstrip() for line in block).rstrip().splitlines()
 
 
 # The text ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.methods.matrices import in_dtype_of, in_float64
 from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.slerp import on_the_nearer, slerp_coefficients
 from weightsmith.methods.span import arc_coefficients, cosine
@@ -68,10 +69,8 @@ class SlerpAlongFirstAxis:
     t: float
 
     def __call__(self, linalg: Any, a: Any, b: Any) -> Any:
-        """Array of the shape of `a` and `b`; sums are float64."""
-
-        def along(x: Any, y: Any) -> Any:
-            return linalg.sum(x * y, 0, dtype=linalg.float64)
-
-        c_a, c_b = arc_coefficients(cosine(along(a, a), along(b, b), along(a, b)), self.t, 1.0)
-        return a * c_a + b * c_b
+        """Array of the shape and dtype of `a` and `b`, computed in float64."""
+        x, y = in_float64(linalg, a), in_float64(linalg, b)
+        cosines = cosine((x * x).sum(0), (y * y).sum(0), (x * y).sum(0))
+        c_x, c_y = arc_coefficients(cosines, self.t, 1.0)
+        return in_dtype_of(a, x * c_x + y * c_y)

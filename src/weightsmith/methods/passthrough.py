@@ -15,6 +15,7 @@ from weightsmith.tensors.graph import Site, Value
     paper="mergekit, 2023",
     base=Base.IGNORED,
     experts=(1, 1),
+    presets={"mergekit": {}},
 )
 @dataclass(frozen=True, slots=True)
 class Passthrough:

@@ -9,6 +9,7 @@ from typing import Any
 
 from weightsmith.errors import NonFiniteError
 from weightsmith.methods.linear import normalized
+from weightsmith.methods.matrices import in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors.graph import Site, Value, linear_combination, whole
@@ -87,7 +88,7 @@ class Truncation:
     tensor: str
 
     def __call__(self, linalg: Any, array: Any) -> Any:
-        """Array of the same shape."""
+        """Array of the same shape and dtype, computed in float64."""
         if 0 in array.shape:
             return array
         if not bool(linalg.isfinite(array).all()):
@@ -95,9 +96,9 @@ class Truncation:
                 f"The task vector of {self.tensor!r} holds NaN or infinity and has no singular values; "
                 "merge this tensor with another method, or repair its checkpoint."
             )
-        stack = array.reshape((-1, *self.matrix))
+        stack = in_float64(linalg, array).reshape((-1, *self.matrix))
         left, values, right = linalg.linalg.svd(stack, full_matrices=False)
         noise = values[:, :1] * (max(self.matrix) * linalg.finfo(array.dtype).eps)
         kept = (values * (values > noise))[:, None, : self.rank]
         low_rank = (left[:, :, : self.rank] * kept) @ right[:, : self.rank, :]
-        return low_rank.reshape(array.shape)
+        return in_dtype_of(array, low_rank).reshape(array.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,27 +24,31 @@ class Use:
 
 
 def check_methods(
-    document: RecipeDocument, inherited: str = "paper", path: str = ""
+    document: RecipeDocument, inherited: str, where: Callable[[str], str], path: str = ""
 ) -> list[Finding]:
     """Findings about parameters that have no effect, in a recipe and those inside it.
 
-    Raises RecipeError for an unknown method and, in native semantics, for every parameter without effect; in mergekit's
-    semantics a parameter of another method is a warning, and one of no method at all an error.
+    `where` turns a path such as `models[0].parameters.weight` into words for messages. Raises
+    RecipeError for an unknown method and, in native semantics, for every parameter without effect;
+    in mergekit's semantics a parameter of another method is a warning, and one of no method at all
+    an error.
     """
     semantics = document.semantics or inherited
-    check = _Check(path)
+    check = _Check(path, where)
     check.recipe(document, semantics)
-    for nested, where in _nested(document):
-        check.findings += check_methods(nested, semantics, f"{path}{where}.")
+    for nested, inner in _nested(document):
+        check.findings += check_methods(nested, semantics, where, f"{path}{inner}.")
     return check.findings
 
 
 @dataclass(slots=True)
 class _Check:
     path: str
+    where: Callable[[str], str]
     findings: list[Finding] = field(default_factory=list)
 
     def recipe(self, document: RecipeDocument, semantics: str) -> None:
+        self._require_method(document.merge_method, "merge_method")
         top = Use(document.merge_method, semantics) if document.merge_method else None
         uses: list[Use] = []
         if document.models:
@@ -57,6 +61,7 @@ class _Check:
             uses += self._module(module, top, semantics, f"modules.{name}")
         rules = []
         for i, rule in enumerate(document.rules or ()):
+            self._require_method(rule.merge_method, f"rules[{i}].merge_method")
             changed = [
                 Use(rule.merge_method or use.method, rule.semantics or use.semantics)
                 for use in dict.fromkeys(uses)
@@ -68,6 +73,7 @@ class _Check:
         if document.expression is not None:
             parse_expression(document.expression, document.checkpoints or {}, semantics)
         for i, step in enumerate(document.then or ()):
+            self._require_method(step.method, f"then[{i}]")
             self._level(
                 step.parameters,
                 [Use(step.method, semantics)],
@@ -76,6 +82,7 @@ class _Check:
             )
 
     def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
+        self._require_method(module.merge_method, f"{where}.merge_method")
         here = _changed(top, module.merge_method, module.semantics, semantics)
         uses: list[Use] = []
         if module.models:
@@ -87,6 +94,7 @@ class _Check:
         return uses
 
     def _slice(self, part: Slice, above: Use | None, semantics: str, where: str) -> list[Use]:
+        self._require_method(part.merge_method, f"{where}.merge_method")
         here = _changed(above, part.merge_method, part.semantics, semantics)
         uses = [here] if here else []
         self._sources(part.sources, uses, f"{where}.sources")
@@ -118,25 +126,33 @@ class _Check:
                 place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
                 self._unused(key, place, [s.name for s in specs], bool(shared), lenient)
 
+    def _require_method(self, method: str | None, path: str) -> None:
+        try:
+            if method is not None:
+                registry.get(method)
+        except RecipeError as problem:
+            raise RecipeError(f"{self.where(self.path + path)}: {problem}") from None
+
     def _unused(
         self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool
     ) -> None:
         named = " and ".join(methods) or "no method"
+        located = self.where(place)
         if is_shared:
-            why = f"{place}: {key} is one value for the whole merge in {named}, so a model cannot have its own"
+            why = f"{located}: {key} is one value for the whole merge in {named}, so a model cannot have its own"
             advice = "put it under the recipe's `parameters:`"
         else:
-            why = f"{place}: {named} has no parameter {key!r}"
+            why = f"{located}: {named} has no parameter {key!r}"
             advice = _advice(key, methods)
         if not lenient:
             raise RecipeError(f"{why}; {advice}.")
         theirs = [m for m in methods if key in dialect.PARAMETERS.get(m, ())]
         if key in dialect.WITHOUT_EFFECT:
-            note = f"{place}: {key} saves memory in mergekit and never changes a result, so it is ignored"
+            note = f"{located}: {key} saves memory in mergekit and never changes a result"
             self.findings.append(Finding(Severity.NOTE, "unused-parameter", place, note))
-        elif theirs and not is_shared and key != "density":
+        elif theirs and not is_shared:
             raise RecipeError(
-                f"{place}: {key} of mergekit's {theirs[0]} is not supported; leave it out."
+                f"{located}: {key} of mergekit's {theirs[0]} is not supported; leave it out."
             )
         elif is_shared or key in _every_parameter() or key in dialect.LEGACY:
             self.findings.append(

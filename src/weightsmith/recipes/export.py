@@ -111,14 +111,23 @@ def _write_out_defaults(mapping: dict[str, Any], spec: registry.MethodSpec) -> N
             continue
         if key in parameters and not _has_gaps(parameters[key]):
             continue
-        if key not in PARAMETERS[spec.name] or key in parameters:
+        written = _word_for(spec, key, default)
+        if written is None or key in parameters:
             raise RecipeError(
                 f"mergekit cannot express {key}: {default} of method {spec.name}, the paper's rule; "
                 "set `semantics: mergekit` to take its rule instead."
             )
-        parameters[key] = _parameter(spec, key, default, "paper", key)
+        parameters[key] = written
     if not parameters:
         del mapping["parameters"]
+
+
+def _word_for(spec: registry.MethodSpec, key: str, default: Any) -> Any:
+    """A default in mergekit's words, or None where it has none."""
+    try:
+        return _parameter(spec, key, default, "paper", key)
+    except RecipeError:
+        return None
 
 
 def _has_gaps(setting: Any) -> bool:

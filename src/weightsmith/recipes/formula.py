@@ -1,7 +1,8 @@
 """What a resolved recipe says: for every output tensor, the formula that makes it from stored tensors.
 
-This is all that the engine needs to know of recipes. A formula is a tree whose leaves are tensors of checkpoints; every
-number in it is final: gradients, filters, rules and defaults of the recipe have been applied for that tensor.
+This is all that the engine needs to know of recipes. A formula is a tree whose leaves are tensors of
+checkpoints; every number in it is final: gradients, filters, rules and defaults of the recipe have been
+applied for that tensor.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class Leaf:
 class Merge:
     """A method applied to a base and experts.
 
-    `shared` and `per_expert` hold only what the recipe gives (the preset's defaults fill the rest when the method is
-    built). `labels` name the experts for their random streams. `scope_id` is the same for all tensors of one merge of the
-    recipe, so statistics over "the whole model" run over the tensors of one scope.
+    `shared` and `per_expert` hold only what the recipe gives (the preset's defaults fill the rest when the
+    method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
+    tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
+    scope.
     """
 
     method: str
@@ -76,10 +78,10 @@ Formula = Leaf | Merge | Sum | Same | Cast
 class OutputTensor:
     """One tensor of the result.
 
-    `role` is the kind (`attention.q`); `layer` the number of its block in the output (None outside the stacks) of
-    `layers` blocks; `position` the place in depth at which gradients were read, 0 at the first block and 1 at the last of
-    its slice. `tied_to` names the output that this tensor shares its values with: the same formula, the same random
-    numbers, stored again under its own name.
+    `role` is the kind (`attention.q`); `layer` the number of its block in the output (None outside the
+    stacks) of `layers` blocks; `position` the place in depth at which gradients were read, 0 at the first
+    block and 1 at the last of its slice. `tied_to` names the output that this tensor shares its values with:
+    the same formula, the same random numbers, stored again under its own name.
     """
 
     name: str
@@ -114,10 +116,11 @@ class Assertion:
 class Resolved:
     """A recipe with every question answered from headers and configurations.
 
-    `outputs` are in the donor's file order. `checkpoints` maps labels to opened checkpoints; `donor` and `base` are
-    labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where the result has other
-    layers than the donor (None where the layers are the donor's own), and `stack` the name prefix of those layers.
-    `out_dtype` is what the recipe asks for, None where each tensor keeps the promoted dtype of its inputs. `findings` with severity error must stop the plan.
+    `outputs` are in the donor's file order. `checkpoints` maps labels to opened checkpoints; `donor` and
+    `base` are labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where
+    the result has other layers than the donor (None where the layers are the donor's own), and `stack` the
+    name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
+    promoted dtype of its inputs. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import Checkpoint, Tying, untied
+from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
 from weightsmith.recipes.combine import rounded
 from weightsmith.recipes.formula import Formula, Leaf, Same
@@ -35,8 +37,12 @@ class Inputs:
         key = ("checkpoint", reference)
         if key not in self._views:
             checkpoint = replace(self._opener(reference), source=reference)
-            label = unused_label(checkpoint.name, self.checkpoints)
+            # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
+            name = checkpoint.hub_id or Path(reference).name or checkpoint.name
+            label = unused_label(name, self.checkpoints)
             self.checkpoints[label] = checkpoint
+            for finding in input_findings(checkpoint.config, checkpoint.identity):
+                self.problems.add(finding)
             self._views[key] = view_of(checkpoint, label)
         return self._views[key]
 
@@ -63,8 +69,13 @@ class Inputs:
 
     def label_of(self, view: View) -> str:
         """The label of the checkpoint that a view's configuration comes from."""
+        wanted = view.checkpoint
+        # Untying replaces a checkpoint under its label; a view made before still has the old one.
         return next(
-            k for k, checkpoint in self.checkpoints.items() if checkpoint is view.checkpoint
+            label
+            for label, checkpoint in self.checkpoints.items()
+            if checkpoint is wanted
+            or (checkpoint.path, checkpoint.source) == (wanted.path, wanted.source)
         )
 
     def untie(self, views: Sequence[View]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from weightsmith.recipes.schema import RecipeDocument
 
 _MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
 _MOST_NESTED = 2_000
+_STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 
 def load(
@@ -36,24 +37,31 @@ def load(
 ) -> Recipe:
     """Read a recipe from a file, from YAML text or from a mapping.
 
-    A document with `weightsmith: 1` is native; any other is read as mergekit means it. Of several documents the result is
-    the one called `name`, else the one without a name, else the one that no other refers to; references by name become
-    nested recipes. `overrides` are texts `key.key=value`, applied to that document. `base_dir` is the folder that
-    relative paths may be meant from (default: the file's). Raises RecipeError with file, line and column.
+    A document with `weightsmith: 1` is native; any other is read as mergekit means it. Of several documents
+    the result is the one called `name`, else the one without a name, else the one that no other refers to;
+    references by name become nested recipes. `overrides` are texts `key.key=value`, applied to that document.
+    `base_dir` is the folder that relative paths may be meant from (default: the file's). Raises RecipeError
+    with file, line and column.
     """
     loader = _Loading()
     if isinstance(source, Mapping):
-        documents = [YamlDocument(copy.deepcopy(dict(source)), {}, "recipe")]
+        documents = [YamlDocument(_plain_data(source), {}, "recipe")]
     else:
         text, label, folder = _text_of(source)
         base_dir = base_dir or folder
         documents = parse_documents(text, label)
     raw = loader.complete(documents, base_dir, overrides, name, ())
-    document = _validated(
-        YamlDocument(raw, documents[0].positions, documents[0].source), None, base_dir
-    )
-    findings = (*loader.findings, *check_methods(document))
-    return Recipe(document, base_dir, tuple(dict.fromkeys(findings)))
+    document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
+    return Recipe(document, base_dir, tuple(dict.fromkeys(loader.findings)))
+
+
+def _plain_data(data: Any) -> Any:
+    """A copy of a mapping from Python with lists for tuples and texts for paths, as YAML would give it."""
+    if isinstance(data, Mapping):
+        return {key: _plain_data(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain_data(item) for item in data]
+    return str(data) if isinstance(data, Path) else data
 
 
 def _text_of(source: str | Path) -> tuple[str, str, Path | None]:
@@ -116,11 +124,20 @@ class _Loading:
         return self._filled(chosen, by_name, base_dir, inside, ())
 
     def _check(self, document: YamlDocument, base_dir: Path | None) -> None:
-        if "weightsmith" in document.data:
-            _validated(document, None, base_dir)
-            return
-        self.findings += tuple(dialect.findings(document))
-        _validated(document, "mergekit", base_dir)
+        """Validate one document as it stands, so that messages have its lines and columns."""
+        is_native = "weightsmith" in document.data
+        if not is_native:
+            self.findings += tuple(dialect.findings(document))
+        read = _validated(document, None if is_native else "mergekit", base_dir)
+        semantics = "paper" if is_native else "mergekit"
+
+        def where(path: str) -> str:
+            place = tuple(
+                int(key[1:-1]) if key.startswith("[") else key for key in _STEP.findall(path)
+            )
+            return f"{document.where(place)}: {path}"
+
+        self.findings += tuple(check_methods(read, semantics, where))
 
     def _filled(
         self,
@@ -227,8 +244,8 @@ def _choose(
     if len(last) != 1:
         names = ", ".join(repr(d.data["name"]) for d in last) or "none"
         raise RecipeError(
-            f"{documents[0].source}: which merge is the result is not clear ({names} could be); leave out the `name:` of "
-            "the one to be written."
+            f"{documents[0].source}: which merge is the result is not clear ({names} could be); "
+            "leave out the `name:` of the one to be written."
         )
     return last[0]
 

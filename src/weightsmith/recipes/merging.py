@@ -193,7 +193,7 @@ class Resolver:
         self._place(work, place_models(section, donor, self._problems, flat=flat))
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
-        sections = []
+        sections: list[Section] = []
         for i, part in enumerate(slices):
             where = f"{frame.where}slices[{i}]"
             base = frame.base
@@ -208,8 +208,9 @@ class Resolver:
                 for source in part.sources
             ]
             sources, own_base = _restricted(given, base, frame.restrict)
-            scope = f"{frame.scope}/slices[{i}]"
-            sections.append(_section(work, frame, where, scope, sources, own_base, part))
+            section = _section(work, frame, where, frame.scope, sources, own_base, part)
+            alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
+            sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
         donor = frame.restrict(work.donor)
         if work.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
             raise RecipeError(
@@ -333,8 +334,10 @@ class Resolver:
         if rule.keep is not None:
             kept = self.view(rule.keep, work.semantics, work.scope)
             return replace(treatment_of(section), keep=kept)
-        named = replace(section, where=f"rules[{number}]")
-        return treatment_of(named, rule, f"{section.scope}/rules[{number}]")
+        # Statistics over the whole model go on across a rule that only changes parameters.
+        changes = rule.merge_method is not None or rule.semantics is not None
+        scope = f"{section.scope}/rules[{number}]" if changes else section.scope
+        return treatment_of(replace(section, where=f"rules[{number}]"), rule, scope)
 
     def _emit(self, work: _Work, item: Item, base: Item | None) -> None:
         work.items.append(item)
@@ -372,6 +375,16 @@ def _section(
             "model in a native recipe (`weightsmith: 1`)."
         )
     return Section(where, scope, tuple(sources), base, method, preset, (*own, *frame.levels))
+
+
+def _alike(section: Section, other: Section) -> bool:
+    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
+
+    def identity(one: Section) -> tuple[object, ...]:
+        labels = tuple(source.view.label for source in one.sources)
+        return labels, one.base and one.base.label, one.method, one.preset
+
+    return identity(section) == identity(other)
 
 
 def _restricted(

@@ -18,7 +18,9 @@ def recipe_error(problem: ValidationError, document: YamlDocument) -> RecipeErro
     sentences = list(dict.fromkeys(_sentence(detail, document) for detail in details))
     shown = "; ".join(sentences[:_MOST_SHOWN])
     more = len(sentences) - _MOST_SHOWN
-    return RecipeError(shown + (f"; and {more} more mistakes." if more > 0 else "."))
+    if more > 0:
+        return RecipeError(f"{shown}; and {more} more mistakes.")
+    return RecipeError(shown if shown.endswith("?") else f"{shown}.")
 
 
 def _sentence(detail: Any, document: YamlDocument) -> str:

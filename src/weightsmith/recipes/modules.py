@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint a module of a recipe means.
 
-A module's name is a prefix of tensor names (`encoder`, `vision_tower`), one of the names that mergekit gives the parts of
-known families, or `default`: all that no stack of blocks claims. A `match:` overrides the name.
+A module's name is a prefix of tensor names (`encoder`, `vision_tower`), one of the names that mergekit gives
+the parts of known families, or `default`: all that no stack of blocks claims. A `match:` overrides the name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from weightsmith.recipes.schema import Module
 from weightsmith.recipes.selectors import TensorPlace
 from weightsmith.recipes.views import Item, View
 
-# Name prefixes of the parts that mergekit names, tried from top to bottom: the projector of some families lies in the tower.
+# Name prefixes of the parts that mergekit names, tried from top to bottom, because the projector
+# of some families lies in the tower.
 _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "multi_modal_projector",

@@ -14,8 +14,9 @@ from weightsmith.errors import RecipeError
 def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of a raw document with each `path=value` applied; nothing is changed in place.
 
-    A path is keys and list positions with dots between (`models.0.parameters.weight`); mappings on the way are made where
-    they are missing; values are read as YAML. Raises RecipeError for a path that cannot be followed.
+    A path is keys and list positions with dots between (`models.0.parameters.weight`); mappings on the way
+    are made where they are missing; values are read as YAML. Raises RecipeError for a path that cannot be
+    followed.
     """
     result = copy.deepcopy(document)
     for assignment in assignments:
@@ -61,7 +62,7 @@ def _assign(document: dict[str, Any], steps: list[str], value: Any, assignment: 
 def _position(items: list[Any], step: str, assignment: str) -> int:
     if not step.isascii() or not step.isdigit() or int(step) >= len(items):
         raise RecipeError(
-            f"The override {assignment!r} cannot be applied: {step!r} is no position in a list of {len(items)} (counted "
-            "from 0)."
+            f"The override {assignment!r} cannot be applied: {step!r} is no position in a list "
+            f"of {len(items)} (counted from 0)."
         )
     return int(step)

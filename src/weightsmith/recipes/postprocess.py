@@ -80,8 +80,8 @@ def _stepped(
 def tied_outputs(result: Result) -> list[Item]:
     """The outputs with every tie that all inputs share.
 
-    Of an embedding and a head that the configuration declares tied only the embedding is written; other tied tensors are
-    written under each of their names with the values of one.
+    Of an embedding and a head that the configuration declares tied only the embedding is written; other tied
+    tensors are written under each of their names with the values of one.
     """
     groups = [
         set(group)

@@ -71,6 +71,12 @@ class Recipe:
 
         return to_mergekit(self)
 
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema of native recipes, for editors that check and complete YAML."""
+        schema: dict[str, Any] = _any_of(RecipeDocument.model_json_schema())
+        return schema
+
     def digest(self) -> str:
         """Hexadecimal BLAKE2 digest of the canonical form: the same for recipes that say the same."""
         return hashlib.blake2b(self.dump().encode(), digest_size=32).hexdigest()
@@ -82,6 +88,15 @@ def plain(document: Any) -> dict[str, Any]:
         document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)
     )
     return mapping
+
+
+def _any_of(schema: Any) -> Any:
+    # A gradient is both "any value" and a list, which `oneOf` would refuse.
+    if isinstance(schema, list):
+        return [_any_of(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {"anyOf" if key == "oneOf" else key: _any_of(value) for key, value in schema.items()}
 
 
 def _listed(data: Any) -> Any:

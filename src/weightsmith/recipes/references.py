@@ -31,6 +31,11 @@ class ModelRef(BaseModel):
             return Path(self.path).name or self.path
         return self.path
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
+        """A model is written as a text, or as a mapping around one."""
+        return {"anyOf": [{"type": "string"}, {"type": "object", "required": ["model"]}]}
+
     @model_validator(mode="before")
     @classmethod
     def _from_recipe(cls, given: Any, info: ValidationInfo) -> Any:
@@ -39,6 +44,8 @@ class ModelRef(BaseModel):
             return parse_reference(given, base_dir)
         if isinstance(given, dict) and "model" in given:
             return _from_mapping(given, base_dir)
+        if not isinstance(given, (dict, ModelRef)):
+            raise ValueError(f"a model is a path, a Hub id or a mapping, not {given!r}")
         return given
 
     @model_serializer
@@ -99,7 +106,7 @@ def _from_mapping(given: dict[str, Any], base_dir: Path | None) -> dict[str, Any
     unknown = set(given) - {"model", "lora", "override_architecture"}
     if unknown:
         raise ValueError(
-            f"A model mapping has the unknown key {sorted(unknown)[0]!r}; it may have model, lora and "
+            f"A model mapping has the unknown key {min(unknown)!r}; it may have model, lora and "
             "override_architecture."
         )
     if given.get("lora") is not None:

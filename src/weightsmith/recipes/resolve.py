@@ -25,9 +25,10 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B", re.IGNORECASE)
 def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     """Answer every question of a recipe from headers and configurations; no tensor data is read.
 
-    `opened` gives the checkpoint for a model as the recipe writes it (`PATH` or `PATH@REVISION`): a mapping, a function, or
-    None to open them here. What does not fit together is gathered in `findings`, all of it at once. Raises RecipeError
-    where the recipe means nothing for any checkpoints, and CheckpointError where one cannot be opened.
+    `opened` gives the checkpoint for a model as the recipe writes it (`PATH` or `PATH@REVISION`): a mapping,
+    a function, or None to open them here. What does not fit together is gathered in `findings`, all of it at
+    once. Raises RecipeError where the recipe means nothing for any checkpoints, and CheckpointError where one
+    cannot be opened.
     """
     document = recipe.document
     inputs = Inputs(_opener(recipe, opened), unties=bool(document.untie))

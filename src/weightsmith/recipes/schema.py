@@ -154,6 +154,12 @@ class Step(Part):
     method: StrictStr
     parameters: Settings = Field(default_factory=dict)
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
+        """A step is written as its method's name, or as a mapping from that to parameters."""
+        step = {"type": "object", "minProperties": 1, "maxProperties": 1}
+        return {"anyOf": [{"type": "string"}, step]}
+
     @model_validator(mode="before")
     @classmethod
     def _from_recipe(cls, given: Any) -> Any:

@@ -1,7 +1,7 @@
 """A section: a run of output tensors that are made from the same sources by the same method.
 
-`models:` gives one section, `slices:` one per slice. A `Treatment` is what a section, or a rule in it, does with a tensor: a
-method with lookups for its parameters, or a model to copy from.
+`models:` gives one section, `slices:` one per slice. A `Treatment` is what a section, or a rule in it, does
+with a tensor: a method with lookups for its parameters, or a model to copy from.
 """
 
 from __future__ import annotations
@@ -129,9 +129,10 @@ def _require_base(section: Section, spec: registry.MethodSpec, preset: str) -> N
         raise RecipeError(f"{section.where}: method {spec.name} needs a base; give `base_model:`.")
     is_used = spec.base is not registry.Base.IGNORED and section.base is not None
     if preset == "mergekit" and is_used and section.base_index is None:
+        label = section.base.label if section.base is not None else ""
         raise RecipeError(
-            f"{section.where}: the base {section.base.label if section.base else None!r} is not among the sources of the "
-            "slice, which mergekit requires; add it with the layer_range it has there."
+            f"{section.where}: the base {label!r} is not among the sources of the slice, which "
+            "mergekit requires; add it with the layer_range it has there."
         )
 
 

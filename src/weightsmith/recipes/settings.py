@@ -79,7 +79,7 @@ def _setting_form(given: Any) -> str:
 
 def _refuse_mixture(given: Any) -> Any:
     raise ValueError(
-        "a list holds either plain values (a gradient) or mappings (conditions), not both"
+        f"a list holds either plain values (a gradient) or mappings (conditions), not both: {given!r}"
     )
 
 
@@ -95,7 +95,7 @@ Setting = Annotated[
 
 def _require_mapping(given: Any) -> Any:
     if given is not None and not isinstance(given, dict):
-        raise ValueError(f"parameters: is a mapping of names to values, not {given!r}")
+        raise ValueError(f"expected a mapping of names to values, not {given!r}")
     return given
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from weightsmith.recipes.merging import Resolver, Result
     from weightsmith.recipes.views import View
 
+# How old versions of mergekit marked a model as the source of a tokenizer.
+_OLD_PREFIX = "model:"
+
 
 def require_copied_tokenizer(document: RecipeDocument, result: Result, resolver: Resolver) -> View:
     """The source of the tokenizer to copy.
@@ -29,13 +32,15 @@ def require_copied_tokenizer(document: RecipeDocument, result: Result, resolver:
         if section.tokens or section.pad_to_multiple_of is not None:
             given = "tokens" if section.tokens else "pad_to_multiple_of"
             raise RecipeError(
-                f"tokenizer: `{given}` needs embeddings to be rebuilt, which is not supported yet; leave it out to keep the "
-                "donor's tokenizer."
+                f"tokenizer: `{given}` needs embeddings to be rebuilt, which is not supported yet; "
+                "leave it out to keep the donor's tokenizer."
             )
         wanted = section.source
     if wanted is None:
         return result.donor
     text = str(wanted) if isinstance(wanted, (str, ModelRef)) else None
+    if text is not None and text.startswith(_OLD_PREFIX):
+        wanted = text = text.removeprefix(_OLD_PREFIX)
     if text == "union":
         raise RecipeError(
             "tokenizer: a union of tokenizers is not supported yet; use `tokenizer_source: base` where all models have "

@@ -1,17 +1,18 @@
 """The native CPU backend: passes compiled to small programs and run by the C++ register machine, tile by tile.
 
-Elementwise it gives the bits of the torch backend (NaNs are one canonical NaN), and its sums are float64 with a fixed order.
-The shared library has a plain C interface and is optional: `available` says whether it can be used here, `why_not` what is missing.
-torch is never imported.
+Elementwise it gives the bits of the torch backend (with one canonical NaN), and its sums are float64 with a fixed
+order. The shared library has a plain C interface and is optional: `available` says whether it can be used here,
+`why_not` what is missing. torch is never imported.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def load(level: int | None = None) -> NativeBackend:
     """
     found = _open()
     if isinstance(found, str):
-        raise UsageError(f"The native backend cannot be used: {found}; use the torch backend or reinstall with a compiler.")
+        raise UsageError(f"No native backend: {found}; use the torch backend or reinstall with a compiler.")
     return NativeBackend(found, found.level if level is None else min(level, found.level))
 
 
@@ -127,8 +128,12 @@ class NativeBackend:
         self._library = library
         self._assembled = functools.lru_cache(_PROGRAM_CACHE)(self._assemble)
 
-    def _assemble(self, structure: tuple[Any, ...]) -> tuple[Segment, ...]:
-        return assemble(structure, self._library.opcodes)
+    def _assemble(self, structure: tuple[Any, ...]) -> tuple[_Compiled, ...]:
+        is_double = structure[3]
+        return tuple(
+            _Compiled(s, _Program(_address(s.code), len(s.code), s.registers, s.reductions, is_double, s.block))
+            for s in assemble(structure, self._library.opcodes)
+        )
 
     def compile(self, spec: PassSpec) -> NativePass:
         """Prepare a pass; programs of passes that differ in numbers only are shared."""
@@ -140,33 +145,47 @@ class NativeBackend:
         return np
 
 
+class _Compiled(NamedTuple):
+    """A segment with the structure that points at its code."""
+
+    segment: Segment
+    program: _Program
+
+
 class _Call:
     """The arrays of one segment on one tile; kept alive while the library uses them."""
 
     def __init__(self, segment: Segment) -> None:
         self.outputs: list[Any] = [None] * segment.slots
-        self.tallies = np.zeros((max(1, segment.slots), 2), dtype=np.int64)
+        self.addresses = array("Q", bytes(8 * segment.slots))
+        self.tallies = array("q", bytes(16 * segment.slots))
+
+    def give(self, slot: int, output: NDArray[Any]) -> None:
+        self.outputs[slot] = output
+        self.addresses[slot] = _address(output)
+
+    def tally(self, slot: int) -> tuple[int, int]:
+        return self.tallies[2 * slot], self.tallies[2 * slot + 1]
 
     def nonfinite(self, slot: int) -> tuple[int, int]:
-        count, first = self.tallies[slot].tolist()
-        return (count, first) if count else (0, -1)
+        return self.tally(slot) if self.tallies[2 * slot] else (0, -1)
 
 
 class NativePass:
     """A compiled pass; `run` may be called from several threads at once."""
 
     def __init__(
-        self, spec: PassSpec, listing: Listing, segments: tuple[Segment, ...], run: Any, level: int
+        self, spec: PassSpec, listing: Listing, segments: tuple[_Compiled, ...], run: Any, level: int
     ) -> None:
         self._spec = spec
         self._listing = listing
         self._segments = segments
         self._run = run
         self._level = level
-        self._numbers = np.array(listing.numbers, dtype=np.float64)
-        self._integers = np.array(listing.integers, dtype=np.int64)
+        self._numbers = array("d", listing.numbers)
+        self._integers = array("q", listing.integers)
         self._itemsizes = [dtype.itemsize for dtype in spec.source_dtypes]
-        self._used = sorted({source for segment in segments for source, _ in segment.loads})
+        self._used = sorted({source for compiled in segments for source, _ in compiled.segment.loads})
         self._piece = piece_elements(spec.shape)
         self._row_length = (spec.shape[-1] if spec.shape else 1) if listing.has_rows else 0
 
@@ -182,18 +201,18 @@ class NativePass:
         memo = self._listing.memo
         if len(self._segments) > 1:
             memo = dict(memo)
-        for segment in self._segments[:-1]:
-            call = _Call(segment)
-            for _, slot in segment.row_results:
-                call.outputs[slot] = np.empty(count // self._row_length if count else 0, dtype=np.float64)
-            self._execute(segment, call, sources, memo, start, count)
-            results = {entry: call.outputs[slot] for entry, slot in segment.row_results}
+        for compiled in self._segments[:-1]:
+            call = _Call(compiled.segment)
+            for _, slot in compiled.segment.row_results:
+                call.give(slot, np.empty(count // self._row_length if count else 0, dtype=np.float64))
+            self._execute(compiled, call, sources, memo, start, count)
+            results = {entry: call.outputs[slot] for entry, slot in compiled.segment.row_results}
             memo.update((node, results[entry]) for node, entry in self._listing.row_reductions if entry in results)
-        segment = self._segments[-1]
-        call = self._final_call(segment, count, out)
-        self._execute(segment, call, sources, memo, start, count)
+        compiled = self._segments[-1]
+        call = self._final_call(compiled.segment, count, out)
+        self._execute(compiled, call, sources, memo, start, count)
         del keep_alive
-        return self._result(segment, call)
+        return self._result(compiled.segment, call)
 
     def _check(self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None) -> None:
         for index in self._used:
@@ -201,13 +220,13 @@ class NativePass:
             if buffer is None or buffer.nbytes != count * self._itemsizes[index]:
                 held = "none" if buffer is None else f"{buffer.nbytes} bytes"
                 raise UsageError(f"Source {index} of a tile of {count} elements has {held}; it must have all elements.")
-        if self._spec.output_dtype is not None and self._spec.output is not None:
-            if out is None or out.nbytes != count * self._spec.output_dtype.itemsize:
-                raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
+        dtype = self._spec.output_dtype if self._spec.output is not None else None
+        if dtype is not None and (out is None or out.nbytes != count * dtype.itemsize):
+            raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
         if self._row_length and (start % self._row_length or count % self._row_length):
-            raise UsageError(f"A tile of {count} elements at {start} cuts a row of {self._row_length} that must stay whole.")
+            raise UsageError(f"A tile of {count} elements at {start} cuts a row of {self._row_length}; give whole rows.")
 
-    def _sources(self, buffers: Sequence[memoryview | None], start: int) -> tuple[NDArray[np.uint64], list[Any]]:
+    def _sources(self, buffers: Sequence[memoryview | None], start: int) -> tuple[array[int], list[Any]]:
         addresses = [0] * (len(buffers) + len(self._listing.arrays))
         views = []
         for index in self._used:
@@ -216,44 +235,40 @@ class NativePass:
                 view = np.frombuffer(buffer, dtype=np.uint8)
                 addresses[index] = _address(view)
                 views.append(view)
-        for ordinal, array in enumerate(self._listing.arrays):
-            addresses[len(buffers) + ordinal] = _address(array) + start * array.itemsize
-        return np.array(addresses, dtype=np.uint64), views
+        for ordinal, known in enumerate(self._listing.arrays):
+            addresses[len(buffers) + ordinal] = _address(known) + start * known.itemsize
+        return array("Q", addresses), views
 
     def _final_call(self, segment: Segment, count: int, out: memoryview | None) -> _Call:
         call = _Call(segment)
         slots = list(segment.sink_slots)
         if self._spec.output is not None:
-            call.outputs[slots.pop(0)] = np.frombuffer(out, dtype=np.uint8) if out is not None and count else None
-        for slot, (_, request) in zip(slots, self._spec.reductions, strict=True):
+            slot = slots.pop(0)
+            if out is not None and count:
+                call.give(slot, np.frombuffer(out, dtype=np.uint8))
+        partials = np.empty((len(slots), -(-count // self._piece)), dtype=np.float64)
+        for row, (slot, (_, request)) in enumerate(zip(slots, self._spec.reductions, strict=True)):
             if isinstance(request, Histogram):
-                call.outputs[slot] = np.zeros(HISTOGRAM_BINS + 2, dtype=np.uint64)
+                call.give(slot, np.zeros(HISTOGRAM_BINS + 2, dtype=np.uint64))
             elif isinstance(request, Collect):
                 size = min(request.limit, count)
-                call.outputs[slot] = np.empty(size, dtype=np.uint64)
-                call.outputs[slot + 1] = np.empty(size, dtype=np.int64)
+                call.give(slot, np.empty(size, dtype=np.uint64))
+                call.give(slot + 1, np.empty(size, dtype=np.int64))
             else:
-                call.outputs[slot] = np.empty(-(-count // self._piece), dtype=np.float64)
+                call.give(slot, partials[row])
         return call
 
     def _execute(
-        self, segment: Segment, call: _Call, sources: NDArray[np.uint64], memo: dict[Node, Any], start: int, count: int
+        self, compiled: _Compiled, call: _Call, sources: array[int], memo: dict[Node, Any], start: int, count: int
     ) -> None:
         if count == 0:
             return
-        rows = [self._row_numbers(place, memo, count) for place in segment.row_scalars]
-        row_table = np.array([_address(r) for r in rows], dtype=np.uint64)
-        outputs = np.array([0 if o is None else _address(o) for o in call.outputs], dtype=np.uint64)
-        program = _Program(
-            _address(segment.code), len(segment.code), segment.registers, segment.reductions,
-            self._listing.is_double, segment.block,
-        )  # fmt: skip
-        tile = _Tile(
-            _address(sources), _address(outputs), _address(call.tallies), _address(self._numbers), _address(row_table),
-            _address(self._integers), start, count, self._row_length, self._piece,
-        )  # fmt: skip
-        if self._run(self._level, ctypes.addressof(program), ctypes.addressof(tile)):
-            raise MemoryError(f"no memory for {segment.registers} registers of the native backend")
+        rows = [self._row_numbers(place, memo, count) for place in compiled.segment.row_scalars]
+        row_table = array("Q", [_address(r) for r in rows])
+        tables = (sources, call.addresses, call.tallies, self._numbers, row_table, self._integers)
+        tile = _Tile(*(t.buffer_info()[0] for t in tables), start, count, self._row_length, self._piece)
+        if self._run(self._level, ctypes.addressof(compiled.program), ctypes.addressof(tile)):
+            raise MemoryError(f"no memory for {compiled.segment.registers} registers of the native backend")
 
     def _row_numbers(self, place: int, memo: dict[Node, Any], count: int) -> NDArray[np.float64]:
         number = evaluate_scalar(self._listing.row_scalars[place], memo)
@@ -278,12 +293,12 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
     if isinstance(request, Histogram):
         return HistogramPart(found[:HISTOGRAM_BINS], int(found[HISTOGRAM_BINS]))
     if isinstance(request, Collect):
-        inside, above = call.tallies[slot].tolist()
+        inside, above = call.tally(slot)
         taken = min(inside, len(found))
         return CollectPart(found[:taken].copy(), call.outputs[slot + 1][:taken].copy(), inside, above)
     return found
 
 
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
+def _address(numbers: NDArray[Any]) -> int:
+    address: int = numbers.__array_interface__["data"][0]
     return address

@@ -1,11 +1,12 @@
 """From the graph of a pass to a program of the native register machine.
 
-Two steps, because a model has thousands of tensors and few different graphs. `list_pass` writes the graph down as a flat,
-hashable list of entries in which equal subexpressions are one and every number that differs from tensor to tensor (coefficients, keys,
-cuts) is a place in a table. `assemble` turns such a list into instructions with registers; its results are cached.
+Two steps, because a model has thousands of tensors and few different graphs. `list_pass` writes the graph down as
+a flat, hashable list of entries in which equal subexpressions are one and every number that differs from tensor to
+tensor (coefficients, keys, cuts) is a place in a table. `assemble` turns such a list into instructions with
+registers; its results are cached.
 
-A pass with row scalars becomes several segments: each computes the row reductions that the next one needs, Python evaluates the
-arithmetic on rows between them, and values needed again are computed again.
+A pass with row scalars becomes several segments: each computes the row reductions that the next one needs, Python
+evaluates the arithmetic on rows between them, and values needed again are computed again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from weightsmith.tensors.passes import (
     Histogram,
     PassSpec,
     evaluate_scalar,
-    walk_pending,
     work_dtype,
 )
 
@@ -35,9 +35,10 @@ _BINARY = frozenset(("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le
 _UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
+_PIECE_REDUCTIONS = frozenset((*_ROW_REDUCTIONS, "dot_wide"))
 
 OPCODES = frozenset(
-    {"fill", "fill_rows", "where", "uniform", "above", "row_rank", "histogram", "collect"}
+    {"fill", "fill_rows", "where", "uniform", "above", "row_rank", "histogram", "collect", "widen", "dot_wide"}
     | _BINARY
     | _UNARY
     | set(_ROW_REDUCTIONS)
@@ -51,18 +52,16 @@ OPCODES = frozenset(
 _NO_REGISTER = frozenset({"number", *_ROW_REDUCTIONS.values()})
 _FIRST_LEVEL_CACHE = 40 * 1024
 _BLOCKS = (1024, 512, 256)
+_WIDEN_FROM = 3  # dot products in one pass
 
 
-class Entry(NamedTuple):
-    """One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name."""
-
-    op: str
-    inputs: tuple[int, ...] = ()
-    detail: Any = None
+# One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name. A plain tuple,
+# because thousands of tensors are listed.
+Entry = tuple[str, tuple[int, ...], Any]
 
 
 class Sink(NamedTuple):
-    """Something a pass hands out: a reduction of entries, or the output; `request` is a place among the integers."""
+    """What a pass hands out: a reduction of entries or the output; `request` is a place among the integers."""
 
     op: str
     inputs: tuple[int, ...]
@@ -71,7 +70,7 @@ class Sink(NamedTuple):
 
 @dataclass(slots=True)
 class Listing:
-    """A pass written down: `entries`, `sinks`, `sources` and `is_double` make its structure, the rest is this tensor's own."""
+    """A pass written down: entries, sinks and dtypes are its structure, the rest is this tensor's own."""
 
     sources: tuple[DType, ...]
     is_double: bool
@@ -107,6 +106,8 @@ class _Lister:
         self._known = spec.known
         is_double = work_dtype(spec.source_dtypes) is DType.FLOAT64
         self._listing = Listing(spec.source_dtypes, is_double, memo=dict(spec.known))
+        dots = sum(reduction.op == "dot" for reduction, _ in spec.reductions)
+        self._widens = dots >= _WIDEN_FROM and not is_double
         self._key_limit = (1 << 63 if is_double else 1 << 31) - 1
         self._places: dict[Any, int] = {}
         self._position: dict[Node, int] = {}
@@ -114,29 +115,49 @@ class _Lister:
 
     def result(self) -> Listing:
         spec, listing = self._spec, self._listing
-        roots: list[Node] = [] if spec.output is None else [spec.output]
-        for reduction, _ in spec.reductions:
-            roots.extend(reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs)
-        for node in walk_pending(roots, self._known):
-            if isinstance(node, Value):
-                self._position[node] = self._value(node)
-            elif isinstance(node, Scalar) and node.scope is Scope.ROW and node not in self._known:
-                self._row_scalar(node)
         if spec.output is not None:
             assert spec.output_dtype is not None
             if not spec.output_dtype.is_float:
                 raise UsageError(f"The native backend writes floating-point tensors only, not {spec.output_dtype}.")
+            self._visit(spec.output)
             listing.sinks.append(Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output)))
         for reduction, request in spec.reductions:
+            for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:
+                self._visit(node)
             listing.sinks.append(self._reduction(reduction, request))
         return listing
 
+    def _visit(self, root: Node) -> None:
+        """List a value after everything it is computed from; a stack, because graphs of many inputs are deep."""
+        position = self._position
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            pending = () if node in position else [i for i in self._below(node) if i not in position]
+            if pending:
+                stack.extend(reversed(pending))
+                continue
+            if node not in position:
+                position[node] = self._value(node) if isinstance(node, Value) else self._row_scalar(node)
+            stack.pop()
+
+    def _below(self, node: Node) -> Sequence[Node]:
+        """The inputs that must be listed first: values, and scalars of which every row has its own."""
+        if node in self._known:
+            return ()
+        if node.op == "above":
+            return node.inputs[:1]
+        if node.op == "broadcast" or not isinstance(node, Value):
+            return [i for i in node.inputs if isinstance(i, Value) or (_is_per_row(i) and i not in self._known)]
+        return node.inputs
+
     def _entry(self, op: str, inputs: tuple[int, ...] = (), detail: Any = None) -> int:
-        entry = Entry(op, inputs, detail)
+        entry = (op, inputs, detail)
         place = self._places.get(entry)
         if place is None:
-            place = self._places[entry] = len(self._listing.entries)
-            self._listing.entries.append(entry)
+            entries = self._listing.entries
+            place = self._places[entry] = len(entries)
+            entries.append(entry)
         return place
 
     def _number(self, number: float) -> int:
@@ -159,14 +180,14 @@ class _Lister:
         return tuple(self._spread(self._position[node]) for node in nodes)
 
     def _spread(self, position: int) -> int:
-        entry = self._listing.entries[position]
-        return self._entry("fill", (), entry.detail) if entry.op == "number" else position
+        op, _, detail = self._listing.entries[position]
+        return self._entry("fill", (), detail) if op == "number" else position
 
     def _magnitude(self, node: Node) -> int:
         """Position of a value whose magnitudes alone matter: a change of sign below it is skipped."""
         (position,) = self._registers(node)
-        while self._listing.entries[position].op in ("abs", "neg"):
-            (position,) = self._listing.entries[position].inputs
+        while self._listing.entries[position][0] in ("abs", "neg"):
+            ((position,),) = self._listing.entries[position][1:2]
         return position
 
     def _value(self, node: Value) -> int:
@@ -197,7 +218,7 @@ class _Lister:
 
     def _binary(self, op: str, a: int, b: int) -> int:
         entries = self._listing.entries
-        if entries[a].op == "number" and entries[b].op == "number":
+        if entries[a][0] == "number" and entries[b][0] == "number":
             a = self._spread(a)
         return self._entry(op, (a, b))
 
@@ -224,33 +245,36 @@ class _Lister:
         x, cut = node.inputs
         point = self._known.get(cut)
         if not isinstance(point, CutPoint):
-            raise UsageError("A pass was asked for a selection whose cut is not yet known; measure the cut in an earlier pass.")
+            raise UsageError("A selection's cut is not yet known; measure it in an earlier pass.")
         place = self._table(cut, min(point.key, self._key_limit), point.last_index)
         return self._entry("above", (self._magnitude(x),), place)
 
     def _known_value(self, node: Value) -> int:
-        known = self._known[node]
+        known: Any = self._known[node]
         if np.ndim(known) == 0:
             return self._number(float(known))
         work = np.float64 if self._listing.is_double else np.float32
         self._listing.arrays.append(np.ascontiguousarray(known, dtype=work).reshape(-1))
         return self._entry("array", (), len(self._listing.arrays) - 1)
 
-    def _row_scalar(self, node: Scalar) -> None:
+    def _row_scalar(self, node: Node) -> int:
         op = _ROW_REDUCTIONS.get(node.op)
         if op is None:
             below = [i for child in node.inputs for i in self._row_inputs.get(child, ())]
             self._row_inputs[node] = tuple(dict.fromkeys(below))
-            return
+            return -1
+        assert isinstance(node, Scalar)
         self._listing.has_rows = True
         position = self._entry(op, self._registers(*node.inputs))
         self._row_inputs[node] = (position,)
         self._listing.row_reductions.append((node, position))
+        return position
 
     def _reduction(self, reduction: Scalar | Cut, request: Any) -> Sink:
         if isinstance(request, Histogram):
             low = request.low if request.low <= self._key_limit else -1
-            return Sink("histogram", (self._magnitude(reduction.inputs[0]),), self._table(reduction, low, request.shift))
+            place = self._table(reduction, low, request.shift)
+            return Sink("histogram", (self._magnitude(reduction.inputs[0]),), place)
         if isinstance(request, Collect):
             low = request.low if request.low <= self._key_limit else -1
             high = min(request.high, self._key_limit)
@@ -258,7 +282,16 @@ class _Lister:
             return Sink("collect", (self._magnitude(reduction.inputs[0]),), place)
         if isinstance(reduction, Cut):
             raise UsageError("A cut is measured by a histogram or collect request; the pass has neither.")
-        return Sink(reduction.op, self._registers(*reduction.inputs))
+        inputs = self._registers(*reduction.inputs)
+        if reduction.op == "dot" and self._widens:
+            return Sink("dot_wide", tuple(self._entry("widen", (i,)) for i in inputs))
+        return Sink(reduction.op, inputs)
+
+
+def _is_per_row(node: Node) -> bool:
+    if isinstance(node, Cut) and node.scope is Scope.ROW:
+        raise UsageError("The native backend cannot select the largest elements of each row; use row_rank.")
+    return isinstance(node, Scalar) and node.scope is Scope.ROW
 
 
 # Instructions ---------------------------------------------------------------------------------------------------
@@ -268,8 +301,9 @@ class _Lister:
 class Segment:
     """One program: its code ([instructions, 6] int32: op, out, a, b, c, slot) and where its results go.
 
-    `loads` pairs each source with the slot of its non-finite tally; `row_scalars` are the places of the row scalars it reads;
-    `row_results` pairs entries of row reductions with slots; `sink_slots` has the slot of each sink (last segment only).
+    `loads` pairs each source with the slot of its non-finite tally; `row_scalars` are the places of the row scalars
+    it reads; `row_results` pairs entries of row reductions with slots; `sink_slots` has the slot of each sink (last
+    segment only).
     """
 
     code: NDArray[np.int32]
@@ -294,9 +328,9 @@ def assemble(structure: tuple[Any, ...], opcodes: Mapping[str, int]) -> tuple[Se
             wanted = [(sink, -1) for sink in sinks]
         else:
             wanted = [
-                (Sink(e.op, e.inputs), i)
-                for i, e in enumerate(entries)
-                if e.op in _ROW_REDUCTIONS.values() and max(level[j] for j in e.inputs) == now
+                (Sink(op, inputs), i)
+                for i, (op, inputs, _) in enumerate(entries)
+                if op in _ROW_REDUCTIONS.values() and max(level[j] for j in inputs) == now
             ]
         segments.append(_Assembler(entries, sources, is_double, opcodes).segment(wanted))
     return tuple(segments)
@@ -305,9 +339,9 @@ def assemble(structure: tuple[Any, ...], opcodes: Mapping[str, int]) -> tuple[Se
 def _levels(entries: Sequence[Entry]) -> list[int]:
     """For each entry, after how many segments it can be computed."""
     levels: list[int] = []
-    for entry in entries:
-        below = max((levels[i] for i in entry.inputs), default=0)
-        levels.append(below + 1 if entry.op in _ROW_REDUCTIONS.values() else below)
+    for op, inputs, _ in entries:
+        below = max((levels[i] for i in inputs), default=0)
+        levels.append(below + 1 if op in _ROW_REDUCTIONS.values() else below)
     return levels
 
 
@@ -334,15 +368,19 @@ class _Assembler:
         steps = self._schedule([sink for sink, _ in wanted])
         last_use = {i: at for at, step in enumerate(steps) for i in self._inputs(step)}
         slots: dict[int, int] = {}
+        has_wide = False
         for at, step in enumerate(steps):
             if isinstance(step, Sink):
                 slots[id(step)] = self._sink(step)
                 self._release(step.inputs, at, last_use)
                 continue
             operands = [self._operand(i) for i in self._inputs(step)]
+            is_wide = self._entries[step][0] == "widen"  # and must not overwrite what it reads
+            out = self._take_register(step) if is_wide else -1
             self._release(self._inputs(step), at, last_use)
-            self._compute(step, operands)
-        size = 8 if self._is_double else 4
+            self._compute(step, operands, self._take_register(step) if out < 0 else out)
+            has_wide |= is_wide
+        size = 8 if self._is_double or has_wide else 4
         fitting = (b for b in _BLOCKS if self._registers * b * size <= _FIRST_LEVEL_CACHE)
         return Segment(
             code=np.array(self._code, dtype=np.int32).reshape(-1, 6),
@@ -359,8 +397,8 @@ class _Assembler:
     def _inputs(self, step: int | Sink) -> tuple[int, ...]:
         if isinstance(step, Sink):
             return step.inputs
-        entry = self._entries[step]
-        return () if entry.op == "row" else entry.inputs
+        op, inputs, _ = self._entries[step]
+        return () if op == "row" else inputs
 
     def _schedule(self, sinks: Sequence[Sink]) -> list[int | Sink]:
         """Entries in order, each sink as soon as its inputs are there, so that registers are free again early."""
@@ -376,14 +414,14 @@ class _Assembler:
             ready.setdefault(max(sink.inputs), []).append(sink)
         steps: list[int | Sink] = []
         for position in sorted(needed):
-            if self._entries[position].op not in _NO_REGISTER:
+            if self._entries[position][0] not in _NO_REGISTER:
                 steps.append(position)
             steps.extend(ready.get(position, ()))
         return steps
 
     def _operand(self, position: int) -> int:
-        entry = self._entries[position]
-        return ~int(entry.detail) if entry.op == "number" else self._register[position]
+        op, _, detail = self._entries[position]
+        return ~int(detail) if op == "number" else self._register[position]
 
     def _release(self, inputs: Sequence[int], at: int, last_use: Mapping[int, int]) -> None:
         for i in dict.fromkeys(inputs):
@@ -406,9 +444,8 @@ class _Assembler:
         a, b, c = (*operands, 0, 0, 0)[:3]
         self._code.append((self._opcodes[op], out, a, b, c, slot))
 
-    def _compute(self, position: int, operands: list[int]) -> None:
+    def _compute(self, position: int, operands: list[int], out: int) -> None:
         op, _, detail = self._entries[position]
-        out = self._take_register(position)
         if op == "source":
             slot = self._take_slots()
             self._loads.append((detail, slot))
@@ -433,7 +470,7 @@ class _Assembler:
         slot = self._take_slots(2 if sink.op == "collect" else 1)
         if sink.request >= 0:
             operands.append(sink.request)
-        elif sink.op in _ROW_REDUCTIONS:
+        elif sink.op in _PIECE_REDUCTIONS:
             operands = [operands[0], operands[-1], self._reductions]
             self._reductions += 1
         self._emit(sink.op, 0, operands, slot)

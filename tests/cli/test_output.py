@@ -1,0 +1,125 @@
+"""Pieces of the output: sizes, durations, plain tables, progress lines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightsmith.cli.output import Table, plain_table
+from weightsmith.cli.progress import Lines
+from weightsmith.cli.text import counted, duration, harmless
+from weightsmith.tensors.sizes import format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("256MB", 256 * 10**6),
+        ("1GiB", 2**30),
+        ("1.5 gib", 3 * 2**29),
+        ("2k", 2000),
+        ("7B", 7),
+        ("123", 123),
+        (99, 99),
+        ("9007199254740993", 9007199254740993),
+    ],
+)
+def test_sizes_are_read_in_both_systems(text, nbytes):
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e6", "1 MB 2", "0", "0.2B", "1iB", "١MB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="256MB"):
+        parse_size(text)
+
+
+@given(st.integers(1, 10**16))
+def test_a_written_size_is_read_back_to_three_digits(nbytes):
+    assert parse_size(format_size(nbytes)) == pytest.approx(nbytes, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations_are_written_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_counts_agree_with_their_nouns():
+    assert [counted(n, "tensor") for n in (0, 1, 1234)] == [
+        "0 tensors",
+        "1 tensor",
+        "1,234 tensors",
+    ]
+
+
+@given(st.text())
+def test_harmless_text_is_printable_and_keeps_what_was_printable(text):
+    shown = harmless(text)
+    assert shown.isprintable()
+    assert (shown == text) is text.isprintable()
+
+
+def test_a_plain_table_aligns_and_trims():
+    table = Table("T", ("a", "number"), [("x", "1"), ("long\x07", "20")], frozenset({1}))
+    assert plain_table(table).splitlines() == [
+        "T",
+        "  a         number",
+        "  x              1",
+        "  long\\x07      20",
+    ]
+
+
+def test_a_table_without_column_names_has_no_head():
+    assert plain_table(Table("T", ("", ""), [("x", "1")])).splitlines() == ["T", "  x  1"]
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_lines_come_once_per_tenth_with_rate_and_remaining_time():
+    lines, clock = [], Clock()
+    progress = Lines(lines.append, clock)
+    progress.start(1000_000, 0)
+    for _ in range(1000):
+        clock.now += 0.01
+        progress.advance(1000, "w")
+    assert lines[0] == "writing 1.00 MB"
+    assert len(lines) == 11
+    assert lines[1] == " 10 %  100 kB of 1.00 MB  100 kB/s  9.0 s left"
+    assert lines[-1] == "100 %  1.00 MB of 1.00 MB  100 kB/s"
+
+
+def test_resumed_bytes_count_for_the_share_but_not_for_the_rate():
+    lines, clock = [], Clock()
+    progress = Lines(lines.append, clock)
+    progress.start(1000_000, 500_000)
+    clock.now = 1.0
+    progress.advance(250_000, "w")
+    assert lines == [
+        "resuming: 500 kB of 1.00 MB are finished",
+        " 70 %  750 kB of 1.00 MB  250 kB/s  1.0 s left",
+    ]
+
+
+def test_an_output_without_bytes_is_no_division_by_zero():
+    lines = []
+    progress = Lines(lines.append, Clock())
+    progress.start(0, 0)
+    progress.advance(0, "w")
+    assert lines == ["writing 0 B"]

@@ -1,0 +1,73 @@
+"""Starting: help, version, and what is loaded for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from weightsmith import __version__
+from weightsmith.cli.main import COMMANDS
+
+HEAVY = {"numpy", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
+
+
+def fresh(program):
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_help_answers_within_three_tenths_of_a_second_of_cpu():
+    program = (
+        "import json, time, contextlib, io\n"
+        "from weightsmith.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])\n"
+        "print(json.dumps(time.process_time()))"
+    )
+    assert min(fresh(program) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+)
+def test_help_loads_nothing_heavy(arguments):
+    program = (
+        "import json, sys, contextlib, io\n"
+        "from weightsmith.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({arguments!r})\n"
+        "print(json.dumps([n.partition('.')[0] for n in sys.modules]))"
+    )
+    assert not set(fresh(program)) & HEAVY
+
+
+def test_help_lists_every_command_with_a_sentence(weightsmith):
+    result = weightsmith("--help")
+    assert result.code == 0
+    for name in COMMANDS:
+        line = next(line for line in result.out.splitlines() if line.startswith(f"  {name} "))
+        assert line.endswith(".")
+
+
+def test_no_arguments_show_the_help(weightsmith):
+    assert weightsmith().out == weightsmith("--help").out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(weightsmith, name):
+    result = weightsmith(name, "--help")
+    assert result.code == 0
+    assert f"  weightsmith {name}" in result.out.partition("Examples:")[2]
+
+
+def test_the_version_is_the_packages(weightsmith):
+    assert weightsmith("--version").out == f"weightsmith {__version__}\n"
+
+
+def test_the_module_and_the_entry_point_are_one_command(family, shell):
+    assert shell("--version", cwd=family).out == f"weightsmith {__version__}\n"

@@ -1,0 +1,146 @@
+"""Wrong input: one sentence on stderr, nothing on stdout, and the documented exit code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from weightsmith import errors
+from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.main import UNEXPECTED
+
+PREFIX = "weightsmith: error: "
+
+
+def sentence(result):
+    assert result.out == ""
+    assert result.err.startswith(PREFIX)
+    assert "Traceback" not in result.err
+    assert result.err.count("\n") == 1
+    return result.err.removeprefix(PREFIX).rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["mrege"], 2, "did you mean 'merge'?"),
+        (["xyzzy"], 2, "there are plan, merge"),
+        (["plan"], 2, "Missing argument 'RECIPE'"),
+        (["plan", "ties.yaml", "--memory", "lots"], 2, "write it like 256MB"),
+        (["plan", "ties.yaml", "--threads", "0"], 2, "'--threads'"),
+        (["plan", "ties.yaml", "--device", "tpu"], 2, "choose cpu, cuda"),
+        (
+            ["plan", "ties.yaml", "--explain", "model.norm.wieght"],
+            2,
+            "did you mean 'model.norm.weight'?",
+        ),
+        (["plan", "absent.yaml"], 4, "'absent.yaml' cannot be read"),
+        (["plan", "ties.yaml", "--set", "no-equals-sign"], 4, "key.key=value"),
+        (["plan", "ties.yaml", "--set", "merge_method=teis"], 4, "ties"),
+        (["merge", "ties.yaml", "base"], 4, "is also an input"),
+        (["merge", "ties.yaml", "base/inside"], 4, "lies inside the input"),
+        (["merge", "ties.yaml", "ties.yaml"], 4, "exists"),
+        (["verify", "base"], 1, "was not written by `weightsmith merge`"),
+        (["verify", "base", "--input", "base"], 2, "REF=PATH"),
+        (["replay", "base", "new"], 1, "was not written by `weightsmith merge`"),
+        (["inspect", "absent"], 4, "No checkpoint is at 'absent'"),
+        (["diff", "base", "absent"], 4, "No checkpoint is at 'absent'"),
+        (["methods", "teis"], 4, "did you mean ties"),
+    ],
+)
+def test_wrong_input_is_told_in_one_sentence(weightsmith, arguments, code, part):
+    result = weightsmith(*arguments)
+    assert part in sentence(result)
+    assert result.code == code
+
+
+def test_debug_shows_the_traceback_wherever_it_is_written(weightsmith):
+    for arguments in (["--debug", "plan", "absent.yaml"], ["plan", "absent.yaml", "--debug"]):
+        result = weightsmith(*arguments)
+        assert result.code == 4
+        assert result.err.startswith("Traceback")
+        assert PREFIX in result.err
+
+
+def test_after_two_dashes_debug_is_an_argument(weightsmith):
+    result = weightsmith("inspect", "--", "--debug")
+    assert "No checkpoint is at '--debug'" in sentence(result)
+
+
+def test_an_unexpected_exception_is_one_line_that_asks_for_a_report(weightsmith, monkeypatch):
+    def broken(path):
+        assert path == "base"
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", broken)
+    result = weightsmith("inspect", "base")
+    assert result.code == UNEXPECTED
+    assert sentence(result) == (
+        "unexpected ZeroDivisionError: first line; run again with --debug, and report what it shows."
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "part"),
+    [
+        (PermissionError(13, "Permission denied", "some/file"), "'some/file': Permission denied."),
+        (MemoryError(), "memory ran out"),
+    ],
+)
+def test_what_the_system_refuses_is_no_defect(weightsmith, monkeypatch, raised, part):
+    def refused(path):
+        assert path == "base"
+        raise raised
+
+    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", refused)
+    result = weightsmith("inspect", "base")
+    assert result.code == errors.ResourceError.exit_code
+    assert part in sentence(result)
+
+
+def test_a_name_that_the_encoding_lacks_is_escaped(save, family, shell):
+    save(family / "umlaut", {"größe": np.zeros(3, np.float32)})
+    result = shell("inspect", "umlaut", "--tensors", cwd=family, PYTHONIOENCODING="ascii")
+    assert result.code == 0, result.err
+    assert r"gr\xf6\xdfe" in result.out
+
+
+def test_control_characters_of_a_hostile_name_never_reach_the_terminal(weightsmith, save, family):
+    hostile = "model.\x1b[2J\u202eweight"
+    save(family / "hostile", {hostile: np.zeros(3, np.float32)})
+    for arguments in (
+        ["inspect", "hostile", "--tensors"],
+        ["diff", "hostile", "base"],
+        ["inspect", "\x1b]0;x"],
+    ):
+        result = weightsmith(*arguments)
+        text = result.out + result.err
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+
+
+def test_every_exit_code_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "errors-and-exit-codes.md").read_text()
+    for name in dir(errors):
+        kind = getattr(errors, name)
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, errors.WeightsmithError)
+            and kind is not errors.WeightsmithError
+        ):
+            assert re.search(rf"^\| `{name}` \|.*\| {kind.exit_code} \|$", page, re.MULTILINE), name
+    for code in (INTERRUPTED, UNEXPECTED):
+        assert re.search(rf"^\| {code} \|", page, re.MULTILINE), code
+
+
+def test_a_reader_that_leaves_early_is_no_error(family):
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m weightsmith methods | head -n 1"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=family)
+    assert "methods" in finished.stdout
+    assert finished.stderr == ""

@@ -1,0 +1,323 @@
+"""Rules, selectors, recipes inside recipes, post-steps, assertions, and the way back to mergekit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from weightsmith.checkpoints import assemble
+from weightsmith.errors import RecipeError
+from weightsmith.recipes import Recipe, load, resolve
+from weightsmith.recipes.formula import Cast, Leaf, Merge
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import StoredTensor
+
+NORM = "model.norm.weight"
+Q = "model.layers.{}.self_attn.q_proj.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+NATIVE = (
+    "weightsmith: 1\nmerge_method: linear\nbase_model: base\nmodels: [{model: a}, {model: b}]\n"
+)
+
+
+@pytest.fixture
+def three(make):
+    for name in ("base", "a", "b"):
+        make(name)
+
+
+@pytest.mark.usefixtures("three")
+def test_the_first_rule_that_matches_changes_the_method(solve):
+    solved = solve(
+        NATIVE
+        + """
+rules:
+  - match: {role: attention, layers: [0, 2]}
+    merge_method: ties
+    parameters: {density: 0.5}
+  - match: {role: attention}
+    keep: a
+  - match: {name: 'norm'}
+    parameters: {weight: 3}
+"""
+    )
+    assert not solved.found()
+    ties = solved.formula(Q.format(1))
+    assert (ties.method, ties.base) == ("ties", Leaf("base", Q.format(1)))
+    assert ties.per_expert == ((("density", 0.5),), (("density", 0.5),))
+    assert solved.formula(Q.format(2)) == Leaf("a", Q.format(2))
+    assert solved.formula(NORM).per_expert == ((("weight", 3.0),), (("weight", 3.0),))
+    linear = solved.formula(UP.format(0))
+    assert (linear.method, linear.base, linear.labels) == ("linear", None, ("a", "b"))
+    assert ties.scope_id != linear.scope_id == solved.formula(NORM).scope_id
+
+
+@pytest.mark.usefixtures("three")
+def test_conditions_select_by_role_layer_and_name(solve):
+    solved = solve(
+        NATIVE
+        + """
+parameters:
+  weight:
+    - {match: {role: [mlp, norm], layers: [1, 3]}, value: 5}
+    - {match: {glob: 'lm_*'}, value: 6}
+    - {value: 1}
+"""
+    )
+    weights = {name: dict(o.formula.per_expert[0])["weight"] for name, o in solved.outputs.items()}
+    assert weights[UP.format(0)] == 1
+    assert weights[UP.format(1)] == weights[UP.format(2)] == 5
+    assert weights["model.layers.1.input_layernorm.weight"] == 5
+    assert weights[NORM] == 1
+    assert weights["lm_head.weight"] == 6
+
+
+@pytest.mark.usefixtures("three")
+def test_a_rule_can_change_the_semantics(solve):
+    solved = solve(
+        NATIVE.replace("linear", "ties")
+        + "rules: [{match: {role: mlp}, semantics: mergekit, parameters: {weight: 1}}]\n"
+    )
+    assert solved.formula(UP.format(0)).preset == "mergekit"
+    assert solved.formula(NORM).preset == "paper"
+
+
+@pytest.mark.usefixtures("three")
+def test_a_rule_that_keeps_an_unknown_tensor_is_an_error(make, solve):
+    make("c", without=(NORM,))
+    solved = solve(NATIVE + "rules: [{match: {role: norm}, keep: c}]\n")
+    assert repr(NORM) in solved.found()["missing-tensor"]
+
+
+NESTED = """
+weightsmith: 1
+merge_method: slerp
+base_model: a
+parameters: {t: 0.5}
+models:
+  - model:
+      name: inner
+      merge_method: linear
+      models: [{model: a}, {model: b}]
+"""
+
+
+@pytest.mark.usefixtures("three")
+def test_a_recipe_inside_a_recipe_is_one_formula(solve):
+    solved = solve(NESTED)
+    outer = solved.formula(NORM)
+    (inner,) = outer.experts
+    assert isinstance(inner, Merge)
+    assert inner.experts == (Leaf("a", NORM), Leaf("b", NORM))
+    assert outer.labels == ("inner",)
+    assert inner.scope_id != outer.scope_id
+    assert list(solved.resolved.checkpoints) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("three")
+def test_an_inner_dtype_rounds_as_if_the_result_had_been_written(solve):
+    rounded = solve(NESTED + "      dtype: bfloat16\n")
+    (inner,) = rounded.formula(NORM).experts
+    assert isinstance(inner, Cast)
+    assert inner.dtype is DType.BFLOAT16
+    copied = solve(
+        NESTED.replace("linear", "passthrough").replace(", {model: b}", "")
+        + "      dtype: float32\n"
+    )
+    assert copied.formula(NORM).experts == (Leaf("a", NORM),)
+
+
+@pytest.mark.usefixtures("three")
+def test_equal_inner_recipes_are_resolved_once(solve):
+    inner = "{merge_method: linear, models: [{model: a}, {model: b}]}"
+    solved = solve(
+        f"weightsmith: 1\nmerge_method: linear\nmodels: [{{model: {inner}}}, {{model: {inner}}}]\n"
+    )
+    first, second = solved.formula(NORM).experts
+    assert first is second
+    assert solved.formula(NORM).labels == ("merge", "merge#2")
+
+
+@pytest.mark.usefixtures("three")
+def test_an_inner_frankenmerge_can_be_sliced_again(solve):
+    solved = solve(
+        """
+weightsmith: 1
+merge_method: passthrough
+slices:
+  - sources:
+      - layer_range: [3, 6]
+        model:
+          merge_method: passthrough
+          slices:
+            - sources: [{model: a, layer_range: [0, 4]}]
+            - sources: [{model: b, layer_range: [0, 4]}]
+"""
+    )
+    assert not solved.found()
+    expected = [Leaf("a", Q.format(3)), Leaf("b", Q.format(0)), Leaf("b", Q.format(1))]
+    assert [solved.formula(Q.format(k)) for k in range(3)] == expected
+
+
+@pytest.mark.usefixtures("three")
+def test_post_steps_wrap_the_result_in_order(solve):
+    solved = solve(NATIVE + "then: [{lines: {alpha: 0.5, beta: 1}}, {truncate: {rank: 2}}]\n")
+    last = solved.formula(UP.format(0))
+    assert (last.method, last.shared) == ("truncate", (("rank", 2),))
+    assert last.base == Leaf("base", UP.format(0))
+    (first,) = last.experts
+    assert (first.method, first.shared) == ("lines", (("alpha", 0.5), ("beta", 1.0)))
+    (merged,) = first.experts
+    assert merged.method == "linear"
+
+
+@pytest.mark.usefixtures("three")
+def test_a_post_step_that_needs_a_base_says_so(solve):
+    with pytest.raises(RecipeError, match=r"then\[0\]: method truncate needs the base"):
+        solve(NATIVE.replace("base_model: base\n", "") + "then: [{truncate: {rank: 2}}]\n")
+
+
+@pytest.mark.usefixtures("three")
+def test_assertions_are_about_the_selected_tensors(solve):
+    solved = solve(
+        NATIVE
+        + """
+assert:
+  - finite: true
+  - norm_ratio: {low: 0.5, high: 2, match: {role: mlp.up}}
+  - equal: {to: a, match: {glob: lm_head.*}}
+rules: [{match: {role: head}, keep: a}]
+"""
+    )
+    finite, ratio, equal = solved.resolved.assertions
+    assert (finite.kind, len(finite.tensors)) == ("finite", len(solved.outputs))
+    assert ratio.tensors == tuple(UP.format(k) for k in range(4))
+    assert ratio.references == tuple(Leaf("base", UP.format(k)) for k in range(4))
+    assert (ratio.low, ratio.high) == (0.5, 2.0)
+    assert equal.references == (Leaf("a", "lm_head.weight"),)
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize(
+    ("clause", "message"),
+    [
+        ("{equal: {to: a, match: {name: nothing}}}", "selects no tensor"),
+        ("{equal: {to: short}}", "has no tensor"),
+    ],
+)
+def test_assertions_about_nothing_are_refused(make, solve, clause, message):
+    make("short", 2)
+    with pytest.raises(RecipeError, match=message):
+        solve(NATIVE + f"assert: [{clause}]\n")
+
+
+@pytest.mark.usefixtures("three")
+def test_norm_ratios_need_a_base(solve):
+    with pytest.raises(RecipeError, match="the base has no tensor"):
+        solve(NATIVE.replace("base_model: base\n", "") + "assert: [{norm_ratio: {low: 1}}]\n")
+
+
+def test_a_recipe_of_mergekits_dialect_is_written_back_as_it_was():
+    text = {
+        "merge_method": "ties",
+        "base_model": "m0",
+        "models": [
+            {"model": "m1@rev", "parameters": {"weight": [0, 0.5], "density": 0.5}},
+            {
+                "model": "m2",
+                "parameters": {"weight": [{"filter": "mlp", "value": 1}, {"value": 2}]},
+            },
+        ],
+        "parameters": {"normalize": True, "int8_mask": True},
+        "dtype": "bfloat16",
+        "tokenizer_source": "base",
+    }
+    written = load(text).to_mergekit()
+    assert yaml.safe_load(written) == text
+    assert load(written) == load(text)
+
+
+def test_papers_defaults_are_written_out_where_mergekit_has_words_for_them():
+    written = load(NATIVE).to_mergekit()
+    assert yaml.safe_load(written)["parameters"] == {"weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NATIVE + "rules: [{match: {role: mlp}, keep: a}]", "rules"),
+        (NATIVE + "then: [{truncate: {rank: 2}}]", "then"),
+        (NATIVE + "assert: [{finite: true}]", "assert"),
+        (NATIVE.replace("linear", "ties"), "the paper's rule"),
+        (NATIVE.replace("linear", "soup"), "no method called 'soup'"),
+        (NATIVE + "parameters: {weight: {value: 1, match: {role: mlp}}}", "match"),
+        (NESTED, "a method or recipe of its own"),
+        ("weightsmith: 1\nexpression: a\ncheckpoints: {a: b}", "expression"),
+    ],
+)
+def test_what_mergekit_cannot_express_is_named(text, message):
+    with pytest.raises(RecipeError, match=message):
+        load(text).to_mergekit()
+
+
+def test_a_model_untied_outside_keeps_its_label_for_the_recipe_inside(make, solve):
+    make("tied", head=False), make("untied")
+    solved = solve(
+        """
+weightsmith: 1
+merge_method: linear
+untie: true
+donor: tied
+models:
+  - model: {merge_method: passthrough, models: [{model: tied}]}
+  - model: tied
+  - model: untied
+missing: skip
+"""
+    )
+    assert solved.resolved.donor == "tied"
+    assert "lm_head.weight" in solved.resolved.checkpoints["tied"].tensors
+
+
+def test_the_json_schema_accepts_recipes_and_refuses_unknown_keys():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Recipe.json_schema()
+    texts = [
+        NATIVE + "parameters: {weight: [0, 1]}\nthen: [{truncate: {rank: 2}}, lines]\n",
+        NATIVE + "rules: [{match: {role: mlp}, keep: a}]\nassert: [{finite: true}]\n",
+        NATIVE + "parameters: {weight: [{filter: mlp, value: [0, 1]}, {value: 1}]}\n",
+        NESTED,
+        "weightsmith: 1\nexpression: (a + b) / 2\ncheckpoints: {a: x, b: {model: y}}\n",
+    ]
+    for text in texts:
+        load(text)
+        jsonschema.validate(yaml.safe_load(text), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(NATIVE + "dtyp: float16\n"), schema)
+
+
+def test_ten_thousand_tensors_of_three_models_resolve_in_about_a_second():
+    def tensors(file: str) -> dict[str, StoredTensor]:
+        names = [f"model.layers.{i}.mlp.w{k}.weight" for i in range(1000) for k in range(10)]
+        return {
+            name: StoredTensor(name, DType.BFLOAT16, (4, 4), Path(file), 100 + 32 * i)
+            for i, name in enumerate(names)
+        }
+
+    opened = {
+        name: assemble(tensors(name), None, path=Path(name), source=name)
+        for name in ("a", "b", "c")
+    }
+    recipe = load(
+        "merge_method: ties\nbase_model: a\nmodels: [{model: b}, {model: c}]\n"
+        "parameters: {density: [0.1, 0.9], weight: [{filter: w3, value: [0, 1]}, {value: 1}]}\n"
+    )
+    started = time.process_time()
+    resolved = resolve(recipe, opened)
+    spent = time.process_time() - started
+    assert len(resolved.outputs) == 10_000
+    # Half a second where nothing else runs; the margin is for a busy machine, quadratic work takes minutes.
+    assert spent < 4
