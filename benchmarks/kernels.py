@@ -170,7 +170,10 @@ def main() -> None:
     for name, spec in cases().items():
         if options.only not in name:
             continue
-        if any(node.op == "whole" for node in graph.walk([spec.output] if spec.output is not None else [])):
+        if any(
+            node.op == "whole"
+            for node in graph.walk([spec.output] if spec.output is not None else [])
+        ):
             continue  # the engine computes whole matrices
         figures = [nanoseconds(b, spec, buffers, options.seconds) for b in backends.values()]
         rows = has_row_nodes([spec.output] if spec.output is not None else [], spec.known)

@@ -36,7 +36,9 @@ def encode(values: Any, dtype: DType) -> memoryview:
     stored = torch.as_tensor(values, dtype=torch.float64).to(getattr(torch, dtype.value))
     if not stored.numel():
         return memoryview(bytearray())
-    return memoryview(bytearray(stored.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()))
+    return memoryview(
+        bytearray(stored.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    )
 
 
 def run(
@@ -54,7 +56,9 @@ def run(
         return Answer(None, result)
     assert spec.output_dtype is not None
     dtype = getattr(torch, spec.output_dtype.value)
-    return Answer(torch.frombuffer(out, dtype=dtype) if out else torch.empty(0, dtype=dtype), result)
+    return Answer(
+        torch.frombuffer(out, dtype=dtype) if out else torch.empty(0, dtype=dtype), result
+    )
 
 
 def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -64,7 +68,9 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
     assert torch.equal(nan_a, nan_b)
     differ = (a.view(width) != b.view(width)) & ~nan_a
     at = torch.nonzero(differ).flatten()[:5]
-    assert not at.numel(), f"{a.double()[at].tolist()} != {b.double()[at].tolist()} at {at.tolist()}"
+    assert not at.numel(), (
+        f"{a.double()[at].tolist()} != {b.double()[at].tolist()} at {at.tolist()}"
+    )
 
 
 @pytest.fixture(params=range(native.load().level + 1), ids=lambda i: native.LEVELS[i])

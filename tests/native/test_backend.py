@@ -107,10 +107,14 @@ def test_a_known_whole_matrix_is_read_from_where_the_tile_lies(backend: Any, too
     assert found.tolist() == [1201.0 + i for i in range(70)]
 
 
-def test_many_registers_and_small_blocks_give_the_same_numbers(backend: Any, reference: Any, tools: Any) -> None:
+def test_many_registers_and_small_blocks_give_the_same_numbers(
+    backend: Any, reference: Any, tools: Any
+) -> None:
     dtypes = (DType.FLOAT16,) * 40
     values = [source(i) for i in range(40)]
-    output = graph.add_all([a * b for a, b in zip(values, values[::-1], strict=True)]) / graph.add_all(values)
+    output = graph.add_all(
+        [a * b for a, b in zip(values, values[::-1], strict=True)]
+    ) / graph.add_all(values)
     buffers = [tools.encode(tools.values(i, 2500), DType.FLOAT16) for i in range(40)]
     spec = PassSpec((2500,), dtypes, output, DType.BFLOAT16)
     tools.assert_same_bits(*(tools.run(b, spec, buffers).output for b in (backend, reference)))
@@ -127,5 +131,7 @@ def test_threads_share_a_compiled_pass() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, list(range(20)) * 4))
-    expected = [(np.float32(np.exp(np.float64(np.float32(i / 10)))) * np.float32(3)) for i in range(20)]
+    expected = [
+        (np.float32(np.exp(np.float64(np.float32(i / 10)))) * np.float32(3)) for i in range(20)
+    ]
     assert found == [np.full(20000, x, np.float32).tobytes() for x in expected] * 4

@@ -17,7 +17,9 @@ from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.passes import CutPoint, PassSpec, used_sources
 
 FLOATS = [d for d in DType if d.is_float]
-SHAPES = st.sampled_from([(), (1,), (7,), (1025,), (3, 700), (2, 3, 5), (2, 2, 31, 17), (0,), (4, 0)])
+SHAPES = st.sampled_from(
+    [(), (1,), (7,), (1025,), (3, 700), (2, 3, 5), (2, 2, 31, 17), (0,), (4, 0)]
+)
 ARITHMETIC: list[Callable[..., Value]] = [
     lambda a, b: a + b,
     lambda a, b: a - b,
@@ -62,7 +64,9 @@ class Grower:
         self.known: dict[Any, Any] = {}
 
     def operand(self) -> Any:
-        return self.draw(st.one_of(st.sampled_from(self.values), st.sampled_from(self.masks), NUMBERS))
+        return self.draw(
+            st.one_of(st.sampled_from(self.values), st.sampled_from(self.masks), NUMBERS)
+        )
 
     def value(self) -> Value:
         return self.draw(st.sampled_from(self.values))
@@ -75,7 +79,9 @@ class Grower:
         if kind == 0:
             self.values.append(self.draw(st.sampled_from(ARITHMETIC))(self.value(), self.operand()))
         elif kind == 1:
-            self.values.append(self.draw(st.sampled_from(ARITHMETIC))(graph.value(self.operand()), self.value()))
+            self.values.append(
+                self.draw(st.sampled_from(ARITHMETIC))(graph.value(self.operand()), self.value())
+            )
         elif kind == 2:
             self.values.append(self.draw(st.sampled_from(self.unary))(self.value()))
         elif kind == 3:
@@ -115,7 +121,10 @@ def test_random_graphs_give_torchs_bits(
     spec = PassSpec(shape, dtypes, output, written, known=grower.known)
     read = used_sources([output], grower.known)
     if not read:
-        output, read = output + source(0), {0}  # the reference learns the size of a tile from its sources
+        output, read = (
+            output + source(0),
+            {0},
+        )  # the reference learns the size of a tile from its sources
         spec = PassSpec(shape, dtypes, output, written, known=grower.known)
     used = [b if i in read else None for i, b in enumerate(buffers)]
     ours, theirs = tools.run(backend, spec, used), tools.run(reference, spec, used)
@@ -129,13 +138,17 @@ def test_nan_wins_in_minimum_and_maximum(backend: Any, tools: Any, function: Any
     values = np.array([[np.nan, 1.0], [1.0, np.nan], [2.0, 3.0], [-np.inf, 0.0]] * 20)
     buffers = [tools.encode(values[:, i], DType.FLOAT32) for i in range(2)]
     spec = PassSpec((80,), (DType.FLOAT32,) * 2, function(source(0), source(1)), DType.FLOAT32)
-    expected = torch.from_numpy((np.minimum if function is graph.minimum else np.maximum)(*values.T))
+    expected = torch.from_numpy(
+        (np.minimum if function is graph.minimum else np.maximum)(*values.T)
+    )
     tools.assert_same_bits(tools.run(backend, spec, buffers).output, expected.float())
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64], ids=str)
 def test_exp_and_log_are_rounded_once_from_float64(backend: Any, tools: Any, dtype: DType) -> None:
-    numbers = np.concatenate([np.linspace(-110, 95, 4001), np.logspace(-40, 38, 999), tools.special])
+    numbers = np.concatenate(
+        [np.linspace(-110, 95, 4001), np.logspace(-40, 38, 999), tools.special]
+    )
     buffer = tools.encode(numbers, dtype)
     stored = np.frombuffer(buffer, dtype=dtype.value).astype(np.float64)
     for function, golden in ((graph.exp, np.exp), (graph.log, np.log)):
@@ -181,7 +194,9 @@ def test_a_cut_selects_ties_up_to_its_last_index(backend: Any, tools: Any, last_
     values = np.resize([1.0, -1.0, 2.0, 0.5], 3000)
     cut = graph.largest(source(0), 5)
     known = {cut: CutPoint(0x3F800000, last_index, 1.0)}
-    spec = PassSpec((3000,), (DType.FLOAT32,), graph.above(source(0), cut) * 1.0, DType.FLOAT32, (), known)
+    spec = PassSpec(
+        (3000,), (DType.FLOAT32,), graph.above(source(0), cut) * 1.0, DType.FLOAT32, (), known
+    )
     found = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)]).output.numpy()
     expected = (values == 2.0) | ((np.abs(values) == 1.0) & (np.arange(3000) <= last_index))
     assert (found.astype(bool) == expected).all()

@@ -57,9 +57,7 @@ def test_rounding_is_to_nearest_even_at_every_midpoint(
     expected = values.to(getattr(torch, dtype.value))
     spec = PassSpec((values.numel(),), (DType.FLOAT32,), source(0), dtype)
     tools.assert_same_bits(tools.run(backend, spec, [buffer]).output, expected)
-    inner = PassSpec(
-        (values.numel(),), (DType.FLOAT32,), rounded(source(0), dtype), DType.FLOAT32
-    )
+    inner = PassSpec((values.numel(),), (DType.FLOAT32,), rounded(source(0), dtype), DType.FLOAT32)
     tools.assert_same_bits(tools.run(backend, inner, [buffer]).output, expected.float())
 
 

@@ -27,7 +27,9 @@ VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}
 
 def build(spec: registry.MethodSpec, count: int) -> Any:
     """The method with its defaults; required numbers are made up."""
-    missing = {k: VALUES[p.kind] for k, p in spec.parameters.items() if p.default is registry.REQUIRED}
+    missing = {
+        k: VALUES[p.kind] for k, p in spec.parameters.items() if p.default is registry.REQUIRED
+    }
     return spec.build(missing, [{}] * count, where="test")
 
 
@@ -47,7 +49,9 @@ def merge(backend: Any, name: str, buffers: list[memoryview], tools: Any) -> tor
     for node in walk_pending([output], known):
         if node.op == "whole":
             pytest.skip("matrix methods are computed by the engine")
-    return tools.run(backend, PassSpec(SHAPE, dtypes, output, DType.FLOAT32, (), known), buffers).output
+    return tools.run(
+        backend, PassSpec(SHAPE, dtypes, output, DType.FLOAT32, (), known), buffers
+    ).output
 
 
 def measure(backend: Any, node: Any, known: Any, dtypes: Any, buffers: Any, tools: Any) -> Any:
@@ -71,7 +75,10 @@ def measure(backend: Any, node: Any, known: Any, dtypes: Any, buffers: Any, tool
 def test_the_method_gives_the_reference_output(name: str, reference: Any, tools: Any) -> None:
     rng = np.random.default_rng(5)
     base = rng.normal(size=SHAPE)
-    buffers = [tools.encode(base + (rng.normal(size=SHAPE) * 0.1 if i else 0), DType.BFLOAT16) for i in range(4)]
+    buffers = [
+        tools.encode(base + (rng.normal(size=SHAPE) * 0.1 if i else 0), DType.BFLOAT16)
+        for i in range(4)
+    ]
     ours, theirs = (merge(b, name, buffers, tools) for b in (native.load(), reference))
     # Elementwise bits are equal, but sums agree to float64 rounding only, so that a coefficient may differ in its
     # last float32 place.

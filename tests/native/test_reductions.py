@@ -31,7 +31,9 @@ def test_sums_equal_exact_sums_to_float64_rounding(
     backend: Any, tools: Any, dtype: DType, count: int
 ) -> None:
     x, y = (tools.encode(tools.values(i, count, 0), dtype) for i in (3, 4))
-    total, product, peak, positive = tools.run(backend, sums((count,), dtype), [x, y]).result.partials
+    total, product, peak, positive = tools.run(
+        backend, sums((count,), dtype), [x, y]
+    ).result.partials
     work = np.float64 if dtype is DType.FLOAT64 else np.float32
     a, b = (decoded(v, dtype).astype(work) for v in (x, y))
     delta = (a - b).astype(np.float64)
@@ -39,7 +41,9 @@ def test_sums_equal_exact_sums_to_float64_rounding(
     scale = math.fsum(abs(delta))
     assert math.fsum(total) == pytest.approx(math.fsum(delta), abs=1e-13 * scale)
     products = delta * b.astype(np.float64)
-    assert math.fsum(product) == pytest.approx(math.fsum(products), abs=1e-13 * math.fsum(abs(products)))
+    assert math.fsum(product) == pytest.approx(
+        math.fsum(products), abs=1e-13 * math.fsum(abs(products))
+    )
     assert max(peak) == delta.max()
     assert sum(positive) == np.count_nonzero(delta > 0)
 
@@ -51,7 +55,9 @@ def decoded(buffer: memoryview, dtype: DType) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(900000,), (270, 3000), (3, 300001), (40, 7, 2500)])
-def test_partials_do_not_depend_on_tiles_or_instruction_set(tools: Any, shape: tuple[int, ...]) -> None:
+def test_partials_do_not_depend_on_tiles_or_instruction_set(
+    tools: Any, shape: tuple[int, ...]
+) -> None:
     count = math.prod(shape)
     x, y = (tools.encode(tools.values(i, count, 0), DType.BFLOAT16) for i in (5, 6))
     spec = sums(shape, DType.BFLOAT16)
@@ -105,7 +111,14 @@ def test_an_empty_tensor_has_no_partials(backend: Any) -> None:
     limit=st.sampled_from([1, 7, 100, 1 << 62]),
 )
 def test_histogram_and_collect_equal_torch(
-    backend: Any, reference: Any, tools: Any, seed: int, double: bool, low: int, width: int, limit: int
+    backend: Any,
+    reference: Any,
+    tools: Any,
+    seed: int,
+    double: bool,
+    low: int,
+    width: int,
+    limit: int,
 ) -> None:
     dtype = DType.FLOAT64 if double else DType.BFLOAT16
     x, y = (tools.encode(tools.values(seed + i, 3000), dtype) for i in range(2))
@@ -120,7 +133,9 @@ def test_histogram_and_collect_equal_torch(
         if double and low + width >= 2**63:
             continue  # the reference has no room for such a bound
         spec = PassSpec((3000,), (dtype, dtype), reductions=((cut, request),))
-        ours, theirs = (tools.run(b, spec, [x, y], start=0).result.partials[0] for b in (backend, reference))
+        ours, theirs = (
+            tools.run(b, spec, [x, y], start=0).result.partials[0] for b in (backend, reference)
+        )
         assert ours.above == theirs.above
         if isinstance(request, Histogram):
             assert (ours.counts == theirs.counts).all()
@@ -143,9 +158,13 @@ def test_a_bracket_above_every_key_is_empty(backend: Any, tools: Any) -> None:
 
 def test_collected_indices_are_flat_indices_of_the_tensor(backend: Any, tools: Any) -> None:
     cut = graph.largest(source(0), 3)
-    spec = PassSpec((10**6,), (DType.FLOAT32,), reductions=((cut, Collect(0x40000000, 0x40000000, 10)),))
+    spec = PassSpec(
+        (10**6,), (DType.FLOAT32,), reductions=((cut, Collect(0x40000000, 0x40000000, 10)),)
+    )
     values = np.ones(2000)
     values[[3, 1777]] = [-2.0, 2.0]
-    (part,) = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)], start=2**18).result.partials
+    (part,) = tools.run(
+        backend, spec, [tools.encode(values, DType.FLOAT32)], start=2**18
+    ).result.partials
     assert part.indices.tolist() == [2**18 + 3, 2**18 + 1777]
     assert part.keys.tolist() == [0x40000000] * 2

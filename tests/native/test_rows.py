@@ -54,7 +54,9 @@ def test_row_arithmetic_equals_the_reference(
     a, b = source(0), source(1)
     size = graph.apply(scalars.sqrt, graph.dot(a, a, Scope.ROW))
     share = graph.solve(lambda x, y: (x / (x + y + 1.0), y), [size, graph.peak(b, Scope.ROW)], 2)
-    shifted = a * share[0] - b * share[1]  # needs one round of row sums; its own total needs a second
+    shifted = (
+        a * share[0] - b * share[1]
+    )  # needs one round of row sums; its own total needs a second
     output = shifted - graph.total(shifted, Scope.ROW) + graph.row_rank(b) * 0.5
     count = int(np.prod(shape))
     rng = np.random.default_rng(1)
@@ -62,11 +64,15 @@ def test_row_arithmetic_equals_the_reference(
     buffers = [tools.encode(rng.integers(-64, 64, count) / 8, dtype) for _ in range(2)]
     spec = PassSpec(shape, (dtype, dtype), output, DType.FLOAT32)
     ours, theirs = (tools.run(x, spec, buffers).output for x in (backend, reference))
-    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-4 * shape[-1] if shape else 0)
+    np.testing.assert_allclose(
+        ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-4 * shape[-1] if shape else 0
+    )
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64], ids=str)
-def test_row_sums_stand_in_every_element_of_their_row(backend: Any, tools: Any, dtype: DType) -> None:
+def test_row_sums_stand_in_every_element_of_their_row(
+    backend: Any, tools: Any, dtype: DType
+) -> None:
     values = np.random.default_rng(0).integers(-9, 9, (50, 37)).astype(float)
     buffers = [tools.encode(values, dtype)]
     for scalar, golden in (
@@ -91,7 +97,10 @@ def test_tiles_of_whole_rows_give_the_bytes_of_one_tile(backend: Any, tools: Any
         tools.run(backend, spec, [buffer[4 * at : 4 * min(at + step, 700000)]], at)
         for at in range(0, 700000, step)
     ]
-    assert np.concatenate([p.output.numpy() for p in parts]).tobytes() == whole.output.numpy().tobytes()
+    assert (
+        np.concatenate([p.output.numpy() for p in parts]).tobytes()
+        == whole.output.numpy().tobytes()
+    )
     for i in range(2):
         joined = [x for p in parts for x in p.result.partials[i]]
         assert joined == list(whole.result.partials[i])

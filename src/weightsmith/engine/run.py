@@ -53,8 +53,8 @@ def run(
     RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or VerificationError.
     """
     require_runnable(plan)
-    out = check_place(out, [c.path for c in plan.resolved.checkpoints.values()])
     try:
+        out = check_place(out, [c.path for c in plan.resolved.checkpoints.values()])
         if not staging_folder(out).exists():
             check_free(out, force)
         with Staging(out) as staging:

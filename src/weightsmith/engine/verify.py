@@ -23,6 +23,7 @@ from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import VerificationError, WeightsmithError
 from weightsmith.recipes import Recipe
 from weightsmith.tensors.digests import checkpoint_digest
+from weightsmith.tensors.open_files import OPEN_FILES
 
 
 _TILE = 1 << 20
@@ -50,11 +51,14 @@ def verify(folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | Non
     `inputs` maps their references) and compared bit for bit. Raises VerificationError where nothing can be compared.
     """
     manifest = manifests.read(folder)
-    problems = [*_file_problems(folder, manifest), *_tensor_problems(folder, manifest)]
     recomputed: tuple[str, ...] = ()
-    if recompute > 0:
-        recomputed, found = _recompute(folder, manifest, recompute, inputs or {})
-        problems += found
+    try:
+        problems = [*_file_problems(folder, manifest), *_tensor_problems(folder, manifest)]
+        if recompute > 0:
+            recomputed, found = _recompute(folder, manifest, recompute, inputs or {})
+            problems += found
+    finally:
+        OPEN_FILES.close()
     return Verification(tuple(problems), len(manifest.outputs), len(manifest.files), recomputed)
 
 

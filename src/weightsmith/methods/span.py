@@ -50,7 +50,7 @@ def span_combination(values: Sequence[Value], coefficients: Sequence[Number]) ->
 
         x_0 (c_0 + s sum_{i>0} c_i) + sum_{i>0} c_i (x_i - s x_0)
 
-    s is 1, or 0 where a coefficient is so large that the differences would lose digits.
+    s is 1, or 0 where a c_i, i > 0, is so large that the difference would lose digits.
     """
     if len(values) == 1:
         return values[0] * coefficients[0]
@@ -61,7 +61,7 @@ def span_combination(values: Sequence[Value], coefficients: Sequence[Number]) ->
 
 
 def _anchoring(first: Any, *others: Any) -> tuple[Any, Any]:
-    shift = scalars.where(abs(first) <= _MODERATE, 1.0, 0.0)
+    shift: Any = 1.0
     for c in others:
         shift = scalars.where(abs(c) <= _MODERATE, shift, 0.0)
     return shift, first + shift * total(others)

@@ -115,7 +115,9 @@ def load(level: int | None = None) -> NativeBackend:
     """
     found = _open()
     if isinstance(found, str):
-        raise UsageError(f"No native backend: {found}; use the torch backend or reinstall with a compiler.")
+        raise UsageError(
+            f"No native backend: {found}; use the torch backend or reinstall with a compiler."
+        )
     return NativeBackend(found, found.level if level is None else min(level, found.level))
 
 
@@ -131,14 +133,21 @@ class NativeBackend:
     def _assemble(self, structure: tuple[Any, ...]) -> tuple[_Compiled, ...]:
         is_double = structure[3]
         return tuple(
-            _Compiled(s, _Program(_address(s.code), len(s.code), s.registers, s.reductions, is_double, s.block))
+            _Compiled(
+                s,
+                _Program(
+                    _address(s.code), len(s.code), s.registers, s.reductions, is_double, s.block
+                ),
+            )
             for s in assemble(structure, self._library.opcodes)
         )
 
     def compile(self, spec: PassSpec) -> NativePass:
         """Prepare a pass; programs of passes that differ in numbers only are shared."""
         listing = list_pass(spec)
-        return NativePass(spec, listing, self._assembled(listing.structure), self._library.run, self.level)
+        return NativePass(
+            spec, listing, self._assembled(listing.structure), self._library.run, self.level
+        )
 
     def linalg(self) -> Any:
         """numpy."""
@@ -175,7 +184,12 @@ class NativePass:
     """A compiled pass; `run` may be called from several threads at once."""
 
     def __init__(
-        self, spec: PassSpec, listing: Listing, segments: tuple[_Compiled, ...], run: Any, level: int
+        self,
+        spec: PassSpec,
+        listing: Listing,
+        segments: tuple[_Compiled, ...],
+        run: Any,
+        level: int,
     ) -> None:
         self._spec = spec
         self._listing = listing
@@ -185,7 +199,9 @@ class NativePass:
         self._numbers = array("d", listing.numbers)
         self._integers = array("q", listing.integers)
         self._itemsizes = [dtype.itemsize for dtype in spec.source_dtypes]
-        self._used = sorted({source for compiled in segments for source, _ in compiled.segment.loads})
+        self._used = sorted(
+            {source for compiled in segments for source, _ in compiled.segment.loads}
+        )
         self._piece = piece_elements(spec.shape)
         self._row_length = (spec.shape[-1] if spec.shape else 1) if listing.has_rows else 0
 
@@ -204,29 +220,43 @@ class NativePass:
         for compiled in self._segments[:-1]:
             call = _Call(compiled.segment)
             for _, slot in compiled.segment.row_results:
-                call.give(slot, np.empty(count // self._row_length if count else 0, dtype=np.float64))
+                call.give(
+                    slot, np.empty(count // self._row_length if count else 0, dtype=np.float64)
+                )
             self._execute(compiled, call, sources, memo, start, count)
             results = {entry: call.outputs[slot] for entry, slot in compiled.segment.row_results}
-            memo.update((node, results[entry]) for node, entry in self._listing.row_reductions if entry in results)
+            memo.update(
+                (node, results[entry])
+                for node, entry in self._listing.row_reductions
+                if entry in results
+            )
         compiled = self._segments[-1]
         call = self._final_call(compiled.segment, count, out)
         self._execute(compiled, call, sources, memo, start, count)
         del keep_alive
         return self._result(compiled.segment, call)
 
-    def _check(self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None) -> None:
+    def _check(
+        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+    ) -> None:
         for index in self._used:
             buffer = buffers[index]
             if buffer is None or buffer.nbytes != count * self._itemsizes[index]:
                 held = "none" if buffer is None else f"{buffer.nbytes} bytes"
-                raise UsageError(f"Source {index} of a tile of {count} elements has {held}; it must have all elements.")
+                raise UsageError(
+                    f"Source {index} of a tile of {count} elements has {held}; it must have all elements."
+                )
         dtype = self._spec.output_dtype if self._spec.output is not None else None
         if dtype is not None and (out is None or out.nbytes != count * dtype.itemsize):
             raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
         if self._row_length and (start % self._row_length or count % self._row_length):
-            raise UsageError(f"A tile of {count} elements at {start} cuts a row of {self._row_length}; give whole rows.")
+            raise UsageError(
+                f"A tile of {count} elements at {start} cuts a row of {self._row_length}; give whole rows."
+            )
 
-    def _sources(self, buffers: Sequence[memoryview | None], start: int) -> tuple[array[int], list[Any]]:
+    def _sources(
+        self, buffers: Sequence[memoryview | None], start: int
+    ) -> tuple[array[int], list[Any]]:
         addresses = [0] * (len(buffers) + len(self._listing.arrays))
         views = []
         for index in self._used:
@@ -259,16 +289,26 @@ class NativePass:
         return call
 
     def _execute(
-        self, compiled: _Compiled, call: _Call, sources: array[int], memo: dict[Node, Any], start: int, count: int
+        self,
+        compiled: _Compiled,
+        call: _Call,
+        sources: array[int],
+        memo: dict[Node, Any],
+        start: int,
+        count: int,
     ) -> None:
         if count == 0:
             return
         rows = [self._row_numbers(place, memo, count) for place in compiled.segment.row_scalars]
         row_table = array("Q", [_address(r) for r in rows])
         tables = (sources, call.addresses, call.tallies, self._numbers, row_table, self._integers)
-        tile = _Tile(*(t.buffer_info()[0] for t in tables), start, count, self._row_length, self._piece)
+        tile = _Tile(
+            *(t.buffer_info()[0] for t in tables), start, count, self._row_length, self._piece
+        )
         if self._run(self._level, ctypes.addressof(compiled.program), ctypes.addressof(tile)):
-            raise MemoryError(f"no memory for {compiled.segment.registers} registers of the native backend")
+            raise MemoryError(
+                f"no memory for {compiled.segment.registers} registers of the native backend"
+            )
 
     def _row_numbers(self, place: int, memo: dict[Node, Any], count: int) -> NDArray[np.float64]:
         number = evaluate_scalar(self._listing.row_scalars[place], memo)
@@ -295,7 +335,9 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
     if isinstance(request, Collect):
         inside, above = call.tally(slot)
         taken = min(inside, len(found))
-        return CollectPart(found[:taken].copy(), call.outputs[slot + 1][:taken].copy(), inside, above)
+        return CollectPart(
+            found[:taken].copy(), call.outputs[slot + 1][:taken].copy(), inside, above
+        )
     return found
 
 

@@ -31,14 +31,27 @@ from weightsmith.tensors.passes import (
     work_dtype,
 )
 
-_BINARY = frozenset(("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or"))
+_BINARY = frozenset(
+    ("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or")
+)
 _UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
 _PIECE_REDUCTIONS = frozenset((*_ROW_REDUCTIONS, "dot_wide"))
 
 OPCODES = frozenset(
-    {"fill", "fill_rows", "where", "uniform", "above", "row_rank", "histogram", "collect", "widen", "dot_wide"}
+    {
+        "fill",
+        "fill_rows",
+        "where",
+        "uniform",
+        "above",
+        "row_rank",
+        "histogram",
+        "collect",
+        "widen",
+        "dot_wide",
+    }
     | _BINARY
     | _UNARY
     | set(_ROW_REDUCTIONS)
@@ -87,7 +100,13 @@ class Listing:
     @property
     def structure(self) -> tuple[Any, ...]:
         """What `assemble` needs: equal for tensors that differ in numbers only."""
-        return tuple(self.entries), tuple(self.sinks), self.sources, self.is_double, len(self.arrays)
+        return (
+            tuple(self.entries),
+            tuple(self.sinks),
+            self.sources,
+            self.is_double,
+            len(self.arrays),
+        )
 
 
 def list_pass(spec: PassSpec) -> Listing:
@@ -101,7 +120,9 @@ class _Lister:
     def __init__(self, spec: PassSpec) -> None:
         for dtype in spec.source_dtypes:
             if not dtype.is_float:
-                raise UsageError(f"The native backend computes with floating-point tensors only, not with {dtype}.")
+                raise UsageError(
+                    f"The native backend computes with floating-point tensors only, not with {dtype}."
+                )
         self._spec = spec
         self._known = spec.known
         is_double = work_dtype(spec.source_dtypes) is DType.FLOAT64
@@ -118,9 +139,13 @@ class _Lister:
         if spec.output is not None:
             assert spec.output_dtype is not None
             if not spec.output_dtype.is_float:
-                raise UsageError(f"The native backend writes floating-point tensors only, not {spec.output_dtype}.")
+                raise UsageError(
+                    f"The native backend writes floating-point tensors only, not {spec.output_dtype}."
+                )
             self._visit(spec.output)
-            listing.sinks.append(Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output)))
+            listing.sinks.append(
+                Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output))
+            )
         for reduction, request in spec.reductions:
             for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:
                 self._visit(node)
@@ -133,12 +158,16 @@ class _Lister:
         stack = [root]
         while stack:
             node = stack[-1]
-            pending = () if node in position else [i for i in self._below(node) if i not in position]
+            pending = (
+                () if node in position else [i for i in self._below(node) if i not in position]
+            )
             if pending:
                 stack.extend(reversed(pending))
                 continue
             if node not in position:
-                position[node] = self._value(node) if isinstance(node, Value) else self._row_scalar(node)
+                position[node] = (
+                    self._value(node) if isinstance(node, Value) else self._row_scalar(node)
+                )
             stack.pop()
 
     def _below(self, node: Node) -> Sequence[Node]:
@@ -148,7 +177,11 @@ class _Lister:
         if node.op == "above":
             return node.inputs[:1]
         if node.op == "broadcast" or not isinstance(node, Value):
-            return [i for i in node.inputs if isinstance(i, Value) or (_is_per_row(i) and i not in self._known)]
+            return [
+                i
+                for i in node.inputs
+                if isinstance(i, Value) or (_is_per_row(i) and i not in self._known)
+            ]
         return node.inputs
 
     def _entry(self, op: str, inputs: tuple[int, ...] = (), detail: Any = None) -> int:
@@ -226,7 +259,11 @@ class _Lister:
         inputs = self._row_inputs.get(scalar)
         if inputs is None:
             literal = scalar.op == "literal"
-            return self._number(float(scalar.attributes[0] if literal else evaluate_scalar(scalar, self._listing.memo)))
+            return self._number(
+                float(
+                    scalar.attributes[0] if literal else evaluate_scalar(scalar, self._listing.memo)
+                )
+            )
         place = self._places.get(scalar)
         if place is None:
             place = self._places[scalar] = len(self._listing.row_scalars)
@@ -281,7 +318,9 @@ class _Lister:
             place = self._table(reduction, low, high, request.limit)
             return Sink("collect", (self._magnitude(reduction.inputs[0]),), place)
         if isinstance(reduction, Cut):
-            raise UsageError("A cut is measured by a histogram or collect request; the pass has neither.")
+            raise UsageError(
+                "A cut is measured by a histogram or collect request; the pass has neither."
+            )
         inputs = self._registers(*reduction.inputs)
         if reduction.op == "dot" and self._widens:
             return Sink("dot_wide", tuple(self._entry("widen", (i,)) for i in inputs))
@@ -290,7 +329,9 @@ class _Lister:
 
 def _is_per_row(node: Node) -> bool:
     if isinstance(node, Cut) and node.scope is Scope.ROW:
-        raise UsageError("The native backend cannot select the largest elements of each row; use row_rank.")
+        raise UsageError(
+            "The native backend cannot select the largest elements of each row; use row_rank."
+        )
     return isinstance(node, Scalar) and node.scope is Scope.ROW
 
 
@@ -349,7 +390,11 @@ class _Assembler:
     """Chooses registers and emits the instructions of one segment."""
 
     def __init__(
-        self, entries: Sequence[Entry], sources: Sequence[DType], is_double: bool, opcodes: Mapping[str, int]
+        self,
+        entries: Sequence[Entry],
+        sources: Sequence[DType],
+        is_double: bool,
+        opcodes: Mapping[str, int],
     ) -> None:
         self._entries = entries
         self._sources = sources
