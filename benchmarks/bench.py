@@ -132,12 +132,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="three methods, one run, no sub-benchmarks"
     )
+    parser.add_argument(
+        "--prefer",
+        action="store_true",
+        help="give timed processes priority over all others (root only)",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = arguments()
+    measure.prefer_timed_processes = chosen.prefer
     left_out = {
         "mergekit": chosen.no_peer,
         "native": chosen.torch_only,

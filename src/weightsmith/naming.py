@@ -41,6 +41,8 @@ def is_number(field: str) -> bool:
     return field.isdigit() and field.isascii()
 
 
+# The checkpoints of one merge have the same names, and each name is looked at from several sides.
+@functools.lru_cache(maxsize=1 << 16)
 def number_positions(fields: tuple[str, ...]) -> tuple[int, ...]:
     """Positions of the fields that are indices of blocks, leaving out those of experts."""
     return tuple(
@@ -61,6 +63,7 @@ def expert_of(fields: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
     return None, fields
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def parse_name(name: str, prefix: str | None) -> NamePieces:
     """Take a name apart, given the prefix of the stack it may lie in.
 

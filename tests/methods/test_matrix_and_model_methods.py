@@ -56,7 +56,7 @@ def test_truncate_to_full_rank_is_the_expert(merge):
         close(merge("truncate", base, experts, shared=shared), experts[0])
 
 
-def test_truncate_drops_directions_that_are_rounding(merge):
+def test_truncate_of_fewer_directions_than_asked_is_exact(merge):
     u, v = np.arange(1.0, 9), np.arange(1.0, 7)
     exact = np.outer(u, v)
     merged = merge("truncate", np.zeros((8, 6)), [exact], shared={"rank": 4})

@@ -151,6 +151,14 @@ def test_multislerp_of_cancelling_directions_is_linear(merge):
     close(merge("multislerp", None, [a, -3 * a, a, -a]), -0.5 * a)
 
 
+@pytest.mark.parametrize("turn", np.linspace(0.1, 1.0, 8))
+def test_multislerp_takes_rounding_for_no_direction(merge, turn):
+    angles = turn + np.array([0, 2, 4]) * np.pi / 3
+    lengths = (1.0, 2.0, 3.0)
+    star = [r * np.array([np.cos(a), np.sin(a)]) for r, a in zip(lengths, angles, strict=True)]
+    close(merge("multislerp", None, star), np.mean(star, 0))
+
+
 def test_multislerp_refuses_weights_that_sum_to_zero(merge):
     with pytest.raises(RecipeError, match="sum to 0"):
         merge("multislerp", None, draw(2), per_expert=[{"weight": 1.0}, {"weight": -1.0}])
@@ -203,6 +211,17 @@ def test_karcher_in_float32_does_not_lose_digits_between_lengths_far_apart(merge
     wanted = merge("karcher", None, [a, b])
     got = merge("karcher", None, [a.astype(np.float32), b.astype(np.float32)])
     assert norm(got - wanted) < 1e-6 * norm(wanted)
+
+
+@pytest.mark.parametrize("name", ["slerp", "nuslerp", "multislerp", "karcher", "geometric_median"])
+def test_rotations_of_identical_float32_models_change_no_bit(merge, name):
+    model = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+    if name == "slerp":
+        merged = merge(name, model, [model], shared={"t": 0.3})
+    else:
+        n = 2 if name == "nuslerp" else 3
+        merged = merge(name, None, [model] * n, per_expert=[{"weight": 0.1 + i} for i in range(n)])
+    np.testing.assert_array_equal(merged, model)
 
 
 def stock(base, experts):

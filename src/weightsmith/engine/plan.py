@@ -23,6 +23,7 @@ from weightsmith.tensors.graph import Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
 from weightsmith.tensors.passes import reduction_levels
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.strict_json import collection_paused
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE, _LARGEST_TILE = 1 << 18, 1 << 20
@@ -120,9 +121,12 @@ def make_plan(
     Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all; what can be described is a
     finding of the plan instead.
     """
-    resolved = resolve(recipe, opener)
-    choice = choose_backend(device, backend)
-    workers = threads or os.cpu_count() or 1
+    with collection_paused():
+        resolved = resolve(recipe, opener)
+        return _planned(resolved, choose_backend(device, backend), threads or os.cpu_count() or 1, memory_bytes)
+
+
+def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_bytes: int) -> Plan:
     planned, findings = _planned_tensors(resolved)
     layout = plan_layout([(t.name, t.dtype, t.shape) for t in resolved.outputs], resolved.shard_bytes)
     widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1)

@@ -28,13 +28,13 @@ class Truncate:
         tau_i = U S V^T;   tau^_i = the r largest singular triplets;   theta = theta_0 + lambda sum_i w_i tau^_i
         r = rank, or max(1, floor(rank_share min(m, n)))
 
-    Singular values up to max(m, n) eps s_1 are rounding and are never kept. Weights are divided by their sum
-    with `normalize` (the default). A matrix needs r singular triplets of its own: O(m n min(m, n)) time, whole
-    matrices in memory. Tensors that are no matrix: 0-d and 1-d task vectors are averaged untruncated (others:
-    average) or dropped (others: base); 3-d ones are stacks of matrices, truncated one by one (stacks: slices),
-    or treated like the others; so are tensors of more axes, or as matrices of shape (first axis, all others)
-    with kernels: matrix. A rank that reaches min(m, n) leaves the task vector as it is. Raises NonFiniteError
-    for a matrix with NaN or infinities.
+    Singular vectors of a zero (or rounding) singular value are arbitrary, and carry no weight in tau^_i. Weights are
+    divided by their sum with `normalize` (the default). O(m n min(m, n)) time; one whole matrix or stack at a time,
+    in float64. Tensors that are no matrix: 0-d and 1-d task vectors are averaged untruncated (others: average) or
+    dropped (others: base); 3-d ones are stacks of matrices, truncated one by one (stacks: slices), or treated like
+    the others; so are tensors of more axes, or as matrices of shape (first axis, all others) with kernels: matrix.
+    A rank that reaches min(m, n) leaves the task vector as it is. Raises NonFiniteError for a matrix with NaN or
+    infinities.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, doc="coefficient of each task vector")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
 from weightsmith.tensors.graph import Node
+from weightsmith.tensors.instructions import OPCODES, Segment, assemble
 from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
     Collect,
@@ -31,7 +32,7 @@ from weightsmith.tensors.passes import (
     evaluate_scalar,
 )
 from weightsmith.tensors.pieces import piece_elements
-from weightsmith.tensors.program import OPCODES, Listing, Segment, assemble, list_pass
+from weightsmith.tensors.program import Listing, list_pass
 
 LIBRARY = Path(__file__).with_name("_native.so")
 LEVELS = ("baseline", "avx2", "avx512")

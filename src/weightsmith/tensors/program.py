@@ -1,18 +1,17 @@
-"""From the graph of a pass to a program of the native register machine.
+"""From the graph of a pass to a listing from which a program is assembled.
 
-Two steps, because a model has thousands of tensors and few different graphs. `list_pass` writes the graph down as
-a flat, hashable list of entries in which equal subexpressions are one and every number that differs from tensor to
-tensor (coefficients, keys, cuts) is a place in a table. `assemble` turns such a list into instructions with
-registers; its results are cached.
+A model has thousands of tensors and few different graphs. So `list_pass` writes the graph down as a flat, hashable
+list of entries in which equal subexpressions are one and every number that differs from tensor to tensor
+(coefficients, keys, cuts) is a place in a table; `instructions.assemble` turns such a list into code, once.
 
-A pass with row scalars becomes several segments: each computes the row reductions that the next one needs, Python
+A pass with row scalars becomes several programs: each computes the row reductions that the next one needs, Python
 evaluates the arithmetic on rows between them, and values needed again are computed again.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,42 +30,12 @@ from weightsmith.tensors.passes import (
     work_dtype,
 )
 
-_BINARY = frozenset(
+BINARY = frozenset(
     ("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or")
 )
-_UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
-_FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-_ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
-_PIECE_REDUCTIONS = frozenset((*_ROW_REDUCTIONS, "dot_wide"))
-
-OPCODES = frozenset(
-    {
-        "fill",
-        "fill_rows",
-        "where",
-        "uniform",
-        "above",
-        "row_rank",
-        "histogram",
-        "collect",
-        "widen",
-        "dot_wide",
-    }
-    | _BINARY
-    | _UNARY
-    | set(_ROW_REDUCTIONS)
-    | set(_ROW_REDUCTIONS.values())
-    | {f"load_{name}" for name in _FLOATS}
-    | {f"store_{name}" for name in _FLOATS}
-    | {f"round_{name}" for name in _FLOATS[1:]}
-)
-"""Names of the instructions a program may hold."""
-
-_NO_REGISTER = frozenset({"number", *_ROW_REDUCTIONS.values()})
-_FIRST_LEVEL_CACHE = 40 * 1024
-_BLOCKS = (1024, 512, 256)
+UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
+ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
 _WIDEN_FROM = 3  # dot products in one pass
-
 
 # One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name. A plain tuple,
 # because thousands of tensors are listed.
@@ -231,9 +200,9 @@ class _Lister:
             return self._entry("source", (), node.attributes[0])
         if op == "broadcast":
             return self._broadcast(node.inputs[0])
-        if op in _BINARY:
+        if op in BINARY:
             return self._binary(op, *(self._position[i] for i in node.inputs))
-        if op in _UNARY:
+        if op in UNARY:
             return self._entry(op, self._registers(*node.inputs))
         if op == "where":
             mask, a, b = (self._position[i] for i in node.inputs)
@@ -295,7 +264,7 @@ class _Lister:
         return self._entry("array", (), len(self._listing.arrays) - 1)
 
     def _row_scalar(self, node: Node) -> int:
-        op = _ROW_REDUCTIONS.get(node.op)
+        op = ROW_REDUCTIONS.get(node.op)
         if op is None:
             below = [i for child in node.inputs for i in self._row_inputs.get(child, ())]
             self._row_inputs[node] = tuple(dict.fromkeys(below))
@@ -333,190 +302,3 @@ def _is_per_row(node: Node) -> bool:
             "The native backend cannot select the largest elements of each row; use row_rank."
         )
     return isinstance(node, Scalar) and node.scope is Scope.ROW
-
-
-# Instructions ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One program: its code ([instructions, 6] int32: op, out, a, b, c, slot) and where its results go.
-
-    `loads` pairs each source with the slot of its non-finite tally; `row_scalars` are the places of the row scalars
-    it reads; `row_results` pairs entries of row reductions with slots; `sink_slots` has the slot of each sink (last
-    segment only).
-    """
-
-    code: NDArray[np.int32]
-    registers: int
-    reductions: int
-    block: int
-    slots: int
-    loads: tuple[tuple[int, int], ...]
-    row_scalars: tuple[int, ...]
-    row_results: tuple[tuple[int, int], ...]
-    sink_slots: tuple[int, ...]
-
-
-def assemble(structure: tuple[Any, ...], opcodes: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Programs of a listed pass, to be run one after the other on each tile."""
-    entries, sinks, sources, is_double, _ = structure
-    level = _levels(entries)
-    depth = max((level[i] for sink in sinks for i in sink.inputs), default=0)
-    segments = []
-    for now in range(depth + 1):
-        if now == depth:
-            wanted = [(sink, -1) for sink in sinks]
-        else:
-            wanted = [
-                (Sink(op, inputs), i)
-                for i, (op, inputs, _) in enumerate(entries)
-                if op in _ROW_REDUCTIONS.values() and max(level[j] for j in inputs) == now
-            ]
-        segments.append(_Assembler(entries, sources, is_double, opcodes).segment(wanted))
-    return tuple(segments)
-
-
-def _levels(entries: Sequence[Entry]) -> list[int]:
-    """For each entry, after how many segments it can be computed."""
-    levels: list[int] = []
-    for op, inputs, _ in entries:
-        below = max((levels[i] for i in inputs), default=0)
-        levels.append(below + 1 if op in _ROW_REDUCTIONS.values() else below)
-    return levels
-
-
-class _Assembler:
-    """Chooses registers and emits the instructions of one segment."""
-
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        sources: Sequence[DType],
-        is_double: bool,
-        opcodes: Mapping[str, int],
-    ) -> None:
-        self._entries = entries
-        self._sources = sources
-        self._is_double = is_double
-        self._opcodes = opcodes
-        self._code: list[tuple[int, int, int, int, int, int]] = []
-        self._register: dict[int, int] = {}
-        self._free: list[int] = []
-        self._registers = 0
-        self._slots = 0
-        self._reductions = 0
-        self._loads: list[tuple[int, int]] = []
-        self._row_scalars: list[int] = []
-
-    def segment(self, wanted: Sequence[tuple[Sink, int]]) -> Segment:
-        steps = self._schedule([sink for sink, _ in wanted])
-        last_use = {i: at for at, step in enumerate(steps) for i in self._inputs(step)}
-        slots: dict[int, int] = {}
-        has_wide = False
-        for at, step in enumerate(steps):
-            if isinstance(step, Sink):
-                slots[id(step)] = self._sink(step)
-                self._release(step.inputs, at, last_use)
-                continue
-            operands = [self._operand(i) for i in self._inputs(step)]
-            is_wide = self._entries[step][0] == "widen"  # and must not overwrite what it reads
-            out = self._take_register(step) if is_wide else -1
-            self._release(self._inputs(step), at, last_use)
-            self._compute(step, operands, self._take_register(step) if out < 0 else out)
-            has_wide |= is_wide
-        size = 8 if self._is_double or has_wide else 4
-        fitting = (b for b in _BLOCKS if self._registers * b * size <= _FIRST_LEVEL_CACHE)
-        return Segment(
-            code=np.array(self._code, dtype=np.int32).reshape(-1, 6),
-            registers=self._registers,
-            reductions=self._reductions,
-            block=next(fitting, _BLOCKS[-1]),
-            slots=self._slots,
-            loads=tuple(self._loads),
-            row_scalars=tuple(self._row_scalars),
-            row_results=tuple((entry, slots[id(sink)]) for sink, entry in wanted if entry >= 0),
-            sink_slots=tuple(slots[id(sink)] for sink, entry in wanted if entry < 0),
-        )
-
-    def _inputs(self, step: int | Sink) -> tuple[int, ...]:
-        if isinstance(step, Sink):
-            return step.inputs
-        op, inputs, _ = self._entries[step]
-        return () if op == "row" else inputs
-
-    def _schedule(self, sinks: Sequence[Sink]) -> list[int | Sink]:
-        """Entries in order, each sink as soon as its inputs are there, so that registers are free again early."""
-        needed: set[int] = set()
-        stack = [i for sink in sinks for i in sink.inputs]
-        while stack:
-            position = stack.pop()
-            if position not in needed:
-                needed.add(position)
-                stack.extend(self._inputs(position))
-        ready: dict[int, list[Sink]] = {}
-        for sink in sinks:
-            ready.setdefault(max(sink.inputs), []).append(sink)
-        steps: list[int | Sink] = []
-        for position in sorted(needed):
-            if self._entries[position][0] not in _NO_REGISTER:
-                steps.append(position)
-            steps.extend(ready.get(position, ()))
-        return steps
-
-    def _operand(self, position: int) -> int:
-        op, _, detail = self._entries[position]
-        return ~int(detail) if op == "number" else self._register[position]
-
-    def _release(self, inputs: Sequence[int], at: int, last_use: Mapping[int, int]) -> None:
-        for i in dict.fromkeys(inputs):
-            if last_use[i] == at and i in self._register:
-                self._free.append(self._register.pop(i))
-
-    def _take_register(self, position: int) -> int:
-        if self._free:
-            register = self._free.pop()
-        else:
-            register, self._registers = self._registers, self._registers + 1
-        self._register[position] = register
-        return register
-
-    def _take_slots(self, count: int = 1) -> int:
-        self._slots += count
-        return self._slots - count
-
-    def _emit(self, op: str, out: int = 0, operands: Sequence[int] = (), slot: int = 0) -> None:
-        a, b, c = (*operands, 0, 0, 0)[:3]
-        self._code.append((self._opcodes[op], out, a, b, c, slot))
-
-    def _compute(self, position: int, operands: list[int], out: int) -> None:
-        op, _, detail = self._entries[position]
-        if op == "source":
-            slot = self._take_slots()
-            self._loads.append((detail, slot))
-            self._emit(f"load_{self._sources[detail].value}", out, [detail], slot)
-        elif op == "array":
-            name = "load_float64" if self._is_double else "load_float32"
-            self._emit(name, out, [len(self._sources) + detail], self._take_slots())
-        elif op == "fill":
-            self._emit(op, out, [~detail])
-        elif op == "row":
-            self._emit("fill_rows", out, [len(self._row_scalars)])
-            self._row_scalars.append(detail)
-        elif op == "round":
-            self._emit(f"round_{detail}", out, operands)
-        elif op in ("uniform", "above"):
-            self._emit(op, out, [*operands, detail])
-        else:
-            self._emit(op, out, operands)
-
-    def _sink(self, sink: Sink) -> int:
-        operands = [self._operand(i) for i in sink.inputs]
-        slot = self._take_slots(2 if sink.op == "collect" else 1)
-        if sink.request >= 0:
-            operands.append(sink.request)
-        elif sink.op in _PIECE_REDUCTIONS:
-            operands = [operands[0], operands[-1], self._reductions]
-            self._reductions += 1
-        self._emit(sink.op, 0, operands, slot)
-        return slot
