@@ -46,7 +46,7 @@ def tile_sources(rng: np.random.Generator) -> list[memoryview]:
     base = rng.normal(0, 0.02, TILE).astype(np.float32)
     experts = [base + rng.normal(0, 0.002, TILE).astype(np.float32) for _ in range(EXPERTS)]
     return [
-        memoryview(((x.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)).cast("B")
+        memoryview(((x.view(np.uint32) + 0x8000) >> 16).astype(np.uint16).tobytes())
         for x in (base, *experts)
     ]
 
@@ -55,6 +55,8 @@ def output_spec(name: str, experts: Sequence[Value], base: Value, **shared: Any)
     """The last pass of a method, its reductions given plausible results."""
     spec = registry.get(name)
     values: dict[str, Any] = {}
+    required = [k for k, p in spec.parameters.items() if p.default is registry.REQUIRED]
+    shared = dict.fromkeys(required, 0.4) | shared
     for key in ("weight", "density"):
         if key in spec.parameters and spec.parameters[key].per_expert:
             values[key] = 0.5

@@ -5,8 +5,9 @@
 Fenced blocks of one file run from top to bottom in one folder of their own, where the digits family
 lies ready (base, expert-low, expert-high).
 
-```yaml       a first line `# name.yaml` makes the block a recipe: it is loaded, and saved under
-              that name for the commands below it; other YAML is left alone
+```yaml       a first line `# name.yaml` makes the block a recipe: it is saved under that name for
+              the blocks below it, and planned without an error; after `# name.yaml (refused)`
+              the plan must fail; other YAML is left alone
 ```console    every `$ weightsmith ...` line is run and its output compared with the lines below
               it; `...` stands for any text
 ```python     run as it stands; a line that expects a result uses `assert`
@@ -28,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RECIPE_NAME = re.compile(r"#\s*([\w.-]+\.ya?ml)\s*$", re.MULTILINE)
+RECIPE_NAME = re.compile(r"#\s*([\w.-]+\.ya?ml)( \(refused\))?\s*$", re.MULTILINE)
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -95,9 +96,8 @@ def check(example: Example, folder: Path) -> Iterator[str]:
             yield output
     elif example.language == "yaml" and (name := RECIPE_NAME.match(example.text)):
         (folder / name[1]).write_text(example.text)
-        load = "import sys; from weightsmith.recipes import load; load(sys.argv[1])"
-        code, output = python(folder, "-c", load, name[1])
-        if code != 0:
+        code, output = python(folder, "-m", "weightsmith", "plan", name[1])
+        if code not in ((1, 4) if name[2] else (0,)):
             yield output
 
 

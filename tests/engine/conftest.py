@@ -42,14 +42,18 @@ class Family:
         for number in (1, 2, 3):
             self._write(f"e{number}", base, number)
 
-    def _write(self, name: str, base: dict[str, torch.Tensor] | None, seed: int = 0) -> dict[str, torch.Tensor]:
+    def _write(
+        self, name: str, base: dict[str, torch.Tensor] | None, seed: int = 0
+    ) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for key, shape in SHAPES.items():
             tensor = torch.randn(shape, generator=generator) * 0.02
             if base is not None:
                 changed = torch.rand(shape, generator=generator) < 0.4
-                tensor = base[key].float() + torch.randn(shape, generator=generator) * 2e-3 * changed
+                tensor = (
+                    base[key].float() + torch.randn(shape, generator=generator) * 2e-3 * changed
+                )
             tensors[key] = tensor.to(torch.bfloat16)
         folder = self.root / name
         folder.mkdir()
@@ -59,14 +63,33 @@ class Family:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a member, or of any folder beside them."""
-        return {k: v for file in sorted((self.root / name).glob("*.safetensors")) for k, v in load_file(file).items()}
+        return {
+            k: v
+            for file in sorted((self.root / name).glob("*.safetensors"))
+            for k, v in load_file(file).items()
+        }
 
-    def recipe(self, method: str, *, experts: int = 3, per_expert: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    def recipe(
+        self,
+        method: str,
+        *,
+        experts: int = 3,
+        per_expert: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
         """A native recipe with absolute paths."""
         from weightsmith.methods import registry
 
-        models = [{"model": str(self.root / f"e{i + 1}"), "parameters": dict(per_expert or {})} for i in range(experts)]
-        recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": method, "models": models, "dtype": "bfloat16"}
+        models = [
+            {"model": str(self.root / f"e{i + 1}"), "parameters": dict(per_expert or {})}
+            for i in range(experts)
+        ]
+        recipe: dict[str, Any] = {
+            "weightsmith": 1,
+            "merge_method": method,
+            "models": models,
+            "dtype": "bfloat16",
+        }
         if registry.get(method).base is not registry.Base.IGNORED:
             recipe["base_model"] = str(self.root / "base")
         return recipe | more
@@ -81,4 +104,6 @@ def family(tmp_path: Path) -> Family:
 @pytest.fixture
 def weights_of() -> Callable[[Path], dict[str, bytes]]:
     """The bytes of every weight file of a folder."""
-    return lambda folder: {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+    return lambda folder: {
+        file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))
+    }

@@ -22,7 +22,18 @@ from weightsmith.tensors import native
 
 from .conftest import Family
 
-METHODS = ["linear", "slerp", "task_arithmetic", "ties", "dare_ties", "model_stock", "karcher", "della", "sce", "breadcrumbs"]
+METHODS = [
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare_ties",
+    "model_stock",
+    "karcher",
+    "della",
+    "sce",
+    "breadcrumbs",
+]
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 Weights = Callable[[Path], dict[str, bytes]]
 
@@ -39,9 +50,13 @@ def parameters_of(method: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_merge_on_disk_equals_the_same_merge_in_memory(family: Family, method: str, backend: str) -> None:
+def test_a_merge_on_disk_equals_the_same_merge_in_memory(
+    family: Family, method: str, backend: str
+) -> None:
     """Tiles, passes and files change nothing: the result is the formula's, rounded once."""
-    recipe = family.recipe(method, experts=experts_of(method), parameters=parameters_of(method), seed=7)
+    recipe = family.recipe(
+        method, experts=experts_of(method), parameters=parameters_of(method), seed=7
+    )
     weightsmith.merge(recipe, family.root / "out", backend=backend, threads=2)
     experts = [family.tensors(f"e{i + 1}") for i in range(experts_of(method))]
     base = family.tensors("base") if "base_model" in recipe else None
@@ -59,7 +74,9 @@ def test_a_merge_on_disk_equals_the_same_merge_in_memory(family: Family, method:
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "slerp", "model_stock"])
-def test_threads_tiles_and_memory_do_not_change_a_bit(family: Family, weights_of: Weights, method: str) -> None:
+def test_threads_tiles_and_memory_do_not_change_a_bit(
+    family: Family, weights_of: Weights, method: str
+) -> None:
     """The bytes depend on recipe and inputs alone."""
     recipe = family.recipe(method, experts=experts_of(method), parameters=parameters_of(method))
     results = []
@@ -74,8 +91,12 @@ def test_threads_tiles_and_memory_do_not_change_a_bit(family: Family, weights_of
 
 
 @pytest.mark.skipif(not native.available(), reason="no native kernels here")
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"])
-def test_both_backends_write_the_same_bytes(family: Family, weights_of: Weights, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"]
+)
+def test_both_backends_write_the_same_bytes(
+    family: Family, weights_of: Weights, method: str
+) -> None:
     """For methods without sums over a tensor the backends agree bit for bit."""
     for backend in ("native", "torch"):
         weightsmith.merge(family.recipe(method), family.root / backend, backend=backend)
@@ -91,7 +112,9 @@ def test_the_hash_seed_does_not_change_a_bit(family: Family) -> None:
         out = family.root / f"seed-{seed}" / "merged"
         out.parent.mkdir()
         code = f"import weightsmith; weightsmith.merge({str(recipe)!r}, {str(out)!r})"
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
         folders.append({p.name: p.read_bytes() for p in sorted(out.iterdir())})
     assert folders[0] == folders[1]
     assert "model.safetensors.index.json" in folders[0]
@@ -115,11 +138,15 @@ def test_the_output_is_a_checkpoint_with_its_papers(family: Family) -> None:
     assert not (family.root / "out.partial").exists()
     manifest = json.loads((out / "weightsmith-manifest.json").read_text())
     assert len(manifest["outputs"]) == len(family.tensors("base"))
-    assert all(len(i["tensors"]) == len(family.tensors("base")) for i in manifest["inputs"].values())
+    assert all(
+        len(i["tensors"]) == len(family.tensors("base")) for i in manifest["inputs"].values()
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_nan_in_an_input_names_tensor_count_and_place_and_leaves_no_output(family: Family, bad: float) -> None:
+def test_a_nan_in_an_input_names_tensor_count_and_place_and_leaves_no_output(
+    family: Family, bad: float
+) -> None:
     """Also where sign election would have hidden it."""
     from safetensors.torch import save_file
 
@@ -134,7 +161,9 @@ def test_a_nan_in_an_input_names_tensor_count_and_place_and_leaves_no_output(fam
 
 def test_an_overflow_of_the_output_dtype_is_an_error(family: Family) -> None:
     """Finite inputs whose combination does not fit into the output dtype."""
-    recipe = family.recipe("linear", per_expert={"weight": 1e7}, parameters={"normalize": False}, dtype="float16")
+    recipe = family.recipe(
+        "linear", per_expert={"weight": 1e7}, parameters={"normalize": False}, dtype="float16"
+    )
     with pytest.raises(NonFiniteError, match="overflows float16"):
         weightsmith.merge(recipe, family.root / "out")
 
@@ -186,7 +215,9 @@ def test_a_plan_with_errors_does_not_run(family: Family) -> None:
 
 def test_a_tensor_with_matrix_and_model_methods_runs_streamed(family: Family) -> None:
     """A rank-truncated TIES with layer-wise scaling: matrix kind, model kind and measured kind in one graph."""
-    recipe = family.recipe("ties", then=[{"truncate": {"rank": 4}}, {"lines": {"alpha": 0.5, "beta": 0.5}}])
+    recipe = family.recipe(
+        "ties", then=[{"truncate": {"rank": 4}}, {"lines": {"alpha": 0.5, "beta": 0.5}}]
+    )
     weightsmith.merge(recipe, family.root / "out")
     name = "model.layers.1.mlp.up_proj.weight"
     delta = family.tensors("out")[name].double() - family.tensors("base")[name].double()

@@ -64,6 +64,11 @@ def test_an_output_of_the_wrong_size_is_refused(out: int | None) -> None:
         native.load().compile(SUM).run([memoryview(bytes(256))] * 2, 0, 64, view)
 
 
+def test_a_read_only_output_is_refused() -> None:
+    with pytest.raises(UsageError, match="read-only"):
+        native.load().compile(SUM).run([memoryview(bytes(256))] * 2, 0, 64, memoryview(bytes(256)))
+
+
 def test_integer_tensors_and_unknown_nodes_are_refused() -> None:
     backend = native.load()
     with pytest.raises(UsageError, match="int64"):

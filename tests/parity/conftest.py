@@ -14,7 +14,9 @@ import pytest
 def peer() -> SimpleNamespace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pytest.importorskip("mergekit", reason="mergekit's environment is another one (make parity)")
+        pytest.importorskip(
+            "mergekit", reason="mergekit's environment is another one (make parity)"
+        )
         names = "architecture config merge merge_methods options parameter_resolver plan"
         loaded = {name: importlib.import_module(f"mergekit.{name}") for name in names.split()}
         loaded["api"] = importlib.import_module("mergekit.merge_methods.api")
@@ -24,7 +26,13 @@ def peer() -> SimpleNamespace:
     return SimpleNamespace(**loaded)
 
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+}
 LAYERS = 4
 
 
@@ -41,13 +49,15 @@ def model_config(family: str):
     if family == "qwen2":
         return transformers.Qwen2Config(**common, tie_word_embeddings=False)
     if family == "gpt2":
-        return transformers.GPT2Config(n_embd=16, n_layer=LAYERS, n_head=4, vocab_size=40, n_positions=32)
+        return transformers.GPT2Config(
+            n_embd=16, n_layer=LAYERS, n_head=4, vocab_size=40, n_positions=32
+        )
     raise AssertionError(family)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(peer, tmp_path_factory):
-    """Folders of three models of a family (a base and two others), made when first asked for: `checkpoints("llama")`."""
+    """Folders of three float32 models of a family (a base and two others), made when first asked for."""
     import torch
     import transformers
 
@@ -60,7 +70,12 @@ def checkpoints(peer, tmp_path_factory):
                 torch.manual_seed(number)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    model = transformers.AutoModelForCausalLM.from_config(model_config(family)).to(torch.bfloat16)
+                    model = transformers.AutoModelForCausalLM.from_config(
+                        model_config(family)
+                    ).float()
+                    with torch.no_grad():  # norms and biases start equal in all models
+                        for parameter in model.parameters():
+                            parameter += 0.02 * torch.randn_like(parameter)
                     folder = tmp_path_factory.mktemp(family) / "base m1 m2".split()[number]
                     model.save_pretrained(folder)
                 made[family].append(str(folder))

@@ -37,7 +37,9 @@ class Case:
 
     def __str__(self) -> str:
         given = [f"{k}={v}" for k, v in {**self.shared, **self.each}.items()]
-        return "-".join([self.method, f"{self.experts}{'+base' if self.base else ''}", *given]).replace(" ", "")
+        return "-".join(
+            [self.method, f"{self.experts}{'+base' if self.base else ''}", *given]
+        ).replace(" ", "")
 
 
 def weights(*numbers: float) -> dict[str, Sequence[float]]:
@@ -55,7 +57,14 @@ CASES = [
     Case("nuslerp", False, 2, each=weights(0.3, 1.0)),
     Case("nuslerp", True, 2, each=weights(0.3, 1.0), steps=64),
     Case("nuslerp", True, 2, {"nuslerp_flatten": False}, weights(1.0, 1.0), steps=64),
-    Case("nuslerp", False, 2, {"nuslerp_flatten": False, "nuslerp_row_wise": True}, weights(1.0, 0.4), steps=256),
+    Case(
+        "nuslerp",
+        False,
+        2,
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        weights(1.0, 0.4),
+        steps=256,
+    ),
     Case("nuslerp", False, 2, each=weights(1.0, -1.0)),
     Case("multislerp", False, 1, each=weights(0.4)),
     Case("multislerp", False, 3, each=weights(0.3, 1.0, 0.2)),
@@ -76,13 +85,27 @@ CASES = [
     Case("task_arithmetic", True, 3, {"lambda": 0.4}, weights(1.0, 0.5, -0.7)),
     Case("task_arithmetic", True, 2, {"normalize": True}, W2),
     Case("ties", True, 3, {}, {**W3, "density": (0.4, 0.4, 0.9)}),
-    Case("ties", True, 3, {"rescale": True, "lambda": 1.1}, {**weights(1.0, 0.5, -0.7), "density": (0.3,) * 3}, steps=64),
+    Case(
+        "ties",
+        True,
+        3,
+        {"rescale": True, "lambda": 1.1},
+        {**weights(1.0, 0.5, -0.7), "density": (0.3,) * 3},
+        steps=64,
+    ),
     Case("ties", True, 2, {"normalize": False, "int8_mask": True}, {**W2, "density": (0.001, 0.5)}),
     Case("ties", True, 2, {}, {**W2, "density": (0.0, 1.0)}),
     Case("dare_ties", True, 3, {}, W3),
     Case("dare_linear", True, 3, {"normalize": True}, W3),
     Case("breadcrumbs", True, 2, {}, {**W2, "density": (0.5, 0.5), "gamma": (0.2, 0.01)}),
-    Case("breadcrumbs", True, 2, {"rescale": True}, {**W2, "density": (0.9, 0.9), "gamma": (0.2, 0.2)}, steps=64),
+    Case(
+        "breadcrumbs",
+        True,
+        2,
+        {"rescale": True},
+        {**W2, "density": (0.9, 0.9), "gamma": (0.2, 0.2)},
+        steps=64,
+    ),
     Case("breadcrumbs_ties", True, 3, {}, {**W3, "density": (0.5,) * 3}),
     Case("breadcrumbs_ties", True, 2, {"normalize": True}, {**W2, "density": (0.5, 0.7)}),
     Case("della", True, 3, {}, W3),
@@ -93,18 +116,29 @@ CASES = [
     Case("ramplus_tl", True, 3, {"epsilon": 0.05, "r": 0.5, "alpha": 2.0}),
 ]
 SHAPES = [(), (1,), (7,), (6, 5), (4, 1), (3, 4, 5)]
+# Angles and divergences of models that are 1e-4 apart drown in float32's rounding, mergekit's as ours.
+SPREADS = (1.0, 1e-2, 1e-4)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def drawn(
-    count: int, shape: tuple[int, ...], dtype: torch.dtype, spread: float, *, strided: bool = False, ties: bool = False
+    count: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    spread: float,
+    *,
+    strided: bool = False,
+    ties: bool = False,
 ) -> list[torch.Tensor]:
     """A base and experts. Unless `ties`, differences have distinct magnitudes: mergekit sorts equal ones arbitrarily."""
     stored = tuple(reversed(shape)) if strided else shape
     for seed in range(2000):
         generator = torch.Generator().manual_seed(seed)
         base = torch.randn(stored, generator=generator, dtype=torch.float64)
-        noise = [spread * torch.randn(stored, generator=generator, dtype=torch.float64) for _ in range(count - 1)]
+        noise = [
+            spread * torch.randn(stored, generator=generator, dtype=torch.float64)
+            for _ in range(count - 1)
+        ]
         inputs = [x.to(dtype) for x in (base, *(base + n for n in noise))]
         deltas = [(x.double() - inputs[0].double()).abs().flatten() for x in inputs[1:]]
         if ties or all(len(d.unique()) == len(d) for d in deltas):
@@ -119,7 +153,9 @@ def ours(case: Case, inputs: Sequence[torch.Tensor], preset: str = "mergekit") -
         [{NAME: x} for x in experts],
         base={NAME: inputs[0]} if case.base else None,
         parameters=dict(case.shared),
-        per_expert=[{key: numbers[i] for key, numbers in case.each.items()} for i in range(len(experts))],
+        per_expert=[
+            {key: numbers[i] for key, numbers in case.each.items()} for i in range(len(experts))
+        ],
         preset=preset,
     )
     return merged[NAME]
@@ -128,7 +164,11 @@ def ours(case: Case, inputs: Sequence[torch.Tensor], preset: str = "mergekit") -
 def theirs(peer, case: Case, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     parameters = {**case.shared, **{key: list(numbers) for key, numbers in case.each.items()}}
     return peer.api.merge_tensors(
-        list(inputs), case.method, parameters=parameters, base_index=0 if case.base else None, name=NAME
+        list(inputs),
+        case.method,
+        parameters=parameters,
+        base_index=0 if case.base else None,
+        name=NAME,
     )
 
 
@@ -138,7 +178,9 @@ def unit_in_the_last_place(x: torch.Tensor) -> torch.Tensor:
     return info.eps * 2.0**exponent
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, inputs: Sequence[torch.Tensor], steps: float) -> None:
+def assert_close(
+    found: torch.Tensor, expected: torch.Tensor, inputs: Sequence[torch.Tensor], steps: float
+) -> None:
     """`expected` is in float32 or float64; a half dtype may differ by one rounding step more."""
     assert found.shape == expected.shape
     scale = torch.stack([x.double().abs() for x in (*inputs, expected)]).amax(0)
@@ -148,7 +190,9 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, inputs: Sequence[t
         limit = limit + unit_in_the_last_place(rounded)
         expected = rounded
     error = (found.double() - expected.double()).abs()
-    assert bool((error <= limit).all()), f"worst error {float((error / limit).max()):.3g} times the limit"
+    assert bool((error <= limit).all()), (
+        f"worst error {float((error / limit).max()):.3g} times the limit"
+    )
 
 
 SELECTING = {"ties", "breadcrumbs", "breadcrumbs_ties", "sce", "della", "della_linear"}
@@ -162,7 +206,13 @@ def test_the_mergekit_preset_gives_mergekits_numbers(peer, case, dtype):
     for shape in SHAPES:
         if case.method == "karcher" and math.prod(shape) == 1:
             continue  # one-element tensors of opposite sign are antipodes: no mean exists, and mergekit divides by about 0
-        for spread in (1.0,) if half and selecting else (1e-2, 1.0):
+        for spread in (
+            SPREADS[:1]
+            if half and selecting
+            else SPREADS
+            if dtype is torch.float64
+            else SPREADS[:2]
+        ):
             inputs = drawn(case.experts + case.base, shape, dtype, spread, ties=not selecting)
             expected = theirs(peer, case, [x.float() if half else x for x in inputs])
             assert_close(ours(case, inputs), expected, inputs, case.steps)
@@ -171,7 +221,14 @@ def test_the_mergekit_preset_gives_mergekits_numbers(peer, case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_strided_inputs_give_mergekits_numbers(peer, case, dtype):
-    inputs = drawn(case.experts + case.base, (6, 5), dtype, 1.0, strided=True, ties=case.method not in SELECTING)
+    inputs = drawn(
+        case.experts + case.base,
+        (6, 5),
+        dtype,
+        1.0,
+        strided=True,
+        ties=case.method not in SELECTING,
+    )
     assert not inputs[0].is_contiguous()
     expected = theirs(peer, case, [x.float() if dtype.itemsize == 2 else x for x in inputs])
     assert_close(ours(case, inputs), expected, inputs, case.steps)
@@ -192,17 +249,33 @@ def test_every_method_of_mergekit_is_here_with_its_parameters_and_defaults(peer)
                 assert defaults[parameter.name] is registry.REQUIRED, where
                 continue
             # A choice that mergekit writes as true or false means what its switch says.
-            assert declared.check(defaults[parameter.name], where) == declared.check(parameter.default, where, "mergekit")
+            assert declared.check(defaults[parameter.name], where) == declared.check(
+                parameter.default, where, "mergekit"
+            )
 
 
 # Random methods --------------------------------------------------------------------------------------------------
 
 RANDOM_CASES = [
     Case("dare_ties", True, 3, {}, {**W3, "density": (0.4, 0.4, 0.9)}, steps=64),
-    Case("dare_ties", True, 3, {"rescale": False, "normalize": True}, {**W3, "density": (0.4, 0.4, 0.9)}),
+    Case(
+        "dare_ties",
+        True,
+        3,
+        {"rescale": False, "normalize": True},
+        {**W3, "density": (0.4, 0.4, 0.9)},
+    ),
     Case("dare_linear", True, 2, {"lambda": 0.7}, {**W2, "density": (0.3, 0.3)}, steps=64),
-    Case("della", True, 3, {}, {**W3, "density": (0.5,) * 3, "epsilon": (0.15, 0.3, 0.1)}, steps=64),
-    Case("della_linear", True, 2, {"rescale": False}, {**W2, "density": (0.5, 0.4), "epsilon": (0.15, 0.15)}),
+    Case(
+        "della", True, 3, {}, {**W3, "density": (0.5,) * 3, "epsilon": (0.15, 0.3, 0.1)}, steps=64
+    ),
+    Case(
+        "della_linear",
+        True,
+        2,
+        {"rescale": False},
+        {**W2, "density": (0.5, 0.4), "epsilon": (0.15, 0.15)},
+    ),
 ]
 
 
@@ -213,7 +286,9 @@ def same_numbers(monkeypatch) -> None:
 
     def bernoulli(probabilities: torch.Tensor) -> torch.Tensor:
         key = stream_key(0, f"expert-{next(expert)}", NAME)
-        noise = uniform_tile(key, 0, probabilities.numel(), probabilities.device).reshape(probabilities.shape)
+        noise = uniform_tile(key, 0, probabilities.numel(), probabilities.device).reshape(
+            probabilities.shape
+        )
         return (noise < probabilities).to(probabilities.dtype)
 
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
@@ -222,9 +297,13 @@ def same_numbers(monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(40,), (5, 8)], ids=str)
 @pytest.mark.parametrize("case", RANDOM_CASES, ids=str)
-def test_random_methods_agree_when_both_draw_the_same_numbers(peer, same_numbers, case, shape, dtype):
+def test_random_methods_agree_when_both_draw_the_same_numbers(
+    peer, same_numbers, case, shape, dtype
+):
     inputs = drawn(case.experts + 1, shape, dtype, 1.0, ties=case.method not in SELECTING)
-    assert_close(ours(case, inputs), theirs(peer, case, [x.float() for x in inputs]), inputs, case.steps)
+    assert_close(
+        ours(case, inputs), theirs(peer, case, [x.float() for x in inputs]), inputs, case.steps
+    )
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.tensors.order import CollectedParts, Selection, bounded, local_cut
-from weightsmith.tensors.passes import HISTOGRAM_BINS, Collect, CollectPart, CutPoint, Histogram, HistogramPart
+from weightsmith.tensors.passes import (
+    HISTOGRAM_BINS,
+    Collect,
+    CollectPart,
+    CutPoint,
+    Histogram,
+    HistogramPart,
+)
 
 
 def answer(keys: np.ndarray, asked: Histogram | Collect, start: int) -> HistogramPart | CollectPart:
@@ -23,7 +30,9 @@ def answer(keys: np.ndarray, asked: Histogram | Collect, start: int) -> Histogra
     return CollectPart(keys[kept], kept + start, len(at), int((keys > asked.high).sum()))
 
 
-def select(values: np.ndarray, k: int, tile: int, limit: int, sample: np.ndarray | None = None) -> np.ndarray:
+def select(
+    values: np.ndarray, k: int, tile: int, limit: int, sample: np.ndarray | None = None
+) -> np.ndarray:
     """Run a selection over tiles and return the mask of selected elements."""
     keys = np.abs(values).astype(np.float32).view(np.uint32).astype(np.uint64)
     selection = Selection(k, len(keys), 31, limit=limit)
@@ -38,7 +47,10 @@ def select(values: np.ndarray, k: int, tile: int, limit: int, sample: np.ndarray
             starts = [starts[asked.only_part]]
         gate = CollectedParts(total_limit=4 * limit)
         parts = [answer(keys[s : s + tile], asked, s) for s in starts]
-        selection.absorb(asked, [gate.admit(p) if isinstance(p, CollectPart) and bounded(asked) else p for p in parts])
+        selection.absorb(
+            asked,
+            [gate.admit(p) if isinstance(p, CollectPart) and bounded(asked) else p for p in parts],
+        )
     cut = selection.result
     assert cut is not None, "the selection did not end"
     return (keys > cut.key) | ((keys == cut.key) & (np.arange(len(keys)) <= cut.last_index))
@@ -70,7 +82,9 @@ def test_selects_exactly_the_k_largest_with_ties_to_the_lower_index(
 
 @pytest.mark.parametrize("sample_from", ["spread", "largest", "smallest", "zeros"])
 @pytest.mark.parametrize("k", [1, 300, 29_999, 60_000, 299_999])
-def test_a_misleading_sample_costs_a_round_but_never_the_right_answer(sample_from: str, k: int) -> None:
+def test_a_misleading_sample_costs_a_round_but_never_the_right_answer(
+    sample_from: str, k: int
+) -> None:
     """The guess from a sample is verified by exact counts."""
     rng = np.random.default_rng(3)
     values = rng.laplace(size=300_000).astype(np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsmith.checkpoints.stacks import find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
@@ -34,7 +35,10 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
 
 
 def open(path: str | Path) -> Expression:  # noqa: A001 - weightsmith.open is the public name
-    """A checkpoint to compute with: `open(a) + 0.5 * (open(b) - open(base))` is an expression that `merge` takes."""
+    """A checkpoint as an operand.
+
+    `open(a) + 0.5 * (open(b) - open(base))` is an expression that `merge` takes as a recipe.
+    """
     return checkpoint(str(path))
 
 
@@ -57,14 +61,22 @@ def merge(
 ) -> Manifest:
     """Merge checkpoints by a recipe into the new folder `out` and return its manifest.
 
-    An interrupted merge is continued by the same call. `memory_bytes` bounds anonymous memory (default 256 MiB), `threads` defaults to the
-    number of cores. Raises a WeightsmithError whose sentence says what to do.
+    An interrupted merge is continued by the same call. `memory_bytes` bounds anonymous memory (default
+    256 MiB), `threads` defaults to the number of cores. Raises a WeightsmithError whose sentence says what to do.
     """
-    made = make_plan(as_recipe(recipe), threads=threads, memory_bytes=memory_bytes, device=device, backend=backend)
+    made = make_plan(
+        as_recipe(recipe),
+        threads=threads,
+        memory_bytes=memory_bytes,
+        device=device,
+        backend=backend,
+    )
     return run(made, Path(out), force=force, fresh=fresh, progress=progress)
 
 
-def verify(folder: str | Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None) -> Verification:
+def verify(
+    folder: str | Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None
+) -> Verification:
     """Compare an output folder with its manifest (see `weightsmith.engine.verify.verify`)."""
     return verification.verify(Path(folder), recompute=recompute, inputs=inputs)
 
@@ -87,32 +99,48 @@ def merge_state_dicts(
 ) -> dict[str, Tensor]:
     """Merge tensors in memory with any method; gradients flow through to the experts and the base.
 
-    Every tensor is computed in float32 (float64 if an input is) and returned in the dtype of the base, or of the first expert.
-    Integer and bool tensors are taken from the base, or must agree. Raises CompatibilityError for different names or shapes.
+    Every tensor is computed in float32 (float64 if an input is) and returned in the dtype of the base, or of
+    the first expert. Integer and bool tensors are taken from the base, or must agree. `labels` name the experts
+    for random masks (default: by position). Raises CompatibilityError for different names or shapes.
     """
     spec = registry.get(method)
-    built = spec.build(parameters or {}, per_expert or [{} for _ in experts], preset=preset, where="merge_state_dicts")
+    built = spec.build(
+        parameters or {},
+        per_expert or [{} for _ in experts],
+        preset=preset,
+        where="merge_state_dicts",
+    )
     _check_base(spec, base)
     reference = base if base is not None else experts[0]
     inputs = [*([base] if base is not None else []), *experts]
     _check_alike(inputs)
+    stacks = find_stacks({name: tuple(tensor.shape) for name, tensor in reference.items()})
     outputs: dict[str, Value] = {}
     sources: dict[str, Sequence[Tensor]] = {}
     for name, tensor in reference.items():
         if tensor.is_floating_point():
             nodes = [source(i) for i in range(len(inputs))]
-            site = Site(name, tuple(tensor.shape), seed=seed, labels=tuple(labels))
-            outputs[name] = built.combine(nodes[0] if base is not None else None, nodes[len(inputs) - len(experts) :], site)
+            prefix, layer = place(name, stacks)
+            layers = stacks[prefix].count if prefix is not None else 0
+            site = Site(name, tuple(tensor.shape), "other", layer, layers, seed, tuple(labels))
+            outputs[name] = built.combine(
+                nodes[0] if base is not None else None, nodes[len(inputs) - len(experts) :], site
+            )
             sources[name] = [state[name] for state in inputs]
     merged = _evaluate(outputs, sources)
-    return {n: merged[n].to(t.dtype) if n in merged else _agreed(n, inputs, base) for n, t in reference.items()}
+    return {
+        n: merged[n].to(t.dtype) if n in merged else _agreed(n, inputs, base)
+        for n, t in reference.items()
+    }
 
 
 def _check_base(spec: registry.MethodSpec, base: object) -> None:
     if spec.base is registry.Base.REQUIRED and base is None:
         raise UsageError(f"Method {spec.name} needs a base: pass base=STATE_DICT.")
     if spec.base is registry.Base.IGNORED and base is not None:
-        raise UsageError(f"Method {spec.name} has no base: pass that state dict as an expert, or leave it out.")
+        raise UsageError(
+            f"Method {spec.name} has no base: pass that state dict as an expert, or leave it out."
+        )
 
 
 def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
@@ -120,26 +148,39 @@ def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
     for position, state in enumerate(states[1:], start=1):
         different = sorted(set(first) ^ set(state))
         if different:
-            raise CompatibilityError(f"State dicts 0 and {position} do not both hold {different[0]!r}; pass matching ones.")
+            raise CompatibilityError(
+                f"State dicts 0 and {position} do not both hold {different[0]!r}; pass matching ones."
+            )
         for name, tensor in first.items():
             if tensor.shape != state[name].shape:
                 raise CompatibilityError(
-                    f"{name!r} has shape {tuple(tensor.shape)} in state dict 0 and {tuple(state[name].shape)} in {position}."
+                    f"{name!r} has shape {tuple(tensor.shape)} in state dict 0 and "
+                    f"{tuple(state[name].shape)} in {position}; pass matching ones."
                 )
 
 
-def _evaluate(outputs: Mapping[str, Value], sources: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+def _evaluate(
+    outputs: Mapping[str, Value], sources: Mapping[str, Sequence[Tensor]]
+) -> dict[str, Tensor]:
     from weightsmith.tensors.torch_backend import evaluate_model
 
     groups: dict[Node, int] = {}
     for output in outputs.values():
-        wide = [n for n in walk([output]) if is_reduction(n) and getattr(n, "scope", None) is Scope.MODEL]
+        wide = [
+            n
+            for n in walk([output])
+            if is_reduction(n) and getattr(n, "scope", None) is Scope.MODEL
+        ]
         groups.update({node: position for position, node in enumerate(wide)})
     return evaluate_model(outputs, sources, groups=groups)
 
 
-def _agreed(name: str, states: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None) -> Tensor:
+def _agreed(
+    name: str, states: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None
+) -> Tensor:
     first = states[0][name]
     if base is None and any(not first.equal(state[name]) for state in states[1:]):
-        raise CompatibilityError(f"{name!r} holds {first.dtype} values that differ between the state dicts; pass a base to keep.")
+        raise CompatibilityError(
+            f"{name!r} holds {first.dtype} values that differ between the state dicts; pass a base to keep."
+        )
     return first.clone()

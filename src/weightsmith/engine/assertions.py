@@ -16,7 +16,9 @@ from weightsmith.tensors.graph import Scalar, Value, count, dot, source, value
 from weightsmith.tensors.stored import LazyTensor
 
 
-def check_assertions(plan: Plan, shards: OutputShards, scheduler: Scheduler, progress: Progress) -> None:
+def check_assertions(
+    plan: Plan, shards: OutputShards, scheduler: Scheduler, progress: Progress
+) -> None:
     """Raise AssertionFailed with every clause and tensor that does not hold."""
     if not plan.resolved.assertions:
         return
@@ -33,7 +35,9 @@ def check_assertions(plan: Plan, shards: OutputShards, scheduler: Scheduler, pro
     if failures:
         shown = "; ".join(sorted(failures)[:10])
         more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
-        raise AssertionFailed(f"The merge is not sealed, because an assertion of the recipe fails: {shown}{more}.")
+        raise AssertionFailed(
+            f"The merge is not sealed, because an assertion of the recipe fails: {shown}{more}."
+        )
 
 
 def _check(
@@ -51,14 +55,16 @@ def _check(
         leaves = distinct_leaves(reference)
         offset = {leaf: i + 1 for i, leaf in enumerate(leaves)}
         sources += [plan.leaf(leaf) for leaf in leaves]
-        expected = Tracer(plan.resolved.seed).formula_value(reference, tensor, lambda leaf: source(offset[leaf]))
+        expected = Tracer(plan.resolved.seed).formula_value(
+            reference, tensor, lambda leaf: source(offset[leaf])
+        )
     measured = _measurements(clause, source(0), expected)
     root = value(0.0)
     for scalar in measured:
         root = root + scalar
     job = TensorJob(tensor.name, tensor.shape, root, sources, settings)
     yield from job.resolve()
-    problem = _problem(clause, tensor, [float(job.known[m]) for m in measured])
+    problem = _problem(clause, [float(job.known[m]) for m in measured])
     if problem:
         failures.append(f"`{clause.text}`: tensor {tensor.name!r} {problem}")
 
@@ -72,7 +78,7 @@ def _measurements(clause: Assertion, written: Value, expected: Value | None) -> 
     return [dot(written, written), dot(expected, expected)]
 
 
-def _problem(clause: Assertion, tensor: OutputTensor, measured: Sequence[float]) -> str:
+def _problem(clause: Assertion, measured: Sequence[float]) -> str:
     if clause.kind == "finite":
         return f"has {measured[0]:.0f} NaN or infinite value(s)" if measured[0] else ""
     if clause.kind == "equal":

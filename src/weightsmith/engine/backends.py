@@ -56,7 +56,9 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
         raise UsageError(f"There is no device {device!r}; choose cpu, cuda, cuda:N or mps.")
     if kind != "cpu":
         if wanted == "native":
-            raise UsageError(f"The native backend computes on the cpu only; leave it out to use {device}.")
+            raise UsageError(
+                f"The native backend computes on the cpu only; leave it out to use {device}."
+            )
         _require_device(device)
         return BackendChoice("torch", device, f"torch on {device}")
     from weightsmith.tensors import native
@@ -86,13 +88,17 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
 
 def _require_device(device: str) -> None:
     if importlib.util.find_spec("torch") is None:
-        raise ResourceError(f"Device {device} needs torch, which is not installed: `pip install weightsmith[torch]`.")
+        raise ResourceError(
+            f"Device {device} needs torch, which is not installed: `pip install weightsmith[torch]`."
+        )
     import torch
 
     kind, _, number = device.partition(":")
     if kind == "mps":
         present = torch.backends.mps.is_available()
     else:
-        present = torch.cuda.is_available() and (not number or int(number) < torch.cuda.device_count())
+        present = torch.cuda.is_available() and (
+            not number or int(number) < torch.cuda.device_count()
+        )
     if not present:
         raise ResourceError(f"This machine has no device {device}; use --device cpu.")

@@ -1,12 +1,13 @@
 """Statistics over the whole model: the same reduction measured on many tensors and joined.
 
-Tensors belong together when their reductions carry the same group key (see `trace`). Each round streams every tensor that takes part
-once, measuring all of its pending model-wide reductions together.
+Tensors belong together when their reductions carry the same group key (see `trace`). Each round
+streams every tensor that takes part once, measuring all of its pending model-wide reductions
+together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Rounds, TensorJob, combine_partials
 from weightsmith.tensors.graph import Cut, Scalar
-from weightsmith.tensors.order import Selection, local_cut
+from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
 
 
@@ -71,26 +72,28 @@ def _prepare(groups: dict[Hashable, _Group]) -> None:
         first = group.members[0]
         if isinstance(first.reduction, Cut):
             wanted = first.job.wanted(first.reduction, group.population)
-            group.selection = Selection(wanted, group.population, max(m.job.key_bits for m in group.members))
+            group.selection = Selection(
+                wanted, group.population, max(m.job.key_bits for m in group.members)
+            )
             group.result = group.selection.result
 
 
 def _sample(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
     asked: dict[Hashable, Request | None] = {
-        key: g.selection.sample_request for key, g in groups.items() if g.selection and g.selection.sample_request
+        key: g.selection.sample_request
+        for key, g in groups.items()
+        if g.selection and g.selection.sample_request
     }
     found = _stream(groups, asked, scheduler, sampled=True)
     for key, by_member in found.items():
         selection = groups[key].selection
         assert selection is not None
-        selection.absorb_sample(
-            _weighted(parts, member.job.numel) for member, parts in zip(groups[key].members, by_member, strict=True)
-        )
+        selection.absorb_sample(by_member[0])
 
 
-def _weighted(parts: Sequence[HistogramPart], numel: int) -> HistogramPart:
+def _weighted(part: HistogramPart, numel: int) -> HistogramPart:
     """A tensor's sampled histogram, scaled so that tensors count by their size."""
-    counts = np.sum([part.counts for part in parts], axis=0, dtype=np.float64)
+    counts = part.counts.astype(np.float64)
     sampled = counts.sum() or 1.0
     return HistogramPart(np.rint(counts * (numel / sampled / 32)).astype(np.uint64), 0)
 
@@ -102,22 +105,34 @@ def _measure(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
     for key, by_member in _stream(groups, asked, scheduler, sampled=False).items():
         group, request = groups[key], asked[key]
         if group.selection is None:
-            group.result = combine_partials(group.members[0].reduction.op, [p for parts in by_member for p in parts])
+            group.result = combine_partials(
+                group.members[0].reduction.op, [p for parts in by_member for p in parts]
+            )
             continue
         assert request is not None
         if not (isinstance(request, Collect) and request.only_part is not None):
             for member, parts in zip(group.members, by_member, strict=True):
                 member.tiles = len(parts)
-        joined = [_global(p, m.offset) for m, parts in zip(group.members, by_member, strict=True) for p in parts]
+        joined = [
+            _global(p, m.offset)
+            for m, parts in zip(group.members, by_member, strict=True)
+            for p in parts
+        ]
         group.selection.absorb(request, joined)
         group.result = group.selection.result
 
 
 def _stream(
-    groups: dict[Hashable, _Group], asked: dict[Hashable, Request | None], scheduler: Scheduler, sampled: bool
+    groups: dict[Hashable, _Group],
+    asked: dict[Hashable, Request | None],
+    scheduler: Scheduler,
+    sampled: bool,
 ) -> dict[Hashable, list[list[Any]]]:
-    """Stream every member once; for each group, each member's parts."""
-    found: dict[Hashable, list[list[Any]]] = {key: [[] for _ in groups[key].members] for key in asked}
+    """Stream every member once; for each group, each member's parts (of histograms, their sum as the first's)."""
+    gates = {key: gate_for(request) for key, request in asked.items()}
+    found: dict[Hashable, list[list[Any]]] = {
+        key: [[] for _ in groups[key].members] for key in asked
+    }
     by_job: dict[int, list[tuple[Hashable, int, _Member, int | None]]] = {}
     jobs: dict[int, TensorJob] = {}
     for key, request in asked.items():
@@ -129,12 +144,15 @@ def _stream(
     def stream(job: TensorJob, wanted: list[tuple[Hashable, int, _Member, int | None]]) -> Job:
         full = [entry for entry in wanted if entry[3] is None]
         if full:
-            yield from _part(job, full, asked, None, found, sampled)
+            yield from _part(job, full, asked, None, found, gates, sampled)
         for entry in wanted:
             if entry[3] is not None:
-                yield from _part(job, [entry], asked, entry[3], found, sampled)
+                yield from _part(job, [entry], asked, entry[3], found, gates, sampled)
 
     scheduler.run(stream(jobs[identity], wanted) for identity, wanted in by_job.items())
+    for key, gate in gates.items():
+        if isinstance(gate, SummedHistograms):
+            found[key][0] = [gate.total]
     return found
 
 
@@ -144,10 +162,18 @@ def _part(
     asked: dict[Hashable, Request | None],
     tile: int | None,
     found: dict[Hashable, list[list[Any]]],
+    gates: Mapping[Hashable, Gate | None],
     sampled: bool,
 ) -> Rounds:
     requests = [(member.reduction, asked[key]) for key, _, member, _ in entries]
-    parts = yield from (job.sample_part(requests) if sampled else job.measure_part(requests, only_tile=tile))
+    if sampled:
+        for (key, *_), (part,) in zip(entries, (yield from job.sample_part(requests)), strict=True):
+            gate = gates[key]
+            assert isinstance(gate, SummedHistograms)
+            gate.admit(_weighted(part, job.numel))
+        return
+    bounds = [gates[key] for key, *_ in entries]
+    parts = yield from job.measure_part(requests, only_tile=tile, gates=bounds)
     for (key, position, _, _), part in zip(entries, parts, strict=True):
         found[key][position] = part
 
@@ -176,4 +202,3 @@ def _local(result: Any, member: _Member) -> Any:
     if isinstance(result, CutPoint):
         return local_cut(result, member.offset, member.job.numel)
     return result
-

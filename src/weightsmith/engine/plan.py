@@ -17,7 +17,16 @@ from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Resolved, Same, Sum
+from weightsmith.recipes.formula import (
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    OutputTensor,
+    Resolved,
+    Same,
+    Sum,
+)
 from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.graph import Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
@@ -118,18 +127,24 @@ def make_plan(
 ) -> Plan:
     """Plan a recipe from headers alone.
 
-    Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all; what can be described is a
-    finding of the plan instead.
+    Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all;
+    what can be described is a finding of the plan instead.
     """
     with collection_paused():
         resolved = resolve(recipe, opener)
-        return _planned(resolved, choose_backend(device, backend), threads or os.cpu_count() or 1, memory_bytes)
+        return _planned(
+            resolved, choose_backend(device, backend), threads or os.cpu_count() or 1, memory_bytes
+        )
 
 
 def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_bytes: int) -> Plan:
     planned, findings = _planned_tensors(resolved)
-    layout = plan_layout([(t.name, t.dtype, t.shape) for t in resolved.outputs], resolved.shard_bytes)
-    widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1)
+    layout = plan_layout(
+        [(t.name, t.dtype, t.shape) for t in resolved.outputs], resolved.shard_bytes
+    )
+    widest = max(
+        (_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1
+    )
     budget = max(memory_bytes - choice.resident_bytes, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), _LARGEST_TILE)
     return Plan(
@@ -181,7 +196,10 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
                     found = Finding(Severity.ERROR, "method", tensor.name, str(error))
                     findings.setdefault(found.message.split(":", 1)[-1], found)
             passes, model, whole = facts[key]
-        stored = [resolved.checkpoints[f.checkpoint].tensors[f.tensor] for f in distinct_leaves(tensor.formula)]
+        stored = [
+            resolved.checkpoints[f.checkpoint].tensors[f.tensor]
+            for f in distinct_leaves(tensor.formula)
+        ]
         read = passes * sum(t.nbytes for t in stored)
         planned.append(PlannedTensor(tensor, action, passes, read, model, whole))
     return tuple(planned), list(findings.values())
@@ -211,7 +229,9 @@ def _shape_of_formula(formula: Formula) -> Hashable:
     return (formula.method, formula.preset, formula.shared, formula.per_expert, base, experts)
 
 
-def _bytes_per_element(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice) -> int:
+def _bytes_per_element(
+    tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice
+) -> int:
     stored = [checkpoints[f.checkpoint].tensors[f.tensor] for f in distinct_leaves(tensor.formula)]
     buffers = sum(t.dtype.itemsize for t in stored) + tensor.dtype.itemsize
     return buffers + backend.scratch_bytes_per_element(len(stored))

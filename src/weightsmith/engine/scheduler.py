@@ -1,8 +1,9 @@
 """Worker threads that keep every core busy with tiles, whatever tensor they belong to.
 
-A job (one tensor, say) is a generator: it yields a `Round` of independent tasks and is resumed with their results in order, so a
-job with several passes reads as straight code. Only a few jobs are open at a time, and the tasks of an
-open job go before those of the next, which keeps memory small and reading sequential.
+A job (one tensor, say) is a generator: it yields a `Round` of independent tasks and is resumed with
+their results in order, so a job with several passes reads as straight code. Only a few jobs are
+open at a time, and the tasks of an open job go before those of the next, which keeps memory small
+and reading sequential.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Scheduler:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(timeout=0.2)
-        except BaseException as interrupted:
+        except BaseException as interrupted:  # noqa: BLE001 - raised by run() once all have stopped
             run.stop(interrupted)
             for thread in threads:
                 thread.join()
@@ -111,7 +112,7 @@ class _Run:
                     self._finish(opened)
                 else:
                     self._advance(taken, None)
-        except BaseException as error:  # handed to the thread that called run()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that called run()
             self.stop(error)
 
     def _take(self) -> tuple[_OpenRound, int] | Job | None:

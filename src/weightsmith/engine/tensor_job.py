@@ -1,6 +1,7 @@
 """Computing one output tensor: which passes, over which tiles, and what is kept between them.
 
-The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes on with their results.
+The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes
+on with their results.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from weightsmith.engine.scheduler import Round, Task, Worker
 from weightsmith.tensors.digests import piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
-from weightsmith.tensors.order import CollectedParts, Selection, bounded
+from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for
 from weightsmith.tensors.passes import (
     Backend,
     Collect,
-    CollectPart,
     PassSpec,
     Request,
     TileResult,
@@ -69,7 +69,9 @@ class Finished:
 class MemoryTensor:
     """A `LazyTensor` that a matrix method has left in memory."""
 
-    def __init__(self, name: str, dtype: DType, shape: tuple[int, ...], data: bytearray | memoryview) -> None:
+    def __init__(
+        self, name: str, dtype: DType, shape: tuple[int, ...], data: bytearray | memoryview
+    ) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
         self.numel = math.prod(shape)
         self.nbytes = self.numel * dtype.itemsize
@@ -94,8 +96,9 @@ class _MemorySink:
 class TensorJob:
     """The computation of one output tensor.
 
-    `output` is its graph, `sources` the tensors behind the graph's source nodes, `groups` the keys of its model-wide reductions. `known` grows as reductions are measured; model-wide
-    results are put there by `model_scope` before the output is computed.
+    `output` is its graph, `sources` the tensors behind the graph's source nodes, `groups` the keys
+    of its model-wide reductions. `known` grows as reductions are measured; model-wide results are
+    put there by `model_scope` before the output is computed.
     """
 
     name: str
@@ -149,11 +152,24 @@ class TensorJob:
         levels = reduction_levels([self.output], self.known)
         return [r for r in levels[0] if r.scope is Scope.MODEL] if levels else []
 
-    def measure_part(self, requests: Sequence[tuple[Scalar | Cut, Request | None]], only_tile: int | None = None) -> Rounds:
-        """This tensor's part of model-wide reductions: for each, its partials or the parts of its tiles."""
+    def measure_part(
+        self,
+        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        only_tile: int | None = None,
+        gates: Sequence[Gate | None] = (),
+    ) -> Rounds:
+        """Measure reductions on this tensor: for each, its partials or the parts of its tiles.
+
+        `gates` bound the memory of the parts of several tensors; histograms stay in them.
+        """
+        own = gates or [gate_for(request) for _, request in requests]
         spec = self._spec(reductions=tuple(requests))
-        results = yield from self._stream(spec, None, only_tile=only_tile)
-        return [[tile.partials[i] for tile, _ in results] for i in range(len(requests))]
+        results = yield from self._stream(spec, None, only_tile=only_tile, gates=own)
+        parts = [[tile.partials[i] for tile, _ in results] for i in range(len(requests))]
+        for i, gate in enumerate(own):
+            if isinstance(gate, SummedHistograms):
+                parts[i] = [] if gates else [gate.total]
+        return parts
 
     def sample_part(self, requests: Sequence[tuple[Scalar | Cut, Request | None]]) -> Rounds:
         """As `measure_part`, over a sample of the tensor."""
@@ -167,26 +183,38 @@ class TensorJob:
 
     def adopt(self, results: Mapping[Hashable, Any]) -> None:
         """Take model-wide results that were measured before."""
-        self.known.update({node: results[key] for node, key in self.groups.items() if key in results})
+        self.known.update(
+            {node: results[key] for node, key in self.groups.items() if key in results}
+        )
 
     # Reductions --------------------------------------------------------------------------------------------------
 
     def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
         selections = {r: self._selection(r) for r in reductions if isinstance(r, Cut)}
-        samples = [(r, s.sample_request) for r, s in selections.items() if s.sample_request is not None]
+        samples = [
+            (r, s.sample_request) for r, s in selections.items() if s.sample_request is not None
+        ]
         if samples:
             parts = yield from self.sample_part([(r, request) for r, request in samples])
             for (reduction, _), found in zip(samples, parts, strict=True):
                 selections[reduction].absorb_sample(found)
         simple = [r for r in reductions if not isinstance(r, Cut)]
         while simple or any(s.result is None for s in selections.values()):
-            yield from self._measure_round(simple, {r: s for r, s in selections.items() if s.result is None})
+            yield from self._measure_round(
+                simple, {r: s for r, s in selections.items() if s.result is None}
+            )
             simple = []
         self.known.update({r: s.result for r, s in selections.items()})
 
-    def _measure_round(self, simple: Sequence[Scalar | Cut], selections: Mapping[Cut, Selection]) -> Rounds:
+    def _measure_round(
+        self, simple: Sequence[Scalar | Cut], selections: Mapping[Cut, Selection]
+    ) -> Rounds:
         asked = {cut: selection.request() for cut, selection in selections.items()}
-        whole = [(c, r) for c, r in asked.items() if not (isinstance(r, Collect) and r.only_part is not None)]
+        whole = [
+            (c, r)
+            for c, r in asked.items()
+            if not (isinstance(r, Collect) and r.only_part is not None)
+        ]
         requests: list[tuple[Scalar | Cut, Request | None]] = [(r, None) for r in simple]
         requests += whole
         if requests:
@@ -199,7 +227,9 @@ class TensorJob:
                     self.known[reduction] = combine_partials(reduction.op, found)
         for cut, request in asked.items():
             if isinstance(request, Collect) and request.only_part is not None:
-                ((found,),) = yield from self.measure_part([(cut, request)], only_tile=request.only_part)
+                ((found,),) = yield from self.measure_part(
+                    [(cut, request)], only_tile=request.only_part
+                )
                 selections[cut].absorb(request, [found])
 
     def _selection(self, cut: Cut) -> Selection:
@@ -223,25 +253,42 @@ class TensorJob:
 
     def _resolve_whole(self) -> Rounds:
         while True:
-            node = next((n for n in walk_pending([self.output], self.known) if self._is_ready_matrix(n)), None)
+            node = next(
+                (n for n in walk_pending([self.output], self.known) if self._is_ready_matrix(n)),
+                None,
+            )
             if node is None:
                 return None
             assert isinstance(node, Value)
             arrays = []
             for matrix in node.inputs:
                 assert isinstance(matrix, Value)
-                inner = TensorJob(self.name, self.shape, matrix, self.sources, self.settings, self.groups, self.known)
+                inner = TensorJob(
+                    self.name,
+                    self.shape,
+                    matrix,
+                    self.sources,
+                    self.settings,
+                    self.groups,
+                    self.known,
+                )
                 inner._source_digests = self._source_digests
                 inner._stored_sources = self._stored_sources
                 sink = _MemorySink(self._work, self.numel)
                 yield from inner.compute(self._work, sink)
-                arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(self.shape))
+                arrays.append(
+                    np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(self.shape)
+                )
             result = yield Round([self._matrix_task(node, arrays)])
             memory = MemoryTensor(self.name, self._work, self.shape, result[0])
             self.sources.append(memory)
             self.output, replaced = substitute(self.output, node, source(len(self.sources) - 1))
-            self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
-            self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
+            self.groups.update(
+                {replaced[n]: key for n, key in self.groups.items() if n in replaced}
+            )
+            self.known.update(
+                {replaced[n]: found for n, found in self.known.items() if n in replaced}
+            )
 
     def _is_ready_matrix(self, node: Node) -> bool:
         """True for a matrix method whose inputs wait for no model-wide statistic."""
@@ -278,25 +325,34 @@ class TensorJob:
         return PassSpec(self.shape, dtypes, output, output_dtype, reductions, dict(self.known))
 
     def _tiles(self, spec: PassSpec) -> list[tuple[int, int]]:
-        step = tile_elements(self.shape, self.settings.tile_elements, has_row_nodes(pass_roots(spec), self.known))
+        step = tile_elements(
+            self.shape, self.settings.tile_elements, has_row_nodes(pass_roots(spec), self.known)
+        )
         return [(start, min(step, self.numel - start)) for start in range(0, self.numel, step)]
 
-    def _stream(self, spec: PassSpec, sink: Sink | None, only_tile: int | None = None) -> Rounds:
+    def _stream(
+        self,
+        spec: PassSpec,
+        sink: Sink | None,
+        only_tile: int | None = None,
+        gates: Sequence[Gate | None] = (),
+    ) -> Rounds:
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
         digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
         digesting = digesting if only_tile is None else set()
-        admitted = [CollectedParts() if bounded(request) else None for _, request in spec.reductions]
 
-        def run(worker: Worker, start: int, count: int) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
+        def run(
+            worker: Worker, start: int, count: int
+        ) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
             buffers = self._read(worker, used, start, count)
             digests = {i: self._digest_pieces(buffers[i], self.sources[i].dtype) for i in digesting}
             out = None
             if spec.output_dtype is not None:
                 out = worker.buffer(-1, count * spec.output_dtype.itemsize)
             result = compiled.run(buffers, start, count, out)
-            for i, gate in enumerate(admitted):
-                if gate is not None and isinstance(result.partials[i], CollectPart):
+            for i, gate in enumerate(gates):
+                if gate is not None:
                     result.partials[i] = gate.admit(result.partials[i])
             written: list[bytes] = []
             if out is not None and sink is not None and spec.output_dtype is not None:
@@ -308,20 +364,26 @@ class TensorJob:
         results = yield Round([tile_task(run, start, count) for start, count in tiles])
         for i in sorted(digesting):
             pieces = [digest for _, _, found in results for digest in found[i]]
-            self._source_digests[i] = tensor_digest(self.sources[i].dtype, self.sources[i].shape, pieces)
+            self._source_digests[i] = tensor_digest(
+                self.sources[i].dtype, self.sources[i].shape, pieces
+            )
         return [(result, written) for result, written, _ in results]
 
     def _digest_unread(self) -> Rounds:
         """Digest sources that no pass had to read in full, so that the record of inputs is complete."""
         for i in range(self._stored_sources):
             if i not in self._source_digests:
-                self._source_digests[i] = yield from digest_rounds(self.sources[i], self.settings.tile_elements)
+                self._source_digests[i] = yield from digest_rounds(
+                    self.sources[i], self.settings.tile_elements
+                )
 
     def _digest_pieces(self, data: memoryview | None, dtype: DType) -> list[bytes]:
         assert data is not None
         return piece_digests(data, self.shape, dtype)
 
-    def _read(self, worker: Worker, used: set[int], start: int, count: int) -> list[memoryview | None]:
+    def _read(
+        self, worker: Worker, used: set[int], start: int, count: int
+    ) -> list[memoryview | None]:
         buffers: list[memoryview | None] = [None] * len(self.sources)
         for i in sorted(used):
             tensor = self.sources[i]
@@ -343,7 +405,9 @@ class TensorJob:
                 buffers[i] = view = worker.buffer(i, count * itemsize)
                 filled = 0
                 for at, size in runs:
-                    self.sources[i].read_into(at, at + size, view[filled : filled + size * itemsize])
+                    self.sources[i].read_into(
+                        at, at + size, view[filled : filled + size * itemsize]
+                    )
                     filled += size * itemsize
             return compiled.run(buffers, 0, count, None)
 
@@ -371,8 +435,12 @@ def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
         tensor.read_into(start, start + count, data)
         return piece_digests(data, tensor.shape, tensor.dtype)
 
-    results = yield Round([tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)])
-    return tensor_digest(tensor.dtype, tensor.shape, [digest for part in results for digest in part])
+    results = yield Round(
+        [tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)]
+    )
+    return tensor_digest(
+        tensor.dtype, tensor.shape, [digest for part in results for digest in part]
+    )
 
 
 def tile_task(run: Callable[[Worker, int, int], Any], start: int, count: int) -> Task:

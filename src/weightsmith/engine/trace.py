@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Same, Sum
-from weightsmith.tensors.graph import Node, Scope, Site, Value, add_all, is_reduction, rounded, source, walk
+from weightsmith.tensors.graph import (
+    Cut,
+    Node,
+    Scope,
+    Site,
+    Value,
+    add_all,
+    is_reduction,
+    rounded,
+    source,
+    walk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +69,17 @@ class Tracer:
         self._seed = seed
         self._methods: dict[Hashable, registry.Combine] = {}
 
-    def formula_value(self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]) -> Value:
+    def formula_value(
+        self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]
+    ) -> Value:
         """The graph of any formula at the place of `tensor`; `read` gives the node of each leaf."""
-        return self._value(formula, tensor, {}, {leaf: read(leaf) for leaf in distinct_leaves(formula)}, distinct_leaves(formula))
+        return self._value(
+            formula,
+            tensor,
+            {},
+            {leaf: read(leaf) for leaf in distinct_leaves(formula)},
+            distinct_leaves(formula),
+        )
 
     def trace(self, tensor: OutputTensor) -> Traced:
         """The graph of one output tensor.
@@ -85,14 +105,18 @@ class Tracer:
         if isinstance(formula, Leaf):
             result = source(sources.index(formula))
         elif isinstance(formula, Cast):
-            result = rounded(self._value(formula.inner, tensor, groups, memo, sources), formula.dtype)
+            result = rounded(
+                self._value(formula.inner, tensor, groups, memo, sources), formula.dtype
+            )
         elif isinstance(formula, Sum):
             terms = [(c, self._value(f, tensor, groups, memo, sources)) for c, f in formula.terms]
             result = add_all([v if c == 1.0 else v * c for c, v in terms])
         elif isinstance(formula, Merge):
             result = self._merge(formula, tensor, groups, memo, sources)
         else:
-            raise CompatibilityError(f"Tensor {tensor.name!r} is copied and has no formula to compute.")
+            raise CompatibilityError(
+                f"Tensor {tensor.name!r} is copied and has no formula to compute."
+            )
         memo[formula] = result
         return result
 
@@ -104,7 +128,9 @@ class Tracer:
         memo: dict[Formula, Value],
         sources: Sequence[Leaf],
     ) -> Value:
-        base = None if merge.base is None else self._value(merge.base, tensor, groups, memo, sources)
+        base = (
+            None if merge.base is None else self._value(merge.base, tensor, groups, memo, sources)
+        )
         experts = [self._value(expert, tensor, groups, memo, sources) for expert in merge.experts]
         site = Site(
             name=tensor.tied_to or tensor.name,
@@ -116,9 +142,16 @@ class Tracer:
             labels=merge.labels,
         )
         result = self._method(merge, tensor.name).combine(base, experts, site)
+        alike: Counter[str] = Counter()
         for node in walk([result]):
-            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL and node not in groups:
-                groups[node] = (merge.scope_id, signature(node, sources))
+            if (
+                is_reduction(node)
+                and getattr(node, "scope", None) is Scope.MODEL
+                and node not in groups
+            ):
+                key = signature(node, sources)
+                groups[node] = (merge.scope_id, key, alike[key])
+                alike[key] += 1
         return result
 
     def _method(self, merge: Merge, name: str) -> registry.Combine:
@@ -126,18 +159,23 @@ class Tracer:
         if key not in self._methods:
             spec = registry.get(merge.method)
             self._methods[key] = spec.build(
-                dict(merge.shared), [dict(p) for p in merge.per_expert], preset=merge.preset, where=f"tensor {name!r}"
+                dict(merge.shared),
+                [dict(p) for p in merge.per_expert],
+                preset=merge.preset,
+                where=f"tensor {name!r}",
             )
         return self._methods[key]
 
 
 def signature(node: Node, sources: Sequence[Leaf]) -> str:
     """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints."""
+    # Weights may differ from tensor to tensor of one statistic; how many elements a cut selects may not.
+    asked = {id(part) for part in walk(node.inputs[1:])} if isinstance(node, Cut) else set()
     digests: dict[int, str] = {}
     for part in walk([node]):
         if part.op == "source":
             facts: tuple[object, ...] = (sources[part.attributes[0]].checkpoint,)
-        elif part.op == "uniform":
+        elif part.op == "uniform" or (part.op == "literal" and id(part) not in asked):
             facts = ()
         else:
             facts = tuple(getattr(a, "__qualname__", a) for a in part.attributes)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.methods.registry import Base, method
-from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Scope,
     Site,
@@ -45,8 +44,8 @@ class ArceeFusion:
     and exact for every size; mergekit estimates it from 1e6 samples, with replacement, where m is larger, so
     that its result there changes from run to run. A threshold of zero - more than three quarters of the tensor
     unchanged, or rows of one element, whose softmax says nothing - takes the expert wholesale. 0-d and 1-d
-    tensors are one row. In float32 the divergence of nearly equal rows carries a relative error of some 1e-3,
-    which only matters at the threshold.
+    tensors are one row. The divergence is summed as q [r log r - (r - 1)], r = p / q, which is the same sum (p
+    and q have equal totals) without the cancellation that leaves only rounding noise for nearly equal rows.
     """
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
@@ -56,7 +55,7 @@ class ArceeFusion:
         if site.numel == 0:
             return base
         p, q = softmax(expert) + _SMOOTHING, softmax(base) + _SMOOTHING
-        divergence = apply(_not_negative, total(p * log(p / q), Scope.ROW))
+        divergence = total(q * _divergence_term((p - q) / q), Scope.ROW)
         importance = abs(expert - base) * divergence
 
         def quantile(share: float) -> Any:
@@ -73,8 +72,13 @@ def softmax(x: Value) -> Value:
     return shifted / total(shifted, Scope.ROW)
 
 
-def _not_negative(x: Any) -> Any:
-    return scalars.where(x > 0, x, 0.0)
+def _divergence_term(x: Value) -> Value:
+    """(1 + x) log(1 + x) - x for x > -1: by its series x^2/2 - x^3/6 + x^4/12 - ... where terms would cancel."""
+    series = x * 0.0
+    for k in range(9, 1, -1):
+        series = series * x + (-1.0) ** k / (k * (k - 1))
+    ratio = x + 1.0
+    return where(abs(x) < 1 / 64, series * x * x, ratio * log(ratio) - x)
 
 
 def _outlier(first: Any, median: Any, third: Any) -> Any:

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.multislerp import NO_DIRECTION, vectors_described
 from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.span import root, span_combination, symmetric, total, upper_triangle
+from weightsmith.methods.span import (
+    NO_DIRECTION,
+    root,
+    span_combination,
+    symmetric,
+    total,
+    upper_triangle,
+    vectors_described,
+)
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Number, Site, Value, solve
 

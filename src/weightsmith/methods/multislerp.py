@@ -8,12 +8,17 @@ from typing import Any
 
 from weightsmith.methods.linear import normalized
 from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.methods.span import root, span_combination, symmetric, total, upper_triangle
+from weightsmith.methods.span import (
+    NO_DIRECTION,
+    root,
+    span_combination,
+    symmetric,
+    total,
+    upper_triangle,
+    vectors_described,
+)
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Number, Site, Value, linear_combination, solve
-
-# A mean of unit vectors shorter than this is rounding of their float64 dot products, not a direction.
-NO_DIRECTION = 3e-8
 
 
 @method(
@@ -68,11 +73,3 @@ def multislerp_coefficients(eps: Any, *numbers: Any) -> list[Any]:
     cancelled = (squared <= eps * eps) | (squared <= floor * floor)
     scale = mean_length / root(scalars.where(cancelled, 1.0, squared))
     return [scalars.where(cancelled, w, s * scale) for w, s in zip(weights, shares, strict=True)]
-
-
-def vectors_described(count: int) -> int:
-    """N for `count` = N weights + N (N + 1) / 2 dot products."""
-    n = 0
-    while n + n * (n + 1) // 2 < count:
-        n += 1
-    return n

@@ -22,6 +22,8 @@ from weightsmith.tensors.graph import (
 
 # Up to this size of the coefficients the anchored form below cannot cost digits.
 _MODERATE = 2.0
+# A mean of unit vectors shorter than this is rounding of their float64 dot products, not a direction.
+NO_DIRECTION = 3e-8
 # 1 - cos^2 up to which two directions count as one line; mergekit's threshold for NuSLERP.
 _LINE = 1e-16
 # 1 - cos below which sin(a omega) / sin(omega) is replaced by its series, whose error there is below 1e-12.
@@ -43,6 +45,14 @@ def symmetric(n: int, triangle: Sequence[Any]) -> list[list[Any]]:
         for j in range(i, n):
             rows[i][j] = rows[j][i] = next(entries)
     return rows
+
+
+def vectors_described(count: int) -> int:
+    """N for `count` = N weights + N (N + 1) / 2 dot products."""
+    n = 0
+    while n + n * (n + 1) // 2 < count:
+        n += 1
+    return n
 
 
 def span_combination(values: Sequence[Value], coefficients: Sequence[Number]) -> Value:

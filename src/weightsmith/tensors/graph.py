@@ -21,7 +21,7 @@ import enum
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.random import stream_key
@@ -65,7 +65,11 @@ class Scalar(Node):
     scope: Scope
 
     def __init__(
-        self, op: str, inputs: tuple[Node, ...] = (), attributes: Attributes = (), scope: Scope | None = None
+        self,
+        op: str,
+        inputs: tuple[Node, ...] = (),
+        attributes: Attributes = (),
+        scope: Scope | None = None,
     ) -> None:
         super().__init__(op, inputs, attributes)
         if scope is None:
@@ -106,7 +110,11 @@ class Value(Node):
     __slots__ = ("is_mask",)
 
     def __init__(
-        self, op: str, inputs: tuple[Node, ...] = (), attributes: Attributes = (), is_mask: bool = False
+        self,
+        op: str,
+        inputs: tuple[Node, ...] = (),
+        attributes: Attributes = (),
+        is_mask: bool = False,
     ) -> None:
         super().__init__(op, inputs, attributes)
         self.is_mask = is_mask
@@ -182,8 +190,8 @@ class Cut(Node):
         return Scalar("cut_value", (self,), scope=self.scope)
 
 
-Number = Union[int, float, Scalar]
-Operand = Union[Value, Scalar, int, float]
+Number = int | float | Scalar
+Operand = Value | Scalar | int | float
 
 
 def scalar(number: Number) -> Scalar:
@@ -269,14 +277,14 @@ def linear_combination(values: Sequence[Value], coefficients: Sequence[Number]) 
 def uniform(key: tuple[int, int]) -> Value:
     """Uniform numbers in [0, 1) from a counter-based generator: element i of a stream depends on (key, i) alone.
 
-    `key` is two 32-bit words (`random.stream_key` derives them from seed, model and tensor name). Numbers are multiples of
-    2^-24, so `uniform(key) < p` holds with probability p up to 2^-24.
+    `key` is two 32-bit words (`random.stream_key` derives them from seed, model and tensor name).
+    Numbers are multiples of 2^-24, so `uniform(key) < p` holds with probability p up to 2^-24.
     """
     return Value("uniform", (), key)
 
 
 def above(x: Value, cut: Cut) -> Value:
-    """Mask of the elements that `cut` selected: |x| above the k-th magnitude, or equal to it at no higher flat index."""
+    """Mask of what `cut` selected: |x| above the k-th magnitude, or equal at no higher flat index."""
     return Value("above", (x, cut), is_mask=True)
 
 
@@ -316,9 +324,10 @@ def peak(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
 def largest(x: Value, k: Number, scope: Scope = Scope.TENSOR) -> Cut:
     """The cut that selects exactly the k elements with the largest magnitude (none for k <= 0).
 
-    Exact for every input: found from streamed histograms of the bit patterns, never from a sort. Equal magnitudes are taken in
-    the order of their flat index (and of the tensors in the plan, for model scope). Zeros are never selected, so fewer
-    than k elements are selected where fewer are nonzero.
+    Exact for every input: found from streamed histograms of the bit patterns, never from a sort.
+    Equal magnitudes are taken in the order of their flat index (and of the tensors in the plan, for
+    model scope). Zeros are never selected, so fewer than k elements are selected where fewer are
+    nonzero.
     """
     return Cut(x, scalar(k), scope, is_share=False)
 
@@ -331,13 +340,16 @@ def largest_share(x: Value, share: Number, scope: Scope = Scope.TENSOR) -> Cut:
 def apply(function: Callable[..., Any], *arguments: Number) -> Scalar:
     """A small function of scalars, run between two passes.
 
-    It is called with floats (or float64 arrays with one number per row, or torch scalars when gradients are wanted), so it uses
-    the functions of `weightsmith.tensors.scalars` instead of `math`.
+    It is called with floats (or float64 arrays with one number per row, or torch scalars when
+    gradients are wanted), so it uses the functions of `weightsmith.tensors.scalars` instead of
+    `math`.
     """
     return Scalar("apply", tuple(scalar(a) for a in arguments), (function,))
 
 
-def solve(function: Callable[..., Sequence[Any]], arguments: Sequence[Number], outputs: int) -> tuple[Scalar, ...]:
+def solve(
+    function: Callable[..., Sequence[Any]], arguments: Sequence[Number], outputs: int
+) -> tuple[Scalar, ...]:
     """As `apply`, for a function that returns `outputs` numbers (a tiny solver on a Gram matrix, say)."""
     solved = Scalar("apply", tuple(scalar(a) for a in arguments), (function,))
     return tuple(Scalar("item", (solved,), (i,)) for i in range(outputs))
@@ -362,8 +374,8 @@ def _sqrt(x: Any) -> Any:
 def whole(function: Callable[..., Any], *inputs: Value, attributes: Attributes = ()) -> Value:
     """A matrix method: `function(linalg, *matrices)` sees every input as one whole array of the tensor's shape.
 
-    `linalg` is the backend's array namespace (numpy, or torch on the engine's device); the function returns an array of the same
-    shape. Arrays are float32, or float64 for float64 inputs.
+    `linalg` is the backend's array namespace (numpy, or torch on the engine's device); the function
+    returns an array of the same shape. Arrays are float32, or float64 for float64 inputs.
     """
     return Value("whole", inputs, (function, *attributes))
 

@@ -250,6 +250,8 @@ class NativePass:
         dtype = self._spec.output_dtype if self._spec.output is not None else None
         if dtype is not None and (out is None or out.nbytes != count * dtype.itemsize):
             raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
+        if dtype is not None and out is not None and out.readonly and count:
+            raise UsageError(f"The output buffer of a tile of {count} elements is read-only.")
         if self._row_length and (start % self._row_length or count % self._row_length):
             raise UsageError(
                 f"A tile of {count} elements at {start} cuts a row of {self._row_length}; give whole rows."

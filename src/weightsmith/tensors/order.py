@@ -1,12 +1,14 @@
 """Exact k-th magnitudes from streamed rounds of bounded memory, without sorting.
 
-Magnitudes in work precision order like their bit patterns ("keys"). A `Selection` narrows a bracket of keys until the elements inside
-are few enough to be collected with their flat indices, and then picks the k-th exactly, equal keys by lower index:
+Magnitudes in work precision order like their bit patterns ("keys"). A `Selection` narrows a bracket
+of keys until the elements inside are few enough to be collected with their flat indices, and then
+picks the k-th exactly, equal keys by lower index:
 
 * a first guess of the bracket comes from a histogram over a sample, so that usually one streamed round is enough;
 * a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
-* a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key with more equal elements
-  than the limit is resolved piece of memory by piece of memory, in index order.
+* a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key
+  with more equal elements than the limit is resolved piece of memory by piece of memory, in index
+  order.
 
 The engine asks `request()`, streams the tensor (or every tensor of the model), hands the tiles' answers to `absorb` in
 order, and stops when `result` is there.
@@ -15,12 +17,21 @@ order, and stops when `result` is there.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.passes import HISTOGRAM_BINS, Collect, CollectPart, CutPoint, Histogram, HistogramPart, Request
+from weightsmith.tensors.passes import (
+    HISTOGRAM_BINS,
+    Collect,
+    CollectPart,
+    CutPoint,
+    Histogram,
+    HistogramPart,
+    Request,
+)
 
 ALL_INDICES = (1 << 62) - 1
 _COLLECT_LIMIT = 1 << 16
@@ -43,21 +54,63 @@ def bounded(request: Request | None) -> bool:
 
 
 class CollectedParts:
-    """Gathers the tiles' answers to `Collect`, dropping the lists (never the counts) once too much was collected."""
+    """Gathers the tiles' answers to `Collect`, dropping the lists (never the counts) once too much was collected.
+
+    Thread-safe; one may serve all tensors of a model.
+    """
 
     def __init__(self, total_limit: int = _TOTAL_LIMIT) -> None:
         self._left = total_limit
+        self._lock = threading.Lock()
 
     def admit(self, part: CollectPart) -> CollectPart:
         """The part to keep: as it is, or with empty lists."""
-        self._left -= len(part.keys)
-        if self._left >= 0:
-            return part
-        return CollectPart(part.keys[:0], part.indices[:0], part.inside, part.above)
+        with self._lock:
+            self._left -= len(part.keys)
+            if self._left >= 0:
+                return part
+        # Not a slice of the lists: it would keep all of them alive.
+        return CollectPart(np.empty(0, np.uint64), np.empty(0, np.int64), part.inside, part.above)
+
+
+class SummedHistograms:
+    """Adds up the tiles' answers to `Histogram` as they come, so that one is held, however many tiles there are.
+
+    Thread-safe; one may serve all tensors of a model.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(HISTOGRAM_BINS, dtype=np.uint64)
+        self._above = 0
+        self._lock = threading.Lock()
+
+    def admit(self, part: HistogramPart) -> None:
+        """Add a part."""
+        with self._lock:
+            self._counts += part.counts
+            self._above += part.above
+
+    @property
+    def total(self) -> HistogramPart:
+        """The sum of all parts."""
+        return HistogramPart(self._counts, self._above)
+
+
+Gate = CollectedParts | SummedHistograms
+
+
+def gate_for(request: Request | None) -> Gate | None:
+    """What the tiles' answers to a request pass through so that memory stays bounded; None where they are small."""
+    if isinstance(request, Histogram):
+        return SummedHistograms()
+    return CollectedParts() if bounded(request) else None
 
 
 class Selection:
-    """Find the k-th largest of `population` magnitudes with keys of `key_bits` bits (31 for float32, 63 for float64)."""
+    """Find the k-th largest of `population` magnitudes.
+
+    Keys have `key_bits` bits: 31 for float32, 63 for float64.
+    """
 
     def __init__(self, k: int, population: int, key_bits: int, limit: int = _COLLECT_LIMIT) -> None:
         self.k = k
@@ -168,7 +221,9 @@ class Selection:
         elif asked.low == asked.high:
             self._finish_ties(asked.low, parts, wanted)
         else:
-            self._inside = max(inside, self.limit + 1)  # too many to hold: narrow by a histogram next
+            self._inside = max(
+                inside, self.limit + 1
+            )  # too many to hold: narrow by a histogram next
 
     def _finish(self, keys: NDArray[np.uint64], indices: NDArray[np.int64], wanted: int) -> None:
         position = len(keys) - wanted
@@ -178,7 +233,7 @@ class Selection:
         self._resolve(key, int(equal[ties_wanted - 1]))
 
     def _finish_ties(self, key: int, parts: Sequence[CollectPart], wanted: int) -> None:
-        """All collected keys are equal: skip whole tiles by their counts, then look inside one (or ask for it again)."""
+        """All collected keys are equal: skip tiles by their counts, then look inside one (or ask again)."""
         self.low = self.high = key
         for ordinal, part in enumerate(parts):
             if wanted > part.inside:
@@ -210,6 +265,7 @@ def _joined_keys(parts: Sequence[CollectPart]) -> NDArray[np.uint64]:
 
 def _joined_indices(parts: Sequence[CollectPart]) -> NDArray[np.int64]:
     return np.concatenate([p.indices for p in parts]) if parts else np.empty(0, np.int64)
+
 
 def local_cut(cut: CutPoint, offset: int, numel: int) -> CutPoint:
     """A model-wide cut as one tensor sees it, whose elements have global indices [offset, offset + numel)."""

@@ -1,21 +1,21 @@
 """From a graph to passes: what a backend is asked to compute on each tile, and what it answers.
 
-A *pass* streams the inputs of one tensor once. It computes reductions (whose results later passes use as numbers) or the output.
-`reduction_levels` reads from the graph how many passes there are. Backends implement `Backend`; the engine and the in-memory
-interface drive them.
+A *pass* streams the inputs of one tensor once. It computes reductions (whose results later passes
+use as numbers) or the output. `reduction_levels` reads from the graph how many passes there are.
+Backends implement `Backend`; the engine and the in-memory interface drive them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction, walk
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction
 
 HISTOGRAM_BINS = 1 << 16
 
@@ -32,12 +32,15 @@ class CutPoint:
     magnitude: float
 
 
-Known = Mapping[Node, Union[float, CutPoint, Any]]
+Known = Mapping[Node, float | CutPoint | Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Ask for the number of keys in each of 65536 bins [low + (i << shift), low + ((i + 1) << shift)), and above them."""
+    """Ask for the number of keys in bins [low + (i << shift), low + ((i + 1) << shift)), and above.
+
+    There are 65536 bins.
+    """
 
     low: int
     shift: int
@@ -56,7 +59,7 @@ class Collect:
     only_part: int | None = None
 
 
-Request = Union[Histogram, Collect]
+Request = Histogram | Collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class HistogramPart:
 
 @dataclass(frozen=True, slots=True)
 class CollectPart:
-    """One tile's answer to `Collect`; `inside` is the true number of keys in range, also when the lists were cut short."""
+    """One tile's answer to `Collect`; `inside` counts the keys in range, also where lists are cut."""
 
     keys: NDArray[np.uint64]
     indices: NDArray[np.int64]
@@ -81,8 +84,9 @@ class CollectPart:
 class PassSpec:
     """One pass over one tensor.
 
-    `reductions` pairs each reduction to measure with its request (None for total, dot and peak). `known` holds the results of
-    earlier passes by node. `source_dtypes[i]` is the stored dtype of source i.
+    `reductions` pairs each reduction to measure with its request (None for total, dot and peak).
+    `known` holds the results of earlier passes by node. `source_dtypes[i]` is the stored dtype of
+    source i.
     """
 
     shape: tuple[int, ...]
@@ -97,8 +101,8 @@ class PassSpec:
 class TileResult:
     """What one tile gave: for each reduction of the spec, float64 partials per piece or a part of an order statistic.
 
-    `nonfinite_output` and `nonfinite_sources` give (number of NaN or infinite elements, flat index of the first or -1); they are
-    filled in passes that write an output.
+    `nonfinite_output` and `nonfinite_sources` give (number of NaN or infinite elements, flat index
+    of the first or -1); they are filled in passes that write an output.
     """
 
     partials: list[Any]
@@ -114,7 +118,8 @@ class TilePass(Protocol):
     ) -> TileResult:
         """Compute elements [start, start + count) - whole pieces, except at the end of the tensor.
 
-        `buffers[i]` holds the raw little-endian bytes of source i for those elements (None if this pass does not use it).
+        `buffers[i]` holds the raw little-endian bytes of source i for those elements (None if this
+        pass does not use it).
         """
         ...
 
@@ -210,7 +215,10 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 
 
 def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:
-    """The number of a scalar whose reductions are in `memo` (floats, float64 arrays or torch scalars); extends `memo`."""
+    """The number of a scalar whose reductions are in `memo`, which is extended.
+
+    Numbers are floats, float64 arrays (one per row) or torch scalars.
+    """
     if node in memo:
         found = memo[node]
         if isinstance(found, CutPoint):

@@ -76,7 +76,9 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     def as_tensor(number: Any) -> Any:
         return library.as_tensor(number, dtype=library.float64, device=reference.device)
 
-    mask = condition if isinstance(condition, library.Tensor) else library.as_tensor(bool(condition))
+    mask = (
+        condition if isinstance(condition, library.Tensor) else library.as_tensor(bool(condition))
+    )
     return library.where(mask, as_tensor(a), as_tensor(b))
 
 

@@ -70,7 +70,9 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 class Interpreter:
     """Computes the values of a pass from decoded sources; common subexpressions are computed once."""
 
-    def __init__(self, roots: Sequence[Node], known: Mapping[Node, Any], work: torch.dtype, rows: bool) -> None:
+    def __init__(
+        self, roots: Sequence[Node], known: Mapping[Node, Any], work: torch.dtype, rows: bool
+    ) -> None:
         self._work = work
         self._rows = rows
         self._known = dict(known)
@@ -85,7 +87,12 @@ class Interpreter:
         for node in nodes:
             # 0.0 and -0.0 compare equal but are different numbers.
             attributes = repr(node.attributes) if node.op == "literal" else node.attributes
-            key = (type(node), node.op, attributes, tuple(id(self._canonical[i]) for i in node.inputs if i in self._canonical))
+            key = (
+                type(node),
+                node.op,
+                attributes,
+                tuple(id(self._canonical[i]) for i in node.inputs if i in self._canonical),
+            )
             if node in self._known:
                 key = (node,)  # type: ignore[assignment]
             first = seen.setdefault(key, node)
@@ -124,16 +131,21 @@ class Interpreter:
             return _value(node, inputs, frame)
         if isinstance(node, Scalar) and node.op in ("total", "dot", "peak"):
             return _row_reduction(node.op, inputs)
-        for child, result in zip(node.inputs, inputs, strict=True):
-            memo[child] = result
+        memo.update(zip(node.inputs, inputs, strict=True))
         return evaluate_scalar(node, memo)
 
 
 class _Frame:
-    """One tile: its sources, where it lies, and how values are laid out ([rows, row_length] if rows matter, else flat)."""
+    """One tile: sources, place, and layout of values ([rows, row_length] if rows matter, else flat)."""
 
     def __init__(
-        self, sources: Sequence[Tensor | None], start: int, count: int, row_length: int, work: torch.dtype, rows: bool
+        self,
+        sources: Sequence[Tensor | None],
+        start: int,
+        count: int,
+        row_length: int,
+        work: torch.dtype,
+        rows: bool,
     ) -> None:
         self.start, self.count, self.work = start, count, work
         self.shape = (count // row_length if row_length else 0, row_length) if rows else (count,)
@@ -178,7 +190,11 @@ def _value(node: Value, inputs: list[Any], frame: _Frame) -> Tensor:
     if op == "round":
         return _numeric(inputs, frame)[0].to(torch_dtype(node.attributes[0])).to(frame.work)
     if op == "uniform":
-        return uniform_tile(node.attributes, frame.start, frame.count, frame.device).to(frame.work).reshape(frame.shape)
+        return (
+            uniform_tile(node.attributes, frame.start, frame.count, frame.device)
+            .to(frame.work)
+            .reshape(frame.shape)
+        )
     if op == "above":
         return _above(inputs[0], inputs[1], frame)
     if op == "row_rank":
@@ -191,7 +207,10 @@ def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _numeric(inputs: list[Any], frame: _Frame, first: int = 0) -> list[Tensor]:
-    return [t.to(frame.work) if i >= first and t.dtype is torch.bool else t for i, t in enumerate(inputs)]
+    return [
+        t.to(frame.work) if i >= first and t.dtype is torch.bool else t
+        for i, t in enumerate(inputs)
+    ]
 
 
 def _logical(op: str, inputs: list[Tensor]) -> Tensor:
@@ -241,10 +260,11 @@ def uniform_tile(key: tuple[Any, ...], start: int, count: int, device: torch.dev
     x = _wrapped((index & 0xFFFFFFFF) + key[0])
     x = _mix(x ^ _shifted(x, 17), 0xED5AD4BB)
     x = x ^ _shifted(x, 11)
-    if start + count > 1 << 32:
-        x = _wrapped(x.long() + key[1] + (index >> 32) * 0x9E3779B9)
-    else:
-        x = x + _signed(key[1])
+    x = (
+        _wrapped(x.long() + key[1] + (index >> 32) * 2654435769)
+        if start + count > 1 << 32
+        else x + _signed(key[1])
+    )
     x = _mix(x, 0xAC4C1B51)
     x = _mix(x ^ _shifted(x, 15), 0x31848BAB)
     x = x ^ _shifted(x, 14)
@@ -270,7 +290,11 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 def decode(buffer: memoryview, dtype: DType, work: torch.dtype, device: torch.device) -> Tensor:
     """Stored bytes as a flat tensor in work precision."""
-    stored = torch.frombuffer(buffer, dtype=torch_dtype(dtype)) if len(buffer) else torch.empty(0, dtype=work)
+    stored = (
+        torch.frombuffer(buffer, dtype=torch_dtype(dtype))
+        if len(buffer)
+        else torch.empty(0, dtype=work)
+    )
     return stored.to(device).to(work)
 
 
@@ -284,9 +308,13 @@ class TorchPass:
         self._work = torch_dtype(self._work_name)
         self._piece = piece_elements(spec.shape)
         roots = pass_roots(spec)
-        self._interpreter = Interpreter(roots, spec.known, self._work, has_row_nodes(roots, spec.known))
+        self._interpreter = Interpreter(
+            roots, spec.known, self._work, has_row_nodes(roots, spec.known)
+        )
 
-    def run(self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None) -> TileResult:
+    def run(
+        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+    ) -> TileResult:
         """Compute one tile (see `TilePass.run`)."""
         sources = [
             None if b is None else decode(b, d, self._work, self._device)
@@ -299,7 +327,9 @@ class TorchPass:
             if self._spec.output is not None:
                 assert out is not None
                 self._store(roots.pop(0), out, start, result)
-                result.nonfinite_sources = [(0, -1) if s is None else _nonfinite(s, start) for s in sources]
+                result.nonfinite_sources = [
+                    (0, -1) if s is None else _nonfinite(s, start) for s in sources
+                ]
             for reduction, request in self._spec.reductions:
                 taken = [roots.pop(0) for _ in range(2 if reduction.op == "dot" else 1)]
                 result.partials.append(self._reduce(reduction, request, taken, start))
@@ -312,13 +342,20 @@ class TorchPass:
         if encoded.numel():
             torch.frombuffer(out, dtype=encoded.dtype).copy_(encoded)
 
-    def _reduce(self, reduction: Node, request: Request | None, values: list[Tensor], start: int) -> Any:
+    def _reduce(
+        self, reduction: Node, request: Request | None, values: list[Tensor], start: int
+    ) -> Any:
         if isinstance(request, Histogram):
             return _histogram(_keys(values[0]), request)
         if isinstance(request, Collect):
             return _collect(_keys(values[0]), request, start)
-        pieces = [[v[at : at + self._piece] for v in values] for at in range(0, values[0].numel(), self._piece)]
-        return np.array([float(reduce_piece(reduction.op, piece)) for piece in pieces], dtype=np.float64)
+        pieces = [
+            [v[at : at + self._piece] for v in values]
+            for at in range(0, values[0].numel(), self._piece)
+        ]
+        return np.array(
+            [float(reduce_piece(reduction.op, piece)) for piece in pieces], dtype=np.float64
+        )
 
 
 def reduce_piece(op: str, values: Sequence[Tensor]) -> Tensor:
@@ -352,7 +389,10 @@ def _collect(keys: Tensor, request: Collect, start: int) -> CollectPart:
     at = at[: request.limit]
     above = int((keys > request.high).sum())
     return CollectPart(
-        keys[at].cpu().numpy().astype(np.uint64), (at + start).cpu().numpy().astype(np.int64), inside, above
+        keys[at].cpu().numpy().astype(np.uint64),
+        (at + start).cpu().numpy().astype(np.int64),
+        inside,
+        above,
     )
 
 
@@ -380,7 +420,9 @@ class TorchBackend:
 # In memory ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(output: Value, sources: Sequence[Tensor], *, work: torch.dtype | None = None) -> Tensor:
+def evaluate(
+    output: Value, sources: Sequence[Tensor], *, work: torch.dtype | None = None
+) -> Tensor:
     """The value of a graph over whole tensors in memory, in work precision; gradients flow to the sources.
 
     All sources have the shape of the result. Model-scope reductions run over this one tensor.
@@ -418,28 +460,44 @@ def evaluate_model(
                     known[name].update(zip([reduction], measured, strict=True))
         for members in pending.values():
             names = [name for name, _ in members]
-            measured = _measure([r for _, r in members], [sources[n] for n in names], [known[n] for n in names], work)
+            measured = _measure(
+                [r for _, r in members],
+                [sources[n] for n in names],
+                [known[n] for n in names],
+                work,
+            )
             for (name, reduction), result in zip(members, measured, strict=True):
                 known[name][reduction] = result
         if not progressed:
             break
-    return {name: _run_whole([output], sources[name], known[name], work)[0] for name, output in outputs.items()}
+    return {
+        name: _run_whole([output], sources[name], known[name], work)[0]
+        for name, output in outputs.items()
+    }
 
 
 def _run_whole(
-    roots: Sequence[Node], sources: Sequence[Tensor], known: dict[Node, Any], work: torch.dtype | None
+    roots: Sequence[Node],
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
+    work: torch.dtype | None,
 ) -> list[Tensor]:
-    dtype = work or (torch.float64 if any(s.dtype is torch.float64 for s in sources) else torch.float32)
+    dtype = work or (
+        torch.float64 if any(s.dtype is torch.float64 for s in sources) else torch.float32
+    )
     shape = sources[0].shape
     row_length = shape[-1] if shape else 1
-    known = _with_whole_nodes(roots, sources, known, dtype, shape)
+    known = _with_whole_nodes(roots, sources, known, dtype)
     interpreter = Interpreter(roots, known, dtype, has_row_nodes(roots, known))
     flat = [s.to(dtype).reshape(-1) for s in sources]
     return [t.reshape(shape) for t in interpreter.run(flat, 0, row_length)]
 
 
 def _with_whole_nodes(
-    roots: Sequence[Node], sources: Sequence[Tensor], known: dict[Node, Any], dtype: torch.dtype, shape: torch.Size
+    roots: Sequence[Node],
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
+    dtype: torch.dtype,
 ) -> dict[Node, Any]:
     known = dict(known)
     for node in walk_pending(roots, known):
@@ -457,7 +515,10 @@ def _measure(
 ) -> list[Any]:
     first = reductions[0]
     count = 2 if first.op == "dot" else 1
-    values = [_run_whole(r.inputs[:count], s, k, work) for r, s, k in zip(reductions, sources, known, strict=True)]
+    values = [
+        _run_whole(r.inputs[:count], s, k, work)
+        for r, s, k in zip(reductions, sources, known, strict=True)
+    ]
     if isinstance(first, Cut):
         return _measure_cut(first, [v[0] for v in values], known[0])
     parts = torch.stack([reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values])
@@ -476,8 +537,13 @@ def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> 
         part = asked.only_part if isinstance(asked, Collect) else None
         chosen = range(len(keys)) if part is None else [part]
         parts: list[Any] = [
-            _histogram(keys[i], asked) if isinstance(asked, Histogram) else _collect(keys[i], asked, int(offsets[i]))
+            _histogram(keys[i], asked)
+            if isinstance(asked, Histogram)
+            else _collect(keys[i], asked, int(offsets[i]))
             for i in chosen
         ]
         selection.absorb(asked, parts)
-    return [local_cut(selection.result, int(o), v.numel()) for o, v in zip(offsets, values, strict=False)]
+    return [
+        local_cut(selection.result, int(o), v.numel())
+        for o, v in zip(offsets, values, strict=False)
+    ]

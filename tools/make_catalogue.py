@@ -1,0 +1,88 @@
+"""Write docs/methods.md, the catalogue of merge methods, from the registry.
+
+python tools/make_catalogue.py            write the page
+python tools/make_catalogue.py --check    exit code 1 if the page is not current
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from weightsmith.cli.main import weightsmith as command_line
+from weightsmith.inspection.method_facts import facts_of
+from weightsmith.methods import registry
+from weightsmith.methods.registry import MethodSpec
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+INTRODUCTION = """\
+# Methods
+
+*This page is written by `tools/make_catalogue.py` from the methods themselves; change them, not the page.*
+
+The **kind** says what must be seen before an element can be written: only itself (`elementwise`), sums or
+order statistics of its row or tensor (`measured`), such of the whole model (`model`), or its whole matrix
+(`matrix`). **Passes** is how often the inputs are streamed. Both are found by tracing the method with the
+defaults of the paper; other parameters can change them.
+
+Native recipes take the defaults of the preset `paper`. mergekit's files, and `semantics: mergekit`, take
+those of `mergekit` where a method has that preset, and else the same. In the formulas theta_0 is the base,
+theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
+
+"""
+COLUMNS = ("name", "title", "base", "experts", "kind", "passes", "presets", "paper")
+
+
+def catalogue() -> str:
+    """The whole page."""
+    specs = [registry.get(name) for name in registry.names()]
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(spec) for spec in specs)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return INTRODUCTION + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
+
+
+def _row(spec: MethodSpec) -> tuple[str, ...]:
+    facts = facts_of(spec)
+    least, most = spec.experts
+    experts = (
+        f"{least} or more"
+        if most is None
+        else str(least)
+        if least == most
+        else f"{least} to {most}"
+    )
+    return (
+        f"[{spec.name}](#{spec.name})",
+        spec.title,
+        spec.base.value,
+        experts,
+        facts.kind,
+        str(facts.passes),
+        ", ".join((registry.PAPER, *sorted(spec.presets))),
+        spec.paper,
+    )
+
+
+def _section(spec: MethodSpec) -> str:
+    """What `weightsmith methods NAME --markdown` prints, under a heading that links can name."""
+    printed = CliRunner().invoke(command_line, ["methods", spec.name, "--markdown"])
+    if printed.exit_code != 0:
+        raise SystemExit(printed.output)
+    lines = [line.rstrip() for line in printed.stdout.splitlines()]
+    return (
+        "\n".join((f"## {spec.name}", "", f"**{lines[0].removeprefix('# ')}.**", *lines[1:])) + "\n"
+    )
+
+
+def main() -> int:
+    """Write or check the page."""
+    if sys.argv[1:] == ["--check"]:
+        return 0 if PAGE.read_text() == catalogue() else 1
+    PAGE.write_text(catalogue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
