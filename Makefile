@@ -1,6 +1,7 @@
 # Every target makes the environment that it needs; `make demo` and `make test` are the two to know.
 #   PYTHON=python3.12 make test        another interpreter
 #   TORCH="torch>=2.6" make test       another torch than the one that CI runs
+#   make bench BENCH="--size 1b --runs 1"    options of benchmarks/bench.py
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0

@@ -28,7 +28,8 @@ order statistics of its row or tensor (`measured`), such of the whole model (`mo
 defaults of the paper; other parameters can change them.
 
 Native recipes take the defaults of the preset `paper`. mergekit's files, and `semantics: mergekit`, take
-those of `mergekit` where a method has that preset, and else the same. In the formulas theta_0 is the base,
+those of `mergekit` where a method has that preset, and else the same. Further presets can be given to
+`merge_state_dicts` only. In the formulas theta_0 is the base,
 theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
 
 """
@@ -71,6 +72,8 @@ def _section(spec: MethodSpec) -> str:
     if printed.exit_code != 0:
         raise SystemExit(printed.output)
     lines = [line.rstrip() for line in printed.stdout.splitlines()]
+    if not spec.parameters:
+        lines = [*(line for line in lines if not line.startswith("|")), "It has no parameters."]
     return (
         "\n".join((f"## {spec.name}", "", f"**{lines[0].removeprefix('# ')}.**", *lines[1:])) + "\n"
     )

@@ -34,7 +34,7 @@ class Stop(Exception):
 
 @dataclass
 class Recorder:
-    """A progress that remembers what it was told, and raises at the tile of number `stop_at`, or at the stage of that name."""
+    """A progress that remembers what it was told, and raises at tile number `stop_at`, or at the stage of that name."""
 
     stop_at: int | str | None = None
     resumed: int = -1
@@ -69,4 +69,8 @@ def merge_in_process(
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }

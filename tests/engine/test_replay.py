@@ -20,20 +20,31 @@ from .interrupted import bytes_of
 Weights = Callable[[Path], dict[str, bytes]]
 
 
-@pytest.mark.parametrize(("method", "experts"), [("linear", 3), ("ties", 3), ("dare_ties", 3), ("della", 3), ("model_stock", 3)])
-def test_a_replay_has_the_same_bytes(family: Family, weights_of: Weights, method: str, experts: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "experts"),
+    [("linear", 3), ("ties", 3), ("dare_ties", 3), ("della", 3), ("model_stock", 3)],
+)
+def test_a_replay_has_the_same_bytes(
+    family: Family, weights_of: Weights, method: str, experts: int
+) -> None:
     """Also where masks are drawn at random; the replay's own record replays again."""
     recipe = family.recipe(method, experts=experts, seed=11, shard_size=500_000)
     first = weightsmith.merge(recipe, family.root / "out")
     second = weightsmith.replay(family.root / "out", family.root / "again", threads=3)
     third = weightsmith.replay(family.root / "again", family.root / "once-more")
-    assert weights_of(family.root / "out") == weights_of(family.root / "again") == weights_of(family.root / "once-more")
+    assert (
+        weights_of(family.root / "out")
+        == weights_of(family.root / "again")
+        == weights_of(family.root / "once-more")
+    )
     assert first.digest == second.digest == third.digest
     assert first.inputs == second.inputs == third.inputs
     assert bytes_of(family.root / "out").keys() == bytes_of(family.root / "again").keys()
 
 
-def test_a_tree_that_moved_together_replays(family: Family, weights_of: Weights, tmp_path: Path) -> None:
+def test_a_tree_that_moved_together_replays(
+    family: Family, weights_of: Weights, tmp_path: Path
+) -> None:
     """Inputs are looked for where they lay seen from the output; absolute paths of the recipe are of the past."""
     weightsmith.merge(family.recipe("dare_ties"), family.root / "out")
     before = weights_of(family.root / "out")
@@ -68,7 +79,9 @@ def test_a_recipe_with_relative_paths_replays_from_any_working_directory(
         assert weights_of(family.root / f"new-{number}") == weights_of(family.root / "out-0")
 
 
-def test_an_output_reached_through_a_link_replays(family: Family, weights_of: Weights, tmp_path: Path) -> None:
+def test_an_output_reached_through_a_link_replays(
+    family: Family, weights_of: Weights, tmp_path: Path
+) -> None:
     """The way from the output to its inputs is that of the real folders."""
     real = tmp_path / "disk" / "deep" / "er"
     real.mkdir(parents=True)
@@ -79,7 +92,9 @@ def test_an_output_reached_through_a_link_replays(family: Family, weights_of: We
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
-def test_inputs_may_be_named_anew(family: Family, weights_of: Weights, tmp_path: Path, method: str) -> None:
+def test_inputs_may_be_named_anew(
+    family: Family, weights_of: Weights, tmp_path: Path, method: str
+) -> None:
     """Another place and another folder name give the same bytes, drawn masks included."""
     recipe = family.recipe(method)
     weightsmith.merge(recipe, family.root / "out")
@@ -99,14 +114,20 @@ def test_an_input_that_is_not_on_record_cannot_be_named(family: Family) -> None:
     """The sentence lists those that can."""
     weightsmith.merge(family.recipe("linear"), family.root / "out")
     with pytest.raises(VerificationError, match=r"has no input 'e9'; it has .*e1"):
-        weightsmith.replay(family.root / "out", family.root / "new", inputs={"e9": family.root / "e1"})
+        weightsmith.replay(
+            family.root / "out", family.root / "new", inputs={"e9": family.root / "e1"}
+        )
 
 
 def test_an_override_that_does_not_exist_is_not_passed_over(family: Family) -> None:
     """Falling back to the input on record would answer another question than was asked."""
     weightsmith.merge(family.recipe("linear"), family.root / "out")
     with pytest.raises(WeightsmithError, match="nowhere"):
-        weightsmith.replay(family.root / "out", family.root / "new", inputs={str(family.root / "e1"): Path("/nowhere")})
+        weightsmith.replay(
+            family.root / "out",
+            family.root / "new",
+            inputs={str(family.root / "e1"): Path("/nowhere")},
+        )
 
 
 def test_a_changed_input_is_refused_and_nothing_is_sealed(family: Family) -> None:
@@ -116,7 +137,9 @@ def test_a_changed_input_is_refused_and_nothing_is_sealed(family: Family) -> Non
     data = bytearray(file.read_bytes())
     data[-2] ^= 64
     file.write_bytes(data)
-    with pytest.raises(VerificationError, match=r"differs from the record in 1 of 9 tensor\(s\).*not sealed"):
+    with pytest.raises(
+        VerificationError, match=r"differs from the record in 1 of 9 tensor\(s\).*not sealed"
+    ):
         weightsmith.replay(family.root / "out", family.root / "new")
     assert not (family.root / "new").exists()
 
@@ -148,7 +171,9 @@ def test_a_replay_does_not_write_over_what_it_reads(family: Family, place: str) 
         weightsmith.replay(family.root / "out", family.root / place)
 
 
-def test_what_is_on_record_does_not_depend_on_where_the_output_lies(family: Family, tmp_path: Path) -> None:
+def test_what_is_on_record_does_not_depend_on_where_the_output_lies(
+    family: Family, tmp_path: Path
+) -> None:
     """Two outputs side by side have the same record, so their folders can be compared byte for byte."""
     recipe: dict[str, Any] = family.recipe("linear")
     for place in ("one", "two"):

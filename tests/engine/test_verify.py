@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.engine import manifest as manifests
@@ -48,7 +47,16 @@ def test_an_untouched_output_is_sound(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["weights", "config.json", "model.safetensors.index.json", "weightsmith-manifest.json", "README.md", "tokenizer.json", "weightsmith-recipe.yaml"]
+    "name",
+    [
+        "weights",
+        "config.json",
+        "model.safetensors.index.json",
+        "weightsmith-manifest.json",
+        "README.md",
+        "tokenizer.json",
+        "weightsmith-recipe.yaml",
+    ],
 )
 def test_every_flipped_bit_is_found(out: Path, name: str) -> None:
     """In headers, tensors, the index, the record and everything else; 30 random bits of each kind of file."""
@@ -67,7 +75,7 @@ def test_every_flipped_bit_is_found(out: Path, name: str) -> None:
 
 
 def _remove_shard(out: Path) -> None:
-    sorted(out.glob("*.safetensors"))[0].unlink()
+    min(out.glob("*.safetensors")).unlink()
 
 
 def _truncate_shard(out: Path) -> None:
@@ -78,7 +86,12 @@ def _truncate_shard(out: Path) -> None:
 def _swap_tensors(out: Path) -> None:
     """Two tensors of one shape trade places: the same bytes, another model."""
     first, second = (
-        next(f for f in out.glob("*.safetensors") if f"layers.{n}.mlp".encode() in f.read_bytes()[:2000]) for n in (0, 1)
+        next(
+            f
+            for f in out.glob("*.safetensors")
+            if f"layers.{n}.mlp".encode() in f.read_bytes()[:2000]
+        )
+        for n in (0, 1)
     )
     a, b = first.read_bytes(), second.read_bytes()
     size = 3000 * 96 * 2
@@ -107,7 +120,15 @@ def _replace_by_link(out: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_remove_shard, _truncate_shard, _swap_tensors, _add_tensor_file, _add_file, _remove_file, _replace_by_link],
+    [
+        _remove_shard,
+        _truncate_shard,
+        _swap_tensors,
+        _add_tensor_file,
+        _add_file,
+        _remove_file,
+        _replace_by_link,
+    ],
 )
 def test_changes_of_the_folder_are_found(out: Path, change: Callable[[Path], None]) -> None:
     """Missing, added, swapped and cut files."""
@@ -125,10 +146,12 @@ def test_a_problem_names_the_tensor(out: Path) -> None:
     shard.write_bytes(data)
     (problem,) = weightsmith.verify(out).problems
     assert "was changed" in problem
-    assert any(name in problem for name in safe_open(shard, "pt").keys())
+    assert any(repr(name) in problem for name in load_file(shard))
 
 
-def test_a_folder_without_or_with_a_foreign_manifest_cannot_be_verified(family: Family, out: Path) -> None:
+def test_a_folder_without_or_with_a_foreign_manifest_cannot_be_verified(
+    family: Family, out: Path
+) -> None:
     """The sentence says which of the two it is."""
     with pytest.raises(VerificationError, match="not written by"):
         weightsmith.verify(family.root / "base")
@@ -143,8 +166,7 @@ def forge(out: Path, name: str) -> None:
     from weightsmith.checkpoints import open_checkpoint
 
     shard = next(f for f in out.glob("*.safetensors") if name.encode() in f.read_bytes()[:2000])
-    with safe_open(shard, "pt") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+    tensors = load_file(shard)
     data = bytearray(shard.read_bytes())
     mine = tensors[name].view(torch.uint8).numpy().tobytes()
     at = data.index(mine)
@@ -156,7 +178,9 @@ def forge(out: Path, name: str) -> None:
     content["outputs"][name] = digest_tensor(open_checkpoint(out).tensors[name])
     content["digest"] = checkpoint_digest(content["outputs"])
     body = json.dumps(content, indent=1).removesuffix("\n}").encode() + b",\n"
-    path.write_bytes(body + b' "seal": "sha256:' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
+    path.write_bytes(
+        body + b' "seal": "sha256:' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+    )
 
 
 def test_a_forged_but_consistent_tensor_is_found_by_computing_it_again(out: Path) -> None:
@@ -189,7 +213,9 @@ def test_recompute_says_which_input_is_another(family: Family, out: Path) -> Non
     assert all("statistics of the whole model" in problem for problem in found[1:])
 
 
-def test_recompute_with_inputs_that_no_longer_fit_is_a_problem_not_a_crash(family: Family, out: Path) -> None:
+def test_recompute_with_inputs_that_no_longer_fit_is_a_problem_not_a_crash(
+    family: Family, out: Path
+) -> None:
     """An expert of another shape under the old name."""
     tensors = family.tensors("e2")
     tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :5].contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 import subprocess
@@ -41,8 +42,15 @@ def write_checkpoint(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Float16 tensors and a small config."""
     folder.mkdir()
     header = encode_header([(name, DType.FLOAT16, a.shape) for name, a in tensors.items()])
-    (folder / "model.safetensors").write_bytes(header + b"".join(a.astype("<f2").tobytes() for a in tensors.values()))
-    config = {"model_type": "llama", "num_hidden_layers": 2, "tie_word_embeddings": False, "torch_dtype": "float16"}
+    (folder / "model.safetensors").write_bytes(
+        header + b"".join(a.astype("<f2").tobytes() for a in tensors.values())
+    )
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+    }
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -62,11 +70,16 @@ class Bench:
     def staging(self) -> Path:
         return self.root / "out.partial"
 
-    def start(self, out: Path | None = None, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, out: Path | None = None, prefix: tuple[str, ...] = (), **options: Any
+    ) -> subprocess.Popen[str]:
         """A merge in a process of its own."""
         arguments = [json.dumps(self.recipe), str(out or self.out), json.dumps(options)]
         return subprocess.Popen(
-            [*prefix, sys.executable, str(MERGE_ONCE), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*prefix, sys.executable, str(MERGE_ONCE), *arguments],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def finish(self, out: Path | None = None, **options: Any) -> None:
@@ -100,7 +113,11 @@ class Bench:
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by name."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
@@ -110,35 +127,45 @@ def ended(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, st
     return process.returncode, message
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """A TIES merge of two experts into five shards."""
+def make_bench(inputs: Path, root: Path) -> Bench:
+    """A TIES merge of two experts into five shards: inputs in one folder, the output in another."""
     generator = np.random.default_rng(0)
     base = {name: generator.normal(0, 0.02, shape) for name, shape in SHAPES.items()}
-    write_checkpoint(tmp_path / "base", base)
-    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    write_checkpoint(inputs / "base", base)
+    (inputs / "base" / "tokenizer.json").write_text("{}")
     for number in (1, 2):
         tensors = {n: a + generator.normal(0, 2e-3, a.shape) for n, a in base.items()}
-        write_checkpoint(tmp_path / f"e{number}", tensors)
+        write_checkpoint(inputs / f"e{number}", tensors)
     recipe = {
         "weightsmith": 1,
         "merge_method": "ties",
-        "base_model": str(tmp_path / "base"),
-        "models": [{"model": str(tmp_path / f"e{number}")} for number in (1, 2)],
+        "base_model": str(inputs / "base"),
+        "models": [{"model": str(inputs / f"e{number}")} for number in (1, 2)],
         "dtype": "float16",
         "shard_size": 2_700_000,
     }
-    run(plan_of(recipe), tmp_path / "out")
-    expected = bytes_of(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out")
-    return Bench(tmp_path, recipe, expected)
+    run(plan_of(recipe), root / "out")
+    expected = bytes_of(root / "out")
+    shutil.rmtree(root / "out")
+    return Bench(root, recipe, expected)
+
+
+@pytest.fixture(scope="session")
+def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Inputs that no test changes."""
+    return make_bench(tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.fixture
-def seconds(bench: Bench) -> float:
+def bench(shared_bench: Bench, tmp_path: Path) -> Bench:
+    """An output of its own for every test, equally far from the inputs, as the manifest says where they lie."""
+    return Bench(tmp_path, copy.deepcopy(shared_bench.recipe), shared_bench.expected)
+
+
+@pytest.fixture(scope="session")
+def seconds(shared_bench: Bench) -> float:
     """How long an undisturbed merge in a process of its own takes."""
     begun = time.monotonic()
-    code, message = ended(bench.start(bench.root / "timed"))
+    code, message = ended(shared_bench.start(shared_bench.root / "timed"))
     assert code == 0, message
     return time.monotonic() - begun
-

@@ -14,7 +14,9 @@ import pytest
 
 from .conftest import Bench, ended
 
-KILLING = "write pwrite64 fsync rename renameat2 ftruncate fallocate unlink unlinkat mkdir rmdir".split()
+KILLING = (
+    "write pwrite64 fsync rename renameat2 ftruncate fallocate unlink unlinkat mkdir rmdir".split()
+)
 FAILING = "pwrite64 fsync rename ftruncate fallocate unlink unlinkat mkdir rmdir".split()
 
 
@@ -135,7 +137,10 @@ def test_an_error_of_every_system_call_that_changes_something(bench: Bench, erro
             assert code in (0, 4, 5), (name, k, code, message)
             assert code == 0 or message.strip(), (name, k)
             # An empty folder that cannot be removed is no reason to call a whole output a failure.
-            assert code != 0 or not (bench.staging.exists() and any(bench.staging.iterdir())), (name, k)
+            assert code != 0 or not (bench.staging.exists() and any(bench.staging.iterdir())), (
+                name,
+                k,
+            )
             if name in ("pwrite64", "fsync", "ftruncate"):
                 assert code != 0, (name, k)
             bench.check_after_a_fault()

@@ -33,7 +33,9 @@ def write_large(folder: Path, shape: tuple[int, int], seed: int) -> None:
         file.write(header)
         while left > 0:
             left -= file.write(block[: min(left, len(block))])
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "torch_dtype": "bfloat16"}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "torch_dtype": "bfloat16"})
+    )
 
 
 def recipe_of(root: Path, method: str) -> dict[str, Any]:
@@ -61,7 +63,9 @@ def peak_anonymous(process: subprocess.Popen[str]) -> int:
             lines = status.read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             break
-        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))])
+        peak = max(
+            [peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))]
+        )
         time.sleep(0.002)
     return peak
 
@@ -92,8 +96,23 @@ def report(name: str, peak: int, budget: int) -> None:
 
 @pytest.mark.faults
 @pytest.mark.skipif(not native.available(), reason="no native kernels here")
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare_ties", "della", "breadcrumbs", "model_stock", "karcher", "sce"])
-def test_a_tensor_larger_than_the_budget_with_native_kernels(large: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        "linear",
+        "slerp",
+        "ties",
+        "dare_ties",
+        "della",
+        "breadcrumbs",
+        "model_stock",
+        "karcher",
+        "sce",
+    ],
+)
+def test_a_tensor_larger_than_the_budget_with_native_kernels(
+    large: Path, tmp_path: Path, method: str
+) -> None:
     """400 MB per input within 128 MiB of anonymous memory."""
     bench = Bench(tmp_path, recipe_of(large, method), {})
     budget = 128 * MIB
@@ -106,7 +125,9 @@ def test_a_tensor_larger_than_the_budget_with_native_kernels(large: Path, tmp_pa
 
 @pytest.mark.faults
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della"])
-def test_a_tensor_larger_than_the_budget_with_torch(large: Path, tmp_path: Path, method: str) -> None:
+def test_a_tensor_larger_than_the_budget_with_torch(
+    large: Path, tmp_path: Path, method: str
+) -> None:
     """The same within 512 MiB, most of which is torch itself."""
     bench = Bench(tmp_path, recipe_of(large, method), {})
     budget = 512 * MIB
@@ -123,7 +144,13 @@ def test_an_address_space_cap(large: Path, tmp_path: Path, method: str) -> None:
     """Data segments capped at the budget and what the threads' stacks reserve; the inputs are ten times as large."""
     bench = Bench(tmp_path, recipe_of(large, method), {})
     limits = {"RLIMIT_DATA": (128 + 64) * MIB, "RLIMIT_AS": 1024 * MIB}
-    process = bench.start(tmp_path / "out", tile_elements=None, memory_bytes=128 * MIB, backend="native", limits=limits)
+    process = bench.start(
+        tmp_path / "out",
+        tile_elements=None,
+        memory_bytes=128 * MIB,
+        backend="native",
+        limits=limits,
+    )
     code, message = ended(process)
     assert code == 0, message
     assert verify(tmp_path / "out").ok
@@ -141,7 +168,7 @@ def test_too_little_memory_is_a_sentence_and_the_run_can_go_on(bench: Bench, cap
 
 
 @pytest.mark.skipif(not native.available(), reason="no native kernels here")
-def test_the_peak_does_not_grow_with_the_model(bench: Bench, tmp_path: Path) -> None:
+def test_the_peak_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Eight times the bytes, the same memory (the quick form of the tests above)."""
     peaks = []
     for rows in (2_000, 16_000):

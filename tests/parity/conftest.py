@@ -56,7 +56,7 @@ def model_config(family: str):
 
 
 @pytest.fixture(scope="session")
-def checkpoints(peer, tmp_path_factory):
+def checkpoints(peer, tmp_path_factory):  # noqa: ARG001 - skips where mergekit is not installed
     """Folders of three float32 models of a family (a base and two others), made when first asked for."""
     import torch
     import transformers

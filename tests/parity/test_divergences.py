@@ -1,4 +1,4 @@
-"""Where weightsmith differs from mergekit 0.1.5 on purpose: every row of docs/parity.md that a test can hold, both sides of it."""
+"""Where weightsmith differs from mergekit 0.1.5 on purpose: the rows of docs/parity.md, both sides of them."""
 
 from __future__ import annotations
 
@@ -76,8 +76,14 @@ def drawn(
 def test_half_dtypes_are_computed_in_float32_and_rounded_once(peer, method, each, shared):
     inputs = drawn(4, (64, 64), torch.bfloat16, 0.01)
     exact = theirs(peer, method, [x.double() for x in inputs], each, **shared)
-    wrong = [float((merged.double() != exact.bfloat16().double()).double().mean())
-             for merged in (ours(method, inputs, each, **shared), theirs(peer, method, inputs, each, **shared))]  # fmt: skip
+    nearest = exact.bfloat16()
+    wrong = [
+        float((merged != nearest).double().mean())
+        for merged in (
+            ours(method, inputs, each, **shared),
+            theirs(peer, method, inputs, each, **shared),
+        )
+    ]
     assert wrong[0] < 0.004 < 0.01 < wrong[1]
 
 
@@ -110,14 +116,13 @@ def test_della_ranks_along_the_last_axis_where_mergekit_takes_the_second(peer, m
     monkeypatch.setattr(torch, "bernoulli", lambda p: asked.append(p) or torch.ones_like(p))
     theirs(peer, "della", [torch.zeros(shape), delta], each)
     assert sorted(asked[0].unique().tolist()) == pytest.approx([0.1, 0.9])
-    kept = sum(
-        ours("della", [torch.zeros(shape), delta], each, rescale=False)[0, 0, :10].count_nonzero()
-        for _ in range(1)
-    )
+    kept = ours("della", [torch.zeros(shape), delta], each, rescale=False)[
+        0, 0, :10
+    ].count_nonzero()
     assert int(kept) < 8  # smallest of their row: kept with probability 0.1 to 0.25
 
 
-def test_an_antipode_has_no_part_in_the_karcher_mean(peer):
+def test_an_antipode_has_no_part_in_the_karcher_mean():
     x = torch.randn(50, generator=torch.Generator().manual_seed(1)).double()
     merged = ours("karcher", [x, x, -x], base=False)
     assert torch.allclose(merged.float(), x.float(), atol=1e-5)
@@ -172,6 +177,13 @@ def test_random_masks_do_not_depend_on_what_was_drawn_before(peer):
     assert torch.equal(ours("dare_linear", inputs, each), ours("dare_linear", inputs, each))
 
 
+def is_refused(text: str) -> bool:
+    try:
+        return bool(weightsmith.plan(text).errors)
+    except WeightsmithError:
+        return True
+
+
 @pytest.mark.parametrize("mistake", ["wieght: 0.3", "density: 1.5", "weight: .nan"])
 def test_mistakes_in_parameters_are_refused_where_mergekit_goes_on(planned, checkpoints, mistake):
     base, first, _ = checkpoints("llama")
@@ -180,14 +192,11 @@ def test_mistakes_in_parameters_are_refused_where_mergekit_goes_on(planned, chec
         "parameters:\n  weight: 0.5\ndtype: float32\n"
     )
     assert planned(text)
-    with pytest.raises(WeightsmithError):
-        plan = weightsmith.plan(text)
-        if plan.errors:
-            raise WeightsmithError(plan.errors[0].sentence)
+    assert is_refused(text)
 
 
 def test_unknown_keys_are_refused_where_mergekit_ignores_them(planned, checkpoints):
-    base, first, _ = checkpoints("llama")
+    _, first, _ = checkpoints("llama")
     text = (
         f"merge_method: passthrough\nmodels:\n  - model: {first}\n    weight: 2\ndtype: float32\n"
     )
@@ -197,22 +206,19 @@ def test_unknown_keys_are_refused_where_mergekit_ignores_them(planned, checkpoin
 
 
 def test_layers_that_do_not_exist_are_found_before_the_merge(planned, checkpoints):
-    base, first, _ = checkpoints("llama")
+    _, first, _ = checkpoints("llama")
     slices = [{"sources": [{"model": first, "layer_range": [2, 6]}]}]
     text = yaml.safe_dump({"merge_method": "passthrough", "slices": slices, "dtype": "float32"})
     assert planned(text)
-    with pytest.raises(WeightsmithError):
-        plan = weightsmith.plan(text)
-        if plan.errors:
-            raise WeightsmithError(plan.errors[0].sentence)
+    assert is_refused(text)
 
 
 def test_a_model_may_meet_itself_in_a_slice_of_a_native_recipe(planned, checkpoints):
-    base, first, _ = checkpoints("llama")
+    _, first, _ = checkpoints("llama")
     sources = [
         {"model": first, "layer_range": r, "parameters": {"weight": 0.5}} for r in ([0, 2], [2, 4])
     ]
     config = {"merge_method": "linear", "slices": [{"sources": sources}], "dtype": "float32"}
-    with pytest.raises(ValueError, match="[Dd]uplicate"):
+    with pytest.raises(ValueError, match=r"[Dd]uplicate"):
         planned(yaml.safe_dump(config))
     assert not weightsmith.plan({"weightsmith": 1, **config}).errors

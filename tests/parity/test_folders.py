@@ -119,7 +119,8 @@ def test_other_families_give_mergekits_folder_and_load(peer, checkpoints, tmp_pa
     assert_same_config(ours, theirs)
     load = transformers.AutoModelForCausalLM.from_pretrained
     model, info = load(ours, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     tokens = torch.arange(12).reshape(1, 12)
     assert torch.allclose(
         model(tokens).logits.float(), load(theirs)(tokens).logits.float(), atol=0.05
@@ -141,7 +142,7 @@ def test_stacked_layers_give_mergekits_folder(peer, checkpoints, tmp_path):
     assert transformers.AutoModelForCausalLM.from_pretrained(ours).config.num_hidden_layers == 10
 
 
-def test_the_command_line_programs_take_the_same_file(peer, checkpoints, tmp_path):
+def test_the_command_line_programs_take_the_same_file(checkpoints, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe("slerp", checkpoints("mistral"), dtype="bfloat16"))
     program = Path(sys.executable).with_name("mergekit-yaml")
     theirs = [

@@ -1,7 +1,7 @@
 """Every method under the mergekit preset against mergekit 0.1.5 in the same process, tensor by tensor.
 
-mergekit runs in float64 and float32; for half dtypes it is given the same numbers in float32 and its result is rounded once,
-which is what "computed in work precision" means. What differs on purpose is in `docs/parity.md`, and tested at the end.
+mergekit runs in float64 and float32; for half dtypes it is given the same numbers in float32 and its result is rounded
+once, which is what "computed in work precision" means.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def drawn(
     strided: bool = False,
     ties: bool = False,
 ) -> list[torch.Tensor]:
-    """A base and experts. Unless `ties`, differences have distinct magnitudes: mergekit sorts equal ones arbitrarily."""
+    """Base and experts whose differences have distinct magnitudes, or with `ties` any: mergekit sorts ties anyhow."""
     stored = tuple(reversed(shape)) if strided else shape
     for seed in range(2000):
         generator = torch.Generator().manual_seed(seed)
@@ -203,16 +203,13 @@ SELECTING = {"ties", "breadcrumbs", "breadcrumbs_ties", "sce", "della", "della_l
 def test_the_mergekit_preset_gives_mergekits_numbers(peer, case, dtype):
     half = dtype in (torch.bfloat16, torch.float16)
     selecting = case.method in SELECTING
+    spreads = (
+        SPREADS if dtype is torch.float64 else SPREADS[:1] if half and selecting else SPREADS[:2]
+    )
     for shape in SHAPES:
         if case.method == "karcher" and math.prod(shape) == 1:
-            continue  # one-element tensors of opposite sign are antipodes: no mean exists, and mergekit divides by about 0
-        for spread in (
-            SPREADS[:1]
-            if half and selecting
-            else SPREADS
-            if dtype is torch.float64
-            else SPREADS[:2]
-        ):
+            continue  # one-element tensors of opposite sign are antipodes, which have no mean (docs/parity.md)
+        for spread in spreads:
             inputs = drawn(case.experts + case.base, shape, dtype, spread, ties=not selecting)
             expected = theirs(peer, case, [x.float() if half else x for x in inputs])
             assert_close(ours(case, inputs), expected, inputs, case.steps)
@@ -294,12 +291,11 @@ def same_numbers(monkeypatch) -> None:
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
 
 
+@pytest.mark.usefixtures("same_numbers")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(40,), (5, 8)], ids=str)
 @pytest.mark.parametrize("case", RANDOM_CASES, ids=str)
-def test_random_methods_agree_when_both_draw_the_same_numbers(
-    peer, same_numbers, case, shape, dtype
-):
+def test_random_methods_agree_when_both_draw_the_same_numbers(peer, case, shape, dtype):
     inputs = drawn(case.experts + 1, shape, dtype, 1.0, ties=case.method not in SELECTING)
     assert_close(
         ours(case, inputs), theirs(peer, case, [x.float() for x in inputs]), inputs, case.steps

@@ -28,6 +28,13 @@ class BackendChoice:
         """Anonymous memory of the process apart from tiles."""
         return _NATIVE_RESIDENT if self.kind == "native" else _TORCH_RESIDENT
 
+    @property
+    def largest_tile(self) -> int:
+        """Elements per tile beyond which nothing is gained: caches on the CPU, launch costs on a GPU."""
+        if self.device != "cpu":
+            return 1 << 24
+        return 1 << 20 if self.kind == "native" else 1 << 18
+
     def scratch_bytes_per_element(self, sources: int) -> int:
         """Working memory per element of a tile; native registers are per block and do not count."""
         return 0 if self.kind == "native" else 4 * (2 * sources + 6)
@@ -38,9 +45,9 @@ class BackendChoice:
             from weightsmith.tensors import native
 
             return native.load()
-        from weightsmith.tensors.torch_backend import TorchBackend, use_one_thread
+        from weightsmith.tensors.torch_backend import TorchBackend, prepare_process
 
-        use_one_thread()
+        prepare_process()
         return TorchBackend(self.device)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightsmith.engine.scheduler import Round, Worker
-from weightsmith.engine.tensor_job import Finished, Rounds, Sink, piece_digests, plain_tiles, tile_task
+from weightsmith.engine.tensor_job import (
+    Finished,
+    Rounds,
+    Sink,
+    piece_digests,
+    plain_tiles,
+    tile_task,
+)
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.stored import LazyTensor

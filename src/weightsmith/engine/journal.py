@@ -23,7 +23,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A finished output tensor: its digest and those of the stored tensors it was made from, in the order of its leaves."""
+    """A finished output tensor: its digest, and those of the tensors it was made from in the order of its leaves."""
 
     name: str
     digest: str

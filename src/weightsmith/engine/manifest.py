@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input checkpoint: the reference as the recipe has it, where it lay seen from the output, and its digests by tensor."""
+    """One input checkpoint: its reference in the recipe, where it lay seen from the output, and digests by tensor."""
 
     reference: str
     path: str
@@ -41,7 +41,8 @@ class Input:
 class Manifest:
     """Everything that is on record about one output folder.
 
-    `outputs` has the digest of each tensor, `shards` the SHA-256 of each weight file's header, `files` that of every other file.
+    `outputs` has the digest of each tensor, `shards` the SHA-256 of each weight file's header, and
+    `files` that of every other file.
     """
 
     version: str
@@ -178,7 +179,8 @@ def read(folder: Path) -> Manifest:
         content = _unsealed(path.read_bytes())
         if content["schema"] != SCHEMA:
             raise VerificationError(
-                f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; use a newer weightsmith."
+                f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; "
+                "use a newer weightsmith."
             )
         return _from_json(content)
     except FileNotFoundError:
@@ -189,7 +191,9 @@ def read(folder: Path) -> Manifest:
         reason = error.strerror or str(error)
         raise VerificationError(f"{str(path)!r} cannot be read ({reason}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VerificationError(f"{str(path)!r} is damaged ({error}); the folder cannot be verified.") from error
+        raise VerificationError(
+            f"{str(path)!r} is damaged ({error}); the folder cannot be verified."
+        ) from error
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from weightsmith.errors import OutputError, WeightsmithError
 from weightsmith.tensors.layout import Placement, ShardLayout
 from weightsmith.tensors.stored import StoredTensor
 from weightsmith.tensors.writer import ShardWriter
@@ -16,7 +17,9 @@ from weightsmith.tensors.writer import ShardWriter
 class PlacedSink:
     """Writes one tensor's tiles to their final bytes."""
 
-    def __init__(self, writer: ShardWriter, placement: Placement, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, writer: ShardWriter, placement: Placement, advance: Callable[[int], None]
+    ) -> None:
         self._writer, self._placement, self._advance = writer, placement, advance
 
     def write(self, start: int, data: memoryview) -> None:
@@ -26,10 +29,14 @@ class PlacedSink:
 
 
 class OutputShards:
-    """All shards of an output, opened when first needed and made durable as soon as each is full."""
+    """All shards of an output, opened when first needed and made durable as soon as each is full.
 
-    def __init__(self, layout: ShardLayout, folder: Path) -> None:
+    With `create` false the files must be there, made by another process.
+    """
+
+    def __init__(self, layout: ShardLayout, folder: Path, *, create: bool = True) -> None:
         self._layout = layout
+        self._create = create
         self.folder = folder
         self._writers: dict[int, ShardWriter] = {}
         self._missing = Counter(p.shard for shard in layout.shards for p in shard.placements)
@@ -41,7 +48,10 @@ class OutputShards:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for thread in self._syncing:
             thread.join()
@@ -76,7 +86,9 @@ class OutputShards:
         with self._lock:
             self._missing[shard] -= 1
             if self._missing[shard] == 0:
-                thread = threading.Thread(target=self._sync, args=(self._writers[shard],), daemon=True)
+                thread = threading.Thread(
+                    target=self._sync, args=(self._writers[shard],), daemon=True
+                )
                 self._syncing.append(thread)
                 thread.start()
 
@@ -103,6 +115,11 @@ class OutputShards:
             if shard not in self._writers:
                 described = self._layout.shards[shard]
                 reopened = ShardWriter.reopen(self.folder, described)
+                if reopened is None and not self._create:
+                    raise OutputError(
+                        f"The file {str(self.folder / described.file_name)!r} is not to be seen from here; "
+                        "the output must lie on storage that all machines of the cluster share."
+                    )
                 if reopened is None:
                     (self.folder / described.file_name).unlink(missing_ok=True)
                     reopened = ShardWriter.create(self.folder, described)
@@ -112,7 +129,7 @@ class OutputShards:
     def _sync(self, writer: ShardWriter) -> None:
         try:
             writer.sync()
-        except BaseException as error:  # reported by finish(), in the caller's thread
+        except (OSError, WeightsmithError) as error:  # reported by finish(), in the caller's thread
             self._sync_error = error
             # After a failed fsync the cache may show bytes that the disk never got, so a later run must not trust them.
             writer.path.unlink(missing_ok=True)

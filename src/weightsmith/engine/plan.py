@@ -35,7 +35,7 @@ from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
 
 DEFAULT_MEMORY = 256 * 2**20
-_SMALLEST_TILE, _LARGEST_TILE = 1 << 18, 1 << 20
+_SMALLEST_TILE = 1 << 18
 # The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
 FORMAT = 1
 
@@ -146,7 +146,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         (_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1
     )
     budget = max(memory_bytes - choice.resident_bytes, memory_bytes // 4) // workers
-    tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), _LARGEST_TILE)
+    tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
     return Plan(
         resolved=resolved,
         tensors=planned,
@@ -156,7 +156,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         memory_bytes=memory_bytes,
         tile_elements=tile,
         findings=(*resolved.findings, *findings, *choice.findings),
-        digest=_digest(resolved, layout),
+        digest=_digest(resolved, layout, choice),
     )
 
 
@@ -237,16 +237,20 @@ def _bytes_per_element(
     return buffers + backend.scratch_bytes_per_element(len(stored))
 
 
-def _digest(resolved: Resolved, layout: ShardLayout) -> str:
+def _digest(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> str:
     """Identity of a plan: equal digests mean that a staging folder of one run can be continued by another."""
     state = hashlib.blake2b(digest_size=16)
-    for line in _identity(resolved, layout):
+    for line in _identity(resolved, layout, backend):
         state.update(json.dumps(line, default=str).encode())
     return state.hexdigest()
 
 
-def _identity(resolved: Resolved, layout: ShardLayout) -> Iterator[Any]:
+def _identity(
+    resolved: Resolved, layout: ShardLayout, backend: BackendChoice
+) -> Iterator[Any]:
     yield [FORMAT, resolved.seed, resolved.nonfinite, resolved.recipe.digest()]
+    # The last bit of a sum may differ between backends, and one output never mixes them.
+    yield [backend.kind, backend.device]
     for label, checkpoint in sorted(resolved.checkpoints.items()):
         yield label
         for path in sorted({getattr(t, "file", Path()) for t in checkpoint.tensors.values()}):

@@ -1,17 +1,17 @@
 """Running a plan on a Ray cluster whose nodes share the storage of the inputs and the output.
 
-The driver owns the staging folder: it makes the shard files, measures model-wide statistics, keeps the journal and seals. Workers compute
-batches of tensors straight into the shard files and report each tensor as it is done, so a worker that dies costs only its unfinished
-tensors, which go back to the queue. Every byte is the same as in a local run.
+The driver owns the staging folder: it makes the shard files, measures model-wide statistics, keeps
+the journal and seals. Workers compute batches of tensors straight into the shard files and report
+each tensor as it is done, so a worker that dies costs only its unfinished tensors, which go back to
+the queue. Every byte is the same as in a local run.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from weightsmith.errors import ResourceError
 _BATCHES_PER_CPU = 4
 _ATTEMPTS = 4
 
+Shared = tuple[Plan, str, ModelResults]
+Batch = Callable[[Shared, Sequence[str]], Iterator[TensorRecord]]
+
 
 def run_on_ray(
     plan: Plan,
@@ -40,35 +43,61 @@ def run_on_ray(
 ) -> Manifest:
     """As `weightsmith.engine.run.run`, with the tensors computed by the workers of a Ray cluster.
 
-    `address` is Ray's ("auto": the cluster of this machine; "local": start one here for this run). Raises ResourceError if Ray is
-    not installed or a batch of tensors fails on several workers.
+    `address` is Ray's ("auto": the cluster of this machine; "local": start one here for this run).
+    Raises ResourceError if Ray is not installed or a batch of tensors fails on several workers.
     """
-    ray = _connected(address)
+    ray, is_own = _connected(address)
     try:
-        return run(plan, out, force=force, fresh=fresh, progress=progress, compute=_Cluster(ray).compute)
+        compute = Cluster(ray).compute
+        return run(plan, out, force=force, fresh=fresh, progress=progress, compute=compute)
     finally:
-        if address == "local":
+        if is_own:
             ray.shutdown()
 
 
-def _connected(address: str) -> Any:
+def _connected(address: str) -> tuple[Any, bool]:
+    """Ray, and whether it was started here; a session that the caller has opened is used as it is."""
     if importlib.util.find_spec("ray") is None:
-        raise ResourceError("Running on a cluster needs Ray, which is not installed: `pip install weightsmith[ray]`.")
+        raise ResourceError(
+            "Running on a cluster needs Ray, which is not installed: `pip install weightsmith[ray]`."
+        )
     import ray
 
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ResourceError(
-                f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, or use --ray local."
-            ) from error
-    return ray
+    if ray.is_initialized():
+        return ray, False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"There is no Ray cluster at {address!r} ({error}); start one with `ray start --head`, or use --ray local."
+        ) from error
+    return ray, True
 
 
-class _Cluster:
-    def __init__(self, ray: Any) -> None:
+@dataclass(slots=True)
+class _Task:
+    """A batch on a worker: what is left of it, and how often a worker has died of it."""
+
+    left: list[str]
+    attempt: int
+
+
+class Cluster:
+    """Computes tensors on the workers of a Ray session; `batch` is what a worker does."""
+
+    def __init__(self, ray: Any, batch: Batch | None = None) -> None:
         self._ray = ray
+        self._batch = batch or compute_batch
+        errors = ray.exceptions
+        self._lost = (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+            errors.ObjectLostError,
+        )
 
     def compute(
         self,
@@ -85,52 +114,54 @@ class _Cluster:
         shards.create_all()
         wanted = [t.output.name for t in in_file_order(plan) if t.output.name not in skip]
         workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-        queue = deque((batch, 0) for batch in batches(plan, wanted, workers * _BATCHES_PER_CPU))
+        queue = deque(_Task(b, 0) for b in batches(plan, wanted, workers * _BATCHES_PER_CPU))
         shared = self._ray.put((replace(plan, threads=1), str(shards.folder), results))
-        remote = self._ray.remote(num_cpus=1, max_retries=0)(compute_batch)
+        remote = self._ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(self._batch)
         records: dict[str, TensorRecord] = {}
-        running: dict[Any, tuple[Any, list[str], int]] = {}
-        while queue or running:
-            while queue and len(running) < workers:
-                names, attempt = queue.popleft()
-                stream = remote.options(num_returns="streaming").remote(shared, names)
-                running[stream] = (stream, list(names), attempt)
-            ready, _ = self._ray.wait(list(running), num_returns=1, fetch_local=False)
-            for stream in ready:
-                self._take(running, stream, queue, records, journal, shards, plan, progress)
+        running: dict[Any, _Task] = {}
+        try:
+            while queue or running:
+                while queue and len(running) < workers:
+                    task = queue.popleft()
+                    running[remote.remote(shared, list(task.left))] = task
+                ready, _ = self._ray.wait(list(running), num_returns=1, fetch_local=False)
+                for stream in ready:
+                    record = self._next(stream, running, queue)
+                    if record is not None:
+                        records[record.name] = record
+                        journal.record(record)
+                        shards.tensor_done(record.name)
+                        progress.advance(plan.layout.placement(record.name).nbytes, record.name)
+        finally:
+            # Nobody may write into the staging folder once its lock is given back.
+            for stream in running:
+                self._ray.cancel(stream, force=True)
         return records
 
-    def _take(
-        self,
-        running: dict[Any, tuple[Any, list[str], int]],
-        stream: Any,
-        queue: deque[tuple[list[str], int]],
-        records: dict[str, TensorRecord],
-        journal: Journal,
-        shards: OutputShards,
-        plan: Plan,
-        progress: Progress,
-    ) -> None:
-        _, left, attempt = running[stream]
+    def _next(
+        self, stream: Any, running: dict[Any, _Task], queue: deque[_Task]
+    ) -> TensorRecord | None:
+        """The next record of a stream; None at its end, or when its worker has died and the rest was queued again."""
+        task = running[stream]
         try:
             record: TensorRecord = self._ray.get(next(stream))
         except StopIteration:
             del running[stream]
-        except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError) as error:
+            return None
+        except self._lost as error:
             del running[stream]
-            if attempt + 1 >= _ATTEMPTS:
+            if task.attempt + 1 >= _ATTEMPTS:
                 raise ResourceError(
-                    f"Workers died {_ATTEMPTS} times while computing tensor {left[0]!r}; give them more memory, or run locally."
+                    f"Workers died {_ATTEMPTS} times while computing tensor {task.left[0]!r}; "
+                    "give them more memory, or run locally."
                 ) from error
-            queue.append((left, attempt + 1))
+            queue.append(_Task(task.left, task.attempt + 1))
+            return None
         except self._ray.exceptions.RayTaskError as error:
+            del running[stream]
             raise error.cause from None
-        else:
-            left.remove(record.name)
-            records[record.name] = record
-            journal.record(record)
-            shards.tensor_done(record.name)
-            progress.advance(plan.layout.placement(record.name).nbytes, record.name)
+        task.left.remove(record.name)
+        return record
 
 
 def batches(plan: Plan, names: Sequence[str], wanted: int) -> list[list[str]]:
@@ -148,15 +179,17 @@ def batches(plan: Plan, names: Sequence[str], wanted: int) -> list[list[str]]:
     return result
 
 
-def compute_batch(shared: tuple[Plan, str, ModelResults], names: Sequence[str]) -> Iterator[TensorRecord]:
-    """On a worker: compute tensors into the shared staging folder, giving each one's record when it is durable there."""
+def compute_batch(shared: Shared, names: Sequence[str]) -> Iterator[TensorRecord]:
+    """On a worker: compute tensors into the staging folder, giving each one's record when it is durable there."""
     plan, folder, results = shared
     by_name = {tensor.output.name: tensor for tensor in plan.tensors}
     settings = Settings(plan.backend.load(), plan.tile_elements)
     scheduler = Scheduler(plan.threads)
-    with OutputShards(plan.layout, Path(folder)) as shards:
+    with OutputShards(plan.layout, Path(folder), create=False) as shards:
         for name in names:
             done: list[TensorRecord] = []
-            write_tensors(plan, [by_name[name]], shards, settings, scheduler, results, done.append, Silence())
+            write_tensors(
+                plan, [by_name[name]], shards, settings, scheduler, results, done.append, Silence()
+            )
             shards.sync(name)
             yield done[0]

@@ -30,10 +30,14 @@ from weightsmith.errors import (
 )
 from weightsmith.tensors.open_files import OPEN_FILES
 
-_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_EXHAUSTED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 ModelResults = Mapping[str, Mapping[Hashable, Any]]
-Compute = Callable[[Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]]
+Compute = Callable[
+    [Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]
+]
 
 
 def run(
@@ -48,9 +52,12 @@ def run(
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
-    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With `expected`, tensors must come out with
-    these digests. `compute` does the work (default: threads of this process). The output folder appears whole or not at all. Raises
-    RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or VerificationError.
+    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With
+    `expected`, tensors must come out with these digests. `compute` does the work (default: threads
+    of this process). The output folder appears whole or not at all, and if an interrupted run of
+    the plan had published it already, there is nothing to do but to tidy up. Raises RecipeError if
+    the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError,
+    AssertionFailed or VerificationError.
     """
     require_runnable(plan)
     try:
@@ -74,8 +81,8 @@ def run(
         raise described(error, out) from error
     except MemoryError as error:
         raise ResourceError(
-            "The merge ran out of memory; give it less to work with (a smaller `memory`, fewer `threads`) or free some, "
-            "then give the same command again."
+            "The merge ran out of memory; give it less to work with (a smaller `memory`, fewer `threads`) "
+            "or free some, then give the same command again."
         ) from error
     finally:
         OPEN_FILES.close()
@@ -87,7 +94,9 @@ def described(error: OSError, out: Path) -> WeightsmithError:
     where = f" on {error.filename!r}" if error.filename else ""
     failed = f"A system call{where} failed while {str(out)!r} was being made ({reason})"
     if error.errno in _EXHAUSTED:
-        return ResourceError(f"{failed}; free some space or raise the limit, then give the same command again.")
+        return ResourceError(
+            f"{failed}; free some space or raise the limit, then give the same command again."
+        )
     return OutputError(f"{failed}; mend that, then give the same command again.")
 
 
@@ -106,18 +115,27 @@ def _write_tensors(
     return records
 
 
-def _check_expected(records: Mapping[str, TensorRecord], expected: Mapping[str, str] | None) -> None:
+def _check_expected(
+    records: Mapping[str, TensorRecord], expected: Mapping[str, str] | None
+) -> None:
     if expected is None:
         return
-    different = sorted(n for n in expected.keys() | records.keys() if n not in records or records[n].digest != expected.get(n))
+    different = sorted(
+        n
+        for n in expected.keys() | records.keys()
+        if n not in records or records[n].digest != expected.get(n)
+    )
     if different:
         raise VerificationError(
-            f"The result differs from the record in {len(different)} of {len(expected)} tensor(s), the first being {different[0]!r}; "
+            f"The result differs from the record in {len(different)} of {len(expected)} tensor(s), "
+            f"the first being {different[0]!r}; "
             "an input was changed, or another version or backend wrote the record. The output was not sealed."
         )
 
 
-def resumable(plan: Plan, journal: Journal, shards: OutputShards, scheduler: Scheduler) -> dict[str, TensorRecord]:
+def resumable(
+    plan: Plan, journal: Journal, shards: OutputShards, scheduler: Scheduler
+) -> dict[str, TensorRecord]:
     """Tensors that an earlier run finished and whose bytes still have the recorded digest."""
     finished = journal.finished()
     found: dict[str, TensorRecord] = {}
@@ -177,7 +195,13 @@ def write_tensors(
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, sink, settings.tile_elements)
         shards.tensor_done(name)
-        done(TensorRecord(name, finished.digest, tuple(finished.source_digests[i] for i in sorted(finished.source_digests))))
+        done(
+            TensorRecord(
+                name,
+                finished.digest,
+                tuple(finished.source_digests[i] for i in sorted(finished.source_digests)),
+            )
+        )
 
     scheduler.run(write(tensor) for tensor in tensors)
 
@@ -185,14 +209,18 @@ def write_tensors(
 def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
     """Tensors in the order of their bytes in the output, so that shards fill one after the other."""
     by_name = {tensor.output.name: tensor for tensor in plan.tensors}
-    return (by_name[placement.name] for shard in plan.layout.shards for placement in shard.placements)
+    return (
+        by_name[placement.name] for shard in plan.layout.shards for placement in shard.placements
+    )
 
 
 def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer) -> TensorJob:
     """The job of one computed tensor."""
     traced = tracer.trace(tensor.output)
     sources = [plan.leaf(leaf) for leaf in traced.sources]
-    return TensorJob(tensor.output.name, tensor.output.shape, traced.output, sources, settings, traced.groups)
+    return TensorJob(
+        tensor.output.name, tensor.output.shape, traced.output, sources, settings, traced.groups
+    )
 
 
 def model_results(
@@ -217,13 +245,13 @@ def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
     for leaf, (number, first) in zip(leaves, finished.nonfinite_sources, strict=False):
         if number:
             raise NonFiniteError(
-                f"{plan.leaf(leaf).location} holds {number} NaN or infinite value(s), the first at element {first}; mend the "
-                "checkpoint, or set `nonfinite: propagate` in the recipe to let them through."
+                f"{plan.leaf(leaf).location} holds {number} NaN or infinite value(s), the first at element {first}; "
+                "mend the checkpoint, or set `nonfinite: propagate` in the recipe to let them through."
             )
     number, first = finished.nonfinite
     if number:
         raise NonFiniteError(
-            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), the first at element {first}, though its "
-            f"inputs are finite: the result overflows {tensor.output.dtype}; use a wider `dtype` or smaller weights."
+            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), "
+            f"the first at element {first}, though its inputs are finite: the result overflows "
+            f"{tensor.output.dtype}; use a wider `dtype` or smaller weights."
         )
-

@@ -9,7 +9,14 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from weightsmith.checkpoints import Checkpoint, Kind, Tying, donor_files, merged_config, open_checkpoint
+from weightsmith.checkpoints import (
+    Checkpoint,
+    Kind,
+    Tying,
+    donor_files,
+    merged_config,
+    open_checkpoint,
+)
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.journal import Journal, TensorRecord
@@ -27,7 +34,9 @@ INDEX = "model.safetensors.index.json"
 RECIPE = "weightsmith-recipe.yaml"
 
 
-def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging, journal: Journal) -> Manifest:
+def seal(
+    plan: Plan, records: Mapping[str, TensorRecord], staging: Staging, journal: Journal
+) -> Manifest:
     """Write everything beside the weights into the staging folder, durably, and check that it opens as a checkpoint."""
     folder = staging.checkpoint
     _remove_strays(plan, folder)
@@ -35,13 +44,19 @@ def seal(plan: Plan, records: Mapping[str, TensorRecord], staging: Staging, jour
     config = _config(plan, donor)
     _carry_files(donor, folder)
     if config is not None:
-        write_file(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        write_file(
+            folder / "config.json",
+            (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        )
     if plan.layout.index is not None:
         write_file(folder / INDEX, plan.layout.index)
     recipe = plan.recipe.dump()
     write_file(folder / RECIPE, recipe.encode())
     made = manifests.build(plan, records, folder, staging.out)
-    write_file(folder / "README.md", _card(plan, made, config, staging.out.name, recipe).encode(errors="replace"))
+    write_file(
+        folder / "README.md",
+        _card(plan, made, config, staging.out.name, recipe).encode(errors="replace"),
+    )
     made = manifests.build(plan, records, folder, staging.out)
     content = made.to_json()
     write_file(folder / manifests.FILE_NAME, content)
@@ -94,15 +109,25 @@ def _carry_files(donor: Checkpoint, folder: Path) -> None:
             write_file(folder / name, (donor.path / name).read_bytes())
 
 
-def _card(plan: Plan, made: Manifest, config: dict[str, object] | None, title: str, recipe: str) -> str:
+def _card(
+    plan: Plan, made: Manifest, config: dict[str, object] | None, title: str, recipe: str
+) -> str:
     parents = []
     for label, checkpoint in plan.resolved.checkpoints.items():
         part = "base" if label == plan.resolved.base else "expert"
         name = checkpoint.hub_id or checkpoint.path.name
         parents.append(
-            Parent(name, part, made.inputs[label].digest, checkpoint.hub_id is not None, checkpoint.revision)
+            Parent(
+                name,
+                part,
+                made.inputs[label].digest,
+                checkpoint.hub_id is not None,
+                checkpoint.revision,
+            )
         )
-    return model_card(title, parents, _methods(plan), recipe=recipe, config=config, version=made.version)
+    return model_card(
+        title, parents, _methods(plan), recipe=recipe, config=config, version=made.version
+    )
 
 
 def _methods(plan: Plan) -> list[MethodUse]:
@@ -125,5 +150,6 @@ def _check_opens(plan: Plan, folder: Path) -> None:
     found = {name: (t.dtype, t.shape) for name, t in open_checkpoint(folder).tensors.items()}
     wanted = {p.name: (p.dtype, p.shape) for shard in plan.layout.shards for p in shard.placements}
     if found != wanted:
-        raise OutputError(f"The finished files in {str(folder)!r} do not read back as planned; the disk may be faulty, run again.")
-
+        raise OutputError(
+            f"The finished files in {str(folder)!r} do not read back as planned; the disk may be faulty, run again."
+        )

@@ -1,10 +1,10 @@
 """The staging folder: where an output grows until it is whole, beside the place where it will appear.
 
-    OUT.partial/
-      lock            held while a run works here
-      journal.jsonl   what is finished
-      checkpoint/     the output so far; renamed to OUT at the very end
-      replaced/       an earlier OUT on its way out (only where folders cannot be swapped in one step)
+OUT.partial/
+  lock            held while a run works here
+  journal.jsonl   what is finished
+  checkpoint/     the output so far; renamed to OUT at the very end
+  replaced/       an earlier OUT on its way out (only where folders cannot be swapped in one step)
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class Staging:
             return journal
         if journal.finished():
             raise OutputError(
-                f"{str(self.folder)!r} holds an unfinished run of another recipe, other inputs or another version; "
+                f"{str(self.folder)!r} holds an unfinished run of another recipe, other inputs, "
+                "another backend or version; "
                 "give --fresh to discard it and start over, or choose another output."
             )
         journal.restart(plan_digest)

@@ -25,7 +25,6 @@ from weightsmith.recipes import Recipe
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.open_files import OPEN_FILES
 
-
 _TILE = 1 << 20
 
 
@@ -44,11 +43,14 @@ class Verification:
         return not self.problems
 
 
-def verify(folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None) -> Verification:
+def verify(
+    folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None
+) -> Verification:
     """Compare every file and tensor of an output with its manifest.
 
-    With `recompute` = K, K tensors, evenly spread, are computed again from the inputs (found where the manifest says they lay, or where
-    `inputs` maps their references) and compared bit for bit. Raises VerificationError where nothing can be compared.
+    With `recompute` = K, K tensors, evenly spread, are computed again from the inputs (found where
+    the manifest says they lay, or where `inputs` maps their references) and compared bit for bit.
+    Raises VerificationError where nothing can be compared.
     """
     manifest = manifests.read(folder)
     recomputed: tuple[str, ...] = ()
@@ -63,7 +65,12 @@ def verify(folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | Non
 
 
 def replay(
-    folder: Path, new: Path, *, inputs: Mapping[str, Path] | None = None, progress: Progress | None = None, **options: Any
+    folder: Path,
+    new: Path,
+    *,
+    inputs: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Manifest:
     """Run the merge on record again into `new` and require the same bits.
 
@@ -83,7 +90,11 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
         elif present[name] != digest:
             problems.append(f"file {name!r} was changed")
     problems += [f"file {name!r} was added" for name in manifests.foreign_files(folder, manifest)]
-    return problems + [p for name, digest in manifest.shards.items() if (p := _header_problem(folder / name, digest))]
+    return problems + [
+        p
+        for name, digest in manifest.shards.items()
+        if (p := _header_problem(folder / name, digest))
+    ]
 
 
 def _header_problem(path: Path, digest: str) -> str:
@@ -94,7 +105,11 @@ def _header_problem(path: Path, digest: str) -> str:
             header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
     except OSError as error:
         return f"file {path.name!r} cannot be read ({error.strerror or error})"
-    return "" if hashlib.sha256(length + header).hexdigest() == digest else f"the header of {path.name!r} was changed"
+    return (
+        ""
+        if hashlib.sha256(length + header).hexdigest() == digest
+        else f"the header of {path.name!r} was changed"
+    )
 
 
 def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -102,18 +117,28 @@ def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:
         checkpoint = open_checkpoint(folder)
     except WeightsmithError as error:
         return [f"the weights cannot be read: {error}"]
-    problems = [f"tensor {name!r} is missing" for name in manifest.outputs if name not in checkpoint.tensors]
-    problems += [f"tensor {name!r} was added" for name in checkpoint.tensors if name not in manifest.outputs]
+    problems = [
+        f"tensor {name!r} is missing" for name in manifest.outputs if name not in checkpoint.tensors
+    ]
+    problems += [
+        f"tensor {name!r} was added" for name in checkpoint.tensors if name not in manifest.outputs
+    ]
 
     def check(name: str) -> Job:
         digest = yield from digest_rounds(checkpoint.tensors[name], _TILE)
         if digest != manifest.outputs[name]:
-            problems.append(f"tensor {name!r} was changed: its digest is {digest}, the manifest has {manifest.outputs[name]}")
+            problems.append(
+                f"tensor {name!r} was changed: its digest is {digest}, the manifest has {manifest.outputs[name]}"
+            )
 
-    Scheduler(os.cpu_count() or 1).run(check(name) for name in checkpoint.tensors if name in manifest.outputs)
+    Scheduler(os.cpu_count() or 1).run(
+        check(name) for name in checkpoint.tensors if name in manifest.outputs
+    )
     if not problems and checkpoint_digest(manifest.outputs) != manifest.digest:
         problems.append("the manifest itself was changed: its digests do not add up")
-    if hashlib.sha256(manifest.recipe.encode()).hexdigest() != manifest.files.get("weightsmith-recipe.yaml"):
+    if hashlib.sha256(manifest.recipe.encode()).hexdigest() != manifest.files.get(
+        "weightsmith-recipe.yaml"
+    ):
         problems.append("the recipe in the manifest is not the one in weightsmith-recipe.yaml")
     return sorted(problems)
 
@@ -126,7 +151,9 @@ def _recompute(
     if plan.errors:
         return (), [f"nothing can be computed again: {found.sentence}" for found in plan.errors]
     names = [t.output.name for t in plan.tensors]
-    chosen = {names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))}
+    chosen = {
+        names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))
+    }
     problems: list[str] = []
     settings = Settings(plan.backend.load(), plan.tile_elements)
     tracer = Tracer(plan.resolved.seed)
@@ -144,7 +171,10 @@ def _recompute(
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, _Nowhere(), settings.tile_elements)
         if finished.digest != manifest.outputs.get(name):
-            problems.append(f"tensor {name!r} comes out differently when it is computed again ({_why(plan, tensor, finished, manifest)})")
+            problems.append(
+                f"tensor {name!r} comes out differently when it is computed again "
+                f"({_why(plan, tensor, finished, manifest)})"
+            )
 
     scheduler.run(check(t) for t in plan.tensors if t.output.name in chosen)
     return tuple(name for name in names if name in chosen), sorted(problems)
@@ -157,7 +187,10 @@ def _why(plan: Plan, tensor: PlannedTensor, finished: Finished, manifest: Manife
         if on_record.get(source, {}).get(leaf.tensor) != finished.source_digests[i]:
             return f"its input {plan.leaf(leaf).location} is not the one on record"
     if tensor.model_scope:
-        return "it depends on statistics of the whole model: an input of another tensor, the output or the manifest was changed"
+        return (
+            "it depends on statistics of the whole model: an input of another tensor, the output or the manifest "
+            "was changed"
+        )
     return "from the same inputs: the output or the manifest was changed, or another backend or version computed it"
 
 
@@ -166,16 +199,23 @@ class _Nowhere:
         """Drop the bytes; only their digest is wanted."""
 
 
-def _plan_again(folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **options: Any) -> Plan:
+def _plan_again(
+    folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **options: Any
+) -> Plan:
     """The plan of the recipe on record, its references resolved to where the inputs are now."""
     real = Path(os.path.realpath(folder))
-    recorded = {given.reference: Path(os.path.normpath(real / given.path)) for given in manifest.inputs.values()}
+    recorded = {
+        given.reference: Path(os.path.normpath(real / given.path))
+        for given in manifest.inputs.values()
+    }
     unknown = sorted(set(inputs) - set(recorded))
     if unknown:
         raise VerificationError(
             f"The manifest has no input {unknown[0]!r}; it has {', '.join(map(repr, recorded))}."
         )
-    where = {reference: path for reference, path in recorded.items() if path.exists()} | dict(inputs)
+    where = {reference: path for reference, path in recorded.items() if path.exists()} | dict(
+        inputs
+    )
 
     hub = {given.reference: (given.hub_id, given.revision) for given in manifest.inputs.values()}
 
@@ -190,6 +230,6 @@ def _plan_again(folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **
 
 
 def _wants_torch(manifest: Manifest, options: Mapping[str, Any]) -> bool:
-    """True where torch wrote the record and nothing else was asked for: sums may differ in the last bit between backends."""
+    """True where torch wrote the record and nothing else was asked for, since its sums may differ in the last bit."""
     is_free = options.get("backend", "auto") == "auto" and options.get("device", "cpu") == "cpu"
     return is_free and manifest.backend == "torch" and importlib.util.find_spec("torch") is not None

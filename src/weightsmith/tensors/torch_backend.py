@@ -6,6 +6,8 @@ Elementwise results define what every other backend must reproduce bit for bit: 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +37,10 @@ from weightsmith.tensors.passes import (
     work_dtype,
 )
 from weightsmith.tensors.pieces import piece_elements
+
+# Parameters of glibc's mallopt; other C libraries lack the function or ignore them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 26
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -396,9 +402,18 @@ def _collect(keys: Tensor, request: Collect, start: int) -> CollectPart:
     )
 
 
-def use_one_thread() -> None:
-    """Leave parallelism to the engine's workers: torch's own threads would change the order of sums."""
+def prepare_process() -> None:
+    """Make torch run tiles well: for a process that a run has to itself.
+
+    Leaves parallelism to the engine's workers, because torch's own threads would change the order of sums,
+    and lets the C library keep freed tiles, which otherwise go back to the system after every operation
+    only to be faulted in again by the next (five times the cost of the arithmetic).
+    """
     torch.set_num_threads(1)
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class TorchBackend:
