@@ -52,7 +52,7 @@ def switch_off(part: str, backend: str) -> None:
     elif backend == "torch":
         from weightsmith.tensors import torch_backend
 
-        torch_backend._nonfinite = lambda _values, _start: (0, -1)
+        torch_backend.nonfinite = lambda _values, _start: (0, -1)
     else:
         native.LIBRARY = LIBRARY
 

@@ -11,7 +11,7 @@ import torch
 
 from weightsmith.methods import registry
 from weightsmith.tensors.graph import Site, Value, source
-from weightsmith.tensors.torch_backend import evaluate, evaluate_model
+from weightsmith.tensors.torch_memory import evaluate, evaluate_model
 
 
 def trace(

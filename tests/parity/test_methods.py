@@ -17,7 +17,7 @@ import torch
 import weightsmith
 from weightsmith.methods import registry
 from weightsmith.tensors.random import stream_key
-from weightsmith.tensors.torch_backend import uniform_tile
+from weightsmith.tensors.torch_interpreter import uniform_tile
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -162,7 +162,7 @@ def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
 def _evaluate(
     outputs: Mapping[str, Value], sources: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, Tensor]:
-    from weightsmith.tensors.torch_backend import evaluate_model
+    from weightsmith.tensors.torch_memory import evaluate_model
 
     groups: dict[Node, int] = {}
     for output in outputs.values():

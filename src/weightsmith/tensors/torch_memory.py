@@ -1,0 +1,158 @@
+"""Graphs evaluated with torch over whole tensors in memory, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
+from weightsmith.tensors.order import Selection, local_cut
+from weightsmith.tensors.passes import (
+    Collect,
+    CutPoint,
+    Histogram,
+    evaluate_scalar,
+    has_row_nodes,
+    reduction_levels,
+    walk_pending,
+)
+from weightsmith.tensors.torch_interpreter import (
+    Interpreter,
+    collect_keys,
+    count_keys,
+    magnitude_keys,
+    reduce_piece,
+)
+
+
+def evaluate(
+    output: Value, sources: Sequence[Tensor], *, work: torch.dtype | None = None
+) -> Tensor:
+    """The value of a graph over whole tensors in memory, in work precision; gradients flow to the sources.
+
+    All sources have the shape of the result. Model-scope reductions run over this one tensor.
+    """
+    return evaluate_model({"": output}, {"": sources}, work=work)[""]
+
+
+def evaluate_model(
+    outputs: Mapping[str, Value],
+    sources: Mapping[str, Sequence[Tensor]],
+    *,
+    groups: Mapping[Node, Any] | None = None,
+    work: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Values of many tensors' graphs, with model-scope reductions taken over all of them.
+
+    `groups` says which model-scope reductions of different tensors are one (by default: those at the same position of
+    each graph).
+    """
+    known: dict[str, dict[Node, Any]] = {name: {} for name in outputs}
+    while True:
+        progressed = False
+        pending: dict[Any, list[tuple[str, Scalar | Cut]]] = {}
+        for name, output in outputs.items():
+            levels = reduction_levels([output], known[name])
+            model_position = 0
+            for reduction in levels[0] if levels else []:
+                progressed = True
+                if reduction.scope is Scope.MODEL:
+                    key = groups[reduction] if groups else model_position
+                    model_position += 1
+                    pending.setdefault(key, []).append((name, reduction))
+                else:
+                    measured = _measure([reduction], [sources[name]], [known[name]], work)
+                    known[name].update(zip([reduction], measured, strict=True))
+        for members in pending.values():
+            names = [name for name, _ in members]
+            measured = _measure(
+                [r for _, r in members],
+                [sources[n] for n in names],
+                [known[n] for n in names],
+                work,
+            )
+            for (name, reduction), result in zip(members, measured, strict=True):
+                known[name][reduction] = result
+        if not progressed:
+            break
+    return {
+        name: _run_whole([output], sources[name], known[name], work)[0]
+        for name, output in outputs.items()
+    }
+
+
+def _run_whole(
+    roots: Sequence[Node],
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
+    work: torch.dtype | None,
+) -> list[Tensor]:
+    dtype = work or (
+        torch.float64 if any(s.dtype is torch.float64 for s in sources) else torch.float32
+    )
+    shape = sources[0].shape
+    row_length = shape[-1] if shape else 1
+    known = _with_whole_nodes(roots, sources, known, dtype)
+    interpreter = Interpreter(roots, known, dtype, has_row_nodes(roots, known))
+    flat = [s.to(dtype).reshape(-1) for s in sources]
+    return [t.reshape(shape) for t in interpreter.run(flat, 0, row_length)]
+
+
+def _with_whole_nodes(
+    roots: Sequence[Node],
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
+    dtype: torch.dtype,
+) -> dict[Node, Any]:
+    known = dict(known)
+    for node in walk_pending(roots, known):
+        if node.op == "whole" and node not in known:
+            inputs = [_run_whole([i], sources, known, dtype)[0] for i in node.inputs]
+            known[node] = node.attributes[0](torch, *inputs, *node.attributes[1:]).reshape(-1)
+    return known
+
+
+def _measure(
+    reductions: Sequence[Scalar | Cut],
+    sources: Sequence[Sequence[Tensor]],
+    known: Sequence[dict[Node, Any]],
+    work: torch.dtype | None,
+) -> list[Any]:
+    first = reductions[0]
+    count = 2 if first.op == "dot" else 1
+    values = [
+        _run_whole(r.inputs[:count], s, k, work)
+        for r, s, k in zip(reductions, sources, known, strict=True)
+    ]
+    if isinstance(first, Cut):
+        return _measure_cut(first, [v[0] for v in values], known[0])
+    parts = torch.stack([reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values])
+    return [parts.max() if first.op == "peak" else parts.sum()] * len(reductions)
+
+
+def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> list[CutPoint]:
+    number = float(evaluate_scalar(cut.inputs[1], dict(known)))
+    population = sum(v.numel() for v in values)
+    k = int(np.floor(number * population)) if cut.attributes[0] else int(number)
+    keys = [magnitude_keys(v).reshape(-1) for v in values]
+    selection = Selection(k, population, 63 if values[0].dtype is torch.float64 else 31)
+    offsets = np.cumsum([0] + [v.numel() for v in values])
+    while selection.result is None:
+        asked = selection.request()
+        part = asked.only_part if isinstance(asked, Collect) else None
+        chosen = range(len(keys)) if part is None else [part]
+        parts: list[Any] = [
+            count_keys(keys[i], asked)
+            if isinstance(asked, Histogram)
+            else collect_keys(keys[i], asked, int(offsets[i]))
+            for i in chosen
+        ]
+        selection.absorb(asked, parts)
+    return [
+        local_cut(selection.result, int(o), v.numel())
+        for o, v in zip(offsets, values, strict=False)
+    ]
