@@ -37,15 +37,23 @@ def copy_tensor(stored: Sequence[LazyTensor], sink: Sink, target: int) -> Rounds
         sink.write(start, data)
         return piece_digests(data, first.shape, first.dtype)
 
-    results = yield Round([tile_task(run, start, count) for start, count in plain_tiles(first.shape, target)])
+    results = yield Round(
+        [tile_task(run, start, count) for start, count in plain_tiles(first.shape, target)]
+    )
     digest = tensor_digest(first.dtype, first.shape, [found for part in results for found in part])
     return Finished(digest, dict.fromkeys(range(len(stored)), digest), (0, -1), ())
 
 
-def _refuse(first: LazyTensor, other: LazyTensor, data: memoryview, compared: memoryview, start: int) -> None:
+def _refuse(
+    first: LazyTensor, other: LazyTensor, data: memoryview, compared: memoryview, start: int
+) -> None:
     itemsize = first.dtype.itemsize
-    at = next(i for i in range(0, len(data), itemsize) if data[i : i + itemsize] != compared[i : i + itemsize])
+    at = next(
+        i
+        for i in range(0, len(data), itemsize)
+        if data[i : i + itemsize] != compared[i : i + itemsize]
+    )
     raise CompatibilityError(
-        f"{first.location} and {other.location} hold {first.dtype} values, which are not merged but must agree, and they differ at element "
-        f"{start + at // itemsize}; name a `base_model` whose values are to be kept."
+        f"{first.location} and {other.location} hold {first.dtype} values, which are not merged but must "
+        f"agree, and they differ at element {start + at // itemsize}; name a `base_model` whose values are to be kept."
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.backends import BackendChoice, choose_backend
+from weightsmith.engine.tensor_job import tile_elements
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
@@ -30,7 +32,8 @@ from weightsmith.recipes.formula import (
 from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.graph import Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
-from weightsmith.tensors.passes import reduction_levels
+from weightsmith.tensors.passes import has_row_nodes, reduction_levels
+from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
 
@@ -50,14 +53,19 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One output tensor: what is done, how often its inputs are streamed, and how many bytes that reads."""
+    """One output tensor: what is done, how often its inputs are streamed, and what that reads.
+
+    `model_scope`: it takes part in statistics of the whole model. `whole`: it is held in memory whole,
+    with its inputs. `rows`: it is streamed by whole rows.
+    """
 
     output: OutputTensor
     action: Action
     passes: int
     read_bytes: int
-    model_scope: bool
-    whole: bool
+    model_scope: bool = False
+    whole: bool = False
+    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +105,37 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Predicted anonymous memory, the interpreter included."""
-        widest = max((self.bytes_per_element(t) for t in self.tensors), default=0)
-        whole = max((self._whole_bytes(t) for t in self.tensors if t.whole), default=0)
-        return self.backend.resident_bytes + self.threads * widest * self.tile_elements + whole
+        tiles = max((self._tile_bytes(t) for t in self.tensors), default=0)
+        return self.backend.resident_bytes + self.threads * tiles + self.window * self._whole_bytes
+
+    @property
+    def window(self) -> int:
+        """How many tensors are worked on at a time: fewer where whole matrices fill the memory."""
+        usual = self.threads + 1
+        return (
+            max(1, min(usual, self.memory_bytes // self._whole_bytes))
+            if self._whole_bytes
+            else usual
+        )
 
     def bytes_per_element(self, tensor: PlannedTensor) -> int:
         """Bytes of buffers and scratch per element of a tile."""
         return _bytes_per_element(tensor.output, self.resolved.checkpoints, self.backend)
 
-    def _whole_bytes(self, tensor: PlannedTensor) -> int:
-        elements = 1
-        for length in tensor.output.shape:
-            elements *= length
-        return 4 * elements * (len(distinct_leaves(tensor.output.formula)) + 4)
+    def _tile_bytes(self, tensor: PlannedTensor) -> int:
+        elements = tile_elements(tensor.output.shape, self.tile_elements, tensor.rows)
+        return self.bytes_per_element(tensor) * min(
+            elements, max(1, math.prod(tensor.output.shape))
+        )
+
+    @property
+    def _whole_bytes(self) -> int:
+        """Memory that the largest matrix method takes: its inputs and about four working copies."""
+        matrices = [t.output for t in self.tensors if t.whole]
+        return max(
+            (4 * math.prod(t.shape) * (len(distinct_leaves(t.formula)) + 4) for t in matrices),
+            default=0,
+        )
 
     def leaf(self, leaf: Leaf) -> LazyTensor:
         """The stored tensor of a leaf."""
@@ -147,7 +173,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
     )
     budget = max(memory_bytes - choice.resident_bytes, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
-    return Plan(
+    plan = Plan(
         resolved=resolved,
         tensors=planned,
         layout=layout,
@@ -158,6 +184,23 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         findings=(*resolved.findings, *findings, *choice.findings),
         digest=_digest(resolved, layout, choice),
     )
+    return replace(plan, findings=(*plan.findings, *_memory_findings(plan)))
+
+
+def _memory_findings(plan: Plan) -> list[Finding]:
+    if plan.peak_bytes <= plan.memory_bytes:
+        return []
+    largest = max(plan.tensors, key=lambda t: (t.whole or t.rows, math.prod(t.output.shape)))
+    return [
+        Finding(
+            Severity.WARNING,
+            "memory",
+            largest.output.name,
+            f"the merge needs about {format_size(plan.peak_bytes)} of memory, more than the "
+            f"{format_size(plan.memory_bytes)} allowed",
+            "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices",
+        )
+    ]
 
 
 def require_runnable(plan: Plan) -> None:
@@ -180,37 +223,52 @@ def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Ac
 
 def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], list[Finding]]:
     tracer = Tracer(resolved.seed)
-    facts: dict[Hashable, tuple[int, bool, bool]] = {}
+    facts: dict[Hashable, _Facts] = {}
     planned: list[PlannedTensor] = []
     findings: dict[str, Finding] = {}
     for tensor in resolved.outputs:
         action = action_of(tensor, resolved.checkpoints)
-        passes, model, whole = 1, False, False
+        found = _Facts()
         if action is Action.COMPUTE:
             key = _shape_of_formula(tensor.formula)
             if key not in facts:
                 try:
                     facts[key] = _facts(tracer, tensor)
                 except RecipeError as error:
-                    facts[key] = (1, False, False)
-                    found = Finding(Severity.ERROR, "method", tensor.name, str(error))
-                    findings.setdefault(found.message.split(":", 1)[-1], found)
-            passes, model, whole = facts[key]
+                    facts[key] = _Facts()
+                    refused = Finding(Severity.ERROR, "method", tensor.name, str(error))
+                    findings.setdefault(refused.message.split(":", 1)[-1], refused)
+            found = facts[key]
         stored = [
             resolved.checkpoints[f.checkpoint].tensors[f.tensor]
             for f in distinct_leaves(tensor.formula)
         ]
-        read = passes * sum(t.nbytes for t in stored)
-        planned.append(PlannedTensor(tensor, action, passes, read, model, whole))
+        read = found.passes * sum(t.nbytes for t in stored)
+        planned.append(
+            PlannedTensor(
+                tensor, action, found.passes, read, found.model_scope, found.whole, found.rows
+            )
+        )
     return tuple(planned), list(findings.values())
 
 
-def _facts(tracer: Tracer, tensor: OutputTensor) -> tuple[int, bool, bool]:
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    passes: int = 1
+    model_scope: bool = False
+    whole: bool = False
+    rows: bool = False
+
+
+def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
     traced = tracer.trace(tensor)
     nodes = walk([traced.output])
-    model = any(getattr(node, "scope", None) is Scope.MODEL for node in nodes)
-    whole = any(node.op == "whole" for node in nodes)
-    return len(reduction_levels([traced.output])) + 1, model, whole
+    return _Facts(
+        passes=len(reduction_levels([traced.output])) + 1,
+        model_scope=any(getattr(node, "scope", None) is Scope.MODEL for node in nodes),
+        whole=any(node.op == "whole" for node in nodes),
+        rows=has_row_nodes([traced.output], {}),
+    )
 
 
 def _shape_of_formula(formula: Formula) -> Hashable:
@@ -245,9 +303,7 @@ def _digest(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> 
     return state.hexdigest()
 
 
-def _identity(
-    resolved: Resolved, layout: ShardLayout, backend: BackendChoice
-) -> Iterator[Any]:
+def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> Iterator[Any]:
     yield [FORMAT, resolved.seed, resolved.nonfinite, resolved.recipe.digest()]
     # The last bit of a sum may differ between backends, and one output never mixes them.
     yield [backend.kind, backend.device]

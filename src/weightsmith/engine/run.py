@@ -103,7 +103,7 @@ def described(error: OSError, out: Path) -> WeightsmithError:
 def _write_tensors(
     plan: Plan, staging: Staging, journal: Journal, progress: Progress, compute: Compute
 ) -> dict[str, TensorRecord]:
-    scheduler = Scheduler(plan.threads)
+    scheduler = Scheduler(plan.threads, plan.window)
     with OutputShards(plan.layout, staging.checkpoint) as shards:
         records = resumable(plan, journal, shards, scheduler)
         done = sum(plan.layout.placement(name).nbytes for name in records)

@@ -96,7 +96,7 @@ def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
 
 
 def _tied(plan: Plan, donor: Checkpoint) -> bool | None:
-    """False where the result has an output head of its own although the donor's is tied; else the donor's word holds."""
+    """False where the result has a head of its own although the donor's is tied; else the donor's word."""
     has_head = any(tensor.output.role == Kind.HEAD.value for tensor in plan.tensors)
     return False if donor.tying is Tying.TIED and has_head else None
 
