@@ -14,7 +14,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
 ]
-SHAPES = {"model.layers.0.mlp.up_proj.weight": (1500, 512), "model.norm.weight": (512,), "scale": ()}
+SHAPES = {
+    "model.layers.0.mlp.up_proj.weight": (1500, 512),
+    "model.norm.weight": (512,),
+    "scale": (),
+}
 # Their numbers come from additions, multiplications, comparisons and the counter-based generator alone.
 EXACT = ["linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della"]
 SUMMED = ["slerp", "model_stock", "karcher", "sce", "truncate"]
@@ -39,7 +43,11 @@ def merged(family: Path, method: str, device: str) -> dict[str, torch.Tensor]:
         "weightsmith": 1,
         "merge_method": method,
         "models": [{"model": str(family / f"e{i}.safetensors")} for i in range(count)],
-        "parameters": {"t": 0.3} if method == "slerp" else {"rank": 8} if method == "truncate" else {},
+        "parameters": {"t": 0.3}
+        if method == "slerp"
+        else {"rank": 8}
+        if method == "truncate"
+        else {},
         "dtype": "bfloat16",
     }
     if method not in ("linear", "karcher"):

@@ -11,14 +11,13 @@ import torch
 from weightsmith.methods import registry
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scope, Site, source
+from weightsmith.tensors.graph import Cut, Node, Scope, Site, source, walk
 from weightsmith.tensors.order import Selection
 from weightsmith.tensors.passes import (
     Collect,
     PassSpec,
     evaluate_scalar,
     reduction_levels,
-    walk_pending,
 )
 
 SHAPE = (24, 130)
@@ -46,7 +45,7 @@ def merge(backend: Any, name: str, buffers: list[memoryview], tools: Any) -> tor
     while levels := reduction_levels([output], known):
         for node in levels[0]:
             known[node] = measure(backend, node, known, dtypes, buffers, tools)
-    for node in walk_pending([output], known):
+    for node in walk([output], known):
         if node.op == "whole":
             pytest.skip("matrix methods are computed by the engine")
     return tools.run(

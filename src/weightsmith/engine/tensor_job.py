@@ -29,7 +29,6 @@ from weightsmith.tensors.passes import (
     pass_roots,
     reduction_levels,
     used_sources,
-    walk_pending,
     work_dtype,
 )
 from weightsmith.tensors.pieces import piece_elements
@@ -137,7 +136,7 @@ class TensorJob:
             tuple(_first_bad(list(found)) for found in by_source)[: self._stored_sources],
         )
 
-    def resolve(self, stop_at_model: bool = False) -> Rounds:
+    def resolve(self) -> Rounds:
         """Measure every reduction that the output still needs (all but model-wide ones, which must be known by now)."""
         while True:
             yield from self._resolve_whole()
@@ -254,7 +253,7 @@ class TensorJob:
     def _resolve_whole(self) -> Rounds:
         while True:
             node = next(
-                (n for n in walk_pending([self.output], self.known) if self._is_ready_matrix(n)),
+                (n for n in walk([self.output], self.known) if self._is_ready_matrix(n)),
                 None,
             )
             if node is None:

@@ -29,7 +29,9 @@ class GatheredRows:
 
     def __post_init__(self) -> None:
         if not self.source.shape:
-            raise UsageError(f"{self.source.location} is a single number and has no rows to gather.")
+            raise UsageError(
+                f"{self.source.location} is a single number and has no rows to gather."
+            )
         if self.rows.size and not -1 <= self.rows.min() <= self.rows.max() < self.source.shape[0]:
             raise UsageError(
                 f"{self.source.location} has {self.source.shape[0]} rows, and the index asks for rows "
@@ -74,7 +76,9 @@ class GatheredRows:
         for low, high in zip([0, *ends], [*ends, len(index)], strict=True):
             begin = max(start, (first + low) * width)
             end = min(stop, (first + high) * width)
-            part = buffer[(begin - start) * self.dtype.itemsize : (end - start) * self.dtype.itemsize]
+            part = buffer[
+                (begin - start) * self.dtype.itemsize : (end - start) * self.dtype.itemsize
+            ]
             if index[low] < 0:
                 part[:] = bytes(len(part))
             else:

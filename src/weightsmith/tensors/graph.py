@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import enum
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -388,8 +388,11 @@ def is_reduction(node: Node) -> bool:
     return node.op in REDUCTIONS and isinstance(node, (Scalar, Cut))
 
 
-def walk(roots: Iterable[Node]) -> list[Node]:
-    """Every node reachable from the roots, inputs before users, each once."""
+def walk(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """Every node reachable from the roots, inputs before users, each once.
+
+    Known nodes are listed, but not what they were computed from.
+    """
     order: list[Node] = []
     seen: set[int] = set()
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
@@ -402,7 +405,8 @@ def walk(roots: Iterable[Node]) -> list[Node]:
             continue
         seen.add(id(node))
         stack.append((node, True))
-        stack.extend((child, False) for child in reversed(node.inputs) if id(child) not in seen)
+        if node not in known:
+            stack.extend((child, False) for child in reversed(node.inputs) if id(child) not in seen)
     return order
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction, walk
 
 HISTOGRAM_BINS = 1 << 16
 
@@ -151,7 +151,7 @@ def reduction_levels(roots: Sequence[Node], known: Known | None = None) -> list[
     done = known or {}
     level: dict[Node, int] = {}
     groups: list[list[Scalar | Cut]] = []
-    for node in walk_pending(roots, done):
+    for node in walk(roots, done):
         below = max((level.get(child, 0) for child in node.inputs), default=0)
         if node in done:
             level[node] = 0
@@ -165,28 +165,9 @@ def reduction_levels(roots: Sequence[Node], known: Known | None = None) -> list[
     return groups
 
 
-def walk_pending(roots: Iterable[Node], known: Known) -> list[Node]:
-    """As `walk`, without descending below nodes that are already known."""
-    order: list[Node] = []
-    seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-            continue
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack.append((node, True))
-        if node not in known:
-            stack.extend((child, False) for child in reversed(node.inputs) if id(child) not in seen)
-    return order
-
-
 def used_sources(roots: Iterable[Node], known: Known) -> set[int]:
     """Indices of the sources that a pass over these roots reads."""
-    return {node.attributes[0] for node in walk_pending(roots, known) if node.op == "source"}
+    return {node.attributes[0] for node in walk(roots, known) if node.op == "source"}
 
 
 def pass_roots(spec: PassSpec) -> list[Node]:
@@ -202,7 +183,7 @@ def has_row_nodes(roots: Iterable[Node], known: Known) -> bool:
     """True if a pass needs whole rows at once."""
     return any(
         node.op == "row_rank" or (isinstance(node, (Scalar, Cut)) and node.scope is Scope.ROW)
-        for node in walk_pending(roots, known)
+        for node in walk(roots, known)
     )
 
 

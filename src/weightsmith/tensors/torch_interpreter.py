@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Node, Scalar, Value
+from weightsmith.tensors.graph import Node, Scalar, Value, walk
 from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
     Collect,
@@ -25,7 +25,6 @@ from weightsmith.tensors.passes import (
     Histogram,
     HistogramPart,
     evaluate_scalar,
-    walk_pending,
 )
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -69,7 +68,7 @@ class Interpreter:
         self._rows = rows
         self._known = dict(known)
         self._canonical: dict[Node, Node] = {}
-        self._order = self._merge_equal(walk_pending(roots, known))
+        self._order = self._merge_equal(walk(roots, known))
         self._roots = [self._canonical[root] for root in roots]
         self._last_use = self._last_uses()
 

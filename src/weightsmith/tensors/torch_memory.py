@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, walk
 from weightsmith.tensors.order import Selection, local_cut
 from weightsmith.tensors.passes import (
     Collect,
@@ -18,7 +18,6 @@ from weightsmith.tensors.passes import (
     evaluate_scalar,
     has_row_nodes,
     reduction_levels,
-    walk_pending,
 )
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
@@ -109,7 +108,7 @@ def _with_whole_nodes(
     dtype: torch.dtype,
 ) -> dict[Node, Any]:
     known = dict(known)
-    for node in walk_pending(roots, known):
+    for node in walk(roots, known):
         if node.op == "whole" and node not in known:
             inputs = [_run_whole([i], sources, known, dtype)[0] for i in node.inputs]
             known[node] = node.attributes[0](torch, *inputs, *node.attributes[1:]).reshape(-1)
