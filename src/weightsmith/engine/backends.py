@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 from dataclasses import dataclass
 
@@ -12,6 +14,9 @@ from weightsmith.tensors.passes import Backend
 # Measured anonymous memory of a process that has done a merge's imports, before the first tile.
 _NATIVE_RESIDENT = 40 * 2**20
 _TORCH_RESIDENT = 200 * 2**20
+# Parameters of glibc's mallopt; other C libraries lack the function or ignore them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,27 @@ class BackendChoice:
 
     def load(self) -> Backend:
         """Make the backend; torch is imported here and nowhere earlier."""
+        keep_freed_memory()
         if self.kind == "native":
             from weightsmith.tensors import native
 
             return native.load()
-        from weightsmith.tensors.torch_backend import TorchBackend, prepare_process
+        from weightsmith.tensors.torch_backend import TorchBackend, use_one_thread
 
-        prepare_process()
+        use_one_thread()
         return TorchBackend(self.device)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tiles.
+
+    It would go back to the system after every operation, to be faulted in again by the next: with torch that
+    costs five times as much as the arithmetic.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +19,6 @@ from weightsmith.tensors.passes import (
     TileResult,
     has_row_nodes,
     pass_roots,
-    work_dtype,
 )
 from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.torch_interpreter import (
@@ -33,10 +30,6 @@ from weightsmith.tensors.torch_interpreter import (
     reduce_piece,
     torch_dtype,
 )
-
-# Parameters of glibc's mallopt; other C libraries lack the function or ignore them.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 26
 
 
 def decode(buffer: memoryview, dtype: DType, work: torch.dtype, device: torch.device) -> Tensor:
@@ -55,8 +48,7 @@ class TorchPass:
     def __init__(self, spec: PassSpec, device: torch.device) -> None:
         self._spec = spec
         self._device = device
-        self._work_name = work_dtype(spec.source_dtypes)
-        self._work = torch_dtype(self._work_name)
+        self._work = torch_dtype(spec.work)
         self._piece = piece_elements(spec.shape)
         roots = pass_roots(spec)
         self._interpreter = Interpreter(
@@ -109,18 +101,9 @@ class TorchPass:
         )
 
 
-def prepare_process() -> None:
-    """Make torch run tiles well: for a process that a run has to itself.
-
-    Leaves parallelism to the engine's workers, because torch's own threads would change the order of sums,
-    and lets the C library keep freed tiles, which otherwise go back to the system after every operation
-    only to be faulted in again by the next (five times the cost of the arithmetic).
-    """
+def use_one_thread() -> None:
+    """Leave parallelism to the engine's workers: torch's own threads would change the order of sums."""
     torch.set_num_threads(1)
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class TorchBackend:
