@@ -28,8 +28,8 @@ order statistics of its row or tensor (`measured`), such of the whole model (`mo
 defaults of the paper; other parameters can change them.
 
 Native recipes take the defaults of the preset `paper`. mergekit's files, and `semantics: mergekit`, take
-those of `mergekit` where a method has that preset, and else the same. Further presets can be given to
-`merge_state_dicts` only. In the formulas theta_0 is the base,
+those of `mergekit` where a method has that preset, and else the same. Further presets, such as `mergelm` of
+`dare_ties`, are given in the same way. In the formulas theta_0 is the base,
 theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
 
 """

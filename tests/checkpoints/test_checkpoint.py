@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,6 +234,14 @@ def test_a_hub_id_that_is_not_cached_offline_names_the_way_out(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE.*unset that"):
+        open_checkpoint("owner/absent")
+
+
+def test_a_hub_id_without_the_hubs_package_names_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="`pip install huggingface_hub`"):
         open_checkpoint("owner/absent")
 
 

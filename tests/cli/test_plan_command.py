@@ -95,6 +95,21 @@ def test_explain_shows_every_number_and_source(weightsmith, family):
         assert str(family / name / "model.safetensors") in text
 
 
+def test_explain_tells_errors_and_warnings_of_the_plan(weightsmith, save, family):
+    name = "model.norm.weight"
+    save(family / "other", {name: np.zeros(8, np.float32)})
+    (family / "bad.yaml").write_text((family / "linear.yaml").read_text().replace("two", "other"))
+    known = json.loads(weightsmith("plan", "bad.yaml", "--json").out)["findings"]
+    assert any(finding["severity"] == "error" for finding in known)
+    result = weightsmith("plan", "linear.yaml", "--explain", name)
+    assert (result.code, "error[" in result.out) == (0, False)
+    result = weightsmith("plan", "bad.yaml", "--explain", name)
+    assert result.code == 1
+    assert result.out.index(name) < result.out.index("\n\nerror[")
+    explained = json.loads(weightsmith("plan", "bad.yaml", "--explain", name, "--json").out)
+    assert explained["findings"] == [f for f in known if f["severity"] != "note"]
+
+
 def test_explain_as_json_tells_given_values_from_defaults(weightsmith):
     explained = json.loads(
         weightsmith("plan", "ties.yaml", "--explain", "model.norm.weight", "--json").out

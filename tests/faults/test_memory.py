@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import weightsmith
 from weightsmith.engine.verify import verify
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
@@ -180,3 +182,24 @@ def test_the_peak_does_not_grow_with_the_model(tmp_path: Path) -> None:
         peaks.append(measured(merge, root / "out", memory_bytes=96 * MIB, backend="native"))
     assert max(peaks) < 96 * MIB
     assert peaks[1] < peaks[0] + 24 * MIB
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not native.available(), reason="no native kernels here")
+@pytest.mark.parametrize("shape", [(1024, 1024), (3000, 400)])
+def test_matrix_methods_stay_within_what_the_plan_predicts(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    """Three matrices at a time, two of them being decomposed."""
+    random = np.random.default_rng(1)
+    for name in ("base", "e1", "e2"):
+        (tmp_path / name).mkdir()
+        matrices = {f"w{i}": random.normal(0, 0.02, shape).astype("<f4") for i in range(3)}
+        save_file(matrices, tmp_path / name / "model.safetensors")
+    recipe = recipe_of(tmp_path, "truncate")
+    predicted = weightsmith.plan(recipe, threads=2, memory_bytes=400 * MIB, backend="native")
+    bench = Bench(tmp_path, recipe, {})
+    options = {"threads": 2, "memory_bytes": 400 * MIB, "backend": "native"}
+    peak = measured(bench, tmp_path / "out", **options)
+    report(f"truncate {shape}", peak, predicted.peak_bytes)
+    assert peak <= predicted.peak_bytes

@@ -245,6 +245,67 @@ def test_papers_defaults_are_written_out_where_mergekit_has_words_for_them():
     assert yaml.safe_load(written)["parameters"] == {"weight": 1.0}
 
 
+def _exported(method: str, parameters: str = "{}") -> dict[str, object]:
+    text = NATIVE.replace("linear", method) + f"parameters: {parameters}\n"
+    written: dict[str, object] = yaml.safe_load(load(text).to_mergekit())
+    return written.get("parameters", {})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "written"),
+    [
+        ("breadcrumbs", "{}", {"weight": 1.0, "density": 0.14}),
+        ("breadcrumbs", "{rescale_floor: 0.5}", {"weight": 1.0, "density": 0.14}),
+        ("breadcrumbs", "{rescale: true, density: 1}", {"weight": 1.0, "rescale": True}),
+        ("nearswap", "{}", {"t": 0.0001}),
+        ("nearswap", "{t: [0.1, 1e-6]}", {"t": [0.1, 1e-6]}),
+        ("karcher", "{tol: 1e-6, zero_norm: 1e-6}", {"tol": 1e-6, "max_iter": 50}),
+        ("sce", "{uniform_below: 1e-6, smallest_divisor: 1e-6}", {"select_topk": 0.1}),
+        ("model_stock", "{bounded: false, smallest_norm_product: 1e-6}", {}),
+        ("dare_linear", "{density: [0, 0]}", {"weight": 1.0}),
+        (
+            "ties",
+            "{trim_scope: tensor, keep_at_least: 1, zero_sum: positive, normalize: signed}",
+            {"weight": 1.0, "density": 0.2, "normalize": True},
+        ),
+    ],
+)
+def test_parameters_that_cannot_change_a_result_are_left_to_mergekit(method, given, written):
+    exported = _exported(method, given)
+    kept = {key: value for key, value in exported.items() if key in written}
+    assert kept == written
+    assert set(exported) - set(written) <= {"density"}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "named"),
+    [
+        ("breadcrumbs", "{rescale: true}", "rescale_floor: 0.0 of method breadcrumbs"),
+        ("breadcrumbs", "{rescale: [none, l1]}", "rescale_floor: 0.0"),
+        ("nearswap", "{t: [0.1, 0.9e-6]}", "smallest_difference: 0.0"),
+        ("nearswap", "{smallest_difference: 1e-3}", "parameters.smallest_difference"),
+        ("karcher", "{}", "zero_norm: 0.0"),
+        ("karcher", "{tol: [1e-6, 1e-7], zero_norm: 1e-6}", "parameters.zero_norm"),
+        ("sce", "{smallest_divisor: 1e-6}", "uniform_below: 0.0 .*set `uniform_below: 1e-06` or"),
+        ("dare_linear", "{density: [0, 1]}", "rescale: probability"),
+        ("dare_linear", "{density: [{filter: mlp, value: 1}]}", "density: 0.1|rescale"),
+        ("model_stock", "{}", "bounded: true .*set `bounded: false` or `semantics: mergekit`"),
+    ],
+)
+def test_parameters_that_can_change_a_result_need_words_of_mergekit(method, given, named):
+    with pytest.raises(RecipeError, match=named):
+        _exported(method, given)
+
+
+def test_mergekits_semantics_with_a_parameter_it_lacks_cannot_be_written_for_it():
+    text = (
+        NATIVE.replace("linear", "ties")
+        + "semantics: mergekit\nparameters: {weight: 1, density: 0.5, trim_scope: model}"
+    )
+    with pytest.raises(RecipeError, match=r"parameters\.trim_scope"):
+        load(text).to_mergekit()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -261,6 +322,63 @@ def test_papers_defaults_are_written_out_where_mergekit_has_words_for_them():
 def test_what_mergekit_cannot_express_is_named(text, message):
     with pytest.raises(RecipeError, match=message):
         load(text).to_mergekit()
+
+
+def test_a_tied_result_of_a_recipe_beside_an_untied_model_names_a_way_that_works(make, solve):
+    make("tied", head=False), make("untied")
+    found = solve(
+        """
+weightsmith: 1
+merge_method: linear
+untie: true
+models:
+  - model: {name: inner, merge_method: passthrough, models: [{model: tied}]}
+  - model: untied
+missing: skip
+"""
+    ).found()
+    assert "merge the inner recipe 'inner' on its own first" in found["tied-untied-mix"]
+
+
+@pytest.mark.usefixtures("three")
+def test_semantics_may_be_any_preset_of_a_method(solve):
+    text = NATIVE.replace("linear", "dare_ties")
+    solved = solve(text + "semantics: mergelm\nthen: [{lines: {alpha: 0.5}}]\n")
+    assert solved.formula(UP.format(0)).experts[0].preset == "mergelm"
+    ruled = solve(text + "rules: [{match: {role: mlp}, semantics: mergelm}]\n")
+    presets = {ruled.formula(name).preset for name in (UP.format(0), Q.format(0))}
+    assert presets == {"mergelm", "paper"}
+    with pytest.raises(RecipeError, match=r"trim: 0.2 .*the rule of mergelm"):
+        load(
+            text + "semantics: mergelm\nparameters: {density: 1, zero_sum: positive}"
+        ).to_mergekit()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            NATIVE + "semantics: mergelm\n",
+            "line 5, column 1: semantics: linear has no preset 'mergelm'; write one of paper, mergekit.",
+        ),
+        (
+            NATIVE.replace("linear", "dare_ties") + "semantics: mergelmm\n",
+            "'mergelmm'; write one of paper, mergekit, mergelm.",
+        ),
+        (
+            NATIVE + "rules: [{match: {role: mlp}, merge_method: ties, semantics: mergelm}]\n",
+            "rules[0].semantics: ties has no preset 'mergelm'",
+        ),
+        (
+            "weightsmith: 1\nsemantics: mergelm\nexpression: linear(a, b)\ncheckpoints: {a: x, b: y}\n",
+            "linear has no preset 'mergelm'",
+        ),
+    ],
+)
+def test_semantics_that_no_method_has_are_refused_with_the_known_ones(text, message):
+    with pytest.raises(RecipeError) as caught:
+        load(text)
+    assert message in str(caught.value)
 
 
 def test_a_model_untied_outside_keeps_its_label_for_the_recipe_inside(make, solve):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.errors import RecipeError
+from weightsmith.findings import Severity
 from weightsmith.recipes import Recipe, load, override
 from weightsmith.recipes.loading import load as load_with_name
 
@@ -105,6 +106,36 @@ def test_mistakes_are_refused_in_one_sentence(text, parts):
     message = refusal(text)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("other", ["", ", {model: a, layer_range: [0, 1]}"])
+def test_a_refused_source_is_one_mistake_and_not_a_short_list_too(other):
+    source = f"{{model: a+b, layer_range: [0, 1]}}{other}"
+    message = refusal(f"weightsmith: 1\nmerge_method: linear\nslices: [{{sources: [{source}]}}]\n")
+    assert "adapters are not supported yet" in message
+    assert "at least" not in message
+
+
+def test_an_empty_list_of_sources_is_a_mistake():
+    text = "weightsmith: 1\nmerge_method: linear\nslices: [{sources: []}]\n"
+    assert "give at least one" in refusal(text)
+
+
+def test_the_advice_for_a_misspelt_parameter_is_one_sentence():
+    message = refusal(NATIVE + "parameters: {wieght: 1}\n")
+    assert message.endswith(
+        "no parameter 'wieght'; write 'weight' if that is meant, or leave it out."
+    )
+
+
+@pytest.mark.parametrize("text", [NATIVE, THEIRS])
+def test_an_architecture_that_is_overridden_is_noted_as_without_effect(text):
+    assert not load(text).findings
+    model = "{model: {path: a}, override_architecture: LlamaForCausalLM}"
+    changed = text.replace("model: a", f"model: {model}", 1)
+    (finding,) = load(changed).findings
+    assert (finding.severity, finding.code) == (Severity.NOTE, "unused-key")
+    assert "override_architecture is accepted and never used" in finding.message
 
 
 def test_a_mistake_in_a_file_is_placed_by_line_and_column(tmp_path):

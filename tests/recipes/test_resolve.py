@@ -9,7 +9,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.recipes import load, resolve
 from weightsmith.recipes.combine import keeps_values
 from weightsmith.recipes.formula import Cast, Leaf, Merge, Same
-from weightsmith.recipes.resolve import parse_size
+from weightsmith.recipes.resolve import shard_bytes
 from weightsmith.tensors.dtypes import DType
 
 NORM = "model.norm.weight"
@@ -251,16 +251,23 @@ def test_a_mapping_of_checkpoints_must_have_every_model():
 
 @pytest.mark.parametrize(
     ("given", "size"),
-    [(None, 5 * 10**9), ("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("10B", 10), (123, 123)],
+    [
+        (None, 5 * 10**9),
+        ("5GB", 5 * 10**9),
+        ("1.5 MiB", 3 * 2**19),
+        ("10B", 10),
+        ("5", 5),
+        (123, 123),
+    ],
 )
 def test_shard_sizes(given, size):
-    assert parse_size(given) == size
+    assert shard_bytes(given) == size
 
 
-@pytest.mark.parametrize("given", ["5", "GB", "-1GB", "0GB", 0, "5 apples"])
+@pytest.mark.parametrize("given", ["GB", "-1GB", "0GB", 0, "5 apples"])
 def test_sizes_that_are_none_are_refused(given):
     with pytest.raises(RecipeError, match="shard_size"):
-        parse_size(given)
+        shard_bytes(given)
 
 
 def test_integer_dtypes_cannot_hold_weights(make, solve):

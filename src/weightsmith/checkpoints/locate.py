@@ -57,7 +57,7 @@ def _from_hub(repo: str, revision: str | None) -> Location:
     except ImportError:
         raise CheckpointError(
             f"{shown(repo)} is not a local path, and Hub ids need the package huggingface_hub: "
-            "install weightsmith[hub] or give a local folder."
+            "install it (`pip install huggingface_hub`), or give a local folder."
         ) from None
     folder = _attempt(snapshot_download, repo, revision, local_only=True)
     if folder is None or not _has_weights(folder):

@@ -19,6 +19,7 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.text import counted, duration, shape
+from weightsmith.findings import Severity
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def plan(
 ) -> int:
     """Show what merging RECIPE will read, compute and write, from headers alone.
 
-    Lists every finding with its fix. The exit code is 1 if one of them is an error.
+    Lists every finding with its fix; --explain leaves out notes. The exit code is 1 if one of them is an error.
     """
     made = planned(recipe, overrides, Machine(**machine))
     if explain is not None:
         _show_explanation(made, explain, as_json)
-        return 0
+        return 1 if made.errors else 0
     from weightsmith.inspection.plan_summary import summarize_plan
 
     summary = summarize_plan(made)
@@ -189,11 +190,15 @@ def _show_explanation(made: Plan, tensor: str, as_json: bool) -> None:
     from weightsmith.inspection.explanation import explain_tensor
 
     explanation = explain_tensor(made, tensor)
+    notable = [f for f in made.findings if f.severity is not Severity.NOTE]
     if as_json:
-        show_json(explanation.to_mapping())
+        show_json({**explanation.to_mapping(), "findings": findings_json(notable)})
         return
     for line in _explained(explanation):
         show_line(line)
+    if notable:
+        show_line()
+        show_findings(notable)
 
 
 def _explained(explanation: Explanation) -> list[str]:

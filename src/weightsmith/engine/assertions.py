@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from weightsmith.engine.output import OutputShards
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress
-from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.engine.tensor_job import Rounds, Settings, TensorJob, plain_tiles, tile_task
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import AssertionFailed
 from weightsmith.recipes.formula import Assertion, Formula, OutputTensor
@@ -55,6 +57,14 @@ def _check(
         leaves = distinct_leaves(reference)
         offset = {leaf: i + 1 for i, leaf in enumerate(leaves)}
         sources += [plan.leaf(leaf) for leaf in leaves]
+        problem = _mismatch(sources)
+        if not problem and not tensor.dtype.is_float:
+            differing = yield from _differing(sources[0], sources[1], settings)
+            problem = _problem(clause, [differing])
+        if problem or not tensor.dtype.is_float:
+            if problem:
+                failures.append(_failure(clause, tensor, problem))
+            return
         expected = Tracer(plan.resolved.seed).formula_value(
             reference, tensor, lambda leaf: source(offset[leaf])
         )
@@ -66,7 +76,44 @@ def _check(
     yield from job.resolve()
     problem = _problem(clause, [float(job.known[m]) for m in measured])
     if problem:
-        failures.append(f"`{clause.text}`: tensor {tensor.name!r} {problem}")
+        failures.append(_failure(clause, tensor, problem))
+
+
+def _failure(clause: Assertion, tensor: OutputTensor, problem: str) -> str:
+    return f"`{clause.text}`: tensor {tensor.name!r} {problem}"
+
+
+def _mismatch(tensors: Sequence[LazyTensor]) -> str:
+    """Why a written tensor cannot be compared with those of its reference; empty if it can."""
+    written = tensors[0]
+    for other in tensors[1:]:
+        if other.shape != written.shape:
+            return f"has shape {written.shape}, its reference {other.shape}"
+        if other.dtype is not written.dtype and not (
+            other.dtype.is_float and written.dtype.is_float
+        ):
+            return f"has dtype {written.dtype}, its reference {other.dtype}"
+    return ""
+
+
+def _differing(written: LazyTensor, expected: LazyTensor, settings: Settings) -> Rounds:
+    """How many elements of two tensors of one integer dtype differ, compared as bytes."""
+    itemsize = written.dtype.itemsize
+
+    def run(worker: Worker, start: int, count: int) -> int:
+        data = [worker.buffer(i, count * itemsize) for i in range(2)]
+        for tensor, buffer in zip((written, expected), data, strict=True):
+            tensor.read_into(start, start + count, buffer)
+        one, other = (np.frombuffer(d, np.uint8).reshape(count, itemsize) for d in data)
+        return int(np.count_nonzero((one != other).any(axis=1)))
+
+    found = yield Round(
+        [
+            tile_task(run, start, count)
+            for start, count in plain_tiles(written.shape, settings.tile_elements)
+        ]
+    )
+    return sum(found)
 
 
 def _measurements(clause: Assertion, written: Value, expected: Value | None) -> Sequence[Scalar]:

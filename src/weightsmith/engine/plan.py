@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from weightsmith.recipes.formula import (
     Sum,
 )
 from weightsmith.recipes.resolve import resolve
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
-from weightsmith.tensors.passes import has_row_nodes, reduction_levels
+from weightsmith.tensors.passes import has_row_nodes, reduction_levels, work_dtype
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
@@ -56,7 +57,8 @@ class PlannedTensor:
     """One output tensor: what is done, how often its inputs are streamed, and what that reads.
 
     `model_scope`: it takes part in statistics of the whole model. `whole`: it is held in memory whole,
-    with its inputs. `rows`: it is streamed by whole rows.
+    with its inputs. `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
+    another tensor of those statistics is.
     """
 
     output: OutputTensor
@@ -66,6 +68,7 @@ class PlannedTensor:
     model_scope: bool = False
     whole: bool = False
     rows: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +109,20 @@ class Plan:
     def peak_bytes(self) -> int:
         """Predicted anonymous memory, the interpreter included."""
         tiles = max((self._tile_bytes(t) for t in self.tensors), default=0)
-        return self.backend.resident_bytes + self.threads * tiles + self.window * self._whole_bytes
+        matrices = self.window * self._held_bytes + self._decomposed * self._matrix_bytes
+        return self.backend.resident_bytes + self.threads * tiles + matrices
 
     @property
     def window(self) -> int:
         """How many tensors are worked on at a time: fewer where whole matrices fill the memory."""
         usual = self.threads + 1
-        return (
-            max(1, min(usual, self.memory_bytes // self._whole_bytes))
-            if self._whole_bytes
-            else usual
-        )
+        one = self._held_bytes + self._matrix_bytes
+        return max(1, min(usual, self.memory_bytes // one)) if one else usual
+
+    @property
+    def _decomposed(self) -> int:
+        """How many matrix methods run at a time."""
+        return min(self.threads, self.window)
 
     def bytes_per_element(self, tensor: PlannedTensor) -> int:
         """Bytes of buffers and scratch per element of a tile."""
@@ -129,13 +135,28 @@ class Plan:
         )
 
     @property
-    def _whole_bytes(self) -> int:
-        """Memory that the largest matrix method takes: its inputs and about four working copies."""
-        matrices = [t.output for t in self.tensors if t.whole]
+    def _held_bytes(self) -> int:
+        """What a tensor with a matrix method keeps between its tasks: a matrix, and results of as many as it reads."""
         return max(
-            (4 * math.prod(t.shape) * (len(distinct_leaves(t.formula)) + 4) for t in matrices),
+            (
+                self._work_bytes(t) * (len(distinct_leaves(t.output.formula)) + 1)
+                for t in self.tensors
+                if t.whole
+            ),
             default=0,
         )
+
+    @property
+    def _matrix_bytes(self) -> int:
+        """What the largest matrix method takes while it runs (see `_decomposition_bytes`)."""
+        return max(
+            (_decomposition_bytes(t.output.shape) for t in self.tensors if t.whole), default=0
+        )
+
+    def _work_bytes(self, tensor: PlannedTensor) -> int:
+        dtypes = (self.leaf(leaf).dtype for leaf in distinct_leaves(tensor.output.formula))
+        work = DType.FLOAT64 if tensor.wide else work_dtype(dtypes)
+        return work.itemsize * math.prod(tensor.output.shape)
 
     def leaf(self, leaf: Leaf) -> LazyTensor:
         """The stored tensor of a leaf."""
@@ -230,7 +251,7 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
         action = action_of(tensor, resolved.checkpoints)
         found = _Facts()
         if action is Action.COMPUTE:
-            key = _shape_of_formula(tensor.formula)
+            key = (tensor.shape, _shape_of_formula(tensor.formula))
             if key not in facts:
                 try:
                     facts[key] = _facts(tracer, tensor)
@@ -249,7 +270,18 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
                 tensor, action, found.passes, read, found.model_scope, found.whole, found.rows
             )
         )
-    return tuple(planned), list(findings.values())
+    return _widened(planned, resolved.checkpoints), list(findings.values())
+
+
+def _widened(
+    planned: Sequence[PlannedTensor], checkpoints: Mapping[str, Checkpoint]
+) -> tuple[PlannedTensor, ...]:
+    """The tensors of model-wide statistics in one work precision, since magnitudes are compared across them."""
+    leaves = {leaf for t in planned if t.model_scope for leaf in distinct_leaves(t.output.formula)}
+    wide = any(
+        checkpoints[leaf.checkpoint].tensors[leaf.tensor].dtype is DType.FLOAT64 for leaf in leaves
+    )
+    return tuple(replace(t, wide=True) if wide and t.model_scope else t for t in planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +317,17 @@ def _shape_of_formula(formula: Formula) -> Hashable:
     base = None if formula.base is None else _shape_of_formula(formula.base)
     experts = tuple(_shape_of_formula(f) for f in formula.experts)
     return (formula.method, formula.preset, formula.shared, formula.per_expert, base, experts)
+
+
+def _decomposition_bytes(shape: tuple[int, ...]) -> int:
+    """Memory of a singular value decomposition in float64, done by LAPACK's gesdd, of m x n numbers with k = min(m, n).
+
+    Four arrays of m n numbers (the matrix, the copy that is overwritten, the left vectors inside and outside of
+    the library) and eight of k^2 (the right vectors twice, 4 k^2 of workspace, and the product). Stacks of matrices
+    are counted as one matrix of their last two axes.
+    """
+    shortest = min(shape[-2:], default=1)
+    return 8 * (4 * math.prod(shape) + 8 * shortest**2)
 
 
 def _bytes_per_element(

@@ -219,22 +219,32 @@ def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tr
     traced = tracer.trace(tensor.output)
     sources = [plan.leaf(leaf) for leaf in traced.sources]
     return TensorJob(
-        tensor.output.name, tensor.output.shape, traced.output, sources, settings, traced.groups
+        tensor.output.name,
+        tensor.output.shape,
+        traced.output,
+        sources,
+        settings,
+        traced.groups,
+        wide=tensor.wide,
     )
 
 
 def model_results(
     plan: Plan, settings: Settings, scheduler: Scheduler, skip: set[str], progress: Progress
 ) -> ModelResults:
-    """Model-wide statistics by tensor and group; finished tensors take part, since the statistics need them."""
+    """Model-wide statistics by tensor and group; finished tensors take part, since the statistics need them.
+
+    Tied tensors count once, and all of them get what was measured on the one they are tied to.
+    """
     concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
     progress.stage("measuring statistics of the whole model")
     tracer = Tracer(plan.resolved.seed)
-    jobs = [tensor_job(plan, t, settings, tracer) for t in concerned]
+    jobs = [tensor_job(plan, t, settings, tracer) for t in concerned if t.output.tied_to is None]
     resolve_model_scope(jobs, scheduler)
-    return {job.name: job.model_results() for job in jobs}
+    found = {job.name: job.model_results() for job in jobs}
+    return {t.output.name: found[t.output.tied_to or t.output.name] for t in concerned}
 
 
 def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
@@ -249,6 +259,13 @@ def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
                 "mend the checkpoint, or set `nonfinite: propagate` in the recipe to let them through."
             )
     number, first = finished.nonfinite
+    if number and tensor.model_scope:
+        raise NonFiniteError(
+            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), "
+            f"the first at element {first}, though its inputs are finite: an input of another tensor holds "
+            "some and reached it through statistics of the whole model, or the result overflows "
+            f"{tensor.output.dtype}; mend that checkpoint, or use a wider `dtype` or smaller weights."
+        )
     if number:
         raise NonFiniteError(
             f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), "

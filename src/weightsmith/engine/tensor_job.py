@@ -97,7 +97,8 @@ class TensorJob:
 
     `output` is its graph, `sources` the tensors behind the graph's source nodes, `groups` the keys
     of its model-wide reductions. `known` grows as reductions are measured; model-wide results are
-    put there by `model_scope` before the output is computed.
+    put there by `model_scope` before the output is computed. `wide` computes in float64 though no
+    source is.
     """
 
     name: str
@@ -107,6 +108,7 @@ class TensorJob:
     settings: Settings
     groups: dict[Node, Hashable] = field(default_factory=dict)
     known: dict[Node, Any] = field(default_factory=dict)
+    wide: bool = False
     _source_digests: dict[int, str] = field(default_factory=dict)
     _stored_sources: int = field(init=False)
 
@@ -246,7 +248,7 @@ class TensorJob:
 
     @property
     def _work(self) -> DType:
-        return work_dtype(tensor.dtype for tensor in self.sources)
+        return DType.FLOAT64 if self.wide else work_dtype(tensor.dtype for tensor in self.sources)
 
     # Matrix methods ----------------------------------------------------------------------------------------------
 
@@ -270,6 +272,7 @@ class TensorJob:
                     self.settings,
                     self.groups,
                     self.known,
+                    self.wide,
                 )
                 inner._source_digests = self._source_digests
                 inner._stored_sources = self._stored_sources
@@ -321,7 +324,9 @@ class TensorJob:
         reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = (),
     ) -> PassSpec:
         dtypes = tuple(tensor.dtype for tensor in self.sources)
-        return PassSpec(self.shape, dtypes, output, output_dtype, reductions, dict(self.known))
+        return PassSpec(
+            self.shape, dtypes, output, output_dtype, reductions, dict(self.known), self.wide
+        )
 
     def _tiles(self, spec: PassSpec) -> list[tuple[int, int]]:
         step = tile_elements(

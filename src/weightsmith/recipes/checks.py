@@ -11,8 +11,11 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.methods import registry
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
-from weightsmith.recipes.expressions import parse_expression
+from weightsmith.recipes.expressions import called_methods, parse_expression
 from weightsmith.recipes.schema import Module, RecipeDocument, Slice
+
+# Semantics that every method has: one without mergekit's preset does the same there as in its paper.
+_GENERAL = (registry.PAPER, "mergekit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class _Check:
             uses += self._slice(part, top, semantics, f"slices[{i}]")
         for name, module in (document.modules or {}).items():
             uses += self._module(module, top, semantics, f"modules.{name}")
-        rules = []
+        rules: list[Use] = []
         for i, rule in enumerate(document.rules or ()):
             self._require_method(rule.merge_method, f"rules[{i}].merge_method")
             changed = [
@@ -67,11 +70,14 @@ class _Check:
                 for use in dict.fromkeys(uses)
             ]
             self._level(rule.parameters, changed, f"rules[{i}]", per_expert_allowed=True)
+            self._require_preset(rule.semantics, _methods(changed), f"rules[{i}].semantics")
             if rule.keep is None:
                 rules += changed
         self._level(document.parameters, [*uses, *rules], "", per_expert_allowed=True)
+        methods = _methods([*uses, *rules])
         if document.expression is not None:
-            parse_expression(document.expression, document.checkpoints or {}, semantics)
+            read = parse_expression(document.expression, document.checkpoints or {}, semantics)
+            methods += called_methods(read)
         for i, step in enumerate(document.then or ()):
             self._require_method(step.method, f"then[{i}]")
             self._level(
@@ -80,6 +86,8 @@ class _Check:
                 f"then[{i}]",
                 per_expert_allowed=True,
             )
+            methods.append(step.method)
+        self._require_preset(document.semantics, methods, "semantics")
 
     def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
         self._require_method(module.merge_method, f"{where}.merge_method")
@@ -91,6 +99,7 @@ class _Check:
         for i, part in enumerate(module.slices or ()):
             uses += self._slice(part, here, module.semantics or semantics, f"{where}.slices[{i}]")
         self._level(module.parameters, uses, where, per_expert_allowed=True)
+        self._require_preset(module.semantics, _methods(uses), f"{where}.semantics")
         return uses
 
     def _slice(self, part: Slice, above: Use | None, semantics: str, where: str) -> list[Use]:
@@ -99,6 +108,7 @@ class _Check:
         uses = [here] if here else []
         self._sources(part.sources, uses, f"{where}.sources")
         self._level(part.parameters, uses, where, per_expert_allowed=True)
+        self._require_preset(part.semantics, _methods(uses), f"{where}.semantics")
         return uses
 
     def _sources(self, sources: Iterable[Any], uses: list[Use], where: str) -> None:
@@ -132,6 +142,20 @@ class _Check:
                 registry.get(method)
         except RecipeError as problem:
             raise RecipeError(f"{self.where(self.path + path)}: {problem}") from None
+
+    def _require_preset(self, semantics: str | None, methods: list[str], path: str) -> None:
+        """Refuse semantics that none of the methods they are for has; the others take the paper's defaults."""
+        if semantics is None or semantics in _GENERAL:
+            return
+        specs = [registry.get(name) for name in dict.fromkeys(methods)]
+        if any(semantics in spec.presets for spec in specs):
+            return
+        own = {preset for spec in specs for preset in spec.presets} - set(_GENERAL)
+        known = ", ".join((*_GENERAL, *sorted(own)))
+        named = " and ".join(spec.name for spec in specs) or "an expression without methods"
+        raise RecipeError(
+            f"{self.where(self.path + path)}: {named} has no preset {semantics!r}; write one of {known}."
+        )
 
     def _unused(
         self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool
@@ -168,6 +192,10 @@ class _Check:
             raise RecipeError(f"{why}, which mergekit would ignore without a word; {advice}.")
 
 
+def _methods(uses: Iterable[Use]) -> list[str]:
+    return [use.method for use in uses]
+
+
 def _changed(above: Use | None, method: str | None, own: str | None, semantics: str) -> Use | None:
     name = method or (above.method if above else None)
     return Use(name, own or (above.semantics if above else semantics)) if name else None
@@ -184,7 +212,7 @@ def _advice(key: str, methods: list[str]) -> str:
     known = {k for m in methods for k in registry.get(m).parameters}
     near = nearest(key, known)
     if near is not None:
-        return f"did you mean {near!r}?".rstrip("?") + ", or leave it out"
+        return f"write {near!r} if that is meant, or leave it out"
     return f"leave it out (known are {', '.join(sorted(known)) or 'none'})"
 
 

@@ -36,6 +36,10 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
 WITHOUT_EFFECT = frozenset({"int8_mask"})
 # Words of older versions that today's mergekit ignores, and with it this dialect.
 LEGACY = frozenset({"embed_slerp", "consensus_method"})
+_UNUSED = {
+    "residual_weight": "by mergekit and here",
+    "override_architecture": "because roles follow from names, shapes and the configuration",
+}
 _DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
@@ -55,17 +59,21 @@ def findings(document: YamlDocument) -> list[Finding]:
                     "would stop while merging",
                 )
             )
-    found.extend(
+    return found
+
+
+def unused_keys(document: YamlDocument) -> list[Finding]:
+    """Notes about the keys that are accepted from mergekit's recipes and have no effect, in either dialect."""
+    return [
         Finding(
             Severity.NOTE,
             "unused-key",
-            "residual_weight",
-            f"{document.where(place)}: residual_weight is accepted and never used, by mergekit and "
-            "here",
+            key,
+            f"{document.where(place)}: {key} is accepted and never used, {why}",
         )
-        for place in _places_of(document.data, "residual_weight", ())
-    )
-    return found
+        for key, why in _UNUSED.items()
+        for place in _places_of(document.data, key, ())
+    ]
 
 
 def _number_note(document: YamlDocument, place: Place, text: str) -> Finding:

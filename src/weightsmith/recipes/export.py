@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.dialect import PARAMETERS
 from weightsmith.recipes.document import dump_yaml
+from weightsmith.recipes.equivalence import has_gaps, left_to_mergekit
 
 if TYPE_CHECKING:
     from weightsmith.recipes.recipe import Recipe
@@ -35,35 +37,65 @@ def to_mergekit(recipe: Recipe) -> str:
             f"mergekit has no method called {method!r}, so the recipe cannot be written for it."
         )
     spec = registry.get(method)
-    translated = _translated(mapping, "", spec, recipe.semantics)
-    if recipe.semantics == "paper":
-        _write_out_defaults(translated, spec)
+    _require_known_parts(mapping, "")
+    left = left_to_mergekit(mapping, spec, recipe.semantics)
+    translated = _translated(mapping, "", _Words(spec, recipe.semantics, left))
+    if recipe.semantics != "mergekit":
+        _write_out_defaults(translated, spec, recipe.semantics, left)
     return dump_yaml({key: translated[key] for key in _TOP if key in translated})
 
 
-def _translated(data: Any, path: str, spec: registry.MethodSpec, semantics: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What it takes to say a parameter in mergekit's words; those in `left` may stay unsaid."""
+
+    spec: registry.MethodSpec
+    semantics: str
+    left: frozenset[str]
+
+    def parameters(self, given: dict[str, Any], path: str) -> dict[str, Any]:
+        said = {name: self._said(name, value, f"{path}.{name}") for name, value in given.items()}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def _said(self, name: str, setting: Any, path: str) -> Any:
+        try:
+            return _parameter(self.spec, name, setting, self.semantics, path)
+        except RecipeError:
+            if name in self.left:
+                return None
+            raise
+
+
+def _translated(data: Any, path: str, words: _Words) -> Any:
     """The same data with every parameter in mergekit's words."""
     if isinstance(data, list):
-        return [_translated(v, f"{path}[{i}]", spec, semantics) for i, v in enumerate(data)]
+        return [_translated(v, f"{path}[{i}]", words) for i, v in enumerate(data)]
     if not isinstance(data, dict):
         return data
-    _require_known_parts(data, path)
     result = {}
     for key, value in data.items():
         inner = f"{path}.{key}" if path else key
-        if key == "parameters":
-            result[key] = {
-                name: _parameter(spec, name, setting, semantics, f"{inner}.{name}")
-                for name, setting in value.items()
-            }
-        else:
-            result[key] = _translated(value, inner, spec, semantics)
+        if key != "parameters":
+            result[key] = _translated(value, inner, words)
+        elif said := words.parameters(value, inner):
+            result[key] = said
     return result
 
 
-def _require_known_parts(data: dict[str, Any], path: str) -> None:
-    if not path:
+def _require_known_parts(data: Any, path: str) -> None:
+    if isinstance(data, list):
+        for i, item in enumerate(data):
+            _require_known_parts(item, f"{path}[{i}]")
+    if not isinstance(data, dict):
         return
+    if path:
+        _require_known_keys(data, path)
+    for key, value in data.items():
+        if key != "parameters":
+            _require_known_parts(value, f"{path}.{key}" if path else key)
+
+
+def _require_known_keys(data: dict[str, Any], path: str) -> None:
     if "merge_method" in data or "expression" in data or "weightsmith" in data:
         raise _inexpressible(f"{path} (a method or recipe of its own)")
     for key in ("match", "semantics"):
@@ -83,7 +115,7 @@ def _parameter(
             raise _inexpressible(f"{path} with `match`")
         return {**setting, "value": _parameter(spec, name, setting["value"], semantics, path)}
     if name not in PARAMETERS[spec.name]:
-        if semantics == "mergekit":
+        if semantics == "mergekit" and name not in spec.parameters:
             return setting
         raise _inexpressible(path)
     parameter = spec.parameters.get(name)
@@ -102,38 +134,37 @@ def _inexpressible(what: str) -> RecipeError:
     )
 
 
-def _write_out_defaults(mapping: dict[str, Any], spec: registry.MethodSpec) -> None:
-    """Give every parameter whose default differs between paper and mergekit the paper's value."""
-    paper, theirs = spec.defaults("paper"), spec.defaults("mergekit")
+def _write_out_defaults(
+    mapping: dict[str, Any], spec: registry.MethodSpec, semantics: str, left: frozenset[str]
+) -> None:
+    """Give every parameter whose default differs from mergekit's, and makes a difference, its value."""
+    theirs = spec.defaults("mergekit")
     parameters = mapping.setdefault("parameters", {})
-    for key, default in paper.items():
-        if theirs[key] == default or default is registry.REQUIRED:
+    for key, default in spec.defaults(semantics).items():
+        if key in left or theirs[key] == default or default is registry.REQUIRED:
             continue
-        if key in parameters and not _has_gaps(parameters[key]):
+        if key in parameters and not has_gaps(parameters[key]):
             continue
-        written = _word_for(spec, key, default)
+        written = _word_for(spec, key, default, semantics)
         if written is None or key in parameters:
+            whose = "the paper's rule" if semantics == "paper" else f"the rule of {semantics}"
+            value = "" if theirs[key] is None else f"`{key}: {_plain(theirs[key])}` or "
             raise RecipeError(
-                f"mergekit cannot express {key}: {default} of method {spec.name}, the paper's rule; "
-                "set `semantics: mergekit` to take its rule instead."
+                f"mergekit cannot express {key}: {_plain(default)} of method {spec.name}, {whose}; set "
+                f"{value}`semantics: mergekit` to take its rule instead."
             )
         parameters[key] = written
     if not parameters:
         del mapping["parameters"]
 
 
-def _word_for(spec: registry.MethodSpec, key: str, default: Any) -> Any:
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _word_for(spec: registry.MethodSpec, key: str, default: Any, semantics: str) -> Any:
     """A default in mergekit's words, or None where it has none."""
     try:
-        return _parameter(spec, key, default, "paper", key)
+        return _parameter(spec, key, default, semantics, key)
     except RecipeError:
         return None
-
-
-def _has_gaps(setting: Any) -> bool:
-    """Whether there may be tensors for which a setting has no value."""
-    if not isinstance(setting, list):
-        return False
-    if not setting or not isinstance(setting[0], dict):
-        return not setting
-    return all(condition.get("filter") not in (None, "*") for condition in setting)

@@ -70,6 +70,17 @@ class Combination:
         return Combination(tuple((c, atom) for atom, c in coefficients.items() if c != 0.0))
 
 
+def called_methods(combination: Combination) -> list[str]:
+    """The methods that an expression calls, those inside calls included."""
+    found: list[str] = []
+    for _, atom in combination.terms:
+        if isinstance(atom, Call):
+            found.append(atom.method)
+            for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
+                found += called_methods(part)
+    return found
+
+
 def parse_expression(text: str, names: Mapping[str, object], preset: str = "paper") -> Combination:
     """Read an expression over the given names: + - * / unary minus, numbers, parentheses, and calls of methods.
 

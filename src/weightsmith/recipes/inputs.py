@@ -102,10 +102,18 @@ class Inputs:
         return changed
 
     def check_ties(self, views: Sequence[View]) -> None:
-        """Note every checkpoint whose head is tied where others keep a head of their own."""
+        """Note every checkpoint whose head is tied where others keep a head of their own.
+
+        A recipe's result is not untied: a second head would count twice in statistics over its whole model,
+        and draw random masks of its own.
+        """
         distinct = {id(v.checkpoint): v.checkpoint for v in views}
+        recipes = {v.checkpoint.identity: v.label for v in views if v.is_recipe}
         for finding in tie_findings(list(distinct.values())):
-            self.problems.add(finding)
+            label = recipes.get(finding.subject)
+            self.problems.add(
+                finding if label is None else replace(finding, fix=_merge_first(label))
+            )
 
     def _as_stored(self, item: Item) -> Formula:
         formula = item.formula
@@ -115,3 +123,10 @@ class Inputs:
             stored = self.checkpoints[formula.checkpoint].tensors[formula.tensor].dtype
             return rounded(formula, stored, item.dtype)
         return rounded(formula, DType.FLOAT64, item.dtype)
+
+
+def _merge_first(label: str) -> str:
+    return (
+        f"merge the inner recipe {label!r} on its own first and name the folder it gives in its place, with "
+        "`untie: true` (which does not reach results of recipes), or leave one of the two out"
+    )

@@ -128,6 +128,7 @@ class _Loading:
         is_native = "weightsmith" in document.data
         if not is_native:
             self.findings += tuple(dialect.findings(document))
+        self.findings += tuple(dialect.unused_keys(document))
         read = _validated(document, None if is_native else "mergekit", base_dir)
         semantics = "paper" if is_native else "mergekit"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,12 +16,21 @@ _MOST_SHOWN = 4
 def recipe_error(problem: ValidationError, document: YamlDocument) -> RecipeError:
     """The refusal of a document in one sentence, however many mistakes it has."""
     details = problem.errors(include_url=False, include_input=True)
-    sentences = list(dict.fromkeys(_sentence(detail, document) for detail in details))
+    told = [detail for detail in details if not _follows(detail, details)]
+    sentences = list(dict.fromkeys(_sentence(detail, document) for detail in told))
     shown = "; ".join(sentences[:_MOST_SHOWN])
     more = len(sentences) - _MOST_SHOWN
     if more > 0:
         return RecipeError(f"{shown}; and {more} more mistakes.")
     return RecipeError(shown if shown.endswith("?") else f"{shown}.")
+
+
+def _follows(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether a list is too short only because its items were refused."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in details
+    )
 
 
 def _sentence(detail: Any, document: YamlDocument) -> str:

@@ -54,7 +54,7 @@ class Recipe:
 
     @property
     def semantics(self) -> str:
-        """The preset that fills the parameters the recipe leaves out: `paper` or `mergekit`."""
+        """The preset that fills the parameters the recipe leaves out, such as `paper` or `mergekit`."""
         return self.document.semantics or "paper"
 
     def to_mapping(self) -> dict[str, Any]:

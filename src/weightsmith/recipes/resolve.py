@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
@@ -15,11 +14,11 @@ from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.references import locate
 from weightsmith.recipes.tokenizers import require_copied_tokenizer
 from weightsmith.recipes.views import Item
+from weightsmith.tensors.sizes import parse_size
 
 Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
 
 _DEFAULT_SHARD = 5 * 10**9
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B", re.IGNORECASE)
 
 
 def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
@@ -46,7 +45,7 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         findings=(*recipe.findings, *inputs.problems.findings()),
         assertions=checks,
         seed=document.seed or 0,
-        shard_bytes=parse_size(document.shard_size),
+        shard_bytes=shard_bytes(document.shard_size),
         nonfinite=document.nonfinite or "error",
         recipe=recipe,
         out_dtype=result.output_dtype,
@@ -54,27 +53,15 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     )
 
 
-def parse_size(given: str | int | None) -> int:
-    """Bytes of a size such as `5GB`, `500 MiB` or 1000000; 5 GB for None.
+def shard_bytes(given: str | int | None) -> int:
+    """Bytes of a `shard_size` such as `5GB`, `500 MiB` or 1000000; 5 GB for None.
 
     Raises RecipeError for anything else, and for less than one byte.
     """
-    if given is None:
-        return _DEFAULT_SHARD
-    if isinstance(given, int):
-        size = given
-    else:
-        match = _SIZE.fullmatch(given.strip())
-        if match is None:
-            raise RecipeError(
-                f"shard_size {given!r} is not a size; write it like 5GB, 500MiB or a number of bytes."
-            )
-        unit = 1024 if match[3] else 1000
-        power = " KMGT".index(match[2].upper() or " ")
-        size = int(float(match[1]) * unit**power)
-    if size < 1:
-        raise RecipeError(f"shard_size {given!r} is less than one byte; write it like 5GB.")
-    return size
+    try:
+        return _DEFAULT_SHARD if given is None else parse_size(given)
+    except ValueError as problem:
+        raise RecipeError(f"shard_size: {problem}.") from None
 
 
 def _opener(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:

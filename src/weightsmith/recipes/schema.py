@@ -13,6 +13,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
@@ -25,7 +26,10 @@ from weightsmith.recipes.selectors import Match
 from weightsmith.recipes.settings import Settings
 from weightsmith.tensors.dtypes import DType
 
-Semantics = Literal["paper", "mergekit"]
+# Any preset of a method; `checks` refuses those that no method has. The schema offers the two that all have.
+Semantics = Annotated[
+    StrictStr, WithJsonSchema({"anyOf": [{"enum": ["paper", "mergekit"]}, {"type": "string"}]})
+]
 
 _RECIPE_KEYS = frozenset(
     {"weightsmith", "merge_method", "expression", "models", "slices", "modules"}

@@ -86,7 +86,7 @@ class PassSpec:
 
     `reductions` pairs each reduction to measure with its request (None for total, dot and peak).
     `known` holds the results of earlier passes by node. `source_dtypes[i]` is the stored dtype of
-    source i.
+    source i. `wide` computes in float64 though no source is.
     """
 
     shape: tuple[int, ...]
@@ -95,6 +95,12 @@ class PassSpec:
     output_dtype: DType | None = None
     reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = ()
     known: Known = field(default_factory=dict)
+    wide: bool = False
+
+    @property
+    def work(self) -> DType:
+        """The dtype that the pass computes in."""
+        return DType.FLOAT64 if self.wide else work_dtype(self.source_dtypes)
 
 
 @dataclass(slots=True)

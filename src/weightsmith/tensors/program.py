@@ -27,7 +27,6 @@ from weightsmith.tensors.passes import (
     Histogram,
     PassSpec,
     evaluate_scalar,
-    work_dtype,
 )
 
 BINARY = frozenset(
@@ -94,7 +93,7 @@ class _Lister:
                 )
         self._spec = spec
         self._known = spec.known
-        is_double = work_dtype(spec.source_dtypes) is DType.FLOAT64
+        is_double = spec.work is DType.FLOAT64
         self._listing = Listing(spec.source_dtypes, is_double, memo=dict(spec.known))
         dots = sum(reduction.op == "dot" for reduction, _ in spec.reductions)
         self._widens = dots >= _WIDEN_FROM and not is_double

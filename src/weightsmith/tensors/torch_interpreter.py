@@ -311,9 +311,11 @@ def count_keys(keys: Tensor, request: Histogram) -> HistogramPart:
 
 def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
     """Answer a `Collect` request for a tile that begins at flat index `start`."""
+    # torch wraps a bound that the dtype of the keys cannot hold.
+    high = min(request.high, torch.iinfo(keys.dtype).max)
     on_host = keys.cpu().numpy()
-    at = np.flatnonzero((keys >= request.low).logical_and_(keys <= request.high).cpu().numpy())
+    at = np.flatnonzero((keys >= request.low).logical_and_(keys <= high).cpu().numpy())
     inside = len(at)
     at = at[: request.limit]
-    above = int((keys > request.high).sum())
+    above = int((keys > high).sum())
     return CollectPart(on_host[at].astype(np.uint64), at.astype(np.int64) + start, inside, above)

@@ -48,8 +48,9 @@ def evaluate_model(
     """Values of many tensors' graphs, with model-scope reductions taken over all of them.
 
     `groups` says which model-scope reductions of different tensors are one (by default: those at the same position of
-    each graph).
+    each graph). Tensors that take part in them are computed in float64 if one of them is.
     """
+    works = dict.fromkeys(outputs, work) | _joint_work(outputs, sources, work)
     known: dict[str, dict[Node, Any]] = {name: {} for name in outputs}
     while True:
         progressed = False
@@ -64,7 +65,7 @@ def evaluate_model(
                     model_position += 1
                     pending.setdefault(key, []).append((name, reduction))
                 else:
-                    measured = _measure([reduction], [sources[name]], [known[name]], work)
+                    measured = _measure([reduction], [sources[name]], [known[name]], works[name])
                     known[name].update(zip([reduction], measured, strict=True))
         for members in pending.values():
             names = [name for name, _ in members]
@@ -72,16 +73,31 @@ def evaluate_model(
                 [r for _, r in members],
                 [sources[n] for n in names],
                 [known[n] for n in names],
-                work,
+                works[names[0]],
             )
             for (name, reduction), result in zip(members, measured, strict=True):
                 known[name][reduction] = result
         if not progressed:
             break
     return {
-        name: _run_whole([output], sources[name], known[name], work)[0]
+        name: _run_whole([output], sources[name], known[name], works[name])[0]
         for name, output in outputs.items()
     }
+
+
+def _joint_work(
+    outputs: Mapping[str, Value],
+    sources: Mapping[str, Sequence[Tensor]],
+    work: torch.dtype | None,
+) -> dict[str, torch.dtype | None]:
+    """float64 for every tensor of model-wide statistics if one has it, since magnitudes are compared across them."""
+    joined = [
+        name
+        for name, output in outputs.items()
+        if any(getattr(node, "scope", None) is Scope.MODEL for node in walk([output]))
+    ]
+    wide = work is None and any(s.dtype is torch.float64 for n in joined for s in sources[n])
+    return dict.fromkeys(joined, torch.float64) if wide else {}
 
 
 def _run_whole(

@@ -1,0 +1,106 @@
+"""Statistics of the whole model: which tensors they count, and in which precision these are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import weightsmith
+from weightsmith.tensors import native
+
+BACKENDS = ["torch", *(["native"] if native.available() else [])]
+Tensors = dict[str, torch.Tensor]
+
+
+def recipe(root: Path, density: float) -> dict[str, object]:
+    """TIES of one expert, trimmed over the whole model."""
+    return {
+        "weightsmith": 1,
+        "merge_method": "ties",
+        "base_model": str(root / "base"),
+        "models": [{"model": str(root / "expert"), "parameters": {"density": density}}],
+    }
+
+
+def merged(root: Path, density: float, backend: str) -> Tensors:
+    """The tensors of a merge on disk."""
+    out = root / f"out-{backend}-{density}"
+    weightsmith.merge(recipe(root, density), out, backend=backend)
+    return load_file(out / "model.safetensors")
+
+
+def mixed_family(root: Path) -> tuple[Tensors, Tensors]:
+    """A base of zeros and an expert with a float32 tensor beside a float64 one, all magnitudes different."""
+    numbers = torch.randperm(300_000, generator=torch.Generator().manual_seed(5)) + 1.0
+    narrow, wide = numbers.reshape(2, 300, 500)
+    expert = {"narrow": narrow, "wide": -wide.double()}
+    base = {name: torch.zeros_like(tensor) for name, tensor in expert.items()}
+    for name, tensors in (("base", base), ("expert", expert)):
+        (root / name).mkdir()
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+    return base, expert
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_magnitudes_of_float32_and_float64_tensors_are_compared_as_numbers(
+    tmp_path: Path, backend: str
+) -> None:
+    base, expert = mixed_family(tmp_path)
+    found = merged(tmp_path, 0.25, backend)
+    for name, tensor in expert.items():
+        assert found[name].dtype is base[name].dtype
+        assert found[name].equal(torch.where(tensor.abs() > 225_000, tensor, 0.0))
+
+
+def test_mixed_precisions_come_out_in_memory_as_on_disk(tmp_path: Path) -> None:
+    base, expert = mixed_family(tmp_path)
+    found = weightsmith.merge_state_dicts(
+        "ties", [expert], base=base, per_expert=[{"density": 0.25}]
+    )
+    for name, tensor in merged(tmp_path, 0.25, BACKENDS[-1]).items():
+        assert found[name].equal(tensor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tied_tensors_stay_equal_and_count_once(tmp_path: Path, backend: str) -> None:
+    """Counted twice, each magnitude would be there twice, and a cut could fall between the two."""
+    generator = torch.Generator().manual_seed(6)
+    states: dict[str, Tensors] = {}
+    for name in ("base", "expert"):
+        shared = torch.randn(32, 16, generator=generator)
+        own = torch.randn(16, 16, generator=generator)
+        states[name] = {"encoder": shared, "own": own, "decoder": shared}
+        (tmp_path / name).mkdir()
+        torch.save(states[name], tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    deltas = {n: states["expert"][n] - states["base"][n] for n in ("encoder", "own")}
+    for wanted in (101, 102, 301, 302):
+        found = merged(tmp_path, (wanted + 0.5) / 768, backend)
+        magnitudes = torch.cat([d.abs().flatten() for d in deltas.values()])
+        cut = magnitudes.sort(descending=True).values[wanted - 1]
+        for name, delta in deltas.items():
+            kept = torch.where(delta.abs() >= cut, delta, 0.0)
+            assert found[name].equal(states["base"][name] + kept)
+        assert found["decoder"].equal(found["encoder"])
+
+
+def test_the_plan_knows_matrices_from_vectors_of_the_same_formula(tmp_path: Path) -> None:
+    """Memory is planned by tensor: a norm that sorts first says nothing about the matrices behind it."""
+    shapes: dict[str, tuple[int, ...]] = {"a_norm": (64,), "b_weight": (64, 64)}
+    for name in ("base", "expert"):
+        (tmp_path / name).mkdir()
+        tensors = {n: torch.ones(s) for n, s in shapes.items()}
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    made = weightsmith.plan(
+        {
+            "weightsmith": 1,
+            "merge_method": "truncate",
+            "base_model": str(tmp_path / "base"),
+            "models": [{"model": str(tmp_path / "expert")}],
+        }
+    )
+    assert {t.output.name: t.whole for t in made.tensors} == {"a_norm": False, "b_weight": True}
