@@ -42,13 +42,13 @@ def build_library() -> None:
 
 def switch_off(part: str, backend: str) -> None:
     """Replace one part of the work by nothing."""
-    from weightsmith.engine import tensor_job
+    from weightsmith.engine import tiles
     from weightsmith.tensors import native
 
     if part == "fsync":
         os.fsync = os.fdatasync = lambda _descriptor: None  # type: ignore[assignment]
     elif part == "digests":
-        tensor_job.piece_digest = lambda _data: bytes(16)
+        tiles.piece_digest = lambda _data: bytes(16)
     elif backend == "torch":
         from weightsmith.tensors import torch_backend
 

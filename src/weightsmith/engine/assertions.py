@@ -9,8 +9,9 @@ import numpy as np
 from weightsmith.engine.output import OutputShards
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
-from weightsmith.engine.tensor_job import Rounds, Settings, TensorJob, plain_tiles, tile_task
+from weightsmith.engine.scheduler import Job, Round, Rounds, Scheduler, Worker
+from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.tiles import plain_tiles, tile_task
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import AssertionFailed
 from weightsmith.recipes.formula import Assertion, Formula, OutputTensor

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.engine.scheduler import Round, Worker
-from weightsmith.engine.tensor_job import (
-    Finished,
-    Rounds,
-    Sink,
-    piece_digests,
-    plain_tiles,
-    tile_task,
-)
+from weightsmith.engine.scheduler import Round, Rounds, Worker
+from weightsmith.engine.tensor_job import Finished, Sink
+from weightsmith.engine.tiles import piece_digests, plain_tiles, tile_task
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.stored import LazyTensor

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Rounds, TensorJob, combine_partials
+from weightsmith.engine.scheduler import Job, Rounds, Scheduler
+from weightsmith.engine.tensor_job import TensorJob, combine_partials
 from weightsmith.tensors.graph import Cut, Scalar
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request

@@ -14,7 +14,7 @@ from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.backends import BackendChoice, choose_backend
-from weightsmith.engine.tensor_job import tile_elements
+from weightsmith.engine.tiles import tile_elements
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among

@@ -19,7 +19,8 @@ from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.seal import seal
 from weightsmith.engine.staging import Staging, check_free, check_place, staging_folder
-from weightsmith.engine.tensor_job import Finished, Settings, TensorJob, digest_rounds
+from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
+from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import (
     NonFiniteError,

@@ -40,6 +40,8 @@ class Round:
 
 
 Job = Generator[Round, list[Any], None]
+# A part of a job (`yield from`), which hands back a result of its own.
+Rounds = Generator[Round, list[Any], Any]
 
 
 @dataclass(slots=True)

@@ -7,14 +7,21 @@ on with their results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from weightsmith.engine.scheduler import Round, Task, Worker
-from weightsmith.tensors.digests import piece_digest, tensor_digest
+from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
+from weightsmith.engine.tiles import (
+    digest_rounds,
+    piece_digests,
+    sample_runs,
+    tile_elements,
+    tile_task,
+)
+from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for
@@ -31,12 +38,7 @@ from weightsmith.tensors.passes import (
     used_sources,
     work_dtype,
 )
-from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.stored import LazyTensor
-
-Rounds = Generator[Round, list[Any], Any]
-_SAMPLE_RUN = 4096
-_SAMPLE_SMALLEST, _SAMPLE_LARGEST = 1 << 16, 1 << 20
 
 
 class Sink(Protocol):
@@ -418,40 +420,6 @@ class TensorJob:
         return (yield Round([run]))
 
 
-def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:
-    """Digests of the pieces in a tile's bytes."""
-    step = piece_elements(shape) * dtype.itemsize
-    return [piece_digest(data[at : at + step]) for at in range(0, len(data), step)]
-
-
-def plain_tiles(shape: Sequence[int], target: int) -> list[tuple[int, int]]:
-    """Tiles (start, count) of a tensor that is read or copied without regard to rows."""
-    numel = math.prod(shape)
-    step = tile_elements(shape, target, rows=False)
-    return [(start, min(step, numel - start)) for start in range(0, numel, step)]
-
-
-def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
-    """Read a tensor once and return its digest."""
-
-    def run(worker: Worker, start: int, count: int) -> list[bytes]:
-        data = worker.buffer(0, count * tensor.dtype.itemsize)
-        tensor.read_into(start, start + count, data)
-        return piece_digests(data, tensor.shape, tensor.dtype)
-
-    results = yield Round(
-        [tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)]
-    )
-    return tensor_digest(
-        tensor.dtype, tensor.shape, [digest for part in results for digest in part]
-    )
-
-
-def tile_task(run: Callable[[Worker, int, int], Any], start: int, count: int) -> Task:
-    """A task that runs `run` on one tile."""
-    return lambda worker: run(worker, start, count)
-
-
 def _first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
     total = sum(number for number, _ in found)
     return total, next((first for number, first in found if number), -1)
@@ -469,27 +437,6 @@ def combine_partials(op: str, parts: Sequence[Any]) -> float:
     if any(not math.isfinite(number) for number in numbers):
         return sum(numbers)
     return math.fsum(numbers)
-
-
-def tile_elements(shape: Sequence[int], target: int, rows: bool) -> int:
-    """Elements per tile: a whole number of pieces near `target`; whole rows (at the least) where `rows` are needed."""
-    piece = piece_elements(shape)
-    row_length = shape[-1] if shape else 1
-    if rows and (len(shape) < 2 or piece % max(row_length, 1)):
-        return max(math.prod(shape), 1)
-    return piece * max(1, target // piece)
-
-
-def sample_runs(shape: Sequence[int], rows: bool) -> list[tuple[int, int]]:
-    """Evenly spread ranges of elements (whole rows where `rows` are needed) that stand for the tensor."""
-    numel = math.prod(shape)
-    row_length = shape[-1] if shape else 1
-    run = _SAMPLE_RUN
-    if rows:
-        run = row_length * -(-_SAMPLE_RUN // max(row_length, 1))
-    wanted = min(max(numel // 32, _SAMPLE_SMALLEST), _SAMPLE_LARGEST)
-    step = max(run, numel * run // wanted // run * run)
-    return [(at, min(run, numel - at)) for at in range(0, numel, step)]
 
 
 def substitute(root: Value, old: Value, new: Value) -> tuple[Value, dict[Node, Node]]:

@@ -18,7 +18,8 @@ from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import model_results, run, tensor_job
 from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Finished, Settings, digest_rounds
+from weightsmith.engine.tensor_job import Finished, Settings
+from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import VerificationError, WeightsmithError
 from weightsmith.recipes import Recipe

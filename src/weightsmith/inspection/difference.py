@@ -15,7 +15,8 @@ import numpy as np
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
-from weightsmith.engine.tensor_job import combine_partials, plain_tiles
+from weightsmith.engine.tensor_job import combine_partials
+from weightsmith.engine.tiles import plain_tiles
 from weightsmith.errors import CompatibilityError
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.naming import natural_key

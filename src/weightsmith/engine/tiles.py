@@ -1,0 +1,71 @@
+"""Tiles: how a tensor is cut up to be streamed, and the rounds that only read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
+from weightsmith.tensors.digests import piece_digest, tensor_digest
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.pieces import piece_elements
+from weightsmith.tensors.stored import LazyTensor
+
+_SAMPLE_RUN = 4096
+_SAMPLE_SMALLEST, _SAMPLE_LARGEST = 1 << 16, 1 << 20
+
+
+def tile_elements(shape: Sequence[int], target: int, rows: bool) -> int:
+    """Elements per tile: a whole number of pieces near `target`; whole rows (at the least) where `rows` are needed."""
+    piece = piece_elements(shape)
+    row_length = shape[-1] if shape else 1
+    if rows and (len(shape) < 2 or piece % max(row_length, 1)):
+        return max(math.prod(shape), 1)
+    return piece * max(1, target // piece)
+
+
+def sample_runs(shape: Sequence[int], rows: bool) -> list[tuple[int, int]]:
+    """Evenly spread ranges of elements (whole rows where `rows` are needed) that stand for the tensor."""
+    numel = math.prod(shape)
+    row_length = shape[-1] if shape else 1
+    run = _SAMPLE_RUN
+    if rows:
+        run = row_length * -(-_SAMPLE_RUN // max(row_length, 1))
+    wanted = min(max(numel // 32, _SAMPLE_SMALLEST), _SAMPLE_LARGEST)
+    step = max(run, numel * run // wanted // run * run)
+    return [(at, min(run, numel - at)) for at in range(0, numel, step)]
+
+
+def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:
+    """Digests of the pieces in a tile's bytes."""
+    step = piece_elements(shape) * dtype.itemsize
+    return [piece_digest(data[at : at + step]) for at in range(0, len(data), step)]
+
+
+def plain_tiles(shape: Sequence[int], target: int) -> list[tuple[int, int]]:
+    """Tiles (start, count) of a tensor that is read or copied without regard to rows."""
+    numel = math.prod(shape)
+    step = tile_elements(shape, target, rows=False)
+    return [(start, min(step, numel - start)) for start in range(0, numel, step)]
+
+
+def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
+    """Read a tensor once and return its digest."""
+
+    def run(worker: Worker, start: int, count: int) -> list[bytes]:
+        data = worker.buffer(0, count * tensor.dtype.itemsize)
+        tensor.read_into(start, start + count, data)
+        return piece_digests(data, tensor.shape, tensor.dtype)
+
+    results = yield Round(
+        [tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)]
+    )
+    return tensor_digest(
+        tensor.dtype, tensor.shape, [digest for part in results for digest in part]
+    )
+
+
+def tile_task(run: Callable[[Worker, int, int], Any], start: int, count: int) -> Task:
+    """A task that runs `run` on one tile."""
+    return lambda worker: run(worker, start, count)
