@@ -9,9 +9,9 @@ import numpy as np
 from weightsmith.engine.output import OutputShards
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress
-from weightsmith.engine.scheduler import Job, Round, Rounds, Scheduler, Worker
+from weightsmith.engine.scheduler import Job, Rounds, Scheduler, Worker
 from weightsmith.engine.tensor_job import Settings, TensorJob
-from weightsmith.engine.tiles import plain_tiles, tile_task
+from weightsmith.engine.tiles import plain_round
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import AssertionFailed
 from weightsmith.recipes.formula import Assertion, Formula, OutputTensor
@@ -108,12 +108,7 @@ def _differing(written: LazyTensor, expected: LazyTensor, settings: Settings) ->
         one, other = (np.frombuffer(d, np.uint8).reshape(count, itemsize) for d in data)
         return int(np.count_nonzero((one != other).any(axis=1)))
 
-    found = yield Round(
-        [
-            tile_task(run, start, count)
-            for start, count in plain_tiles(written.shape, settings.tile_elements)
-        ]
-    )
+    found = yield plain_round(run, written.shape, settings.tile_elements)
     return sum(found)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.engine.scheduler import Round, Rounds, Worker
+from weightsmith.engine.scheduler import Rounds, Worker
 from weightsmith.engine.tensor_job import Finished, Sink
-from weightsmith.engine.tiles import piece_digests, plain_tiles, tile_task
+from weightsmith.engine.tiles import piece_digests, plain_round
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.stored import LazyTensor
@@ -31,9 +31,7 @@ def copy_tensor(stored: Sequence[LazyTensor], sink: Sink, target: int) -> Rounds
         sink.write(start, data)
         return piece_digests(data, first.shape, first.dtype)
 
-    results = yield Round(
-        [tile_task(run, start, count) for start, count in plain_tiles(first.shape, target)]
-    )
+    results = yield plain_round(run, first.shape, target)
     digest = tensor_digest(first.dtype, first.shape, [found for part in results for found in part])
     return Finished(digest, dict.fromkeys(range(len(stored)), digest), (0, -1), ())
 

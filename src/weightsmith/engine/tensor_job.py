@@ -18,8 +18,8 @@ from weightsmith.engine.tiles import (
     digest_rounds,
     piece_digests,
     sample_runs,
-    tile_elements,
     tile_task,
+    tiles_of,
 )
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
@@ -31,13 +31,14 @@ from weightsmith.tensors.passes import (
     PassSpec,
     Request,
     TileResult,
-    evaluate_scalar,
     has_row_nodes,
     pass_roots,
     reduction_levels,
+    selected_count,
     used_sources,
     work_dtype,
 )
+from weightsmith.tensors.scalars import exact_sum
 from weightsmith.tensors.stored import LazyTensor
 
 
@@ -240,8 +241,7 @@ class TensorJob:
 
     def wanted(self, cut: Cut, population: int) -> int:
         """k of a cut over `population` elements."""
-        number = float(evaluate_scalar(cut.inputs[1], dict(self.known)))
-        return math.floor(number * population) if cut.attributes[0] else int(number)
+        return selected_count(cut, self.known, population)
 
     @property
     def key_bits(self) -> int:
@@ -331,10 +331,8 @@ class TensorJob:
         )
 
     def _tiles(self, spec: PassSpec) -> list[tuple[int, int]]:
-        step = tile_elements(
-            self.shape, self.settings.tile_elements, has_row_nodes(pass_roots(spec), self.known)
-        )
-        return [(start, min(step, self.numel - start)) for start in range(0, self.numel, step)]
+        rows = has_row_nodes(pass_roots(spec), self.known)
+        return tiles_of(self.shape, self.settings.tile_elements, rows)
 
     def _stream(
         self,
@@ -351,7 +349,7 @@ class TensorJob:
         def run(
             worker: Worker, start: int, count: int
         ) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
-            buffers = self._read(worker, used, start, count)
+            buffers = self._read(worker, used, [(start, count)])
             digests = {i: self._digest_pieces(buffers[i], self.sources[i].dtype) for i in digesting}
             out = None
             if spec.output_dtype is not None:
@@ -388,13 +386,19 @@ class TensorJob:
         return piece_digests(data, self.shape, dtype)
 
     def _read(
-        self, worker: Worker, used: set[int], start: int, count: int
+        self, worker: Worker, used: set[int], runs: Sequence[tuple[int, int]]
     ) -> list[memoryview | None]:
+        """The runs (start, count) of each used source, one after the other in one buffer."""
         buffers: list[memoryview | None] = [None] * len(self.sources)
+        total = sum(count for _, count in runs)
         for i in sorted(used):
-            tensor = self.sources[i]
-            buffers[i] = view = worker.buffer(i, count * tensor.dtype.itemsize)
-            tensor.read_into(start, start + count, view)
+            itemsize = self.sources[i].dtype.itemsize
+            buffers[i] = view = worker.buffer(i, total * itemsize)
+            filled = 0
+            for start, count in runs:
+                part = view[filled : filled + count * itemsize]
+                self.sources[i].read_into(start, start + count, part)
+                filled += len(part)
         return buffers
 
     def _sample(self, spec: PassSpec) -> Rounds:
@@ -402,20 +406,10 @@ class TensorJob:
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
         runs = sample_runs(self.shape, has_row_nodes(pass_roots(spec), self.known))
-        count = sum(size for _, size in runs)
+        total = sum(count for _, count in runs)
 
         def run(worker: Worker) -> TileResult:
-            buffers: list[memoryview | None] = [None] * len(self.sources)
-            for i in sorted(used):
-                itemsize = self.sources[i].dtype.itemsize
-                buffers[i] = view = worker.buffer(i, count * itemsize)
-                filled = 0
-                for at, size in runs:
-                    self.sources[i].read_into(
-                        at, at + size, view[filled : filled + size * itemsize]
-                    )
-                    filled += size * itemsize
-            return compiled.run(buffers, 0, count, None)
+            return compiled.run(self._read(worker, used, runs), 0, total, None)
 
         return (yield Round([run]))
 
@@ -432,11 +426,7 @@ def _numpy_dtype(dtype: DType) -> Any:
 def combine_partials(op: str, parts: Sequence[Any]) -> float:
     """A reduction from its partials per piece: exact summation, so the order of tiles and tensors cannot matter."""
     numbers = [float(number) for part in parts for number in part]
-    if op == "peak":
-        return max(numbers, default=-math.inf)
-    if any(not math.isfinite(number) for number in numbers):
-        return sum(numbers)
-    return math.fsum(numbers)
+    return max(numbers, default=-math.inf) if op == "peak" else exact_sum(numbers)
 
 
 def substitute(root: Value, old: Value, new: Value) -> tuple[Value, dict[Node, Node]]:

@@ -43,11 +43,16 @@ def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[
     return [piece_digest(data[at : at + step]) for at in range(0, len(data), step)]
 
 
-def plain_tiles(shape: Sequence[int], target: int) -> list[tuple[int, int]]:
-    """Tiles (start, count) of a tensor that is read or copied without regard to rows."""
+def tiles_of(shape: Sequence[int], target: int, rows: bool = False) -> list[tuple[int, int]]:
+    """The tiles (start, count) of a tensor; see `tile_elements`."""
     numel = math.prod(shape)
-    step = tile_elements(shape, target, rows=False)
+    step = tile_elements(shape, target, rows)
     return [(start, min(step, numel - start)) for start in range(0, numel, step)]
+
+
+def plain_round(run: Callable[[Worker, int, int], Any], shape: Sequence[int], target: int) -> Round:
+    """`run` on every tile of a tensor that is read or copied without regard to rows."""
+    return Round([tile_task(run, start, count) for start, count in tiles_of(shape, target)])
 
 
 def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
@@ -58,9 +63,7 @@ def digest_rounds(tensor: LazyTensor, target: int) -> Rounds:
         tensor.read_into(start, start + count, data)
         return piece_digests(data, tensor.shape, tensor.dtype)
 
-    results = yield Round(
-        [tile_task(run, start, count) for start, count in plain_tiles(tensor.shape, target)]
-    )
+    results = yield plain_round(run, tensor.shape, target)
     return tensor_digest(
         tensor.dtype, tensor.shape, [digest for part in results for digest in part]
     )

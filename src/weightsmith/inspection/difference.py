@@ -16,7 +16,7 @@ from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
-from weightsmith.engine.tiles import plain_tiles
+from weightsmith.engine.tiles import tiles_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.naming import natural_key
@@ -191,7 +191,7 @@ def _measure_floats(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
     )
     compiled = backend.compile(spec)
     results = yield Round(
-        [_tile(compiled, tensors, start, number) for start, number in plain_tiles(shape, _TILE)]
+        [_tile(compiled, tensors, start, number) for start, number in tiles_of(shape, _TILE)]
     )
     sums = {
         name: combine_partials(reduction.op, [result.partials[i] for result, _ in results])
@@ -267,7 +267,7 @@ def _measure_others(a: LazyTensor, b: LazyTensor) -> Any:
 
         return run
 
-    results = yield Round([tile(start, number) for start, number in plain_tiles(a.shape, _TILE)])
+    results = yield Round([tile(start, number) for start, number in tiles_of(a.shape, _TILE)])
     changed = sum(results)
     return Measures(
         tensors=1, elements=math.prod(a.shape), changed=changed, other_bits=int(changed > 0)

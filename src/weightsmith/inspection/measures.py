@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from weightsmith.tensors.scalars import exact_sum
+
 
 @dataclass(frozen=True, slots=True)
 class Measures:
@@ -77,14 +79,6 @@ def together(parts: Iterable[Measures]) -> Measures:
         else:
             joined[field.name] = exact_sum(numbers)
     return Measures(**joined)  # type: ignore[arg-type]
-
-
-def exact_sum(numbers: Iterable[float]) -> float:
-    """The correctly rounded sum; NaN and infinities pass through."""
-    listed = list(numbers)
-    if any(not math.isfinite(n) for n in listed):
-        return float(sum(listed))
-    return math.fsum(listed)
 
 
 def _ratio(over: float, under: float) -> float:

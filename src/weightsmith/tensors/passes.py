@@ -7,6 +7,7 @@ Backends implement `Backend`; the engine and the in-memory interface drive them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -199,6 +200,12 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "mul": lambda a, b: a * b,
     "neg": lambda a: -a,
 }
+
+
+def selected_count(cut: Cut, known: Known, population: int) -> int:
+    """k of a cut over `population` elements, its scalars being known."""
+    number = float(evaluate_scalar(cut.inputs[1], dict(known)))
+    return math.floor(number * population) if cut.attributes[0] else int(number)
 
 
 def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:

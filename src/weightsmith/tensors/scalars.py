@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,14 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         condition if isinstance(condition, library.Tensor) else library.as_tensor(bool(condition))
     )
     return library.where(mask, as_tensor(a), as_tensor(b))
+
+
+def exact_sum(numbers: Iterable[float]) -> float:
+    """The correctly rounded sum, whatever the order; NaN and infinities pass through."""
+    listed = list(numbers)
+    if any(not math.isfinite(number) for number in listed):
+        return float(sum(listed))
+    return math.fsum(listed)
 
 
 def divide(a: Any, b: Any, otherwise: float = 0.0) -> Any:

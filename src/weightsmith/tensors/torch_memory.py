@@ -15,9 +15,9 @@ from weightsmith.tensors.passes import (
     Collect,
     CutPoint,
     Histogram,
-    evaluate_scalar,
     has_row_nodes,
     reduction_levels,
+    selected_count,
 )
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
@@ -150,9 +150,8 @@ def _measure(
 
 
 def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> list[CutPoint]:
-    number = float(evaluate_scalar(cut.inputs[1], dict(known)))
     population = sum(v.numel() for v in values)
-    k = int(np.floor(number * population)) if cut.attributes[0] else int(number)
+    k = selected_count(cut, known, population)
     keys = [magnitude_keys(v).reshape(-1) for v in values]
     selection = Selection(k, population, 63 if values[0].dtype is torch.float64 else 31)
     offsets = np.cumsum([0] + [v.numel() for v in values])
