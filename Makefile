@@ -7,11 +7,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+FUSIONBENCH := .venv-fusionbench/bin
 NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format types imports docs-check check parity faults fuzz gpu ray \
+.PHONY: help demo test lint format types imports docs-check check parity faults fuzz gpu ray browser \
         bench clean
 
 help:
@@ -19,8 +20,9 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       what CI runs: lint, types, imports, test, docs-check"
 	@echo "make format      rewrite the code in the house's format"
-	@echo "make parity      compare with mergekit 0.1.5 in an environment of its own"
+	@echo "make parity      compare with mergekit 0.1.5 and FusionBench 0.2.33 in environments of their own"
 	@echo "make faults | fuzz | gpu | ray    the marked tests"
+	@echo "make browser     look at reports in a headless Chromium"
 	@echo "make bench       time weightsmith, mergekit and the floor side by side"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -49,6 +51,14 @@ help:
 	WEIGHTSMITH_NO_NATIVE=1 $(PARITY)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+.venv-fusionbench/.ready: tests/parity/fusionbench/requirements.txt
+	$(PYTHON) -m venv .venv-fusionbench
+	$(FUSIONBENCH)/python -m pip install --quiet "$(TORCH)"
+	$(FUSIONBENCH)/python -m pip install --quiet --requirement tests/parity/fusionbench/requirements.txt
+	$(FUSIONBENCH)/python -m pip install --quiet --no-deps fusion-bench==0.2.33
+	WEIGHTSMITH_NO_NATIVE=1 $(FUSIONBENCH)/python -m pip install --quiet --editable .
+	touch $@
+
 demo: .venv/.ready
 	$(BIN)/python examples/digits/run.py demo-output
 
@@ -74,8 +84,9 @@ docs-check: .venv/.ready
 
 check: lint types imports test docs-check
 
-parity: .venv/.ready .venv-parity/.ready
-	$(PARITY)/python -m pytest -m parity tests/parity tests/methods
+parity: .venv/.ready .venv-parity/.ready .venv-fusionbench/.ready
+	$(PARITY)/python -m pytest -m parity tests/parity tests/methods --ignore tests/parity/fusionbench
+	$(FUSIONBENCH)/python -m pytest -m parity tests/parity/fusionbench
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults
@@ -85,6 +96,9 @@ fuzz: .venv/.ready
 
 gpu: .venv/.ready
 	$(BIN)/python -m pytest -m gpu
+
+browser: .venv/.ready
+	$(BIN)/python -m pytest -m browser
 
 ray: .venv/.ray
 	$(BIN)/python -m pytest -m ray

@@ -20,6 +20,11 @@ SOURCE = Path(weightsmith.__file__).parent
 HEAVY = {"numpy", "pydantic", "ray", "safetensors", "sklearn", "torch", "transformers"}
 OPTIONAL = {"matplotlib", "ray", "safetensors", "scipy", "sklearn", "torch", "transformers"}
 TORCH_LIVES_IN = set((SOURCE / "tensors").glob("torch_*.py"))
+# What `testbed list` loads stays light; the recipes of the families train networks.
+LIGHT_TESTBEDS = {"__init__", "build", "families", "places", "sources"}
+TORCH_LIVES_IN |= {
+    file for file in (SOURCE / "testbeds").glob("*.py") if file.stem not in LIGHT_TESTBEDS
+}
 
 
 def loaded_by(statement: str) -> set[str]:

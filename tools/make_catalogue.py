@@ -12,8 +12,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from weightsmith.cli.main import weightsmith as command_line
-from weightsmith.inspection.method_facts import facts_of
-from weightsmith.methods import registry
+from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
+from weightsmith.methods import modifiers, registry
+from weightsmith.methods.modifiers import ModifierSpec
 from weightsmith.methods.registry import MethodSpec
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -25,7 +26,9 @@ INTRODUCTION = """\
 The **kind** says what must be seen before an element can be written: only itself (`elementwise`), sums or
 order statistics of its row or tensor (`measured`), such of the whole model (`model`), or its whole matrix
 (`matrix`). **Passes** is how often the inputs are streamed. Both are found by tracing the method with the
-defaults of the paper; other parameters can change them.
+defaults of the paper; other parameters can change them. **Cost** is the time for N experts and a matrix of m outputs
+and n inputs. **Statistics** are the kinds of stored statistics that a method takes of each expert (`statistics:` in
+recipes), the preferred one first. **Generalises** names methods that are special cases.
 
 Native recipes take the defaults of the preset `paper`. mergekit's files, and `semantics: mergekit`, take
 those of `mergekit` where a method has that preset, and else the same. Further presets, such as `mergelm` of
@@ -33,7 +36,28 @@ those of `mergekit` where a method has that preset, and else the same. Further p
 theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
 
 """
-COLUMNS = ("name", "title", "base", "experts", "kind", "passes", "presets", "paper")
+COLUMNS = (
+    "name",
+    "title",
+    "base",
+    "experts",
+    "statistics",
+    "kind",
+    "passes",
+    "cost",
+    "generalises",
+    "presets",
+    "paper",
+)
+MODIFIERS = """\
+# Modifiers
+
+A modifier changes the experts before a method merges them, and goes with every method: `modify: [{clip: {limit: 2}}]`
+in a recipe, its slices, modules or rules (the closest counts), or `modify=` of `merge_state_dicts`. Several apply one
+after the other. **Passes before** are those that it adds.
+
+"""
+MODIFIER_COLUMNS = ("name", "title", "base", "kind", "passes before", "paper")
 
 
 def catalogue() -> str:
@@ -41,7 +65,19 @@ def catalogue() -> str:
     specs = [registry.get(name) for name in registry.names()]
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(spec) for spec in specs)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return INTRODUCTION + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
+    methods = INTRODUCTION + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
+    known = [modifiers.get(name) for name in modifiers.names()]
+    rows = [MODIFIER_COLUMNS, tuple("---" for _ in MODIFIER_COLUMNS)]
+    rows += [_modifier_row(spec) for spec in known]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    sections = "\n".join(_section(spec) for spec in known)
+    return f"{methods}\n{MODIFIERS}{table}\n\n{sections}"
+
+
+def _modifier_row(spec: ModifierSpec) -> tuple[str, ...]:
+    facts = facts_of_modifier(spec)
+    link = f"[{spec.name}](#{spec.name})"
+    return link, spec.title, spec.base.value, facts.kind, str(facts.passes), spec.paper
 
 
 def _row(spec: MethodSpec) -> tuple[str, ...]:
@@ -59,14 +95,17 @@ def _row(spec: MethodSpec) -> tuple[str, ...]:
         spec.title,
         spec.base.value,
         experts,
+        " or ".join(spec.statistics),
         facts.kind,
         str(facts.passes),
+        facts.cost,
+        ", ".join(f"[{name}](#{name})" for name in spec.generalises),
         ", ".join((registry.PAPER, *sorted(spec.presets))),
         spec.paper,
     )
 
 
-def _section(spec: MethodSpec) -> str:
+def _section(spec: MethodSpec | ModifierSpec) -> str:
     """What `weightsmith methods NAME --markdown` prints, under a heading that links can name."""
     printed = CliRunner().invoke(command_line, ["methods", spec.name, "--markdown"])
     if printed.exit_code != 0:

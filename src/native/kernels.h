@@ -86,6 +86,10 @@ int ws_best_level(void);
 
 // Names of the opcodes in order, separated by spaces; Python takes its numbers from here.
 const char* ws_opcodes(void);
+
+// Puts row rows[i] of `size` bytes, counted from byte `offset` of a file, at out + i * size; neighbours are read at once
+// and negative rows are left as they are. Returns `count`, or the position of the first row that could not be read.
+int64_t ws_read_rows(int descriptor, int64_t offset, int64_t size, const int64_t* rows, int64_t count, char* out);
 }
 
 namespace weightsmith {

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from weightsmith.checkpoints.statistics import read_statistics as read_statistics
+    from weightsmith.checkpoints.statistics_writer import write_statistics as write_statistics
+    from weightsmith.comparison.compare import compare as compare
     from weightsmith.engine.api import merge as merge
     from weightsmith.engine.api import merge_state_dicts as merge_state_dicts
     from weightsmith.engine.api import open as open  # noqa: A004 - weightsmith.open is its name
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import replay as replay
     from weightsmith.engine.api import verify as verify
     from weightsmith.errors import WeightsmithError as WeightsmithError
+    from weightsmith.evaluation.evaluate import evaluate as evaluate
     from weightsmith.recipes import Recipe as Recipe
 
 __version__ = "0.1.0"
@@ -24,12 +28,16 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Recipe": "weightsmith.recipes",
     "WeightsmithError": "weightsmith.errors",
+    "compare": "weightsmith.comparison.compare",
+    "evaluate": "weightsmith.evaluation.evaluate",
     "merge": "weightsmith.engine.api",
     "merge_state_dicts": "weightsmith.engine.api",
     "open": "weightsmith.engine.api",
     "plan": "weightsmith.engine.api",
+    "read_statistics": "weightsmith.checkpoints.statistics",
     "replay": "weightsmith.engine.api",
     "verify": "weightsmith.engine.api",
+    "write_statistics": "weightsmith.checkpoints.statistics_writer",
 }
 
 

@@ -26,6 +26,10 @@ class CheckpointError(WeightsmithError):
     """A file of a checkpoint is damaged, hostile or of an unknown form."""
 
 
+class TokenizerError(CheckpointError):
+    """A tokenizer or a file of one cannot be read."""
+
+
 class CompatibilityError(WeightsmithError):
     """Checkpoints that a recipe combines do not fit together."""
 

@@ -14,7 +14,7 @@ SMOOTH = (
 ).split()
 PIECEWISE = (
     "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap "
-    "trimmed_mean arcee_fusion truncate"
+    "trimmed_mean arcee_fusion truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge"
 ).split()
 WAYS = {
     "nuslerp": [
@@ -73,10 +73,10 @@ def test_gradients_of_piecewise_methods_are_finite_and_reach_every_expert(merge,
     assert sum(float(x.grad.abs().sum()) for x in inputs) > 0
 
 
+DECOMPOSED = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge"}
 DEGENERATE = [
     (name, preset)
     for name in registry.names()
-    if name != "truncate"  # torch defines no gradient of equal singular values
     for preset in [registry.PAPER, *registry.get(name).presets]
 ]
 
@@ -84,6 +84,8 @@ DEGENERATE = [
 @pytest.mark.parametrize(("name", "preset"), DEGENERATE)
 @pytest.mark.parametrize("where", ["zero", "equal", "antipodal"])
 def test_gradients_are_finite_at_degenerate_points(merge, name, preset, where):
+    if where == "antipodal" and name in DECOMPOSED:
+        pytest.skip("torch defines no gradient of equal singular values")
     run, count = call(merge, name, preset=preset)
     point = torch.arange(1.0, 13, dtype=torch.float64).reshape(3, 4) * (where != "zero")
     signs = [-1.0 if where == "antipodal" and i % 2 else 1.0 for i in range(count)]

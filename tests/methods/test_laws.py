@@ -34,17 +34,22 @@ DTYPES = [
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 ]
+# Singular directions touch every element, and broken ones are refused.
+SPECTRAL = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge"}
+SPECTRAL |= {"regmean", "wudi", "iwudi", "swudi", "aswudi", "optmerge"}
 # Formulas that depend on the experts' order in time.
-ORDERED = {"ema", "lawa", "wma"}
+ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
 # Formulas without an origin or a unit: f(x + c) = f(x) + c.
 TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
-    "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough"
+    "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough "
+    "tsv_m tsv_c resm iso_c iso_cts opcm knots doge consensus tall_masks emr magmax localize_and_stitch pcb "
+    "fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
 ).split()
-SCALE_BOUND = {"nearswap", "ram", "ramplus_tl", "arcee_fusion"}
+SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion"}
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "geometric_median": 1e-5}
-SIGN_BOUND = {"sce", "arcee_fusion"}
+SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}
 
 
 @st.composite
@@ -80,6 +85,8 @@ def settings_of(name, n):
         shared["rank"] = 1
     if name == "lines":
         shared["alpha"] = 0.3
+    if name in ("tall_masks", "emr"):
+        shared["task"] = "m1"
     return {"shared": shared, "labels": tuple(f"m{i}" for i in range(n))}
 
 
@@ -159,7 +166,7 @@ def test_scale(name, merge, data, power):
 ELEMENTWISE = (
     "linear soup ema lawa wma wise_ft expo trimmed_mean task_arithmetic ties dare_linear dare_ties breadcrumbs "
     "breadcrumbs_ties sce ram ramplus_tl nearswap passthrough lines slerp nuslerp multislerp karcher model_stock "
-    "geometric_median"
+    "geometric_median consensus tall_masks emr magmax localize_and_stitch pcb fisher ota metrics_weighted"
 ).split()
 
 
@@ -200,7 +207,7 @@ def test_strided_inputs_are_read_in_logical_order(name, merge, data):
 
 
 # The span of a rotation or a truncation touches every element.
-MIXING = {"slerp", "truncate"}
+MIXING = {"slerp", *SPECTRAL}
 LOCAL = [n for n in NAMES if registry.get(n).base is Base.REQUIRED and n not in MIXING]
 
 
@@ -217,7 +224,7 @@ def test_what_no_expert_changed_is_untouched(name, merge, data):
     np.testing.assert_array_equal(merged[mask], base32[mask])
 
 
-ONE_BROKEN = [n for n in NAMES if n not in ("truncate", "lawa", "trimmed_mean")]
+ONE_BROKEN = [n for n in NAMES if n not in {*SPECTRAL, "lawa", "trimmed_mean"}]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

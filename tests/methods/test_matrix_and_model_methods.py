@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from weightsmith.errors import NonFiniteError
+from weightsmith.methods.matrices import MatrixView
 from weightsmith.methods.nuslerp import SlerpAlongFirstAxis
-from weightsmith.methods.truncate import Truncation
+from weightsmith.methods.spectra import ByMatrix, Decomposition
+from weightsmith.methods.truncate import LowRank
 
 
 def draw(n, shape=(8, 6), seed=0):
@@ -89,7 +91,8 @@ def test_truncate_takes_kernels_as_matrices_if_asked(merge):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numpy_and_torch_give_the_same_matrices(dtype):
     a, b = (np.random.default_rng(s).normal(size=(5, 9, 7)).astype(dtype) for s in (0, 1))
-    for function, inputs in ((Truncation(3, (9, 7), "t"), [a]), (SlerpAlongFirstAxis(0.3), [a, b])):
+    truncation = ByMatrix(LowRank(3, Decomposition()), MatrixView(a.shape, 5, 9, 7), "t")
+    for function, inputs in ((truncation, [a]), (SlerpAlongFirstAxis(0.3), [a, b])):
         ours = function(np, *inputs)
         theirs = function(torch, *(torch.from_numpy(x) for x in inputs)).numpy()
         assert ours.dtype == theirs.dtype == dtype

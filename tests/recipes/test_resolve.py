@@ -217,14 +217,14 @@ def test_a_donor_can_be_named(make, solve):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("tokenizer_source: union", "union of tokenizers"),
-        ("tokenizer: {source: base, tokens: {x: {source: a}}}", "`tokens`"),
-        ("tokenizer: {source: base, pad_to_multiple_of: 8}", "pad_to_multiple_of"),
-        ("chat_template: chatml", "chat_template"),
-        ("tokenizer_source: other", "has 9 tokens"),
+        ("tokenizer_source: union", "no tokenizer files"),
+        ("tokenizer: {source: base, tokens: {x: {source: a}}}", "no tokenizer files"),
+        ("tokenizer: {source: base, pad_to_multiple_of: 8}", "no tokenizer files"),
+        ("tokenizer_source: other", "no tokenizer files"),
+        ("chat_template: chatm", "did you mean 'chatml'"),
     ],
 )
-def test_tokenizer_sections_beyond_copying_are_refused(make, solve, section, message):
+def test_a_vocabulary_that_no_model_has_cannot_be_aligned_to(make, solve, section, message):
     make("a"), make("b"), make("other", vocabulary=9)
     with pytest.raises(RecipeError, match=message):
         solve(

@@ -115,3 +115,24 @@ def test_a_model_wide_cut_splits_at_the_tensor_that_holds_it() -> None:
     assert local_cut(cut, 0, 100).last_index > 99
     assert local_cut(cut, 100, 50).last_index == 20
     assert local_cut(cut, 150, 50).last_index == -1
+
+
+def test_a_rule_gives_the_rank_from_the_number_of_elements():
+    import torch
+
+    from weightsmith.tensors.graph import Scope, above, largest, source, where
+    from weightsmith.tensors.torch_memory import evaluate_model
+
+    def third(population: int) -> int:
+        return population // 3
+
+    arrays = {"a": np.array([1.0, -9.0, 3.0]), "b": np.array([8.0, 0.5, -2.0, 7.0, 4.0, 0.1])}
+    x = source(0)
+    graphs = {n: where(above(x, largest(x, third, Scope.MODEL)), x, 0.0) for n in arrays}
+    found = evaluate_model(graphs, {n: [torch.from_numpy(a)] for n, a in arrays.items()})
+    assert found["a"].tolist() == [0.0, -9.0, 0.0]
+    assert found["b"].tolist() == [8.0, 0.0, 0.0, 7.0, 0.0, 0.0]
+    alone = where(above(x, largest(x, third)), x, 0.0)
+    (kept,) = evaluate_model({"": alone}, {"": [torch.from_numpy(arrays["b"])]}).values()
+    assert kept.tolist() == [8.0, 0.0, 0.0, 7.0, 0.0, 0.0]
+    assert largest(x, third).magnitude.scope is Scope.TENSOR

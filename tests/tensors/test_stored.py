@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,41 @@ def test_the_given_buffer_is_filled_whatever_its_format(tensor: StoredTensor) ->
     out = np.zeros((3, 25), np.uint16)
     tensor.read_into(25, 100, out.data)
     np.testing.assert_array_equal(out.ravel(), DATA[25:100])
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("strides", [None, (1, 40)])
+def test_rows_are_gathered_in_one_call(
+    tensor: StoredTensor,
+    native: bool,
+    strides: tuple[int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs, repeats and absent rows; with the library and without, contiguous or not."""
+    if not native:
+        monkeypatch.setattr("weightsmith.tensors.native.read_rows", lambda *_: 0)
+    tensor = replace(tensor, strides=strides)
+    table = DATA.reshape(40, 25) if strides is None else DATA.reshape(25, 40).T
+    rows = np.array([3, 4, 5, -1, 0, 39, 38, 7, 7, -1, -1, 8])
+    out = np.full((12, 25), 9, np.uint16)
+    tensor.read_rows(rows, 25, out.data)
+    np.testing.assert_array_equal(out, np.where(rows[:, None] >= 0, table[rows], 9))
+
+
+@pytest.mark.parametrize("rows", [[40], [-2], [0, 7, 40]])
+def test_rows_outside_the_tensor_are_a_programming_error(
+    tensor: StoredTensor, rows: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="tensor 'w'"):
+        tensor.read_rows(np.array(rows), 25, memoryview(bytearray(50 * len(rows))))
+
+
+def test_rows_beyond_the_end_of_a_truncated_file_are_named(tensor: StoredTensor) -> None:
+    short = replace(tensor, identity=None)
+    os.truncate(tensor.file, 10 + 2 * 25 * 30)
+    out = bytearray(2 * 25 * 3)
+    with pytest.raises(CheckpointError, match="truncated"):
+        short.read_rows(np.array([1, 35, 2]), 25, memoryview(out))
 
 
 @pytest.mark.parametrize(

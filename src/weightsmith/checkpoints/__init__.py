@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weightsmith.checkpoints.bundles import member_of as member_of
+from weightsmith.checkpoints.bundles import open_output as open_output
 from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
 from weightsmith.checkpoints.checkpoint import assemble as assemble
 from weightsmith.checkpoints.checkpoint import open_checkpoint as open_checkpoint

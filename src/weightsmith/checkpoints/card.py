@@ -25,7 +25,7 @@ class Parent:
     """One checkpoint that went in.
 
     `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart;
-    `part` is what it was in the merge (base, expert, donor), `digest` that of its weights.
+    `part` is what it was in the merge (base, expert, donor, statistics), `digest` that of its weights.
     """
 
     name: str
@@ -82,7 +82,9 @@ def _front_matter(
 ) -> str:
     tags = ["merge", "weightsmith", *(_TAG.sub("-", use.name.lower()) for use in methods)]
     document: dict[str, Any] = {
-        "base_model": list(dict.fromkeys(_last_name(parent) for parent in parents)),
+        "base_model": list(
+            dict.fromkeys(_last_name(parent) for parent in parents if parent.part != "statistics")
+        ),
         "base_model_relation": "merge",
     }
     if config is not None and config.get("model_type"):

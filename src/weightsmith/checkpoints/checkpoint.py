@@ -15,6 +15,7 @@ from weightsmith.checkpoints.sections import first_of, layer_count_of
 from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
 from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
 from weightsmith.checkpoints.weights import find_weights, read_tensors
+from weightsmith.deltas import stored_parts
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
@@ -26,7 +27,8 @@ class Checkpoint:
 
     `path` is the folder or file; `source` what the user wrote for it; `tensors` are in the order of
     the files; `ties` are groups of stored names that are one tensor; `tying` says how the output
-    head is kept; `stacks` are the lists of repeated blocks by their prefix.
+    head is kept; `stacks` are the lists of repeated blocks by their prefix. `member` is the task of
+    a bundle.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     stacks: dict[str, Stack]
     hub_id: str | None = None
     revision: str | None = None
+    member: str | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -48,7 +51,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """A name without the user's folders: the Hub id, or the folder's or file's own name."""
-        return self.hub_id or self.path.name
+        name = self.hub_id or self.path.name
+        return name if self.member is None else f"{name}#{self.member}"
 
     @property
     def identity(self) -> str:
@@ -100,8 +104,8 @@ class Checkpoint:
 
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
-        stored = (t.file for t in self.tensors.values() if isinstance(t, StoredTensor))
-        return tuple(dict.fromkeys(stored))
+        parts = stored_parts(list(self.tensors.values()))
+        return tuple(dict.fromkeys(t.file for t in parts if isinstance(t, StoredTensor)))
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
@@ -112,13 +116,20 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint from its headers: a folder, a weights file, or a Hub id.
 
-    A Hub id is `owner/name[@revision]`; `~` in a path is expanded.
+    A Hub id is `owner/name[@revision]`; `~` in a path is expanded. `BUNDLE#TASK` is one task of a
+    task bundle (see `bundles`).
     Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
     safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
     """
+    from weightsmith.checkpoints.bundles import member_of, open_member, refuse_whole
+
+    member = member_of(path)
+    if member is not None:
+        return open_member(*member, source=str(path))
     location = find_location(path)
     folder = location.path
     is_folder = folder.is_dir()
+    refuse_whole(folder)
     weights = find_weights(folder) if is_folder else folder
     config = _read_config(folder) if is_folder else None
     tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in read_tensors(weights)}

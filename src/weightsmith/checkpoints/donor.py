@@ -8,17 +8,22 @@ from pathlib import Path
 _TOKENIZER = frozenset(
     """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
     tokenizer.model tokenizer.model.v1 tokenizer.model.v2 tokenizer.model.v3 spiece.model
-    sentencepiece.bpe.model sentencepiece.model source.spm target.spm bpe.codes vocab.json vocab.txt
-    vocab.bpe merges.txt normalizer.json tekken.json qwen.tiktoken tiktoken.model
-    chat_template.jinja chat_template.json""".split()
+    sentencepiece.bpe.model sentencepiece.model source.spm target.spm spm.model bpe.codes vocab.json
+    vocab.txt vocab.bpe merges.txt vocab-src.json vocab-tgt.json target_vocab.json dict.txt
+    entity_vocab.json prophetnet.tokenizer normalizer.json tekken.json qwen.tiktoken
+    tiktoken.model""".split()
 )
+_TEMPLATES = frozenset({"chat_template.jinja", "chat_template.json"})
 _OTHER = frozenset(
     """generation_config.json preprocessor_config.json processor_config.json
-    image_processor_config.json video_preprocessor_config.json feature_extractor_config.json
-    audio_tokenizer_config.json modules.json config_sentence_transformers.json
+    image_processor_config.json video_preprocessor_config.json video_processor_config.json
+    audio_preprocessor_config.json feature_extractor_config.json audio_tokenizer_config.json
+    modules.json config_sentence_transformers.json
     sentence_bert_config.json""".split()
 )
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
+# A model that reads a question twice has a second tokenizer (InstructBLIP).
+_SECOND_TOKENIZER = "qformer_tokenizer"
 # A sentence encoder's pooling layer has its configuration in a folder of its own.
 _POOLING = "1_Pooling/config.json"
 
@@ -29,15 +34,21 @@ def donor_files(folder: Path) -> tuple[Path, ...]:
     Tokenizer, chat templates, generation and processor configurations: never code, weights or
     indices, and no link that leaves the folder (but for the blobs of a Hub cache).
     """
-    names = [*sorted(_TOKENIZER | _OTHER), _POOLING]
+    second = [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
+    names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, _POOLING]
     chosen = [Path(name) for name in names if is_inside(folder / name, folder)]
     return tuple(sorted({*chosen, *_templates(folder)}))
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of the tokenizer and its chat templates, relative to `folder`, sorted."""
-    chosen = [Path(name) for name in _TOKENIZER if is_inside(folder / name, folder)]
+    chosen = [Path(name) for name in _TOKENIZER | _TEMPLATES if is_inside(folder / name, folder)]
     return tuple(sorted({*chosen, *_templates(folder)}))
+
+
+def is_template(name: Path) -> bool:
+    """Whether a file, given relative to its checkpoint's folder, holds a chat template and nothing else."""
+    return name.as_posix() in _TEMPLATES or name.parts[0] in _TEMPLATE_FOLDERS
 
 
 def is_inside(file: Path, folder: Path) -> bool:

@@ -12,13 +12,27 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from weightsmith.checkpoints import words
 from weightsmith.checkpoints.sections import sections, vocabulary_size_of
 from weightsmith.checkpoints.stacks import Stack, place
 from weightsmith.naming import is_number, parse_name, split_name
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.dtypes import DType
+
+
+class Described(Protocol):
+    """What a role is inferred from, besides the name."""
+
+    @property
+    def dtype(self) -> DType:
+        """Type of the elements."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        ...
 
 
 class Kind(enum.Enum):
@@ -60,7 +74,8 @@ class Role:
 
     `layer` is the block's number in the stack whose prefix is `block`; `expert` the number of the
     expert where experts are stored apart (None where they are fused in one tensor); `part` the
-    piece of its module: `weight`, `bias`, `running_mean`, ...
+    piece of its module: `weight`, `bias`, `running_mean`, ... `input_first`: a matrix stored as
+    (inputs, outputs), as GPT-2's Conv1D does.
     """
 
     kind: Kind
@@ -68,6 +83,7 @@ class Role:
     expert: int | None = None
     block: str | None = None
     part: str = "weight"
+    input_first: bool = False
 
 
 _PARTS = re.compile(
@@ -96,7 +112,7 @@ class _Module:
 
 
 def infer_roles(
-    tensors: Mapping[str, LazyTensor],
+    tensors: Mapping[str, Described],
     config: dict[str, Any] | None,
     stacks: Mapping[str, Stack],
 ) -> dict[str, Role]:
@@ -124,10 +140,44 @@ def infer_roles(
         key: classifier.classify(module, siblings[key[0], key[1][:-1]])
         for key, module in modules.items()
     }
+    turned = _input_first_blocks(modules, kinds)
     return {
-        name: Role(_of_part(kinds[key], part, tensors[name]), layer, expert, key[0], part)
+        name: Role(
+            _of_part(kinds[key], part, tensors[name]),
+            layer,
+            expert,
+            key[0],
+            part,
+            key[0] in turned and kinds[key] in _PROJECTIONS and len(tensors[name].shape) == 2,
+        )
         for name, (key, part, layer, expert) in keys.items()
     }
+
+
+_PROJECTIONS = frozenset(
+    {
+        Kind.ATTENTION_Q,
+        Kind.ATTENTION_KV,
+        Kind.ATTENTION_QKV,
+        Kind.ATTENTION_O,
+        Kind.MLP_UP,
+        Kind.MLP_DOWN,
+    }
+)
+
+
+def _input_first_blocks(
+    modules: Mapping[_Key, _Module], kinds: Mapping[_Key, Kind]
+) -> frozenset[str | None]:
+    """The stacks whose matrices are stored as (inputs, outputs): a fused q, k, v of shape (d, 3 d) gives them away."""
+    fused = {
+        key[0]: module.shapes.get("weight", ())
+        for key, module in modules.items()
+        if kinds[key] is Kind.ATTENTION_QKV
+    }
+    return frozenset(
+        block for block, shape in fused.items() if len(shape) == 2 and shape[1] == 3 * shape[0]
+    )
 
 
 def _split_part(fields: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
@@ -147,7 +197,7 @@ def _siblings(modules: Mapping[_Key, _Module]) -> dict[_Key, set[str]]:
     return found
 
 
-def _of_part(kind: Kind, part: str, tensor: LazyTensor) -> Kind:
+def _of_part(kind: Kind, part: str, tensor: Described) -> Kind:
     """The kind of one part: a causal mask saved as an attention module's 4-d `bias` is a buffer."""
     if kind is Kind.NORM:
         return kind

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import json_option, report_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
     from weightsmith.inspection.difference import Difference
     from weightsmith.inspection.measures import Measures
+    from weightsmith.reports.page import Report
 
 _COLUMNS = ("place", "role", "tensors", "|B-A|/|A|", "cosine", "changed", "max |B-A|")
 _BASE_COLUMNS = ("|A-C|/|C|", "|B-C|/|C|", "cosine of A-C, B-C")
@@ -36,8 +39,16 @@ _BASE_COLUMNS = ("|A-C|/|C|", "|B-C|/|C|", "cosine of A-C, B-C")
     default=None,
     help="Worker threads; default: all cores.",
 )
+@report_option
 @json_option
-def diff(a: str, b: str, base: str | None, threads: int | None, as_json: bool) -> int:
+def diff(
+    a: str,
+    b: str,
+    base: str | None,
+    threads: int | None,
+    report_file: Path | None,
+    as_json: bool,
+) -> int:
     """Show per layer and role how checkpoint B differs from A.
 
     |B-A|/|A| is the relative change in Euclidean norm, `changed` the share of values that are not the
@@ -46,12 +57,20 @@ def diff(a: str, b: str, base: str | None, threads: int | None, as_json: bool) -
     """
     from weightsmith.inspection.difference import compare_checkpoints
 
+    check_place(report_file)
     found = compare_checkpoints(a, b, base=base, threads=threads)
+    write_beside(report_file, lambda: _report(found))
     if as_json:
         show_json(_as_json(found))
     else:
         _show(found)
     return 0 if found.identical else 1
+
+
+def _report(found: Difference) -> Report:
+    from weightsmith.reports.subjects import report_of_difference
+
+    return report_of_difference(found)
 
 
 def _show(found: Difference) -> None:

@@ -20,7 +20,23 @@ from weightsmith.errors import ResourceError, WeightsmithError
 UNEXPECTED = 3
 
 # In the order of use; the module has the command under its own name.
-COMMANDS = ("plan", "merge", "verify", "replay", "inspect", "diff", "methods")
+COMMANDS = (
+    "plan",
+    "merge",
+    "verify",
+    "replay",
+    "inspect",
+    "diff",
+    "seams",
+    "methods",
+    "bundle",
+    "transplant",
+    "testbed",
+    "evaluate",
+    "compare",
+    "league",
+    "report",
+)
 
 
 class LazyGroup(click.Group):

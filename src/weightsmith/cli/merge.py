@@ -10,15 +10,23 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import tell_interrupted
-from weightsmith.cli.options import Machine, machine_options, overrides_option, size
+from weightsmith.cli.options import (
+    Machine,
+    machine_options,
+    overrides_option,
+    report_option,
+    size,
+)
 from weightsmith.cli.output import show_findings, show_line
 from weightsmith.cli.plan import planned
 from weightsmith.cli.progress import Quiet, open_progress
+from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import duration
 
 if TYPE_CHECKING:
     from weightsmith.engine.manifest import Manifest
     from weightsmith.engine.plan import Plan
+    from weightsmith.reports.page import Report
 
 
 @click.command(
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
 @click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
+@report_option
 @click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 def merge(
     recipe: Path,
@@ -48,6 +57,7 @@ def merge(
     fresh: bool,
     shard_size: int | None,
     ray: str | None,
+    report_file: Path | None,
     quiet: bool,
     **machine: Any,
 ) -> int:
@@ -56,6 +66,7 @@ def merge(
     OUT appears whole or not at all. An interrupted merge goes on where it was when the same command is
     given again. The last line says where the result is, its digest, and how long it took.
     """
+    check_place(report_file)
     begun = time.monotonic()
     try:
         made = planned(recipe, overrides, Machine(**machine), shard_size=shard_size)
@@ -63,6 +74,7 @@ def merge(
             show_findings(made.findings, to_stderr=True)
         with open_progress(quiet) as progress:
             manifest = _run(made, out, ray, force, fresh, progress)
+        write_beside(report_file, lambda: _report(made, manifest, out))
     except KeyboardInterrupt:
         return tell_interrupted(out)
     show_result(out, manifest.digest, time.monotonic() - begun)
@@ -79,6 +91,12 @@ def _run(
     from weightsmith.engine.ray_cluster import run_on_ray
 
     return run_on_ray(made, out, address=ray, force=force, fresh=fresh, progress=progress)
+
+
+def _report(made: Plan, manifest: Manifest, out: Path) -> Report:
+    from weightsmith.reports.subjects import report_of_merge
+
+    return report_of_merge(made, manifest, out)
 
 
 def show_result(out: Path, digest: str, seconds: float) -> None:

@@ -114,6 +114,17 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")(command)
 
 
+def report_option(command: Command) -> Command:
+    """Add --report."""
+    return click.option(
+        "--report",
+        "report_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.html",
+        help="Also write a report as one HTML file.",
+    )(command)
+
+
 def by_reference(inputs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
     """The values of --input as a mapping."""
     return dict(inputs)

@@ -19,6 +19,7 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.text import counted, duration, shape
+from weightsmith.cli.vocabulary import show_vocabulary
 from weightsmith.findings import Severity
 from weightsmith.tensors.sizes import format_size
 
@@ -47,14 +48,20 @@ if TYPE_CHECKING:
 def plan(
     recipe: Path, explain: str | None, as_json: bool, overrides: tuple[str, ...], **machine: Any
 ) -> int:
-    """Show what merging RECIPE will read, compute and write, from headers alone.
+    """Show what merging RECIPE will read, compute and write.
 
-    Lists every finding with its fix; --explain leaves out notes. The exit code is 1 if one of them is an error.
+    Lists every finding with its fix; --explain leaves out notes. Where a rule makes rows of missing tokens, its error
+    is measured on tokens that are known. The exit code is 1 if one of the findings is an error.
     """
     made = planned(recipe, overrides, Machine(**machine))
     if explain is not None:
         _show_explanation(made, explain, as_json)
         return 1 if made.errors else 0
+    return show_plan(made, as_json=as_json)
+
+
+def show_plan(made: Plan, *, as_json: bool = False) -> int:
+    """Show a plan; the exit code is 1 if it cannot be run."""
     from weightsmith.inspection.plan_summary import summarize_plan
 
     summary = summarize_plan(made)
@@ -114,6 +121,8 @@ def _show(summary: PlanSummary) -> None:
             frozenset({1, 2, 3, 4}),
         )
     )
+    if summary.vocabulary is not None:
+        show_vocabulary(summary.vocabulary)
     cost = summary.cost
     show_table(
         Table(
@@ -182,6 +191,7 @@ def _as_json(summary: PlanSummary) -> dict[str, Any]:
         "seconds": {"warm": summary.cost.warm_seconds, "cold": summary.cost.cold_seconds},
         "backend": summary.backend,
         "threads": summary.threads,
+        **({"vocabulary": summary.vocabulary.to_mapping()} if summary.vocabulary else {}),
         "findings": findings_json(summary.findings),
     }
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.stacks import find_stacks, place
+from weightsmith.checkpoints.roles import Role, infer_roles
+from weightsmith.checkpoints.stacks import Stack, find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.memory_statistics import InMemory
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
+from weightsmith.engine.trace import signature
 from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.methods import registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.expressions import Expression, checkpoint
+from weightsmith.recipes.formula import Leaf
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Node, Scope, Site, Value, is_reduction, source, walk
 
 if TYPE_CHECKING:
@@ -96,12 +103,19 @@ def merge_state_dicts(
     preset: str = "paper",
     seed: int = 0,
     labels: Sequence[str] = (),
+    modify: Sequence[str | Mapping[str, Mapping[str, Any]]] = (),
+    statistics: Sequence[Mapping[str, Tensor | Sequence[Tensor]]] = (),
+    statistics_kind: str | None = None,
 ) -> dict[str, Tensor]:
     """Merge tensors in memory with any method; gradients flow through to the experts and the base.
 
     Every tensor is computed in float32 (float64 if an input is) and returned in the dtype of the base, or of
-    the first expert. Integer and bool tensors are taken from the base, or must agree. `labels` name the experts
-    for random masks (default: by position). Raises CompatibilityError for different names or shapes.
+    the first expert. Roles (embedding, head, input-first matrices...) are inferred from names and shapes as in a file.
+    Integer and bool tensors are taken from the base, or must agree. `labels` name the experts
+    for random masks (default: by position). `modify` lists modifiers of the experts as a recipe does, such as
+    `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert, names of tensors to what
+    was measured there: a tensor, or one per sample for kind gradients; `statistics_kind` defaults to the kind that the
+    method prefers. Raises CompatibilityError for different names or shapes.
     """
     spec = registry.get(method)
     built = spec.build(
@@ -110,11 +124,14 @@ def merge_state_dicts(
         preset=preset,
         where="merge_state_dicts",
     )
-    _check_base(spec, base)
+    chain = [_modifier(step, base) for step in modify]
+    _check_base(spec, base, measured=bool(chain))
     reference = base if base is not None else experts[0]
     inputs = [*([base] if base is not None else []), *experts]
     _check_alike(inputs)
+    measured = InMemory(spec, statistics, statistics_kind, len(experts))
     stacks = find_stacks({name: tuple(tensor.shape) for name, tensor in reference.items()})
+    roles = _roles(reference, stacks)
     outputs: dict[str, Value] = {}
     sources: dict[str, Sequence[Tensor]] = {}
     for name, tensor in reference.items():
@@ -122,11 +139,24 @@ def merge_state_dicts(
             nodes = [source(i) for i in range(len(inputs))]
             prefix, layer = place(name, stacks)
             layers = stacks[prefix].count if prefix is not None else 0
-            site = Site(name, tuple(tensor.shape), "other", layer, layers, seed, tuple(labels))
-            outputs[name] = built.combine(
-                nodes[0] if base is not None else None, nodes[len(inputs) - len(experts) :], site
+            site = Site(
+                name,
+                tuple(tensor.shape),
+                layer=layer,
+                layers=layers,
+                role=roles[name].kind.value,
+                input_first=roles[name].input_first,
+                seed=seed,
+                labels=tuple(labels),
+                stack=prefix or "",
+                statistics=measured.at(name, tuple(tensor.shape), len(inputs)),
             )
-            sources[name] = [state[name] for state in inputs]
+            origin = nodes[0] if base is not None else None
+            own = nodes[len(inputs) - len(experts) : len(inputs)]
+            changed = modifiers.modified(chain, origin, own, site)
+            has_base = spec.base is not registry.Base.IGNORED
+            outputs[name] = built.combine(origin if has_base else None, changed, site)
+            sources[name] = [*(state[name] for state in inputs), *measured.tensors(name)]
     merged = _evaluate(outputs, sources)
     return {
         n: merged[n].to(t.dtype) if n in merged else _agreed(n, inputs, base)
@@ -134,10 +164,38 @@ def merge_state_dicts(
     }
 
 
-def _check_base(spec: registry.MethodSpec, base: object) -> None:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+def _roles(state: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> dict[str, Role]:
+    """As in a checkpoint of these names without configuration."""
+    held = {
+        name: _Held(
+            DType.FLOAT32 if tensor.is_floating_point() else DType.INT64, tuple(tensor.shape)
+        )
+        for name, tensor in state.items()
+    }
+    return infer_roles(held, None, stacks)
+
+
+def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modifiers.Modify:
+    named = {step: {}} if isinstance(step, str) else step
+    if len(named) != 1:
+        raise UsageError(f"A step of modify is one modifier with its parameters, not {step!r}.")
+    ((name, parameters),) = named.items()
+    spec = modifiers.get(name)
+    if spec.base is registry.Base.REQUIRED and base is None:
+        raise UsageError(f"Modifier {name} needs a base: pass base=STATE_DICT.")
+    return spec.build(parameters or {}, where="merge_state_dicts")
+
+
+def _check_base(spec: registry.MethodSpec, base: object, *, measured: bool) -> None:
     if spec.base is registry.Base.REQUIRED and base is None:
         raise UsageError(f"Method {spec.name} needs a base: pass base=STATE_DICT.")
-    if spec.base is registry.Base.IGNORED and base is not None:
+    if spec.base is registry.Base.IGNORED and base is not None and not measured:
         raise UsageError(
             f"Method {spec.name} has no base: pass that state dict as an expert, or leave it out."
         )
@@ -164,14 +222,15 @@ def _evaluate(
 ) -> dict[str, Tensor]:
     from weightsmith.tensors.torch_memory import evaluate_model
 
-    groups: dict[Node, int] = {}
-    for output in outputs.values():
-        wide = [
-            n
-            for n in walk([output])
-            if is_reduction(n) and getattr(n, "scope", None) is Scope.MODEL
-        ]
-        groups.update({node: position for position, node in enumerate(wide)})
+    groups: dict[Node, Hashable] = {}
+    for name, output in outputs.items():
+        leaves = [Leaf(str(position), name) for position in range(len(sources[name]))]
+        alike: Counter[str] = Counter()
+        for node in walk([output]):
+            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL:
+                key = signature(node, leaves)
+                groups[node] = (key, alike[key])
+                alike[key] += 1
     return evaluate_model(outputs, sources, groups=groups)
 
 

@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.trace import distinct_leaves
@@ -27,7 +28,11 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input checkpoint: its reference in the recipe, where it lay seen from the output, and digests by tensor."""
+    """One input checkpoint: its reference in the recipe, where it lay seen from the output, and digests by tensor.
+
+    A table that was brought into another vocabulary's order has the digest of its rows in that order, which covers all
+    that they were made from. `tokenizer` has the SHA-256 of the tokenizer files that decided it, empty without one.
+    """
 
     reference: str
     path: str
@@ -35,6 +40,7 @@ class Input:
     revision: str | None
     digest: str
     tensors: Mapping[str, str]
+    tokenizer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ class Manifest:
                     "revision": i.revision,
                     "digest": i.digest,
                     "tensors": dict(sorted(i.tensors.items())),
+                    **({"tokenizer": dict(sorted(i.tokenizer.items()))} if i.tokenizer else {}),
                 }
                 for label, i in sorted(self.inputs.items())
             },
@@ -96,14 +103,17 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
         for leaf, digest in zip(distinct_leaves(tensor.output.formula), digests, strict=True):
             read[leaf.checkpoint][leaf.tensor] = digest
     outputs = {name: record.digest for name, record in records.items()}
+    vocabulary = plan.resolved.vocabulary
+    tokenizers = {} if vocabulary is None else vocabulary.inputs
     inputs = {
         label: Input(
             reference=checkpoint.source,
-            path=os.path.relpath(os.path.realpath(checkpoint.path), os.path.realpath(out)),
+            path=_place(checkpoint, out),
             hub_id=checkpoint.hub_id,
             revision=checkpoint.revision,
             digest=checkpoint_digest(read[label]),
             tensors=read[label],
+            tokenizer=tokenizers.get(label, {}),
         )
         for label, checkpoint in plan.resolved.checkpoints.items()
     }
@@ -120,6 +130,12 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
         files=small_file_digests(folder),
         digest=checkpoint_digest(outputs),
     )
+
+
+def _place(checkpoint: Checkpoint, out: Path) -> str:
+    """Where a checkpoint lies, seen from the output; with its task, if it is one of a bundle."""
+    path = os.path.relpath(os.path.realpath(checkpoint.path), os.path.realpath(out))
+    return path if checkpoint.member is None else f"{path}#{checkpoint.member}"
 
 
 def small_file_digests(folder: Path) -> dict[str, str]:

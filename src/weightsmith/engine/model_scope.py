@@ -8,14 +8,14 @@ together.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
-from weightsmith.tensors.graph import Cut, Scalar
+from weightsmith.tensors.graph import Cut, Scalar, adds_to, walk
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
 
@@ -26,6 +26,7 @@ class _Member:
     reduction: Scalar | Cut
     offset: int
     tiles: int = 0
+    again: list[Scalar | Cut] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None
     Jobs must be in the plan's order, which decides between equal magnitudes of different tensors.
     """
     while True:
-        scheduler.run(job.resolve() for job in jobs)
+        scheduler.run(job.resolve(for_model=True) for job in jobs)
         groups = _pending(jobs)
         if not groups:
             return
@@ -55,16 +56,35 @@ def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None
             _measure(open_groups, scheduler)
         for group in groups.values():
             for member in group.members:
-                member.job.known[member.reduction] = _local(group.result, member)
+                local = _local(group.result, member)
+                member.job.known |= dict.fromkeys([member.reduction, *member.again], local)
 
 
 def _pending(jobs: Sequence[TensorJob]) -> dict[Hashable, _Group]:
+    """The statistics that can be measured now: no tensor of theirs has to measure something else for them first."""
     groups: dict[Hashable, _Group] = {}
+    late: set[Hashable] = set()
     for job in jobs:
-        for reduction in job.pending_model_reductions():
+        pending = job.pending_model_reductions()
+        late |= _later_keys(job, pending)
+        for reduction in pending:
             group = groups.setdefault(job.groups[reduction], _Group([]))
-            group.members.append(_Member(job, reduction, group.population))
-    return groups
+            if group.members and group.members[-1].job is job:
+                # The parts of one coded tensor ask for the same number; it is one tensor all the same.
+                group.members[-1].again.append(reduction)
+            else:
+                group.members.append(_Member(job, reduction, group.population))
+    return {key: group for key, group in groups.items() if key not in late} or groups
+
+
+def _later_keys(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[Hashable]:
+    """The statistics that a tensor takes part in, but not yet."""
+    now = {job.groups[reduction] for reduction in pending}
+    return {
+        job.groups[node]
+        for node in walk([job.output], job.known)
+        if node in job.groups and node not in job.known and job.groups[node] not in now
+    }
 
 
 def _prepare(groups: dict[Hashable, _Group]) -> None:
@@ -181,7 +201,7 @@ def _part(
 def _asked_members(group: _Group, request: Request | None) -> list[tuple[_Member, int | None]]:
     """Members with the one tile that is asked of them: None for all tiles, -1 for none."""
     if not (isinstance(request, Collect) and request.only_part is not None):
-        return [(member, None) for member in group.members]
+        return [(m, None if adds_to(m.reduction) else -1) for m in group.members]
     result: list[tuple[_Member, int | None]] = []
     first = 0
     for member in group.members:

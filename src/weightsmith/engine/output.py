@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from weightsmith.engine.tensor_job import Sink
 from weightsmith.errors import OutputError, WeightsmithError
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import Placement, ShardLayout
-from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors.open_files import read_at
+from weightsmith.tensors.stored import LazyTensor, StoredTensor
 from weightsmith.tensors.writer import ShardWriter
 
 
@@ -26,6 +30,26 @@ class PlacedSink:
         """Take the bytes that begin at element `start`."""
         self._writer.write(self._placement, start, data)
         self._advance(len(data))
+
+
+class WrittenTensor(StoredTensor):
+    """A finished tensor of a shard that others are still written to, which `StoredTensor` takes for a changed file."""
+
+    __slots__ = ()
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Read elements [start, stop) back."""
+        if start == stop:
+            return
+        descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            at = self.offset + start * self.dtype.itemsize
+            if read_at(descriptor, buffer, at) < len(buffer):
+                raise OutputError(
+                    f"{self.location} cannot be read back; the disk may be faulty, run again."
+                )
+        finally:
+            os.close(descriptor)
 
 
 class OutputShards:
@@ -69,16 +93,23 @@ class OutputShards:
                 self._writers[shard] = reopened
             return True
 
-    def sink(self, name: str, advance: Callable[[int], None]) -> PlacedSink:
+    def sink(self, name: str, advance: Callable[[int], None]) -> Sink:
         """Where the tiles of a tensor go."""
         placement = self._layout.placement(name)
         return PlacedSink(self._writer(placement.shard), placement, advance)
 
-    def stored(self, name: str) -> StoredTensor:
-        """A finished tensor, to be read back."""
+    def stored(self, name: str) -> LazyTensor:
+        """A finished tensor, to be read back once nothing is written any more."""
+        return StoredTensor(*self._place(name))
+
+    def written(self, name: str) -> LazyTensor:
+        """A finished tensor, to be read back while others are written."""
+        return WrittenTensor(*self._place(name))
+
+    def _place(self, name: str) -> tuple[str, DType, tuple[int, ...], Path, int]:
         placement = self._layout.placement(name)
         file = self.folder / self._layout.shards[placement.shard].file_name
-        return StoredTensor(name, placement.dtype, placement.shape, file, placement.offset)
+        return name, placement.dtype, placement.shape, file, placement.offset
 
     def tensor_done(self, name: str) -> None:
         """Count a finished tensor; a shard that is full is made durable in the background."""

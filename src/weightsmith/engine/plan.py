@@ -9,11 +9,11 @@ import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.backends import BackendChoice, choose_backend
+from weightsmith.engine.papers import result_papers
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
@@ -37,9 +37,15 @@ from weightsmith.tensors.passes import has_row_nodes, reduction_levels, work_dty
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
+from weightsmith.vocabularies.papers import Change, Papers
+from weightsmith.vocabularies.rows import AlignedRows
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE = 1 << 18
+# Reading a tokenizer and joining it with others takes this per token (measured: 750 to 850 for 32,000 and for 128,000
+# tokens), and the allocator gives back half of it.
+_TOKEN_BYTES = 850
+_KEPT_SHARE = 0.5
 # The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
 FORMAT = 1
 
@@ -57,7 +63,8 @@ class PlannedTensor:
     """One output tensor: what is done, how often its inputs are streamed, and what that reads.
 
     `model_scope`: it takes part in statistics of the whole model. `whole`: it is held in memory whole,
-    with its inputs. `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
+    with its inputs; `matrices` of them go into its largest matrix method at a time, and `results` come out of all.
+    `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
     another tensor of those statistics is.
     """
 
@@ -69,11 +76,13 @@ class PlannedTensor:
     whole: bool = False
     rows: bool = False
     wide: bool = False
+    matrices: int = 0
+    results: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A merge, decided to the last byte but not yet run."""
+    """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors."""
 
     resolved: Resolved
     tensors: tuple[PlannedTensor, ...]
@@ -84,6 +93,7 @@ class Plan:
     tile_elements: int
     findings: tuple[Finding, ...]
     digest: str
+    papers: Papers | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -107,10 +117,29 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted anonymous memory, the interpreter included."""
+        """Predicted anonymous memory, the interpreter included: of planning or of the merge, whichever takes more."""
         tiles = max((self._tile_bytes(t) for t in self.tensors), default=0)
         matrices = self.window * self._held_bytes + self._decomposed * self._matrix_bytes
-        return self.backend.resident_bytes + self.threads * tiles + matrices
+        reading = _vocabulary_bytes(self.resolved)
+        merging = (
+            self.threads * tiles + matrices + self._alignment_bytes + int(_KEPT_SHARE * reading)
+        )
+        return self.backend.resident_bytes + max(reading, merging)
+
+    @property
+    def _alignment_bytes(self) -> int:
+        """The indices of aligned tables, and the fits of their rules, as many at a time as there are threads."""
+        fits = [fit for tensor in self._aligned for fit in tensor.fits]
+        largest = sorted((fit.fit_bytes for fit in fits), reverse=True)[: self.threads]
+        index = sum(tensor.index_bytes for tensor in self._aligned)
+        return index + sum(largest) + sum(fit.kept_bytes for fit in fits)
+
+    @property
+    def _aligned(self) -> list[AlignedRows]:
+        """The tables that are put into another vocabulary's order."""
+        checkpoints = self.resolved.checkpoints.values()
+        tensors = (tensor for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
+        return [tensor for tensor in tensors if isinstance(tensor, AlignedRows)]
 
     @property
     def window(self) -> int:
@@ -136,27 +165,29 @@ class Plan:
 
     @property
     def _held_bytes(self) -> int:
-        """What a tensor with a matrix method keeps between its tasks: a matrix, and results of as many as it reads."""
-        return max(
-            (
-                self._work_bytes(t) * (len(distinct_leaves(t.output.formula)) + 1)
-                for t in self.tensors
-                if t.whole
-            ),
-            default=0,
-        )
+        """What a tensor with a matrix method keeps between its tasks: results, and what it reads."""
+        return max((self._work_bytes(t) for t in self.tensors if t.whole), default=0)
 
     @property
     def _matrix_bytes(self) -> int:
         """What the largest matrix method takes while it runs (see `_decomposition_bytes`)."""
-        return max(
-            (_decomposition_bytes(t.output.shape) for t in self.tensors if t.whole), default=0
-        )
+        found = [
+            (shape, inputs)
+            for t in self.tensors
+            if t.whole
+            for shape, inputs in [(t.output.shape, t.matrices), *((s, 1) for s in self._shapes(t))]
+        ]
+        return max((_decomposition_bytes(shape, inputs) for shape, inputs in found), default=0)
 
     def _work_bytes(self, tensor: PlannedTensor) -> int:
-        dtypes = (self.leaf(leaf).dtype for leaf in distinct_leaves(tensor.output.formula))
-        work = DType.FLOAT64 if tensor.wide else work_dtype(dtypes)
-        return work.itemsize * math.prod(tensor.output.shape)
+        leaves = distinct_leaves(tensor.output.formula)
+        work = DType.FLOAT64 if tensor.wide else work_dtype(self.leaf(f).dtype for f in leaves)
+        shapes = (tensor.output.shape, *self._shapes(tensor))
+        more = max(0, tensor.results - 1) * math.prod(tensor.output.shape)
+        return work.itemsize * (sum(math.prod(shape) for shape in shapes) + more)
+
+    def _shapes(self, tensor: PlannedTensor) -> list[tuple[int, ...]]:
+        return [self.leaf(leaf).shape for leaf in distinct_leaves(tensor.output.formula)]
 
     def leaf(self, leaf: Leaf) -> LazyTensor:
         """The stored tensor of a leaf."""
@@ -187,13 +218,16 @@ def make_plan(
 def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_bytes: int) -> Plan:
     planned, findings = _planned_tensors(resolved)
     layout = plan_layout(
-        [(t.name, t.dtype, t.shape) for t in resolved.outputs], resolved.shard_bytes
+        [(t.name, t.stored_dtype, t.stored_shape) for t in resolved.outputs], resolved.shard_bytes
     )
     widest = max(
         (_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1
     )
-    budget = max(memory_bytes - choice.resident_bytes, memory_bytes // 4) // workers
+    kept = choice.resident_bytes + int(_KEPT_SHARE * _vocabulary_bytes(resolved))
+    budget = max(memory_bytes - kept, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
+    made, about_papers = result_papers(resolved)
+    resolved = _without_vocabularies(resolved)
     plan = Plan(
         resolved=resolved,
         tensors=planned,
@@ -202,10 +236,23 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         threads=workers,
         memory_bytes=memory_bytes,
         tile_elements=tile,
-        findings=(*resolved.findings, *findings, *choice.findings),
+        findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
         digest=_digest(resolved, layout, choice),
+        papers=made,
     )
     return replace(plan, findings=(*plan.findings, *_memory_findings(plan)))
+
+
+def _vocabulary_bytes(resolved: Resolved) -> int:
+    """Memory that reading the tokenizers takes."""
+    return 0 if resolved.vocabulary is None else _TOKEN_BYTES * resolved.vocabulary.read_tokens
+
+
+def _without_vocabularies(resolved: Resolved) -> Resolved:
+    """The same without the tokens themselves, which nobody needs once the papers are made."""
+    if resolved.vocabulary is None:
+        return resolved
+    return replace(resolved, vocabulary=replace(resolved.vocabulary, change=Change()))
 
 
 def _memory_findings(plan: Plan) -> list[Finding]:
@@ -219,9 +266,17 @@ def _memory_findings(plan: Plan) -> list[Finding]:
             largest.output.name,
             f"the merge needs about {format_size(plan.peak_bytes)} of memory, more than the "
             f"{format_size(plan.memory_bytes)} allowed",
-            "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices",
+            _memory_fix(plan),
         )
     ]
+
+
+def _memory_fix(plan: Plan) -> str:
+    if any(tensor.fits for tensor in plan._aligned):
+        return "allow more with --memory, use fewer threads, or a rule for missing rows that fits nothing"
+    if _vocabulary_bytes(plan.resolved) > plan.memory_bytes - plan.backend.resident_bytes:
+        return "allow more with --memory: reading the tokenizers takes most of it"
+    return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
 
 
 def require_runnable(plan: Plan) -> None:
@@ -247,11 +302,12 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
     facts: dict[Hashable, _Facts] = {}
     planned: list[PlannedTensor] = []
     findings: dict[str, Finding] = {}
+    sites: set[str] = set()
     for tensor in resolved.outputs:
         action = action_of(tensor, resolved.checkpoints)
         found = _Facts()
         if action is Action.COMPUTE:
-            key = (tensor.shape, _shape_of_formula(tensor.formula))
+            key = (tensor.shape, tensor.layer is None, _shape_of_formula(tensor.formula))
             if key not in facts:
                 try:
                     facts[key] = _facts(tracer, tensor)
@@ -264,10 +320,22 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
             resolved.checkpoints[f.checkpoint].tensors[f.tensor]
             for f in distinct_leaves(tensor.formula)
         ]
-        read = found.passes * sum(t.nbytes for t in stored)
+        # The parts of one tensor are computed in one reading.
+        is_again = tensor.part_of in sites
+        if tensor.part_of is not None:
+            sites.add(tensor.part_of)
+        read = 0 if is_again else found.passes * sum(t.nbytes for t in stored)
         planned.append(
             PlannedTensor(
-                tensor, action, found.passes, read, found.model_scope, found.whole, found.rows
+                tensor,
+                action,
+                found.passes,
+                read,
+                found.model_scope,
+                found.matrices > 0,
+                found.rows,
+                matrices=found.matrices,
+                results=found.results,
             )
         )
     return _widened(planned, resolved.checkpoints), list(findings.values())
@@ -288,8 +356,9 @@ def _widened(
 class _Facts:
     passes: int = 1
     model_scope: bool = False
-    whole: bool = False
     rows: bool = False
+    matrices: int = 0
+    results: int = 0
 
 
 def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
@@ -298,8 +367,9 @@ def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
     return _Facts(
         passes=len(reduction_levels([traced.output])) + 1,
         model_scope=any(getattr(node, "scope", None) is Scope.MODEL for node in nodes),
-        whole=any(node.op == "whole" for node in nodes),
         rows=has_row_nodes([traced.output], {}),
+        matrices=max((len(node.inputs) for node in nodes if node.op == "whole"), default=0),
+        results=sum(node.op in ("whole", "part") for node in nodes),
     )
 
 
@@ -316,18 +386,21 @@ def _shape_of_formula(formula: Formula) -> Hashable:
     assert isinstance(formula, Merge)
     base = None if formula.base is None else _shape_of_formula(formula.base)
     experts = tuple(_shape_of_formula(f) for f in formula.experts)
-    return (formula.method, formula.preset, formula.shared, formula.per_expert, base, experts)
+    origin = None if formula.origin is None else _shape_of_formula(formula.origin)
+    numbers = (formula.preset, formula.shared, formula.per_expert, formula.modifiers)
+    statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in formula.statistics)
+    return (formula.method, *numbers, base, origin, experts, statistics)
 
 
-def _decomposition_bytes(shape: tuple[int, ...]) -> int:
-    """Memory of a singular value decomposition in float64, done by LAPACK's gesdd, of m x n numbers with k = min(m, n).
+def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:
+    """Memory of a method on `inputs` matrices of m x n numbers with k = min(m, n), in float64.
 
-    Four arrays of m n numbers (the matrix, the copy that is overwritten, the left vectors inside and outside of
-    the library) and eight of k^2 (the right vectors twice, 4 k^2 of workspace, and the product). Stacks of matrices
-    are counted as one matrix of their last two axes.
+    Two arrays of m n numbers for each (itself, and its directions), four more (the copy that is overwritten, those
+    of the result, the result), and eight of k^2 (a Gram matrix or right vectors twice, 4 k^2 of LAPACK's workspace,
+    and a product). Stacks of matrices are counted as one matrix of their last two axes.
     """
     shortest = min(shape[-2:], default=1)
-    return 8 * (4 * math.prod(shape) + 8 * shortest**2)
+    return 8 * ((2 * inputs + 4) * math.prod(shape) + 8 * shortest**2)
 
 
 def _bytes_per_element(
@@ -352,10 +425,14 @@ def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -
     yield [backend.kind, backend.device]
     for label, checkpoint in sorted(resolved.checkpoints.items()):
         yield label
-        for path in sorted({getattr(t, "file", Path()) for t in checkpoint.tensors.values()}):
+        # Tensors of a statistics file are made from what is stored, and name no file.
+        for path in sorted(checkpoint.files() or (checkpoint.path,)):
             status = path.stat()
             yield [path.name, status.st_size, status.st_mtime_ns]
-    for tensor in resolved.outputs:
-        yield [tensor.name, repr(tensor.formula), str(tensor.dtype), tensor.shape]
+        for tensor in checkpoint.tensors.values():
+            if isinstance(tensor, AlignedRows):
+                yield [tensor.name, tensor.identity]
+    for output in resolved.outputs:
+        yield [output.name, repr(output.formula), str(output.dtype), output.shape]
     for shard in layout.shards:
         yield [shard.file_name, shard.size]

@@ -22,6 +22,8 @@ from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import ModelResults, in_file_order, model_results, run, write_tensors
 from weightsmith.engine.scheduler import Scheduler
+from weightsmith.engine.scratch import Scratch
+from weightsmith.engine.state import note_state
 from weightsmith.engine.tensor_job import Settings
 from weightsmith.errors import ResourceError
 
@@ -109,8 +111,9 @@ class Cluster:
         progress: Progress,
     ) -> dict[str, TensorRecord]:
         """Hand out batches, journal what comes back, and hand out again what a dead worker left."""
-        settings = Settings(plan.backend.load(), plan.tile_elements)
+        settings = Settings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
         results = model_results(plan, settings, scheduler, skip, progress)
+        note_state(plan, results, journal)
         shards.create_all()
         wanted = [t.output.name for t in in_file_order(plan) if t.output.name not in skip]
         workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))

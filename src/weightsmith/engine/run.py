@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.assertions import check_assertions
+from weightsmith.engine.coded_job import CodedPart, compute_parts
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest
@@ -17,8 +19,10 @@ from weightsmith.engine.output import OutputShards
 from weightsmith.engine.plan import Action, Plan, PlannedTensor, require_runnable
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.seal import seal
 from weightsmith.engine.staging import Staging, check_free, check_place, staging_folder
+from weightsmith.engine.state import note_state
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
@@ -158,8 +162,9 @@ def compute_tensors(
     progress: Progress,
 ) -> dict[str, TensorRecord]:
     """Compute every tensor that is not in `skip` with the threads of this process, write it and record it."""
-    settings = Settings(plan.backend.load(), plan.tile_elements)
+    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
     results = model_results(plan, settings, scheduler, skip, progress)
+    note_state(plan, results, journal)
     records: dict[str, TensorRecord] = {}
 
     def done(record: TensorRecord) -> None:
@@ -184,6 +189,19 @@ def write_tensors(
     """Compute tensors into their places; `done` is told of each."""
     tracer = Tracer(plan.resolved.seed)
 
+    def write_parts(parts: Sequence[PlannedTensor]) -> Job:
+        jobs = []
+        for part in parts:
+            name = part.output.name
+            job = tensor_job(plan, part, settings, tracer)
+            job.adopt(results.get(name, {}))
+            placed = shards.sink(name, partial(progress.advance, tensor=name))
+            jobs.append(CodedPart(job, part.output, placed, shards.written(name)))
+        for part, finished in zip(parts, (yield from compute_parts(jobs)), strict=True):
+            check_finite(plan, part, finished)
+            shards.tensor_done(part.output.name)
+            done(_record(part, finished))
+
     def write(tensor: PlannedTensor) -> Job:
         name = tensor.output.name
         sink = shards.sink(name, lambda nbytes: progress.advance(nbytes, name))
@@ -196,15 +214,29 @@ def write_tensors(
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, sink, settings.tile_elements)
         shards.tensor_done(name)
-        done(
-            TensorRecord(
-                name,
-                finished.digest,
-                tuple(finished.source_digests[i] for i in sorted(finished.source_digests)),
-            )
-        )
+        done(_record(tensor, finished))
 
-    scheduler.run(write(tensor) for tensor in tensors)
+    scheduler.run(
+        write(group[0]) if group[0].output.part_of is None else write_parts(group)
+        for group in _by_tensor(tensors)
+    )
+
+
+def _by_tensor(tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
+    """Tensors in their order, the parts of one tensor together."""
+    groups: dict[str, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        output = tensor.output
+        key = output.name if output.part_of is None else f"{output.part_of}::"
+        groups.setdefault(key, []).append(tensor)
+    return list(groups.values())
+
+
+def _record(tensor: PlannedTensor, finished: Finished) -> TensorRecord:
+    digests = finished.source_digests
+    return TensorRecord(
+        tensor.output.name, finished.digest, tuple(digests[i] for i in sorted(digests))
+    )
 
 
 def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
@@ -242,10 +274,25 @@ def model_results(
         return {}
     progress.stage("measuring statistics of the whole model")
     tracer = Tracer(plan.resolved.seed)
-    jobs = [tensor_job(plan, t, settings, tracer) for t in concerned if t.output.tied_to is None]
-    resolve_model_scope(jobs, scheduler)
-    found = {job.name: job.model_results() for job in jobs}
-    return {t.output.name: found[t.output.tied_to or t.output.name] for t in concerned}
+    sites: dict[str, list[PlannedTensor]] = {}
+    for tensor in concerned:
+        if tensor.output.tied_to is None:
+            sites.setdefault(tensor.output.site, []).append(tensor)
+    jobs = {site: _statistics_job(plan, parts, settings, tracer) for site, parts in sites.items()}
+    resolve_model_scope(list(jobs.values()), scheduler)
+    found = {site: job.model_results() for site, job in jobs.items()}
+    return {t.output.name: found[t.output.site] for t in concerned}
+
+
+def _statistics_job(
+    plan: Plan, parts: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
+) -> TensorJob:
+    """A job with all that the parts of one tensor measure."""
+    first, *others = [tensor_job(plan, tensor, settings, tracer) for tensor in parts]
+    for other in others:
+        first.output = first.output + other.output
+        first.groups.update(other.groups)
+    return first
 
 
 def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:

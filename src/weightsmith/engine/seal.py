@@ -5,30 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from weightsmith.checkpoints import (
-    Checkpoint,
-    Kind,
-    Tying,
-    donor_files,
-    merged_config,
-    open_checkpoint,
-)
+from weightsmith.checkpoints import bundles, open_output
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
+from weightsmith.engine.bundle_header import bundle_header
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.staging import Staging
+from weightsmith.engine.state import write_state
 from weightsmith.engine.trace import parts
 from weightsmith.errors import OutputError
-from weightsmith.methods import registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.recipes.formula import Formula, Merge
-from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.writer import sync_folder, write_file
+from weightsmith.vocabularies.papers import Papers
 
 INDEX = "model.safetensors.index.json"
 RECIPE = "weightsmith-recipe.yaml"
@@ -40,9 +34,9 @@ def seal(
     """Write everything beside the weights into the staging folder, durably, and check that it opens as a checkpoint."""
     folder = staging.checkpoint
     _remove_strays(plan, folder)
-    donor = plan.resolved.checkpoints[plan.resolved.donor]
-    config = _config(plan, donor)
-    _carry_files(donor, folder)
+    assert plan.papers is not None
+    config = plan.papers.config
+    _write_papers(plan.papers, folder)
     if config is not None:
         write_file(
             folder / "config.json",
@@ -52,7 +46,12 @@ def seal(
         write_file(folder / INDEX, plan.layout.index)
     recipe = plan.recipe.dump()
     write_file(folder / RECIPE, recipe.encode())
+    write_state(journal, folder)
     made = manifests.build(plan, records, folder, staging.out)
+    if plan.resolved.bundle is not None:
+        header = bundle_header(plan.resolved.bundle, made).to_json()
+        text = json.dumps(header, indent=1, ensure_ascii=True) + "\n"
+        write_file(folder / bundles.FILE_NAME, text.encode())
     write_file(
         folder / "README.md",
         _card(plan, made, config, staging.out.name, recipe).encode(errors="replace"),
@@ -78,35 +77,11 @@ def _remove_strays(plan: Plan, folder: Path) -> None:
             entry.unlink()
 
 
-def _config(plan: Plan, donor: Checkpoint) -> dict[str, object] | None:
-    if donor.config is None:
-        return None
-    elements: Counter[DType] = Counter()
-    for placement in (p for shard in plan.layout.shards for p in shard.placements):
-        if placement.dtype.is_float:
-            elements[placement.dtype] += placement.numel
-    dtype = elements.most_common(1)[0][0] if elements else None
-    return merged_config(
-        donor.config,
-        dtype=dtype,
-        layer_sources=plan.resolved.layer_sources,
-        tied=_tied(plan, donor),
-        stack=plan.resolved.stack,
-    )
-
-
-def _tied(plan: Plan, donor: Checkpoint) -> bool | None:
-    """False where the result has a head of its own although the donor's is tied; else the donor's word."""
-    has_head = any(tensor.output.role == Kind.HEAD.value for tensor in plan.tensors)
-    return False if donor.tying is Tying.TIED and has_head else None
-
-
-def _carry_files(donor: Checkpoint, folder: Path) -> None:
-    """The donor's tokenizer and other configurations, byte for byte."""
-    if donor.is_folder:
-        for name in donor_files(donor.path):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(folder / name, (donor.path / name).read_bytes())
+def _write_papers(made: Papers, folder: Path) -> None:
+    """The donor's tokenizer and other configurations, as far as the plan did not change them byte for byte."""
+    for name, data in made.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, data)
 
 
 def _card(
@@ -115,6 +90,7 @@ def _card(
     parents = []
     for label, checkpoint in plan.resolved.checkpoints.items():
         part = "base" if label == plan.resolved.base else "expert"
+        part = "statistics" if label in plan.resolved.statistics else part
         name = checkpoint.hub_id or checkpoint.path.name
         parents.append(
             Parent(
@@ -137,6 +113,9 @@ def _methods(plan: Plan) -> list[MethodUse]:
             if merge.method not in uses:
                 paper = registry.get(merge.method).paper
                 uses[merge.method] = MethodUse(merge.method, dict(merge.shared), paper)
+            for modification in merge.modifiers:
+                name, given = modification.modifier, dict(modification.parameters)
+                uses.setdefault(name, MethodUse(name, given, modifiers.get(name).paper))
     return list(uses.values())
 
 
@@ -147,7 +126,7 @@ def _merges(formula: Formula) -> list[Merge]:
 
 def _check_opens(plan: Plan, folder: Path) -> None:
     """Read the finished folder's headers back and compare them with the plan."""
-    found = {name: (t.dtype, t.shape) for name, t in open_checkpoint(folder).tensors.items()}
+    found = {name: (t.dtype, t.shape) for name, t in open_output(folder).tensors.items()}
     wanted = {p.name: (p.dtype, p.shape) for shard in plan.layout.shards for p in shard.placements}
     if found != wanted:
         raise OutputError(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
+from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tiles import (
     digest_rounds,
     piece_digests,
@@ -52,10 +53,14 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows."""
+    """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows.
+
+    `scratch` keeps the results of matrix methods that statistics of the whole model need, until they are written out.
+    """
 
     backend: Backend
     tile_elements: int
+    scratch: Scratch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +119,29 @@ class TensorJob:
     wide: bool = False
     _source_digests: dict[int, str] = field(default_factory=dict)
     _stored_sources: int = field(init=False)
+    # Matrix methods by their place in the graph as it was traced.
+    _places: dict[Node, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._stored_sources = len(self.sources)
+        matrices = [node for node in walk([self.output]) if node.op == "whole"]
+        self._places = {node: place for place, node in enumerate(matrices)}
 
     @property
     def numel(self) -> int:
         """Elements of the tensor."""
         return math.prod(self.shape)
 
+    @property
+    def stored_sources(self) -> int:
+        """How many of the sources, the first ones, are stored tensors and no results of matrix methods."""
+        return self._stored_sources
+
     # Rounds ------------------------------------------------------------------------------------------------------
 
     def compute(self, dtype: DType, sink: Sink) -> Rounds:
         """Run all passes and write the output; returns `Finished`."""
-        yield from self.resolve()
-        spec = self._spec(output=self.output, output_dtype=dtype)
-        results: list[tuple[TileResult, list[bytes]]] = yield from self._stream(spec, sink)
+        results: list[tuple[TileResult, list[bytes]]] = yield from self._write(dtype, sink)
         yield from self._digest_unread()
         pieces = [digest for _, digests in results for digest in digests]
         tiles = [result for result, _ in results]
@@ -137,19 +149,34 @@ class TensorJob:
         return Finished(
             tensor_digest(dtype, self.shape, pieces),
             dict(self._source_digests),
-            _first_bad([t.nonfinite_output for t in tiles]),
-            tuple(_first_bad(list(found)) for found in by_source)[: self._stored_sources],
+            first_bad([t.nonfinite_output for t in tiles]),
+            tuple(first_bad(list(found)) for found in by_source)[: self._stored_sources],
         )
 
-    def resolve(self) -> Rounds:
-        """Measure every reduction that the output still needs (all but model-wide ones, which must be known by now)."""
+    def _write(self, dtype: DType, sink: Sink) -> Rounds:
+        """Run all passes and write the output; returns what each tile gave and wrote."""
+        yield from self.resolve()
+        spec = self._spec(output=self.output, output_dtype=dtype)
+        return (yield from self._stream(spec, sink))
+
+    def resolve(self, *, for_model: bool = False) -> Rounds:
+        """Measure every reduction that the output still needs (all but model-wide ones, which must be known by now).
+
+        With `for_model`, only what open model-wide reductions need.
+        """
         while True:
-            yield from self._resolve_whole()
-            levels = reduction_levels([self.output], self.known)
+            yield from self._resolve_whole(for_model)
+            levels = reduction_levels(self._roots(for_model), self.known)
             ready = [r for r in levels[0] if r.scope is not Scope.MODEL] if levels else []
             if not ready:
                 return None
             yield from self._measure(ready)
+
+    def _roots(self, for_model: bool) -> list[Node]:
+        if not for_model:
+            return [self.output]
+        levels = reduction_levels([self.output], self.known)
+        return [r for level in levels for r in level if r.scope is Scope.MODEL]
 
     def pending_model_reductions(self) -> list[Scalar | Cut]:
         """Model-wide reductions that can be measured now, in graph order."""
@@ -254,45 +281,63 @@ class TensorJob:
 
     # Matrix methods ----------------------------------------------------------------------------------------------
 
-    def _resolve_whole(self) -> Rounds:
+    def _resolve_whole(self, for_model: bool) -> Rounds:
         while True:
             node = next(
-                (n for n in walk([self.output], self.known) if self._is_ready_matrix(n)),
+                (n for n in walk(self._roots(for_model), self.known) if self._is_ready_matrix(n)),
                 None,
             )
             if node is None:
                 return None
             assert isinstance(node, Value)
-            arrays = []
-            for matrix in node.inputs:
-                assert isinstance(matrix, Value)
-                inner = TensorJob(
-                    self.name,
-                    self.shape,
-                    matrix,
-                    self.sources,
-                    self.settings,
-                    self.groups,
-                    self.known,
-                    self.wide,
-                )
-                inner._source_digests = self._source_digests
-                inner._stored_sources = self._stored_sources
-                sink = _MemorySink(self._work, self.numel)
-                yield from inner.compute(self._work, sink)
-                arrays.append(
-                    np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(self.shape)
-                )
-            result = yield Round([self._matrix_task(node, arrays)])
-            memory = MemoryTensor(self.name, self._work, self.shape, result[0])
-            self.sources.append(memory)
-            self.output, replaced = substitute(self.output, node, source(len(self.sources) - 1))
-            self.groups.update(
-                {replaced[n]: key for n, key in self.groups.items() if n in replaced}
+            results = yield from self._whole_results(node, for_model)
+            parts = [n for n in walk([self.output]) if n.op == "part" and n.inputs[0] is node]
+            for part in parts or [node]:
+                assert isinstance(part, Value)
+                self.sources.append(results[part.attributes[0] if parts else 0])
+                self._replace(part, source(len(self.sources) - 1))
+
+    def _whole_results(self, node: Value, for_model: bool) -> Rounds:
+        """The arrays of a matrix method: from the scratch file if the statistics needed them, else computed."""
+        key = (self.name, self._places.get(node))
+        scratch = None if key[1] is None else self.settings.scratch
+        found = scratch.get(key) if scratch is not None else None
+        if found is not None:
+            return found
+        arrays = []
+        for matrix in node.inputs:
+            assert isinstance(matrix, Value)
+            shape = self._shape_of(matrix)
+            inner = TensorJob(
+                self.name,
+                shape,
+                matrix,
+                self.sources,
+                self.settings,
+                self.groups,
+                self.known,
+                self.wide,
             )
-            self.known.update(
-                {replaced[n]: found for n, found in self.known.items() if n in replaced}
-            )
+            inner._source_digests = self._source_digests
+            inner._stored_sources = self._stored_sources
+            sink = _MemorySink(self._work, inner.numel)
+            yield from inner._write(self._work, sink)
+            arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(shape))
+        (results,) = yield Round([self._matrix_task(node, arrays)])
+        if scratch is not None and for_model:
+            return scratch.put(key, self.name, self._work, self.shape, results)
+        return [MemoryTensor(self.name, self._work, self.shape, data) for data in results]
+
+    def _shape_of(self, matrix: Value) -> tuple[int, ...]:
+        """That of the tensor, or that of the statistics where a matrix is made of them alone."""
+        shapes = [self.sources[i].shape for i in sorted(used_sources([matrix], self.known))]
+        return shapes[0] if shapes and self.shape not in shapes else self.shape
+
+    def _replace(self, node: Value, new: Value) -> None:
+        self.output, replaced = substitute(self.output, node, new)
+        self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
+        self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
+        self._places.update({replaced[n]: at for n, at in self._places.items() if n in replaced})
 
     def _is_ready_matrix(self, node: Node) -> bool:
         """True for a matrix method whose inputs wait for no model-wide statistic."""
@@ -304,7 +349,7 @@ class TensorJob:
     def _matrix_task(self, node: Value, arrays: Sequence[Any]) -> Task:
         return lambda _worker: self._call(node, arrays)
 
-    def _call(self, node: Value, arrays: Sequence[Any]) -> memoryview:
+    def _call(self, node: Value, arrays: Sequence[Any]) -> list[memoryview]:
         linalg = self.settings.backend.linalg()
         function, *attributes = node.attributes
         if linalg is np:
@@ -312,8 +357,12 @@ class TensorJob:
         else:
             device = getattr(self.settings.backend, "device", "cpu")
             matrices = [linalg.from_numpy(a).to(device) for a in arrays]
-            result = function(linalg, *matrices, *attributes).cpu().numpy()
-        flat = np.ascontiguousarray(result, _numpy_dtype(self._work)).reshape(-1)
+            result = function(linalg, *matrices, *attributes)
+        parts = result if isinstance(result, list) else [result]
+        return [self._bytes_of(part if linalg is np else part.cpu().numpy()) for part in parts]
+
+    def _bytes_of(self, array: Any) -> memoryview:
+        flat = np.ascontiguousarray(array, _numpy_dtype(self._work)).reshape(-1)
         return flat.view(np.uint8).data
 
     # Tiles -------------------------------------------------------------------------------------------------------
@@ -414,7 +463,8 @@ class TensorJob:
         return (yield Round([run]))
 
 
-def _first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """How many elements of all tiles are not finite, and the flat index of the first (-1 for none)."""
     total = sum(number for number, _ in found)
     return total, next((first for number, first in found if number), -1)
 

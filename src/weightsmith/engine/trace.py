@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.methods import registry
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Same, Sum
+from weightsmith.methods import modifiers, registry
+from weightsmith.recipes.formula import (
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    Modification,
+    OutputTensor,
+    Same,
+    Stored,
+    Sum,
+)
 from weightsmith.tensors.graph import (
     Cut,
     Node,
     Scope,
     Site,
+    Statistic,
     Value,
     add_all,
     is_reduction,
@@ -58,7 +70,9 @@ def parts(formula: Formula) -> tuple[Formula, ...]:
     if isinstance(formula, Sum):
         return tuple(term for _, term in formula.terms)
     if isinstance(formula, Merge):
-        return (*(() if formula.base is None else (formula.base,)), *formula.experts)
+        first = formula.origin if formula.base is None else formula.base
+        statistics = [leaf for stored in formula.statistics for leaf in stored.leaves]
+        return (*(() if first is None else (first,)), *formula.experts, *statistics)
     return ()
 
 
@@ -68,6 +82,7 @@ class Tracer:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._methods: dict[Hashable, registry.Combine] = {}
+        self._modifiers: dict[Modification, modifiers.Modify] = {}
 
     def formula_value(
         self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]
@@ -133,15 +148,31 @@ class Tracer:
         )
         experts = [self._value(expert, tensor, groups, memo, sources) for expert in merge.experts]
         site = Site(
-            name=tensor.tied_to or tensor.name,
+            name=tensor.site,
             shape=tensor.shape,
             role=tensor.role,
             layer=tensor.layer,
             layers=tensor.layers,
             seed=self._seed,
             labels=merge.labels,
+            input_first=tensor.input_first,
+            stack=tensor.stack or "",
+            statistics=tuple(_statistic(stored, sources) for stored in merge.statistics),
         )
-        result = self._method(merge, tensor.name).combine(base, experts, site)
+        origin = (
+            None
+            if merge.origin is None
+            else self._value(merge.origin, tensor, groups, memo, sources)
+        )
+        chain = [self._modifier(m, tensor.name) for m in merge.modifiers]
+        changed = modifiers.modified(chain, origin, experts, site)
+        result = self._method(merge, tensor.name).combine(base, changed, site)
+        # A merge that is merged further is one model, however differently its tensors come about.
+        inner: dict[Node, str] = {
+            value: label
+            for formula, value, label in zip(merge.experts, experts, merge.labels, strict=False)
+            if isinstance(formula, Merge)
+        }
         alike: Counter[str] = Counter()
         for node in walk([result]):
             if (
@@ -149,10 +180,18 @@ class Tracer:
                 and getattr(node, "scope", None) is Scope.MODEL
                 and node not in groups
             ):
-                key = signature(node, sources)
+                key = signature(node, sources, inner)
                 groups[node] = (merge.scope_id, key, alike[key])
                 alike[key] += 1
         return result
+
+    def _modifier(self, modification: Modification, name: str) -> modifiers.Modify:
+        if modification not in self._modifiers:
+            spec = modifiers.get(modification.modifier)
+            self._modifiers[modification] = spec.build(
+                dict(modification.parameters), where=f"tensor {name!r}"
+            )
+        return self._modifiers[modification]
 
     def _method(self, merge: Merge, name: str) -> registry.Combine:
         key = (merge.method, merge.preset, merge.shared, merge.per_expert)
@@ -167,12 +206,33 @@ class Tracer:
         return self._methods[key]
 
 
-def signature(node: Node, sources: Sequence[Leaf]) -> str:
-    """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints."""
+def _statistic(stored: Stored, sources: Sequence[Leaf]) -> Statistic:
+    values = [source(sources.index(leaf)) for leaf in stored.leaves]
+    if stored.divisor != 1.0:
+        values = [v / stored.divisor for v in values]
+    return Statistic(stored.kind, tuple(values), stored.shape)
+
+
+def signature(
+    node: Node, sources: Sequence[Leaf], inner: Mapping[Node, str] = MappingProxyType({})
+) -> str:
+    """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints.
+
+    `inner` names nodes that are taken as they are, whatever they are computed from.
+    """
+    label = next((a for a in node.attributes if isinstance(a, str)), None)
+    if label is not None:
+        return label
     # Weights may differ from tensor to tensor of one statistic; how many elements a cut selects may not.
     asked = {id(part) for part in walk(node.inputs[1:])} if isinstance(node, Cut) else set()
     digests: dict[int, str] = {}
-    for part in walk([node]):
+    for part in walk([node], inner):
+        if part in inner:
+            digests[id(part)] = f"model {inner[part]}"
+            continue
+        if isinstance(part, modifiers.Named) and part.name:
+            digests[id(part)] = part.name
+            continue
         if part.op == "source":
             facts: tuple[object, ...] = (sources[part.attributes[0]].checkpoint,)
         elif part.op == "uniform" or (part.op == "literal" and id(part) not in asked):

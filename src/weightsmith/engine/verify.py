@@ -10,19 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.checkpoints import Checkpoint, member_of, open_checkpoint, open_output
+from weightsmith.deltas import PackedBits, Repeated
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import model_results, run, tensor_job
-from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.scheduler import Job, Rounds, Scheduler
+from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tensor_job import Finished, Settings
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import VerificationError, WeightsmithError
 from weightsmith.recipes import Recipe
+from weightsmith.recipes.formula import Form, OutputTensor
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.open_files import OPEN_FILES
 
@@ -115,7 +118,7 @@ def _header_problem(path: Path, digest: str) -> str:
 
 def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:
     try:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_output(folder)
     except WeightsmithError as error:
         return [f"the weights cannot be read: {error}"]
     problems = [
@@ -156,7 +159,7 @@ def _recompute(
         names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))
     }
     problems: list[str] = []
-    settings = Settings(plan.backend.load(), plan.tile_elements)
+    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch())
     tracer = Tracer(plan.resolved.seed)
     scheduler = Scheduler(plan.threads)
     skip = set(names) - chosen
@@ -171,7 +174,7 @@ def _recompute(
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, _Nowhere(), settings.tile_elements)
-        if finished.digest != manifest.outputs.get(name):
+        if finished.digest != (yield from _recorded(folder, tensor.output, manifest)):
             problems.append(
                 f"tensor {name!r} comes out differently when it is computed again "
                 f"({_why(plan, tensor, finished, manifest)})"
@@ -179,6 +182,21 @@ def _recompute(
 
     scheduler.run(check(t) for t in plan.tensors if t.output.name in chosen)
     return tuple(name for name in names if name in chosen), sorted(problems)
+
+
+def _recorded(folder: Path, output: OutputTensor, manifest: Manifest) -> Rounds:
+    """The digest on record; of a coded part, which is computed dense, that of its decoded form."""
+    if output.form is Form.DENSE:
+        return manifest.outputs.get(output.name)
+    stored = open_output(folder).tensors.get(output.name)
+    if stored is None:
+        return None
+    decoded = (
+        PackedBits(output.name, output.shape, stored)
+        if output.form is Form.BITS
+        else Repeated(stored, output.shape)
+    )
+    return (yield from digest_rounds(decoded, _TILE))
 
 
 def _why(plan: Plan, tensor: PlannedTensor, finished: Finished, manifest: Manifest) -> str:
@@ -214,9 +232,11 @@ def _plan_again(
         raise VerificationError(
             f"The manifest has no input {unknown[0]!r}; it has {', '.join(map(repr, recorded))}."
         )
-    where = {reference: path for reference, path in recorded.items() if path.exists()} | dict(
-        inputs
-    )
+    where = {
+        reference: path
+        for reference, path in recorded.items()
+        if path.exists() or member_of(path) is not None
+    } | dict(inputs)
 
     hub = {given.reference: (given.hub_id, given.revision) for given in manifest.inputs.values()}
 

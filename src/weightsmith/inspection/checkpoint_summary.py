@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.checkpoints.bundles import member_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.locate import find_location
 from weightsmith.checkpoints.sections import first_of, layer_count_of, vocabulary_size_of
@@ -93,7 +94,8 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
     A damaged or hostile checkpoint gives a summary with error findings, one for each damaged file.
     Raises CheckpointError where there is nothing at `path`.
     """
-    found = find_location(path).path
+    member = member_of(path)
+    found = find_location(path).path if member is None else member[0]
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError as error:

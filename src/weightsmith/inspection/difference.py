@@ -110,7 +110,7 @@ def compare_checkpoints(
         tensors = [first.tensors[name], second.tensors[name]]
         if third is not None and name in in_base:
             tensors.append(third.tensors[name])
-        found[name] = yield from _measure(backend, tensors)
+        found[name] = yield from measure_tensors(backend, tensors)
 
     Scheduler(threads or os.cpu_count() or 1).run(measure(name) for name in common)
     tensors = tuple(_placed(first, name, found[name]) for name in common)
@@ -174,7 +174,8 @@ def _groups(tensors: Sequence[TensorDifference]) -> tuple[GroupDifference, ...]:
 # One tensor -------------------------------------------------------------------------------------------------------
 
 
-def _measure(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
+def measure_tensors(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
+    """A job that returns the `Measures` of two tensors of one shape, and of their base where it is given as a third."""
     a, b = tensors[:2]
     if a.dtype.is_float and b.dtype.is_float:
         return (yield from _measure_floats(backend, tensors))

@@ -10,11 +10,12 @@ from typing import Any
 
 from weightsmith.engine.plan import Plan, PlannedTensor
 from weightsmith.errors import UsageError
-from weightsmith.methods import registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Same, Sum
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Modification, Same, Sum
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import StoredTensor
+from weightsmith.vocabularies.rows import AlignedRows
 
 _GIVEN, _DEFAULT = "given", "default"
 
@@ -121,9 +122,34 @@ def _tensor(plan: Plan, leaf: Leaf) -> dict[str, Any]:
         "shape": list(stored.shape),
         "dtype": stored.dtype.value,
     }
-    if isinstance(stored, StoredTensor):
-        facts |= {"file": str(stored.file), "byte": stored.offset}
+    source = stored.source if isinstance(stored, AlignedRows) else stored
+    if isinstance(source, StoredTensor):
+        facts |= {"file": str(source.file), "byte": source.offset}
+    if isinstance(stored, AlignedRows):
+        facts["aligned"] = _aligned(plan, leaf, stored)
     return facts
+
+
+def _aligned(plan: Plan, leaf: Leaf, table: AlignedRows) -> dict[str, Any]:
+    """Where the rows of a table in the order of the target vocabulary come from: numbers of rows."""
+    outcome = plan.resolved.vocabulary
+    reports = () if outcome is None else outcome.tables
+    place = (leaf.checkpoint, leaf.tensor)
+    facts: dict[str, Any] = {"vocabulary": None if outcome is None else outcome.source}
+    report = next((r for r in reports if (r.checkpoint, r.tensor) == place), None)
+    if report is None:
+        own = int((table.rows >= 0).sum())
+        return {**facts, "own": own, "others": len(table.rows) - own}
+    rows = {
+        "in place": report.in_place,
+        "moved": report.moved,
+        "borrowed": report.borrowed,
+        "named under tokens": report.chosen,
+        **{f"by {rule}": count for rule, count in report.rules.items()},
+        "zero": report.zero,
+        "of no token": report.padding,
+    }
+    return facts | {origin: count for origin, count in rows.items() if count}
 
 
 def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
@@ -135,7 +161,7 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
         for key, parameter in spec.parameters.items()
         if not parameter.per_expert
     }
-    experts = []
+    experts: list[dict[str, Any]] = []
     for expert, label, given in zip(merge.experts, merge.labels, merge.per_expert, strict=True):
         own = dict(given)
         values = {
@@ -146,7 +172,11 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
             for key, parameter in spec.parameters.items()
             if parameter.per_expert
         }
-        experts.append({"label": label, "parameters": values, "of": _mapping(plan, expert)})
+        facts: dict[str, Any] = {"label": label, "parameters": values, "of": _mapping(plan, expert)}
+        if merge.statistics:
+            measured = merge.statistics[len(experts)]
+            facts["statistics"] = [_mapping(plan, leaf) for leaf in measured.leaves]
+        experts.append(facts)
     return {
         "kind": "method",
         "method": spec.name,
@@ -157,6 +187,23 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
         "parameters": parameters,
         "base": None if merge.base is None else _mapping(plan, merge.base),
         "experts": experts,
+        "modifiers": [_modifier(modification) for modification in merge.modifiers],
+        "origin": None if merge.origin is None else _mapping(plan, merge.origin),
+    }
+
+
+def _modifier(modification: Modification) -> dict[str, Any]:
+    spec = modifiers.get(modification.modifier)
+    given = dict(modification.parameters)
+    return {
+        "modifier": spec.name,
+        "title": spec.title,
+        "paper": spec.paper,
+        "rule": formula_of(spec),
+        "parameters": {
+            key: _value(given.get(key, p.default), _GIVEN if key in given else _DEFAULT)
+            for key, p in spec.parameters.items()
+        },
     }
 
 
@@ -165,8 +212,8 @@ def _value(value: Any, origin: str) -> dict[str, Any]:
     return {"value": plain, "from": origin}
 
 
-def formula_of(spec: registry.MethodSpec) -> list[str]:
-    """The formula in a method's docstring: its indented lines.
+def formula_of(spec: registry.MethodSpec | modifiers.ModifierSpec) -> list[str]:
+    """The formula in the docstring of a method or modifier: its indented lines.
 
     Where the formula ends the docstring nothing is indented less, so it is the second paragraph.
     """
@@ -185,12 +232,22 @@ def _head(node: Mapping[str, Any]) -> str:
     kind = node["kind"]
     if kind == "tensor":
         place = f" ({node['file']}, byte {node['byte']})" if "file" in node else ""
-        return f"{node['checkpoint']}: {node['tensor']} {node['shape']} {node['dtype']}{place}"
+        rows = _aligned_words(node["aligned"]) if "aligned" in node else ""
+        return (
+            f"{node['checkpoint']}: {node['tensor']} {node['shape']} {node['dtype']}{place}{rows}"
+        )
     if kind == "method":
         return f"{node['method']}, {node['title']} ({node['paper']}), preset {node['preset']}"
     if kind == "round":
         return f"rounded to {node['dtype']}:"
     return "the sum of:" if kind == "sum" else "the first of these, which must be equal:"
+
+
+def _aligned_words(facts: Mapping[str, Any]) -> str:
+    counts = ", ".join(
+        f"{count} {origin}" for origin, count in facts.items() if origin != "vocabulary"
+    )
+    return f", rows aligned to {facts['vocabulary']}: {counts}"
 
 
 def _body(node: Mapping[str, Any], depth: int) -> Iterator[str]:
@@ -220,6 +277,14 @@ def _parts(node: Mapping[str, Any], depth: int) -> Iterator[str]:
         if expert["parameters"]:
             yield f"{pad}  {_assignments(expert['parameters'])}"
         yield from _body(expert["of"], depth + 1)
+    if node["base"] is None and node["origin"] is not None:
+        yield f"{pad}base of the task vectors = {_head(node['origin'])}"
+        yield from _body(node["origin"], depth + 1)
+    for modifier in node["modifiers"]:
+        yield f"{pad}experts modified by {modifier['modifier']}, {modifier['title']} ({modifier['paper']})"
+        yield from (f"{pad}  {line}".rstrip() for line in modifier["rule"])
+        if modifier["parameters"]:
+            yield f"{pad}  with {_assignments(modifier['parameters'])}"
     if node["parameters"]:
         yield f"{pad}with {_assignments(node['parameters'])}"
 

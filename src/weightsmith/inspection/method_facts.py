@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from weightsmith.methods.modifiers import ModifierSpec
 from weightsmith.methods.registry import PAPER, REQUIRED, Base, MethodSpec, Parameter
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Site, Value, source, walk
+from weightsmith.tensors.graph import (
+    Cut,
+    Node,
+    Scalar,
+    Scope,
+    Site,
+    Statistic,
+    Value,
+    source,
+    walk,
+)
 from weightsmith.tensors.passes import reduction_levels
 
 # A matrix in a middle block, so that rules for depth and for rows show.
@@ -18,18 +29,29 @@ class MethodFacts:
     """Kind and passes of a method with its defaults.
 
     The kind says what must be seen at once: `elementwise` a tile, `measured` sums or order statistics
-    over a row or tensor first, `model` such over the whole model, `matrix` whole matrices.
+    over a row or tensor first, `model` such over the whole model, `matrix` whole matrices. `cost` is the time for N
+    experts and a matrix of m x n numbers: that of the kind, where the method declares no other.
     """
 
     kind: str
     passes: int
+    cost: str
 
 
 def facts_of(spec: MethodSpec, preset: str = PAPER) -> MethodFacts:
     """Trace a method with two experts (or as many as it takes) and the defaults of a preset."""
     output = _traced(spec, preset)
-    nodes = walk([output])
-    return MethodFacts(_kind(nodes), len(reduction_levels([output])) + 1)
+    kind = _kind(walk([output]))
+    usual = "O(N m n min(m, n))" if kind == "matrix" else "O(N m n)"
+    return MethodFacts(kind, len(reduction_levels([output])) + 1, spec.cost or usual)
+
+
+def facts_of_modifier(spec: ModifierSpec) -> MethodFacts:
+    """Trace a modifier with three experts and its defaults; passes are those before a method's own."""
+    needed = {key: _example(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
+    base = None if spec.base is Base.IGNORED else source(3)
+    changed = spec.build(needed).modify(base, [source(i) for i in range(3)], _SITE)
+    return MethodFacts(_kind(walk(changed)), len(reduction_levels(list(changed))), "O(N m n)")
 
 
 def _traced(spec: MethodSpec, preset: str) -> Value:
@@ -42,7 +64,16 @@ def _traced(spec: MethodSpec, preset: str) -> Value:
     }
     combine = spec.build(needed, [{} for _ in range(number)], preset=preset, where="methods")
     base = None if spec.base is Base.IGNORED else source(number)
-    return combine.combine(base, [source(i) for i in range(number)], _SITE)
+    site = replace(_SITE, statistics=_statistics(spec, number))
+    return combine.combine(base, [source(i) for i in range(number)], site)
+
+
+def _statistics(spec: MethodSpec, number: int) -> tuple[Statistic, ...]:
+    """One of the kind that the method prefers for each expert."""
+    kind = next((k for k in spec.statistics if k != "metrics"), None)
+    if kind is None:
+        return ()
+    return tuple(Statistic(kind, (source(number + 1 + i),), _SITE.shape) for i in range(number))
 
 
 def _example(parameter: Parameter) -> Any:

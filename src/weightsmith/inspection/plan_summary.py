@@ -11,6 +11,7 @@ from weightsmith.engine.cost import Cost, input_bytes, predict
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
 from weightsmith.engine.trace import distinct_leaves
 from weightsmith.findings import Finding
+from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum
 
 
@@ -56,10 +57,11 @@ class PlanSummary:
     digest: str
     findings: tuple[Finding, ...]
     errors: int
+    vocabulary: VocabularySummary | None = None
 
 
 def summarize_plan(plan: Plan) -> PlanSummary:
-    """The summary of a plan; reads no file."""
+    """The summary of a plan; reads no file but the rows that rules for missing tokens are measured on."""
     return PlanSummary(
         inputs=_inputs(plan),
         steps=_steps(plan),
@@ -75,6 +77,7 @@ def summarize_plan(plan: Plan) -> PlanSummary:
         digest=plan.digest,
         findings=plan.findings,
         errors=len(plan.errors),
+        vocabulary=summarize_vocabulary(plan),
     )
 
 
@@ -109,6 +112,12 @@ def _part(plan: Plan, label: str) -> str:
         parts.append("base")
     if label == plan.resolved.donor:
         parts.append("donor")
+    if label in plan.resolved.statistics:
+        parts.append("statistics")
+    if not parts and plan.resolved.vocabulary is not None:
+        tables = plan.resolved.vocabulary.tables
+        if tables and label not in {report.checkpoint for report in tables}:
+            parts.append("vocabulary")
     return ", ".join(parts) or "expert"
 
 
@@ -142,8 +151,8 @@ def _words(formula: Formula) -> list[str]:
     if isinstance(formula, Leaf):
         return ["convert"]
     if isinstance(formula, Merge):
-        inner = [f for f in (formula.base, *formula.experts) if f is not None]
-        return [*_of_inner(inner), formula.method]
+        inner = [f for f in (formula.base, formula.origin, *formula.experts) if f is not None]
+        return [*_of_inner(inner), *(m.modifier for m in formula.modifiers), formula.method]
     if isinstance(formula, Sum):
         return [*_of_inner([f for _, f in formula.terms]), "sum"]
     return ["compare and copy"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.modifiers import displaced, modifier
+from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
     density_parameter,
     keep_largest,
@@ -61,9 +62,8 @@ class Lines:
         alpha: Number = self.alpha if self.alpha is not None else l1_share(deltas, merged)
         if site.layer is None:
             return base + merged * alpha
-        depth = site.layer / (site.layers - 1) if site.layers > 1 else 1.0
         beta: Number = self.beta if self.beta is not None else 1.0 - scalar(alpha)
-        return base + merged * (scalar(alpha) + scalar(beta) * depth)
+        return base + merged * (scalar(alpha) + scalar(beta) * depth_of(site))
 
     def _merged(self, deltas: list[Value], site: Site) -> Value:
         if self.merger == "sum":
@@ -73,6 +73,46 @@ class Lines:
             for d, density in zip(deltas, self.density, strict=True)
         ]
         return merge_vectors(trimmed, self.weight, normalize="absolute", zero_sum="zero")
+
+
+@modifier(
+    "scale_by_depth",
+    title="LiNeS scaling of each expert",
+    paper="Wang et al., ICLR 2025, arXiv:2410.17146",
+    base=Base.REQUIRED,
+)
+@dataclass(frozen=True, slots=True)
+class ScaleByDepth:
+    """The layer-linear scaling of LiNeS, on every task vector before it is merged.
+
+        tau'_i = s_l tau_i;   s_l = alpha + beta l / (L - 1) in block l = 0..L-1;   s = alpha elsewhere
+
+    With methods that are linear in the task vectors it is the same as `then: lines` with that alpha; with those that
+    elect or trim it changes what they see. beta defaults to 1 - alpha. The only block of a model with one counts
+    as the last.
+    """
+
+    alpha: float = shared(
+        REQUIRED, doc="scale of the first block, and of what lies outside the blocks"
+    )
+    beta: float | None = shared(
+        None, optional=True, doc="what the last block's scale is larger by; none: 1 - alpha"
+    )
+
+    def modify(self, base: Value | None, experts: Sequence[Value], site: Site) -> list[Value]:
+        """Scale every task vector."""
+        base, deltas = task_vectors(base, experts)
+        beta = 1.0 - self.alpha if self.beta is None else self.beta
+        factor = self.alpha if site.layer is None else self.alpha + beta * depth_of(site)
+        if factor == 1.0:
+            return list(experts)
+        return [displaced(base, delta * factor) for delta in deltas]
+
+
+def depth_of(site: Site) -> float:
+    """l / (L - 1) of a tensor in block l of L; 1 in the only block."""
+    assert site.layer is not None
+    return site.layer / (site.layers - 1) if site.layers > 1 else 1.0
 
 
 def l1_share(deltas: Sequence[Value], merged: Value) -> Number:

@@ -196,7 +196,11 @@ def _parameter_field(
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """A registered method."""
+    """A registered method.
+
+    `statistics` are the kinds of stored statistics that it takes of its experts, the preferred first. `cost` is its
+    time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
+    """
 
     name: str
     title: str
@@ -206,6 +210,9 @@ class MethodSpec:
     parameters: Mapping[str, Parameter]
     presets: Mapping[str, Mapping[str, Any]]
     implementation: type[Any]
+    statistics: tuple[str, ...] = ()
+    cost: str = ""
+    generalises: tuple[str, ...] = ()
 
     @property
     def doc(self) -> str:
@@ -287,24 +294,35 @@ def method(
     base: Base,
     experts: tuple[int, int | None] = (1, None),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    statistics: tuple[str, ...] = (),
+    cost: str = "",
+    generalises: tuple[str, ...] = (),
 ) -> Callable[[_T], _T]:
-    """Register a frozen dataclass as a method; presets map parameter keys to other defaults."""
+    """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`)."""
 
     def register(implementation: _T) -> _T:
-        parameters = [_parameter(f) for f in dataclasses.fields(implementation)]
         _REGISTRY[name] = MethodSpec(
             name=name,
             title=title,
             paper=paper,
             base=base,
             experts=experts,
-            parameters={p.key: p for p in parameters},
+            parameters=declared_parameters(implementation),
             presets=presets or {},
             implementation=implementation,
+            statistics=statistics,
+            cost=cost,
+            generalises=generalises,
         )
         return implementation
 
     return register
+
+
+def declared_parameters(implementation: type[Any]) -> dict[str, Parameter]:
+    """The parameters that a dataclass declares with `shared` and `per_expert`, by their keys in recipes."""
+    found = [_parameter(declared) for declared in dataclasses.fields(implementation)]
+    return {parameter.key: parameter for parameter in found}
 
 
 def _parameter(declared: dataclasses.Field[Any]) -> Parameter:

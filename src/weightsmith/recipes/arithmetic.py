@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from weightsmith.methods import registry
 from weightsmith.recipes.combine import Combiner, Output, output_item
 from weightsmith.recipes.expressions import Atom, Call, Combination, Name, parse_expression
 from weightsmith.recipes.formula import Formula, Merge, Sum
+from weightsmith.recipes.modifier_calls import measures_from_base
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.recipes.selectors import TensorPlace
 from weightsmith.recipes.views import Item, View
@@ -108,15 +110,19 @@ class _Tensors:
         return self._merge(atom, path)
 
     def _merge(self, call: Call, path: str) -> Merge:
+        base = self.combination(call.base, f"{path}.base") if call.base is not None else None
+        has_base = registry.get(call.method).base is not registry.Base.IGNORED
         return Merge(
             method=call.method,
             preset=self.semantics,
             shared=call.shared,
-            base=self.combination(call.base, f"{path}.base") if call.base is not None else None,
+            base=base if has_base else None,
             experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
             per_expert=call.per_expert,
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
             scope_id=f"{self.scope}/{call.method}{path}",
+            modifiers=call.modifiers,
+            origin=base if measures_from_base(call.modifiers) else None,
         )
 
     def _label(self, expert: Combination) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.methods import registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
 from weightsmith.recipes.expressions import called_methods, parse_expression
-from weightsmith.recipes.schema import Module, RecipeDocument, Slice
+from weightsmith.recipes.schema import Module, RecipeDocument, Slice, Step
+from weightsmith.recipes.statistics import METRICS
 
 # Semantics that every method has: one without mergekit's preset does the same there as in its paper.
 _GENERAL = (registry.PAPER, "mergekit")
@@ -44,14 +45,28 @@ def check_methods(
     return check.findings
 
 
+def refuse_inner_vocabularies(document: RecipeDocument, path: str = "") -> None:
+    """Raise RecipeError for a tokenizer section or chat template of a recipe inside a recipe."""
+    for nested, inner in _nested(document):
+        for key in ("tokenizer", "tokenizer_source", "chat_template"):
+            if getattr(nested, key) is not None:
+                raise RecipeError(
+                    f"{path}{inner}.{key}: `{key}` belongs to the outermost recipe, whose result is the only one with "
+                    "a tokenizer; move it there."
+                )
+        refuse_inner_vocabularies(nested, f"{path}{inner}.")
+
+
 @dataclass(slots=True)
 class _Check:
     path: str
     where: Callable[[str], str]
     findings: list[Finding] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
 
     def recipe(self, document: RecipeDocument, semantics: str) -> None:
         self._require_method(document.merge_method, "merge_method")
+        self._modify(document.modify, "modify")
         top = Use(document.merge_method, semantics) if document.merge_method else None
         uses: list[Use] = []
         if document.models:
@@ -65,6 +80,7 @@ class _Check:
         rules: list[Use] = []
         for i, rule in enumerate(document.rules or ()):
             self._require_method(rule.merge_method, f"rules[{i}].merge_method")
+            self._modify(rule.modify, f"rules[{i}].modify")
             changed = [
                 Use(rule.merge_method or use.method, rule.semantics or use.semantics)
                 for use in dict.fromkeys(uses)
@@ -74,10 +90,12 @@ class _Check:
             if rule.keep is None:
                 rules += changed
         self._level(document.parameters, [*uses, *rules], "", per_expert_allowed=True)
+        self._require_use_of_statistics([*uses, *rules])
         methods = _methods([*uses, *rules])
         if document.expression is not None:
             read = parse_expression(document.expression, document.checkpoints or {}, semantics)
             methods += called_methods(read)
+            self._refuse_without_statistics(methods, "expression")
         for i, step in enumerate(document.then or ()):
             self._require_method(step.method, f"then[{i}]")
             self._level(
@@ -87,10 +105,12 @@ class _Check:
                 per_expert_allowed=True,
             )
             methods.append(step.method)
+            self._refuse_without_statistics([step.method], f"then[{i}]")
         self._require_preset(document.semantics, methods, "semantics")
 
     def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
         self._require_method(module.merge_method, f"{where}.merge_method")
+        self._modify(module.modify, f"{where}.modify")
         here = _changed(top, module.merge_method, module.semantics, semantics)
         uses: list[Use] = []
         if module.models:
@@ -104,6 +124,7 @@ class _Check:
 
     def _slice(self, part: Slice, above: Use | None, semantics: str, where: str) -> list[Use]:
         self._require_method(part.merge_method, f"{where}.merge_method")
+        self._modify(part.modify, f"{where}.modify")
         here = _changed(above, part.merge_method, part.semantics, semantics)
         uses = [here] if here else []
         self._sources(part.sources, uses, f"{where}.sources")
@@ -114,6 +135,8 @@ class _Check:
     def _sources(self, sources: Iterable[Any], uses: list[Use], where: str) -> None:
         for i, source in enumerate(sources):
             self._level(source.parameters, uses, f"{where}[{i}]", per_expert_allowed=False)
+            if source.statistics:
+                self.measured.append(f"{where}[{i}].statistics")
 
     def _level(
         self,
@@ -135,6 +158,38 @@ class _Check:
             if not reached:
                 place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
                 self._unused(key, place, [s.name for s in specs], bool(shared), lenient)
+
+    def _modify(self, steps: Iterable[Step] | None, where: str) -> None:
+        for i, step in enumerate(steps or ()):
+            place = f"{self.path}{where}[{i}]"
+            try:
+                spec = modifiers.get(step.method)
+            except RecipeError as problem:
+                raise RecipeError(f"{self.where(place)}: {problem}") from None
+            for key in step.parameters:
+                if key not in spec.parameters:
+                    known = ", ".join(spec.parameters) or "none"
+                    raise RecipeError(
+                        f"{self.where(f'{place}.{key}')}: modifier {spec.name} has no parameter {key!r}; "
+                        f"it has {known}."
+                    )
+
+    def _refuse_without_statistics(self, methods: list[str], path: str) -> None:
+        """Where models cannot be given statistics, methods that need some would silently do without."""
+        for name in methods:
+            if any(kind != METRICS for kind in registry.get(name).statistics):
+                raise RecipeError(
+                    f"{self.where(self.path + path)}: {name} needs statistics of every model, which have no place "
+                    "here; merge `models:` with it, as a recipe of its own."
+                )
+
+    def _require_use_of_statistics(self, uses: list[Use]) -> None:
+        if self.measured and not any(registry.get(use.method).statistics for use in uses):
+            named = " and ".join(dict.fromkeys(_methods(uses)))
+            raise RecipeError(
+                f"{self.where(self.path + self.measured[0])}: {named} takes no statistics; leave them out, or use a "
+                "method that does."
+            )
 
     def _require_method(self, method: str | None, path: str) -> None:
         try:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.findings import Severity
+from weightsmith.recipes.continuing import with_previous_state
 from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge, Same
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import Section, Treatment, values
 from weightsmith.recipes.selectors import TensorPlace
+from weightsmith.recipes.statistics import stored_statistics, with_metric
 from weightsmith.recipes.views import Item, View
 from weightsmith.tensors.dtypes import DType, promote
 
@@ -82,7 +84,7 @@ class Combiner:
         if not experts:
             return self._copied(base, base, output) if base is not None else None
         used = [
-            *([base] if treatment.uses_base and base is not None else []),
+            *([base] if treatment.reads_base and base is not None else []),
             *(item for _, item in experts),
         ]
         if not self.fits(section.where, used, name):
@@ -106,13 +108,32 @@ class Combiner:
         output: Output,
     ) -> Formula | None:
         shared = values(treatment.shared, output.t, output.place.name, output.place)
+        first = section.sources[treatment.experts[0]].view.checkpoint
+        shared = with_previous_state(treatment.spec, shared, first.path)
         per_expert = tuple(
-            values(treatment.per_expert[i], output.t, item.name, output.place)
+            with_metric(
+                treatment.spec,
+                values(treatment.per_expert[i], output.t, item.name, output.place),
+                shared,
+                treatment.statistics[i],
+                section.where,
+            )
             for i, item in experts
         )
         if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
             return None
-        if treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0]):
+        statistics = stored_statistics(
+            treatment.spec,
+            [treatment.statistics[i] for i, _ in experts],
+            [(section.sources[treatment.experts[i]].view, item) for i, item in experts],
+            output.place.name,
+            self.problems,
+        )
+        if statistics is None:
+            return None
+        modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)
+        is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
+        if is_copy and not modifiers:
             return self.cast(experts[0][1])
         return Merge(
             method=treatment.spec.name,
@@ -123,6 +144,9 @@ class Combiner:
             per_expert=per_expert,
             labels=tuple(treatment.labels[i] for i, _ in experts),
             scope_id=treatment.scope,
+            modifiers=modifiers,
+            origin=self.cast(base) if treatment.has_origin and base is not None else None,
+            statistics=statistics,
         )
 
     def cast(self, item: Item) -> Formula:
@@ -174,7 +198,7 @@ class Combiner:
         name: str,
     ) -> list[tuple[int, Item]] | None:
         """(position among the experts, tensor) of those that have it; None where the recipe's policy is to stop."""
-        if treatment.uses_base and base is None:
+        if treatment.reads_base and base is None:
             label = section.base.label if section.base is not None else "base"
             self.problems.error(
                 name,
@@ -233,7 +257,8 @@ class Combiner:
                 "vocabulary-mismatch",
                 theirs,
                 f"{where}: the vocabulary has {first.shape[0]} entries in {mine!r} but {other.shape[0]} in {theirs!r}",
-                "merge checkpoints of one vocabulary; aligning tokenizers is not supported yet",
+                "align them with `tokenizer: {source: union}` or `base`, or keep these tensors from one model with "
+                "`rules: [{match: {role: [embedding, head]}, keep: MODEL}]`",
             )
         else:
             self.problems.error(
@@ -317,6 +342,7 @@ def output_item(output: Output, like: Item, formula: Formula, dtype: DType) -> I
         output.layers,
         output.block,
         output.t,
+        input_first=like.input_first,
     )
 
 

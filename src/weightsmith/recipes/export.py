@@ -10,6 +10,7 @@ from weightsmith.methods import registry
 from weightsmith.recipes.dialect import PARAMETERS
 from weightsmith.recipes.document import dump_yaml
 from weightsmith.recipes.equivalence import has_gaps, left_to_mergekit
+from weightsmith.recipes.vocabulary_sections import BORROW
 
 if TYPE_CHECKING:
     from weightsmith.recipes.recipe import Recipe
@@ -98,9 +99,11 @@ def _require_known_parts(data: Any, path: str) -> None:
 def _require_known_keys(data: dict[str, Any], path: str) -> None:
     if "merge_method" in data or "expression" in data or "weightsmith" in data:
         raise _inexpressible(f"{path} (a method or recipe of its own)")
-    for key in ("match", "semantics"):
+    for key in ("match", "prefix", "semantics", "modify"):
         if key in data:
             raise _inexpressible(f"{path}.{key}")
+    if path == "tokenizer" and data.get("missing", BORROW) != BORROW:
+        raise _inexpressible("tokenizer.missing")
     if path.startswith("modules.") and path.count(".") == 1 and "base_model" in data:
         raise _inexpressible(f"{path}.base_model")
 

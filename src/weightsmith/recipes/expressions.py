@@ -15,11 +15,13 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
+from weightsmith.recipes.formula import Modification
+from weightsmith.recipes.modifier_calls import read_modifiers
 
 _MOST_CHARACTERS = 20_000
 _DEGREE_TOLERANCE = 1e-9
@@ -35,13 +37,17 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method applied to weights. Parameters are as in `formula.Merge`."""
+    """A method applied to weights. Parameters and modifiers are as in `formula.Merge`.
+
+    A method without a base has one here for its modifiers only.
+    """
 
     method: str
     base: Combination | None
     experts: tuple[Combination, ...]
     shared: tuple[tuple[str, Any], ...]
     per_expert: tuple[tuple[tuple[str, Any], ...], ...]
+    modifiers: tuple[Modification, ...] = ()
 
 
 Atom = Name | Call
@@ -220,11 +226,16 @@ class _Reader:
             base = weights.pop(0)
         if spec.base is registry.Base.REQUIRED and base is None:
             raise self._error(node, "needs a base as its first argument")
-        if spec.base is registry.Base.IGNORED and base is not None:
+        where = f"expression {self._text!r}"
+        modify: tuple[Modification, ...] = ()
+        if "modify" in keywords:
+            given = keywords.pop("modify")
+            modify = read_modifiers(given, self._literal, has_base=base is not None, where=where)
+        if spec.base is registry.Base.IGNORED and base is not None and not modify:
             raise self._error(node, f"gives a base, but {spec.name} has none")
-        spec.check_expert_count(len(weights), f"expression {self._text!r}")
+        spec.check_expert_count(len(weights), where)
         parameters = {key: self._literal(value) for key, value in keywords.items()}
-        return self._built(spec, base, tuple(weights), parameters)
+        return replace(self._built(spec, base, tuple(weights), parameters), modifiers=modify)
 
     def _weight(self, node: ast.expr, method: str) -> Combination:
         value = self.value(node)

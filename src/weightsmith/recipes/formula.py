@@ -7,6 +7,8 @@ applied for that tensor.
 
 from __future__ import annotations
 
+import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from weightsmith.tensors.dtypes import DType
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
     from weightsmith.recipes.recipe import Recipe
+    from weightsmith.vocabularies.outcome import Outcome
 
 Assignments = tuple[tuple[str, Any], ...]
 
@@ -30,13 +33,35 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Modification:
+    """A modifier of the experts, with the parameters that the recipe gives."""
+
+    modifier: str
+    parameters: Assignments
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was measured on one expert at a tensor: leaves of its statistics file, one or one per sample.
+
+    Numbers are divided by `divisor` to be means over samples.
+    """
+
+    kind: str
+    leaves: tuple[Leaf, ...]
+    shape: tuple[int, ...]
+    divisor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """A method applied to a base and experts.
 
     `shared` and `per_expert` hold only what the recipe gives (the preset's defaults fill the rest when the
     method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
-    scope.
+    scope. `modifiers` change the experts, one after the other, before the method sees them; `origin` is the base
+    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert, or none.
     """
 
     method: str
@@ -47,6 +72,9 @@ class Merge:
     per_expert: tuple[Assignments, ...]
     labels: tuple[str, ...]
     scope_id: str
+    modifiers: tuple[Modification, ...] = ()
+    origin: Formula | None = None
+    statistics: tuple[Stored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +102,14 @@ class Cast:
 Formula = Leaf | Merge | Sum | Same | Cast
 
 
+class Form(enum.Enum):
+    """How the numbers of an output tensor are stored: all of them, as one bit each, or one of them for all."""
+
+    DENSE = "dense"
+    BITS = "bits"
+    CONSTANT = "constant"
+
+
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the result.
@@ -81,7 +117,11 @@ class OutputTensor:
     `role` is the kind (`attention.q`); `layer` the number of its block in the output (None outside the
     stacks) of `layers` blocks; `position` the place in depth at which gradients were read, 0 at the first
     block and 1 at the last of its slice. `tied_to` names the output that this tensor shares its values with:
-    the same formula, the same random numbers, stored again under its own name.
+    the same formula, the same random numbers, stored again under its own name. `input_first`: a matrix stored as
+    (inputs, outputs). `stack` is the name prefix of the stack that the block belongs to.
+
+    A bundle's tensor is stored in parts: `part_of` is the tensor that this one is a part of, and `form` how it is
+    stored. `dtype` and `shape` are those of what the formula gives; masks are 0 and 1.
     """
 
     name: str
@@ -93,6 +133,51 @@ class OutputTensor:
     layers: int
     position: float
     tied_to: str | None = None
+    input_first: bool = False
+    stack: str | None = None
+    part_of: str | None = None
+    form: Form = Form.DENSE
+
+    @property
+    def site(self) -> str:
+        """The tensor whose random numbers and statistics this one shares."""
+        return self.tied_to or self.part_of or self.name
+
+    @property
+    def stored_dtype(self) -> DType:
+        """The dtype in the file."""
+        return DType.UINT8 if self.form is Form.BITS else self.dtype
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        if self.form is Form.BITS:
+            return (-(-math.prod(self.shape) // 8),)
+        return () if self.form is Form.CONSTANT else self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class BundleTensor:
+    """One tensor of a bundle's members: its dtype, the base's leaf if that is referred to, and whether it is coded
+    and has rescalers.
+    """
+
+    dtype: DType
+    base: Leaf | None
+    coded: bool
+    scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBundle:
+    """What a recipe with `bundle:` makes: the method and its parameters, labels of base and tasks, tensors by name."""
+
+    method: str
+    parameters: Mapping[str, Any]
+    base: str
+    tasks: tuple[str, ...]
+    stores_base: bool
+    tensors: Mapping[str, BundleTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +205,8 @@ class Resolved:
     `base` are labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where
     the result has other layers than the donor (None where the layers are the donor's own), and `stack` the
     name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
-    promoted dtype of its inputs. `findings` with severity error must stop the plan.
+    promoted dtype of its inputs. `statistics` are the labels of statistics files among the checkpoints, and
+    `vocabulary` what becomes of tokens and tables. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]
@@ -135,4 +221,7 @@ class Resolved:
     nonfinite: str
     recipe: Recipe
     out_dtype: DType | None = None
+    bundle: TaskBundle | None = None
     stack: str | None = None
+    statistics: tuple[str, ...] = ()
+    vocabulary: Outcome | None = None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import Checkpoint, Tying, untied
 from weightsmith.checkpoints.config import input_findings
+from weightsmith.checkpoints.statistics import require_match, statistics_of
 from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
+from weightsmith.errors import RecipeError
 from weightsmith.recipes.combine import rounded
 from weightsmith.recipes.formula import Formula, Leaf, Same
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import unused_label
+from weightsmith.recipes.statistics import Measured
 from weightsmith.recipes.views import Item, View, view_of
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.recipes.merging import Result
@@ -29,7 +33,9 @@ class Inputs:
         self.problems = Problems()
         self._opener = opener
         self._unties = unties
+        self.statistics: dict[tuple[str, str], Measured] = {}
         self._views: dict[Hashable, View] = {}
+        self._as_opened: dict[str, Checkpoint] = {}
         self._recipe_labels: list[str] = []
 
     def checkpoint_view(self, reference: str) -> View:
@@ -40,11 +46,44 @@ class Inputs:
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
             name = checkpoint.hub_id or Path(reference).name or checkpoint.name
             label = unused_label(name, self.checkpoints)
-            self.checkpoints[label] = checkpoint
+            self.checkpoints[label] = self._as_opened[label] = checkpoint
             for finding in input_findings(checkpoint.config, checkpoint.identity):
                 self.problems.add(finding)
             self._views[key] = view_of(checkpoint, label)
         return self._views[key]
+
+    def substitute(self, reference: str, tensors: Mapping[str, LazyTensor]) -> None:
+        """Put other tensors in place of some of a checkpoint's, under the same names.
+
+        For the dtype of the result they count as what they replace: a table with a few computed rows reads as float32
+        and is stored as before.
+        """
+        view = self.checkpoint_view(reference)
+        checkpoint = replace(view.checkpoint, tensors={**view.checkpoint.tensors, **tensors})
+        made = view_of(checkpoint, view.label)
+        for name in tensors:
+            made.items[name] = replace(made.items[name], dtype=view.items[name].dtype)
+        self.checkpoints[view.label] = checkpoint
+        self._views["checkpoint", reference] = made
+
+    def measured(self, reference: str, view: View) -> Measured:
+        """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
+
+        Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights.
+        """
+        if view.is_recipe or view.label not in self._as_opened:
+            raise RecipeError(
+                f"The statistics {reference!r} are given for {view.label!r}, which a recipe makes; merge it first and "
+                "collect statistics of the result."
+            )
+        key = (reference, view.label)
+        if key not in self.statistics:
+            found = statistics_of(replace(self._opener(reference), source=reference))
+            require_match(found, self._as_opened[view.label])
+            label = unused_label(Path(reference).name, self.checkpoints)
+            self.checkpoints[label] = found.checkpoint
+            self.statistics[key] = Measured(label, found)
+        return self.statistics[key]
 
     def recipe_view(self, key: Hashable, name: str, result: Callable[[str], Result]) -> View:
         """The result of a recipe inside a recipe; `result` resolves it, given its label.

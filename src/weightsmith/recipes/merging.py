@@ -9,13 +9,22 @@ from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.arithmetic import expression_items
 from weightsmith.recipes.combine import Combiner
+from weightsmith.recipes.correspondence import in_donors_names
 from weightsmith.recipes.inputs import Inputs
+from weightsmith.recipes.modifying import closest
 from weightsmith.recipes.modules import split_modules
 from weightsmith.recipes.placement import Placed, place_models, place_slices
 from weightsmith.recipes.postprocess import post_steps
 from weightsmith.recipes.recipe import plain
 from weightsmith.recipes.references import ModelRef
-from weightsmith.recipes.schema import ModelEntry, Module, RecipeDocument, Rule, Slice
+from weightsmith.recipes.schema import (
+    ModelEntry,
+    Module,
+    RecipeDocument,
+    Rule,
+    Slice,
+    SliceSource,
+)
 from weightsmith.recipes.sections import Level, Section, Source, Treatment, treatment_of
 from weightsmith.recipes.views import Item, View
 from weightsmith.tensors.dtypes import DType
@@ -178,10 +187,7 @@ class Resolver:
             self._slices(work, frame, slices or ())
 
     def _models(self, work: _Work, frame: _Frame, entries: Sequence[ModelEntry]) -> None:
-        given = [
-            Source(self.view(entry.model, work.semantics, work.scope), 0, entry.parameters or {})
-            for entry in entries
-        ]
+        given = [self._source(work, entry, 0) for entry in entries]
         sources, base = _restricted(given, frame.base, frame.restrict)
         if base is not None and not any(source.view is base for source in sources):
             sources.append(Source(base, is_implicit=True))
@@ -192,6 +198,11 @@ class Resolver:
         donor = frame.restrict(work.donor)
         self._place(work, place_models(section, donor, self._problems, flat=flat))
 
+    def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> Source:
+        view = self.view(entry.model, work.semantics, work.scope)
+        measured = tuple(self.inputs.measured(str(f), view) for f in entry.statistics or ())
+        return Source(view, start, entry.parameters or {}, statistics=measured)
+
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
         sections: list[Section] = []
         for i, part in enumerate(slices):
@@ -199,14 +210,7 @@ class Resolver:
             base = frame.base
             if part.base_model is not None:
                 base = self.view(part.base_model, work.semantics, work.scope)
-            given = [
-                Source(
-                    self.view(source.model, work.semantics, work.scope),
-                    source.layer_range[0],
-                    source.parameters or {},
-                )
-                for source in part.sources
-            ]
+            given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
             alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
@@ -274,8 +278,10 @@ class Resolver:
                     f"`match:`, or use one of {', '.join(split.known)}."
                 )
 
-            def restrict(view: View, name: str = name) -> View:
-                return view.only(split_modules(view, modules).names.get(name, ()))
+            def restrict(view: View, name: str = name, module: Module = module) -> View:
+                where = f"modules.{name}"
+                mine = in_donors_names(view, work.donor, module.prefix, where, self._problems)
+                return mine.only(split_modules(mine, modules).names.get(name, ()))
 
             base = work.base
             if module.base_model is not None:
@@ -374,7 +380,11 @@ def _section(
             f"{where}: {repeated!r} is listed twice, which mergekit refuses; combine layers of one "
             "model in a native recipe (`weightsmith: 1`)."
         )
-    return Section(where, scope, tuple(sources), base, method, preset, (*own, *frame.levels))
+    modify = closest(
+        None if part is None else part.modify, frame.owner.modify, work.document.modify
+    )
+    levels = (*own, *frame.levels)
+    return Section(where, scope, tuple(sources), base, method, preset, levels, modify)
 
 
 def _alike(section: Section, other: Section) -> bool:
@@ -382,7 +392,7 @@ def _alike(section: Section, other: Section) -> bool:
 
     def identity(one: Section) -> tuple[object, ...]:
         labels = tuple(source.view.label for source in one.sources)
-        return labels, one.base and one.base.label, one.method, one.preset
+        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
 
     return identity(section) == identity(other)
 

@@ -96,10 +96,13 @@ def exists_locally(text: str, base_dir: Path | None) -> bool:
 
 def locate(text: str, base_dir: Path | None) -> str:
     """The path to open: relative to the working directory, else to the recipe's folder, else the text as it is."""
-    path = Path(text).expanduser()
-    if base_dir is None or path.exists() or path.is_absolute() or not (base_dir / path).exists():
+    if base_dir is None or Path(text).expanduser().exists():
         return text
-    return str(base_dir / path)
+    # The task of a bundle is no part of its path.
+    for path in (Path(text).expanduser(), Path(text.partition("#")[0]).expanduser()):
+        if not path.exists() and not path.is_absolute() and (base_dir / path).exists():
+            return str(base_dir / Path(text).expanduser())
+    return text
 
 
 def _from_mapping(given: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.errors import RecipeError
+from weightsmith.recipes.bundling import bundled
 from weightsmith.recipes.formula import OutputTensor, Resolved
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.merging import Resolver
 from weightsmith.recipes.postprocess import assertions, tied_outputs
 from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.references import locate
-from weightsmith.recipes.tokenizers import require_copied_tokenizer
+from weightsmith.recipes.seams import seam_findings
+from weightsmith.recipes.tokenizers import align_checkpoints
 from weightsmith.recipes.views import Item
+from weightsmith.recipes.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors.sizes import parse_size
 
 Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
@@ -32,24 +35,37 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     document = recipe.document
     inputs = Inputs(_opener(recipe, opened), unties=bool(document.untie))
     resolver = Resolver(inputs)
+    vocabulary = align_checkpoints(document, inputs, recipe.semantics)
     result = resolver.result(document, inherited="paper", scope="merge")
-    require_copied_tokenizer(document, result, resolver)
     outputs = tied_outputs(result)
+    if vocabulary is None:
+        vocabulary = compare_vocabularies(document, result, outputs, inputs)
     checks = assertions(document, resolver, result, outputs)
+    tensors = tuple(_output_tensor(item) for item in outputs)
+    bundle = None
+    if document.bundle is not None:
+        tensors, bundle = bundled(document, tensors, inputs.checkpoints)
     return Resolved(
-        outputs=tuple(_output_tensor(item) for item in outputs),
+        outputs=tensors,
         checkpoints=dict(inputs.checkpoints),
         donor=inputs.label_of(result.donor),
         base=inputs.label_of(result.base) if result.base is not None else None,
         layer_sources=result.layer_sources,
-        findings=(*recipe.findings, *inputs.problems.findings()),
+        findings=(
+            *recipe.findings,
+            *inputs.problems.findings(),
+            *seam_findings(tensors, inputs.checkpoints),
+        ),
         assertions=checks,
         seed=document.seed or 0,
         shard_bytes=shard_bytes(document.shard_size),
         nonfinite=document.nonfinite or "error",
         recipe=recipe,
         out_dtype=result.output_dtype,
+        bundle=bundle,
         stack=result.stack,
+        statistics=tuple(measured.label for measured in inputs.statistics.values()),
+        vocabulary=vocabulary,
     )
 
 
@@ -92,4 +108,6 @@ def _output_tensor(item: Item) -> OutputTensor:
         item.layers,
         item.depth,
         item.tied_to,
+        item.input_first,
+        item.block,
     )

@@ -24,6 +24,7 @@ from weightsmith.recipes.parts import Part
 from weightsmith.recipes.references import ModelRef
 from weightsmith.recipes.selectors import Match
 from weightsmith.recipes.settings import Settings
+from weightsmith.recipes.vocabulary_sections import Tokenizer, TokenizerSource
 from weightsmith.tensors.dtypes import DType
 
 # Any preset of a method; `checks` refuses those that no method has. The schema offers the two that all have.
@@ -61,6 +62,10 @@ def _not_text(given: Any) -> str:
     raise ValueError(f"expected the name of a dtype, not {given!r}")
 
 
+def _listed(given: Any) -> Any:
+    return given if given is None or isinstance(given, (list, tuple)) else (given,)
+
+
 def _range(given: tuple[int, int]) -> tuple[int, int]:
     if not 0 <= given[0] < given[1]:
         raise ValueError(
@@ -72,6 +77,7 @@ def _range(given: tuple[int, int]) -> tuple[int, int]:
 Number = Annotated[float, BeforeValidator(_read_number)]
 DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
+StatisticsFiles = Annotated[tuple[ModelRef, ...], BeforeValidator(_listed)]
 Model = Annotated[
     Annotated[ModelRef, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
     Discriminator(_model_form),
@@ -79,12 +85,13 @@ Model = Annotated[
 
 
 class ModelEntry(Part):
-    """One of `models:`."""
+    """One of `models:`; `statistics` names files of what was measured on it."""
 
     mergekit_keys = frozenset({"model", "parameters"})
 
     model: Model
     parameters: Settings | None = None
+    statistics: StatisticsFiles | None = None
 
 
 class SliceSource(Part):
@@ -95,65 +102,11 @@ class SliceSource(Part):
     model: Model
     layer_range: LayerRange
     parameters: Settings | None = None
-
-
-class Slice(Part):
-    """A run of output layers made from equally long runs of source layers."""
-
-    mergekit_keys = frozenset({"sources", "base_model", "residual_weight", "parameters"})
-
-    sources: tuple[SliceSource, ...] = Field(min_length=1)
-    base_model: Model | None = None
-    residual_weight: Number | None = None
-    merge_method: StrictStr | None = None
-    semantics: Semantics | None = None
-    parameters: Settings | None = None
-
-
-class Module(Part):
-    """A part of a network (text decoder, vision tower...) that is merged in its own way.
-
-    `match` says which tensors it has where its name does not.
-    """
-
-    mergekit_keys = frozenset({"slices", "models", "parameters"})
-
-    slices: tuple[Slice, ...] | None = None
-    models: tuple[ModelEntry, ...] | None = None
-    match: Match | None = None
-    merge_method: StrictStr | None = None
-    semantics: Semantics | None = None
-    base_model: Model | None = None
-    parameters: Settings | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Module:
-        if bool(self.slices) == bool(self.models):
-            raise ValueError("a module has either models or slices")
-        return self
-
-
-class Rule(Part):
-    """Another method or other parameters for some tensors, or `keep`: copy them from a model."""
-
-    match: Match
-    merge_method: StrictStr | None = None
-    semantics: Semantics | None = None
-    parameters: Settings | None = None
-    keep: Model | None = None
-
-    @model_validator(mode="after")
-    def _meaningful(self) -> Rule:
-        changes = self.merge_method or self.parameters or self.semantics
-        if bool(changes) == (self.keep is not None):
-            raise ValueError(
-                "a rule has either keep, or some of merge_method, parameters and semantics"
-            )
-        return self
+    statistics: StatisticsFiles | None = None
 
 
 class Step(Part):
-    """One of `then:`, written `{method: {parameter: value}}`."""
+    """One of `then:`, written `{method: {parameter: value}}`, or of `modify:`, with a modifier for the method."""
 
     method: StrictStr
     parameters: Settings = Field(default_factory=dict)
@@ -180,6 +133,67 @@ class Step(Part):
     def _to_recipe(self, handler: Any) -> dict[str, Any]:
         plain = handler(self)
         return {self.method: plain.get("parameters", {})}
+
+
+class Slice(Part):
+    """A run of output layers made from equally long runs of source layers."""
+
+    mergekit_keys = frozenset({"sources", "base_model", "residual_weight", "parameters"})
+
+    sources: tuple[SliceSource, ...] = Field(min_length=1)
+    base_model: Model | None = None
+    residual_weight: Number | None = None
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    parameters: Settings | None = None
+    modify: tuple[Step, ...] | None = None
+
+
+class Module(Part):
+    """A part of a network (text decoder, vision tower...) that is merged in its own way.
+
+    `match` says which tensors it has where its name does not. `prefix` says how names correspond where a model calls
+    the part otherwise than the donor: from the donor's name prefixes to the model's, or the donor's prefix alone for
+    models that have none there (default: inferred from the stacks of blocks).
+    """
+
+    mergekit_keys = frozenset({"slices", "models", "parameters"})
+
+    slices: tuple[Slice, ...] | None = None
+    models: tuple[ModelEntry, ...] | None = None
+    match: Match | None = None
+    prefix: StrictStr | dict[StrictStr, StrictStr] | None = None
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    base_model: Model | None = None
+    parameters: Settings | None = None
+    modify: tuple[Step, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Module:
+        if bool(self.slices) == bool(self.models):
+            raise ValueError("a module has either models or slices")
+        return self
+
+
+class Rule(Part):
+    """Another method or other parameters for some tensors, or `keep`: copy them from a model."""
+
+    match: Match
+    merge_method: StrictStr | None = None
+    semantics: Semantics | None = None
+    parameters: Settings | None = None
+    modify: tuple[Step, ...] | None = None
+    keep: Model | None = None
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Rule:
+        changes = self.merge_method or self.parameters or self.semantics
+        if bool(changes or self.modify is not None) == (self.keep is not None):
+            raise ValueError(
+                "a rule has either keep, or some of merge_method, parameters, semantics and modify"
+            )
+        return self
 
 
 class NormRatio(Part):
@@ -219,14 +233,11 @@ class Clause(Part):
         return self
 
 
-class Tokenizer(Part):
-    """mergekit's tokenizer section, kept as it is until tokenizers can be aligned."""
+class BundleForm(Part):
+    """`bundle:`: the result is a bundle of tasks, stored as base, shared vector and masks."""
 
-    mergekit_keys = frozenset({"source", "tokens", "pad_to_multiple_of"})
-
-    source: Any = "union"
-    tokens: dict[str, Any] | None = None
-    pad_to_multiple_of: StrictInt | None = None
+    base: Literal["stored", "reference"] = "stored"
+    shared_dtype: DTypeName | None = None
 
 
 class RecipeDocument(Part):
@@ -250,11 +261,12 @@ class RecipeDocument(Part):
     donor: Model | None = None
     parameters: Settings | None = None
     rules: tuple[Rule, ...] | None = None
+    modify: tuple[Step, ...] | None = None
     then: tuple[Step, ...] | None = None
     assertions: tuple[Clause, ...] | None = Field(default=None, alias="assert")
     dtype: DTypeName | None = None
     out_dtype: DTypeName | None = None
-    tokenizer_source: Model | None = None
+    tokenizer_source: TokenizerSource | None = None
     tokenizer: Tokenizer | None = None
     chat_template: StrictStr | None = None
     seed: StrictInt | None = Field(default=None, ge=0, lt=2**64)
@@ -262,6 +274,7 @@ class RecipeDocument(Part):
     nonfinite: Literal["error", "propagate"] | None = None
     missing: Literal["error", "base", "skip"] | None = None
     untie: StrictBool | None = None
+    bundle: BundleForm | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> RecipeDocument:
@@ -272,9 +285,9 @@ class RecipeDocument(Part):
                 f"a recipe has exactly one of models, slices, modules and expression, but {given}"
             )
         if self.expression is not None:
-            if self.merge_method or self.parameters or self.rules:
+            if self.merge_method or self.parameters or self.rules or self.modify:
                 raise ValueError(
-                    "an expression says what is computed; merge_method, parameters and rules do not apply"
+                    "an expression says what is computed; merge_method, parameters, rules and modify do not apply"
                 )
             if not self.checkpoints:
                 raise ValueError(
@@ -297,5 +310,5 @@ class RecipeDocument(Part):
         )
 
 
-for _model in (ModelEntry, SliceSource, Slice, Module, Rule, Equal, RecipeDocument):
+for _model in (ModelEntry, SliceSource, Slice, Module, Rule, Step, Equal, RecipeDocument):
     _model.model_rebuild()

@@ -12,9 +12,11 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
+from weightsmith.recipes.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.schema import Rule
 from weightsmith.recipes.selectors import TensorPlace
 from weightsmith.recipes.settings import ABSENT, Lookup, lookups
+from weightsmith.recipes.statistics import Measured, chosen
 from weightsmith.recipes.views import View
 
 Level = Mapping[str, Any]
@@ -22,7 +24,7 @@ Level = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input of a section: a view, the first layer that is taken (slices), and its own parameters.
+    """One input of a section: a view, the first layer that is taken (slices), its own parameters and statistics.
 
     `is_implicit` marks a base that the recipe does not list among the sources.
     """
@@ -31,11 +33,12 @@ class Source:
     start: int = 0
     parameters: Level = field(default_factory=dict)
     is_implicit: bool = False
+    statistics: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Sources, base, method and the levels of parameters (closest first) of a run of output tensors."""
+    """Sources, base, method, modifiers and levels of parameters (closest first) of a run of output tensors."""
 
     where: str
     scope: str
@@ -44,6 +47,7 @@ class Section:
     method: str
     preset: str
     levels: tuple[Level, ...]
+    modify: Steps = ()
 
     @property
     def base_index(self) -> int | None:
@@ -53,7 +57,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What is done with a tensor: `experts` are positions among the section's sources."""
+    """What is done with a tensor: `experts` are positions among the section's sources.
+
+    `has_origin`: modifiers measure task vectors from the base.
+    """
 
     spec: registry.MethodSpec
     preset: str
@@ -65,7 +72,15 @@ class Treatment:
     per_expert: tuple[tuple[Lookup, ...], ...]
     required: tuple[str, ...]
     required_per_expert: tuple[str, ...]
+    modifiers: tuple[ModifierUse, ...] = ()
     keep: View | None = None
+    has_origin: bool = False
+    statistics: tuple[Measured | None, ...] = ()
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the method, or a modifier, needs the base's tensor."""
+        return self.uses_base or self.has_origin
 
 
 def values(
@@ -96,6 +111,10 @@ def treatment_of(section: Section, rule: Rule | None = None, scope: str | None =
         )
     )
     spec.check_expert_count(len(experts), section.where)
+    steps = closest(rule.modify if rule is not None else None, section.modify)
+    has_base = section.base is not None
+    modifiers = modifier_uses(steps, has_base=has_base, where=section.where, preset=preset)
+    measures = any(use.spec.base is not registry.Base.IGNORED for use in modifiers)
     levels = (*own, *section.levels)
     defaults = spec.defaults(preset)
     required = [key for key, default in defaults.items() if default is registry.REQUIRED]
@@ -121,6 +140,17 @@ def treatment_of(section: Section, rule: Rule | None = None, scope: str | None =
         ),
         required=tuple(key for key in required if not spec.parameters[key].per_expert),
         required_per_expert=tuple(key for key in required if spec.parameters[key].per_expert),
+        modifiers=modifiers,
+        has_origin=measures and has_base,
+        statistics=tuple(
+            chosen(
+                spec,
+                section.sources[i].statistics,
+                section.sources[i].view.label,
+                section.where,
+            )
+            for i in experts
+        ),
     )
 
 

@@ -18,7 +18,7 @@ class Item:
     """One tensor that can be merged, or that a merge gave.
 
     `layer` is its block's number in the stack `block` of `layers` blocks, and `depth` the position of the block in
-    [0, 1], 0 outside the stacks.
+    [0, 1], 0 outside the stacks. `input_first`: a matrix stored as (inputs, outputs).
     """
 
     name: str
@@ -31,6 +31,7 @@ class Item:
     block: str | None = None
     depth: float = 0.0
     tied_to: str | None = None
+    input_first: bool = False
 
 
 @dataclass(slots=True)
@@ -116,5 +117,6 @@ def view_of(checkpoint: Checkpoint, label: str) -> View:
             count,
             block,
             depth_of(position, count),
+            input_first=role.input_first,
         )
     return View(label, items, checkpoint, checkpoint.ties)

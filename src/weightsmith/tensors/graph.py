@@ -20,13 +20,15 @@ import copy
 import enum
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.random import stream_key
 
 Attributes = tuple[Any, ...]
+# How many elements a cut selects: k as it is, k times the population, or a function of the population.
+Rule = bool | Callable[[int], int]
 
 
 class Scope(enum.IntEnum):
@@ -180,8 +182,8 @@ class Cut(Node):
 
     __slots__ = ("scope",)
 
-    def __init__(self, source: Value, k: Scalar, scope: Scope, is_share: bool) -> None:
-        super().__init__("largest", (source, k), (is_share,))
+    def __init__(self, source: Value, k: Scalar, scope: Scope, rule: Rule) -> None:
+        super().__init__("largest", (source, k), (rule,))
         self.scope = scope
 
     @property
@@ -301,9 +303,12 @@ def total(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
     return Scalar("total", (x,), scope=scope)
 
 
-def dot(x: Value, y: Value, scope: Scope = Scope.TENSOR) -> Scalar:
-    """Sum of products, products and sum in float64."""
-    return Scalar("dot", (x, y), scope=scope)
+def dot(x: Value, y: Value, scope: Scope = Scope.TENSOR, *, label: str | None = None) -> Scalar:
+    """Sum of products, products and sum in float64.
+
+    In model scope, sums with one label are one statistic, however differently their tensors come to it.
+    """
+    return Scalar("dot", (x, y), () if label is None else (label,), scope=scope)
 
 
 def norm(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
@@ -321,20 +326,43 @@ def peak(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
     return Scalar("peak", (x,), scope=scope)
 
 
-def largest(x: Value, k: Number, scope: Scope = Scope.TENSOR) -> Cut:
+@dataclass(frozen=True, slots=True)
+class LayerPart:
+    """The layer of a stack over whose tensors a model-wide reduction runs.
+
+    Every tensor of the model knows the result; only those that `counts` is true for add to it.
+    """
+
+    stack: str
+    layer: int
+    counts: bool = field(compare=False, repr=False)
+
+
+def layer_dot(x: Value, y: Value, site: Site, layer: int) -> Scalar:
+    """Sum of products over all tensors of one layer of the stack that `site` lies in, known throughout the stack."""
+    part = LayerPart(site.stack, layer, site.layer == layer)
+    return Scalar("dot", (x, y), (part,), scope=Scope.MODEL)
+
+
+def adds_to(reduction: Node) -> bool:
+    """Whether the tensor that a reduction was traced for is among those that it runs over."""
+    return all(part.counts for part in reduction.attributes if isinstance(part, LayerPart))
+
+
+def largest(x: Value, k: Number | Callable[[int], int], scope: Scope = Scope.TENSOR) -> Cut:
     """The cut that selects exactly the k elements with the largest magnitude (none for k <= 0).
 
     Exact for every input: found from streamed histograms of the bit patterns, never from a sort.
     Equal magnitudes are taken in the order of their flat index (and of the tensors in the plan, for
     model scope). Zeros are never selected, so fewer than k elements are selected where fewer are
-    nonzero.
+    nonzero. `k` may be a function (of a module, or a frozen dataclass) of the number of elements in the scope.
     """
-    return Cut(x, scalar(k), scope, is_share=False)
+    return Cut(x, scalar(0.0 if callable(k) else k), scope, k if callable(k) else False)
 
 
 def largest_share(x: Value, share: Number, scope: Scope = Scope.TENSOR) -> Cut:
     """As `largest` with k = floor(share * N), N being the number of elements in the scope (tensor or whole model)."""
-    return Cut(x, scalar(share), scope, is_share=True)
+    return Cut(x, scalar(share), scope, True)
 
 
 def apply(function: Callable[..., Any], *arguments: Number) -> Scalar:
@@ -375,9 +403,16 @@ def whole(function: Callable[..., Any], *inputs: Value, attributes: Attributes =
     """A matrix method: `function(linalg, *matrices)` sees every input as one whole array of the tensor's shape.
 
     `linalg` is the backend's array namespace (numpy, or torch on the engine's device); the function
-    returns an array of the same shape. Arrays are float32, or float64 for float64 inputs.
+    returns an array of the same shape. Arrays are float32, or float64 for float64 inputs. An input that is made of
+    statistics of another shape alone (Gram matrices) is seen in that shape.
     """
     return Value("whole", inputs, (function, *attributes))
+
+
+def whole_parts(function: Callable[..., Sequence[Any]], *inputs: Value, parts: int) -> list[Value]:
+    """As `whole`, for a function that returns `parts` arrays, each of the tensor's shape."""
+    node = Value("whole", inputs, (function,))
+    return [Value("part", (node,), (i,)) for i in range(parts)]
 
 
 REDUCTIONS = frozenset({"total", "dot", "peak", "largest"})
@@ -411,8 +446,30 @@ def walk(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
 
 
 @dataclass(frozen=True, slots=True)
+class Statistic:
+    """What was measured on an expert at this tensor and stored, as means over samples.
+
+    Of kinds fisher and adam there is one value per element, of kind gradients one per element and sample. A Gram
+    matrix (kind gram) has a `shape` of its own, (inputs, inputs) or a stack of such, and goes into `whole` nodes only.
+    """
+
+    kind: str
+    values: tuple[Value, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def value(self) -> Value:
+        """The only value, or the first sample's."""
+        return self.values[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """Where a method is being applied: the facts of one output tensor that a formula may depend on."""
+    """Where a method is being applied: the facts of one output tensor that a formula may depend on.
+
+    `input_first`: a matrix stored as (inputs, outputs), the transpose of the usual. `statistics` has one entry for
+    each expert, or is empty where this tensor has none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -421,6 +478,9 @@ class Site:
     layers: int = 0
     seed: int = 0
     labels: tuple[str, ...] = ()
+    input_first: bool = False
+    stack: str = ""
+    statistics: tuple[Statistic, ...] = ()
 
     @property
     def numel(self) -> int:

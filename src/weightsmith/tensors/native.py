@@ -73,6 +73,13 @@ class _Library:
         library.ws_opcodes.restype = ctypes.c_char_p
         library.ws_run.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
         self.run = library.ws_run
+        library.ws_read_rows.argtypes = (
+            ctypes.c_int,
+            *(ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+        )
+        library.ws_read_rows.restype = ctypes.c_int64
+        self.read_rows = library.ws_read_rows
         self.level = int(library.ws_best_level())
         names = library.ws_opcodes().decode("ascii").split()
         self.opcodes = {name: number for number, name in enumerate(names)}
@@ -107,6 +114,21 @@ def describe() -> str:
     """The backend in a few words, such as "native (avx512)", or why there is none."""
     found = _open()
     return found if isinstance(found, str) else f"native ({LEVELS[found.level]})"
+
+
+def read_rows(
+    descriptor: int, offset: int, size: int, rows: NDArray[np.int64], out: NDArray[np.uint8]
+) -> int:
+    """Put row `rows[i]` of `size` bytes, counted from byte `offset` of an open file, at `out[i * size]`.
+
+    -1 leaves its place as it is. Returns how many rows, from the first on, are done: not all where the file ends or
+    fails, and none without the library. `rows` and `out` are contiguous.
+    """
+    found = _open()
+    if isinstance(found, str):
+        return 0
+    done: int = found.read_rows(descriptor, offset, size, _address(rows), len(rows), _address(out))
+    return done
 
 
 def load(level: int | None = None) -> NativeBackend:

@@ -204,8 +204,11 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 
 def selected_count(cut: Cut, known: Known, population: int) -> int:
     """k of a cut over `population` elements, its scalars being known."""
+    rule = cut.attributes[0]
+    if callable(rule):
+        return int(rule(population))
     number = float(evaluate_scalar(cut.inputs[1], dict(known)))
-    return math.floor(number * population) if cut.attributes[0] else int(number)
+    return math.floor(number * population) if rule else int(number)
 
 
 def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:

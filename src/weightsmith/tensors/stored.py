@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Buffer = bytes | bytearray | memoryview
 
@@ -116,6 +120,45 @@ class StoredTensor:
             else:
                 self._read_strided(descriptor, start, stop, view)
             check_unchanged(descriptor, identity, self.file)
+
+    def read_rows(self, rows: NDArray[np.int64], length: int, buffer: memoryview) -> None:
+        """Write row `rows[i]`, of `length` elements, for each i behind one another into `buffer`; -1 leaves its place.
+
+        What `read_into` does row by row, in one call of the native library where there is one. Thread-safe. Raises what
+        `read_into` raises.
+        """
+        from weightsmith.tensors.strided import row_runs
+
+        size = length * self.dtype.itemsize
+        if rows.size and not -1 <= rows.min() <= rows.max() < self.numel // max(length, 1):
+            raise ValueError(f"rows {rows.min()} to {rows.max()} are not all in {self.location}")
+        if buffer.nbytes != len(rows) * size:
+            raise ValueError(
+                f"a buffer of {buffer.nbytes} bytes cannot take {len(rows)} rows of {self.location}"
+            )
+        view = memoryview(buffer).cast("B")
+        with OPEN_FILES.opened(self.file, self.identity) as (descriptor, identity):
+            done = 0
+            if self.strides is None:
+                done = self._read_rows_natively(descriptor, rows, size, view)
+            for low, high in row_runs(rows[done:]) if done < len(rows) else ():
+                part = view[(done + low) * size : (done + high) * size]
+                start = int(rows[done + low]) * length
+                if self.strides is None:
+                    self._read_bytes(descriptor, self.offset + start * self.dtype.itemsize, part)
+                else:
+                    self._read_strided(descriptor, start, start + (high - low) * length, part)
+            check_unchanged(descriptor, identity, self.file)
+
+    def _read_rows_natively(
+        self, descriptor: int, rows: NDArray[np.int64], size: int, view: memoryview
+    ) -> int:
+        import numpy as np
+
+        from weightsmith.tensors.native import read_rows
+
+        out = np.frombuffer(view, np.uint8)
+        return read_rows(descriptor, self.offset, size, np.ascontiguousarray(rows), out)
 
     def _read_strided(self, descriptor: int, start: int, stop: int, view: memoryview) -> None:
         # Imported here because only pickled checkpoints need it, and it loads numpy.

@@ -39,9 +39,19 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _may_have_negative_zero(data: bytes) -> bool:
+    """Whether a number may begin with "-0"; vocabularies have many strings with it."""
+    at = data.find(b"-0")
+    while at >= 0:
+        if data[max(0, at - 64) : at].rstrip()[-1:] in (b"", b"[", b":", b","):
+            return True
+        at = data.find(b"-0", at + 1)
+    return False
+
+
 def _parse(data: bytes) -> Any:
     # The hook costs as much as all the rest, so it is used only where it may find something.
-    parse_int = _integer if b"-0" in data else None
+    parse_int = _integer if _may_have_negative_zero(data) else None
     return json.loads(
         data.decode("utf-8"),
         object_pairs_hook=_object,

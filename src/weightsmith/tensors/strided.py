@@ -147,3 +147,12 @@ def _gather_box(
     before, after = np.split(out, [half], axis=axis)
     _gather_box(read, before.shape, strides, origin, before)
     _gather_box(read, after.shape, strides, origin + half * strides[axis], after)
+
+
+def row_runs(rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Positions [low, high) whose rows follow one another, so that they are read at once; -1 is in no run."""
+    present = rows >= 0
+    joined = present[:-1] & (np.diff(rows) == 1)
+    starts = np.flatnonzero(present & ~np.append(False, joined)[: len(rows)])
+    stops = np.flatnonzero(present & ~np.append(joined, False)[: len(rows)]) + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))

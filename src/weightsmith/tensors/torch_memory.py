@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, walk
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, adds_to, walk
 from weightsmith.tensors.order import Selection, local_cut
 from weightsmith.tensors.passes import (
     Collect,
@@ -18,6 +18,7 @@ from weightsmith.tensors.passes import (
     has_row_nodes,
     reduction_levels,
     selected_count,
+    used_sources,
 )
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
@@ -33,7 +34,8 @@ def evaluate(
 ) -> Tensor:
     """The value of a graph over whole tensors in memory, in work precision; gradients flow to the sources.
 
-    All sources have the shape of the result. Model-scope reductions run over this one tensor.
+    The first source has the shape of the result, and so have all others but statistics of their own shape, which
+    only `whole` nodes see. Model-scope reductions run over this one tensor.
     """
     return evaluate_model({"": output}, {"": sources}, work=work)[""]
 
@@ -55,8 +57,10 @@ def evaluate_model(
     while True:
         progressed = False
         pending: dict[Any, list[tuple[str, Scalar | Cut]]] = {}
+        late: set[Any] = set()
         for name, output in outputs.items():
             levels = reduction_levels([output], known[name])
+            late |= {groups[r] for later in levels[1:] for r in later if groups and r in groups}
             model_position = 0
             for reduction in levels[0] if levels else []:
                 progressed = True
@@ -67,7 +71,8 @@ def evaluate_model(
                 else:
                     measured = _measure([reduction], [sources[name]], [known[name]], works[name])
                     known[name].update(zip([reduction], measured, strict=True))
-        for members in pending.values():
+        ready = {key: members for key, members in pending.items() if key not in late} or pending
+        for members in ready.values():
             names = [name for name, _ in members]
             measured = _measure(
                 [r for _, r in members],
@@ -109,12 +114,20 @@ def _run_whole(
     dtype = work or (
         torch.float64 if any(s.dtype is torch.float64 for s in sources) else torch.float32
     )
-    shape = sources[0].shape
+    shape = _shape_of(roots, sources, known)
     row_length = shape[-1] if shape else 1
     known = _with_whole_nodes(roots, sources, known, dtype)
     interpreter = Interpreter(roots, known, dtype, has_row_nodes(roots, known))
-    flat = [s.to(dtype).reshape(-1) for s in sources]
+    flat = [s.to(dtype).reshape(-1) if s.shape == shape else None for s in sources]
     return [t.reshape(shape) for t in interpreter.run(flat, 0, row_length)]
+
+
+def _shape_of(
+    roots: Sequence[Node], sources: Sequence[Tensor], known: dict[Node, Any]
+) -> torch.Size:
+    """The result's, which the first source has, or the statistics' where the roots are made of them alone."""
+    shapes = [sources[i].shape for i in sorted(used_sources(roots, known))]
+    return shapes[0] if shapes and sources[0].shape not in shapes else sources[0].shape
 
 
 def _with_whole_nodes(
@@ -127,7 +140,10 @@ def _with_whole_nodes(
     for node in walk(roots, known):
         if node.op == "whole" and node not in known:
             inputs = [_run_whole([i], sources, known, dtype)[0] for i in node.inputs]
-            known[node] = node.attributes[0](torch, *inputs, *node.attributes[1:]).reshape(-1)
+            result = node.attributes[0](torch, *inputs, *node.attributes[1:])
+            known[node] = result if isinstance(result, list) else result.reshape(-1)
+        elif node.op == "part" and node not in known:
+            known[node] = known[node.inputs[0]][node.attributes[0]].reshape(-1)
     return known
 
 
@@ -142,9 +158,12 @@ def _measure(
     values = [
         _run_whole(r.inputs[:count], s, k, work)
         for r, s, k in zip(reductions, sources, known, strict=True)
+        if adds_to(r)
     ]
     if isinstance(first, Cut):
         return _measure_cut(first, [v[0] for v in values], known[0])
+    if not values:
+        return [torch.zeros((), dtype=torch.float64)] * len(reductions)
     parts = torch.stack([reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values])
     return [parts.max() if first.op == "peak" else parts.sum()] * len(reductions)
 

@@ -1,0 +1,178 @@
+"""`weightsmith bundle`: many fine-tunes of one base in one folder, each a checkpoint of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
+from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.merge import show_result
+from weightsmith.cli.options import Machine, json_option, machine_options, overrides_option
+from weightsmith.cli.output import Table, show_findings, show_json, show_line, show_table
+from weightsmith.cli.progress import open_progress
+from weightsmith.cli.text import counted
+from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.engine.plan import Plan
+
+_FORCE = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+_FRESH = click.option(
+    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
+)
+_QUIET = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+
+
+@click.group(
+    cls=DocumentedGroup,
+    short_help="Keep many fine-tunes of one base in one folder.",
+    examples=("bundle create emr.yaml tasks", "bundle extract tasks math math-model"),
+)
+def bundle() -> None:
+    """Keep many fine-tunes of one base in one folder.
+
+    A bundle holds the base (or its digest), one vector that all tasks share and one bit per weight and task.
+    BUNDLE#TASK is a checkpoint wherever a model may stand: in recipes, `inspect` and `diff`.
+    """
+
+
+@bundle.command(
+    cls=DocumentedCommand,
+    short_help="Make a bundle from a recipe.",
+    examples=("bundle create emr.yaml tasks", "bundle create emr.yaml tasks --refer-to-base"),
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--refer-to-base", is_flag=True, help="Name the base by its digest instead of storing it."
+)
+@overrides_option
+@machine_options
+@_FORCE
+@_FRESH
+@_QUIET
+def create(
+    recipe: Path,
+    out: Path,
+    refer_to_base: bool,
+    overrides: tuple[str, ...],
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Make the bundle OUT of the experts in RECIPE, whose method is tall_masks or emr.
+
+    The same as `merge` of a recipe with `bundle: {}`. OUT appears whole or not at all, and an interrupted run goes on.
+    """
+    from weightsmith.engine.plan import make_plan
+    from weightsmith.recipes import Recipe
+    from weightsmith.recipes.schema import BundleForm
+
+    loaded = Recipe.load(recipe, overrides=overrides)
+    form = loaded.document.bundle or BundleForm()
+    if refer_to_base:
+        form = form.model_copy(update={"base": "reference"})
+    document = loaded.document.model_copy(update={"bundle": form})
+    made = make_plan(replace(loaded, document=document), **Machine(**machine).options())
+    return _run(made, out, force=force, fresh=fresh, quiet=quiet)
+
+
+@bundle.command(
+    "list",
+    cls=DocumentedCommand,
+    short_help="Show what a bundle holds.",
+    examples=("bundle list tasks",),
+)
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@json_option
+def list_(folder: Path, as_json: bool) -> int:
+    """Show the tasks of BUNDLE, its method and base, and its size, from headers alone."""
+    from weightsmith.checkpoints.bundles import open_packed, read_header
+
+    header = read_header(folder)
+    packed = open_packed(folder)
+    stored = sum(tensor.nbytes for tensor in packed.tensors.values())
+    if as_json:
+        content = header.to_json() | {"bytes": stored}
+        del content["tensors"]
+        show_json(content)
+        return 0
+    rows = [
+        (str(number), task.label, task.reference, task.digest)
+        for number, task in enumerate(header.tasks, start=1)
+    ]
+    show_table(Table("Tasks", ("number", "task", "expert", "digest"), rows, frozenset({0})))
+    base = "stored" if header.stores_base else f"referred to, digest {header.base_digest}"
+    coded = sum(tensor.coded for tensor in header.tensors.values())
+    show_line(f"method  {header.method}")
+    show_line(f"base    {header.base_reference} ({base})")
+    show_line(f"tensors {counted(coded, 'coded tensor')} of {len(header.tensors)}")
+    show_line(f"size    {format_size(stored)}")
+    return 0
+
+
+@bundle.command(
+    cls=DocumentedCommand,
+    short_help="Write one task of a bundle as a checkpoint.",
+    examples=("bundle extract tasks math math-model",),
+)
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("task")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--base", metavar="PATH", help="Where the base lies now, if BUNDLE does not store it."
+)
+@machine_options
+@_FORCE
+@_FRESH
+@_QUIET
+def extract(
+    folder: Path,
+    task: str,
+    out: Path,
+    base: str | None,
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Write TASK (its label, or its number from 1) of BUNDLE as the checkpoint OUT, with a manifest of its own.
+
+    Every part and the base are compared with their digests before anything is made of them.
+    """
+    from weightsmith.checkpoints.bundles import open_member
+    from weightsmith.engine.plan import make_plan
+    from weightsmith.recipes import Recipe
+
+    reference = f"{folder}#{task}"
+    member = open_member(folder.resolve(), task, source=reference, base=base)
+    recipe = Recipe.load(
+        {
+            "weightsmith": 1,
+            "merge_method": "passthrough",
+            "models": [{"model": {"model": {"path": reference}}}],
+        }
+    )
+    made = make_plan(recipe, opener=lambda _: member, **Machine(**machine).options())
+    return _run(made, out, force=force, fresh=fresh, quiet=quiet)
+
+
+def _run(made: Plan, out: Path, *, force: bool, fresh: bool, quiet: bool) -> int:
+    from weightsmith.engine.run import run
+
+    begun = time.monotonic()
+    try:
+        if not quiet and not made.errors:
+            show_findings(made.findings, to_stderr=True)
+        with open_progress(quiet) as progress:
+            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0

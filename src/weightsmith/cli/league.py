@@ -1,0 +1,286 @@
+"""`weightsmith league`: methods on a family, each with its defaults and its tuned scale, cost beside quality."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightsmith.cli.compare import estimate
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.options import json_option, report_option
+from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.report import check_place, write_beside
+from weightsmith.cli.text import duration, harmless
+from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.comparison.family import Family
+    from weightsmith.comparison.league import League
+    from weightsmith.comparison.resampling import Estimate
+    from weightsmith.comparison.scaling import Scaling
+    from weightsmith.comparison.standings import LeagueRow
+    from weightsmith.reports.page import Report
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(text: str) -> float:
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{text!r} is no length of time, such as 90s, 20m or 2h.")
+    return seconds
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise click.BadParameter(f"{text!r} is no list of names with commas between them.")
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(number) for number in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise click.BadParameter(f"{text!r} is no list of numbers of experts, such as 2,4,8.")
+    return counts
+
+
+@click.command(
+    cls=DocumentedCommand,
+    short_help="Rank merge methods on a family.",
+    examples=(
+        "league --family vision-tiny --methods linear,task_arithmetic,ties",
+        "league --family vision --methods all --out league --budget 30m",
+        "league --families language-s,language --methods ties,tsv_m --experts 2,4",
+    ),
+)
+@click.option(
+    "--family",
+    "--families",
+    "families",
+    required=True,
+    type=_names,
+    metavar="NAME|DIR[,...]",
+    help="A family that was built, or several of other sizes.",
+)
+@click.option(
+    "--methods", required=True, type=_names, metavar="M1,M2,...|all", help="The methods to rank."
+)
+@click.option("--split", default="test", show_default=True, help="What scores are reported on.")
+@click.option(
+    "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N experts each time."
+)
+@click.option("--budget", type=_seconds, metavar="TIME", help="Begin nothing after this time.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where measurements are kept; default: in the cache.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where models run.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@report_option
+@json_option
+def league(
+    families: list[str],
+    methods: list[str],
+    split: str,
+    experts: list[int] | None,
+    budget: float | None,
+    out: Path | None,
+    device: str,
+    quiet: bool,
+    report_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Merge a family's experts with every method and rank the results.
+
+    Each method is merged with its defaults, and with the scale that scores best on the validation split. What was
+    measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the others again. With
+    several families or numbers of experts it is a scaling study.
+    """
+    from weightsmith.comparison.family import open_family
+    from weightsmith.comparison.league import Silent
+    from weightsmith.engine.places import cache_root
+
+    check_place(report_file)
+    opened = [open_family(name) for name in families]
+    folder = out or cache_root() / "leagues"
+    progress = Silent() if quiet else LeagueLines(_to_stderr)
+    options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
+    if len(opened) == 1 and len(experts or []) < 2:
+        family = opened[0].first(experts[0]) if experts else opened[0]
+        options["budget_seconds"] = budget
+        ended = _league(family, methods, folder, as_json, report_file, **options)
+    elif report_file is not None:
+        raise click.UsageError("A scaling study has no --report; give one family at a time.")
+    elif budget is not None:
+        raise click.UsageError("A scaling study has no --budget; Ctrl-C keeps what is finished.")
+    else:
+        ended = _scaling(opened, methods, experts or [], folder, as_json, **options)
+    return _exit_code(ended, folder)
+
+
+def _league(
+    family: Family,
+    methods: Sequence[str],
+    out: Path,
+    as_json: bool,
+    report_file: Path | None,
+    **options: Any,
+) -> str:
+    from weightsmith.comparison.league import run_league
+
+    found = run_league(family, methods, out, **options)
+    write_beside(report_file, lambda: _report(found))
+    if as_json:
+        show_json(found.to_mapping())
+    else:
+        _show_league(found)
+    return found.ended
+
+
+def _report(found: League) -> Report:
+    from weightsmith.reports.subjects import report_of_league
+
+    return report_of_league(found.to_mapping())
+
+
+def _scaling(
+    families: Sequence[Family],
+    methods: Sequence[str],
+    counts: Sequence[int],
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> str:
+    from weightsmith.comparison.scaling import run_scaling
+
+    found = run_scaling(families, methods, counts, out, **options)
+    if as_json:
+        show_json(found.to_mapping())
+    else:
+        _show_scaling(found)
+    return found.ended
+
+
+def _exit_code(ended: str, out: Path) -> int:
+    from weightsmith.comparison.league import INTERRUPTED as WAS_INTERRUPTED
+
+    if ended != WAS_INTERRUPTED:
+        return 0
+    kept = f"what was measured is kept in {str(out)!r}, and the same command goes on from there"
+    _to_stderr(f"weightsmith: interrupted: {kept}.")
+    return INTERRUPTED
+
+
+def _show_league(found: League) -> None:
+    show_line(f"{found.family}: {len(found.experts)} experts, scores on {found.split}")
+    show_line()
+    heads = ("", "scale", "mean", "normalised", "retained", "unseen", "rank", "CPU", "memory")
+    rows = [
+        (
+            _name(row),
+            _parameters(row),
+            estimate(row.mean),
+            estimate(row.normalized),
+            estimate(row.retained),
+            estimate(row.unseen, signed=True),
+            "-" if row.rank is None else _rank(row.rank),
+            "-" if row.cost is None else f"{row.cost.cpu_seconds:.2f} s",
+            "-" if row.cost is None else format_size(row.cost.peak_bytes),
+        )
+        for row in found.rows
+    ]
+    show_table(Table("League", heads, rows, frozenset(range(2, 9))))
+    show_table(_by_task(found))
+    if found.left_out:
+        reasons = [(out.method, out.reason) for out in found.left_out]
+        show_table(Table("Left out", ("method", "reason"), reasons))
+    if any(row.at_edge for row in found.rows):
+        show_line("* The best scale is at the edge of the grid; another may be better.")
+
+
+def _by_task(found: League) -> Table:
+    tasks = list(dict.fromkeys(score.task for row in found.rows for score in row.scores))
+    rows = []
+    for row in found.rows:
+        scores = {score.task: score for score in row.scores}
+        cells = [f"{scores[task].value:.4g}" if task in scores else "-" for task in tasks]
+        rows.append((_name(row), *cells))
+    return Table("Scores", ("", *tasks), rows, frozenset(range(1, len(tasks) + 1)))
+
+
+def _name(row: LeagueRow) -> str:
+    return row.name if row.name == row.setting else f"{row.name}, {row.setting}"
+
+
+def _parameters(row: LeagueRow) -> str:
+    given = ", ".join(f"{key}={value:g}" for key, value in row.parameters.items())
+    return f"{given} *" if row.at_edge else given
+
+
+def _rank(found: Estimate) -> str:
+    return f"{found.value:g} [{found.low:g}, {found.high:g}]"
+
+
+def _show_scaling(found: Scaling) -> None:
+    heads = ("method", "family", "parameters", "experts", "normalised", "retained", "unseen")
+    rows = [
+        (
+            row.method,
+            row.family,
+            f"{row.parameters:,}",
+            str(row.experts),
+            estimate(row.normalized),
+            estimate(row.retained),
+            estimate(row.unseen, signed=True),
+        )
+        for row in found.rows
+    ]
+    show_table(
+        Table("Scaling, each method with its tuned scale", heads, rows, frozenset(range(2, 7)))
+    )
+
+
+class LeagueLines:
+    """A league's progress as lines, with rate and remaining time; what was found in the cache is counted only."""
+
+    def __init__(
+        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write, self._clock = write, clock
+        self._begun = clock()
+        self._total = self._done = self._cached = 0
+
+    def start(self, total: int) -> None:
+        """Say how much is to be measured."""
+        self._total, self._done, self._cached, self._begun = total, 0, 0, self._clock()
+        self._write(f"measuring {total}")
+
+    def finished(self, title: str, *, was_cached: bool) -> None:
+        """Write a line for what was measured, with the time left at this rate."""
+        self._done += 1
+        self._cached += was_cached
+        if was_cached:
+            return
+        rate = (self._done - self._cached) / max(self._clock() - self._begun, 1e-9)
+        left = duration((self._total - self._done) / rate)
+        place = f"{self._done:>{len(str(self._total))}} of {self._total}"
+        self._write(f"{place}  {harmless(title)}  {rate:.2f}/s  {left} left")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

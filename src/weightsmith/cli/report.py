@@ -1,0 +1,108 @@
+"""`weightsmith report`: one HTML file to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.output import show_line
+from weightsmith.cli.text import counted
+
+if TYPE_CHECKING:
+    from weightsmith.reports.page import Report
+
+
+@click.command(
+    cls=DocumentedCommand,
+    short_help="Write a report as one HTML file.",
+    examples=(
+        "report ties.yaml -o report.html",
+        "report expert-1 expert-2 --base base -o report.html --pictures pictures",
+        "report --league league.json --evaluation merged.json -o report.html",
+    ),
+)
+@click.argument("subjects", nargs=-1, metavar="RECIPE|CHECKPOINT...")
+@click.option("--base", help="The checkpoint that changes are measured from.")
+@click.option(
+    "--evaluation",
+    "evaluations",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What `evaluate --json` wrote; repeatable.",
+)
+@click.option("--league", type=click.Path(path_type=Path), help="What `league --json` wrote.")
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Where to write the report.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also write every picture there, as SVG and PNG.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Worker threads; default: all cores.",
+)
+def report(
+    subjects: tuple[str, ...],
+    base: str | None,
+    evaluations: tuple[Path, ...],
+    league: Path | None,
+    file: Path,
+    pictures: Path | None,
+    threads: int | None,
+) -> int:
+    """Write a report on one RECIPE, or on checkpoints, as one HTML file.
+
+    A recipe is shown with its plan; a merged checkpoint with its record. Maps by layer and role show what each model
+    changed of the base, and how their changes meet; the checkpoints are streamed for it. The file needs neither
+    network nor scripts.
+    """
+    from weightsmith.reports.evaluation_sections import read_evaluations
+    from weightsmith.reports.league_sections import read_league
+    from weightsmith.reports.subjects import report_of_subjects
+    from weightsmith.reports.writing import write_report
+
+    check_place(file)
+    made = report_of_subjects(
+        subjects,
+        base=base,
+        evaluations=read_evaluations(evaluations),
+        league=None if league is None else read_league(league),
+        threads=threads,
+    )
+    written = write_report(made, file, pictures=pictures)
+    more = f" and {counted(len(written) - 1, 'picture')}" if len(written) > 1 else ""
+    show_line(f"{file}{more}")
+    return 0
+
+
+def check_place(file: Path | None) -> None:
+    """Refuse a --report that could not be written, before the work that it would show."""
+    if file is not None:
+        from weightsmith.reports.drawing import require_matplotlib
+        from weightsmith.reports.writing import check_report_file
+
+        check_report_file(file)
+        require_matplotlib()
+
+
+def write_beside(file: Path | None, make: Callable[[], Report]) -> None:
+    """Write what --report asks for, if it was given."""
+    if file is not None:
+        from weightsmith.reports.writing import write_report
+
+        write_report(make(), file)

@@ -1,0 +1,152 @@
+"""`weightsmith transplant`: give a model another model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.merge import show_result
+from weightsmith.cli.options import Machine, machine_options
+from weightsmith.cli.output import show_findings, show_line
+from weightsmith.cli.plan import show_plan
+from weightsmith.cli.progress import open_progress
+
+if TYPE_CHECKING:
+    from weightsmith.recipes import Recipe
+
+_RULES = ("omp", "least_squares", "procrustes", "subtokens", "mean", "zero")
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE: a parameter of a rule, its value a number, true, false or a text."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+@click.command(
+    cls=DocumentedCommand,
+    short_help="Give a model another model's tokenizer.",
+    examples=(
+        "transplant model donor transplanted",
+        "transplant model donor transplanted --rule least_squares --parameter ridge=0.01",
+        "transplant model donor transplanted --dry-run",
+    ),
+)
+@click.argument("model")
+@click.argument("donor")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--rule",
+    type=click.Choice(_RULES),
+    default="omp",
+    show_default=True,
+    help="How the rows of tokens that MODEL lacks are made.",
+)
+@click.option("--k", type=click.IntRange(min=1), help="Atoms per token of the rule omp.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    type=key_and_value,
+    metavar="KEY=VALUE",
+    help="A parameter of the rule; repeatable.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(("exact", "bytes")),
+    help="Which tokens are the same; default: bytes where the kinds of tokenizers differ.",
+)
+@click.option(
+    "--pad-to-multiple-of", type=click.IntRange(min=1), help="Round the number of rows up."
+)
+@click.option("--dtype", help="The dtype of the result; default: the model's.")
+@click.option("--recipe", "only_recipe", is_flag=True, help="Print the recipe and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, with the rule's error, and stop.")
+@machine_options
+@click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+@click.option(
+    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
+)
+@click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+def transplant(
+    model: str,
+    donor: str,
+    out: Path,
+    rule: str,
+    k: int | None,
+    parameters: tuple[tuple[str, Any], ...],
+    match: str | None,
+    pad_to_multiple_of: int | None,
+    dtype: str | None,
+    only_recipe: bool,
+    dry_run: bool,
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Write MODEL with the tokenizer of DONOR into the new folder OUT.
+
+    Rows of tokens that both have are MODEL's own; the others are made by a rule from DONOR's rows. It is a merge with
+    a recipe of its own: interrupted, verified and replayed like any other.
+    """
+    from weightsmith.engine.plan import make_plan
+
+    begun = time.monotonic()
+    given = dict(parameters) if k is None else {"k": k, **dict(parameters)}
+    recipe = transplant_recipe(
+        model,
+        donor,
+        {"rule": rule, **given},
+        match=match,
+        pad_to_multiple_of=pad_to_multiple_of,
+        dtype=dtype,
+    )
+    if only_recipe:
+        for line in recipe.dump().splitlines():
+            show_line(line)
+        return 0
+    made = make_plan(recipe, **Machine(**machine).options())
+    if dry_run:
+        return show_plan(made)
+    from weightsmith.engine.run import run
+
+    try:
+        if not quiet and not made.errors:
+            show_findings(made.findings, to_stderr=True)
+        with open_progress(quiet) as progress:
+            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0
+
+
+def transplant_recipe(
+    model: str, donor: str, missing: dict[str, Any], *, dtype: str | None = None, **section: Any
+) -> Recipe:
+    """The recipe of a transplantation: MODEL alone, in the vocabulary of DONOR.
+
+    `section` are other keys of its tokenizer section; those that are None are left out.
+    """
+    from weightsmith.recipes import Recipe
+
+    wanted = {key: value for key, value in section.items() if value is not None}
+    recipe: dict[str, Any] = {
+        "weightsmith": 1,
+        "merge_method": "passthrough",
+        "models": [{"model": model}],
+        "tokenizer": {"source": donor, **wanted, "missing": missing},
+    }
+    return Recipe.load(recipe if dtype is None else {**recipe, "dtype": dtype})

@@ -1,0 +1,255 @@
+"""Two versions of a model on one suite: scores, tests, flips, and what is left of the parents' skill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.comparison.flips import Flips, Graded, find_flips, find_regressions
+from weightsmith.comparison.paired import McNemar, PairedDifference, mcnemar_of, paired_difference
+from weightsmith.comparison.resampling import Draws, aligned, draws_of
+from weightsmith.comparison.skill import SkillReport, measure_skill
+from weightsmith.errors import UsageError
+from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Old and new scores of the same items, with tests; `flips` for right and wrong, else `graded`."""
+
+    items: int
+    old: float
+    new: float
+    difference: PairedDifference
+    flips: Flips | None
+    mcnemar: McNemar | None
+    graded: Graded | None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "items": self.items,
+            "old": self.old,
+            "new": self.new,
+            "difference": self.difference.to_mapping(),
+            "mcnemar": None if self.mcnemar is None else self.mcnemar.to_mapping(),
+            "flips": None if self.flips is None else self.flips.to_mapping(),
+            "graded": None if self.graded is None else self.graded.to_mapping(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TaskComparison:
+    """One task: both scores with their intervals, the change, and the change in every slice."""
+
+    task: str
+    metric: str
+    group: str | None
+    old: TaskScore
+    new: TaskScore
+    change: Change
+    slices: tuple[tuple[str, Change], ...] = ()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "group": self.group,
+            "old": self.old.to_mapping(),
+            "new": self.new.to_mapping(),
+            "change": self.change.to_mapping(),
+            "slices": [{"slice": name, **change.to_mapping()} for name, change in self.slices],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A model compared with one that it replaces or was made of."""
+
+    subject: str
+    tasks: tuple[TaskComparison, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"subject": self.subject, "tasks": [task.to_mapping() for task in self.tasks]}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `compare` found: `new` against `old`, against each parent, and the skill that it keeps (None without parents
+    and base).
+    """
+
+    old: str
+    new: str
+    suite: str
+    tasks: tuple[TaskComparison, ...]
+    parents: tuple[Against, ...]
+    base: str | None
+    skill: SkillReport | None
+
+    def mean(self, figure: Callable[[TaskComparison], float | None]) -> float | None:
+        """The mean of a figure over the tasks that have it, each counting alike; None if none has."""
+        known = [value for task in self.tasks if (value := figure(task)) is not None]
+        return sum(known) / len(known) if known else None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "schema": SCHEMA,
+            "old": self.old,
+            "new": self.new,
+            "base": self.base,
+            "suite": self.suite,
+            "tasks": [task.to_mapping() for task in self.tasks],
+            "parents": [parent.to_mapping() for parent in self.parents],
+            "skill": None if self.skill is None else self.skill.to_mapping(),
+        }
+
+
+def compare(
+    old: Any,
+    new: Any,
+    suite: str | Path | None = None,
+    *,
+    parents: Sequence[Any] = (),
+    base: Any = None,
+    tolerance: float = 0.0,
+    **options: Any,
+) -> Comparison:
+    """Compare two models on a suite, the way their users notice.
+
+    `old`, `new`, `parents` and `base` are checkpoints, recipes, saved evaluations (JSON files) or evaluations; `suite`
+    may be left out if all are evaluations. An item of a graded metric counts as changed when its score moves by more
+    than `tolerance`. `options` are those of `evaluate` (device, cache, batch_size). Raises UsageError where the models
+    were not evaluated on the same items.
+    """
+    named = [old, new, *parents, *([base] if base is not None else [])]
+    found = [as_evaluation(subject, suite, **options) for subject in named]
+    last = found[-1] if base is not None else None
+    return compare_evaluations(
+        found[0], found[1], parents=found[2 : 2 + len(parents)], base=last, tolerance=tolerance
+    )
+
+
+def compare_evaluations(
+    old: Evaluation,
+    new: Evaluation,
+    *,
+    parents: Sequence[Evaluation] = (),
+    base: Evaluation | None = None,
+    tolerance: float = 0.0,
+) -> Comparison:
+    """Compare evaluations on the same items; see `compare`."""
+    draws = Draws([old, new, *parents, *([base] if base is not None else [])])
+    return Comparison(
+        old=old.subject,
+        new=new.subject,
+        suite=new.suite,
+        tasks=_tasks(old, new, draws, tolerance),
+        parents=tuple(
+            Against(parent.subject, _tasks(parent, new, draws, tolerance)) for parent in parents
+        ),
+        base=None if base is None else base.subject,
+        skill=(
+            measure_skill(new, parents, base, draws=draws) if parents or base is not None else None
+        ),
+    )
+
+
+def as_evaluation(subject: Any, suite: str | Path | None = None, **options: Any) -> Evaluation:
+    """An evaluation as it is, one read from a JSON file, or that of a checkpoint or recipe on a suite.
+
+    Raises UsageError if there is something to evaluate but no suite.
+    """
+    if isinstance(subject, Evaluation):
+        return subject
+    if isinstance(subject, (str, Path)) and _is_json(Path(subject)):
+        return read_evaluation(Path(subject))
+    if suite is None:
+        raise UsageError(
+            f"{str(subject)!r} is no saved evaluation, so it must be evaluated: name a suite."
+        )
+    return evaluate(subject, suite, **options)
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix == ".json" and path.is_file()
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation that `weightsmith evaluate --json` saved; raises UsageError for another file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as problem:
+        raise UsageError(
+            f"{str(path)!r} is not JSON ({problem}); give what `evaluate --json` wrote."
+        ) from None
+    if not isinstance(content, dict) or "scores" not in content:
+        raise UsageError(f"{str(path)!r} holds no evaluation; give what `evaluate --json` wrote.")
+    return Evaluation.from_mapping(content)
+
+
+def _tasks(
+    old: Evaluation, new: Evaluation, draws: Draws, tolerance: float
+) -> tuple[TaskComparison, ...]:
+    return tuple(_task(old, new, score, draws, tolerance) for score in new.scores)
+
+
+def _task(
+    old: Evaluation, new: Evaluation, score: TaskScore, draws: Draws, tolerance: float
+) -> TaskComparison:
+    task = score.task
+    first, second = old.items[task], aligned(old, new, task)
+    difference = paired_difference(
+        draws.score(old, task),
+        draws.score(new, task),
+        higher_is_better=second.higher_is_better,
+    )
+    return TaskComparison(
+        task=task,
+        metric=score.metric,
+        group=score.group,
+        old=old.score(task),
+        new=score,
+        change=_change(first, second, difference, tolerance),
+        slices=_slices(first, second, tolerance),
+    )
+
+
+def _change(
+    old: ItemScores, new: ItemScores, difference: PairedDifference, tolerance: float
+) -> Change:
+    flips = find_flips(old, new) if new.binary else None
+    return Change(
+        items=len(old),
+        old=old.value,
+        new=new.value,
+        difference=difference,
+        flips=flips,
+        mcnemar=None if flips is None else mcnemar_of(flips),
+        graded=None if new.binary else find_regressions(old, new, tolerance),
+    )
+
+
+def _slices(old: ItemScores, new: ItemScores, tolerance: float) -> tuple[tuple[str, Change], ...]:
+    """The change within every slice, in the order of their names."""
+    named = new.slices or old.slices
+    if named is None:
+        return ()
+    found = []
+    for name in sorted(set(named)):
+        places = [i for i, own in enumerate(named) if own == name]
+        first, second = old.chosen(places), new.chosen(places)
+        difference = paired_difference(
+            draws_of(first), draws_of(second), higher_is_better=new.higher_is_better
+        )
+        found.append((name, _change(first, second, difference, tolerance)))
+    return tuple(found)

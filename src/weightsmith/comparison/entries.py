@@ -1,0 +1,155 @@
+"""What a league has measured: a JSON file for each method, parameters and split, so nothing is measured twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsmith.comparison.family import Family
+from weightsmith.errors import ResourceError, UsageError
+from weightsmith.evaluation.scores import Evaluation
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a merge took in a process of its own, on one thread, Python's start and imports included."""
+
+    cpu_seconds: float
+    peak_bytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"cpu_seconds": self.cpu_seconds, "peak_bytes": self.peak_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing to measure: a member of the family (`method` None) or a merge of its experts, on a split.
+
+    `tasks` are those of the suite to score, in its order; empty for all.
+    """
+
+    split: str
+    method: str | None
+    member: str = ""
+    parameters: Mapping[str, Any] | None = None
+    has_base: bool = True
+    tasks: tuple[str, ...] = ()
+    with_cost: bool = False
+
+    @property
+    def title(self) -> str:
+        """How progress calls it."""
+        if self.method is None:
+            return f"{self.member} on {self.split}"
+        given = ", ".join(f"{key}={value:g}" for key, value in (self.parameters or {}).items())
+        return f"{self.method}{f' ({given})' if given else ''} on {self.split}"
+
+    def digest(self, family: Family) -> str:
+        """Equal for measurements that must come out alike."""
+        content = {
+            "schema": SCHEMA,
+            "family": family.digest,
+            "experts": list(family.experts) if self.method is not None else [],
+            "split": self.split,
+            "method": self.method,
+            "member": self.member,
+            "parameters": dict(self.parameters or {}),
+            "tasks": list(self.tasks),
+            "with_cost": self.with_cost,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A measurement: the evaluation, and the cost of the merge where it was asked for."""
+
+    evaluation: Evaluation
+    cost: Cost | None
+
+
+class Entries:
+    """The measurements in a folder. Each is written whole or not at all; a damaged one counts as absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "entries"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, digest: str) -> Entry | None:
+        """The measurement of a digest, or None."""
+        try:
+            content = json.loads((self._folder / f"{digest}.json").read_bytes())
+            cost = content["cost"]
+            return Entry(
+                Evaluation.from_mapping(content["evaluation"]),
+                None if cost is None else Cost(float(cost["cpu_seconds"]), int(cost["peak_bytes"])),
+            )
+        except (OSError, ValueError, KeyError, TypeError, UsageError):
+            return None
+
+    def keep(self, digest: str, title: str, entry: Entry) -> None:
+        """Write a measurement; answers of items are left out, which ranks do not need."""
+        items = {
+            name: replace(own, answers=None, expected=None)
+            for name, own in entry.evaluation.items.items()
+        }
+        content = {
+            "schema": SCHEMA,
+            "title": title,
+            "cost": None if entry.cost is None else entry.cost.to_mapping(),
+            "evaluation": replace(entry.evaluation, items=items).to_mapping(),
+        }
+        path = self._folder / f"{digest}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content))
+        os.replace(partial, path)
+
+
+def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
+    """The recipe of a merge of the family's experts."""
+    recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": candidate.method}
+    if candidate.has_base:
+        recipe["base_model"] = str(family.base)
+    recipe["models"] = [{"model": str(family.expert(task))} for task in family.experts]
+    if candidate.parameters:
+        recipe["parameters"] = dict(candidate.parameters)
+    return recipe
+
+
+def measure_cost(recipe: Mapping[str, Any]) -> Cost:
+    """Run a merge in a process of its own, on one thread, and take what it says that it took.
+
+    Raises ResourceError if it fails.
+    """
+    import yaml
+
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="weightsmith-league-") as made:
+        path = Path(made) / "recipe.yaml"
+        path.write_text(yaml.safe_dump(dict(recipe)), "utf-8")
+        arguments = ["-m", "weightsmith.comparison.measured_merge", str(path), f"{made}/merged"]
+        ended = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            check=False,
+            env={**os.environ, **one_thread},
+            text=True,
+        )
+    if ended.returncode != 0:
+        reason = (ended.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise ResourceError(
+            f"The merge with {recipe['merge_method']} could not be measured: {reason}"
+        )
+    said = json.loads(ended.stdout)
+    return Cost(float(said["cpu_seconds"]), int(said["peak_bytes"]))

@@ -1,0 +1,88 @@
+"""A family on disk as a league sees it: a base, an expert for each task, and a suite for each split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsmith.errors import UsageError
+from weightsmith.testbeds.places import family_folder
+
+RECORD = "family.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where the members and suites of a family lie; `experts` are its tasks with an expert, in the family's order.
+
+    `digest` is over the bytes of all files.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    experts: tuple[str, ...]
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base."""
+        return self.folder / "base"
+
+    def expert(self, task: str) -> Path:
+        """The folder of a task's expert."""
+        return self.folder / "experts" / task
+
+    def suite(self, split: str) -> Path:
+        """The suite of a split; raises UsageError if the family has none."""
+        path = self.folder / f"suite.{split}.yaml"
+        if not path.is_file():
+            raise UsageError(
+                f"The family {str(self.folder)!r} has no split {split!r}; use validation or test."
+            )
+        return path
+
+    def first(self, experts: int) -> Family:
+        """The family with its first experts only; raises UsageError where it has fewer."""
+        if not 1 <= experts <= len(self.experts):
+            raise UsageError(
+                f"The family {self.name!r} has {len(self.experts)} experts, so {experts} cannot be merged."
+            )
+        return replace(self, experts=self.experts[:experts])
+
+
+def open_family(given: str | Path) -> Family:
+    """The family in a folder, or the one of a name that `weightsmith testbed build` put into the cache.
+
+    Raises UsageError if there is none, or if it has no base or no experts to merge.
+    """
+    folder = Path(given).expanduser()
+    if not (folder / RECORD).is_file():
+        folder = family_folder(str(given))
+    if not (folder / RECORD).is_file():
+        raise UsageError(
+            f"There is no family {str(given)!r}; give a folder with {RECORD}, or build it with "
+            f"`weightsmith testbed build {given}`."
+        )
+    folder = folder.absolute()
+    record = _read(folder / RECORD)
+    experts = tuple(
+        task for task in map(str, record["tasks"]) if (folder / "experts" / task).is_dir()
+    )
+    if not experts or not (folder / "base").is_dir():
+        raise UsageError(
+            f"The family {str(folder)!r} has no base with experts for its tasks, so there is nothing to merge."
+        )
+    return Family(str(record["family"]), folder, str(record["digest"]), experts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+        known = {key: record[key] for key in ("family", "digest", "tasks")}
+    except (ValueError, KeyError, TypeError) as problem:
+        raise UsageError(
+            f"{str(path)!r} is no record of a family ({problem!r}); build the family again."
+        ) from None
+    return known

@@ -1,0 +1,285 @@
+"""The league of methods on a family: with defaults and with a scale tuned on validation, cost beside quality."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from weightsmith.comparison.entries import (
+    Candidate,
+    Entries,
+    Entry,
+    measure_cost,
+    recipe_of,
+)
+from weightsmith.comparison.family import Family
+from weightsmith.comparison.standings import (
+    AVERAGE,
+    DEFAULT,
+    TUNED,
+    Contestant,
+    LeagueRow,
+    league_rows,
+    mean_normalized,
+)
+from weightsmith.comparison.tuning import Entrant, LeftOut, enter
+from weightsmith.errors import ResourceError, UsageError, WeightsmithError
+from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.scores import Evaluation
+from weightsmith.methods import registry
+from weightsmith.recipes import Recipe
+
+SCHEMA = 1
+VALIDATION = "validation"
+FINISHED, BUDGET, INTERRUPTED = "finished", "budget", "interrupted"
+
+
+class Progress(Protocol):
+    """What hears of a league."""
+
+    def start(self, total: int) -> None:
+        """So many measurements are to be made or found."""
+
+    def finished(self, title: str, *, was_cached: bool) -> None:
+        """One of them is there."""
+
+
+class Silent:
+    """A progress that nobody hears."""
+
+    def start(self, total: int) -> None:
+        """Ignore."""
+
+    def finished(self, title: str, *, was_cached: bool) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class League:
+    """A league table. `ended` is `finished`, `budget` or `interrupted`; methods that were not reached have no rows."""
+
+    family: str
+    digest: str
+    split: str
+    experts: tuple[str, ...]
+    rows: tuple[LeagueRow, ...]
+    left_out: tuple[LeftOut, ...]
+    ended: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "schema": SCHEMA,
+            "family": self.family,
+            "digest": self.digest,
+            "split": self.split,
+            "experts": list(self.experts),
+            "ended": self.ended,
+            "rows": [row.to_mapping() for row in self.rows],
+            "left_out": [{"method": out.method, "reason": out.reason} for out in self.left_out],
+        }
+
+
+def run_league(
+    family: Family,
+    methods: Sequence[str],
+    out: Path,
+    *,
+    split: str = "test",
+    budget_seconds: float | None = None,
+    device: str = "cpu",
+    with_cost: bool = True,
+    progress: Progress | None = None,
+) -> League:
+    """Merge a family's experts with every method and rank the results on a split.
+
+    A method with a scale is merged with its defaults, and again with the scale that scores best on the validation split
+    (fixed grids, see `tuning`; the highest normalised score, of equals the smallest scale). The split is for reporting
+    only. Measurements are kept in `out` and found again by the same call. After Ctrl-C, or once `budget_seconds` are
+    spent, the table has what was finished. Raises UsageError for the split `validation`, which is for tuning, and
+    RecipeError for an unknown method.
+    """
+    if split == VALIDATION:
+        raise UsageError(
+            "A league is tuned on the validation split; report on another, such as test."
+        )
+    entrants = [enter(name, len(family.experts)) for name in _named(methods)]
+    bench = _Bench(family, Entries(out), budget_seconds, device, progress or Silent())
+    return _Run(family, split, bench, with_cost).of(entrants)
+
+
+def _named(methods: Sequence[str]) -> list[str]:
+    return registry.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
+
+
+class _BudgetSpent(Exception):
+    pass
+
+
+class _Bench:
+    """Measures candidates, each once."""
+
+    def __init__(
+        self,
+        family: Family,
+        entries: Entries,
+        budget_seconds: float | None,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self.family, self.progress = family, progress
+        self._entries, self._device = entries, device
+        self._ends = None if budget_seconds is None else time.monotonic() + budget_seconds
+
+    def measure(self, candidate: Candidate) -> Entry:
+        digest = candidate.digest(self.family)
+        found = self._entries.find(digest)
+        if found is None:
+            if self._ends is not None and time.monotonic() >= self._ends:
+                raise _BudgetSpent
+            made = self._made(candidate)
+            self._entries.keep(digest, candidate.title, made)
+            self.progress.finished(candidate.title, was_cached=False)
+            return made
+        self.progress.finished(candidate.title, was_cached=True)
+        return found
+
+    def _made(self, candidate: Candidate) -> Entry:
+        subject: Path | Recipe
+        cost = None
+        if candidate.method is None:
+            subject = self.family.folder / candidate.member
+        else:
+            recipe = recipe_of(candidate, self.family)
+            subject = Recipe.load(recipe)
+            cost = measure_cost(recipe) if candidate.with_cost else None
+        found = evaluate(
+            subject,
+            self.family.suite(candidate.split),
+            tasks=candidate.tasks,
+            device=self._device,
+            threads=1,
+            # What is measured is kept as an entry.
+            cache=False,
+        )
+        return Entry(found, cost)
+
+
+class _Run:
+    def __init__(self, family: Family, split: str, bench: _Bench, with_cost: bool) -> None:
+        self._family, self._split, self._bench = family, split, bench
+        self._with_cost = with_cost
+        self._validation_experts: dict[str, Evaluation] = {}
+
+    def of(self, entrants: Sequence[Entrant | LeftOut]) -> League:
+        taking = [entrant for entrant in entrants if isinstance(entrant, Entrant)]
+        left_out = [entrant for entrant in entrants if isinstance(entrant, LeftOut)]
+        self._bench.progress.start(self._measurements(taking))
+        contestants: list[Contestant] = []
+        ended, base, experts = FINISHED, None, None
+        try:
+            base = self._bench.measure(Candidate(self._split, None, "base")).evaluation
+            experts = self._experts(self._split)
+            contestants.append(self._average())
+            for entrant in taking:
+                self._enter(entrant, contestants, left_out)
+        except _BudgetSpent:
+            ended = BUDGET
+        except KeyboardInterrupt:
+            ended = INTERRUPTED
+            if base is None or experts is None:
+                raise
+        if base is None or experts is None:
+            raise ResourceError(
+                "The budget was spent before base and experts were scored; run again with a larger one."
+            )
+        rows = league_rows(base, experts, contestants)
+        return League(
+            self._family.name,
+            self._family.digest,
+            self._split,
+            self._family.experts,
+            rows,
+            tuple(left_out),
+            ended,
+        )
+
+    def _measurements(self, taking: Sequence[Entrant]) -> int:
+        number = len(self._family.experts)
+        has_tuning = any(entrant.scale for entrant in taking)
+        own = sum(1 + (len(e.grid) + 1 if e.scale else 0) for e in taking)
+        return 2 + number + (number if has_tuning else 0) + own
+
+    def _enter(
+        self, entrant: Entrant, contestants: list[Contestant], left_out: list[LeftOut]
+    ) -> None:
+        """Add the rows of a method; one that refuses the family's tensors is left out, with its reason."""
+        try:
+            contestants.append(self._merged(entrant, DEFAULT, entrant.defaults))
+            if entrant.scale is not None:
+                best = self._tuned(entrant, entrant.scale)
+                given = {**entrant.defaults, entrant.scale: best}
+                at_edge = best in (entrant.grid[0], entrant.grid[-1])
+                contestants.append(self._merged(entrant, TUNED, given, at_edge=at_edge))
+            else:
+                # Nothing to tune: with its defaults it takes part among the tuned ones too.
+                last = contestants[-1]
+                contestants.append(
+                    Contestant(last.name, TUNED, last.parameters, last.evaluation, last.cost)
+                )
+        except WeightsmithError as problem:
+            left_out.append(LeftOut(entrant.method, str(problem)))
+
+    def _merged(
+        self,
+        entrant: Entrant,
+        setting: str,
+        parameters: Mapping[str, Any],
+        *,
+        at_edge: bool = False,
+    ) -> Contestant:
+        entry = self._bench.measure(
+            Candidate(
+                self._split,
+                entrant.method,
+                parameters=parameters,
+                has_base=entrant.has_base,
+                with_cost=self._with_cost,
+            )
+        )
+        return Contestant(
+            entrant.method, setting, parameters, entry.evaluation, entry.cost, at_edge
+        )
+
+    def _average(self) -> Contestant:
+        candidate = Candidate(self._split, "linear", has_base=False, with_cost=self._with_cost)
+        entry = self._bench.measure(candidate)
+        return Contestant(AVERAGE, AVERAGE, {}, entry.evaluation, entry.cost)
+
+    def _experts(self, split: str) -> dict[str, Evaluation]:
+        """Every expert on its own task."""
+        return {
+            task: self._bench.measure(
+                Candidate(split, None, f"experts/{task}", tasks=(task,))
+            ).evaluation
+            for task in self._family.experts
+        }
+
+    def _tuned(self, entrant: Entrant, scale: str) -> float:
+        if not self._validation_experts:
+            self._validation_experts = self._experts(VALIDATION)
+        scored = [(self._on_validation(entrant, scale, value), -value) for value in entrant.grid]
+        return -max(scored)[1]
+
+    def _on_validation(self, entrant: Entrant, scale: str, value: float) -> float:
+        candidate = Candidate(
+            VALIDATION,
+            entrant.method,
+            parameters={**entrant.defaults, scale: value},
+            has_base=entrant.has_base,
+            tasks=self._family.experts,
+        )
+        return mean_normalized(self._bench.measure(candidate).evaluation, self._validation_experts)

@@ -1,0 +1,11 @@
+"""A tensor that is a base plus an encoded change: what is stored of it, and how it is read as a dense tensor."""
+
+from __future__ import annotations
+
+from weightsmith.deltas.bits import BitPacker as BitPacker
+from weightsmith.deltas.bits import PackedBits as PackedBits
+from weightsmith.deltas.bits import packed_bytes as packed_bytes
+from weightsmith.deltas.constant import Repeated as Repeated
+from weightsmith.deltas.decoded import DecodedTensor as DecodedTensor
+from weightsmith.deltas.decoded import stored_parts as stored_parts
+from weightsmith.deltas.verified import VerifiedTensor as VerifiedTensor

@@ -1,0 +1,186 @@
+"""Retrieval: is a query's own document nearest to it among all documents of the task?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.errors import NonFiniteError, UsageError
+from weightsmith.evaluation.batches import Told, batches
+from weightsmith.evaluation.items import read_lines, slices_of
+from weightsmith.evaluation.live import LiveModel
+from weightsmith.evaluation.metrics import Floats, find_metric
+from weightsmith.evaluation.scores import ItemScores
+from weightsmith.evaluation.suite import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BATCH = 32
+_POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+def score_retrieval(task: Task, model: LiveModel, batch_size: int | None, told: Told) -> ItemScores:
+    """nDCG@k, recall@k or the reciprocal rank of every query, by the cosine of embeddings.
+
+    A document that occurs in several lines is one document; a query that does has several right ones.
+    """
+    lines = read_lines(task, {"query": str, "document": str})
+    queries = list(dict.fromkeys(str(line["query"]) for line in lines))
+    documents = list(dict.fromkeys(str(line["document"]) for line in lines))
+    if len(documents) < 2:
+        raise UsageError(f"Task {task.name!r} has one document only; retrieval needs several.")
+    place = {text: i for i, text in enumerate(documents)}
+    wanted: dict[str, set[int]] = {}
+    for line in lines:
+        wanted.setdefault(line["query"], set()).add(place[line["document"]])
+    both = list(dict.fromkeys([*queries, *documents]))
+    vectors = embed(model, both, batch_size or task.batch_size, told, task.name)
+    row = {text: i for i, text in enumerate(both)}
+    found = vectors[[row[text] for text in documents]]
+    ranks = [
+        ranks_of(found @ vectors[row[query]], np.array(sorted(wanted[query]))) for query in queries
+    ]
+    metric = find_metric(str(task.metric), task.kind)
+    cutoff = metric.cutoff or len(documents)
+    scored = {"ndcg": ndcg, "recall": recall, "mrr": reciprocal}[metric.name.partition("@")[0]]
+    slices = slices_of(task, lines)
+    first = {str(line["query"]): i for i, line in reversed(list(enumerate(lines)))}
+    return ItemScores(
+        task.name,
+        metric.name,
+        tuple(str(first[query]) for query in queries),
+        np.array([scored(own, cutoff) for own in ranks]),
+        np.ones(len(queries)),
+        binary=metric.binary and all(len(own) == 1 for own in ranks),
+        slices=None if slices is None else tuple(slices[first[query]] for query in queries),
+    )
+
+
+def ranks_of(scores: Floats, right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ranks, from 1 and ascending, of the right documents; wrong ones of the same score stand before them.
+
+    So a model whose embeddings are all the same finds nothing.
+    """
+    others = np.delete(scores, right)
+    own = np.sort(scores[right])[::-1]
+    return np.array([(others >= s).sum() + i + 1 for i, s in enumerate(own)], np.int64)
+
+
+def ndcg(ranks: NDArray[np.int64], cutoff: int) -> float:
+    """sum of 1 / log2(rank + 1) over right documents up to rank k, over the most that it can be."""
+    gains = 1 / np.log2(ranks[ranks <= cutoff] + 1)
+    most = min(len(ranks), cutoff)
+    return float(gains.sum() / (1 / np.log2(np.arange(most) + 2)).sum())
+
+
+def recall(ranks: NDArray[np.int64], cutoff: int) -> float:
+    """The share of right documents that stand up to rank k."""
+    return float((ranks <= cutoff).mean())
+
+
+def reciprocal(ranks: NDArray[np.int64], cutoff: int) -> float:
+    """1 / rank of the first right document, 0 beyond rank k."""
+    return float(1 / ranks.min()) if ranks.min() <= cutoff else 0.0
+
+
+def embed(
+    model: LiveModel, texts: Sequence[str], batch_size: int | None, told: Told, task: str
+) -> Floats:
+    """Embeddings of length 1, [N, D], pooled as the modules.json of sentence-transformers says (default: mean).
+
+    Raises UsageError for a network or a module that gives none, NonFiniteError for NaN.
+    """
+    import torch
+    from torch.nn import functional
+
+    if model.plain:
+        raise UsageError(f"Task {task!r} needs a text encoder, which {model.name!r} is not.")
+    pooling, longest = _settings(model)
+    tokenizer = model.tokenizer()
+    network = model.module.base_model
+    lengths = [len(text) for text in texts]
+    vectors: dict[int, Any] = {}
+    with torch.inference_mode():
+        for chosen in batches(lengths, batch_size or _BATCH, told):
+            encoded = tokenizer(
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            ).to(model.device)
+            states = network(**encoded).last_hidden_state.float()
+            pooled = _pooled(states, encoded["attention_mask"], pooling)
+            unit = functional.normalize(pooled, dim=1).double().cpu().numpy()
+            vectors.update(zip(chosen, unit, strict=True))
+    stacked = np.stack([vectors[i] for i in range(len(texts))])
+    if not np.isfinite(stacked).all():
+        raise NonFiniteError(
+            f"{model.name!r} gives NaN embeddings on task {task!r}; its weights are broken."
+        )
+    return np.asarray(stacked, np.float64)
+
+
+def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector of each text, [B, D], from states [B, T, D] where the mask [B, T] is 1."""
+    import torch
+
+    if pooling == "cls":
+        first = mask.argmax(1)
+        return states[torch.arange(len(states)), first]
+    if pooling == "last":
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        return states[torch.arange(len(states)), (positions * mask).argmax(1)]
+    wide = mask[..., None].to(states.dtype)
+    if pooling == "max":
+        return states.masked_fill(wide == 0, float("-inf")).amax(1)
+    return (states * wide).sum(1) / wide.sum(1).clamp(min=1e-9)
+
+
+def _settings(model: LiveModel) -> tuple[str, int]:
+    """The pooling, and the most tokens of a text."""
+    modules = _json(model, "modules.json", [])
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    for kind in kinds:
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise UsageError(
+                f"The modules.json of {model.name!r} has a module {kind!r}, which is not applied here; only "
+                "pooling and normalisation are."
+            )
+    asked = _json(model, "1_Pooling/config.json", {})
+    chosen = [name for mode, name in _POOLINGS.items() if asked.get(mode)]
+    if isinstance(asked.get("pooling_mode"), str):
+        chosen = [str(asked["pooling_mode"]).replace("lasttoken", "last")]
+    unknown = [
+        mode for mode, on in asked.items() if on is True and mode.startswith("pooling_mode_")
+    ]
+    if (
+        len(chosen) > 1
+        or (chosen and chosen[0] not in _POOLINGS.values())
+        or (unknown and not chosen)
+    ):
+        raise UsageError(
+            f"The pooling of {model.name!r} ({', '.join(chosen or unknown)}) is not known; use mean, cls, max or last."
+        )
+    positions = int(model.config.get("max_position_embeddings") or 512)
+    longest = int(_json(model, "sentence_bert_config.json", {}).get("max_seq_length") or positions)
+    return chosen[0] if chosen else "mean", min(longest, positions)
+
+
+def _json(model: LiveModel, name: str, default: Any) -> Any:
+    if name not in model.files:
+        return default
+    try:
+        return json.loads(model.files[name])
+    except ValueError as error:
+        raise UsageError(f"The file {name} of {model.name!r} is no JSON ({error}).") from error

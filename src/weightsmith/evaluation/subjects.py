@@ -1,0 +1,107 @@
+"""What is evaluated: a checkpoint, or a recipe whose merged tensors are made in memory and never written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoints import open_checkpoint
+from weightsmith.engine.in_memory import merge_in_memory
+from weightsmith.engine.plan import make_plan
+from weightsmith.engine.progress import Progress
+from weightsmith.errors import UsageError
+from weightsmith.recipes import Recipe
+from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.stored import LazyTensor
+from weightsmith.vocabularies.papers import carried_files
+
+_RECIPES = frozenset({".yaml", ".yml"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """Tensors under the names of the files, the configuration, and the other files by name (tokenizer, pooling...).
+
+    `digest` is over all of these, so a recipe has that of the checkpoint it would write.
+    """
+
+    name: str
+    tensors: Mapping[str, LazyTensor]
+    config: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    digest: str
+
+
+def open_subject(
+    given: str | Path | Recipe,
+    *,
+    threads: int | None = None,
+    memory_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Subject:
+    """A checkpoint (folder, `BUNDLE#TASK`, Hub id), or a recipe (a YAML file or a Recipe), which is merged in memory.
+
+    `threads` and `memory_bytes` bound the merge as they do in `weightsmith.merge`; the result itself is held in
+    memory on top. Raises UsageError for a checkpoint without a config.json, and what opening and merging raise.
+    """
+    if isinstance(given, Recipe) or _is_recipe(given):
+        recipe = given if isinstance(given, Recipe) else Recipe.load(given)
+        name = f"recipe {recipe.digest()[:19]}" if isinstance(given, Recipe) else str(given)
+        return _merged(recipe, name, threads, memory_bytes, progress)
+    checkpoint = open_checkpoint(given)
+    _check_config(str(given), checkpoint.config)
+    digests = {name: digest_tensor(tensor) for name, tensor in checkpoint.tensors.items()}
+    return _subject(
+        str(given),
+        checkpoint.tensors,
+        checkpoint.config or {},
+        carried_files(checkpoint),
+        checkpoint_digest(digests),
+    )
+
+
+def _is_recipe(given: str | Path) -> bool:
+    return Path(given).suffix in _RECIPES and not Path(given).expanduser().is_dir()
+
+
+def _merged(
+    recipe: Recipe,
+    name: str,
+    threads: int | None,
+    memory_bytes: int | None,
+    progress: Progress | None,
+) -> Subject:
+    options: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
+    merge = merge_in_memory(make_plan(recipe, threads=threads, **options), progress)
+    _check_config(name, merge.papers.config)
+    return _subject(
+        name, merge.tensors, merge.papers.config or {}, merge.papers.files, merge.digest
+    )
+
+
+def _check_config(name: str, config: Mapping[str, Any] | None) -> None:
+    if config is None:
+        raise UsageError(
+            f"{name!r} has no config.json, so its network is unknown; give a checkpoint folder with one."
+        )
+    if config.get("quantization_config"):
+        raise UsageError(
+            f"{name!r} is quantised, and its packed tensors cannot be evaluated; give the checkpoint it was made from."
+        )
+
+
+def _subject(
+    name: str,
+    tensors: Mapping[str, LazyTensor],
+    config: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    weights: str,
+) -> Subject:
+    papers = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
+    text = json.dumps([weights, config, papers], sort_keys=True)
+    digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return Subject(name, tensors, config, files, digest)

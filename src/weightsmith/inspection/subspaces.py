@@ -1,0 +1,178 @@
+"""How much the leading directions of several models' changes overlap, matrix by matrix.
+
+With U_i the r leading left singular vectors of u_i = expert_i - base (outputs x inputs; a convolution's kernel as
+outputs x everything else),
+
+    overlap    |U_i^T U_j|_F^2 / r        1: the same subspace, r / outputs: what unrelated ones have
+
+The vectors come from a randomised range finder with two power iterations (Halko et al. 2011), which reads each matrix
+in blocks of rows; memory is O((outputs + inputs) (r + 8)), whatever the matrix holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.inspection.interference import Place
+from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.widening import WORDS, widen
+
+RANK = 8
+_OVERSAMPLING = 8
+_POWER_ITERATIONS = 2
+_BLOCK = 1 << 20
+_TOLERANCE = 1e-5
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixOverlap:
+    """The mean overlap over pairs of experts of one matrix, at `rank` directions; `chance` is rank / outputs."""
+
+    name: str
+    place: Place
+    overlap: float
+    rank: int
+    chance: float
+
+
+def measure_overlaps(
+    base: Checkpoint, experts: Sequence[Checkpoint], *, rank: int = RANK, threads: int | None = None
+) -> tuple[MatrixOverlap, ...]:
+    """The overlap of every matrix within the base's blocks that all have in one shape, in the base's order.
+
+    Matrices that some expert did not change are left out; where changes have fewer than `rank` directions (default
+    8), as many are compared. Reads each matrix 6 times.
+    """
+    use_one_thread()
+    found: dict[str, MatrixOverlap | None] = {}
+
+    def measure(name: str) -> Job:
+        def run(_: Worker) -> MatrixOverlap | None:
+            return _overlap(base, experts, name, rank)
+
+        (found[name],) = yield Round([run])
+
+    names = [name for name in base.tensors if _is_measured(base, experts, name)]
+    Scheduler(threads or os.cpu_count() or 1).run(measure(name) for name in names)
+    return tuple(overlap for name in names if (overlap := found[name]) is not None)
+
+
+def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> bool:
+    tensor, role = base.tensors[name], base.roles[name]
+    others = [expert.tensors.get(name) for expert in experts]
+    return (
+        role.layer is not None
+        and tensor.dtype.is_float
+        and len(tensor.shape) in (2, 4)
+        and min(tensor.shape) > 0
+        and all(o is not None and o.dtype.is_float and o.shape == tensor.shape for o in others)
+    )
+
+
+def _overlap(
+    base: Checkpoint, experts: Sequence[Checkpoint], name: str, rank: int
+) -> MatrixOverlap | None:
+    role = base.roles[name]
+    directions = [
+        leading_directions(
+            base.tensors[name], expert.tensors[name], rank, turned=role.input_first, seed=name
+        )
+        for expert in experts
+    ]
+    compared = min(vectors.shape[1] for vectors in directions)
+    if compared == 0:
+        return None
+    pairs = itertools.combinations(directions, 2)
+    overlaps = [subspace_overlap(a[:, :compared], b[:, :compared]) for a, b in pairs]
+    return MatrixOverlap(
+        name,
+        (role.block, role.layer, role.kind.value),
+        sum(overlaps) / len(overlaps),
+        compared,
+        compared / len(directions[0]),
+    )
+
+
+def subspace_overlap(a: Matrix, b: Matrix) -> float:
+    """|a^T b|_F^2 / r of two matrices [n, r] with orthonormal columns: from 0 (orthogonal) to 1 (the same span)."""
+    shared = float(np.square(a.T @ b).sum())
+    return min(1.0, shared / int(a.shape[1]))
+
+
+def leading_directions(
+    base: LazyTensor, expert: LazyTensor, rank: int, *, turned: bool = False, seed: str = ""
+) -> Matrix:
+    """The leading left singular vectors of expert - base, [outputs, at most rank], columns by falling singular value.
+
+    `turned`: the matrices are stored as inputs x outputs. Directions whose singular value is less than 1e-5 of the
+    largest do not count; a change that is 0 or not finite has none. The sketch is seeded by `seed`.
+    """
+    rows = base.shape[0]
+    columns = base.numel // rows
+    width = min(rank + _OVERSAMPLING, rows, columns)
+    key = int.from_bytes(hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    random = np.random.Generator(np.random.Philox(key))
+    change = _Change(base, expert, rows, columns)
+    outputs, inputs = (columns, rows) if turned else (rows, columns)
+    times, times_transposed = (
+        (change.transposed_times, change.times)
+        if turned
+        else (change.times, change.transposed_times)
+    )
+    sketch = times(random.standard_normal((inputs, width)))
+    if not np.isfinite(sketch).all() or not sketch.any():
+        return np.zeros((outputs, 0))
+    for _ in range(_POWER_ITERATIONS):
+        sketch = times(np.linalg.qr(times_transposed(np.linalg.qr(sketch)[0]))[0])
+    within = np.linalg.qr(sketch)[0]
+    left, values, _ = np.linalg.svd(times_transposed(within).T, full_matrices=False)
+    kept = min(rank, int((values > _TOLERANCE * values[0]).sum()))
+    found: Matrix = (within @ left)[:, :kept]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """expert - base as a matrix that is read in blocks of rows."""
+
+    base: LazyTensor
+    expert: LazyTensor
+    rows: int
+    columns: int
+
+    def times(self, other: Matrix) -> Matrix:
+        return np.concatenate([block @ other for _, block in self._blocks()])
+
+    def transposed_times(self, other: Matrix) -> Matrix:
+        product = np.zeros((self.columns, other.shape[1]))
+        for start, block in self._blocks():
+            product += block.T @ other[start : start + len(block)]
+        return product
+
+    def _blocks(self) -> Iterator[tuple[int, Matrix]]:
+        step = max(1, _BLOCK // self.columns)
+        for start in range(0, self.rows, step):
+            stop = min(start + step, self.rows)
+            span = (start * self.columns, stop * self.columns)
+            with np.errstate(invalid="ignore"):
+                change = _read(self.expert, *span) - _read(self.base, *span)
+            yield start, change.reshape(stop - start, self.columns)
+
+
+def _read(tensor: LazyTensor, start: int, stop: int) -> Matrix:
+    data = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(data))
+    words = np.frombuffer(data, WORDS[tensor.dtype.itemsize])
+    return widen(words, tensor.dtype).astype(np.float64)

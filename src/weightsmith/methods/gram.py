@@ -1,0 +1,313 @@
+"""One operator behind RegMean, WUDI, OptMerge and their spectral forms: targets weighed by Gram matrices.
+
+    T = T_0 + (sum_i (T_i - T_0) G_i) f(C) C^+,     C = sum_i G_i
+
+minimises sum_i ||(T - T_i) G_i^(1/2)||^2 for f = 1, and stays at T_0 in directions that no G_i reaches. Matrices are
+(outputs, inputs), Gram matrices (inputs, inputs). Everything is float64.
+
+A well-conditioned C without filter is solved directly; else C is diagonalised, and directions whose eigenvalue is
+rounding are left out, so that they are never amplified. Where the Gram matrices come as factors, C = R^T R, and R
+has fewer rows than columns, R R^T takes the place of C: R g(R^T R) = g(R R^T) R for every g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightsmith.methods.matrices import MatrixRules, in_float64
+from weightsmith.methods.registry import shared
+
+_PRECISION = 2.3e-16
+# Estimated condition number up to which a direct solve is exact to float32 rounding.
+_WELL_CONDITIONED = 1e8
+_PROBES = 8
+
+
+def rank_tolerance_parameter() -> Any:
+    """Up to where directions count as rounding."""
+    return shared(
+        None,
+        low=0.0,
+        high=1.0,
+        optional=True,
+        doc="directions up to this share of the strongest one's singular value count as 0; "
+        "none: max(m, n) times the precision, and what the rounding of stored weights can make",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GramRules(MatrixRules):
+    """The parameters of methods that solve with Gram matrices of task vectors."""
+
+    embeddings: str = shared(
+        "average",
+        choices=("spectral", "average", "sum", "base"),
+        doc="how embeddings and heads are taken: as matrices, or by one of the rules of `others`; their rows span no "
+        "inputs",
+    )
+    rank_tolerance: float | None = rank_tolerance_parameter()
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """Eigenvectors of C (columns of `basis`, (n, k)) with their eigenvalues, falling, all above the tolerance."""
+
+    values: Any
+    basis: Any
+
+    @property
+    def rank(self) -> int:
+        """k."""
+        return int(self.values.shape[0])
+
+    def apply(self, residual: Any, gains: Any) -> Any:
+        """residual V diag(gains) V^T."""
+        return ((residual @ self.basis) * gains) @ self.basis.T
+
+
+def cut_of(linalg: Any, array: Any, tolerance: float | None) -> float:
+    """The relative eigenvalue up to which directions of C are rounding of the array that it was made from."""
+    singular = tolerance
+    if singular is None:
+        singular = max(array.shape) * float(linalg.finfo(array.dtype).eps)
+    return float(max(singular**2, 8 * max(array.shape) * _PRECISION))
+
+
+def rounding_floor(linalg: Any, base: Any, deltas: Sequence[Any], tolerance: float | None) -> float:
+    """The eigenvalue of C that the rounding of theta_0 + tau_i alone can make; 0 where a tolerance is given.
+
+        sum_i (s / ||tau_i||)^2,   s = precision * rms(theta_0) * (sqrt m + sqrt n)
+
+    s bounds the largest singular value of rounding errors. Tasks that pull one direction apart are told from each other
+    by the rounding of their weights otherwise, and the minimiser then amplifies it without bound.
+    """
+    if tolerance is not None:
+        return 0.0
+    m, n = base.shape
+    length = frobenius(linalg, base)
+    error = float(linalg.finfo(base.dtype).eps) * length * (m**-0.5 + n**-0.5)
+    lengths = [frobenius(linalg, delta) for delta in deltas]
+    return sum((error / length) ** 2 for length in lengths if length)
+
+
+def frobenius(linalg: Any, matrix: Any) -> float:
+    """Euclidean norm of a matrix in float64, without overflow."""
+    largest = number(abs(matrix).max())
+    if largest == 0.0:
+        return 0.0
+    relative = in_float64(linalg, matrix) / largest
+    return largest * number(linalg.sqrt((relative * relative).sum()))
+
+
+def directions(linalg: Any, gram: Any, cut: float, floor: float = 0.0) -> Directions:
+    """Of a symmetric positive semidefinite matrix: eigenvalues above the share `cut` of the largest, and `floor`."""
+    scale = number(abs(gram).max()) if gram.shape[0] else 0.0
+    if scale == 0.0:
+        return Directions(gram[:0, 0], gram[:, :0])
+    values, vectors = linalg.linalg.eigh((gram + gram.T) / (2.0 * scale))
+    values, vectors = linalg.flip(values, (0,)), linalg.flip(vectors, (1,))
+    kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
+    return Directions(values[:kept] * scale, vectors[:, :kept])
+
+
+def solve(
+    linalg: Any,
+    residual: Any,
+    gram: Any,
+    cut: float,
+    elsewhere: Any = None,
+    floor: float = 0.0,
+) -> Any:
+    """residual C^+, (m, n): directly where C is well conditioned, else over the directions above the tolerance.
+
+    In the directions that are left out the result is that of `elsewhere`, or 0.
+    """
+    trace = number(gram.trace()) if gram.shape[0] else 0.0
+    relative = max(cut, _PRECISION, floor / trace if trace > 0.0 else 0.0)
+    direct = _direct(linalg, residual, gram, min(_WELL_CONDITIONED, 0.1 / relative))
+    if direct is not None:
+        return direct
+    found = directions(linalg, gram, cut, floor)
+    if elsewhere is None:
+        return found.apply(residual, 1.0 / found.values)
+    inside = (residual @ found.basis) / found.values - elsewhere @ found.basis
+    return elsewhere + inside @ found.basis.T
+
+
+def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
+    """residual C^-1, or None where C is not positive definite or its condition number may be above the limit.
+
+    The norm of C^-1 is estimated from its effect on a few vectors of signs, which give its Frobenius norm on average.
+    """
+    n = gram.shape[0]
+    scale = number(gram.trace()) if n else 0.0
+    if not 0.0 < scale < float("inf"):
+        return None
+    unit = (gram + gram.T) / (2.0 * scale)
+    probes = _signs(linalg, unit, n)
+    try:
+        # Cholesky's pivots tell most singular matrices for a tenth of the time of the eigenvectors.
+        pivots = linalg.diagonal(linalg.linalg.cholesky(unit))
+        if number(pivots.max()) ** 2 > limit * number(pivots.min()) ** 2:
+            return None
+        solved = linalg.linalg.solve(unit, linalg.concatenate([residual.T / scale, probes], 1))
+    except linalg.linalg.LinAlgError:
+        return None
+    images = solved[:, residual.shape[0] :]
+    inverse_norm = number(linalg.sqrt((images * images).sum(0)).max())
+    return solved[:, : residual.shape[0]].T if inverse_norm < limit else None
+
+
+def _signs(linalg: Any, like: Any, n: int) -> Any:
+    import numpy as np
+
+    bits = np.random.Philox(key=[0x6772616D, 0]).random_raw(n)
+    signs = (bits[:, None] >> np.arange(_PROBES, dtype=np.uint64)) & np.uint64(1)
+    array = signs.astype(np.float64) * 2.0 - 1.0
+    return linalg.from_numpy(array).to(like.device) if hasattr(linalg, "from_numpy") else array
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """T - T_0 = residual f(gram) gram^+ lift, with C for `gram` and no `lift`, or with R R^T and R if R is wide."""
+
+    residual: Any
+    gram: Any
+    lift: Any = None
+
+    def step(self, shares: Any) -> Any:
+        """The step from its shares in the directions of `gram`."""
+        return shares if self.lift is None else shares @ self.lift
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """min over T of sum_i ||(T - targets_i) factors_i^T||^2, begun at `start`: G_i = factors_i^T factors_i."""
+
+    start: Any
+    targets: Sequence[Any]
+    factors: Sequence[Any]
+
+    def reduced(self, linalg: Any) -> Reduced:
+        """The residual sum_i (T_i - T_0) G_i and C, in the smaller of the two spaces."""
+        gaps = [target - self.start for target in self.targets]
+        pairs = list(zip(gaps, self.factors, strict=True))
+        if self.rows < self.start.shape[1]:
+            stacked = linalg.concatenate(list(self.factors))
+            residual = linalg.concatenate([gap @ factor.T for gap, factor in pairs], 1)
+            return Reduced(residual, stacked @ stacked.T, stacked)
+        grams = [factor.T @ factor for factor in self.factors]
+        return Reduced(total([gap @ g for gap, g in zip(gaps, grams, strict=True)]), total(grams))
+
+    @property
+    def rows(self) -> int:
+        """Rows of all factors."""
+        return sum(int(factor.shape[0]) for factor in self.factors)
+
+    def solution(self, linalg: Any, cut: float, floor: float = 0.0) -> Any:
+        """T for f = 1."""
+        reduced = self.reduced(linalg)
+        return self.start + reduced.step(
+            solve(linalg, reduced.residual, reduced.gram, cut, floor=floor)
+        )
+
+    def descended(self, linalg: Any, step: Descent) -> Any:
+        """T after a fixed number of gradient steps from the start."""
+        quadratic = _Quadratic.of(linalg, self)
+        return step.run(linalg, self.start, quadratic)
+
+
+@dataclass(frozen=True, slots=True)
+class _Quadratic:
+    """The gradient 2 (T C - D), with C as a matrix or as a thin factor, whichever multiplies faster."""
+
+    gram: Any
+    factor: Any
+    constant: Any
+
+    @classmethod
+    def of(cls, linalg: Any, problem: Problem) -> _Quadratic:
+        pairs = zip(problem.targets, problem.factors, strict=True)
+        constant = total([-(target @ factor.T) @ factor for target, factor in pairs])
+        factor = linalg.concatenate(list(problem.factors))
+        if 2 * factor.shape[0] < factor.shape[1]:
+            return cls(None, factor, constant)
+        return cls(factor.T @ factor, None, constant)
+
+    def gradient(self, at: Any) -> Any:
+        product = at @ self.gram if self.factor is None else (at @ self.factor.T) @ self.factor
+        return 2.0 * (product + self.constant)
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """A deterministic schedule: Adam (betas .9 and .999, epsilon 1e-8), or gradient descent with momentum .9."""
+
+    optimizer: str
+    steps: int
+    rate: float
+
+    def run(self, linalg: Any, start: Any, objective: Any) -> Any:
+        """The point after all steps."""
+        return (self._adam if self.optimizer == "adam" else self._sgd)(linalg, start, objective)
+
+    def _adam(self, linalg: Any, point: Any, objective: Any) -> Any:
+        first = point * 0.0
+        second = first
+        for step in range(1, self.steps + 1):
+            gradient = objective.gradient(point)
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * (gradient * gradient)
+            size = linalg.sqrt(second / (1.0 - 0.999**step)) + 1e-8
+            point = point - (self.rate / (1.0 - 0.9**step)) * first / size
+        return point
+
+    def _sgd(self, linalg: Any, point: Any, objective: Any) -> Any:
+        velocity = point * 0.0
+        for _ in range(self.steps):
+            velocity = 0.9 * velocity + objective.gradient(point)
+            point = point - self.rate * velocity
+        return point
+
+
+def number(x: Any) -> float:
+    """A single number of an array library as a float, for decisions that no gradient flows through."""
+    return float(x.detach() if hasattr(x, "detach") else x)
+
+
+def total(terms: Sequence[Any]) -> Any:
+    """Sum from left to right."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+def task_problem(linalg: Any, deltas: Sequence[Any], start: str) -> Problem | None:
+    """WUDI's problem: targets tau_i with Gram matrices tau_i^T tau_i / ||tau_i||^2; None where all tau_i are 0.
+
+    The start is the sum or mean of all task vectors, or zero; zero task vectors have no Gram matrix.
+    """
+    wide = [in_float64(linalg, d) for d in deltas]
+    alive = [(d, r) for d in wide if (r := unit(linalg, d)) is not None]
+    if not alive:
+        return None
+    return Problem(begun(wide, start), [d for d, _ in alive], [r for _, r in alive])
+
+
+def begun(deltas: Sequence[Any], start: str) -> Any:
+    """The sum or mean of matrices, or zero."""
+    if start == "zero":
+        return deltas[0] * 0.0
+    return total(deltas) if start == "sum" else total(deltas) / float(len(deltas))
+
+
+def unit(linalg: Any, matrix: Any) -> Any:
+    """matrix / ||matrix||, or None for a zero matrix; of any size of numbers."""
+    largest = number(abs(matrix).max())
+    if largest == 0.0:
+        return None
+    relative = matrix / largest
+    return relative / linalg.sqrt((relative * relative).sum())

@@ -1,0 +1,164 @@
+"""What happens to the experts before a method sees them: modifiers, which compose with every method.
+
+A modifier is a frozen dataclass whose fields are its parameters and whose `modify` turns experts into as many others:
+
+    @modifier("clip", title="Norm clipping", paper="Sun et al., 2019, arXiv:1911.07963", base=Base.OPTIONAL)
+    @dataclass(frozen=True, slots=True)
+    class Clip:
+        limit: float = shared(1.0, low=0.0, doc="...")
+
+        def modify(self, base: Value | None, experts: Sequence[Value], site: Site) -> list[Value]: ...
+
+The base is the recipe's, also where the method itself has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from weightsmith.errors import RecipeError
+from weightsmith.methods import registry
+from weightsmith.methods.registry import REQUIRED, Base, Parameter, declared_parameters
+from weightsmith.naming import nearest
+from weightsmith.tensors.graph import Operand, Site, Value
+
+
+class Modify(Protocol):
+    """What every modifier implements."""
+
+    def modify(
+        self, base: Value | None, experts: Sequence[Value], site: Site
+    ) -> Sequence[Value]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModifierSpec:
+    """A registered modifier. Each parameter has one value for all experts."""
+
+    name: str
+    title: str
+    paper: str
+    base: Base
+    parameters: Mapping[str, Parameter]
+    implementation: type[Any]
+
+    @property
+    def doc(self) -> str:
+        """The docstring: formula, defaults, source."""
+        return (self.implementation.__doc__ or "").strip()
+
+    def build(self, given: Mapping[str, Any], *, where: str = "recipe") -> Modify:
+        """Make the modifier; raises RecipeError for an unknown, missing or invalid parameter."""
+        for key in given:
+            if key not in self.parameters:
+                known = ", ".join(self.parameters) or "none"
+                raise RecipeError(
+                    f"{where}: modifier {self.name} has no parameter {key!r}; it has {known}."
+                )
+        fields: dict[str, Any] = {}
+        for key, parameter in self.parameters.items():
+            value = given.get(key, parameter.default)
+            if value is REQUIRED:
+                raise RecipeError(f"{where}: modifier {self.name} needs the parameter {key!r}.")
+            fields[parameter.name] = parameter.check(value, where)
+        built: Modify = self.implementation(**fields)
+        return built
+
+
+_REGISTRY: dict[str, ModifierSpec] = {}
+_T = TypeVar("_T", bound=type)
+
+
+def modifier(name: str, *, title: str, paper: str, base: Base) -> Callable[[_T], _T]:
+    """Register a frozen dataclass as a modifier."""
+
+    def register(implementation: _T) -> _T:
+        parameters = declared_parameters(implementation)
+        _REGISTRY[name] = ModifierSpec(name, title, paper, base, parameters, implementation)
+        return implementation
+
+    return register
+
+
+def names() -> list[str]:
+    """Names of all modifiers, sorted."""
+    registry.names()
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> ModifierSpec:
+    """The modifier called `name`; raises RecipeError with the nearest name otherwise."""
+    known = names()
+    if name not in _REGISTRY:
+        near = nearest(name, known)
+        if near is not None:
+            advice = f"did you mean {near}?"
+        elif name in registry.names():
+            advice = f"{name} is a merge method; known modifiers are {', '.join(known)}."
+        else:
+            advice = f"known are {', '.join(known)}."
+        raise RecipeError(f"There is no modifier called {name!r}; {advice}")
+    return _REGISTRY[name]
+
+
+def modified(
+    chain: Sequence[Modify], base: Value | None, experts: Sequence[Value], site: Site
+) -> list[Value]:
+    """The experts after all modifiers, one after the other."""
+    result = list(experts)
+    for step, one in enumerate(chain):
+        changed = one.modify(base, result, site)
+        result = [_named(f"{step}.{i}", base, expert) for i, expert in enumerate(changed)]
+    return result
+
+
+def _named(name: str, base: Value | None, expert: Value) -> Value:
+    """The expert under a name that is the same in every tensor, however its modifier came to it there.
+
+    A layer may be scaled and another not; statistics of the whole model still run over both.
+    """
+    if base is None:
+        return Named(expert, f"modified {name}")
+    delta = Named(expert - base, f"modified delta {name}")
+    return Displaced(expert, base, delta, f"modified {name}")
+
+
+class Named(Value):
+    """A copy of a value with a name that stands for it where statistics of different tensors are told apart."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, same: Value, name: str) -> None:
+        super().__init__(same.op, same.inputs, same.attributes, same.is_mask)
+        self.name = name
+
+
+class Displaced(Named):
+    """An expert given by its task vector: where its base is subtracted again, nothing is rounded.
+
+    `whole` is the expert itself; nothing but that difference tells the two apart.
+    """
+
+    __slots__ = ("base", "delta")
+
+    def __init__(self, whole: Value, base: Value, delta: Value, name: str = "") -> None:
+        super().__init__(whole, name)
+        self.base = base
+        self.delta = delta
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.delta if other is self.base else super().__sub__(other)
+
+
+def displaced(base: Value | None, delta: Value, whole: Value | None = None) -> Value:
+    """The expert at base + delta, or delta itself without a base; `whole` is the sum where it is known better."""
+    if base is None:
+        return delta if whole is None else whole
+    return Displaced(base + delta if whole is None else whole, base, delta)
+
+
+def deltas_of(base: Value | None, experts: Sequence[Value]) -> list[Value]:
+    """Task vectors, or the experts themselves where there is no base."""
+    return list(experts) if base is None else [expert - base for expert in experts]

@@ -1,0 +1,133 @@
+"""RegMean: the linear map that does on every task's inputs what that task's own map does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightsmith.errors import CompatibilityError
+from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve, total
+from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
+from weightsmith.methods.registry import Base, method, per_expert, shared
+from weightsmith.methods.spectra import require_finite
+from weightsmith.tensors.graph import Site, Value, whole
+
+
+@method(
+    "regmean",
+    title="RegMean (regression mean)",
+    paper="Jin et al., ICLR 2023, arXiv:2212.09849",
+    base=Base.IGNORED,
+    statistics=("gram",),
+    cost="O(N m n^2 + n^3)",
+    generalises=("linear",),
+    presets={"fusionbench": {"alpha": 0.95}},
+)
+@dataclass(frozen=True, slots=True)
+class RegMean:
+    """Solution of the least-squares problem that keeps every expert's outputs on its own inputs.
+
+        W = A + (sum_i w_i (W_i - A) G~_i) (sum_i w_i G~_i + rho tr/n I)^+        A = sum_i w_i W_i / sum_i w_i
+        G_i = X_i^T X_i;   G~_i = G_i with off-diagonal elements times alpha
+
+    Weights are (outputs, inputs), Gram matrices (inputs, inputs), both float64 in the solve, O(N m n^2 + n^3). The
+    default alpha = 0.9 is the paper's; 1 leaves the Gram matrices as they are, 0 keeps their diagonals. The authors
+    invert the sum; here directions that no input reached (dead inputs, fewer samples than inputs) stay at the mean A
+    instead of exploding, and so does everything under a ridge rho. Stacks of experts take one Gram matrix each, or
+    share one; kernels are matrices (outputs, all others); GPT-2's Conv1D is transposed. Whatever has no Gram
+    matrix is averaged: embeddings, norms, biases. Raises NonFiniteError for NaN or infinities.
+    """
+
+    weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="factor of each Gram matrix")
+    alpha: float = shared(0.9, low=0.0, high=1.0, doc="factor of off-diagonal elements")
+    ridge: float = shared(
+        0.0, low=0.0, doc="added to the diagonal, as a share of the mean eigenvalue"
+    )
+    orientation: str = shared(
+        "auto",
+        choices=("auto", "output_first", "input_first"),
+        doc="axes of stored matrices; auto: as inferred from the checkpoint (input first for GPT-2's Conv1D)",
+    )
+    rank_tolerance: float | None = rank_tolerance_parameter()
+
+    def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
+        """Solve for every matrix; the base plays no part."""
+        weights = normalized(self.weight)
+        if not site.statistics:
+            return weighted_average(experts, weights)
+        view = MatrixRules(
+            others="average",
+            embeddings="spectral",
+            stacks="slices",
+            kernels="matrix",
+            fused="whole",
+            orientation=self.orientation,
+        ).view(site)
+        width = site.statistics[0].shape[-1]
+        if view is None or view.inputs != width:
+            raise CompatibilityError(
+                f"{site.name!r} of shape {list(site.shape)} has {view.inputs if view else 'no'} inputs, but its Gram "
+                f"matrix is for {width}; set `orientation:`, or collect it again."
+            )
+        function = Regression(
+            tuple(weights), self.alpha, self.ridge, self.rank_tolerance, view, site.name
+        )
+        return whole(function, *experts, *(s.value for s in site.statistics))
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """The regression mean of matrices, given after each other with their Gram matrices."""
+
+    weights: tuple[float, ...]
+    alpha: float
+    ridge: float
+    tolerance: float | None
+    view: MatrixView = field(repr=False)
+    tensor: str = field(repr=False)
+
+    def __call__(self, linalg: Any, *arrays: Any) -> Any:
+        """The array of the stored shape and dtype."""
+        experts, grams = arrays[: len(self.weights)], arrays[len(self.weights) :]
+        if 0 in experts[0].shape:
+            return experts[0]
+        require_finite(linalg, arrays, self.tensor)
+        stacks = [self.view.split(expert) for expert in experts]
+        merged = []
+        for group, matrices in enumerate(zip(*stacks, strict=True)):
+            own = [gram if len(gram.shape) == 2 else gram[group] for gram in grams]
+            cut = cut_of(linalg, own[0], self.tolerance)
+            merged.append(in_dtype_of(experts[0], self._merged(linalg, matrices, own, cut)))
+        return self.view.join(linalg, merged)
+
+    def _merged(
+        self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cut: float
+    ) -> Any:
+        first, *others = (in_float64(linalg, m) for m in matrices)
+        weights = self.weights
+        grams = [
+            self._damped(linalg, in_float64(linalg, g)) * w
+            for g, w in zip(grams, weights, strict=True)
+        ]
+        gram = total(grams)
+        # Around the first matrix, which spares a product, and keeps what all share exact.
+        gaps = [m - first for m in others]
+        if not gaps:
+            return first
+        residual = total([gap @ g for gap, g in zip(gaps, grams[1:], strict=True)])
+        to_mean = total([gap * w for gap, w in zip(gaps, weights[1:], strict=True)])
+        if self.ridge > 0.0:
+            residual = residual - to_mean @ gram
+            diagonal = linalg.diagonal(gram)
+            mean_eigenvalue = number(diagonal.sum()) / gram.shape[0]
+            gram = gram + linalg.diag(linalg.ones_like(diagonal)) * (self.ridge * mean_eigenvalue)
+            return first + to_mean + solve(linalg, residual, gram, cut)
+        return first + solve(linalg, residual, gram, cut, elsewhere=to_mean)
+
+    def _damped(self, linalg: Any, gram: Any) -> Any:
+        if self.alpha == 1.0:
+            return gram
+        diagonal = linalg.diag(linalg.diagonal(gram))
+        return gram * self.alpha + diagonal * (1.0 - self.alpha)

@@ -1,0 +1,300 @@
+"""Singular directions of whole matrices, by three paths with stated errors, and what is made of them.
+
+    exact       LAPACK's divide and conquer in float64; where it does not converge, the symmetric eigenproblem
+                [0 R^T; R 0] of the QR factor R, which always does
+    gram        eigenvectors of A A^T (or A^T A, whichever is smaller) in float64, three to six times as fast; a
+                direction of relative strength s = sigma / sigma_max is off by about 1e-16 / s^2
+    randomized  the leading directions from a keyed sketch of signs (Halko, Martinsson and Tropp, 2011); with
+                q = power_iterations the error is (1 + small)^(1 / (2 q + 1)) times that of the best rank
+
+Directions weaker than a rank tolerance are rounding of the inputs, so they are never returned: no method can give
+weight to them. Everything returned may differ in sign, and among equal singular values in basis, between libraries;
+what the methods make of it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightsmith.errors import NonFiniteError
+from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
+from weightsmith.methods.registry import shared
+from weightsmith.tensors.graph import Site
+
+# Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
+_GRAM_TOLERANCE = 5e-5
+
+
+def svd_parameter(*, randomized: bool) -> Any:
+    """The path by which singular directions are found."""
+    paths = ("auto", "exact", "gram", "randomized") if randomized else ("auto", "exact", "gram")
+    return shared(
+        "auto",
+        choices=paths,
+        doc="how singular directions are found; auto: gram where its error is below float32 rounding, else exact",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralRules(MatrixRules):
+    """The parameters of every method that needs singular directions."""
+
+    svd: str = svd_parameter(randomized=False)
+    rank_tolerance: float | None = shared(
+        None,
+        low=0.0,
+        high=1.0,
+        optional=True,
+        doc="singular values up to this share of the largest count as 0; none: max(m, n) times the precision",
+    )
+
+    def how(self, site: Site) -> Decomposition:
+        """The paths and tolerances to decompose the tensor with."""
+        return Decomposition(self.svd, self.rank_tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class LeadingRules(SpectralRules):
+    """The parameters of every method that needs leading singular directions only."""
+
+    svd: str = svd_parameter(randomized=True)
+    oversampling: int = shared(
+        10, low=0, doc="with svd randomized: directions sketched beyond those kept"
+    )
+    power_iterations: int = shared(
+        2, low=0, doc="with svd randomized: multiplications by A A^T that sharpen the sketch"
+    )
+
+    def how(self, site: Site) -> Decomposition:
+        """The paths and tolerances to decompose the tensor with."""
+        return Decomposition(
+            self.svd,
+            self.rank_tolerance,
+            self.oversampling,
+            self.power_iterations,
+            (site.seed, site.name),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """A ~ left diag(values) right: orthonormal columns (m, r), values falling, orthonormal rows (r, n)."""
+
+    left: Any
+    values: Any
+    right: Any
+
+    @property
+    def rank(self) -> int:
+        """How many directions there are."""
+        return int(self.values.shape[0])
+
+    def matrix(self) -> Any:
+        """left diag(values) right."""
+        return (self.left * self.values) @ self.right
+
+    def polar(self) -> Any:
+        """left right: every direction with weight 1."""
+        return self.left @ self.right
+
+    def leading(self, rank: int) -> Spectrum:
+        """The `rank` strongest directions."""
+        return Spectrum(self.left[:, :rank], self.values[:rank], self.right[:rank])
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """How matrices are decomposed (see the module). `key` selects the random sketch."""
+
+    path: str = "auto"
+    tolerance: float | None = None
+    oversampling: int = 10
+    iterations: int = 2
+    key: tuple[int, str] = field(default=(0, ""), repr=False)
+
+    def spectrum(
+        self, linalg: Any, array: Any, rank: int | None = None, tolerance: float | None = None
+    ) -> Spectrum:
+        """The directions of one matrix above the tolerance, at most `rank`, in float64.
+
+        The precision that the default tolerance goes by is that of `array`: float32 or float64.
+        """
+        tolerance = self.cut(linalg, array) if tolerance is None else tolerance
+        matrix = in_float64(linalg, array)
+        largest = constant(abs(matrix).max()) if 0 not in matrix.shape else 0.0
+        if largest == 0.0 or rank == 0:
+            return _nothing(matrix)
+        found = self._directions(linalg, matrix / largest, rank, tolerance)
+        kept = int((found.values > tolerance * found.values[0]).sum())
+        kept = max(kept, 1) if rank is None else max(min(kept, rank), 1)
+        found = found.leading(kept)
+        return Spectrum(found.left, found.values * largest, found.right)
+
+    def joint_left(self, linalg: Any, matrices: Sequence[Any], tolerance: float) -> tuple[Any, Any]:
+        """Left directions and values of matrices side by side, [A_1 .. A_N], put there only where they are tall."""
+        rows, columns = matrices[0].shape
+        largest = max(constant(abs(m).max()) for m in matrices)
+        if largest == 0.0 or not self._by_gram(tolerance) or rows > columns * len(matrices):
+            wide = linalg.concatenate([in_float64(linalg, m) for m in matrices], 1)
+            found = self.spectrum(linalg, wide, tolerance=tolerance)
+            return found.left, found.values
+        gram = 0.0
+        for matrix in matrices:
+            scaled = in_float64(linalg, matrix) / largest
+            gram = gram + scaled @ scaled.T
+        values, vectors = linalg.linalg.eigh(gram)
+        squares, vectors = _falling(linalg, values, vectors, None)
+        kept = max(1, int((squares > tolerance**2 * squares[0]).sum()))
+        return vectors[:, :kept], linalg.sqrt(squares[:kept]) * largest
+
+    def _is_worth(self, rank: int, matrix: Any) -> bool:
+        """Whether a sketch is much narrower than the matrix."""
+        return bool(2 * (rank + self.oversampling) < min(matrix.shape))
+
+    def _by_gram(self, cut: float) -> bool:
+        return self.path == "gram" or (self.path != "exact" and cut >= _GRAM_TOLERANCE)
+
+    def polar(self, linalg: Any, array: Any, tolerance: float) -> Any:
+        """The nearest matrix with singular values 1 and 0, directions up to the tolerance being dropped: U V^T.
+
+        Where A has full column rank this is A (A^T A)^(-1/2), which has orthonormal columns.
+        """
+        return self.spectrum(linalg, array, tolerance=tolerance).polar()
+
+    def cut(self, linalg: Any, array: Any) -> float:
+        """The share of the largest singular value up to which a direction counts as rounding."""
+        if self.tolerance is not None:
+            return self.tolerance
+        epsilon = float(linalg.finfo(array.dtype).eps)
+        return min(1.0, epsilon * float(max(array.shape)))
+
+    def _directions(self, linalg: Any, matrix: Any, rank: int | None, cut: float) -> Spectrum:
+        if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
+            return self._sketched(linalg, matrix, rank)
+        if self._by_gram(cut):
+            return gram_spectrum(linalg, matrix, rank)
+        return exact(linalg, matrix)
+
+    def _sketched(self, linalg: Any, matrix: Any, rank: int) -> Spectrum:
+        width = rank + self.oversampling
+        sketch = matrix @ _like(linalg, matrix, signs((matrix.shape[1], width), *self.key))
+        basis, _ = linalg.linalg.qr(sketch)
+        for _ in range(self.iterations):
+            other, _ = linalg.linalg.qr(matrix.T @ basis)
+            basis, _ = linalg.linalg.qr(matrix @ other)
+        inner = exact(linalg, basis.T @ matrix)
+        return Spectrum(basis @ inner.left, inner.values, inner.right)
+
+
+def exact(linalg: Any, matrix: Any) -> Spectrum:
+    """The thin singular value decomposition of a finite float64 matrix."""
+    try:
+        return Spectrum(*linalg.linalg.svd(matrix, full_matrices=False))
+    except linalg.linalg.LinAlgError:
+        return embedded(linalg, matrix)
+
+
+def embedded(linalg: Any, matrix: Any) -> Spectrum:
+    """The same from the eigenvectors [v; u] of [0 R^T; R 0], R being the square factor of a QR decomposition.
+
+    Slower than `exact`, but the symmetric eigenproblem converges always. Directions of value 0 are left out.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        turned = embedded(linalg, matrix.T)
+        return Spectrum(turned.right.T, turned.values, turned.left.T)
+    basis, factor = linalg.linalg.qr(matrix)
+    k = factor.shape[0]
+    zero = linalg.zeros_like(factor)
+    top = linalg.concatenate([zero, factor.T], 1)
+    bottom = linalg.concatenate([factor, zero], 1)
+    values, vectors = linalg.linalg.eigh(linalg.concatenate([top, bottom]))
+    values, vectors = _falling(linalg, values, vectors, k)
+    kept = max(1, int((values > 4 * k * 2.3e-16 * values[0]).sum()))
+    vectors = vectors[:, :kept] * math.sqrt(2.0)
+    return Spectrum(basis @ vectors[k:], values[:kept], vectors[:k].T)
+
+
+def gram_spectrum(linalg: Any, matrix: Any, rank: int | None = None) -> Spectrum:
+    """Directions from the eigenvectors of the smaller Gram matrix; values are measured on the matrix itself."""
+    if matrix.shape[0] > matrix.shape[1]:
+        turned = gram_spectrum(linalg, matrix.T, rank)
+        return Spectrum(turned.right.T, turned.values, turned.left.T)
+    values, vectors = linalg.linalg.eigh(matrix @ matrix.T)
+    left = _falling(linalg, values, vectors, rank)[1]
+    images = left.T @ matrix
+    lengths = linalg.sqrt((images * images).sum(1))
+    return Spectrum(left, lengths, images / linalg.where(lengths > 0, lengths, 1.0)[:, None])
+
+
+def signs(shape: tuple[int, int], seed: int, name: str) -> Any:
+    """A matrix of -1 and +1 that depends on seed and tensor name alone, as float64."""
+    import numpy as np
+
+    from weightsmith.tensors.random import stream_key
+
+    first, second = stream_key(seed, "sketch", name)
+    count = math.prod(shape)
+    raw = np.random.Philox(key=[first, second]).random_raw(-(-count // 64))
+    bits = np.unpackbits(raw.astype("<u8").view(np.uint8))[:count]
+    return (bits.astype(np.float64) * 2.0 - 1.0).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ByMatrix:
+    """A whole-array function that does one thing to every matrix of a view.
+
+    `function(linalg, matrices)` takes one matrix of each input (in work precision, shape (outputs, inputs)) and
+    returns a matrix of the same shape. Raises NonFiniteError where an input holds NaN or infinity.
+    """
+
+    function: Callable[[Any, list[Any]], Any]
+    view: MatrixView = field(repr=False)
+    tensor: str = field(repr=False)
+
+    def __call__(self, linalg: Any, *arrays: Any) -> Any:
+        """The array of the stored shape, in the dtype of the inputs."""
+        if 0 in arrays[0].shape:
+            return arrays[0]
+        require_finite(linalg, arrays, self.tensor)
+        stacks = [self.view.split(array) for array in arrays]
+        merged = [
+            in_dtype_of(arrays[0], self.function(linalg, list(matrices)))
+            for matrices in zip(*stacks, strict=True)
+        ]
+        return self.view.join(linalg, merged)
+
+
+def constant(entry: Any) -> float:
+    """One number of an array, as a constant: gradients do not flow through it."""
+    return float(entry.detach() if hasattr(entry, "detach") else entry)
+
+
+def require_finite(linalg: Any, arrays: Sequence[Any], tensor: str) -> None:
+    """Raise NonFiniteError for NaN or infinity, which have no singular values."""
+    if not all(bool(linalg.isfinite(array).all()) for array in arrays):
+        raise NonFiniteError(
+            f"The task vector of {tensor!r} holds NaN or infinity and has no singular values; "
+            "merge this tensor with another method, or repair its checkpoint."
+        )
+
+
+def _falling(linalg: Any, values: Any, vectors: Any, rank: int | None) -> tuple[Any, Any]:
+    """Eigenvalues and vectors from the largest down, at most `rank` of them."""
+    flipped, columns = linalg.flip(values, (0,)), linalg.flip(vectors, (1,))
+    return flipped[:rank], columns[:, :rank]
+
+
+def _nothing(matrix: Any) -> Spectrum:
+    empty = matrix.reshape(-1)[:0]
+    m, n = matrix.shape
+    return Spectrum(empty.reshape((m, 0)), empty, empty.reshape((0, n)))
+
+
+def _like(linalg: Any, reference: Any, array: Any) -> Any:
+    """A numpy array where the reference lives."""
+    if not hasattr(reference, "device") or not hasattr(reference, "to"):
+        return array
+    return linalg.from_numpy(array).to(reference.device)

@@ -1,0 +1,116 @@
+"""What a report shows of the difference between two checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from weightsmith.inspection.difference import Difference, Mismatch
+from weightsmith.inspection.measures import Measures
+from weightsmith.reports.figures import Grid, Scale
+from weightsmith.reports.layer_maps import Places, map_pictures
+from weightsmith.reports.page import Block, DataTable, Facts, Paragraph, Picture, Section
+from weightsmith.reports.text import number, share
+from weightsmith.wording import counted
+
+
+def difference_sections(found: Difference) -> list[Section]:
+    """How B differs from A by layer and role; with a base, what each changed of it."""
+    sections = [Section("In short", tuple(_summary(found)))]
+    if found.groups:
+        sections.append(Section("By layer and role", tuple(_maps(found))))
+    tables = _tables(found)
+    return [*sections, Section("What could not be compared", tuple(tables))] if tables else sections
+
+
+def _summary(found: Difference) -> list[Block]:
+    total = found.total
+    pairs = [
+        ("A", str(found.a)),
+        ("B", str(found.b)),
+        *([("Base", str(found.base))] if found.base is not None else []),
+        ("|B - A| / |A|", number(total.relative_delta)),
+        ("Cosine of A and B", number(total.cosine, 6)),
+        (
+            "Changed values",
+            f"{total.changed:,} of {total.elements:,} ({share(total.changed_share)})",
+        ),
+        ("Largest |B - A|", number(total.largest)),
+    ]
+    if found.base is not None:
+        pairs.append(("Cosine of A - base and B - base", number(total.delta_cosine)))
+    verdict = (
+        f"Identical: {counted(total.tensors, 'tensor')}, every byte."
+        if found.identical
+        else f"Different in {counted(total.other_bits, 'tensor')} of {total.tensors:,}."
+    )
+    return [Paragraph(verdict), Facts(tuple(pairs))]
+
+
+def _maps(found: Difference) -> list[Block]:
+    groups = {(g.block, g.layer, g.role): g.measures for g in found.groups}
+    places = Places(groups)
+
+    def grid(figure: Callable[[Measures], float | None], scale: Scale) -> Grid:
+        return places.grid(lambda place: figure(groups[place]), scale)
+
+    maps: list[Picture] = [
+        *map_pictures(
+            "difference",
+            "Relative difference",
+            "|B - A| / |A| by layer and role, Euclidean norms.",
+            grid(lambda m: m.relative_delta, Scale.SIZE),
+        ),
+        *map_pictures(
+            "changed",
+            "Changed values",
+            "The share of values that are not the same.",
+            grid(lambda m: m.changed_share, Scale.SHARE),
+        ),
+    ]
+    if found.base is not None:
+        maps += [
+            *map_pictures(
+                "change-a",
+                "Relative change of A",
+                "|A - base| / |base| by layer and role.",
+                grid(lambda m: m.delta_a, Scale.SIZE),
+            ),
+            *map_pictures(
+                "change-b",
+                "Relative change of B",
+                "|B - base| / |base| by layer and role.",
+                grid(lambda m: m.delta_b, Scale.SIZE),
+            ),
+            *map_pictures(
+                "change-cosine",
+                "Cosine between changes",
+                "Between A - base and B - base, by layer and role.",
+                grid(lambda m: m.delta_cosine, Scale.COSINE),
+            ),
+        ]
+    legend = [Paragraph(places.legend)] if places.legend else []
+    return [*legend, *maps]
+
+
+def _tables(found: Difference) -> list[DataTable]:
+    lists: tuple[tuple[str, Sequence[str]], ...] = (
+        ("Only in A", found.missing),
+        ("Only in B", found.extra),
+        ("Not comparable with the base", found.not_in_base),
+    )
+    mismatches: tuple[tuple[str, Sequence[Mismatch]], ...] = (
+        ("Different shapes", found.shapes),
+        ("Different dtypes", found.dtypes),
+    )
+    return [
+        *(
+            DataTable(title, ("tensor",), tuple((name,) for name in names))
+            for title, names in lists
+            if names
+        ),
+        *(
+            DataTable(title, ("tensor", "A", "B"), tuple((m.name, m.a, m.b) for m in rows))
+            for title, rows in mismatches
+            if rows
+        ),
+    ]

@@ -1,0 +1,179 @@
+"""What a report shows of a league: methods by their scores, and quality against cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightsmith.errors import UsageError
+from weightsmith.reports.figures import Bar, Point, estimates, plane
+from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
+from weightsmith.reports.text import ABSENT, interval, number, score
+from weightsmith.tensors.sizes import format_size
+
+_SETTINGS = ("tuned", "default", "average", "base")
+_NOT_FINISHED = {
+    "budget": "The budget was spent before all methods were measured.",
+    "interrupted": "The league was interrupted before all methods were measured.",
+}
+
+
+def read_league(file: Path) -> Mapping[str, Any]:
+    """What `league --json` wrote; raises UsageError for another file."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise UsageError(
+            f"{str(file)!r} cannot be read as JSON ({problem}); give what `league --json` wrote."
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise UsageError(f"{str(file)!r} holds no league; give what `league --json` wrote.")
+    return content
+
+
+def league_sections(league: Mapping[str, Any]) -> list[Section]:
+    """The sections of a league in the form of its JSON; raises UsageError if it has another form."""
+    try:
+        return _sections(league)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        raise UsageError(
+            f"This is not a league ({problem!r}); give what `league --json` wrote."
+        ) from problem
+
+
+def _sections(league: Mapping[str, Any]) -> list[Section]:
+    rows = list(league["rows"])
+    ended = _NOT_FINISHED.get(str(league.get("ended", "")))
+    intro = (
+        f"Family {league['family']}, split {league['split']}; experts: {', '.join(league['experts'])}. "
+        "The normalised score is the mean over the experts' tasks of merged over expert. A tuned scale is the one that "
+        "scores best on the validation split."
+    )
+    blocks: tuple[Block, ...] = (
+        Paragraph(intro),
+        *([Paragraph(ended, caution=True)] if ended else []),
+        *_pictures(rows),
+        _table(rows),
+    )
+    left_out = league.get("left_out") or []
+    sections = [Section("League", blocks)]
+    if left_out:
+        table = DataTable(
+            "Methods that did not take part",
+            ("method", "why"),
+            tuple((str(out["method"]), str(out["reason"])) for out in left_out),
+        )
+        sections.append(Section("Left out", (table,)))
+    return sections
+
+
+def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    scored = [row for row in rows if row["normalized"] is not None and row["setting"] != "experts"]
+    best_first = sorted(scored, key=lambda row: -float(row["normalized"]["value"]))
+    order = {str(row["name"]): position for position, row in reversed(list(enumerate(best_first)))}
+    grouped = sorted(best_first, key=lambda row: order[str(row["name"])])
+    pictures = []
+    if grouped:
+        pictures.append(
+            Picture(
+                "league-quality",
+                "Normalised score by method",
+                "The best first, with 95 % intervals; the dashed line is the experts, each on its own task.",
+                estimates(
+                    [_bar(row) for row in grouped],
+                    "normalised score",
+                    reference=1.0,
+                    order=_SETTINGS,
+                ),
+            )
+        )
+    costly = [row for row in scored if row["cost"] is not None]
+    if costly:
+        pictures.append(
+            Picture(
+                "league-cost",
+                "Quality against cost",
+                "Normalised score, with its 95 % interval, by the processor time of the merge on one thread.",
+                plane(
+                    [_point(row) for row in costly],
+                    "processor seconds",
+                    "normalised score",
+                    logarithmic_x=True,
+                    order=_SETTINGS,
+                ),
+            )
+        )
+    return pictures
+
+
+def _bar(row: Mapping[str, Any]) -> Bar:
+    estimate = row["normalized"]
+    return Bar(
+        str(row["name"]),
+        float(estimate["value"]),
+        float(estimate["low"]),
+        float(estimate["high"]),
+        str(row["setting"]),
+    )
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    estimate = row["normalized"]
+    return Point(
+        float(row["cost"]["cpu_seconds"]),
+        float(estimate["value"]),
+        str(row["name"]),
+        str(row["setting"]),
+        y_interval=(float(estimate["low"]), float(estimate["high"])),
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> DataTable:
+    return DataTable(
+        "League table; 95 % intervals in brackets",
+        (
+            "method",
+            "setting",
+            "rank",
+            "normalised",
+            "retained",
+            "mean",
+            "general",
+            "unseen",
+            "CPU s",
+            "memory",
+            "parameters",
+        ),
+        tuple(_row(row) for row in rows),
+        frozenset(range(2, 10)),
+    )
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    cost = row["cost"]
+    given = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
+    return (
+        str(row["name"]),
+        str(row["setting"]),
+        _ranked(row["rank"]),
+        *(_written(row[key]) for key in ("normalized", "retained", "mean", "general", "unseen")),
+        ABSENT if cost is None else number(float(cost["cpu_seconds"]), 2),
+        ABSENT if cost is None else format_size(int(cost["peak_bytes"])),
+        given + (" (at the edge of its grid)" if row.get("at_edge") else ""),
+    )
+
+
+def _written(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ABSENT
+    ends = interval(float(estimate["low"]), float(estimate["high"]))
+    return f"{score(float(estimate['value']))} ({ends})"
+
+
+def _ranked(rank: Mapping[str, Any] | None) -> str:
+    if rank is None:
+        return ABSENT
+    value, low, high = (number(float(rank[key])) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,103 @@
+"""What a report shows of a merge: the recipe, the plan with its cost and findings, and the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.plan import Plan
+from weightsmith.inspection.plan_summary import PlanSummary, summarize_plan
+from weightsmith.reports.page import DataTable, Facts, Findings, Listing, Section
+from weightsmith.tensors.sizes import format_size
+from weightsmith.wording import counted, duration
+
+
+def plan_sections(plan: Plan) -> list[Section]:
+    """The recipe in its canonical form, and what merging it reads, computes and writes."""
+    summary = summarize_plan(plan)
+    return [
+        Section("Recipe", (Listing("Recipe", plan.recipe.dump()),)),
+        Section("Plan", (_inputs(summary), _steps(summary), _cost(summary))),
+        Section("Findings", (Findings(summary.findings),)),
+    ]
+
+
+def _inputs(summary: PlanSummary) -> DataTable:
+    return DataTable(
+        "Inputs",
+        ("checkpoint", "used as", "tensors read", "bytes", "dtype"),
+        tuple(
+            (
+                row.reference,
+                row.part,
+                f"{row.tensors_read:,} of {row.tensors:,}",
+                format_size(row.bytes_read),
+                ", ".join(row.dtypes),
+            )
+            for row in summary.inputs
+        ),
+        frozenset({2, 3}),
+    )
+
+
+def _steps(summary: PlanSummary) -> DataTable:
+    return DataTable(
+        "Computed",
+        ("what", "tensors", "parameters", "passes", "read"),
+        tuple(
+            (
+                row.what,
+                f"{row.tensors:,}",
+                f"{row.elements:,}",
+                str(row.passes),
+                format_size(row.read_bytes),
+            )
+            for row in summary.steps
+        ),
+        frozenset({1, 2, 3, 4}),
+    )
+
+
+def _cost(summary: PlanSummary) -> Facts:
+    cost = summary.cost
+    memory = f"{format_size(summary.peak_bytes)} at the peak, {format_size(summary.memory_bytes)} allowed"
+    return Facts(
+        (
+            ("Read", f"{format_size(summary.read_bytes)}, all passes"),
+            ("Write", f"{format_size(summary.write_bytes)} in {counted(summary.shards, 'file')}"),
+            ("Memory", memory),
+            (
+                "Time",
+                f"about {duration(cost.warm_seconds)}; {duration(cost.cold_seconds)} if the inputs are not cached",
+            ),
+            ("Backend", f"{summary.backend}, {counted(summary.threads, 'thread')}"),
+            ("Plan digest", summary.digest),
+        )
+    )
+
+
+def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) -> list[Section]:
+    """What is on record about an output folder; its recipe too, unless another section has it."""
+    facts = Facts(
+        (
+            ("Folder", folder.name),
+            ("Written by", f"weightsmith {manifest.version}, {manifest.backend}"),
+            ("Digest of the weights", manifest.digest),
+            ("Recipe digest", manifest.recipe_digest),
+            ("Tensors", f"{len(manifest.outputs):,} in {counted(len(manifest.shards), 'file')}"),
+            ("Check", f"weightsmith verify {folder.name}"),
+        )
+    )
+    inputs = DataTable(
+        "Inputs on record",
+        ("checkpoint", "revision", "tensors read", "digest"),
+        tuple(
+            (i.hub_id or i.reference, i.revision or "-", f"{len(i.tensors):,}", i.digest)
+            for i in manifest.inputs.values()
+        ),
+        frozenset({2}),
+    )
+    record = Section("On record", (facts, inputs))
+    if not with_recipe:
+        return [record]
+    return [Section("Recipe", (Listing("Recipe", manifest.recipe),)), record]

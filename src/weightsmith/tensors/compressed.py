@@ -1,0 +1,247 @@
+"""Statistics that are stored small, seen as dense tensors: one number per element, made when it is read.
+
+    rows and columns    v_ij = r_i c_j / sum_i r_i of row and column sums, or / mean_i r_i of means (Adafactor)
+    left and right      v_ij = max(0, sum_k l_ik r_kj)
+    blocks              v_i = b_(i // size), one number for `size` elements in C order
+
+Numbers are computed in float64, element by element in a fixed order, and rounded once to float32, so they do not
+depend on the range that is asked for. Nothing is kept between two reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.errors import CheckpointError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
+
+# Words of a float type, and the first bit pattern of a magnitude that is no finite number.
+_WORDS: dict[DType, tuple[Any, int]] = {
+    DType.FLOAT16: (np.uint16, 0x7C00),
+    DType.BFLOAT16: (np.uint16, 0x7F80),
+    DType.FLOAT32: (np.uint32, 0x7F800000),
+    DType.FLOAT64: (np.uint64, 0x7FF0000000000000),
+}
+# Elements that are expanded at a time.
+_AT_ONCE = 1 << 16
+# The float types that numbers of a statistic may have.
+STATISTIC_DTYPES = tuple(_WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A stored tensor whose numbers are looked at as they are read: none may be NaN or infinite.
+
+    With `negative` False none may be below zero either. Raises CheckpointError where one is.
+    """
+
+    stored: LazyTensor
+    negative: bool
+
+    @property
+    def name(self) -> str:
+        """The stored tensor's name."""
+        return self.stored.name
+
+    @property
+    def dtype(self) -> DType:
+        """The stored tensor's dtype."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored tensor's shape."""
+        return self.stored.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.stored.numel
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.stored.nbytes
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        return self.stored.location
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop) into `buffer`, and check them; thread-safe."""
+        self.stored.read_into(start, stop, buffer)
+        if start == stop:
+            return
+        kind, infinity = _WORDS[self.dtype]
+        words = np.frombuffer(buffer, kind)
+        # A finite number that is not below zero has a word below infinity's, so one look is mostly enough.
+        if int(words.max()) < infinity:
+            return
+        sign = 1 << (8 * words.dtype.itemsize - 1)
+        magnitudes = words & kind(sign - 1)
+        if int(magnitudes.max()) >= infinity:
+            at = start + int(np.argmax(magnitudes >= infinity))
+            raise CheckpointError(
+                f"{self.location} holds NaN or infinity at element {at}: collect the statistics again."
+            )
+        if not self.negative and int(words.max()) > sign:
+            at = start + int(np.argmax(words > sign))
+            raise CheckpointError(
+                f"{self.location} holds a negative number at element {at}, which no mean of squares can be: "
+                "collect the statistics again."
+            )
+
+
+class _Dense:
+    """What tensors that are made when they are read have in common."""
+
+    __slots__ = ()
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> DType:
+        """float32."""
+        return DType.FLOAT32
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, dense."""
+        return 4 * self.numel
+
+
+@dataclass(frozen=True, slots=True)
+class OuterProduct(_Dense):
+    """Rows (..., m) times columns (..., n), over the total of the rows, or over their mean with `means`."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: LazyTensor
+    columns: LazyTensor
+    means: bool
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        return self.rows.location
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop) as float32; thread-safe."""
+        if start == stop:
+            return
+        m, n = self.shape[-2:]
+        first, last = start // n, -(-stop // n)
+        # Whole slices of rows, whose totals are needed, and of columns.
+        low, high = first // m, -(-last // m)
+        rows = read_range(self.rows, low * m, high * m).reshape(-1, m)
+        columns = read_range(self.columns, low * n, high * n).reshape(-1, n)
+        total = rows.mean(-1, keepdims=True) if self.means else rows.sum(-1, keepdims=True)
+        shares = (rows / np.where(total > 0, total, 1.0)).reshape(-1)[first - low * m :]
+        slices = np.arange(first, last) // m - low
+
+        def made(a: int, b: int) -> NDArray[np.float64]:
+            return shares[a:b, None] * columns[slices[a:b]]
+
+        _store_rows(made, start - first * n, stop - first * n, n, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankProduct(_Dense):
+    """Left (m, r) times right (r, n), negative numbers being 0."""
+
+    name: str
+    shape: tuple[int, ...]
+    left: LazyTensor
+    right: LazyTensor
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        return self.left.location
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop) as float32; thread-safe."""
+        if start == stop:
+            return
+        n, rank = self.shape[-1], self.right.shape[0]
+        first, last = start // n, -(-stop // n)
+        left = read_range(self.left, first * rank, last * rank).reshape(last - first, rank)
+        right = read_array(self.right)
+
+        def made(a: int, b: int) -> NDArray[np.float64]:
+            sums = np.zeros((b - a, n))
+            # One term after the other: a library's product would sum in an order that depends on the range.
+            for k in range(rank):
+                sums += left[a:b, k, None] * right[k]
+            return np.maximum(sums, 0.0, out=sums)
+
+        _store_rows(made, start - first * n, stop - first * n, n, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockConstant(_Dense):
+    """One number for each run of `size` elements, the last run being shorter."""
+
+    name: str
+    shape: tuple[int, ...]
+    blocks: LazyTensor
+    size: int
+
+    @property
+    def location(self) -> str:
+        """File and tensor, for messages."""
+        return self.blocks.location
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop) as float32; thread-safe."""
+        if start == stop:
+            return
+        first = start // self.size
+        blocks = read_range(self.blocks, first, (stop - 1) // self.size + 1)
+        found = np.frombuffer(buffer, np.float32)
+        for low in range(start, stop, _AT_ONCE):
+            high = min(low + _AT_ONCE, stop)
+            found[low - start : high - start] = blocks[np.arange(low, high) // self.size - first]
+
+
+def read_array(tensor: LazyTensor) -> NDArray[np.float64]:
+    """A small tensor whole, in float64."""
+    return read_range(tensor, 0, tensor.numel).reshape(tensor.shape)
+
+
+def read_range(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float64]:
+    """Elements [start, stop) of a tensor, in float64."""
+    data = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(data))
+    if tensor.dtype is DType.BFLOAT16:
+        words = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
+        return words.view(np.float32).astype(np.float64)
+    return np.frombuffer(data, tensor.dtype.value).astype(np.float64)
+
+
+def _store_rows(
+    made: Callable[[int, int], NDArray[np.float64]],
+    start: int,
+    stop: int,
+    width: int,
+    buffer: memoryview,
+) -> None:
+    """Elements [start, stop), counted from row 0, of rows that `made(a, b)` gives, a few rows in memory at a time."""
+    found = np.frombuffer(buffer, np.float32)
+    step = max(1, _AT_ONCE // width)
+    for row in range(0, -(-stop // width), step):
+        low, high = max(start, row * width), min(stop, (row + step) * width)
+        rows = made(row, min(row + step, -(-stop // width))).reshape(-1)
+        found[low - start : high - start] = rows[low - row * width : high - row * width]

@@ -1,0 +1,1 @@
+"""Real model families, trained on this machine from data that comes inside packages."""

@@ -1,0 +1,313 @@
+"""Building a family: step by step in a staging folder, each step whole or absent, then one rename.
+
+OUT.partial/
+  lock           held while a build works here
+  steps.jsonl    one line per finished step: its files with their digests, its figures, its seconds
+  new/           files of the step that is being made
+  family/        files of finished steps; renamed to OUT when all are there
+
+A second build of the same family goes on after the last finished step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from weightsmith.engine.exchange import exchange
+from weightsmith.errors import OutputError, ResourceError
+from weightsmith.tensors.writer import write_file
+from weightsmith.testbeds.families import Blueprint, Family, Step, find_family
+from weightsmith.testbeds.places import family_folder
+from weightsmith.testbeds.sources import Source, fetch, file_digest
+
+SUFFIX = ".partial"
+RECORD = "family.json"
+_LIBRARIES = ("numpy", "torch", "transformers", "scikit-learn", "pillow")
+
+
+class Progress(Protocol):
+    """What hears of a build: costs are expected CPU-seconds."""
+
+    def start(self, total_cost: float, finished_cost: float) -> None:
+        """The whole cost, and that of the steps that an earlier build has finished."""
+
+    def step(self, name: str, cost: float) -> None:
+        """A step begins."""
+
+    def within(self, done: int, total: int) -> None:
+        """The present step has done some of its own units (training steps, images, texts)."""
+
+    def finished(self, name: str, figures: Mapping[str, Any]) -> None:
+        """A step is finished and safe."""
+
+
+class Silent:
+    """A progress that nobody hears."""
+
+    def start(self, total_cost: float, finished_cost: float) -> None:
+        """Ignore."""
+
+    def step(self, name: str, cost: float) -> None:
+        """Ignore."""
+
+    def within(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def finished(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a step works with: finished files in `root`, its own in `new`, at the same relative paths."""
+
+    root: Path
+    new: Path
+    within: Callable[[int, int], None]
+
+    def place(self, relative: str) -> Path:
+        """Where to write a file, with its folder made."""
+        path = self.new / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def archive(self, source: Source) -> Path:
+        """A downloaded archive."""
+        return fetch(source)
+
+
+def build(
+    name: str,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Build a family and return its folder; one that exists already is returned as it is.
+
+    An interrupted build leaves what it finished and goes on when it is called again, unless `fresh` is given. `force`
+    builds a family anew that exists, and then puts it in its place.
+    Raises UsageError for an unknown name, ResourceError if a library or a download is missing, OutputError if the
+    place is taken by something else or by another build.
+    """
+    family = find_family(name)
+    out = (family_folder(name) if out is None else out).expanduser().absolute()
+    _check_libraries(family)
+    if _is_taken(out, name):
+        if not force:
+            return out
+        _check_nothing_else(out)
+    blueprint = family.blueprint()
+    staging = out.with_name(out.name + SUFFIX)
+    staging.mkdir(parents=True, exist_ok=True)
+    with _lock(staging):
+        mark = fingerprint(family, blueprint)
+        records = {} if fresh else _finished(staging, mark)
+        _begin(staging, mark, records)
+        _run(blueprint, staging, records, progress or Silent())
+        _seal(family, blueprint, staging, records)
+        _put(staging, out)
+        shutil.rmtree(staging)
+    return out
+
+
+def fingerprint(family: Family, blueprint: Blueprint) -> str:
+    """What must be equal for one build to go on with another's steps: settings, sources and library versions."""
+    content = {
+        "family": family.name,
+        "settings": blueprint.settings,
+        "sources": [source.describe() for source in blueprint.sources],
+        "steps": [step.name for step in blueprint.steps],
+        "libraries": libraries(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that decide a trained model's bits."""
+    return {name: version(name) for name in _LIBRARIES if _is_installed(name)}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _check_libraries(family: Family) -> None:
+    missing = [name for name in family.needs if find_spec(name) is None]
+    if missing:
+        raise ResourceError(
+            f"The family {family.name!r} needs {', '.join(missing)}, which this environment lacks: "
+            "install weightsmith with the extra `testbed`."
+        )
+
+
+def _is_taken(out: Path, name: str) -> bool:
+    """Whether the family lies at `out`; raises OutputError if something else does."""
+    if not os.path.lexists(out):
+        return False
+    try:
+        there = json.loads((out / RECORD).read_bytes())["family"]
+    except (OSError, ValueError, KeyError, TypeError):
+        there = None
+    if there != name:
+        what = f"the family {there!r}" if there else "something that is no family"
+        raise OutputError(f"{str(out)!r} holds {what}; choose another place, or remove it.")
+    return True
+
+
+def _check_nothing_else(out: Path) -> None:
+    """Raise OutputError if a family's folder has files that its record does not name: they would be lost."""
+    known = {RECORD, *json.loads((out / RECORD).read_bytes()).get("files", ())}
+    other = [path for path in _files(out) if path not in known]
+    if other:
+        raise OutputError(
+            f"{str(out)!r} has files that are not the family's, such as {other[0]!r}, and they would be lost: "
+            "move them away, or choose another place."
+        )
+
+
+@contextmanager
+def _lock(staging: Path) -> Iterator[None]:
+    with (staging / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            if problem.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise OutputError(
+                f"Another build works in {str(staging)!r}; wait for it, or choose another place."
+            ) from None
+        yield
+
+
+def _begin(staging: Path, mark: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make the folders, and a journal with nothing in it but the finished steps."""
+    if not records:
+        shutil.rmtree(staging / "family", ignore_errors=True)
+    (staging / "family").mkdir(exist_ok=True)
+    lines = [{"fingerprint": mark}, *records.values()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_file(staging / "steps.jsonl", text.encode())
+
+
+def _finished(staging: Path, mark: str) -> dict[str, dict[str, Any]]:
+    """The records of finished steps by name, as far as their files are what they were; none of another build's."""
+    try:
+        lines = (staging / "steps.jsonl").read_text().splitlines()
+        first, *rest = [json.loads(line) for line in lines if line.endswith("}")]
+    except (OSError, ValueError):
+        return {}
+    if first.get("fingerprint") != mark:
+        return {}
+    records: dict[str, dict[str, Any]] = {}
+    for record in rest:
+        whole = all(
+            (staging / "family" / path).is_file()
+            and file_digest(staging / "family" / path) == digest
+            for path, digest in record["files"].items()
+        )
+        if not whole:
+            break
+        records[record["step"]] = record
+    return records
+
+
+def _run(
+    blueprint: Blueprint, staging: Path, records: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    done = sum(step.cost for step in blueprint.steps if step.name in records)
+    progress.start(sum(step.cost for step in blueprint.steps), done)
+    for step in blueprint.steps:
+        if step.name in records:
+            continue
+        progress.step(step.name, step.cost)
+        record = _make(step, staging, progress)
+        records[step.name] = record
+        progress.finished(step.name, record["figures"])
+
+
+def _make(step: Step, staging: Path, progress: Progress) -> dict[str, Any]:
+    new, family = staging / "new", staging / "family"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    begun = time.perf_counter()
+    figures = step.make(Workshop(family, new, progress.within))
+    record: dict[str, Any] = {
+        "step": step.name,
+        "files": file_digests(new),
+        "figures": dict(figures),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    for path in record["files"]:
+        target = family / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / path, target)
+    with (staging / "steps.jsonl").open("a") as journal:
+        journal.write(json.dumps(record) + "\n")
+        journal.flush()
+        os.fsync(journal.fileno())
+    return record
+
+
+def _put(staging: Path, out: Path) -> None:
+    """The finished family at its place; what it replaces stays in the staging folder."""
+    if out.exists():
+        if exchange(staging / "family", out):
+            return
+        os.replace(out, staging / "replaced")
+    os.replace(staging / "family", out)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path with forward slashes, sorted."""
+    return {path: file_digest(folder / path) for path in _files(folder)}
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _seal(
+    family: Family, blueprint: Blueprint, staging: Path, records: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write family.json."""
+    files = dict(sorted(item for record in records.values() for item in record["files"].items()))
+    weights = {path.rpartition("/")[0] for path in files if path.endswith(".safetensors")}
+    configs = {path.rpartition("/")[0] for path in files if path.endswith("config.json")}
+    folders = sorted(weights & configs)
+    figures = {
+        member: row for record in records.values() for member, row in record["figures"].items()
+    }
+    state = hashlib.sha256(json.dumps(files).encode())
+    content = {
+        "family": family.name,
+        "title": family.title,
+        "tasks": list(blueprint.tasks),
+        "members": folders,
+        "digest": f"sha256:{state.hexdigest()}",
+        "settings": blueprint.settings,
+        "sources": [source.describe() for source in blueprint.sources],
+        "libraries": libraries(),
+        "figures": figures,
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "files": files,
+    }
+    (staging / "family" / RECORD).write_text(json.dumps(content, indent=2) + "\n")

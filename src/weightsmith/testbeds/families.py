@@ -1,0 +1,155 @@
+"""The registry of families: which there are, what each needs, and where its recipe of steps lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.errors import UsageError
+from weightsmith.naming import nearest
+
+if TYPE_CHECKING:
+    from weightsmith.testbeds.build import Workshop
+    from weightsmith.testbeds.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One part of a build: it is finished whole, or it is done again.
+
+    `make` reads finished parts under `Workshop.root`, writes its own files under `Workshop.new` at the same relative
+    paths, and returns what it measured, by member, for family.json: {"experts/greek": {task: {split: score}}}, or {}.
+    `cost` is about how many CPU-seconds it takes; the remaining time of a build is estimated from it.
+    """
+
+    name: str
+    cost: float
+    make: Callable[[Workshop], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """How a family is made: its tasks, where its data comes from, and its steps in order.
+
+    `settings` is everything that decides the outcome beside the code (sizes, rates, seeds): a build that was
+    interrupted goes on only with the same settings and the same versions of the libraries.
+    """
+
+    tasks: tuple[str, ...]
+    sources: tuple[Source, ...]
+    settings: Mapping[str, Any]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family that can be built. `recipe` is `module:function`, imported when the family is asked for."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    download_megabytes: int
+    cpu_minutes: float
+    recipe: str
+
+    def blueprint(self) -> Blueprint:
+        """How to make it."""
+        module, _, function = self.recipe.partition(":")
+        made: Blueprint = getattr(import_module(module), function)()
+        return made
+
+
+_HERE = "weightsmith.testbeds"
+_TRAINING = ("torch", "transformers", "safetensors")
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "vision",
+            "one small ViT, eight image tasks with frozen heads",
+            (*_TRAINING, "sklearn", "PIL", "fontTools"),
+            14,
+            6,
+            f"{_HERE}.vision:vision",
+        ),
+        Family(
+            "vision-tiny",
+            "a tiny ViT, four image tasks, nothing to download",
+            (*_TRAINING, "sklearn", "PIL"),
+            0,
+            0.3,
+            f"{_HERE}.vision_tiny:vision_tiny",
+        ),
+        Family(
+            "pair",
+            "two networks of one shape, trained independently on the same images",
+            (*_TRAINING, "sklearn", "PIL"),
+            0,
+            0.5,
+            f"{_HERE}.pair:pair",
+        ),
+        Family(
+            "language",
+            "one byte-level Llama, five domains and exact skills",
+            (*_TRAINING, "tokenizers"),
+            39,
+            15,
+            f"{_HERE}.language:language",
+        ),
+        Family(
+            "language-tiny",
+            "a tiny byte-level Llama, two domains and exact skills, nothing to download",
+            (*_TRAINING, "tokenizers"),
+            0,
+            0.4,
+            f"{_HERE}.language_tiny:language_tiny",
+        ),
+        Family(
+            "lora",
+            "five low-rank adapters on the base of `language`, each also folded into a checkpoint",
+            (*_TRAINING, "tokenizers"),
+            39,
+            12,
+            f"{_HERE}.lora:lora",
+        ),
+        Family(
+            "moe",
+            "a small mixture of experts grown from the base of `language`, three fine-tunes",
+            (*_TRAINING, "tokenizers"),
+            39,
+            13,
+            f"{_HERE}.moe:moe",
+        ),
+        Family(
+            "embedding",
+            "the sentence encoder all-MiniLM-L6-v2, three kinds of retrieval",
+            (*_TRAINING, "tokenizers"),
+            115,
+            10,
+            f"{_HERE}.embedding:embedding",
+        ),
+        Family(
+            "smollm",
+            "SmolLM2-135M-Instruct, three low-rank adapters, each also folded into a checkpoint",
+            (*_TRAINING, "tokenizers", "gguf"),
+            132,
+            8,
+            f"{_HERE}.smollm:smollm",
+        ),
+    )
+}
+
+
+def find_family(name: str) -> Family:
+    """The family of a name.
+
+    Raises UsageError, with the nearest name, if there is none.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    near = nearest(name, FAMILIES)
+    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(FAMILIES)}."
+    raise UsageError(f"There is no family {name!r}; {hint}")

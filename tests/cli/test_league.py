@@ -1,0 +1,68 @@
+"""`weightsmith league` as a user types it, on a family that is trained in the test."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weightsmith.cli.league import LeagueLines
+from weightsmith.cli.main import execute
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    from tests.comparison.small_family import build
+
+    return str(build(tmp_path_factory.mktemp("family") / "small"))
+
+
+def test_a_league_shows_ranks_costs_and_what_was_left_out(family, tmp_path, capsys):
+    arguments = ["league", "--family", family, "--methods", "linear,ties,slerp", "--quiet"]
+    assert execute([*arguments, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("3 experts, scores on test", "ties, tuned", "linear, default", "average"):
+        assert words in shown
+    assert "slerp   it merges 1 expert, not 3" in shown
+    assert execute([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    ties = next(row for row in rows if (row["name"], row["setting"]) == ("ties", "tuned"))
+    assert ties["cost"]["peak_bytes"] > 1e7
+    assert ties["rank"]["low"] <= ties["rank"]["value"] <= ties["rank"]["high"]
+
+
+def test_several_numbers_of_experts_are_a_scaling_study(family, tmp_path, capsys):
+    arguments = ["league", "--family", family, "--methods", "linear", "--experts", "2,3"]
+    assert execute([*arguments, "--out", str(tmp_path), "--json"]) == 0
+    taken = capsys.readouterr()
+    rows = json.loads(taken.out)["rows"]
+    assert [row["experts"] for row in rows] == [2, 3]
+    assert "left" in taken.err
+    assert execute([*arguments, "--out", str(tmp_path), "--quiet"]) == 0
+    assert "Scaling" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--methods", "tise"], "did you mean ties"),
+        (["--methods", "linear", "--budget", "soon"], "length of time"),
+        (["--methods", "linear", "--experts", "0"], "numbers of experts"),
+        (["--methods", "linear", "--experts", "9"], "has 3 experts"),
+        (["--methods", "linear", "--split", "validation"], "tuned on the validation"),
+        (["--methods", "linear", "--experts", "2,3", "--budget", "9m"], "no --budget"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence(family, tmp_path, capsys, extra, said):
+    assert execute(["league", "--family", family, "--out", str(tmp_path), *extra]) in (2, 4)
+    assert said in capsys.readouterr().err
+
+
+def test_progress_tells_rate_and_time_left_and_skips_what_was_kept():
+    lines, now = [], [0.0]
+    progress = LeagueLines(lines.append, clock=lambda: now[0])
+    progress.start(10)
+    progress.finished("base on test", was_cached=True)
+    now[0] = 4.0
+    progress.finished("ties on test", was_cached=False)
+    assert lines == ["measuring 10", " 2 of 10  ties on test  0.25/s  32 s left"]

@@ -1,0 +1,204 @@
+"""A league on a family that is trained in the test: tuning, cache, interruption, budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from weightsmith.comparison.entries import Candidate, measure_cost, recipe_of
+from weightsmith.comparison.family import open_family
+from weightsmith.comparison.league import BUDGET, FINISHED, INTERRUPTED, run_league
+from weightsmith.comparison.scaling import run_scaling
+from weightsmith.comparison.standings import DEFAULT, TUNED
+from weightsmith.comparison.tuning import STRENGTHS, Entrant, LeftOut, enter
+from weightsmith.errors import ResourceError, UsageError
+
+
+class Heard:
+    """A progress that remembers, and can stop a league."""
+
+    def __init__(self, stop_at=None):
+        self.titles, self.cached, self.total, self.stop_at = [], 0, None, stop_at
+
+    def start(self, total):
+        self.total = total
+
+    def finished(self, title, *, was_cached):
+        self.titles.append(title)
+        self.cached += was_cached
+        if len(self.titles) == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def run(family, methods, out, **options):
+    heard = options.pop("progress", None) or Heard()
+    return run_league(family, methods, out, with_cost=False, progress=heard, **options), heard
+
+
+@pytest.fixture(scope="module")
+def found(small_family, tmp_path_factory):
+    return run(small_family, ["linear", "task_arithmetic"], tmp_path_factory.mktemp("league"))
+
+
+def test_every_method_has_a_row_with_defaults_and_one_tuned(found):
+    league, heard = found
+    named = [(row.name, row.setting) for row in league.rows]
+    assert named[:3] == [("base", "base"), ("experts", "experts"), ("average", "average")]
+    assert set(named[3:]) == {
+        (name, setting) for name in ("linear", "task_arithmetic") for setting in (DEFAULT, TUNED)
+    }
+    assert league.ended == FINISHED
+    assert len(heard.titles) == heard.total
+
+
+def test_the_tuned_scale_is_the_best_of_the_grid_on_validation_only(found, small_family):
+    from weightsmith.comparison.standings import mean_normalized
+    from weightsmith.evaluation.evaluate import evaluate
+    from weightsmith.recipes import Recipe
+
+    league, _ = found
+    suite = small_family.suite("validation")
+    experts = {
+        task: evaluate(small_family.expert(task), suite, tasks=[task], cache=False)
+        for task in small_family.experts
+    }
+    scored = {}
+    for value in STRENGTHS:
+        candidate = Candidate("validation", "task_arithmetic", parameters={"lambda": value})
+        recipe = Recipe.load(recipe_of(candidate, small_family))
+        scored[value] = mean_normalized(evaluate(recipe, suite, cache=False), experts)
+    best = next(value for value in STRENGTHS if scored[value] == max(scored.values()))
+    (tuned,) = [r for r in league.rows if (r.name, r.setting) == ("task_arithmetic", TUNED)]
+    assert tuned.parameters == {"lambda": best}
+
+
+def test_experts_beat_the_base_on_their_own_tasks(found):
+    league, _ = found
+    base, experts = league.rows[:2]
+    assert experts.mean.low > base.mean.high
+
+
+def test_the_average_is_what_linear_gives(found):
+    league, _ = found
+    average = next(row for row in league.rows if row.name == "average")
+    linear = next(row for row in league.rows if row.name == "linear")
+    assert average.scores == linear.scores
+
+
+def test_a_second_run_measures_nothing_again(small_family, tmp_path):
+    first, heard = run(small_family, ["linear"], tmp_path)
+    again, second = run(small_family, ["linear"], tmp_path)
+    assert second.cached == len(second.titles)
+    assert heard.cached < len(heard.titles)
+    assert again == first
+
+
+def test_an_added_method_leaves_what_was_measured(small_family, tmp_path):
+    run(small_family, ["linear"], tmp_path)
+    _, heard = run(small_family, ["linear", "iso_c"], tmp_path)
+    assert heard.cached >= 5
+    assert "iso_c on test" in heard.titles
+
+
+def test_a_damaged_entry_is_measured_again(small_family, tmp_path):
+    first, _ = run(small_family, ["linear"], tmp_path)
+    damaged = min((tmp_path / "entries").iterdir())
+    damaged.write_text(damaged.read_text()[:100])
+    again, heard = run(small_family, ["linear"], tmp_path)
+    assert again == first
+    assert heard.cached < len(heard.titles)
+
+
+def test_ctrl_c_gives_the_table_of_what_was_finished_and_the_next_run_goes_on(
+    small_family, tmp_path
+):
+    methods = ["linear", "task_arithmetic"]
+    league, _ = run(small_family, methods, tmp_path, progress=Heard(stop_at=9))
+    assert league.ended == INTERRUPTED
+    settings = [row.setting for row in league.rows if row.name == "task_arithmetic"]
+    assert settings == [DEFAULT]
+    assert [row.name for row in league.rows].count("linear") == 2
+    whole, heard = run(small_family, methods, tmp_path)
+    assert whole.ended == FINISHED
+    assert heard.cached >= 8
+
+
+def test_ctrl_c_before_base_and_experts_are_there_has_no_table(small_family, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(small_family, ["linear"], tmp_path, progress=Heard(stop_at=2))
+
+
+def test_a_spent_budget_begins_nothing_more(small_family, tmp_path):
+    with pytest.raises(ResourceError, match="budget"):
+        run(small_family, ["linear"], tmp_path, budget_seconds=1e-9)
+    run(small_family, ["linear"], tmp_path)
+    league, _ = run(small_family, ["linear", "iso_c"], tmp_path, budget_seconds=1e-9)
+    assert league.ended == BUDGET
+    assert "iso_c" not in [row.name for row in league.rows]
+
+
+def test_the_validation_split_is_not_for_reporting(small_family, tmp_path):
+    with pytest.raises(UsageError, match="tuned on the validation"):
+        run(small_family, ["linear"], tmp_path, split="validation")
+
+
+def test_a_split_that_the_family_lacks_is_refused(small_family, tmp_path):
+    with pytest.raises(UsageError, match="no split 'tset'"):
+        run(small_family, ["linear"], tmp_path, split="tset")
+
+
+def test_methods_that_cannot_take_part_say_why():
+    reasons = {out.method: out.reason for out in map(lambda m: enter(m, 3), ["slerp", "fisher"])}  # noqa: C417
+    assert reasons == {
+        "slerp": "it merges 1 expert, not 3",
+        "fisher": "it needs statistics of the experts (fisher, adam, gradients)",
+    }
+
+
+def test_every_method_either_takes_part_or_says_why_not():
+    from weightsmith.methods import registry
+
+    for name in registry.names():
+        entrant = enter(name, 4)
+        assert isinstance(entrant, Entrant) or entrant.reason
+        if isinstance(entrant, Entrant) and entrant.scale is not None:
+            registry.get(name).build({**entrant.defaults, entrant.scale: 0.5}, [{}] * 4)
+    assert isinstance(enter("emr", 4), LeftOut)
+
+
+def test_the_cost_is_that_of_a_process_that_did_the_merge(small_family):
+    candidate = Candidate("test", "linear", has_base=False)
+    cost = measure_cost(recipe_of(candidate, small_family))
+    assert 0.01 < cost.cpu_seconds < 60
+    assert 10e6 < cost.peak_bytes < 300e6
+
+
+def test_a_merge_that_fails_leaves_its_method_out_with_the_reason(small_family, tmp_path):
+    broken = shutil.copytree(small_family.folder, tmp_path / "broken")
+    shutil.rmtree(broken / "experts" / "green")
+    (broken / "experts" / "green").mkdir()
+    (broken / "experts" / "green" / "config.json").write_text("{}")
+    with pytest.raises(Exception, match="green"):
+        run(open_family(broken), ["linear"], tmp_path / "out")
+
+
+def test_scaling_merges_the_first_experts_and_counts_other_tasks_as_unseen(small_family, tmp_path):
+    study = run_scaling([small_family], ["linear"], [2, 3, 9], tmp_path)
+    assert [(row.method, row.experts) for row in study.rows] == [("linear", 2), ("linear", 3)]
+    assert study.rows[0].unseen is not None
+    assert study.rows[1].unseen is None
+    assert study.leagues[0].experts == ("red", "green")
+    assert study.rows[0].parameters == 16 * 24 + 24 + 2 * (24 * 24 + 24) + 24 * 9 + 9
+
+
+def test_results_are_json(found):
+    league, _ = found
+    assert json.loads(json.dumps(league.to_mapping(), allow_nan=False))["family"] == "small"
+
+
+def test_an_unknown_family_says_how_to_build_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTSMITH_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="testbed build visoin"):
+        open_family("visoin")
