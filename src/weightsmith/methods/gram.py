@@ -89,7 +89,7 @@ def rounding_floor(linalg: Any, base: Any, deltas: Sequence[Any], tolerance: flo
     length = frobenius(linalg, base)
     error = float(linalg.finfo(base.dtype).eps) * length * (m**-0.5 + n**-0.5)
     lengths = [frobenius(linalg, delta) for delta in deltas]
-    return sum((error / length) ** 2 for length in lengths if length)
+    return float(sum((error / length) ** 2 for length in lengths if length))
 
 
 def frobenius(linalg: Any, matrix: Any) -> float:
