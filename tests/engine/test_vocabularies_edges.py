@@ -202,6 +202,19 @@ def test_a_tokenizer_behind_a_broken_link_is_not_taken_for_none(pair, tmp_path):
         planned([pair[0], linked], {"source": "union"})
 
 
+def test_a_special_token_that_another_model_has_stays_special(pair, tmp_path):
+    section = {"source": "base", "tokens": {"<|mine|>": {"source": str(pair[0])}}}
+    out = merge(tmp_path / "out", pair[::-1], section)
+    added = {
+        a["content"]: a for a in json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+    }
+    theirs = json.loads((pair[0] / "tokenizer.json").read_text())["added_tokens"]
+    (flags,) = [a for a in theirs if a["content"] == "<|mine|>"]
+    assert flags["special"]
+    assert added["<|mine|>"] == {**flags, "id": added["<|mine|>"]["id"]}
+    assert tokenizer_at(out).decode([added["<|mine|>"]["id"]], skip_special_tokens=True) == ""
+
+
 def test_an_explanation_says_where_the_rows_of_a_table_come_from(pair):
     plan = planned(pair, {"source": "union", "missing": "mean", "pad_to_multiple_of": 64})
     (table,) = [

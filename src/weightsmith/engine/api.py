@@ -159,9 +159,16 @@ def merge_state_dicts(
             sources[name] = [*(state[name] for state in inputs), *measured.tensors(name)]
     merged = _evaluate(outputs, sources)
     return {
-        n: merged[n].to(t.dtype) if n in merged else _agreed(n, inputs, base)
+        n: _own(merged[n].to(t.dtype), sources[n]) if n in merged else _agreed(n, inputs, base)
         for n, t in reference.items()
     }
+
+
+def _own(merged: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """A copy where a method hands on an input, so that changing the result changes no model."""
+    own = merged.untyped_storage().data_ptr()
+    is_shared = any(own == tensor.untyped_storage().data_ptr() for tensor in sources)
+    return merged.clone() if is_shared else merged
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixRules, in_float64
 from weightsmith.methods.registry import shared
 
@@ -33,7 +34,7 @@ def rank_tolerance_parameter() -> Any:
         high=1.0,
         optional=True,
         doc="directions up to this share of the strongest one's singular value count as 0; "
-        "none: max(m, n) times the precision, and what the rounding of stored weights can make",
+        "none: max(m, n) times the precision",
     )
 
 
@@ -47,7 +48,14 @@ class GramRules(MatrixRules):
         doc="how embeddings and heads are taken: as matrices, or by one of the rules of `others`; their rows span no "
         "inputs",
     )
-    rank_tolerance: float | None = rank_tolerance_parameter()
+    rank_tolerance: float | None = shared(
+        None,
+        low=0.0,
+        high=1.0,
+        optional=True,
+        doc="directions up to this share of the strongest one's singular value count as 0; "
+        "none: max(m, n) times the precision, and what rounding of float32 weights can make",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +94,10 @@ def rounding_floor(linalg: Any, base: Any, deltas: Sequence[Any], tolerance: flo
     if tolerance is not None:
         return 0.0
     m, n = base.shape
-    length = frobenius(linalg, base)
+    length = frobenius(linalg, in_float64(linalg, base))
     error = float(linalg.finfo(base.dtype).eps) * length * (m**-0.5 + n**-0.5)
-    lengths = [frobenius(linalg, delta) for delta in deltas]
+    lengths = [frobenius(linalg, in_float64(linalg, delta)) for delta in deltas]
     return float(sum((error / length) ** 2 for length in lengths if length))
-
-
-def frobenius(linalg: Any, matrix: Any) -> float:
-    """Euclidean norm of a matrix in float64, without overflow."""
-    largest = number(abs(matrix).max())
-    if largest == 0.0:
-        return 0.0
-    relative = in_float64(linalg, matrix) / largest
-    return largest * number(linalg.sqrt((relative * relative).sum()))
 
 
 def directions(linalg: Any, gram: Any, cut: float, floor: float = 0.0) -> Directions:
@@ -139,7 +138,8 @@ def solve(
 def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
     """residual C^-1, or None where C is not positive definite or its condition number may be above the limit.
 
-    The norm of C^-1 is estimated from its effect on a few vectors of signs, which give its Frobenius norm on average.
+    The norm of C^-1 is estimated from its effect on a few vectors of signs, which give its Frobenius norm on average;
+    with that of C it bounds the condition number.
     """
     n = gram.shape[0]
     scale = number(gram.trace()) if n else 0.0
@@ -157,7 +157,8 @@ def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
         return None
     images = solved[:, residual.shape[0] :]
     inverse_norm = number(linalg.sqrt((images * images).sum(0)).max())
-    return solved[:, : residual.shape[0]].T if inverse_norm < limit else None
+    condition = inverse_norm * number((unit * unit).sum()) ** 0.5
+    return solved[:, : residual.shape[0]].T if condition < limit else None
 
 
 def _signs(linalg: Any, like: Any, n: int) -> Any:

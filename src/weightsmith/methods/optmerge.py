@@ -42,6 +42,7 @@ class OptMerge(LeadingRules):
     reference), or of gradient descent with rate 1e-4 and momentum 0.9 (lora, preset lora). Matrices are (outputs,
     inputs), in float64. Embeddings, heads and tensors that are no matrix stay at the base; vision towers, which the
     authors leave out too, are left to a rule of the recipe. A zero task vector takes no part in the interference.
+    Unless rank_tolerance is given, directions that the rounding of float32 weights can make count as none.
     """
 
     others: str = others_parameter("base")

@@ -41,7 +41,7 @@ from weightsmith.vocabularies.rules import Zero, rule_named
 from weightsmith.vocabularies.target import Member, Target, copy_target
 from weightsmith.vocabularies.templates import resolve_chat_template
 from weightsmith.vocabularies.union import union_target
-from weightsmith.vocabularies.vocabulary import Vocabulary
+from weightsmith.vocabularies.vocabulary import AddedFlags, Vocabulary
 from weightsmith.wording import counted
 
 
@@ -163,16 +163,29 @@ class _Section:
                 vocabulary = self.vocabularies[reference]
                 if reference != owner and vocabulary is not None:
                     members.append(self._member(reference, vocabulary))
-            target = union_target(members, tokens=tokens, pad_to_multiple_of=pad)
+            target = union_target(
+                members, tokens=tokens, flags=self._flags(), pad_to_multiple_of=pad
+            )
         else:
             target = copy_target(
                 donor,
                 source="base" if source == "base" else donor.label,
                 tokens=tokens,
+                flags=self._flags(),
                 pad_to_multiple_of=pad,
                 strip=source == "base",
             )
         return target, owner
+
+    def _flags(self) -> dict[str, AddedFlags]:
+        """How models that have a token of `tokens:` as an added one find it in text; mergekit forgets it."""
+        found: dict[str, AddedFlags] = {}
+        known = [v for v in self.vocabularies.values() if v is not None]
+        for text in (self.section.tokens or ()) if self.is_native else ():
+            flags = next((v.added[text] for v in known if text in v.added), None)
+            if flags is not None:
+                found[text] = flags
+        return found
 
     def _party(self, reference: str, target: Target) -> Party:
         """A checkpoint with its tokenizer; one that lacks it is taken to have the base's, as in mergekit."""

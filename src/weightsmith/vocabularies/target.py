@@ -51,10 +51,11 @@ def copy_target(
     *,
     source: str,
     tokens: Iterable[str] = (),
+    flags: Mapping[str, AddedFlags] | None = None,
     pad_to_multiple_of: int | None = None,
     strip: bool = False,
 ) -> Target:
-    """The tokenizer of one model, with `tokens` that it lacks behind it as plain added tokens.
+    """The tokenizer of one model, with `tokens` that it lacks behind it as added tokens, plain ones without `flags`.
 
     `strip` leaves out the tokens whose ids lie beyond the donor's rows, as mergekit does for `base` (and not for a
     model that is named). An unchanged tokenizer keeps the donor's number of rows, so that nothing moves; a changed
@@ -62,7 +63,12 @@ def copy_target(
     """
     base, findings = stripped_base(donor) if strip else (donor.vocabulary, ())
     return finished(
-        donor, base, wanted_tokens(base, tokens), source, pad_to_multiple_of, findings=findings
+        donor,
+        base,
+        wanted_tokens(base, tokens, flags or {}),
+        source,
+        pad_to_multiple_of,
+        findings=findings,
     )
 
 
@@ -73,10 +79,12 @@ def stripped_base(donor: Member) -> tuple[Vocabulary, tuple[Finding, ...]]:
     return stripped(donor.vocabulary, donor.rows)
 
 
-def wanted_tokens(vocabulary: Vocabulary, tokens: Iterable[str]) -> list[NewToken]:
-    """The texts that a vocabulary lacks, as added tokens with the library's default flags, in their order."""
+def wanted_tokens(
+    vocabulary: Vocabulary, tokens: Iterable[str], flags: Mapping[str, AddedFlags]
+) -> list[NewToken]:
+    """The texts that a vocabulary lacks, as added tokens with their flags or the library's default, in their order."""
     missing = dict.fromkeys(text for text in tokens if text not in vocabulary.ids)
-    return [NewToken(text, AddedFlags()) for text in missing]
+    return [NewToken(text, flags.get(text, AddedFlags())) for text in missing]
 
 
 def finished(

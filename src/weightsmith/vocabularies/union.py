@@ -10,7 +10,7 @@ model's table counts as absent from that model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.messages import shown
@@ -23,6 +23,7 @@ def union_target(
     members: Sequence[Member],
     *,
     tokens: Iterable[str] = (),
+    flags: Mapping[str, AddedFlags] | None = None,
     pad_to_multiple_of: int | None = None,
 ) -> Target:
     """The union of the members' tokenizers on that of the first, its base; `tokens` that are in none go last.
@@ -43,7 +44,7 @@ def union_target(
         if flags.special and text in base.ids and text not in base.added
     }
     texts = {token.text for token in new}
-    new += [token for token in wanted_tokens(base, tokens) if token.text not in texts]
+    new += [token for token in wanted_tokens(base, tokens, flags or {}) if token.text not in texts]
     findings += (*_beyond(others), *conflicts, *_kinds(base, others))
     return finished(
         donor, base, new, "union", pad_to_multiple_of, promoted=promoted, findings=findings

@@ -1,0 +1,95 @@
+"""Merging state dicts: tensors have the roles that a checkpoint of these names has, and the result is its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import weightsmith
+
+BLOCK = {
+    "attn.c_attn.weight": (8, 24),
+    "attn.c_attn.bias": (24,),
+    "attn.c_proj.weight": (8, 8),
+    "ln_1.weight": (8,),
+    "mlp.c_fc.weight": (8, 32),
+    "mlp.c_proj.weight": (32, 8),
+}
+SHAPES = {
+    "wte.weight": (40, 8),
+    **{f"h.{layer}.{name}": shape for layer in (0, 1) for name, shape in BLOCK.items()},
+    "ln_f.weight": (8,),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    generator = torch.Generator().manual_seed(0)
+    return [{k: torch.randn(s, generator=generator) for k, s in SHAPES.items()} for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("tsv_m", {"embeddings": "average"}),
+        ("iso_cts", {"common_share": 0.5}),
+        ("widen", {}),
+        ("wudi", {}),
+        ("opcm", {}),
+        ("lines", {}),
+        ("localize_and_stitch", {"exclude": "embedding"}),
+    ],
+)
+def test_state_dicts_and_folders_give_the_same_merge(models, tmp_path, method, parameters):
+    """Embeddings, layers and matrices stored input first are found in both."""
+    for name, model in zip(("base", "e1", "e2"), models, strict=True):
+        (tmp_path / name).mkdir()
+        save_file(model, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    recipe = {
+        "weightsmith": 1,
+        "merge_method": method,
+        "base_model": str(tmp_path / "base"),
+        "models": [{"model": str(tmp_path / name)} for name in ("e1", "e2")],
+        "parameters": parameters,
+    }
+    weightsmith.merge(recipe, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    base, *experts = models
+    held = weightsmith.merge_state_dicts(method, experts, base=base, parameters=parameters)
+    for name, tensor in stored.items():
+        torch.testing.assert_close(held[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_matrix_stored_input_first_is_merged_as_its_transpose(models):
+    name = "h.1.mlp.c_fc.weight"
+    base, *experts = models
+    merged = weightsmith.merge_state_dicts("wudi", experts, base=base)[name]
+    turned = [{"w": model[name].T.contiguous()} for model in models]
+    expected = weightsmith.merge_state_dicts("wudi", turned[1:], base=turned[0])["w"].T
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-4)
+    other = weightsmith.merge_state_dicts(
+        "wudi", experts, base=base, parameters={"orientation": "output_first"}
+    )[name]
+    assert (merged - other).abs().max() > 1e-2
+
+
+def test_embeddings_have_their_own_rule(models):
+    base, *experts = models
+    merged = weightsmith.merge_state_dicts(
+        "tsv_m", experts, base=base, parameters={"embeddings": "base"}
+    )
+    assert torch.equal(merged["wte.weight"], base["wte.weight"])
+    assert not torch.equal(merged["h.0.mlp.c_fc.weight"], base["h.0.mlp.c_fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("lawa", {"k": 1}), ("passthrough", {}), ("linear", {}), ("ema", {})]
+)
+def test_the_result_shares_no_memory_with_its_inputs(method, parameters):
+    """A peer's averages alias the model that trains on, so that all of its snapshots are one."""
+    model = {"w": torch.ones(3), "n": torch.tensor([1])}
+    merged = weightsmith.merge_state_dicts(method, [model], parameters=parameters)
+    for name, tensor in merged.items():
+        tensor.add_(1)
+        assert torch.equal(model[name], torch.ones(model[name].shape, dtype=tensor.dtype))
