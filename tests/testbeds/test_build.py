@@ -37,6 +37,8 @@ class Toy:
             config.write_text(
                 json.dumps({"after": sorted(p.name for p in workshop.root.iterdir())})
             )
+            if name != "data":
+                workshop.place(f"{name}/model.safetensors").write_text(name)
             workshop.within(1, 1)
             return {name: {"one": {"test": 0.5}}} if name != "data" else {}
 
@@ -63,7 +65,7 @@ def test_a_family_appears_whole_with_its_record(tmp_path):
     out = build("toy", tmp_path / "family")
     record = json.loads((out / "family.json").read_text())
     assert files(out) == set(record["files"]) | {"family.json"}
-    assert record["members"] == ["base", "data", "experts/one"]
+    assert record["members"] == ["base", "experts/one"]
     assert record["figures"] == {m: {"one": {"test": 0.5}} for m in ("base", "experts/one")}
     assert [path.name for path in tmp_path.iterdir()] == ["family"]
 
