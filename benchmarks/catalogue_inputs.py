@@ -91,7 +91,7 @@ def cases() -> dict[str, Case]:
         "rcp": Case("rcp", experts=2, kinds=("fisher", "gradients")),
         "regmean": Case("regmean", kinds=("gram",), bare=_regression),
         "slerp": Case("slerp", experts=1, parameters={"t": 0.4}),
-        "optmerge": Case("optmerge", bare=_leading_gram),
+        "optmerge": Case("optmerge", parameters={"solver": "closed"}, bare=_leading_gram),
         "tsv_c": Case("tsv_c", experts=1, bare=_decompositions("truncate")),
         **{name: Case(name, bare=_gram) for name in ("wudi", "iwudi", "swudi", "aswudi")},
         **{name: Case(name, bare=_decompositions(name)) for name in DECOMPOSED},

@@ -46,7 +46,8 @@ TRANSLATED = (
     "tsv_m tsv_c resm iso_c iso_cts opcm knots doge consensus tall_masks emr magmax localize_and_stitch pcb "
     "fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
 ).split()
-SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion"}
+# OptMerge's default takes steps of one size, whatever the size of task vectors.
+SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion", "optmerge"}
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "geometric_median": 1e-5}
 SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}

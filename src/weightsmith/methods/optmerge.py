@@ -22,10 +22,7 @@ from weightsmith.tensors.graph import Site, Value, whole
     base=Base.REQUIRED,
     cost="O(N m n min(m, n)); solver descent: O(steps m n r) with r directions in all",
     generalises=("wudi",),
-    presets={
-        "reference": {"solver": "descent"},
-        "lora": {"flavour": "lora", "solver": "descent"},
-    },
+    presets={"lora": {"flavour": "lora"}},
 )
 @dataclass(frozen=True, slots=True)
 class OptMerge(LeadingRules):
@@ -37,11 +34,12 @@ class OptMerge(LeadingRules):
         lora   t_i = top_k(tau_i),                        from T_0 = mean tau
         T = T_0 + (sum_i (t_i - T_0) G_i) (sum_i G_i)^+,   G_i = V_i S_i^2 V_i^T / ||tau_i||^2     (solver: closed)
 
-    The closed form is what the authors' optimisers converge to; directions that no task leads in stay at T_0 (start,
-    which may also be zero). `solver: descent` runs their schedules: 300 steps of Adam with rate 1e-5 (full, preset
-    reference), or of gradient descent with rate 1e-4 and momentum 0.9 (lora, preset lora). Matrices are (outputs,
-    inputs), in float64. Embeddings, heads and tensors that are no matrix stay at the base; vision towers, which the
-    authors leave out too, are left to a rule of the recipe. A zero task vector takes no part in the interference.
+    `solver: descent` runs the authors' schedules: 300 steps of Adam with rate 1e-5 (full), or of gradient descent with
+    rate 1e-4 and momentum 0.9 (lora). `solver: closed` is what they would converge to; directions that no task leads in
+    stay at T_0 (start, which may also be zero). Where N k is about n the closed form fits tasks that contradict each
+    other exactly and grows without sense, which stopping early prevents. Matrices are (outputs, inputs), in float64.
+    Embeddings, heads and tensors that are no matrix stay at the base; vision towers, which the authors leave out too,
+    are left to a rule of the recipe. A zero task vector takes no part in the interference.
     Unless rank_tolerance is given, directions that the rounding of float32 weights can make count as none.
     """
 
@@ -63,7 +61,7 @@ class OptMerge(LeadingRules):
         doc="share of the singular directions kept of each task; none: 1/N",
     )
     solver: str = shared(
-        "closed", choices=("closed", "descent"), doc="closed form, or the authors' optimiser"
+        "descent", choices=("descent", "closed"), doc="the authors' optimiser, or its limit"
     )
     start: str | None = shared(
         None,
