@@ -1,0 +1,68 @@
+"""An adapter, whatever dialect it was written in: for each tensor of its base, the change that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from weightsmith.deltas.changes import Change
+from weightsmith.tensors.stored import LazyTensor
+
+
+class Form(str, Enum):
+    """How a change is stored."""
+
+    LORA = "lora"
+    LOHA = "loha"
+    LOKR = "lokr"
+    FULL = "full"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What an adapter does to one tensor of its base.
+
+    `target` is the tensor's name as far as the adapter tells it (see `attaching` for how it is found in a base).
+    `load` reads the factors and gives the change with its scale in it, seen in the orientation in which the base stores
+    the tensor; it is None for a tensor that is replaced. `shape` is the tensor's shape, None where the factors do not
+    tell it. `rank` and `alpha` are as they are written, `scale` what the product of the factors is multiplied with.
+    """
+
+    target: str
+    form: Form
+    sources: tuple[LazyTensor, ...]
+    load: Callable[[], Change] | None = None
+    shape: tuple[int, ...] | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scale: float = 1.0
+    magnitude: LazyTensor | None = None
+    input_first: bool = False
+    replacement: LazyTensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """What the headers and the configuration of an adapter say; factors are read when they are asked for.
+
+    `dialect` is `peft`, `kohya`, `diffusers` or `lycoris`; `updates` are by target. `flattened`: targets have `_`
+    where a base has `.`. `config` is adapter_config.json, or the metadata of a single file; `base_reference` the base
+    that it names, if any.
+    """
+
+    path: Path
+    source: str
+    dialect: str
+    updates: Mapping[str, Update]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    base_reference: str | None = None
+    flattened: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name without the user's folders."""
+        return self.path.name

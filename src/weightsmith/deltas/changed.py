@@ -1,0 +1,156 @@
+"""A stored tensor with a change on top, computed while it is read."""
+
+from __future__ import annotations
+
+import collections
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.deltas.changes import Change, Matrix
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.widening import WORDS, widen
+
+# Elements computed at a time. Blocks begin at multiples of their rows whatever part is read, so that each element comes
+# out of the same product and its bits do not depend on the tile.
+_BLOCK = 1 << 16
+# Tensors whose factors are held: those that threads read at this moment, and a few more.
+_HELD = 16
+_holders: collections.OrderedDict[int, ChangedTensor] = collections.OrderedDict()
+_holders_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangedTensor:
+    """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
+
+    `load` gives the change when the first element is asked for; `factors` are the stored tensors behind it. With
+    `magnitude` g it is g (base + change) / ||base + change|| by row, or by column where `by_column` (DoRA; Liu et al.
+    2024, arXiv:2402.09353), g having one number for each.
+    """
+
+    base: LazyTensor
+    factors: tuple[LazyTensor, ...]
+    load: Callable[[], Change]
+    magnitude: LazyTensor | None = None
+    by_column: bool = False
+    _loaded: list[tuple[Change, Matrix | None]] = field(default_factory=list)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        """The base's name."""
+        return self.base.name
+
+    @property
+    def dtype(self) -> DType:
+        """The type that elements are computed in."""
+        return DType.FLOAT64 if self.base.dtype is DType.FLOAT64 else DType.FLOAT32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self.base.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, dense."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """The parts' files and tensors, for messages."""
+        return " with ".join(source.location for source in self.sources)
+
+    @property
+    def sources(self) -> tuple[LazyTensor, ...]:
+        """The stored tensors that it is computed from."""
+        magnitude = () if self.magnitude is None else (self.magnitude,)
+        return (self.base, *self.factors, *magnitude)
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Compute elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
+        if start == stop:
+            return
+        change, gain = self._parts()
+        rows, columns = change.shape
+        step = max(1, _BLOCK // columns)
+        out: NDArray[Any] = np.frombuffer(
+            buffer, np.float64 if self.dtype is DType.FLOAT64 else np.float32
+        )
+        for first in range(start // columns // step * step, -(-stop // columns), step):
+            last = min(first + step, rows)
+            block = self._block(change, gain, first, last).reshape(-1)
+            low, high = max(start, first * columns), min(stop, last * columns)
+            out[low - start : high - start] = block[low - first * columns : high - first * columns]
+
+    def _block(self, change: Change, gain: Matrix | None, first: int, last: int) -> Matrix:
+        changed = self._sum(change, first, last)
+        if gain is None:
+            return changed
+        if self.by_column:
+            return changed * gain
+        factors: Matrix = gain[first:last] / np.linalg.norm(changed, axis=1)
+        return changed * factors[:, None]
+
+    def _sum(self, change: Change, first: int, last: int) -> Matrix:
+        columns = change.shape[1]
+        base = _read(self.base, first * columns, last * columns)
+        return base.reshape(last - first, columns) + change.rows(first, last)
+
+    def _parts(self) -> tuple[Change, Matrix | None]:
+        """The change, and what rows (or columns, these over their norms) are multiplied with."""
+        with self._lock:
+            if not self._loaded:
+                change = self.load()
+                self._loaded.append((change, self._gain(change)))
+            found = self._loaded[0]
+        self._hold()
+        return found
+
+    def _hold(self) -> None:
+        """Keep the factors of the tensors that were read last, and let go of others'."""
+        with _holders_lock:
+            _holders[id(self)] = self
+            _holders.move_to_end(id(self))
+            while len(_holders) > _HELD:
+                _, oldest = _holders.popitem(last=False)
+                oldest._loaded.clear()
+
+    def _gain(self, change: Change) -> Matrix | None:
+        if self.magnitude is None:
+            return None
+        gain = read_matrix(self.magnitude).reshape(-1)
+        if not self.by_column:
+            return gain
+        rows, columns = change.shape
+        step = max(1, _BLOCK // columns)
+        squares = np.zeros(columns)
+        for first in range(0, rows, step):
+            squares += np.square(self._sum(change, first, min(first + step, rows))).sum(axis=0)
+        return gain / np.sqrt(squares)
+
+
+def read_matrix(tensor: LazyTensor) -> Matrix:
+    """A stored tensor of floats, whole, in float64 and in its own shape: for factors, which are small.
+
+    Raises CompatibilityError for a dtype that is no float.
+    """
+    return _read(tensor, 0, tensor.numel).reshape(tensor.shape)
+
+
+def _read(tensor: LazyTensor, start: int, stop: int) -> Matrix:
+    words = np.empty(stop - start, WORDS[tensor.dtype.itemsize])
+    tensor.read_into(start, stop, words.data.cast("B"))
+    return widen(words, tensor.dtype).astype(np.float64)
