@@ -38,8 +38,10 @@ def test_several_numbers_of_experts_are_a_scaling_study(family, tmp_path, capsys
     rows = json.loads(taken.out)["rows"]
     assert [row["experts"] for row in rows] == [2, 3]
     assert "left" in taken.err
-    assert execute([*arguments, "--out", str(tmp_path), "--quiet"]) == 0
+    page = tmp_path / "scaling.html"
+    assert execute([*arguments, "--out", str(tmp_path), "--quiet", "--report", str(page)]) == 0
     assert "Scaling" in capsys.readouterr().out
+    assert "Normalised score by number of experts" in page.read_text()
 
 
 @pytest.mark.parametrize(

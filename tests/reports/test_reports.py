@@ -266,6 +266,16 @@ def test_a_damaged_league_is_refused(league, damage):
         league_sections(league)
 
 
+def test_a_scaling_study_draws_a_line_for_each_method_of_a_family(league):
+    row = {**league["rows"][3], "method": "ties", "family": "tiny", "parameters": 1000}
+    rows = [{**row, "experts": count} for count in (2, 4)]
+    report = report_of_league({"ended": "finished", "rows": rows, "leagues": [league]})
+    assert keys(report) == ["scaling-tiny"]
+    (table,) = tables(report, "Scaling study")
+    assert [cells[3] for cells in table.rows] == ["2", "4"]
+    assert ">ties</text>" in render(report)
+
+
 def test_empty_sections_are_left_out():
     page = render(
         Report("r", "s", (Section("empty", ()), Section("full", (DataTable("t", ("a",), ()),))))

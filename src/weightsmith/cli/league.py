@@ -124,12 +124,10 @@ def league(
         family = opened[0].first(experts[0]) if experts else opened[0]
         options["budget_seconds"] = budget
         ended = _league(family, methods, folder, as_json, report_file, **options)
-    elif report_file is not None:
-        raise click.UsageError("A scaling study has no --report; give one family at a time.")
     elif budget is not None:
         raise click.UsageError("A scaling study has no --budget; Ctrl-C keeps what is finished.")
     else:
-        ended = _scaling(opened, methods, experts or [], folder, as_json, **options)
+        ended = _scaling(opened, methods, experts or [], folder, as_json, report_file, **options)
     return _exit_code(ended, folder)
 
 
@@ -152,7 +150,7 @@ def _league(
     return found.ended
 
 
-def _report(found: League) -> Report:
+def _report(found: League | Scaling) -> Report:
     from weightsmith.reports.subjects import report_of_league
 
     return report_of_league(found.to_mapping())
@@ -164,11 +162,13 @@ def _scaling(
     counts: Sequence[int],
     out: Path,
     as_json: bool,
+    report_file: Path | None,
     **options: Any,
 ) -> str:
     from weightsmith.comparison.scaling import run_scaling
 
     found = run_scaling(families, methods, counts, out, **options)
+    write_beside(report_file, lambda: _report(found))
     if as_json:
         show_json(found.to_mapping())
     else:

@@ -10,7 +10,8 @@ from typing import Any
 from weightsmith.errors import UsageError
 from weightsmith.reports.figures import Bar, Point, estimates, plane
 from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
-from weightsmith.reports.text import ABSENT, interval, number, score
+from weightsmith.reports.scaling_sections import is_scaling, scaling_sections, written
+from weightsmith.reports.text import ABSENT, number
 from weightsmith.tensors.sizes import format_size
 
 _SETTINGS = ("tuned", "default", "average", "base")
@@ -34,9 +35,9 @@ def read_league(file: Path) -> Mapping[str, Any]:
 
 
 def league_sections(league: Mapping[str, Any]) -> list[Section]:
-    """The sections of a league in the form of its JSON; raises UsageError if it has another form."""
+    """The sections of a league or a scaling study in the form of its JSON; raises UsageError if it has another form."""
     try:
-        return _sections(league)
+        return scaling_sections(league) if is_scaling(league) else _sections(league)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise UsageError(
             f"This is not a league ({problem!r}); give what `league --json` wrote."
@@ -158,18 +159,11 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["name"]),
         str(row["setting"]),
         _ranked(row["rank"]),
-        *(_written(row[key]) for key in ("normalized", "retained", "mean", "general", "unseen")),
+        *(written(row[key]) for key in ("normalized", "retained", "mean", "general", "unseen")),
         ABSENT if cost is None else number(float(cost["cpu_seconds"]), 2),
         ABSENT if cost is None else format_size(int(cost["peak_bytes"])),
         given + (" (at the edge of its grid)" if row.get("at_edge") else ""),
     )
-
-
-def _written(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None:
-        return ABSENT
-    ends = interval(float(estimate["low"]), float(estimate["high"]))
-    return f"{score(float(estimate['value']))} ({ends})"
 
 
 def _ranked(rank: Mapping[str, Any] | None) -> str:

@@ -103,10 +103,14 @@ def report_of_comparison(comparison: Comparison) -> Report:
 
 
 def report_of_league(league: Mapping[str, Any]) -> Report:
-    """A report of a league, given as its JSON has it."""
+    """A report of a league or a scaling study, given as its JSON has it."""
     from weightsmith.reports.league_sections import league_sections
+    from weightsmith.reports.scaling_sections import is_scaling
 
-    return _report(f"League on {league.get('family', '')}", league_sections(league))
+    sections = league_sections(league)
+    if is_scaling(league):
+        return _report("Scaling study", sections)
+    return _report(f"League on {league['family']}", sections)
 
 
 def _report(title: str, sections: Sequence[Section]) -> Report:
