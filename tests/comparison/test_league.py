@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from weightsmith.checkpoints import open_checkpoint
+from weightsmith.checkpoints.statistics_writer import write_statistics
 from weightsmith.comparison.entries import Candidate, measure_cost, recipe_of
 from weightsmith.comparison.family import open_family
 from weightsmith.comparison.league import BUDGET, FINISHED, INTERRUPTED, run_league
@@ -202,3 +205,23 @@ def test_an_unknown_family_says_how_to_build_it(tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTSMITH_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="testbed build visoin"):
         open_family("visoin")
+
+
+def test_methods_that_need_statistics_take_part_where_they_are_given(small_family, tmp_path):
+    folder, family = tmp_path / "statistics", small_family
+    folder.mkdir()
+    for seed, task in enumerate(family.experts):
+        tensors = open_checkpoint(family.expert(task)).tensors
+        generator = np.random.default_rng(seed)
+        fisher = {n: generator.random(t.shape, np.float32) for n, t in tensors.items()}
+        about = {"of": family.expert(task), "data": "drawn at random", "samples": 1}
+        write_statistics(folder / f"{task}.fisher.safetensors", fisher, kind="fisher", **about)
+    with pytest.raises(UsageError, match="no statistics of the expert"):
+        family.measured(tmp_path)
+    found = run_league(family.measured(folder), ["fisher", "regmean"], tmp_path, with_cost=False)
+    assert "fisher" in {row.name for row in found.rows}
+    (refused,) = found.left_out
+    assert refused.method == "regmean"
+    assert "gram" in refused.reason
+    without = run_league(family, ["fisher"], tmp_path, with_cost=False)
+    assert [out.method for out in without.left_out] == ["fisher"]

@@ -83,6 +83,11 @@ def _counts(text: str) -> list[int]:
 @click.option(
     "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N experts each time."
 )
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A folder of EXPERT.KIND.safetensors, for methods that need statistics.",
+)
 @click.option("--budget", type=_seconds, metavar="TIME", help="Begin nothing after this time.")
 @click.option(
     "--out",
@@ -98,6 +103,7 @@ def league(
     methods: list[str],
     split: str,
     experts: list[int] | None,
+    statistics: Path | None,
     budget: float | None,
     out: Path | None,
     device: str,
@@ -122,8 +128,12 @@ def league(
     options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
     if len(opened) == 1 and len(experts or []) < 2:
         family = opened[0].first(experts[0]) if experts else opened[0]
+        if statistics is not None:
+            family = family.measured(statistics)
         options["budget_seconds"] = budget
         ended = _league(family, methods, folder, as_json, report_file, **options)
+    elif statistics is not None:
+        raise click.UsageError("A scaling study has no --statistics; give one family at a time.")
     elif budget is not None:
         raise click.UsageError("A scaling study has no --budget; Ctrl-C keeps what is finished.")
     else:

@@ -36,7 +36,8 @@ class Cost:
 class Candidate:
     """One thing to measure: a member of the family (`method` None) or a merge of its experts, on a split.
 
-    `tasks` are those of the suite to score, in its order; empty for all.
+    `tasks` are those of the suite to score, in its order; empty for all. With `measured` the experts come with their
+    statistics.
     """
 
     split: str
@@ -46,6 +47,7 @@ class Candidate:
     has_base: bool = True
     tasks: tuple[str, ...] = ()
     with_cost: bool = False
+    measured: bool = False
 
     @property
     def title(self) -> str:
@@ -67,6 +69,7 @@ class Candidate:
             "parameters": dict(self.parameters or {}),
             "tasks": list(self.tasks),
             "with_cost": self.with_cost,
+            **({"statistics": family.statistics_digest()} if self.measured else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -121,7 +124,11 @@ def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
     recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": candidate.method}
     if candidate.has_base:
         recipe["base_model"] = str(family.base)
-    recipe["models"] = [{"model": str(family.expert(task))} for task in family.experts]
+    models: list[dict[str, Any]] = [{"model": str(family.expert(task))} for task in family.experts]
+    if candidate.measured:
+        for model, task in zip(models, family.experts, strict=True):
+            model["statistics"] = [str(path) for path in family.statistics_of(task)]
+    recipe["models"] = models
     if candidate.parameters:
         recipe["parameters"] = dict(candidate.parameters)
     return recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,15 @@ RECORD = "family.json"
 class Family:
     """Where the members and suites of a family lie; `experts` are its tasks with an expert, in the family's order.
 
-    `digest` is over the bytes of all files.
+    `digest` is over the bytes of all files. `statistics` is a folder of what was measured on the experts, as files
+    TASK.KIND.safetensors, for methods that need it.
     """
 
     name: str
     folder: Path
     digest: str
     experts: tuple[str, ...]
+    statistics: Path | None = None
 
     @property
     def base(self) -> Path:
@@ -42,6 +45,31 @@ class Family:
                 f"The family {str(self.folder)!r} has no split {split!r}; use validation or test."
             )
         return path
+
+    def statistics_of(self, task: str) -> list[Path]:
+        """The statistics files of a task's expert, by name."""
+        return (
+            [] if self.statistics is None else sorted(self.statistics.glob(f"{task}.*.safetensors"))
+        )
+
+    def statistics_digest(self) -> str:
+        """SHA-256 over the experts' statistics files."""
+        state = hashlib.sha256()
+        for task in self.experts:
+            for path in self.statistics_of(task):
+                state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return state.hexdigest()
+
+    def measured(self, statistics: Path) -> Family:
+        """The family with a folder of statistics; raises UsageError for one that lacks an expert's."""
+        found = replace(self, statistics=statistics.absolute())
+        for task in self.experts:
+            if not found.statistics_of(task):
+                raise UsageError(
+                    f"The folder {str(statistics)!r} has no statistics of the expert {task!r}; it needs files such as "
+                    f"{task}.fisher.safetensors."
+                )
+        return found
 
     def first(self, experts: int) -> Family:
         """The family with its first experts only; raises UsageError where it has fewer."""

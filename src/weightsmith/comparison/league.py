@@ -106,7 +106,10 @@ def run_league(
         raise UsageError(
             "A league is tuned on the validation split; report on another, such as test."
         )
-    entrants = [enter(name, len(family.experts)) for name in _named(methods)]
+    has_statistics = family.statistics is not None
+    entrants = [
+        enter(name, len(family.experts), has_statistics=has_statistics) for name in _named(methods)
+    ]
     bench = _Bench(family, Entries(out), budget_seconds, device, progress or Silent())
     return _Run(family, split, bench, with_cost).of(entrants)
 
@@ -248,6 +251,7 @@ class _Run:
                 parameters=parameters,
                 has_base=entrant.has_base,
                 with_cost=self._with_cost,
+                measured=entrant.measured,
             )
         )
         return Contestant(
@@ -281,5 +285,6 @@ class _Run:
             parameters={**entrant.defaults, scale: value},
             has_base=entrant.has_base,
             tasks=self._family.experts,
+            measured=entrant.measured,
         )
         return mean_normalized(self._bench.measure(candidate).evaluation, self._validation_experts)

@@ -20,7 +20,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SCALES = {"slerp": "t", "nearswap": "t", "wise_ft": "alpha", "expo": "alpha", "lines": "weight"}
 _BETWEEN = frozenset({"slerp", "wise_ft"})
 # What a league takes where a method has no default.
-_GIVEN: Mapping[str, Mapping[str, Any]] = {"slerp": {"t": 0.5}}
+_GIVEN: Mapping[str, Mapping[str, Any]] = {"slerp": {"t": 0.5}, "metrics_weighted": {"by": "score"}}
 _LEFT_OUT = {
     "passthrough": "it takes one model as it is",
     "layer_swapping": "which layers it takes is chosen by hand",
@@ -31,13 +31,17 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A method in a league: its parameters by default, its scale (None if it has none) and the values tried."""
+    """A method in a league: its parameters by default, its scale (None if it has none) and the values tried.
+
+    `measured`: it needs statistics of the experts.
+    """
 
     method: str
     has_base: bool
     defaults: Mapping[str, Any]
     scale: str | None
     grid: tuple[float, ...]
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +52,19 @@ class LeftOut:
     reason: str
 
 
-def enter(method: str, experts: int) -> Entrant | LeftOut:
-    """A method as it takes part with so many experts, or why it cannot.
+def enter(method: str, experts: int, *, has_statistics: bool = False) -> Entrant | LeftOut:
+    """A method as it takes part with so many experts, with statistics of them or without, or why it cannot.
 
     Raises RecipeError for an unknown name.
     """
     spec = registry.get(method)
-    reason = _reason_against(spec, experts)
+    reason = _reason_against(spec, experts, has_statistics)
     if reason is not None:
         return LeftOut(method, reason)
     scale = scale_of(spec)
     grid = () if scale is None else SHARES if method in _BETWEEN else STRENGTHS
-    return Entrant(method, spec.base is not Base.IGNORED, _GIVEN.get(method, {}), scale, grid)
+    has_base, given = spec.base is not Base.IGNORED, _GIVEN.get(method, {})
+    return Entrant(method, has_base, given, scale, grid, measured=bool(spec.statistics))
 
 
 def scale_of(spec: MethodSpec) -> str | None:
@@ -67,14 +72,14 @@ def scale_of(spec: MethodSpec) -> str | None:
     return "lambda" if "lambda" in spec.parameters else _SCALES.get(spec.name)
 
 
-def _reason_against(spec: MethodSpec, experts: int) -> str | None:
+def _reason_against(spec: MethodSpec, experts: int, has_statistics: bool) -> str | None:
     if spec.name in _LEFT_OUT:
         return _LEFT_OUT[spec.name]
-    if spec.statistics:
+    if spec.statistics and not has_statistics:
         return f"it needs statistics of the experts ({', '.join(spec.statistics)})"
     given = _GIVEN.get(spec.name, {})
     for key, default in spec.defaults().items():
-        if default is REQUIRED and key not in given:
+        if default is REQUIRED and key not in given and not spec.statistics:
             return f"its parameter {key} has no default"
     try:
         spec.check_expert_count(experts, "league")
