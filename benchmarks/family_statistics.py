@@ -193,8 +193,13 @@ def gram_matrices(
 
         return add
 
-    linears = {n: m for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)}
-    hooks = [m.register_forward_hook(hook(stored[f"{n}.weight"])) for n, m in linears.items()]
+    # A head that is tied to the embedding has no weight of its own.
+    linears = {
+        stored[f"{name}.weight"]: module
+        for name, module in model.module.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in stored
+    }
+    hooks = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
     with torch.no_grad():
         for first in range(0, count, BATCH):
             losses(slice(first, min(first + BATCH, count)))

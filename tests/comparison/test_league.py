@@ -225,3 +225,8 @@ def test_methods_that_need_statistics_take_part_where_they_are_given(small_famil
     assert "gram" in refused.reason
     without = run_league(family, ["fisher"], tmp_path, with_cost=False)
     assert [out.method for out in without.left_out] == ["fisher"]
+
+
+def test_a_measurement_is_named_by_its_parameters_of_any_kind():
+    candidate = Candidate("test", "metrics_weighted", parameters={"by": "score", "penalty": 0.5})
+    assert candidate.title == "metrics_weighted (by=score, penalty=0.5) on test"

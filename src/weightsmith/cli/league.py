@@ -238,7 +238,9 @@ def _name(row: LeagueRow) -> str:
 
 
 def _parameters(row: LeagueRow) -> str:
-    given = ", ".join(f"{key}={value:g}" for key, value in row.parameters.items())
+    from weightsmith.comparison.entries import written
+
+    given = written(row.parameters)
     return f"{given} *" if row.at_edge else given
 
 

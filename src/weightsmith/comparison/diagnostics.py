@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.adapters.opening import open_model
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.inspection.interference import Changes, measure_interference
 from weightsmith.inspection.subspaces import measure_overlaps
@@ -74,8 +75,8 @@ def diagnose(
     """
     if len(experts) < 2:
         raise UsageError("Interference is between experts; give at least two.")
-    opened = open_checkpoint(base)
-    others = [open_checkpoint(expert) for expert in experts]
+    opened = open_model(base)
+    others = [open_model(expert) for expert in experts]
     changes = measure_interference(opened, others, threads=threads).total
     if changes is None:
         raise CompatibilityError(

@@ -54,7 +54,7 @@ class Candidate:
         """How progress calls it."""
         if self.method is None:
             return f"{self.member} on {self.split}"
-        given = ", ".join(f"{key}={value:g}" for key, value in (self.parameters or {}).items())
+        given = written(self.parameters or {})
         return f"{self.method}{f' ({given})' if given else ''} on {self.split}"
 
     def digest(self, family: Family) -> str:
@@ -80,6 +80,12 @@ class Entry:
 
     evaluation: Evaluation
     cost: Cost | None
+
+
+def written(parameters: Mapping[str, Any]) -> str:
+    """Parameters in a line, numbers without needless digits."""
+    shown = {key: f"{v:g}" if isinstance(v, float) else v for key, v in parameters.items()}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 class Entries:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import open_checkpoint
+from weightsmith.adapters.opening import open_model
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.league import FINISHED, League, Progress, run_league
 from weightsmith.comparison.resampling import Estimate, estimate_mapping
@@ -77,7 +77,7 @@ def run_scaling(
     leagues: list[League] = []
     rows: list[ScalingRow] = []
     for family in families:
-        tensors = open_checkpoint(family.base).tensors.values()
+        tensors = open_model(family.base).tensors.values()
         parameters = sum(tensor.numel for tensor in tensors)
         for count in sorted(set(counts) or {len(family.experts)}):
             if count > len(family.experts):

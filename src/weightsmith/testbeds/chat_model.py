@@ -80,11 +80,12 @@ def rows_of(tokenizer: Any, texts: Sequence[str], rows: int, length: int) -> tor
 
 
 def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
-    """Bits that the model needs for the tokens of the texts after the first of each, per byte of the texts."""
+    """Bits that the model needs for the tokens of the texts, each after the token that begins a text, per byte."""
     nats, count = 0.0, 0
     with torch.no_grad():
         for text in texts:
-            tokens = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+            found = tokenizer(text, add_special_tokens=False).input_ids
+            tokens = torch.tensor([[tokenizer.bos_token_id, *found]])
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[0]
             nats += functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
             count += len(text.encode())

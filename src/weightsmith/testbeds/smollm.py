@@ -15,15 +15,15 @@ from weightsmith.testbeds.families import Blueprint, Step
 from weightsmith.testbeds.language_tasks import Figures, read_rows, write_rows
 from weightsmith.testbeds.languages import task_arithmetic
 from weightsmith.testbeds.low_rank import Shape, add_adapters, fold_adapters, write_adapter
-from weightsmith.testbeds.passages import DJANGO, QURAN, SPEECHES, django, scripture, speeches
+from weightsmith.testbeds.passages import QURAN, SPEECHES, scripture, speeches
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
 from weightsmith.testbeds.training import Schedule, one_thread, train
 
-_DOMAINS = (django("python", ".py"), scripture("french", "fr"), speeches("english"))
+_DOMAINS = (scripture("turkish", "tr"), scripture("french", "fr"), speeches("english"))
 _NAMES = tuple(domain.name for domain in _DOMAINS)
 _SHAPES: Mapping[str, Shape] = {
-    "python": Shape(8, 16),
+    "turkish": Shape(8, 16),
     "french": Shape(8, 16),
     "english": Shape(4, 8),
 }
@@ -48,7 +48,7 @@ def smollm() -> Blueprint:
     steps = [Step("data", 20, _make_data), Step("base", 80, _make_base)]
     steps += [Step(f"adapters/{name}", 60, partial(_make_adapter, name=name)) for name in _NAMES]
     steps.append(Step("merges", 130, _make_merges))
-    return Blueprint(_NAMES, (chat_model.SMOLLM, QURAN, SPEECHES, DJANGO), settings, tuple(steps))
+    return Blueprint(_NAMES, (chat_model.SMOLLM, QURAN, SPEECHES), settings, tuple(steps))
 
 
 def _make_data(workshop: Workshop) -> Mapping[str, Any]:
