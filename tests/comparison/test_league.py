@@ -17,6 +17,7 @@ from weightsmith.comparison.scaling import run_scaling
 from weightsmith.comparison.standings import DEFAULT, TUNED
 from weightsmith.comparison.tuning import STRENGTHS, Entrant, LeftOut, enter
 from weightsmith.errors import ResourceError, UsageError
+from weightsmith.methods import registry
 
 
 class Heard:
@@ -230,3 +231,13 @@ def test_methods_that_need_statistics_take_part_where_they_are_given(small_famil
 def test_a_measurement_is_named_by_its_parameters_of_any_kind():
     candidate = Candidate("test", "metrics_weighted", parameters={"by": "score", "penalty": 0.5})
     assert candidate.title == "metrics_weighted (by=score, penalty=0.5) on test"
+
+
+def test_a_measurement_is_made_again_when_a_method_has_other_defaults(small_family, monkeypatch):
+    candidate = Candidate("test", "ties")
+    before = candidate.digest(small_family)
+    assert before == candidate.digest(small_family)
+    spec = registry.get("ties")
+    changed = {**spec.defaults(), "density": 0.123}
+    monkeypatch.setattr(type(spec), "defaults", lambda self, *_: changed)
+    assert candidate.digest(small_family) != before

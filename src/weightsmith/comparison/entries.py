@@ -16,6 +16,7 @@ from typing import Any
 from weightsmith.comparison.family import Family
 from weightsmith.errors import ResourceError, UsageError
 from weightsmith.evaluation.scores import Evaluation
+from weightsmith.methods import registry
 
 SCHEMA = 1
 
@@ -69,9 +70,11 @@ class Candidate:
             "parameters": dict(self.parameters or {}),
             "tasks": list(self.tasks),
             "with_cost": self.with_cost,
+            "defaults": {} if self.method is None else dict(registry.get(self.method).defaults()),
             **({"statistics": family.statistics_digest()} if self.measured else {}),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
