@@ -22,7 +22,8 @@ struct RankItem<double> {
 };
 
 constexpr int64_t insertion_limit = 32;
-constexpr int64_t wide_digit_from = 1024;  // shorter rows would spend their time on clearing wide tables
+constexpr int64_t wide_digit_from = 1024;  // shorter rows would spend their time on wide tables
+constexpr int narrow_digit = 9, wide_digit = 11;
 
 template <class T>
 static void rank_few(RankItem<T>* items, int64_t n, int64_t first_rank, T* ranks) {
@@ -35,40 +36,40 @@ static void rank_few(RankItem<T>* items, int64_t n, int64_t first_rank, T* ranks
     for (int64_t i = 0; i < n; ++i) ranks[items[i].index()] = T(first_rank + i);
 }
 
-template <int digit_bits, class T>
-static void rank_many(RankItem<T>* items, RankItem<T>* spare, int64_t n, int64_t first_rank, T* ranks) {
-    constexpr int digits = (RankItem<T>::key_bits + digit_bits - 1) / digit_bits;
-    constexpr uint64_t mask = (1u << digit_bits) - 1;
-    uint32_t counts[digits][mask + 1];
-    std::memset(counts, 0, sizeof counts);
-    for (int64_t i = 0; i < n; ++i) {
-        const uint64_t key = items[i].key();
-        for (int d = 0; d < digits; ++d) ++counts[d][(key >> (d * digit_bits)) & mask];
-    }
-    int last = -1;
-    bool is_constant[digits];
-    for (int d = 0; d < digits; ++d) {
-        is_constant[d] = int64_t(counts[d][(items[0].key() >> (d * digit_bits)) & mask]) == n;
-        if (!is_constant[d]) last = d;
-    }
-    if (last < 0) {
+// Only bits in which the keys differ are sorted by, in as few digits as tables of `widest` bits allow: task vectors of
+// weights in 16 bits differ in about as many.
+template <class T>
+static void rank_many(RankItem<T>* items, RankItem<T>* spare, int64_t n, int64_t first_rank, T* ranks, int widest) {
+    uint64_t varying = 0;
+    const uint64_t first_key = items[0].key();
+    for (int64_t i = 1; i < n; ++i) varying |= items[i].key() ^ first_key;
+    if (varying == 0) {
         for (int64_t i = 0; i < n; ++i) ranks[items[i].index()] = T(first_rank + i);
         return;
     }
-    for (int d = 0; d <= last; ++d) {
-        if (is_constant[d]) continue;
+    const int low = __builtin_ctzll(varying), span = 64 - __builtin_clzll(varying) - low;
+    const int digits = (span + widest - 1) / widest, bits = (span + digits - 1) / digits;
+    const uint64_t mask = (uint64_t(1) << bits) - 1;
+    uint32_t counts[(RankItem<T>::key_bits + narrow_digit - 1) / narrow_digit][1 << wide_digit];
+    for (int d = 0; d < digits; ++d) std::memset(counts[d], 0, size_t(mask + 1) * sizeof counts[d][0]);
+    for (int64_t i = 0; i < n; ++i) {
+        const uint64_t key = items[i].key() >> low;
+        for (int d = 0; d < digits; ++d) ++counts[d][(key >> (d * bits)) & mask];
+    }
+    for (int d = 0; d < digits; ++d) {
+        const int shift = low + d * bits;
         uint32_t next = 0;
         for (uint64_t value = 0; value <= mask; ++value) {
             const uint32_t here = counts[d][value];
             counts[d][value] = next;
             next += here;
         }
-        if (d == last) {  // places of the last digit are the ranks: no need to move the items
+        if (d + 1 == digits) {  // places of the last digit are the ranks: no need to move the items
             for (int64_t i = 0; i < n; ++i)
-                ranks[items[i].index()] = T(first_rank + counts[d][(items[i].key() >> (d * digit_bits)) & mask]++);
+                ranks[items[i].index()] = T(first_rank + counts[d][(items[i].key() >> shift) & mask]++);
             return;
         }
-        for (int64_t i = 0; i < n; ++i) spare[counts[d][(items[i].key() >> (d * digit_bits)) & mask]++] = items[i];
+        for (int64_t i = 0; i < n; ++i) spare[counts[d][(items[i].key() >> shift) & mask]++] = items[i];
         RankItem<T>* const swapped = items;
         items = spare;
         spare = swapped;
@@ -90,8 +91,7 @@ static void rank_row(const T* x, T* ranks, int64_t n, RankItem<T>* scratch) {
     if (nonzeros == 0) return;
     if (nonzeros <= insertion_limit)
         rank_few<T>(scratch, nonzeros, zeros, ranks);
-    else if (nonzeros < wide_digit_from)
-        rank_many<8, T>(scratch, scratch + n, nonzeros, zeros, ranks);
     else
-        rank_many<11, T>(scratch, scratch + n, nonzeros, zeros, ranks);
+        rank_many<T>(scratch, scratch + n, nonzeros, zeros, ranks,
+                     nonzeros < wide_digit_from ? narrow_digit : wide_digit);
 }

@@ -114,7 +114,7 @@ def many(family, save):
         shutil.rmtree(family / name)
         tensors = {
             f"blocks.{i}.weight": generator.standard_normal((16, 16)).astype(np.float32)
-            for i in range(800)
+            for i in range(3000)
         }
         save(family / name, tensors, {"model_type": "made-up"})
     recipe = family / "linear.yaml"

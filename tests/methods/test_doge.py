@@ -105,7 +105,7 @@ def test_descent_is_the_codes_adam(merge):
         mean, spread = first / (1 - 0.9**step), second / (1 - 0.999**step)
         delta = (delta - 1e-3 * mean / (spread.sqrt() + 1e-8)).detach().requires_grad_()
     shared = {"steps": 40, "rate": 1e-3, "subspace": 3.0, "density": 1.0}
-    merged = merge("doge", base, experts, shared=shared, preset="fusion_bench")
+    merged = merge("doge", base, experts, shared=shared, preset="fusionbench")
     close(merged, merged_by_hand(base, experts, delta.detach().numpy()), 1e-10)
 
 

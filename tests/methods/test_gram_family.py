@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import solve_ivp
 
+from weightsmith import merge_state_dicts
 from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError
 from weightsmith.methods import gram, registry
 from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
@@ -486,3 +488,42 @@ def test_the_catalogue_says_what_they_cost(name):
 def test_unknown_rank_rules_are_refused(merge):
     with pytest.raises(RecipeError, match="rank_rule"):
         merge("aswudi", np.ones((2, 2)), [np.ones((2, 2))], shared={"rank_rule": "guess"})
+
+
+@pytest.mark.parametrize("method", ["wudi", "iwudi", "swudi", "aswudi"])
+def test_opposite_experts_stored_in_bfloat16_cancel_instead_of_amplifying_their_rounding(method):
+    """Told as float32 that very rounding is all that tells the two apart, and is solved for."""
+    generator = torch.Generator().manual_seed(0)
+    base = (torch.randn(128, 128, generator=generator) * 0.02).bfloat16()
+    row, column = torch.randn(1, 128, generator=generator), torch.randn(128, 1, generator=generator)
+    experts = [(base.float() + s * 2e-3 * column @ row).bfloat16() for s in (1, -1)]
+    length = (experts[0].float() - base.float()).norm()
+
+    def merged(dtype: torch.dtype) -> torch.Tensor:
+        states = [{"w.weight": e.to(dtype)} for e in experts]
+        found = merge_state_dicts(method, states, base={"w.weight": base.to(dtype)})
+        return found["w.weight"].float() - base.float()
+
+    assert merged(torch.bfloat16).norm() < 0.05 * length
+    if method == "wudi":
+        assert merged(torch.float32).norm() > 10.0 * length
+
+
+def test_a_stored_dtype_leaves_task_vectors_far_above_their_rounding_alone():
+    """5 % of the weights, in all directions: what bfloat16 rounds changes the result by a fraction of it."""
+    generator = torch.Generator().manual_seed(1)
+    base = (torch.randn(96, 96, generator=generator) * 0.02).bfloat16()
+    experts = [
+        (base.float() + 1e-3 * torch.randn(96, 96, generator=generator)).bfloat16()
+        for _ in range(3)
+    ]
+    narrow, wide = (
+        merge_state_dicts(
+            "iwudi",
+            [{"w.weight": e.to(dtype)} for e in experts],
+            base={"w.weight": base.to(dtype)},
+        )["w.weight"].float()
+        - base.float()
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert (narrow - wide).norm() < 0.15 * wide.norm()

@@ -50,10 +50,10 @@ def one_by_one(base, experts, alpha=0.5, *, exclusive=False, matrix=True):
 
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12), (9, 9)])
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
-@pytest.mark.parametrize("preset", ["paper", "fusion_bench"])
+@pytest.mark.parametrize("preset", ["paper", "fusionbench"])
 def test_opcm_is_its_loop(shape, alpha, preset, merge):
     base, experts = draw(4, shape)
-    expected, _ = one_by_one(base, experts, alpha, exclusive=preset == "fusion_bench")
+    expected, _ = one_by_one(base, experts, alpha, exclusive=preset == "fusionbench")
     close(merge("opcm", base, experts, shared={"alpha": alpha}, preset=preset), expected)
 
 

@@ -295,7 +295,7 @@ def test_iso_c_is_its_formula(merge):
     u, s, v = np.linalg.svd(sum(deltas(base, experts)), full_matrices=False)
     merged = merge("iso_c", base, experts, shared={"lambda": 1.5})
     close(merged, base + 1.5 * s.mean() * u @ v)
-    assert np.allclose(merged, merge("iso_c", base, experts, preset="fusion_bench"))
+    assert np.allclose(merged, merge("iso_c", base, experts, preset="fusionbench"))
     spectrum = np.linalg.svd(merge("iso_c", base, experts) - base, compute_uv=False)
     close(spectrum, np.full(9, s.mean()))
     assert spectrum.sum() == pytest.approx(s.sum())

@@ -100,6 +100,29 @@ def test_ties_trims_elects_and_averages(merge, density, normalize):
     close(merged, base + 1.3 * elected(trimmed, w, normalize))
 
 
+def test_ties_may_take_the_largest_of_those_that_agree(merge):
+    base, experts = draw(4)
+    weights = (1.0, 0.5, -0.7, 2.0)
+    weighted = [w * top(e - base, 21) for w, e in zip(weights, experts, strict=True)]
+    sign = np.sign(sum(weighted))
+    agreeing = [np.where(np.sign(v) == sign, abs(v), 0.0) for v in weighted]
+    shared = {"agreeing": "max", "lambda": 0.8, "trim_scope": "tensor"}
+    merged = merge(
+        "ties",
+        base,
+        experts,
+        shared=shared,
+        per_expert=per_expert(weight=weights, density=(0.5,) * 4),
+    )
+    close(merged, base + 0.8 * sign * np.max(agreeing, axis=0))
+
+
+def test_ties_largest_of_one_expert_is_its_trimmed_task_vector(merge):
+    base, (expert,) = draw(1)
+    shared = {"agreeing": "max", "trim_scope": "tensor"}
+    close(merge("ties", base, [expert], shared=shared), base + top(expert - base, 8))
+
+
 def test_ties_trims_over_the_whole_model_by_default(merge_model):
     small, (small_expert,) = draw(1, (40,))
     large, (large_expert,) = draw(1, (60,), seed=1)

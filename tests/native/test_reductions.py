@@ -168,3 +168,45 @@ def test_collected_indices_are_flat_indices_of_the_tensor(backend: Any, tools: A
     ).result.partials
     assert part.indices.tolist() == [2**18 + 3, 2**18 + 1777]
     assert part.keys.tolist() == [0x40000000] * 2
+
+
+def test_reductions_that_ask_for_the_same_number_are_measured_once(
+    backend: Any, tools: Any
+) -> None:
+    """As many numbers come back as were asked for, whichever of them are one and the same, beside an output."""
+    count = 5000
+    data = [tools.encode(tools.values(i, count, 0), DType.BFLOAT16) for i in (5, 6)]
+
+    def asked() -> list[tuple[Any, Any]]:
+        delta = source(0) - source(1)
+        return [
+            (graph.peak(delta), None),
+            (graph.largest(delta, 7), Histogram(0, 15)),
+            (graph.dot(delta, delta), None),
+            (graph.largest(delta, 9), Collect(1 << 29, (1 << 31) - 1, 100)),
+        ]
+
+    def parts(reductions: list[tuple[Any, Any]]) -> list[Any]:
+        spec = PassSpec(
+            (count,),
+            (DType.BFLOAT16,) * 2,
+            source(0) + source(1),
+            DType.BFLOAT16,
+            tuple(reductions),
+        )
+        return list(tools.run(backend, spec, data).result.partials)
+
+    alone, twice = parts(asked()), parts([*asked(), *reversed(asked())])
+    compiled = backend.compile(
+        PassSpec((count,), (DType.BFLOAT16,) * 2, reductions=(*asked(), *asked()))
+    )
+    assert len(compiled._listing.sinks) == 4
+    for one, first, second in zip(alone, twice[:4], reversed(twice[4:]), strict=True):
+        for found in (first, second):
+            if isinstance(one, np.ndarray):
+                assert np.array_equal(found, one)
+            elif hasattr(one, "counts"):
+                assert np.array_equal(found.counts, one.counts)
+            else:
+                assert np.array_equal(found.keys, one.keys)
+                assert (found.inside, found.above) == (one.inside, one.above)

@@ -61,8 +61,12 @@ def refusal(text: str, **options: object) -> str:
         ),
         (NATIVE.replace("model: b", "model: ''"), ["empty text"]),
         (NATIVE.replace("model: b", "model: b@c@d"), ["PATH@REVISION"]),
-        (NATIVE.replace("model: b", "model: b+adapter"), ["adapters are not supported yet"]),
-        (NATIVE.replace("model: b", "model: {model: b, lora: c}"), ["adapters are not supported"]),
+        (NATIVE.replace("model: b", "model: b++c"), ["empty part beside a `+`"]),
+        (NATIVE.replace("model: b", "model: +c"), ["empty part beside a `+`"]),
+        (NATIVE.replace("model: b", "model: b+c@d@e"), ["PATH@REVISION"]),
+        (NATIVE.replace("model: b", "model: {model: b+c, lora: d}"), ["one of the two places"]),
+        (NATIVE.replace("model: b", "model: {model: b, lora: {path: c, scale: x}}"), ["scale"]),
+        (NATIVE.replace("model: b", "model: {model: b, lora: {pth: c}}"), ["An adapter must be"]),
         (NATIVE.replace("model: b", "model: {model: b, typo: c}"), ["'typo'"]),
         (NATIVE + "parameters: {wieght: 1}\n", ["no parameter 'wieght'", "'weight'"]),
         (
@@ -110,9 +114,9 @@ def test_mistakes_are_refused_in_one_sentence(text, parts):
 
 @pytest.mark.parametrize("other", ["", ", {model: a, layer_range: [0, 1]}"])
 def test_a_refused_source_is_one_mistake_and_not_a_short_list_too(other):
-    source = f"{{model: a+b, layer_range: [0, 1]}}{other}"
+    source = f"{{model: a++b, layer_range: [0, 1]}}{other}"
     message = refusal(f"weightsmith: 1\nmerge_method: linear\nslices: [{{sources: [{source}]}}]\n")
-    assert "adapters are not supported yet" in message
+    assert "empty part beside a `+`" in message
     assert "at least" not in message
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weightsmith.tensors import order as order_module
 from weightsmith.tensors.order import CollectedParts, Selection, bounded, local_cut
 from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
@@ -36,8 +37,11 @@ def select(
     """Run a selection over tiles and return the mask of selected elements."""
     keys = np.abs(values).astype(np.float32).view(np.uint32).astype(np.uint64)
     selection = Selection(k, len(keys), 31, limit=limit)
-    if sample is not None and selection.result is None:
-        selection.absorb_sample([answer(keys[sample], Histogram(0, 15), 0)])
+    while sample is not None and (asked := selection.sample_request) is not None:
+        part = answer(keys[sample], asked, 0)
+        assert isinstance(part, HistogramPart)
+        # Tensors of a model are sampled at different rates, so counts come in fractions.
+        selection.absorb_sample(asked, [HistogramPart(part.counts * 8, 0)], unit=8.0)
     for _ in range(20):
         if selection.result is not None:
             break
@@ -136,3 +140,42 @@ def test_a_rule_gives_the_rank_from_the_number_of_elements():
     (kept,) = evaluate_model({"": alone}, {"": [torch.from_numpy(arrays["b"])]}).values()
     assert kept.tolist() == [8.0, 0.0, 0.0, 7.0, 0.0, 0.0]
     assert largest(x, third).magnitude.scope is Scope.TENSOR
+
+
+@pytest.mark.parametrize("sample_from", ["spread", "largest", "smallest"])
+@pytest.mark.parametrize("k", [1, 299, 30_000, 150_000, 299_999])
+@pytest.mark.parametrize("grid", [None, 0.25])
+def test_a_large_population_is_sampled_twice_and_selected_exactly(
+    monkeypatch: pytest.MonkeyPatch, sample_from: str, k: int, grid: float | None
+) -> None:
+    """Whether its numbers all differ or share a few values, and however the sample misleads."""
+    monkeypatch.setattr(order_module, "_LARGE", 1 << 17)
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 1 << 12)
+    values = np.random.default_rng(4).laplace(size=300_000).astype(np.float32)
+    if grid is not None:
+        values = np.round(values / grid).astype(np.float32) * np.float32(grid)
+    order = np.argsort(np.abs(values))
+    sample = {
+        "spread": np.arange(0, values.size, 32),
+        "largest": order[-9000:],
+        "smallest": order[:9000],
+    }[sample_from]
+    mask = select(values, k, 65_536, 1 << 16, sample)
+    np.testing.assert_array_equal(mask, expected(values, k))
+
+
+def test_a_large_population_of_few_values_needs_one_streamed_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second sample tells the one key, of which no lists are needed: then a look inside one tile is all."""
+    monkeypatch.setattr(order_module, "_LARGE", 1 << 17)
+    values = np.repeat(np.array([1.0, 1.001, 1.002, 4.0], np.float32), 100_000)
+    keys = values.view(np.uint32).astype(np.uint64)
+    selection = Selection(150_000, len(keys), 31)
+    while (asked := selection.sample_request) is not None:
+        part = answer(keys[::32], asked, 0)
+        assert isinstance(part, HistogramPart)
+        selection.absorb_sample(asked, [part])
+    request = selection.request()
+    assert isinstance(request, Collect)
+    assert request.low == request.high == int(keys[250_000])

@@ -20,6 +20,7 @@ class Form(str, Enum):
     LOKR = "lokr"
     FULL = "full"
     REPLACED = "replaced"
+    ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +31,10 @@ class Update:
     `load` reads the factors and gives the change with its scale in it, seen in the orientation in which the base stores
     the tensor; it is None for a tensor that is replaced. `shape` is the tensor's shape, None where the factors do not
     tell it. `rank` and `alpha` are as they are written, `scale` what the product of the factors is multiplied with.
+
+    A `replacement` takes the base's place before the change is made; where the form is ROWS it has only the base's rows
+    `rows`. `magnitude` is that of DoRA, `by_column` as `ChangedTensor` has it. `component` is the part of a pipeline
+    that the tensor is in (`unet`, `text_encoder`), None where the adapter names none.
     """
 
     target: str
@@ -43,13 +48,21 @@ class Update:
     magnitude: LazyTensor | None = None
     input_first: bool = False
     replacement: LazyTensor | None = None
+    rows: tuple[int, ...] | None = None
+    by_column: bool = False
+    component: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What an adapter keeps the update under: the target, behind its component if it names one."""
+        return self.target if self.component is None else f"{self.component}.{self.target}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """What the headers and the configuration of an adapter say; factors are read when they are asked for.
 
-    `dialect` is `peft`, `kohya`, `diffusers` or `lycoris`; `updates` are by target. `flattened`: targets have `_`
+    `dialect` is `peft`, `kohya`, `diffusers` or `lycoris`; `updates` are by `Update.key`. `flattened`: targets have `_`
     where a base has `.`. `config` is adapter_config.json, or the metadata of a single file; `base_reference` the base
     that it names, if any.
     """

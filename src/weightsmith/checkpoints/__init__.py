@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weightsmith.checkpoints.bundles import member_of as member_of
 from weightsmith.checkpoints.bundles import open_output as open_output
+from weightsmith.checkpoints.checkpoint import Attached as Attached
 from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
 from weightsmith.checkpoints.checkpoint import assemble as assemble
 from weightsmith.checkpoints.checkpoint import open_checkpoint as open_checkpoint
@@ -17,3 +18,4 @@ from weightsmith.checkpoints.roles import Kind as Kind
 from weightsmith.checkpoints.roles import Role as Role
 from weightsmith.checkpoints.stacks import Stack as Stack
 from weightsmith.checkpoints.ties import Tying as Tying
+from weightsmith.checkpoints.weights import BareAdapter as BareAdapter

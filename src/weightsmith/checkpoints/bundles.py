@@ -19,7 +19,8 @@ from typing import Any
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble, open_checkpoint
 from weightsmith.checkpoints.donor import is_inside
 from weightsmith.checkpoints.json_files import read_json
-from weightsmith.checkpoints.weights import find_weights, read_tensors
+from weightsmith.checkpoints.outside_base import base_tensor, open_base
+from weightsmith.checkpoints.weights import BareAdapter, find_weights, read_tensors
 from weightsmith.deltas import DecodedTensor, PackedBits, VerifiedTensor, packed_bytes
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.tensors.dtypes import DType
@@ -123,8 +124,14 @@ def refuse_whole(folder: Path) -> None:
 
 
 def open_output(folder: Path) -> Checkpoint:
-    """What a run has written: a checkpoint, or a bundle with its parts."""
-    return open_packed(folder) if is_bundle(folder) else open_checkpoint(folder)
+    """What a run has written: a checkpoint, a bundle with its parts, or an adapter with its factors."""
+    if is_bundle(folder):
+        return open_packed(folder)
+    try:
+        return open_checkpoint(folder)
+    except BareAdapter as adapter:
+        factors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(adapter.weights)}
+        return assemble(factors, None, path=folder, source=str(folder))
 
 
 def member_of(reference: str | Path) -> tuple[Path, str] | None:
@@ -203,7 +210,9 @@ def open_member(
     header = read_header(folder)
     number = _task_number(header, task, folder)
     stored = {tensor.name: tensor for tensor in read_tensors(find_weights(folder))}
-    outside = None if header.stores_base else _open_base(header, folder, base)
+    outside = None
+    if not header.stores_base:
+        outside = open_base("bundle", folder, header.base_reference, header.base_places, base)
     reader = _Member(folder, header, number, stored, outside)
     tensors = {name: reader.tensor(name, coded) for name, coded in header.tensors.items()}
     config = (
@@ -223,23 +232,6 @@ def _task_number(header: BundleHeader, task: str, folder: Path) -> int:
         f"The bundle {shown(folder)} has no task {task!r}: give one of {', '.join(map(repr, labels))}, or a number "
         f"from 1 to {len(labels)}."
     )
-
-
-def _open_base(header: BundleHeader, folder: Path, given: str | Path | None) -> Checkpoint:
-    places = [str(given)] if given is not None else list(header.base_places)
-    for place in places:
-        for path in (folder / place, Path(place).expanduser()):
-            if path.exists():
-                return open_checkpoint(path)
-    if given is not None:
-        return open_checkpoint(given)
-    try:
-        return open_checkpoint(header.base_reference)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"The bundle {shown(folder)} does not store its base {header.base_reference!r}, which is not to be "
-            "found: put it back, or say where it is with --base."
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +264,8 @@ class _Member:
     def _base(self, name: str, coded: CodedTensor) -> LazyTensor:
         if self.base is None or coded.base is None:
             return self._part(name, coded, "base", None, None)
-        if coded.base not in self.base.tensors:
-            raise self._wrong(f"{self.base.identity} has no tensor {coded.base!r}", "give the base")
-        found = self.base.tensors[coded.base]
-        advice = f"give the base {self.header.base_reference!r} that the bundle was made from"
-        return VerifiedTensor(found, coded.digests["base"], advice)
+        digest, reference = coded.digests["base"], self.header.base_reference
+        return base_tensor("bundle", self.base, coded.base, digest, reference)
 
     def _part(
         self,

@@ -25,7 +25,8 @@ class Parent:
     """One checkpoint that went in.
 
     `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart;
-    `part` is what it was in the merge (base, expert, donor, statistics), `digest` that of its weights.
+    `part` is what it was in the merge (base, expert, adapter of another, statistics), `digest` that of its weights; a
+    checkpoint with adapters has that of its changed weights.
     """
 
     name: str
@@ -52,16 +53,17 @@ def model_card(
     recipe: str,
     config: Mapping[str, Any] | None,
     version: str,
+    library: str | None = None,
 ) -> str:
     """The text of README.md: front matter for the Hub, parents, methods, recipe, and how to check.
 
     `recipe` is the recipe's text; paths in it that lead into the user's folders are shortened to
-    their last names. `library_name` is given only where `config` names a model type, because only
-    then can transformers load the result. All names are escaped.
+    their last names. The library that loads the result is `library`; else transformers, if `config` names a model
+    type, and none without one. All names are escaped.
     """
     origin = f"Merged from other checkpoints, without training, by weightsmith {_escaped(version)}."
     blocks = [
-        f"---\n{_front_matter(parents, methods, config)}---",
+        f"---\n{_front_matter(parents, methods, library or _library(config))}---",
         f"# {_escaped(title)}",
         origin,
         "## Made of",
@@ -78,7 +80,7 @@ def model_card(
 
 
 def _front_matter(
-    parents: Sequence[Parent], methods: Sequence[MethodUse], config: Mapping[str, Any] | None
+    parents: Sequence[Parent], methods: Sequence[MethodUse], library: str | None
 ) -> str:
     tags = ["merge", "weightsmith", *(_TAG.sub("-", use.name.lower()) for use in methods)]
     document: dict[str, Any] = {
@@ -87,10 +89,14 @@ def _front_matter(
         ),
         "base_model_relation": "merge",
     }
-    if config is not None and config.get("model_type"):
-        document["library_name"] = "transformers"
+    if library is not None:
+        document["library_name"] = library
     document["tags"] = list(dict.fromkeys(tag for tag in tags if tag))
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def _library(config: Mapping[str, Any] | None) -> str | None:
+    return "transformers" if config is not None and config.get("model_type") else None
 
 
 def _last_name(parent: Parent) -> str:
@@ -132,11 +138,13 @@ def _fenced(text: str, language: str) -> str:
 
 
 # The start of an absolute or home-relative path, and its folders up to the last separator before
-# its own name: in quotes or as the rest of a YAML value it may hold spaces, elsewhere it may not.
+# its own name: in quotes or as the rest of a YAML value it may hold spaces, elsewhere it may not. A `+` before another
+# root is between a model and its adapter.
 _ROOT = r"(?:file://)?(?:~[\w.-]*/|/|[A-Za-z]:[\\/]+)"
+_PLUS = rf"\+(?!{_ROOT})"
 _FOLDERS = re.compile(
-    rf"""(?<=['"]){_ROOT}(?:[^'"\n]*[/\\])?(?=[^/\\'"\n])"""
-    rf"""|(?<=[:-][ ]){_ROOT}(?:[^'"\n#,\[\]{{}}]*[/\\])?(?=[^/\\\s])"""
+    rf"""(?<=['"]){_ROOT}(?:(?:[^'"\n+]|{_PLUS})*[/\\])?(?=[^/\\'"\n])"""
+    rf"""|(?<=[:-][ ]){_ROOT}(?:(?:[^'"\n#,\[\]{{}}+]|{_PLUS})*[/\\])?(?=[^/\\\s])"""
     rf"""|(?<![\w:/.\\~$-]){_ROOT}(?:[^\s/\\'"`,\[\]{{}}()*+]+[/\\]+)*(?=[\w.-])"""
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,32 @@ from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
 from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
 from weightsmith.checkpoints.weights import find_weights, read_tensors
 from weightsmith.deltas import stored_parts
+from weightsmith.deltas.renamed import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attached:
+    """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
+
+    `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`.
+    """
+
+    path: Path
+    source: str
+    strength: float = 1.0
+    tensors: tuple[LazyTensor, ...] = ()
+    configuration: str = ""
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name without the user's folders: the Hub id, or the folder's or file's own name."""
+        return self.hub_id or Path(self.source).name or self.path.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +51,8 @@ class Checkpoint:
     `path` is the folder or file; `source` what the user wrote for it; `tensors` are in the order of
     the files; `ties` are groups of stored names that are one tensor; `tying` says how the output
     head is kept; `stacks` are the lists of repeated blocks by their prefix. `member` is the task of
-    a bundle.
+    a bundle. `stored_as` has the dtype that a tensor counts as where it is computed in a wider one while it is read:
+    a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied.
     """
 
     path: Path
@@ -42,6 +66,8 @@ class Checkpoint:
     hub_id: str | None = None
     revision: str | None = None
     member: str | None = None
+    stored_as: Mapping[str, DType] = field(default_factory=dict)
+    attached: tuple[Attached, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -52,7 +78,17 @@ class Checkpoint:
     def name(self) -> str:
         """A name without the user's folders: the Hub id, or the folder's or file's own name."""
         name = self.hub_id or self.path.name
-        return name if self.member is None else f"{name}#{self.member}"
+        name = name if self.member is None else f"{name}#{self.member}"
+        return "+".join([name, *(adapter.name for adapter in self.attached)])
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The folders and files that it is read from: its own, and those of its adapters."""
+        return (self.path, *(adapter.path for adapter in self.attached))
+
+    def dtype_of(self, name: str) -> DType:
+        """The dtype that a tensor counts as."""
+        return self.stored_as.get(name, self.tensors[name].dtype)
 
     @property
     def identity(self) -> str:
@@ -117,11 +153,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint from its headers: a folder, a weights file, or a Hub id.
 
     A Hub id is `owner/name[@revision]`; `~` in a path is expanded. `BUNDLE#TASK` is one task of a
-    task bundle (see `bundles`).
+    task bundle (see `bundles`), and a delta package is what it decodes to (see `packages`).
     Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
     safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
     """
     from weightsmith.checkpoints.bundles import member_of, open_member, refuse_whole
+    from weightsmith.checkpoints.packages import is_package, open_package
 
     member = member_of(path)
     if member is not None:
@@ -130,6 +167,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     folder = location.path
     is_folder = folder.is_dir()
     refuse_whole(folder)
+    if is_package(folder):
+        return open_package(
+            folder, source=str(path), hub_id=location.hub_id, revision=location.revision
+        )
     weights = find_weights(folder) if is_folder else folder
     config = _read_config(folder) if is_folder else None
     tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in read_tensors(weights)}
@@ -185,12 +226,16 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
         return checkpoint
     name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
     embedding = None if name is None else checkpoint.tensors[name]
-    if not isinstance(embedding, StoredTensor):
+    if name is None or embedding is None:
         raise CompatibilityError(
             f"{checkpoint.identity} has no stored embedding that could serve as {head!r}: leave it "
             "out or add a head to it."
         )
-    tensors = {**checkpoint.tensors, head: replace(embedding, name=head)}
-    roles = {**checkpoint.roles, head: Role(Kind.HEAD)}
-    ties = tuple(group for group in checkpoint.ties if head not in group)
-    return replace(checkpoint, tensors=tensors, roles=roles, ties=ties, tying=Tying.UNTIED)
+    return replace(
+        checkpoint,
+        tensors={**checkpoint.tensors, head: renamed(embedding, head)},
+        roles={**checkpoint.roles, head: Role(Kind.HEAD)},
+        ties=tuple(group for group in checkpoint.ties if head not in group),
+        tying=Tying.UNTIED,
+        stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
+    )

@@ -23,6 +23,21 @@ _TRAINING_STATE = (
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
+class BareAdapter(CheckpointError):
+    """An adapter where a checkpoint must stand; `path` is where it lies, `weights` its file."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.weights = path
+        if path.is_dir():
+            names = (path / name for name in _ADAPTERS)
+            self.weights = next((file for file in names if file.exists()), path)
+        super().__init__(
+            f"{identity} is an adapter, which is no model of its own: write it behind its base, as "
+            f"BASE+{identity[1:-1]}."
+        )
+
+
 def find_weights(folder: Path) -> Path:
     """The file that the weights are read from: an index of shards, or the one file of weights.
 
@@ -55,6 +70,8 @@ def _choose(folder: Path) -> Path:
                 f"{shown(folder)} holds {len(candidates)} weight files ({names}, ...) and nothing "
                 "that says which belong together: give one of them, or add the index of the shards."
             )
+    if any((folder / adapter).exists() for adapter in _ADAPTERS):
+        raise BareAdapter(folder, shown(folder))
     raise CheckpointError(_nothing_found(folder))
 
 
@@ -94,11 +111,6 @@ def _weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def _nothing_found(folder: Path) -> str:
-    if any((folder / adapter).exists() for adapter in _ADAPTERS):
-        return (
-            f"{shown(folder)} holds an adapter and no weights of a model: merge it into its base "
-            "model first, or give the base model's folder."
-        )
     others = sorted(file.name for file in folder.iterdir() if file.is_file())[:5]
     found = f"it holds {', '.join(shown(name) for name in others)}" if others else "it is empty"
     return (

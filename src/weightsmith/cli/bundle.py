@@ -147,19 +147,11 @@ def extract(
     Every part and the base are compared with their digests before anything is made of them.
     """
     from weightsmith.checkpoints.bundles import open_member
-    from weightsmith.engine.plan import make_plan
-    from weightsmith.recipes import Recipe
+    from weightsmith.packages.unpacking import copy_plan
 
     reference = f"{folder}#{task}"
     member = open_member(folder.resolve(), task, source=reference, base=base)
-    recipe = Recipe.load(
-        {
-            "weightsmith": 1,
-            "merge_method": "passthrough",
-            "models": [{"model": {"model": {"path": reference}}}],
-        }
-    )
-    made = make_plan(recipe, opener=lambda _: member, **Machine(**machine).options())
+    made = copy_plan(member, reference, **Machine(**machine).options())
     return _run(made, out, force=force, fresh=fresh, quiet=quiet)
 
 

@@ -77,6 +77,7 @@ def _show(summary: CheckpointSummary, tensors: bool) -> None:
 
 def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
     facts = [("path", str(summary.path)), ("layout", summary.layout)]
+    facts += [("adapter", adapter) for adapter in summary.adapters]
     if not summary.tensors:
         return facts
     facts.append(("parameters", f"{summary.parameters:,} ({format_size(summary.nbytes)})"))
@@ -103,6 +104,7 @@ def _as_json(summary: CheckpointSummary, tensors: bool) -> dict[str, Any]:
         "path": str(summary.path),
         "layout": summary.layout,
         "files": summary.files,
+        **({"adapters": summary.adapters} if summary.adapters else {}),
         "parameters": summary.parameters,
         "bytes": summary.nbytes,
         "dtypes": summary.dtypes or {},

@@ -22,11 +22,14 @@ from weightsmith.cli.plan import planned
 from weightsmith.cli.progress import Quiet, open_progress
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import duration
+from weightsmith.findings import Finding, Severity
 
 if TYPE_CHECKING:
     from weightsmith.engine.manifest import Manifest
     from weightsmith.engine.plan import Plan
     from weightsmith.reports.page import Report
+
+_MOST_LOSSES = 5
 
 
 @click.command(
@@ -77,8 +80,25 @@ def merge(
         write_beside(report_file, lambda: _report(made, manifest, out))
     except KeyboardInterrupt:
         return tell_interrupted(out)
+    if not quiet:
+        show_findings(losses(manifest), to_stderr=True)
     show_result(out, manifest.digest, time.monotonic() - begun)
     return 0
+
+
+def losses(manifest: Manifest) -> list[Finding]:
+    """Notes about the changes of an adapter that were cut: those that lost most, and how many there are."""
+    ranked = sorted(manifest.lost.items(), key=lambda item: (-item[1], item[0]))
+    found = [
+        Finding(
+            Severity.NOTE, "cut", name, f"{name}: {share:.2%} of the norm of its change was cut"
+        )
+        for name, share in ranked[:_MOST_LOSSES]
+    ]
+    if len(ranked) > _MOST_LOSSES:
+        more = f"{len(ranked) - _MOST_LOSSES} more changes were cut, each by less; the manifest has all of them"
+        found.append(Finding(Severity.NOTE, "cut", "adapter", more))
+    return found
 
 
 def _run(

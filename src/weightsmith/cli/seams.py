@@ -64,14 +64,14 @@ def seams(source: str, threads: int | None, as_json: bool) -> int:
 def _report(source: str, threads: int | None) -> SeamReport:
     from pathlib import Path
 
-    from weightsmith.checkpoints import open_checkpoint
+    from weightsmith.adapters.opening import open_model
     from weightsmith.engine.plan import make_plan
     from weightsmith.inspection.seams import seams_of_checkpoint, seams_of_plan
     from weightsmith.recipes import Recipe
 
     if Path(source).suffix in (".yaml", ".yml"):
         return seams_of_plan(make_plan(Recipe.load(Path(source))), threads=threads)
-    return seams_of_checkpoint(open_checkpoint(source), threads=threads)
+    return seams_of_checkpoint(open_model(source), threads=threads)
 
 
 def _show(report: SeamReport) -> None:

@@ -32,7 +32,8 @@ class ChangedTensor:
 
     `load` gives the change when the first element is asked for; `factors` are the stored tensors behind it. With
     `magnitude` g it is g (base + change) / ||base + change|| by row, or by column where `by_column` (DoRA; Liu et al.
-    2024, arXiv:2402.09353), g having one number for each.
+    2024, arXiv:2402.09353), g having one number for each row, or for each column or equally many columns side by side
+    (the kernel of one input of a convolution). Rows and columns of norm 0 stay 0.
     """
 
     base: LazyTensor
@@ -42,6 +43,11 @@ class ChangedTensor:
     by_column: bool = False
     _loaded: list[tuple[Change, Matrix | None]] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes it from again: all but what was loaded, and the lock."""
+        parts = (self.base, self.factors, self.load, self.magnitude, self.by_column)
+        return type(self), parts
 
     @property
     def name(self) -> str:
@@ -101,23 +107,24 @@ class ChangedTensor:
             return changed
         if self.by_column:
             return changed * gain
-        factors: Matrix = gain[first:last] / np.linalg.norm(changed, axis=1)
-        return changed * factors[:, None]
+        return changed * over_norms(gain[first:last], np.linalg.norm(changed, axis=1))[:, None]
 
     def _sum(self, change: Change, first: int, last: int) -> Matrix:
         columns = change.shape[1]
-        base = _read(self.base, first * columns, last * columns)
+        base = read_elements(self.base, first * columns, last * columns)
         return base.reshape(last - first, columns) + change.rows(first, last)
 
     def _parts(self) -> tuple[Change, Matrix | None]:
         """The change, and what rows (or columns, these over their norms) are multiplied with."""
         with self._lock:
-            if not self._loaded:
+            # A copy, because another thread may let go of them at any time.
+            found = self._loaded[:]
+            if not found:
                 change = self.load()
-                self._loaded.append((change, self._gain(change)))
-            found = self._loaded[0]
+                found.append((change, self._gain(change)))
+                self._loaded[:] = found
         self._hold()
-        return found
+        return found[0]
 
     def _hold(self) -> None:
         """Keep the factors of the tensors that were read last, and let go of others'."""
@@ -139,7 +146,54 @@ class ChangedTensor:
         squares = np.zeros(columns)
         for first in range(0, rows, step):
             squares += np.square(self._sum(change, first, min(first + step, rows))).sum(axis=0)
-        return gain / np.sqrt(squares)
+        return column_factors(gain, squares)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Towards:
+    """The change from one tensor to another of its shape, other - base, computed while it is read.
+
+    `columns` is the length of a row, that of everything behind the first axis where it is not given.
+    """
+
+    base: LazyTensor
+    other: LazyTensor
+    columns: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        if self.columns is None:
+            return matrix_shape(self.base.shape)
+        return self.base.numel // self.columns, self.columns
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop), whole."""
+        columns = self.shape[1]
+        low, high = start * columns, stop * columns
+        found = read_elements(self.other, low, high) - read_elements(self.base, low, high)
+        return found.reshape(stop - start, columns)
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The rows and columns that a tensor counts as: its first axis by all others; a vector is a column."""
+    rows = shape[0] if shape else 1
+    return rows, math.prod(shape[1:])
+
+
+def column_factors(gain: Matrix, squares: Matrix) -> Matrix:
+    """What every column is multiplied with: the gain of its input over that input's norm.
+
+    `squares` are sums of squares by column; the columns of one kernel of a convolution share an input.
+    """
+    together = len(squares) // len(gain)
+    return np.repeat(over_norms(gain, np.sqrt(squares.reshape(-1, together).sum(axis=1))), together)
+
+
+def over_norms(gain: Matrix, norms: Matrix) -> Matrix:
+    """gain / norms, 0 where a norm is 0."""
+    found: Matrix = np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0)
+    return found
 
 
 def read_matrix(tensor: LazyTensor) -> Matrix:
@@ -147,10 +201,11 @@ def read_matrix(tensor: LazyTensor) -> Matrix:
 
     Raises CompatibilityError for a dtype that is no float.
     """
-    return _read(tensor, 0, tensor.numel).reshape(tensor.shape)
+    return read_elements(tensor, 0, tensor.numel).reshape(tensor.shape)
 
 
-def _read(tensor: LazyTensor, start: int, stop: int) -> Matrix:
+def read_elements(tensor: LazyTensor, start: int, stop: int) -> Matrix:
+    """Elements [start, stop) in float64; raises CompatibilityError for a dtype that is no float."""
     words = np.empty(stop - start, WORDS[tensor.dtype.itemsize])
     tensor.read_into(start, stop, words.data.cast("B"))
     return widen(words, tensor.dtype).astype(np.float64)

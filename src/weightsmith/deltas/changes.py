@@ -8,7 +8,7 @@ order of sums is lost in the rounding to float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -150,3 +150,23 @@ class Weighted:
         for weight, part in self.parts:
             total += weight * part.rows(start, stop)
         return total
+
+
+def transposed(change: Change) -> Change:
+    """The same change of the transposed matrix; of `Stacked`, with each of its parts transposed.
+
+    Raises TypeError for a form that is not of this module.
+    """
+    if isinstance(change, Stacked):
+        return Stacked(tuple(transposed(part) for part in change.parts))
+    if isinstance(change, LowRank):
+        return LowRank(change.right.T, change.left.T, change.scale)
+    if isinstance(change, Hadamard):
+        return Hadamard(transposed(change.first), transposed(change.second), change.scale)
+    if isinstance(change, Kronecker):
+        return Kronecker(change.left.T, change.right.T, change.scale)
+    if isinstance(change, Full):
+        return replace(change, matrix=change.matrix.T)
+    if isinstance(change, Weighted):
+        return Weighted([(weight, transposed(part)) for weight, part in change.parts])
+    raise TypeError(f"a {type(change).__name__} cannot be transposed")

@@ -21,6 +21,7 @@ from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
+from weightsmith.recipes.combine import coarsest
 from weightsmith.recipes.expressions import Expression, checkpoint
 from weightsmith.recipes.formula import Leaf
 from weightsmith.tensors.dtypes import DType
@@ -150,6 +151,7 @@ def merge_state_dicts(
                 labels=tuple(labels),
                 stack=prefix or "",
                 statistics=measured.at(name, tuple(tensor.shape), len(inputs)),
+                stored=coarsest(_dtype(state[name]) for state in experts),
             )
             origin = nodes[0] if base is not None else None
             own = nodes[len(inputs) - len(experts) : len(inputs)]
@@ -162,6 +164,10 @@ def merge_state_dicts(
         n: _own(merged[n].to(t.dtype), sources[n]) if n in merged else _agreed(n, inputs, base)
         for n, t in reference.items()
     }
+
+
+def _dtype(tensor: Tensor) -> DType:
+    return DType.parse(str(tensor.dtype))
 
 
 def _own(merged: Tensor, sources: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.stored_bytes import product_operations, stored_bytes
 from weightsmith.engine.trace import distinct_leaves
 
 # Bytes per second of one thread that copies from the page cache and digests what it copied.
@@ -26,6 +27,8 @@ _DISK_RATE = 0.9e9
 # Seconds until the first tile, and per element of one input and pass.
 _START = {"native": 0.5, "torch": 3.0}
 _ELEMENT = {"native": 1.2e-9, "torch": 8.0e-9}
+# Multiplications of float64 matrices per second and thread.
+_PRODUCT_RATE = 5.0e9
 # A pass over a tensor costs this in Python, however small the tensor is.
 _TENSOR_PASS = 0.4e-3
 
@@ -54,11 +57,13 @@ def predict(plan: Plan) -> Cost:
 def input_bytes(plan: Plan) -> int:
     """Bytes of all stored tensors that a plan reads, each counted once."""
     leaves = {leaf for tensor in plan.tensors for leaf in distinct_leaves(tensor.output.formula)}
-    return sum(plan.leaf(leaf).nbytes for leaf in leaves)
+    return sum(stored_bytes(plan.leaf(leaf)) for leaf in leaves)
 
 
 def _compute_seconds(plan: Plan, tensor: PlannedTensor) -> float:
     if tensor.action is not Action.COMPUTE:
         return 0.0
-    elements = sum(plan.leaf(leaf).numel for leaf in distinct_leaves(tensor.output.formula))
-    return elements * tensor.passes * _ELEMENT[plan.backend.kind]
+    sources = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
+    elements = sum(source.numel for source in sources)
+    products = sum(map(product_operations, sources))
+    return tensor.passes * (elements * _ELEMENT[plan.backend.kind] + products / _PRODUCT_RATE)

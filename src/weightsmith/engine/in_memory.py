@@ -20,7 +20,7 @@ from weightsmith.engine.tensor_job import Sink
 from weightsmith.errors import RecipeError, ResourceError
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import ShardLayout
+from weightsmith.tensors.layout import Placement, ShardLayout
 from weightsmith.tensors.open_files import OPEN_FILES
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.vocabularies.papers import Papers
@@ -72,6 +72,10 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     AssertionFailed, and ResourceError where memory runs out.
     """
     require_runnable(plan)
+    if plan.adapter is not None:
+        raise RecipeError(
+            "The recipe makes an adapter, which is no model of its own: merge it into a folder and give BASE+FOLDER."
+        )
     if plan.resolved.bundle is not None:
         raise RecipeError(
             "The recipe makes a task bundle, which is several models: merge it into a folder and give one of "
@@ -80,10 +84,10 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     assert plan.papers is not None
     telling = progress or Silence()
     try:
-        shards = _MemoryShards(plan.layout)
+        shards = MemoryShards(plan.layout)
         telling.start(plan.layout.total_size, 0)
         scheduler = Scheduler(plan.threads, plan.window)
-        records = compute_tensors(plan, shards, _Forgotten(), scheduler, set(), telling)
+        records = compute_tensors(plan, shards, Forgotten(), scheduler, set(), telling)
         check_assertions(plan, shards, scheduler, telling)
     except MemoryError as error:
         raise ResourceError(
@@ -96,7 +100,7 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     return InMemoryMerge(shards.tensors, plan.papers, digest)
 
 
-class _Forgotten(Journal):
+class Forgotten(Journal):
     """The journal of a run that cannot be continued."""
 
     def __init__(self) -> None:
@@ -118,22 +122,32 @@ class _MemorySink:
         self.advance(data.nbytes)
 
 
-class _MemoryShards(OutputShards):
-    """The tensors of an output in memory, in the order of the files."""
+def _empty(placement: Placement) -> MemoryTensor:
+    return MemoryTensor(
+        placement.name, placement.dtype, placement.shape, bytearray(placement.nbytes)
+    )
 
-    def __init__(self, layout: ShardLayout) -> None:
+
+class MemoryShards(OutputShards):
+    """The tensors of an output in memory, in the order of the files; with `lazy`, from when they are written on."""
+
+    def __init__(self, layout: ShardLayout, *, lazy: bool = False) -> None:
         super().__init__(layout, Path(tempfile.gettempdir()))
-        self.tensors = {
-            p.name: MemoryTensor(p.name, p.dtype, p.shape, bytearray(p.nbytes))
-            for shard in layout.shards
-            for p in shard.placements
-        }
+        placements = {p.name: p for shard in layout.shards for p in shard.placements}
+        self.placements = placements
+        self.tensors = {} if lazy else {name: _empty(p) for name, p in placements.items()}
 
     def has(self, name: str) -> bool:
         return False
 
     def sink(self, name: str, advance: Callable[[int], None]) -> Sink:
+        if name not in self.tensors:
+            self.tensors[name] = _empty(self.placements[name])
         return _MemorySink(self.tensors[name], advance)
+
+    def taken(self, name: str) -> MemoryTensor:
+        """A finished tensor, which is held no longer."""
+        return self.tensors.pop(name)
 
     def stored(self, name: str) -> LazyTensor:
         return self.tensors[name]

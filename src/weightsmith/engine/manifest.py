@@ -6,19 +6,21 @@ Its last line is a seal, the SHA-256 of everything before it, so that damage to 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.adapters.opening import reference_of
+from weightsmith.adapters.references import base_of
+from weightsmith.checkpoints import Attached, Checkpoint
+from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.trace import distinct_leaves
 from weightsmith.errors import VerificationError
-from weightsmith.tensors.digests import checkpoint_digest
+from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 
 FILE_NAME = "weightsmith-manifest.json"
 SCHEMA = 1
@@ -27,11 +29,29 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterInput:
+    """An adapter of an input: its reference without the strength, and where it lay seen from the output.
+
+    The digest is over everything that the adapter stores; its configuration shows in the digests of the tensors that it
+    changes.
+    """
+
+    reference: str
+    path: str
+    strength: float
+    hub_id: str | None
+    revision: str | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """One input checkpoint: its reference in the recipe, where it lay seen from the output, and digests by tensor.
 
     A table that was brought into another vocabulary's order has the digest of its rows in that order, which covers all
     that they were made from. `tokenizer` has the SHA-256 of the tokenizer files that decided it, empty without one.
+    With `adapters`, `model` is the reference of the base, where `path` leads, and a tensor that they change has the
+    digest of its changed values.
     """
 
     reference: str
@@ -41,6 +61,31 @@ class Input:
     digest: str
     tensors: Mapping[str, str]
     tokenizer: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    adapters: tuple[AdapterInput, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as the manifest has them."""
+        facts: dict[str, Any] = {
+            "reference": self.reference,
+            "path": self.path,
+            "hub_id": self.hub_id,
+            "revision": self.revision,
+            "digest": self.digest,
+            "tensors": dict(sorted(self.tensors.items())),
+        }
+        if self.tokenizer:
+            facts["tokenizer"] = dict(sorted(self.tokenizer.items()))
+        if self.adapters:
+            facts["model"] = self.model
+            facts["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        return facts
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Input:
+        """The reverse of `to_json`."""
+        adapters = tuple(AdapterInput(**adapter) for adapter in facts.pop("adapters", ()))
+        return cls(**facts, adapters=adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +93,7 @@ class Manifest:
     """Everything that is on record about one output folder.
 
     `outputs` has the digest of each tensor, `shards` the SHA-256 of each weight file's header, and
-    `files` that of every other file.
+    `files` that of every other file. `lost` has, for an adapter, the share of the norm that was cut from each change.
     """
 
     version: str
@@ -62,6 +107,7 @@ class Manifest:
     shards: Mapping[str, str]
     files: Mapping[str, str]
     digest: str
+    lost: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Canonical text with its seal: the same facts give the same bytes."""
@@ -74,23 +120,13 @@ class Manifest:
             "donor": self.donor,
             "recipe_digest": self.recipe_digest,
             "recipe": self.recipe,
-            "inputs": {
-                label: {
-                    "reference": i.reference,
-                    "path": i.path,
-                    "hub_id": i.hub_id,
-                    "revision": i.revision,
-                    "digest": i.digest,
-                    "tensors": dict(sorted(i.tensors.items())),
-                    **({"tokenizer": dict(sorted(i.tokenizer.items()))} if i.tokenizer else {}),
-                }
-                for label, i in sorted(self.inputs.items())
-            },
+            "inputs": {label: given.to_json() for label, given in sorted(self.inputs.items())},
             "outputs": dict(sorted(self.outputs.items())),
             "shards": dict(sorted(self.shards.items())),
             "files": dict(sorted(self.files.items())),
+            **({"lost": dict(self.lost)} if self.lost else {}),
         }
-        return _sealed(json.dumps(content, indent=1, ensure_ascii=True).encode())
+        return sealed(content)
 
 
 def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Path) -> Manifest:
@@ -114,6 +150,8 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
             digest=checkpoint_digest(read[label]),
             tensors=read[label],
             tokenizer=tokenizers.get(label, {}),
+            model=_model(checkpoint),
+            adapters=tuple(adapter_input(adapter, out) for adapter in checkpoint.attached),
         )
         for label, checkpoint in plan.resolved.checkpoints.items()
     }
@@ -134,8 +172,32 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
 
 def _place(checkpoint: Checkpoint, out: Path) -> str:
     """Where a checkpoint lies, seen from the output; with its task, if it is one of a bundle."""
-    path = os.path.relpath(os.path.realpath(checkpoint.path), os.path.realpath(out))
+    path = seen_from(out, checkpoint.path)
     return path if checkpoint.member is None else f"{path}#{checkpoint.member}"
+
+
+def seen_from(out: Path, path: Path) -> str:
+    """A path relative to an output."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(out))
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    """What the recipe calls the base of a checkpoint with adapters."""
+    adapters = [reference_of(adapter) for adapter in checkpoint.attached]
+    return base_of(checkpoint.source, adapters) if adapters else ""
+
+
+def adapter_input(adapter: Attached, out: Path) -> AdapterInput:
+    """What is on record of an adapter; reads its factors."""
+    digests = {tensor.name: digest_tensor(tensor) for tensor in adapter.tensors}
+    return AdapterInput(
+        reference=adapter.source,
+        path=seen_from(out, adapter.path),
+        strength=adapter.strength,
+        hub_id=adapter.hub_id,
+        revision=adapter.revision,
+        digest=checkpoint_digest(digests),
+    )
 
 
 def small_file_digests(folder: Path) -> dict[str, str]:
@@ -173,26 +235,11 @@ def _file_digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def _sealed(content: bytes) -> bytes:
-    """JSON text with one more entry, the digest of the text so far."""
-    body = content.removesuffix(b"\n}") + b",\n"
-    return body + b' "seal": "sha256:' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
-
-
-def _unsealed(text: bytes) -> dict[str, Any]:
-    """The content of a sealed text; raises ValueError if a byte of it was changed."""
-    body, mark, _ = text.rpartition(b' "seal": "sha256:')
-    if not mark or _sealed(body.removesuffix(b",\n") + b"\n}") != text:
-        raise ValueError("its seal does not fit its content")
-    content: dict[str, Any] = json.loads(text)
-    return content
-
-
 def read(folder: Path) -> Manifest:
     """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
     path = folder / FILE_NAME
     try:
-        content = _unsealed(path.read_bytes())
+        content = unsealed(path.read_bytes())
         if content["schema"] != SCHEMA:
             raise VerificationError(
                 f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; "
@@ -220,9 +267,10 @@ def _from_json(content: dict[str, Any]) -> Manifest:
         recipe_digest=str(content["recipe_digest"]),
         seed=int(content["seed"]),
         donor=str(content["donor"]),
-        inputs={label: Input(**facts) for label, facts in content["inputs"].items()},
+        inputs={label: Input.from_json(facts) for label, facts in content["inputs"].items()},
         outputs=dict(content["outputs"]),
         shards=dict(content["shards"]),
         files=dict(content["files"]),
         digest=str(content["digest"]),
+        lost=dict(content.get("lost", {})),
     )

@@ -19,6 +19,9 @@ from weightsmith.tensors.graph import Cut, Scalar, adds_to, walk
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
 
+# Of a sampled histogram that is scaled by the size of its tensor: fractions of elements count.
+_SAMPLE_UNIT = 1024.0
+
 
 @dataclass(slots=True)
 class _Member:
@@ -26,6 +29,7 @@ class _Member:
     reduction: Scalar | Cut
     offset: int
     tiles: int = 0
+    sampled: float = 0.0
     again: list[Scalar | Cut] = field(default_factory=list)
 
 
@@ -99,23 +103,24 @@ def _prepare(groups: dict[Hashable, _Group]) -> None:
 
 
 def _sample(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
-    asked: dict[Hashable, Request | None] = {
-        key: g.selection.sample_request
+    while asked := {
+        key: request
         for key, g in groups.items()
-        if g.selection and g.selection.sample_request
-    }
-    found = _stream(groups, asked, scheduler, sampled=True)
-    for key, by_member in found.items():
-        selection = groups[key].selection
-        assert selection is not None
-        selection.absorb_sample(by_member[0])
+        if g.selection and (request := g.selection.sample_request)
+    }:
+        found = _stream(groups, dict(asked), scheduler, sampled=True)
+        for key, by_member in found.items():
+            selection = groups[key].selection
+            assert selection is not None
+            selection.absorb_sample(asked[key], by_member[0], _SAMPLE_UNIT)
 
 
-def _weighted(part: HistogramPart, numel: int) -> HistogramPart:
-    """A tensor's sampled histogram, scaled so that tensors count by their size."""
+def _weighted(part: HistogramPart, member: _Member) -> HistogramPart:
+    """A tensor's sampled histogram, scaled so that tensors count by their size; the first one has all elements."""
     counts = part.counts.astype(np.float64)
-    sampled = counts.sum() or 1.0
-    return HistogramPart(np.rint(counts * (numel / sampled / 32)).astype(np.uint64), 0)
+    member.sampled = member.sampled or float(counts.sum())
+    scale = _SAMPLE_UNIT * member.job.numel / ((member.sampled or 1.0) * 32)
+    return HistogramPart(np.rint(counts * scale).astype(np.uint64), 0)
 
 
 def _measure(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
@@ -187,10 +192,11 @@ def _part(
 ) -> Rounds:
     requests = [(member.reduction, asked[key]) for key, _, member, _ in entries]
     if sampled:
-        for (key, *_), (part,) in zip(entries, (yield from job.sample_part(requests)), strict=True):
+        parts = yield from job.sample_part(requests)
+        for (key, _, member, _), (part,) in zip(entries, parts, strict=True):
             gate = gates[key]
             assert isinstance(gate, SummedHistograms)
-            gate.admit(_weighted(part, job.numel))
+            gate.admit(_weighted(part, member))
         return
     bounds = [gates[key] for key, *_ in entries]
     parts = yield from job.measure_part(requests, only_tile=tile, gates=bounds)

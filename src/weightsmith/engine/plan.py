@@ -9,11 +9,13 @@ import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.adapters.opening import open_model
+from weightsmith.checkpoints import BareAdapter, Checkpoint
 from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.papers import result_papers
+from weightsmith.engine.stored_bytes import change_bytes, stored_bytes
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import RecipeError
@@ -39,6 +41,9 @@ from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
 from weightsmith.vocabularies.papers import Change, Papers
 from weightsmith.vocabularies.rows import AlignedRows
+
+if TYPE_CHECKING:
+    from weightsmith.engine.adapter_plan import AdapterResult
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE = 1 << 18
@@ -82,7 +87,11 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors."""
+    """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
+
+    With `adapter` the result is an adapter, and tensors are the changes that it makes, as they are before they are
+    factored.
+    """
 
     resolved: Resolved
     tensors: tuple[PlannedTensor, ...]
@@ -94,6 +103,7 @@ class Plan:
     findings: tuple[Finding, ...]
     digest: str
     papers: Papers | None = None
+    adapter: AdapterResult | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -107,8 +117,8 @@ class Plan:
 
     @property
     def write_bytes(self) -> int:
-        """Bytes of the output's weight files."""
-        return self.layout.file_bytes
+        """Bytes of the output's weight files; of an adapter, about."""
+        return self.layout.file_bytes if self.adapter is None else self.adapter.nbytes
 
     @property
     def errors(self) -> list[Finding]:
@@ -122,9 +132,14 @@ class Plan:
         matrices = self.window * self._held_bytes + self._decomposed * self._matrix_bytes
         reading = _vocabulary_bytes(self.resolved)
         merging = (
-            self.threads * tiles + matrices + self._alignment_bytes + int(_KEPT_SHARE * reading)
+            self.threads * tiles
+            + matrices
+            + self._alignment_bytes
+            + self._change_bytes
+            + int(_KEPT_SHARE * reading)
         )
-        return self.backend.resident_bytes + max(reading, merging)
+        held = 0 if self.adapter is None else self.adapter.held_bytes
+        return self.backend.resident_bytes + max(reading, merging) + held
 
     @property
     def _alignment_bytes(self) -> int:
@@ -133,6 +148,14 @@ class Plan:
         largest = sorted((fit.fit_bytes for fit in fits), reverse=True)[: self.threads]
         index = sum(tensor.index_bytes for tensor in self._aligned)
         return index + sum(largest) + sum(fit.kept_bytes for fit in fits)
+
+    @property
+    def _change_bytes(self) -> int:
+        """The factors of tensors with adapters, and the blocks that are computed of them."""
+        leaves = {
+            leaf for tensor in self.tensors for leaf in distinct_leaves(tensor.output.formula)
+        }
+        return change_bytes(map(self.leaf, leaves), self.threads)
 
     @property
     def _aligned(self) -> list[AlignedRows]:
@@ -197,7 +220,7 @@ class Plan:
 def make_plan(
     recipe: Recipe,
     *,
-    opener: Callable[[str], Checkpoint] = open_checkpoint,
+    opener: Callable[[str], Checkpoint] = open_model,
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY,
     device: str = "cpu",
@@ -208,10 +231,26 @@ def make_plan(
     Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all;
     what can be described is a finding of the plan instead.
     """
+    adapter = None
     with collection_paused():
-        resolved = resolve(recipe, opener)
-        return _planned(
-            resolved, choose_backend(device, backend), threads or os.cpu_count() or 1, memory_bytes
+        try:
+            resolved = resolve(recipe, opener)
+        except BareAdapter as found:
+            from weightsmith.engine.adapter_plan import resolve_adapters
+
+            resolved, adapter = resolve_adapters(recipe, opener, found)
+        else:
+            _refuse_adapter_form(recipe)
+        workers = threads or os.cpu_count() or 1
+        made = _planned(resolved, choose_backend(device, backend), workers, memory_bytes)
+        return replace(made, adapter=adapter)
+
+
+def _refuse_adapter_form(recipe: Recipe) -> None:
+    if recipe.document.adapter is not None:
+        raise RecipeError(
+            "adapter: the models of this recipe are checkpoints, so its result is one too; name adapters alone as "
+            "models, or leave the key out."
         )
 
 
@@ -324,7 +363,7 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
         is_again = tensor.part_of in sites
         if tensor.part_of is not None:
             sites.add(tensor.part_of)
-        read = 0 if is_again else found.passes * sum(t.nbytes for t in stored)
+        read = 0 if is_again else found.passes * sum(map(stored_bytes, stored))
         planned.append(
             PlannedTensor(
                 tensor,
@@ -429,6 +468,8 @@ def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -
         for path in sorted(checkpoint.files() or (checkpoint.path,)):
             status = path.stat()
             yield [path.name, status.st_size, status.st_mtime_ns]
+        for adapter in checkpoint.attached:
+            yield [adapter.strength, adapter.configuration]
         for tensor in checkpoint.tensors.values():
             if isinstance(tensor, AlignedRows):
                 yield [tensor.name, tensor.identity]

@@ -53,20 +53,31 @@ def run(
     fresh: bool = False,
     progress: Progress | None = None,
     expected: Mapping[str, str] | None = None,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
     compute: Compute | None = None,
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
     `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With
-    `expected`, tensors must come out with these digests. `compute` does the work (default: threads
-    of this process). The output folder appears whole or not at all, and if an interrupted run of
-    the plan had published it already, there is nothing to do but to tidy up. Raises RecipeError if
-    the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError,
-    AssertionFailed or VerificationError.
+    `expected`, tensors must come out with these digests; with `sources`, what is read of a
+    checkpoint must have these digests, by reference and tensor, where one is given. `compute` does
+    the work (default: threads of this process). The output folder appears whole or not at all, and
+    if an interrupted run of the plan had published it already, there is nothing to do but to tidy
+    up. A plan whose result is an adapter is run by `adapter_run`. Raises RecipeError if the plan
+    has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
+    VerificationError.
     """
     require_runnable(plan)
     try:
-        out = check_place(out, [c.path for c in plan.resolved.checkpoints.values()])
+        out = check_place(
+            out, [place for c in plan.resolved.checkpoints.values() for place in c.places]
+        )
+        if plan.adapter is not None:
+            from weightsmith.engine.adapter_run import run_adapter
+
+            return run_adapter(
+                plan, out, force=force, progress=progress, expected=expected, sources=sources
+            )
         if not staging_folder(out).exists():
             check_free(out, force)
         with Staging(out) as staging:
@@ -78,7 +89,8 @@ def run(
             staging.check_space(plan.write_bytes)
             work = compute or compute_tensors
             records = _write_tensors(plan, staging, journal, progress or Silence(), work)
-            _check_expected(records, expected)
+            check_expected({name: record.digest for name, record in records.items()}, expected)
+            _check_sources(plan, records, sources or {})
             manifest = seal(plan, records, staging, journal)
             staging.publish()
             return manifest
@@ -120,21 +132,39 @@ def _write_tensors(
     return records
 
 
-def _check_expected(
-    records: Mapping[str, TensorRecord], expected: Mapping[str, str] | None
-) -> None:
+def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
+    """Raise VerificationError where tensors did not come out as expected."""
     if expected is None:
         return
     different = sorted(
-        n
-        for n in expected.keys() | records.keys()
-        if n not in records or records[n].digest != expected.get(n)
+        n for n in expected.keys() | digests.keys() if digests.get(n) != expected.get(n)
     )
     if different:
         raise VerificationError(
             f"The result differs from the record in {len(different)} of {len(expected)} tensor(s), "
             f"the first being {different[0]!r}; "
             "an input was changed, or another version or backend wrote the record. The output was not sealed."
+        )
+
+
+def _check_sources(
+    plan: Plan, records: Mapping[str, TensorRecord], sources: Mapping[str, Mapping[str, str]]
+) -> None:
+    for tensor in plan.tensors:
+        digests = records[tensor.output.name].source_digests
+        for leaf, digest in zip(distinct_leaves(tensor.output.formula), digests, strict=True):
+            source = plan.resolved.checkpoints[leaf.checkpoint].source
+            check_source(source, leaf.tensor, digest, sources)
+
+
+def check_source(
+    source: str, tensor: str, digest: str, sources: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Raise VerificationError where a tensor of an input is not the one on record."""
+    if sources.get(source, {}).get(tensor, digest) != digest:
+        raise VerificationError(
+            f"Tensor {tensor!r} of the input {source!r} is not the one on record; give the input that was merged. The "
+            "output was not sealed."
         )
 
 

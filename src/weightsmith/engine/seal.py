@@ -84,25 +84,44 @@ def _write_papers(made: Papers, folder: Path) -> None:
         write_file(folder / name, data)
 
 
+def adapter_card(plan: Plan, made: Manifest, title: str, recipe: str) -> str:
+    """The README of a result that is an adapter."""
+    return _card(plan, made, None, title, recipe, library="peft")
+
+
 def _card(
-    plan: Plan, made: Manifest, config: dict[str, object] | None, title: str, recipe: str
+    plan: Plan,
+    made: Manifest,
+    config: dict[str, object] | None,
+    title: str,
+    recipe: str,
+    *,
+    library: str | None = None,
 ) -> str:
     parents = []
     for label, checkpoint in plan.resolved.checkpoints.items():
+        if label not in made.inputs:
+            continue
         part = "base" if label == plan.resolved.base else "expert"
         part = "statistics" if label in plan.resolved.statistics else part
+        given = made.inputs[label]
         name = checkpoint.hub_id or checkpoint.path.name
-        parents.append(
+        is_hub = checkpoint.hub_id is not None
+        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision))
+        parents += [
             Parent(
-                name,
-                part,
-                made.inputs[label].digest,
-                checkpoint.hub_id is not None,
-                checkpoint.revision,
+                own.name, f"adapter of {name}", found.digest, own.hub_id is not None, own.revision
             )
-        )
+            for own, found in zip(checkpoint.attached, given.adapters, strict=True)
+        ]
     return model_card(
-        title, parents, _methods(plan), recipe=recipe, config=config, version=made.version
+        title,
+        parents,
+        _methods(plan),
+        recipe=recipe,
+        config=config,
+        version=made.version,
+        library=library,
     )
 
 

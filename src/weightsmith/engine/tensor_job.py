@@ -222,13 +222,12 @@ class TensorJob:
 
     def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
         selections = {r: self._selection(r) for r in reductions if isinstance(r, Cut)}
-        samples = [
-            (r, s.sample_request) for r, s in selections.items() if s.sample_request is not None
-        ]
-        if samples:
-            parts = yield from self.sample_part([(r, request) for r, request in samples])
-            for (reduction, _), found in zip(samples, parts, strict=True):
-                selections[reduction].absorb_sample(found)
+        while samples := [
+            (r, request) for r, s in selections.items() if (request := s.sample_request) is not None
+        ]:
+            parts = yield from self.sample_part(samples)
+            for (reduction, request), found in zip(samples, parts, strict=True):
+                selections[reduction].absorb_sample(request, found)
         simple = [r for r in reductions if not isinstance(r, Cut)]
         while simple or any(s.result is None for s in selections.values()):
             yield from self._measure_round(

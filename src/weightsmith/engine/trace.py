@@ -158,6 +158,7 @@ class Tracer:
             input_first=tensor.input_first,
             stack=tensor.stack or "",
             statistics=tuple(_statistic(stored, sources) for stored in merge.statistics),
+            stored=merge.stored,
         )
         origin = (
             None

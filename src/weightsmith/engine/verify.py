@@ -6,24 +6,25 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint, member_of, open_checkpoint, open_output
+from weightsmith.checkpoints import open_output
 from weightsmith.deltas import PackedBits, Repeated
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
 from weightsmith.engine.progress import Progress, Silence
+from weightsmith.engine.recorded import recorded_opener
 from weightsmith.engine.run import model_results, run, tensor_job
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tensor_job import Finished, Settings
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
-from weightsmith.errors import VerificationError, WeightsmithError
+from weightsmith.errors import WeightsmithError
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import Form, OutputTensor
 from weightsmith.tensors.digests import checkpoint_digest
@@ -154,6 +155,8 @@ def _recompute(
     plan = _plan_again(folder, manifest, inputs)
     if plan.errors:
         return (), [f"nothing can be computed again: {found.sentence}" for found in plan.errors]
+    if plan.adapter is not None:
+        return _recompute_adapter(plan, manifest, wanted)
     names = [t.output.name for t in plan.tensors]
     chosen = {
         names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))
@@ -182,6 +185,22 @@ def _recompute(
 
     scheduler.run(check(t) for t in plan.tensors if t.output.name in chosen)
     return tuple(name for name in names if name in chosen), sorted(problems)
+
+
+def _recompute_adapter(
+    plan: Plan, manifest: Manifest, wanted: int
+) -> tuple[tuple[str, ...], list[str]]:
+    """Compute an adapter again, and compare `wanted` of its tensors, evenly spread."""
+    from weightsmith.engine.adapter_run import computed_digests
+
+    found = computed_digests(plan)
+    names = list(manifest.outputs)
+    count = min(wanted, len(names))
+    chosen = [names[i * len(names) // count] for i in range(count)]
+    different = [name for name in chosen if found.get(name) != manifest.outputs[name]]
+    return tuple(chosen), [
+        f"tensor {name!r} comes out differently when it is computed again" for name in different
+    ]
 
 
 def _recorded(folder: Path, output: OutputTensor, manifest: Manifest) -> Rounds:
@@ -222,35 +241,13 @@ def _plan_again(
     folder: Path, manifest: Manifest, inputs: Mapping[str, Path], **options: Any
 ) -> Plan:
     """The plan of the recipe on record, its references resolved to where the inputs are now."""
-    real = Path(os.path.realpath(folder))
-    recorded = {
-        given.reference: Path(os.path.normpath(real / given.path))
-        for given in manifest.inputs.values()
-    }
-    unknown = sorted(set(inputs) - set(recorded))
-    if unknown:
-        raise VerificationError(
-            f"The manifest has no input {unknown[0]!r}; it has {', '.join(map(repr, recorded))}."
-        )
-    where = {
-        reference: path
-        for reference, path in recorded.items()
-        if path.exists() or member_of(path) is not None
-    } | dict(inputs)
-
-    hub = {given.reference: (given.hub_id, given.revision) for given in manifest.inputs.values()}
-
-    def opener(reference: str) -> Checkpoint:
-        opened = open_checkpoint(where.get(reference, reference))
-        hub_id, revision = hub.get(reference, (opened.hub_id, opened.revision))
-        return replace(opened, hub_id=hub_id, revision=revision)
-
-    if _wants_torch(manifest, options):
+    opener = recorded_opener(folder, manifest, inputs)
+    if wants_torch(manifest, options):
         options["backend"] = "torch"
     return make_plan(Recipe.load(manifest.recipe), opener=opener, **options)
 
 
-def _wants_torch(manifest: Manifest, options: Mapping[str, Any]) -> bool:
+def wants_torch(manifest: Manifest, options: Mapping[str, Any]) -> bool:
     """True where torch wrote the record and nothing else was asked for, since its sums may differ in the last bit."""
     is_free = options.get("backend", "auto") == "auto" and options.get("device", "cpu") == "cpu"
     return is_free and manifest.backend == "torch" and importlib.util.find_spec("torch") is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import open_checkpoint
+from weightsmith.adapters.opening import open_model
 from weightsmith.engine.in_memory import merge_in_memory
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
@@ -43,7 +43,9 @@ def open_subject(
     memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Subject:
-    """A checkpoint (folder, `BUNDLE#TASK`, Hub id), or a recipe (a YAML file or a Recipe), which is merged in memory.
+    """A checkpoint (folder, `BASE+ADAPTER`, `BUNDLE#TASK`, Hub id), or a recipe (a YAML file or a Recipe).
+
+    A recipe is merged in memory.
 
     `threads` and `memory_bytes` bound the merge as they do in `weightsmith.merge`; the result itself is held in
     memory on top. Raises UsageError for a checkpoint without a config.json, and what opening and merging raise.
@@ -52,7 +54,7 @@ def open_subject(
         recipe = given if isinstance(given, Recipe) else Recipe.load(given)
         name = f"recipe {recipe.digest()[:19]}" if isinstance(given, Recipe) else str(given)
         return _merged(recipe, name, threads, memory_bytes, progress)
-    checkpoint = open_checkpoint(given)
+    checkpoint = open_model(given)
     _check_config(str(given), checkpoint.config)
     digests = {name: digest_tensor(tensor) for name, tensor in checkpoint.tensors.items()}
     return _subject(

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.references import Reference, parse_reference
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.bundles import member_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints.package_header import is_package
 from weightsmith.checkpoints.sections import first_of, layer_count_of, vocabulary_size_of
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
@@ -73,6 +76,7 @@ class CheckpointSummary:
     path: Path
     layout: str
     files: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     parameters: int = 0
     nbytes: int = 0
     dtypes: Mapping[str, int] | None = None
@@ -94,18 +98,20 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
     A damaged or hostile checkpoint gives a summary with error findings, one for each damaged file.
     Raises CheckpointError where there is nothing at `path`.
     """
-    member = member_of(path)
-    found = find_location(path).path if member is None else member[0]
+    reference = _reference(path)
+    member = member_of(reference.base)
+    found = find_location(reference.base).path if member is None else member[0]
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_model(path)
     except CheckpointError as error:
         return CheckpointSummary(found, "unreadable", findings=_damage(found, error))
     return CheckpointSummary(
         path=checkpoint.path,
         layout=_layout(checkpoint),
         files=tuple(file.name for file in checkpoint.files()),
+        adapters=tuple(str(adapter) for adapter in reference.adapters),
         parameters=sum(t.numel for t in checkpoint.tensors.values()),
-        nbytes=sum(t.nbytes for t in checkpoint.tensors.values()),
+        nbytes=sum(_bytes(checkpoint, name) for name in checkpoint.tensors),
         dtypes=_dtypes(checkpoint),
         roles=_roles(checkpoint),
         stacks=tuple(StackRow(s.prefix, s.count, s.elements) for s in checkpoint.stacks.values()),
@@ -141,6 +147,18 @@ def _header_problem(file: Path) -> str | None:
     return None
 
 
+def _reference(path: str | Path) -> Reference:
+    try:
+        return parse_reference(str(path))
+    except ValueError as problem:
+        raise CheckpointError(str(problem)) from None
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes of a tensor in the dtype that it counts as."""
+    return checkpoint.tensors[name].numel * checkpoint.dtype_of(name).itemsize
+
+
 def _layout(checkpoint: Checkpoint) -> str:
     files = checkpoint.files()
     form = (
@@ -150,13 +168,15 @@ def _layout(checkpoint: Checkpoint) -> str:
     )
     if not checkpoint.is_folder:
         return f"single file, {form}"
+    if is_package(checkpoint.path):
+        return f"delta package with its base, {form}"
     return f"folder, {form}, {len(files)} shards" if len(files) > 1 else f"folder, {form}, 1 file"
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
     parameters: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        parameters[tensor.dtype.value] += tensor.numel
+    for name, tensor in checkpoint.tensors.items():
+        parameters[checkpoint.dtype_of(name).value] += tensor.numel
     return dict(parameters.most_common())
 
 
@@ -169,7 +189,7 @@ def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
             kind,
             len(members),
             sum(checkpoint.tensors[n].numel for n in members),
-            sum(checkpoint.tensors[n].nbytes for n in members),
+            sum(_bytes(checkpoint, n) for n in members),
         )
         for kind, members in names.items()
     ]
@@ -196,7 +216,7 @@ def _tensors(checkpoint: Checkpoint) -> tuple[TensorRow, ...]:
         rows.append(
             TensorRow(
                 name=name,
-                dtype=tensor.dtype.value,
+                dtype=checkpoint.dtype_of(name).value,
                 shape=tensor.shape,
                 role=role.kind.value,
                 layer=role.layer,
@@ -239,7 +259,8 @@ def _findings(checkpoint: Checkpoint) -> list[Finding]:
 
 def _dtype_findings(checkpoint: Checkpoint) -> list[Finding]:
     declared = first_of(checkpoint.config, "dtype", "torch_dtype")
-    floats = Counter(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_float)
+    dtypes = map(checkpoint.dtype_of, checkpoint.tensors)
+    floats = Counter(dtype for dtype in dtypes if dtype.is_float)
     if not isinstance(declared, str) or not floats:
         return []
     try:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.adapters.opening import open_model
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
@@ -95,8 +96,8 @@ def compare_checkpoints(
     Reads every common tensor once, in tiles. Sums are float64 over values in work precision (float32, float64 where a
     tensor is). Raises CheckpointError for damaged files and CompatibilityError if `base` has other shapes.
     """
-    first, second = open_checkpoint(a), open_checkpoint(b)
-    third = None if base is None else open_checkpoint(base)
+    first, second = open_model(a), open_model(b)
+    third = None if base is None else open_model(base)
     common = [
         n
         for n, t in first.tensors.items()
@@ -120,8 +121,8 @@ def compare_checkpoints(
         base=None if third is None else third.path,
         missing=tuple(n for n in first.tensors if n not in second.tensors),
         extra=tuple(n for n in second.tensors if n not in first.tensors),
-        shapes=_mismatches(first, second, "shape"),
-        dtypes=_mismatches(first, second, "dtype"),
+        shapes=_mismatches(first, second, lambda checkpoint, name: checkpoint.tensors[name].shape),
+        dtypes=_mismatches(first, second, Checkpoint.dtype_of),
         not_in_base=tuple(n for n in common if third is not None and n not in in_base),
         tensors=tensors,
         groups=_groups(tensors),
@@ -141,15 +142,17 @@ def _fits(base: Checkpoint, tensor: LazyTensor) -> bool:
     return tensor.dtype.is_float
 
 
-def _mismatches(first: Checkpoint, second: Checkpoint, fact: str) -> tuple[Mismatch, ...]:
-    found = []
-    for name, tensor in first.tensors.items():
-        other = second.tensors.get(name)
-        if other is not None and getattr(other, fact) != getattr(tensor, fact):
-            found.append(
-                Mismatch(name, _written(getattr(tensor, fact)), _written(getattr(other, fact)))
-            )
-    return tuple(found)
+def _mismatches(
+    first: Checkpoint,
+    second: Checkpoint,
+    fact: Callable[[Checkpoint, str], DType | tuple[int, ...]],
+) -> tuple[Mismatch, ...]:
+    found = [
+        (name, fact(first, name), fact(second, name))
+        for name in first.tensors
+        if name in second.tensors
+    ]
+    return tuple(Mismatch(n, _written(one), _written(two)) for n, one, two in found if one != two)
 
 
 def _written(fact: DType | tuple[int, ...]) -> str:

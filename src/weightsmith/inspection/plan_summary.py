@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weightsmith.engine.cost import Cost, input_bytes, predict
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.stored_bytes import stored_bytes
 from weightsmith.engine.trace import distinct_leaves
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
@@ -88,6 +89,8 @@ def _inputs(plan: Plan) -> tuple[InputRow, ...]:
             read[leaf.checkpoint].add(leaf.tensor)
     rows = []
     for label, checkpoint in plan.resolved.checkpoints.items():
+        if plan.adapter is not None and not plan.adapter.is_given(label):
+            continue
         tensors = [checkpoint.tensors[name] for name in sorted(read[label])]
         dtypes: Counter[str] = Counter()
         for stored in tensors:
@@ -99,7 +102,7 @@ def _inputs(plan: Plan) -> tuple[InputRow, ...]:
                 part=_part(plan, label),
                 tensors=len(checkpoint.tensors),
                 tensors_read=len(tensors),
-                bytes_read=sum(stored.nbytes for stored in tensors),
+                bytes_read=sum(map(stored_bytes, tensors)),
                 dtypes=tuple(name for name, _ in dtypes.most_common()),
             )
         )

@@ -42,7 +42,7 @@ _CONVERGED = 1e-10
     title="DOGE-TA (adaptive projective gradient descent)",
     paper="Wei et al., ICML 2025, arXiv:2501.01230",
     base=Base.REQUIRED,
-    presets={"fusion_bench": {"objective": "rows", "solver": "adam"}},
+    presets={"fusionbench": {"objective": "rows", "solver": "adam"}},
     cost="O(N m n min(m, n))",
 )
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixRules, in_float64
 from weightsmith.methods.registry import shared
+from weightsmith.tensors.dtypes import DType
 
 _PRECISION = 2.3e-16
 # Estimated condition number up to which a direct solve is exact to float32 rounding.
@@ -83,21 +84,40 @@ def cut_of(linalg: Any, array: Any, tolerance: float | None) -> float:
     return float(max(singular**2, 8 * max(array.shape) * _PRECISION))
 
 
-def rounding_floor(linalg: Any, base: Any, deltas: Sequence[Any], tolerance: float | None) -> float:
+def rounding_floor(
+    linalg: Any,
+    base: Any,
+    deltas: Sequence[Any],
+    tolerance: float | None,
+    stored: DType = DType.FLOAT32,
+) -> float:
     """The eigenvalue of C that the rounding of theta_0 + tau_i alone can make; 0 where a tolerance is given.
 
-        sum_i (s / ||tau_i||)^2,   s = precision * rms(theta_0) * (sqrt m + sqrt n)
+        sum_i (s_i / ||tau_i||)^2,   s_i = precision * rms(theta_0) * (sqrt m + sqrt n)
 
-    s bounds the largest singular value of rounding errors. Tasks that pull one direction apart are told from each other
-    by the rounding of their weights otherwise, and the minimiser then amplifies it without bound.
+    s_i bounds the largest singular value of rounding errors in the work precision. Experts that were `stored` in a
+    narrower dtype have larger ones, where they differ from the base at all: there s_i is at least what errors evenly
+    spread over a unit in the last place have, ulp / sqrt 12 for the precision and theta_0 without the elements that
+    task i left alone. Tasks that pull one direction apart are told from each other by the rounding of their weights
+    otherwise, and the minimiser then amplifies it without bound.
     """
     if tolerance is not None:
         return 0.0
     m, n = base.shape
-    length = frobenius(linalg, in_float64(linalg, base))
-    error = float(linalg.finfo(base.dtype).eps) * length * (m**-0.5 + n**-0.5)
-    lengths = [frobenius(linalg, in_float64(linalg, delta)) for delta in deltas]
-    return float(sum((error / length) ** 2 for length in lengths if length))
+    wide = in_float64(linalg, base)
+    spread = m**-0.5 + n**-0.5
+    error = float(linalg.finfo(base.dtype).eps) * frobenius(linalg, wide) * spread
+    is_narrow = 0 < stored.significant_bits < DType.FLOAT32.significant_bits
+    unit_share = 2.0 ** (1 - stored.significant_bits) / 12.0**0.5 if is_narrow else 0.0
+    floor = 0.0
+    for delta in deltas:
+        length = frobenius(linalg, in_float64(linalg, delta))
+        own = error
+        if unit_share and length:
+            moved = linalg.where(delta == 0, wide * 0.0, wide)
+            own = max(error, unit_share * frobenius(linalg, moved) * spread)
+        floor += (own / length) ** 2 if length else 0.0
+    return float(floor)
 
 
 def directions(linalg: Any, gram: Any, cut: float, floor: float = 0.0) -> Directions:
@@ -105,7 +125,7 @@ def directions(linalg: Any, gram: Any, cut: float, floor: float = 0.0) -> Direct
     scale = number(abs(gram).max()) if gram.shape[0] else 0.0
     if scale == 0.0:
         return Directions(gram[:0, 0], gram[:, :0])
-    values, vectors = linalg.linalg.eigh((gram + gram.T) / (2.0 * scale))
+    values, vectors = linalg.linalg.eigh(_symmetric(gram, scale))
     values, vectors = linalg.flip(values, (0,)), linalg.flip(vectors, (1,))
     kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
     return Directions(values[:kept] * scale, vectors[:, :kept])
@@ -145,7 +165,7 @@ def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
     scale = number(gram.trace()) if n else 0.0
     if not 0.0 < scale < float("inf"):
         return None
-    unit = (gram + gram.T) / (2.0 * scale)
+    unit = _symmetric(gram, scale)
     probes = _signs(linalg, unit, n)
     try:
         # Cholesky's pivots tell most singular matrices for a tenth of the time of the eigenvectors.
@@ -157,8 +177,15 @@ def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
         return None
     images = solved[:, residual.shape[0] :]
     inverse_norm = number(linalg.sqrt((images * images).sum(0)).max())
-    condition = inverse_norm * number((unit * unit).sum()) ** 0.5
+    condition = inverse_norm * number(unit.reshape(-1) @ unit.reshape(-1)) ** 0.5
     return solved[:, : residual.shape[0]].T if condition < limit else None
+
+
+def _symmetric(gram: Any, scale: float) -> Any:
+    """(C + C^T) / (2 scale), divided in place: a new matrix costs as much as the division."""
+    result = gram + gram.T
+    result /= 2.0 * scale
+    return result
 
 
 def _signs(linalg: Any, like: Any, n: int) -> Any:
@@ -199,8 +226,12 @@ class Problem:
             stacked = linalg.concatenate(list(self.factors))
             residual = linalg.concatenate([gap @ factor.T for gap, factor in pairs], 1)
             return Reduced(residual, stacked @ stacked.T, stacked)
-        grams = [factor.T @ factor for factor in self.factors]
-        return Reduced(total([gap @ g for gap, g in zip(gaps, grams, strict=True)]), total(grams))
+        residual, gram = None, None
+        for gap, factor in pairs:
+            one = factor.T @ factor
+            residual = gap @ one if residual is None else residual + gap @ one
+            gram = one if gram is None else gram + one
+        return Reduced(residual, gram)
 
     @property
     def rows(self) -> int:

@@ -14,7 +14,7 @@ from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Site, Value, whole
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
-_PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusion_bench": {"lambda": 1.5}}
+_PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusionbench": {"lambda": 1.5}}
 
 
 @method(
@@ -35,7 +35,7 @@ class IsoCommon(SpectralRules):
     the paper's result, while one of low rank does not send strength into directions that no task changed (with
     rank_tolerance 0, preset reference, it does, wherever rounding left a trace). The nuclear norm of M is kept. Task
     vectors that are no matrix are averaged (others). lambda is chosen on validation data; FusionBench reports 1.5
-    (preset fusion_bench). O(m n min(m, n)) time; four matrices in float64.
+    (preset fusionbench). O(m n min(m, n)) time; four matrices in float64.
     """
 
     weight: tuple[float, ...] = strength_parameter()

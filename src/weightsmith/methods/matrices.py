@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from weightsmith.methods.registry import shared
 from weightsmith.methods.span import plain_sum
 from weightsmith.tensors.graph import Site, Value
@@ -174,6 +176,25 @@ def fused_parts(role: str, outputs: int, inputs: int) -> tuple[int, ...]:
 def in_float64(linalg: Any, array: Any) -> Any:
     """The array in float64, so that results of different linear-algebra libraries agree after rounding."""
     return _cast(array, linalg.float64)
+
+
+class WideMatrix:
+    """Room for one matrix in float64, which numpy fills again and again; torch gets new ones, for gradients.
+
+    Pages that are new to a process cost more than what is written to them.
+    """
+
+    def __init__(self) -> None:
+        self._room: Any = None
+
+    def hold(self, linalg: Any, array: Any) -> Any:
+        """The array in float64, until the next one is held; not to be changed."""
+        if linalg is not np or array.dtype == np.float64:
+            return in_float64(linalg, array)
+        if self._room is None or self._room.shape != array.shape:
+            self._room = np.empty(array.shape)
+        np.copyto(self._room, array)
+        return self._room
 
 
 def in_dtype_of(reference: Any, array: Any) -> Any:

@@ -29,7 +29,7 @@ from weightsmith.tensors.graph import (
     title="OPCM (orthogonal projection-based continual merging)",
     paper="Tang et al., NeurIPS 2025, arXiv:2501.09522",
     base=Base.REQUIRED,
-    presets={"fusion_bench": {"split": "exclusive"}},
+    presets={"fusionbench": {"split": "exclusive"}},
     cost="O(N m n min(m, n))",
 )
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Opcm(SpectralRules):
     To go on with a merge that was written before, give it as the first model and set `previous`: its count of
     experts, its lambda and its mean norm are read from the state in its folder (or are given as previous_count,
     previous_lambda and previous_norm). Its rounding to the stored dtype is the only difference to folding all at once.
-    With split "exclusive" (preset fusion_bench), r is one less, as in the authors' code, where alpha = 1 means r = 0.
+    With split "exclusive" (preset fusionbench), r is one less, as in the authors' code, where alpha = 1 means r = 0.
     O((N - 1) m n min(m, n)) time; five matrices in float64. Raises RecipeError if the state is missing.
     """
 

@@ -12,6 +12,7 @@ from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
 
 
@@ -93,6 +94,7 @@ class OptMerge(LeadingRules):
             if self.solver == "descent"
             else None,
             how=self.how(site),
+            stored=site.stored,
         )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
@@ -107,6 +109,7 @@ class LeadingInterference:
     start: str
     descent: Descent | None
     how: Decomposition
+    stored: DType
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -126,7 +129,7 @@ class LeadingInterference:
         problem = Problem(start, targets, factors)
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
-        floor = rounding_floor(linalg, base, matrices, self.how.tolerance)
+        floor = rounding_floor(linalg, base, matrices, self.how.tolerance, self.stored)
         return problem.solution(linalg, cut_of(linalg, matrices[0], self.how.tolerance), floor)
 
     def _rank(self, matrix: Any) -> int:

@@ -9,10 +9,19 @@ from typing import Any
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve, total
 from weightsmith.methods.linear import normalized, weighted_average
-from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
+from weightsmith.methods.matrices import (
+    MatrixRules,
+    MatrixView,
+    WideMatrix,
+    in_dtype_of,
+    in_float64,
+)
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import require_finite
 from weightsmith.tensors.graph import Site, Value, whole
+
+# Elements that are scaled at a time.
+_BLOCK = 1 << 15
 
 
 @method(
@@ -105,19 +114,22 @@ class Regression:
     def _merged(
         self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cut: float
     ) -> Any:
-        first, *others = (in_float64(linalg, m) for m in matrices)
+        first = in_float64(linalg, matrices[0])
         # Around the first matrix, which spares a product, and keeps what all share exact.
-        gaps = [m - first for m in others]
+        gaps = [m - first for m in matrices[1:]]
         if not gaps:
             return first
         weights = self.weights
-        gram = in_float64(linalg, grams[0]) * weights[0]
-        products = []
+        room = WideMatrix()
+        gram = room.hold(linalg, grams[0]) * weights[0]
+        residual = None
         for gap, one, weight in zip(gaps, grams[1:], weights[1:], strict=True):
-            wide = in_float64(linalg, one)
-            gram = gram + wide * weight
-            products.append(self._product(linalg, gap, wide) * weight)
-        residual, gram = total(products), self._damped(linalg, gram)
+            wide = room.hold(linalg, one)
+            product = self._product(linalg, gap, wide)
+            product *= weight
+            residual = product if residual is None else residual + product
+            _add_scaled(gram, wide, weight)
+        self._damp(gram)
         to_mean = total([gap * w for gap, w in zip(gaps, weights[1:], strict=True)])
         if self.ridge > 0.0:
             residual = residual - to_mean @ gram
@@ -132,10 +144,22 @@ class Regression:
         product = gap @ gram
         if self.alpha == 1.0:
             return product
-        return product * self.alpha + gap * (linalg.diagonal(gram) * (1.0 - self.alpha))
+        product *= self.alpha
+        product += gap * (linalg.diagonal(gram) * (1.0 - self.alpha))
+        return product
 
-    def _damped(self, linalg: Any, gram: Any) -> Any:
-        if self.alpha == 1.0:
-            return gram
-        diagonal = linalg.diag(linalg.diagonal(gram))
-        return gram * self.alpha + diagonal * (1.0 - self.alpha)
+    def _damp(self, gram: Any) -> None:
+        """Multiply what is off the diagonal by alpha, in place."""
+        if self.alpha < 1.0:
+            diagonal = gram.reshape(-1)[:: gram.shape[0] + 1]
+            rest = diagonal * (1.0 - self.alpha)
+            gram *= self.alpha
+            diagonal += rest
+
+
+def _add_scaled(total_of: Any, matrix: Any, factor: float) -> None:
+    """total_of += matrix * factor, rows by rows, so that the product stays in a core's cache."""
+    rows = max(1, _BLOCK // max(1, int(matrix.shape[1])))
+    for start in range(0, int(matrix.shape[0]), rows):
+        block = slice(start, start + rows)
+        total_of[block] += matrix[block] * factor

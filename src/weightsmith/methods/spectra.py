@@ -14,7 +14,6 @@ what the methods make of it does not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from weightsmith.errors import NonFiniteError
 from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import shared
 from weightsmith.tensors.graph import Site
+from weightsmith.tensors.singular import Spectrum, exact, falling, gram_spectrum, signs
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5
@@ -80,32 +80,6 @@ class LeadingRules(SpectralRules):
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
-    """A ~ left diag(values) right: orthonormal columns (m, r), values falling, orthonormal rows (r, n)."""
-
-    left: Any
-    values: Any
-    right: Any
-
-    @property
-    def rank(self) -> int:
-        """How many directions there are."""
-        return int(self.values.shape[0])
-
-    def matrix(self) -> Any:
-        """left diag(values) right."""
-        return (self.left * self.values) @ self.right
-
-    def polar(self) -> Any:
-        """left right: every direction with weight 1."""
-        return self.left @ self.right
-
-    def leading(self, rank: int) -> Spectrum:
-        """The `rank` strongest directions."""
-        return Spectrum(self.left[:, :rank], self.values[:rank], self.right[:rank])
-
-
-@dataclass(frozen=True, slots=True)
 class Decomposition:
     """How matrices are decomposed (see the module). `key` selects the random sketch."""
 
@@ -146,7 +120,7 @@ class Decomposition:
             scaled = in_float64(linalg, matrix) / largest
             gram = gram + scaled @ scaled.T
         values, vectors = linalg.linalg.eigh(gram)
-        squares, vectors = _falling(linalg, values, vectors, None)
+        squares, vectors = falling(linalg, values, vectors, None)
         kept = max(1, int((squares > tolerance**2 * squares[0]).sum()))
         return vectors[:, :kept], linalg.sqrt(squares[:kept]) * largest
 
@@ -189,59 +163,6 @@ class Decomposition:
         return Spectrum(basis @ inner.left, inner.values, inner.right)
 
 
-def exact(linalg: Any, matrix: Any) -> Spectrum:
-    """The thin singular value decomposition of a finite float64 matrix."""
-    try:
-        return Spectrum(*linalg.linalg.svd(matrix, full_matrices=False))
-    except linalg.linalg.LinAlgError:
-        return embedded(linalg, matrix)
-
-
-def embedded(linalg: Any, matrix: Any) -> Spectrum:
-    """The same from the eigenvectors [v; u] of [0 R^T; R 0], R being the square factor of a QR decomposition.
-
-    Slower than `exact`, but the symmetric eigenproblem converges always. Directions of value 0 are left out.
-    """
-    if matrix.shape[0] < matrix.shape[1]:
-        turned = embedded(linalg, matrix.T)
-        return Spectrum(turned.right.T, turned.values, turned.left.T)
-    basis, factor = linalg.linalg.qr(matrix)
-    k = factor.shape[0]
-    zero = linalg.zeros_like(factor)
-    top = linalg.concatenate([zero, factor.T], 1)
-    bottom = linalg.concatenate([factor, zero], 1)
-    values, vectors = linalg.linalg.eigh(linalg.concatenate([top, bottom]))
-    values, vectors = _falling(linalg, values, vectors, k)
-    kept = max(1, int((values > 4 * k * 2.3e-16 * values[0]).sum()))
-    vectors = vectors[:, :kept] * math.sqrt(2.0)
-    return Spectrum(basis @ vectors[k:], values[:kept], vectors[:k].T)
-
-
-def gram_spectrum(linalg: Any, matrix: Any, rank: int | None = None) -> Spectrum:
-    """Directions from the eigenvectors of the smaller Gram matrix; values are measured on the matrix itself."""
-    if matrix.shape[0] > matrix.shape[1]:
-        turned = gram_spectrum(linalg, matrix.T, rank)
-        return Spectrum(turned.right.T, turned.values, turned.left.T)
-    values, vectors = linalg.linalg.eigh(matrix @ matrix.T)
-    left = _falling(linalg, values, vectors, rank)[1]
-    images = left.T @ matrix
-    lengths = linalg.sqrt((images * images).sum(1))
-    return Spectrum(left, lengths, images / linalg.where(lengths > 0, lengths, 1.0)[:, None])
-
-
-def signs(shape: tuple[int, int], seed: int, name: str) -> Any:
-    """A matrix of -1 and +1 that depends on seed and tensor name alone, as float64."""
-    import numpy as np
-
-    from weightsmith.tensors.random import stream_key
-
-    first, second = stream_key(seed, "sketch", name)
-    count = math.prod(shape)
-    raw = np.random.Philox(key=[first, second]).random_raw(-(-count // 64))
-    bits = np.unpackbits(raw.astype("<u8").view(np.uint8))[:count]
-    return (bits.astype(np.float64) * 2.0 - 1.0).reshape(shape)
-
-
 @dataclass(frozen=True, slots=True)
 class ByMatrix:
     """A whole-array function that does one thing to every matrix of a view.
@@ -279,12 +200,6 @@ def require_finite(linalg: Any, arrays: Sequence[Any], tensor: str) -> None:
             f"The task vector of {tensor!r} holds NaN or infinity and has no singular values; "
             "merge this tensor with another method, or repair its checkpoint."
         )
-
-
-def _falling(linalg: Any, values: Any, vectors: Any, rank: int | None) -> tuple[Any, Any]:
-    """Eigenvalues and vectors from the largest down, at most `rank` of them."""
-    flipped, columns = linalg.flip(values, (0,)), linalg.flip(vectors, (1,))
-    return flipped[:rank], columns[:, :rank]
 
 
 def _nothing(matrix: Any) -> Spectrum:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
+    agreement,
     density_parameter,
     fuse,
     int8_mask_parameter,
@@ -20,7 +22,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value
+from weightsmith.tensors.graph import Scope, Site, Value, maximum, minimum, value, where
 
 
 @method(
@@ -53,12 +55,19 @@ class Ties:
     order of flat index, so exactly floor(density N) are kept (the authors' code keeps one more, and all equal
     ones). Where task vectors cancel the paper's sign is 0 and the base stays; the authors' code takes the
     majority sign of the model, mergekit +. Zeros never vote and never count. mergekit trims per tensor, keeps
-    at least one element of each, and divides by signed weights, which can flip signs if some are negative.
+    at least one element of each, and divides by signed weights, which can flip signs if some are negative. The
+    authors' three disjoint merges are dis-mean (the default), dis-sum (normalize: none) and dis-max (agreeing: max),
+    of which the last takes the w_i tau^_i of largest magnitude among those that agree.
     """
 
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.2, "share of elements that the trim keeps")
     normalize: str = normalize_parameter("absolute")
+    agreeing: str = shared(
+        "mean",
+        choices=("mean", "max"),
+        doc="what stands for those that agree: their mean (or sum, see normalize), or the largest magnitude",
+    )
     rescale: str = rescale_parameter("none", random=False)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
@@ -81,6 +90,9 @@ class Ties:
             if self.rescale == "l1":
                 kept = restore_l1(kept, delta, density, self.rescale_floor, scope)
             trimmed.append(kept)
+        if self.agreeing == "max":
+            merged = self._largest(trimmed)
+            return base + (merged if self.scale == 1.0 else merged * self.scale)
         return fuse(
             base,
             trimmed,
@@ -89,3 +101,10 @@ class Ties:
             scale=self.scale,
             zero_sum=self.zero_sum,
         )
+
+    def _largest(self, trimmed: Sequence[Value]) -> Value:
+        weighted = [v if w == 1.0 else v * w for v, w in zip(trimmed, self.weight, strict=True)]
+        agrees = agreement(weighted, self.zero_sum)
+        kept = [where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)]
+        # What agrees has one sign, so one of the two is 0.
+        return reduce(maximum, kept, value(0.0)) + reduce(minimum, kept, value(0.0))

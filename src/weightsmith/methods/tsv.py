@@ -9,10 +9,11 @@ from typing import Any
 
 from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, Spectrum, constant
+from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, constant
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.truncate import LowRank
 from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.singular import Spectrum
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
 

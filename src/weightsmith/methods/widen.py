@@ -15,8 +15,10 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors.graph import Site, Value, add_all, exp, maximum, total, where, whole
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
-# Elements of a matrix that are taken to float64 at a time.
-_BLOCK = 1 << 20
+# Elements of a matrix that are taken to float64 at a time, as many as stay in a core's cache; and that are summed one
+# after the other before such sums are added up.
+_BLOCK = 1 << 15
+_SUMMED = 1 << 20
 
 
 @method(
@@ -114,16 +116,16 @@ class ColumnMerge:
     def _merge(self, linalg: Any, matrices: Sequence[Any], merged: Any) -> None:
         """Write one merged matrix, block of rows by block of rows."""
         weights = self._weights(linalg, matrices)
-        for rows in _blocks(matrices[0]):
+        for rows in _blocks(matrices[0], _BLOCK):
             wide = in_float64(linalg, matrices[0][rows])
             change = linalg.zeros_like(wide)
             for weight, matrix in zip(weights, matrices[1:], strict=True):
                 factor = weight[rows, None] if self.by_row else weight[None, :]
-                change += factor * (in_float64(linalg, matrix[rows]) - wide)
+                change += factor * (matrix[rows] - wide)
             merged[rows] = in_dtype_of(merged, wide + change * self.scale)
 
     def _weights(self, linalg: Any, matrices: Sequence[Any]) -> list[Any]:
-        (base, _), *experts = self._column_squares(linalg, matrices)
+        base, experts = self._column_squares(linalg, matrices)
         length = linalg.sqrt(base)
         magnitudes, directions = [], []
         for square, change in experts:
@@ -138,20 +140,37 @@ class ColumnMerge:
         scores = [self._scores(linalg, changes) for changes in (magnitudes, directions)]
         return [(a + b) / 2.0 for a, b in zip(*scores, strict=True)]
 
-    def _column_squares(self, linalg: Any, matrices: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """For the base and each expert: the squared norms of its columns, and of their differences from the base's."""
-        found: list[tuple[Any, Any]] = []
-        axis = 1 if self.by_row else 0
-        base = matrices[0]
-        for matrix in matrices:
-            squares, changes = [], []
-            for rows in _blocks(base):
-                own, origin = in_float64(linalg, matrix[rows]), in_float64(linalg, base[rows])
-                squares.append((own * own).sum(axis))
-                own = own - origin
-                changes.append((own * own).sum(axis))
-            found.append((self._joined(linalg, squares), self._joined(linalg, changes)))
-        return found
+    def _column_squares(
+        self, linalg: Any, matrices: Sequence[Any]
+    ) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The squared norms of the base's columns, and each expert's with those of its differences from the base."""
+        count = 2 * len(matrices) - 1
+        parts: list[list[Any]] = [[] for _ in range(count)]
+        for outer in _blocks(matrices[0], _SUMMED):
+            sums: list[Any] = [None] * count
+            for rows in _blocks(matrices[0][outer], _BLOCK):
+                found = self._squares(linalg, [m[outer][rows] for m in matrices])
+                sums = [self._added(linalg, *pair) for pair in zip(sums, found, strict=True)]
+            for part, summed in zip(parts, sums, strict=True):
+                part.append(summed)
+        base, *experts = [self._joined(linalg, part) for part in parts]
+        return base, list(zip(experts[::2], experts[1::2], strict=True))
+
+    def _squares(self, linalg: Any, blocks: Sequence[Any]) -> list[Any]:
+        """Squares of the base, and of each expert and its differences; sums of rows where they are wanted."""
+        origin = in_float64(linalg, blocks[0])
+        wide = [in_float64(linalg, block) for block in blocks[1:]]
+        squares = [origin * origin]
+        for own in wide:
+            change = own - origin
+            squares += [own * own, change * change]
+        return [square.sum(1) for square in squares] if self.by_row else squares
+
+    def _added(self, linalg: Any, known: Any, found: Any) -> Any:
+        """Sums so far and those of the next block: further rows, or all rows of a column one after the other."""
+        if self.by_row:
+            return found if known is None else linalg.concatenate([known, found])
+        return (found if known is None else linalg.concatenate([known[None, :], found])).sum(0)
 
     def _joined(self, linalg: Any, parts: list[Any]) -> Any:
         if self.by_row:
@@ -186,7 +205,7 @@ def _positions(linalg: Any, numbers: Any) -> Any:
     return positions
 
 
-def _blocks(matrix: Any) -> list[slice]:
+def _blocks(matrix: Any, elements: int) -> list[slice]:
     rows, columns = matrix.shape
-    step = max(1, _BLOCK // max(1, columns))
+    step = max(1, elements // max(1, columns))
     return [slice(start, start + step) for start in range(0, rows, step)]

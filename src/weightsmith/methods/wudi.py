@@ -11,6 +11,7 @@ from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.spectra import ByMatrix
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
 
 
@@ -55,7 +56,10 @@ class Wudi(GramRules):
             return base if merged is None else base + merged * self.scale
         descent = Descent("adam", self.steps, self.learning_rate)
         function = LeastInterference(
-            self.weight, self.rank_tolerance, descent if self.solver == "adam" else None
+            self.weight,
+            self.rank_tolerance,
+            descent if self.solver == "adam" else None,
+            site.stored,
         )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
@@ -67,6 +71,7 @@ class LeastInterference:
     weights: tuple[float, ...]
     tolerance: float | None
     descent: Descent | None
+    stored: DType
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -78,5 +83,5 @@ class LeastInterference:
             return matrices[0] * 0.0
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
-        floor = rounding_floor(linalg, base, matrices, self.tolerance)
+        floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         return problem.solution(linalg, cut_of(linalg, matrices[0], self.tolerance), floor)

@@ -20,6 +20,7 @@ from weightsmith.methods.spectra import ByMatrix
 from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
@@ -43,7 +44,9 @@ class SpectralWudi(GramRules):
         if view is None:
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
-        function = Filtered(self.weight, self.rank_tolerance, self.start, self.filter())
+        function = Filtered(
+            self.weight, self.rank_tolerance, self.start, self.filter(), site.stored
+        )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
     def filter(self) -> Gains:
@@ -99,6 +102,7 @@ class Filtered:
     tolerance: float | None
     start: str
     gains: Gains
+    stored: DType
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -108,7 +112,7 @@ class Filtered:
         if problem is None:
             return matrices[0] * 0.0
         reduced = problem.reduced(linalg)
-        floor = rounding_floor(linalg, base, matrices, self.tolerance)
+        floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         cut = cut_of(linalg, matrices[0], self.tolerance)
         found = directions(linalg, reduced.gram, cut, floor)
         images = reduced.residual @ found.basis

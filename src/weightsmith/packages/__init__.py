@@ -1,1 +1,11 @@
 """Delta packages: fine-tunes stored as small changes of a base that the package names by its digests."""
+
+from __future__ import annotations
+
+from weightsmith.packages.library import Member as Member
+from weightsmith.packages.library import materialise as materialise
+from weightsmith.packages.library import members as members
+from weightsmith.packages.packing import pack as pack
+from weightsmith.packages.sharing import dedupe as dedupe
+from weightsmith.packages.sharing import gc as gc
+from weightsmith.packages.unpacking import unpack as unpack

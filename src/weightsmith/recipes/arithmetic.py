@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from weightsmith.methods import registry
-from weightsmith.recipes.combine import Combiner, Output, output_item
+from weightsmith.recipes.combine import Combiner, Output, coarsest, output_item
 from weightsmith.recipes.expressions import Atom, Call, Combination, Name, parse_expression
 from weightsmith.recipes.formula import Formula, Merge, Sum
 from weightsmith.recipes.modifier_calls import measures_from_base
@@ -123,6 +123,7 @@ class _Tensors:
             scope_id=f"{self.scope}/{call.method}{path}",
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
+            stored=coarsest(item.dtype for item in self.items.values()),
         )
 
     def _label(self, expert: Combination) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from weightsmith.checkpoints.roles import Kind
@@ -34,6 +34,19 @@ def keeps_values(stored: DType, wanted: DType) -> bool:
     if wanted is DType.FLOAT32:
         return stored is not DType.FLOAT64
     return wanted in _NARROW.get(stored, frozenset())
+
+
+def coarsest(dtypes: Iterable[DType]) -> DType:
+    """The float type with the fewest significant digits."""
+    return min(dtypes, key=lambda dtype: dtype.significant_bits, default=DType.FLOAT32)
+
+
+def _stored(item: Item, view: View) -> DType:
+    """The dtype that a tensor's values were last rounded to: what it counts as may be narrower than what is read."""
+    leaf = item.formula
+    if isinstance(leaf, Leaf) and leaf.checkpoint == view.label and not view.is_recipe:
+        return view.checkpoint.tensors[leaf.tensor].dtype
+    return item.dtype
 
 
 def rounded(formula: Formula, stored: DType, wanted: DType | None) -> Formula:
@@ -147,6 +160,9 @@ class Combiner:
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
+            stored=coarsest(
+                _stored(item, section.sources[treatment.experts[i]].view) for i, item in experts
+            ),
         )
 
     def cast(self, item: Item) -> Formula:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.dialect import PARAMETERS
 from weightsmith.recipes.document import dump_yaml
 from weightsmith.recipes.equivalence import has_gaps, left_to_mergekit
+from weightsmith.recipes.references import ModelRef
 from weightsmith.recipes.vocabulary_sections import BORROW
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ def to_mergekit(recipe: Recipe) -> str:
         )
     spec = registry.get(method)
     _require_known_parts(mapping, "")
+    _require_one_adapter(recipe.document)
     left = left_to_mergekit(mapping, spec, recipe.semantics)
     translated = _translated(mapping, "", _Words(spec, recipe.semantics, left))
     if recipe.semantics != "mergekit":
@@ -94,6 +98,19 @@ def _require_known_parts(data: Any, path: str) -> None:
     for key, value in data.items():
         if key != "parameters":
             _require_known_parts(value, f"{path}.{key}" if path else key)
+
+
+def _require_one_adapter(part: Any) -> None:
+    """Refuse models with several adapters, or one that is not applied as it is."""
+    if isinstance(part, ModelRef):
+        if len(part.adapters) > 1 or any(adapter.scale != 1.0 for adapter in part.adapters):
+            raise _inexpressible(str(part))
+    elif isinstance(part, BaseModel):
+        for name in type(part).model_fields:
+            _require_one_adapter(getattr(part, name))
+    elif isinstance(part, (tuple, dict)):
+        for inner in part.values() if isinstance(part, dict) else part:
+            _require_one_adapter(inner)
 
 
 def _require_known_keys(data: dict[str, Any], path: str) -> None:

@@ -62,6 +62,7 @@ class Merge:
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
     scope. `modifiers` change the experts, one after the other, before the method sees them; `origin` is the base
     that they measure task vectors from, None where there is none. `statistics` has one entry for each expert, or none.
+    `stored` is the coarsest dtype in which one of the experts was stored.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Merge:
     modifiers: tuple[Modification, ...] = ()
     origin: Formula | None = None
     statistics: tuple[Stored, ...] = ()
+    stored: DType = DType.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

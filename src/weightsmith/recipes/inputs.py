@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsmith.adapters.opening import reference_of
+from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Checkpoint, Tying, untied
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.statistics import require_match, statistics_of
@@ -44,7 +46,7 @@ class Inputs:
         if key not in self._views:
             checkpoint = replace(self._opener(reference), source=reference)
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
-            name = checkpoint.hub_id or Path(reference).name or checkpoint.name
+            name = _short_name(checkpoint)
             label = unused_label(name, self.checkpoints)
             self.checkpoints[label] = self._as_opened[label] = checkpoint
             for finding in input_findings(checkpoint.config, checkpoint.identity):
@@ -59,12 +61,14 @@ class Inputs:
         and is stored as before.
         """
         view = self.checkpoint_view(reference)
-        checkpoint = replace(view.checkpoint, tensors={**view.checkpoint.tensors, **tensors})
-        made = view_of(checkpoint, view.label)
-        for name in tensors:
-            made.items[name] = replace(made.items[name], dtype=view.items[name].dtype)
+        old = view.checkpoint
+        checkpoint = replace(
+            old,
+            tensors={**old.tensors, **tensors},
+            stored_as={**old.stored_as, **{name: old.dtype_of(name) for name in tensors}},
+        )
         self.checkpoints[view.label] = checkpoint
-        self._views["checkpoint", reference] = made
+        self._views["checkpoint", reference] = view_of(checkpoint, view.label)
 
     def measured(self, reference: str, view: View) -> Measured:
         """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
@@ -162,6 +166,14 @@ class Inputs:
             stored = self.checkpoints[formula.checkpoint].tensors[formula.tensor].dtype
             return rounded(formula, stored, item.dtype)
         return rounded(formula, DType.FLOAT64, item.dtype)
+
+
+def _short_name(checkpoint: Checkpoint) -> str:
+    """The Hub id or the last component of what the recipe calls a checkpoint, with its adapters' names behind `+`."""
+    adapters = checkpoint.attached
+    base = base_of(checkpoint.source, map(reference_of, adapters))
+    name = checkpoint.hub_id or Path(base).name
+    return "+".join([name, *(adapter.name for adapter in adapters)]) if name else checkpoint.name
 
 
 def _merge_first(label: str) -> str:

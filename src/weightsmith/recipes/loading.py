@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from weightsmith.adapters.references import exists_locally, parse_adapter, parse_reference
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
 from weightsmith.naming import nearest
@@ -20,7 +21,7 @@ from weightsmith.recipes.document import YamlDocument, parse_documents
 from weightsmith.recipes.mistakes import recipe_error
 from weightsmith.recipes.overrides import override
 from weightsmith.recipes.recipe import Recipe
-from weightsmith.recipes.references import RECIPE_SUFFIXES, exists_locally
+from weightsmith.recipes.references import RECIPE_SUFFIXES
 from weightsmith.recipes.schema import RecipeDocument
 
 _MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
@@ -186,15 +187,13 @@ class _Loading:
         )
         prefix = os.path.dirname(text)
 
-        def moved(reference: str) -> str:
-            is_beside = folder is not None and (folder / reference).exists()
-            return (
-                os.path.join(prefix, reference)
-                if is_beside and not os.path.isabs(reference)
-                else reference
-            )
+        def beside(path: str) -> str:
+            is_beside = folder is not None and (folder / path).exists()
+            return os.path.join(prefix, path) if is_beside and not os.path.isabs(path) else path
 
-        result: dict[str, Any] = _replace_models(raw, moved)
+        result: dict[str, Any] = _replace_paths(
+            _replace_models(raw, lambda text: _moved(text, folder, beside)), beside
+        )
         return result
 
 
@@ -250,6 +249,51 @@ def _choose(
             "leave out the `name:` of the one to be written."
         )
     return last[0]
+
+
+def _moved(text: str, folder: Path | None, beside: Callable[[str], str]) -> str:
+    """A reference with `beside` of each of its paths."""
+    try:
+        found = parse_reference(text, folder)
+    except ValueError:
+        return text
+    adapters = tuple(replace(adapter, path=beside(adapter.path)) for adapter in found.adapters)
+    made = replace(found, path=beside(found.path), adapters=adapters)
+    return text if made == found else str(made)
+
+
+def _replace_paths(data: Any, beside: Callable[[str], str], in_model: bool = False) -> Any:
+    """A copy of raw recipe data with `beside` of each `path:` of a model's mapping, and of adapters under `lora:`."""
+    if isinstance(data, list):
+        return [_replace_paths(item, beside, in_model) for item in data]
+    if not isinstance(data, dict):
+        return data
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "path" and in_model and isinstance(value, str):
+            result[key] = beside(value)
+        elif key == "lora" and isinstance(value, (str, list)):
+            listed = [value] if isinstance(value, str) else value
+            result[key] = [
+                _moved_adapter(item, beside)
+                if isinstance(item, str)
+                else _replace_paths(item, beside, True)
+                for item in listed
+            ]
+        elif key == "parameters":
+            result[key] = value
+        else:
+            result[key] = _replace_paths(value, beside, key in _MODEL_KEYS or key == "lora")
+    return result
+
+
+def _moved_adapter(text: str, beside: Callable[[str], str]) -> str:
+    try:
+        found = parse_adapter(text)
+    except ValueError:
+        return text
+    made = replace(found, path=beside(found.path))
+    return text if made == found else str(made)
 
 
 def _replace_models(data: Any, replaced: Callable[[str], Any]) -> Any:

@@ -21,6 +21,18 @@ def _merged(document: RecipeDocument) -> Iterator[str]:
         yield from [str(model)] if isinstance(model, ModelRef) else _merged(model)
 
 
+def merged_model(document: RecipeDocument, reference: str) -> ModelRef | None:
+    """What a recipe, or one inside it, writes for the checkpoint that it merges as `reference`."""
+    for model in _models(document):
+        if isinstance(model, ModelRef):
+            found = model if str(model) == reference else None
+        else:
+            found = merged_model(model, reference)
+        if found is not None:
+            return found
+    return None
+
+
 def _models(document: RecipeDocument) -> Iterator[ModelLike]:
     yield from (entry.model for entry in document.models or ())
     yield from (source.model for part in document.slices or () for source in part.sources)

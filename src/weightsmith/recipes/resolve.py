@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.references import located, parse_reference
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.bundling import bundled
 from weightsmith.recipes.formula import OutputTensor, Resolved
@@ -12,7 +14,6 @@ from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.merging import Resolver
 from weightsmith.recipes.postprocess import assertions, tied_outputs
 from weightsmith.recipes.recipe import Recipe
-from weightsmith.recipes.references import locate
 from weightsmith.recipes.seams import seam_findings
 from weightsmith.recipes.tokenizers import align_checkpoints
 from weightsmith.recipes.views import Item
@@ -27,13 +28,13 @@ _DEFAULT_SHARD = 5 * 10**9
 def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     """Answer every question of a recipe from headers and configurations; no tensor data is read.
 
-    `opened` gives the checkpoint for a model as the recipe writes it (`PATH` or `PATH@REVISION`): a mapping,
-    a function, or None to open them here. What does not fit together is gathered in `findings`, all of it at
+    `opened` gives the checkpoint for a model as the recipe writes it (`PATH`, `PATH@REVISION`, `BASE+ADAPTER`): a
+    mapping, a function, or None to open them here. What does not fit together is gathered in `findings`, all of it at
     once. Raises RecipeError where the recipe means nothing for any checkpoints, and CheckpointError where one
     cannot be opened.
     """
     document = recipe.document
-    inputs = Inputs(_opener(recipe, opened), unties=bool(document.untie))
+    inputs = Inputs(opener_of(recipe, opened), unties=bool(document.untie))
     resolver = Resolver(inputs)
     vocabulary = align_checkpoints(document, inputs, recipe.semantics)
     result = resolver.result(document, inherited="paper", scope="merge")
@@ -80,11 +81,16 @@ def shard_bytes(given: str | int | None) -> int:
         raise RecipeError(f"shard_size: {problem}.") from None
 
 
-def _opener(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:
-    opened = open_checkpoint if opened is None else opened
+def opener_of(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:
+    """What opens the models of a recipe, whose paths may be meant from its folder; see `resolve`."""
+    opened = open_model if opened is None else opened
     if callable(opened):
-        opener = opened
-        return lambda reference: opener(locate(reference, recipe.base_dir))
+        opener, base_dir = opened, recipe.base_dir
+        if base_dir is None:
+            return opener
+        return lambda reference: opener(
+            str(located(parse_reference(reference, base_dir), base_dir))
+        )
     given = opened
 
     def look_up(reference: str) -> Checkpoint:

@@ -240,6 +240,19 @@ class BundleForm(Part):
     shared_dtype: DTypeName | None = None
 
 
+class AdapterForm(Part):
+    """`adapter:`: how the result of a recipe of adapters alone is stored.
+
+    `rank` is the largest that is kept, `energy` the share of the sum of squares, `error` what may be left out of the
+    norm, each per tensor. `dialect` is that of the inputs where all have one that is written, else PEFT's.
+    """
+
+    rank: StrictInt | None = Field(default=None, ge=1)
+    energy: Number | None = Field(default=None, gt=0.0, le=1.0)
+    error: Number | None = Field(default=None, ge=0.0, lt=1.0)
+    dialect: Literal["peft", "kohya", "diffusers"] | None = None
+
+
 class RecipeDocument(Part):
     """A whole recipe as a document. `Recipe` wraps one with where it came from."""
 
@@ -275,6 +288,7 @@ class RecipeDocument(Part):
     missing: Literal["error", "base", "skip"] | None = None
     untie: StrictBool | None = None
     bundle: BundleForm | None = None
+    adapter: AdapterForm | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> RecipeDocument:

@@ -17,6 +17,7 @@ LayerKey = tuple[int, str]
 class Item:
     """One tensor that can be merged, or that a merge gave.
 
+    `dtype` is what it counts as; a leaf that is computed while it is read may be wider (`Checkpoint.stored_as`).
     `layer` is its block's number in the stack `block` of `layers` blocks, and `depth` the position of the block in
     [0, 1], 0 outside the stacks. `input_first`: a matrix stored as (inputs, outputs).
     """
@@ -103,13 +104,14 @@ def view_of(checkpoint: Checkpoint, label: str) -> View:
     for name, tensor in checkpoint.tensors.items():
         role = roles[name]
         layer, block = role.layer, role.block
+        dtype = checkpoint.dtype_of(name)
         if layer is None or block is None or (block, layer) not in depths:
-            items[name] = Item(name, tensor.dtype, tensor.shape, Leaf(label, name), role.kind)
+            items[name] = Item(name, dtype, tensor.shape, Leaf(label, name), role.kind)
             continue
         position, count = depths[block, layer]
         items[name] = Item(
             name,
-            tensor.dtype,
+            dtype,
             tensor.shape,
             Leaf(label, name),
             role.kind,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsmith.adapters.opening import open_model
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.manifest import Manifest
@@ -71,6 +72,9 @@ def report_of_subjects(
 
 def report_of_merge(plan: Plan, manifest: Manifest, out: Path) -> Report:
     """A report of a finished merge: its plan, what is on record, and what it changed. Reads inputs and output."""
+    if plan.adapter is not None:
+        record = manifest_sections(manifest, out, with_recipe=False)
+        return _report(out.name, [*plan_sections(plan), *record])
     base, experts, has_base = _parts(plan, None)
     merged = open_checkpoint(out) if manifests.digest_of(out) is not None else None
     changes = (
@@ -122,7 +126,7 @@ def _report(title: str, sections: Sequence[Section]) -> Report:
 def _of_recipe(recipe: Path, base: str | None, threads: int | None) -> list[Section]:
     plan = make_plan(Recipe.load(recipe), threads=threads)
     sections = plan_sections(plan)
-    if plan.errors:
+    if plan.errors or plan.adapter is not None:
         return sections
     origin, experts, has_base = _parts(plan, base)
     if not experts:
@@ -139,7 +143,7 @@ def _parts(plan: Plan, base: str | None) -> tuple[Checkpoint, list[Checkpoint], 
         if label != resolved.base and label not in resolved.statistics
     ]
     if base is not None:
-        return open_checkpoint(base), others, True
+        return open_model(base), others, True
     if resolved.base is not None:
         return resolved.checkpoints[resolved.base], others, True
     return others[0], others[1:], False
@@ -148,13 +152,13 @@ def _parts(plan: Plan, base: str | None) -> tuple[Checkpoint, list[Checkpoint], 
 def _of_checkpoints(
     subjects: Sequence[str], base: str | None, threads: int | None
 ) -> list[Section]:
-    opened = [open_checkpoint(subject) for subject in subjects]
+    opened = [open_model(subject) for subject in subjects]
     sections: list[Section] = []
     for checkpoint in opened:
         if checkpoint.is_folder and manifests.digest_of(checkpoint.path) is not None:
             manifest = manifests.read(checkpoint.path)
             sections += manifest_sections(manifest, checkpoint.path, with_recipe=True)
-    origin = opened[0] if base is None else open_checkpoint(base)
+    origin = opened[0] if base is None else open_model(base)
     experts = opened[1:] if base is None else opened
     if experts:
         has_base = base is not None

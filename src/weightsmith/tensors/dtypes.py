@@ -51,6 +51,11 @@ class DType(enum.Enum):
         """True for the two 8-bit floats, which have no arithmetic of their own."""
         return self.is_float and self.itemsize == 1
 
+    @property
+    def significant_bits(self) -> int:
+        """Binary digits of a float's significand, the hidden one included; 0 for other types."""
+        return _SIGNIFICANT_BITS.get(self, 0)
+
     @classmethod
     def parse(cls, text: str) -> DType:
         """The type that a person means by `text`: "bfloat16", "torch.bfloat16", "bf16", "BF16",
@@ -78,6 +83,14 @@ class DType(enum.Enum):
         return found
 
 
+_SIGNIFICANT_BITS = {
+    DType.FLOAT64: 53,
+    DType.FLOAT32: 24,
+    DType.FLOAT16: 11,
+    DType.BFLOAT16: 8,
+    DType.FLOAT8_E4M3FN: 4,
+    DType.FLOAT8_E5M2: 3,
+}
 SAFETENSORS_CODES: dict[str, DType] = {member.safetensors: member for member in DType}
 
 # Codes of the safetensors library that hold scaled or sub-byte numbers: they mean nothing without their scales.

@@ -468,7 +468,7 @@ class Site:
     """Where a method is being applied: the facts of one output tensor that a formula may depend on.
 
     `input_first`: a matrix stored as (inputs, outputs), the transpose of the usual. `statistics` has one entry for
-    each expert, or is empty where this tensor has none.
+    each expert, or is empty where this tensor has none. `stored` is the coarsest dtype that an expert was stored in.
     """
 
     name: str
@@ -481,6 +481,7 @@ class Site:
     input_first: bool = False
     stack: str = ""
     statistics: tuple[Statistic, ...] = ()
+    stored: DType = DType.FLOAT32
 
     @property
     def numel(self) -> int:

@@ -296,13 +296,11 @@ class NativePass:
 
     def _final_call(self, segment: Segment, count: int, out: memoryview | None) -> _Call:
         call = _Call(segment)
-        slots = list(segment.sink_slots)
-        if self._spec.output is not None:
-            slot = slots.pop(0)
-            if out is not None and count:
-                call.give(slot, np.frombuffer(out, dtype=np.uint8))
-        partials = np.empty((len(slots), -(-count // self._piece)), dtype=np.float64)
-        for row, (slot, (_, request)) in enumerate(zip(slots, self._spec.reductions, strict=True)):
+        if self._spec.output is not None and out is not None and count:
+            call.give(segment.sink_slots[0], np.frombuffer(out, dtype=np.uint8))
+        asked = self._asked(segment)
+        partials = np.empty((len(asked), -(-count // self._piece)), dtype=np.float64)
+        for row, (slot, request) in enumerate(asked.items()):
             if isinstance(request, Histogram):
                 call.give(slot, np.zeros(HISTOGRAM_BINS + 2, dtype=np.uint64))
             elif isinstance(request, Collect):
@@ -312,6 +310,13 @@ class NativePass:
             else:
                 call.give(slot, partials[row])
         return call
+
+    def _asked(self, segment: Segment) -> dict[int, Request | None]:
+        """What each slot is for; reductions that ask for the same number share one."""
+        slots = (segment.sink_slots[place] for place in self._listing.sink_of)
+        return {
+            slot: request for slot, (_, request) in zip(slots, self._spec.reductions, strict=True)
+        }
 
     def _execute(
         self,
@@ -342,14 +347,13 @@ class NativePass:
 
     def _result(self, segment: Segment, call: _Call) -> TileResult:
         result = TileResult([])
-        slots = list(segment.sink_slots)
         if self._spec.output is not None:
-            result.nonfinite_output = call.nonfinite(slots.pop(0))
+            result.nonfinite_output = call.nonfinite(segment.sink_slots[0])
             result.nonfinite_sources = [(0, -1)] * len(self._itemsizes)
             for source, slot in segment.loads:
                 result.nonfinite_sources[source] = call.nonfinite(slot)
-        for slot, (_, request) in zip(slots, self._spec.reductions, strict=True):
-            result.partials.append(_part(call, slot, request))
+        parts = {slot: _part(call, slot, request) for slot, request in self._asked(segment).items()}
+        result.partials = [parts[segment.sink_slots[place]] for place in self._listing.sink_of]
         return result
 
 

@@ -4,7 +4,8 @@ Magnitudes in work precision order like their bit patterns ("keys"). A `Selectio
 of keys until the elements inside are few enough to be collected with their flat indices, and then
 picks the k-th exactly, equal keys by lower index:
 
-* a first guess of the bracket comes from a histogram over a sample, so that usually one streamed round is enough;
+* a first guess of the bracket comes from a histogram over a sample, so that usually one streamed round is enough; of
+  very large populations a second one looks inside that bracket, whose bins would hold too many elements;
 * a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
 * a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key
   with more equal elements than the limit is resolved piece of memory by piece of memory, in index
@@ -16,6 +17,7 @@ order, and stops when `result` is there.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Iterable, Sequence
@@ -122,47 +124,72 @@ class Selection:
         self._population = population
         self._inside = population
         self._guess: tuple[int, int] | None = None
+        # How many were sampled in all, how many of them from the guess upwards, and how many elements it may hold.
+        self._sampled, self._sampled_from, self._expected = 0.0, 0.0, 0.0
+        self._refined = False
         self._tie_part: tuple[int, int] | None = None
         if k <= 0:
             self.result = CutPoint((1 << key_bits) - 1, -1, float("inf"))
 
     @property
     def sample_request(self) -> Histogram | None:
-        """The request to run on a sample first; None when the population is small enough to collect at once."""
+        """The request to run on a sample first, and again until it is None: the population is small enough to be
+        collected at once, or the sample has told what it can.
+        """
         if self.result is not None or self._population <= _SMALL:
             return None
-        return Histogram(0, self.key_bits - 16)
+        if not self._sampled:
+            return Histogram(0, self.key_bits - 16)
+        if self._guess is None or self._refined or self._population <= _LARGE:
+            return None
+        return _within(*self._guess)
 
-    def absorb_sample(self, parts: Iterable[HistogramPart]) -> None:
-        """Guess a bracket from a histogram of sampled elements."""
-        counts = _summed(parts)
-        sampled = int(counts.sum())
-        if sampled == 0:
+    def absorb_sample(
+        self, asked: Histogram, parts: Iterable[HistogramPart], unit: float = 1.0
+    ) -> None:
+        """Guess a bracket from a histogram of sampled elements, whose counts are multiples of `unit`."""
+        counts = _summed(parts) / unit
+        is_first = not self._sampled
+        self._sampled = self._sampled or float(counts.sum())
+        if self._sampled == 0.0:
+            self._sampled = 1.0
             return
         share = min(1.0, self.k / self._population)
-        spread = _SAMPLE_SIGMAS * np.sqrt(share * (1 - share) * sampled) + _SAMPLE_SIGMAS
-        from_top = np.cumsum(counts[::-1])
-        upper = int(np.searchsorted(from_top, share * sampled - spread, side="left"))
-        lower = int(np.searchsorted(from_top, share * sampled + spread, side="left"))
-        shift = self.key_bits - 16
-        top_bin = HISTOGRAM_BINS - 1 - max(upper, 0)
+        spread = _SAMPLE_SIGMAS * math.sqrt(share * (1 - share) * self._sampled) + _SAMPLE_SIGMAS
+        wanted = share * self._sampled
+        beyond = 0.0 if is_first else max(0.0, self._sampled_from - float(counts.sum()))
+        from_top = beyond + np.cumsum(counts[::-1])
+        upper = int(np.searchsorted(from_top, wanted - spread, side="left"))
+        lower = int(np.searchsorted(from_top, wanted + spread, side="left"))
+        low, high = self._guess or (1, self.high)
+        top_bin = HISTOGRAM_BINS - 1 - min(upper, HISTOGRAM_BINS - 1)
         low_bin = max(0, HISTOGRAM_BINS - 1 - lower)
-        high = ((top_bin + 1) << shift) - 1 if share * sampled > spread else self.high
-        self._guess = (max(1, low_bin << shift), max(high, 1))
+        if wanted > spread:
+            high = min(high, max(1, asked.low + ((top_bin + 1) << asked.shift) - 1))
+        above = float(from_top[upper - 1]) if upper and wanted > spread else beyond
+        self._sampled_from = float(from_top[min(lower, HISTOGRAM_BINS - 1)])
+        self._expected = (self._sampled_from - above) / self._sampled * self._population
+        low = max(low, asked.low + (low_bin << asked.shift))
+        self._guess = (low, max(low, high))
+        # The lowest bin of the first histogram has the zeros too, which no bracket holds.
+        self._refined = not is_first or low_bin == 0
 
     def request(self) -> Request:
         """What to ask of every tile in the next round."""
         if self._tie_part is not None:
             return Collect(self.low, self.high, 1 << 62, only_part=self._tie_part[0])
-        if self._guess is not None and self._population > _LARGE:
-            low, high = self._guess
-            return Histogram(low, max(0, (high - low).bit_length() - 16))
+        if self._guess is not None and self._holds_too_many(*self._guess):
+            return _within(*self._guess)
         if self._guess is not None:
             return Collect(self._guess[0], self._guess[1], self.limit)
         if self._inside <= self.limit or self.low == self.high:
             return Collect(self.low, self.high, self.limit)
         span = self.high - self.low + 1
         return Histogram(self.low, max(0, (span - 1).bit_length() - 16))
+
+    def _holds_too_many(self, low: int, high: int) -> bool:
+        """Whether the lists of a guess would be dropped; those of a single key need not be kept."""
+        return self._population > _LARGE and low < high and self._expected > 0.75 * _TOTAL_LIMIT
 
     def absorb(self, asked: Request, parts: Sequence[HistogramPart | CollectPart]) -> None:
         """Take the answers of one round, in the order of the tiles."""
@@ -250,6 +277,10 @@ class Selection:
 
     def _only_zeros_left(self) -> None:
         self.result = CutPoint(0, -1, 0.0)
+
+
+def _within(low: int, high: int) -> Histogram:
+    return Histogram(low, max(0, (high - low).bit_length() - 16))
 
 
 def _summed(parts: Iterable[HistogramPart]) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ evaluates the arithmetic on rows between them, and values needed again are compu
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from weightsmith.tensors.passes import (
 BINARY = frozenset(
     ("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or")
 )
+MASKS = frozenset(("lt", "le", "gt", "ge", "eq", "and", "or", "not", "above"))
 UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
 _WIDEN_FROM = 3  # dot products in one pass
@@ -51,12 +53,16 @@ class Sink(NamedTuple):
 
 @dataclass(slots=True)
 class Listing:
-    """A pass written down: entries, sinks and dtypes are its structure, the rest is this tensor's own."""
+    """A pass written down: entries, sinks and dtypes are its structure, the rest is this tensor's own.
+
+    Reductions that ask for the same number have one sink: `sink_of` has its place for each reduction of the pass.
+    """
 
     sources: tuple[DType, ...]
     is_double: bool
     entries: list[Entry] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
+    sink_of: list[int] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
     integers: list[int] = field(default_factory=list)
     arrays: list[NDArray[Any]] = field(default_factory=list)
@@ -114,10 +120,16 @@ class _Lister:
             listing.sinks.append(
                 Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output))
             )
+        known: dict[Sink, int] = {}
         for reduction, request in spec.reductions:
             for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:
                 self._visit(node)
-            listing.sinks.append(self._reduction(reduction, request))
+            sink = self._reduction(reduction, request)
+            place = known.get(sink)
+            if place is None:
+                place = known[sink] = len(listing.sinks)
+                listing.sinks.append(sink)
+            listing.sink_of.append(place)
         return listing
 
     def _visit(self, root: Node) -> None:
@@ -204,8 +216,7 @@ class _Lister:
         if op in UNARY:
             return self._entry(op, self._registers(*node.inputs))
         if op == "where":
-            mask, a, b = (self._position[i] for i in node.inputs)
-            return self._entry(op, (self._spread(mask), a, b))
+            return self._where(*(self._position[i] for i in node.inputs))
         if op == "uniform":
             return self._entry(op, (), self._table(("uniform", node.attributes), *node.attributes))
         if op == "above":
@@ -222,6 +233,20 @@ class _Lister:
         if entries[a][0] == "number" and entries[b][0] == "number":
             a = self._spread(a)
         return self._entry(op, (a, b))
+
+    def _where(self, mask: int, a: int, b: int) -> int:
+        """A choice; one between 1 and 0 is the mask itself."""
+        is_mask = self._listing.entries[mask][0] in MASKS
+        if is_mask and self._is_number(a, 1.0) and self._is_number(b, 0.0):
+            return mask
+        return self._entry("where", (self._spread(mask), a, b))
+
+    def _is_number(self, position: int, wanted: float) -> bool:
+        op, _, place = self._listing.entries[position]
+        if op != "number":
+            return False
+        found = self._listing.numbers[place]
+        return found == wanted and math.copysign(1.0, found) == 1.0
 
     def _broadcast(self, scalar: Node) -> int:
         inputs = self._row_inputs.get(scalar)
@@ -278,13 +303,15 @@ class _Lister:
     def _reduction(self, reduction: Scalar | Cut, request: Any) -> Sink:
         if isinstance(request, Histogram):
             low = request.low if request.low <= self._key_limit else -1
-            place = self._table(reduction, low, request.shift)
-            return Sink("histogram", (self._magnitude(reduction.inputs[0]),), place)
+            asked = (self._magnitude(reduction.inputs[0]),)
+            place = self._table(("histogram", low, request.shift), low, request.shift)
+            return Sink("histogram", asked, place)
         if isinstance(request, Collect):
             low = request.low if request.low <= self._key_limit else -1
             high = min(request.high, self._key_limit)
-            place = self._table(reduction, low, high, request.limit)
-            return Sink("collect", (self._magnitude(reduction.inputs[0]),), place)
+            asked = (self._magnitude(reduction.inputs[0]),)
+            place = self._table(("collect", low, high, request.limit), low, high, request.limit)
+            return Sink("collect", asked, place)
         if isinstance(reduction, Cut):
             raise UsageError(
                 "A cut is measured by a histogram or collect request; the pass has neither."

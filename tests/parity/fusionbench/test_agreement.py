@@ -214,7 +214,7 @@ def test_opcm(bench, family, models, alpha):
             model.embedding.weight.copy_(family.base.embedding.weight)
     theirs = models.state(algorithm.run(family.pool(bench)))
     ours = family.ours(
-        "opcm", parameters={"alpha": alpha, "embeddings": "spectral"}, preset="fusion_bench"
+        "opcm", parameters={"alpha": alpha, "embeddings": "spectral"}, preset="fusionbench"
     )
     models.assert_close(ours, theirs, 1e-11)
 
@@ -234,7 +234,7 @@ def test_doge(bench, family, models):
             "subspace": 3.0,
             "density": (int(count * 0.3) + 1 + 1e-6) / count,
         },
-        preset="fusion_bench",
+        preset="fusionbench",
     )
     models.assert_close(ours, {name: theirs[name] for name in only}, 1e-8)
 

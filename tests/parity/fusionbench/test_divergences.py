@@ -181,7 +181,7 @@ def test_opcm_shields_what_alpha_says():
     # All of the first is shielded, so nothing of the second can come in: only the length changes.
     length = (first.norm() + second.norm()) / 2
     assert torch.allclose(ours, first * (length / first.norm()), atol=1e-10)
-    theirs = merged("opcm", base, experts, "fusion_bench", alpha=1.0) - base
+    theirs = merged("opcm", base, experts, "fusionbench", alpha=1.0) - base
     assert float((theirs - ours).norm()) > 0.1
 
 

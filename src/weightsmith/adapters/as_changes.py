@@ -1,0 +1,245 @@
+"""Adapters apart from their base: each as a checkpoint of the changes it makes, and a checkpoint that changes nothing.
+
+A recipe over these computes with task vectors themselves, the base being zero everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from weightsmith.adapters.adapter import Adapter
+from weightsmith.adapters.algebra import zeros
+from weightsmith.adapters.attaching import fitted_updates
+from weightsmith.adapters.low_rank import Factors, LowRankAdapter, low_rank_adapter
+from weightsmith.checkpoints import Checkpoint, assemble
+from weightsmith.deltas import ChangedTensor, read_matrix
+from weightsmith.deltas.changes import Change, Full, Stacked
+from weightsmith.errors import CompatibilityError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import LazyTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """An adapter with its factors in memory; `source` is what the recipe calls it, `stored` what lies behind it.
+
+    `flattened`: its targets have `_` where a base has `.`, and no base told what they are.
+    """
+
+    source: str
+    path: Path
+    dialect: str
+    adapter: LowRankAdapter
+    stored: tuple[LazyTensor, ...]
+    flattened: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A tensor that any of the adapters changes.
+
+    `units` are its factors without numbers that matter, one for a matrix and one for each expert of a fused tensor;
+    none where the change is kept whole. `original` is the base's tensor where an adapter replaces it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    units: tuple[Factors, ...] = ()
+    original: LazyTensor | None = None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of the change as one matrix."""
+        if self.units:
+            rows, columns = self.units[0].change.shape
+            return rows * len(self.units), columns
+        columns = math.prod(self.shape[1:])
+        return math.prod(self.shape) // max(columns, 1), columns
+
+
+@dataclass(frozen=True, slots=True)
+class NoChange:
+    """A `LazyTensor` of float32 zeros."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType = field(default=DType.FLOAT32, init=False)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, none of which is stored."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """The tensor, for messages."""
+        return f"the change of tensor {shown(self.name)}"
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write zeros."""
+        view = memoryview(buffer).cast("B")
+        view[:] = bytes(view.nbytes)
+
+
+def load_changes(adapter: Adapter, base: Checkpoint | None) -> LowRankAdapter:
+    """The changes of an adapter, by the base's names and in its orientation where the base is given.
+
+    Raises what `low_rank_adapter` and `attach` raise.
+    """
+    if base is None:
+        return low_rank_adapter(adapter)
+    updates = {
+        name: replace(update, target=name, component=None)
+        for name, update in fitted_updates(base, adapter).items()
+    }
+    return low_rank_adapter(replace(adapter, updates=updates, flattened=False), base)
+
+
+def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, Target]:
+    """Every tensor that one of the adapters changes, in the order of the adapters.
+
+    Raises CompatibilityError where adapters see a tensor in different shapes, and where one replaces a tensor and the
+    base that its change could be measured from is not given.
+    """
+    seen: dict[str, list[tuple[Loaded, Target]]] = {}
+    for one in loaded:
+        for target in _targets(one, base):
+            seen.setdefault(target.name, []).append((one, target))
+    return {name: _joined(found) for name, found in seen.items()}
+
+
+def changes_of(one: Loaded, targets: Mapping[str, Target]) -> Checkpoint:
+    """An adapter as a checkpoint of its changes; tensors that it leaves alone are zero."""
+    own = _by_target(one.adapter)
+    tensors: dict[str, LazyTensor] = {}
+    for name, target in targets.items():
+        none = NoChange(name, target.shape)
+        change = _change(one.adapter, target, own.get(name, []))
+        # What is behind an adapter's tensors is on record once, not for each of them.
+        tensors[name] = none if change is None else ChangedTensor(none, (), _Constant(change))
+    return _assembled(tensors, targets, one.path, one.source)
+
+
+def unchanged(targets: Mapping[str, Target], path: Path, source: str) -> Checkpoint:
+    """The base's part: a checkpoint of zeros."""
+    tensors: dict[str, LazyTensor] = {n: NoChange(n, t.shape) for n, t in targets.items()}
+    return _assembled(tensors, targets, path, source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Constant:
+    """A function that gives a change which is in memory already."""
+
+    change: Change
+
+    def __call__(self) -> Change:
+        return self.change
+
+
+def _assembled(
+    tensors: dict[str, LazyTensor], targets: Mapping[str, Target], path: Path, source: str
+) -> Checkpoint:
+    made = assemble(tensors, None, path=path, source=source)
+    roles = {
+        name: replace(role, input_first=targets[name].units[0].input_first)
+        if targets[name].units
+        else role
+        for name, role in made.roles.items()
+    }
+    # Two tensors that are tied in the base may be changed apart.
+    return replace(made, roles=roles, ties=())
+
+
+def _by_target(adapter: LowRankAdapter) -> dict[str, list[Factors]]:
+    found: dict[str, list[Factors]] = {}
+    for factors in adapter.factors.values():
+        found.setdefault(factors.target, []).append(factors)
+    return found
+
+
+def _all_units(units: Sequence[Factors]) -> tuple[Factors, ...]:
+    """One unit for a matrix; for fused experts one for each, of those that are changed or not."""
+    first = units[0]
+    empty = replace(first, change=zeros(*first.change.shape))
+    if first.part is None:
+        return (empty,)
+    return tuple(replace(empty, part=part) for part in range(first.shape[0]))
+
+
+def _targets(one: Loaded, base: Checkpoint | None) -> Iterator[Target]:
+    adapter = one.adapter
+    for name, whole in adapter.replaced.items():
+        yield Target(name, whole.shape, (), _original(name, whole.shape, one, base))
+    for name, whole in adapter.added.items():
+        yield Target(name, whole.shape)
+    for name, units in _by_target(adapter).items():
+        if name not in adapter.replaced:
+            yield Target(name, units[0].shape, _all_units(units))
+
+
+def _joined(found: Sequence[tuple[Loaded, Target]]) -> Target:
+    """One tensor as all adapters see it: kept whole where one of them does."""
+    first, target = found[0]
+    for one, other in found[1:]:
+        if _form(other) != _form(target):
+            raise CompatibilityError(
+                f"{shown(target.name)} is changed as {_words(target)} by {shown(first.source)} and as {_words(other)} "
+                f"by {shown(one.source)}: they are adapters of different bases."
+            )
+    originals = [other for _, other in found if other.original is not None]
+    wholes = [other for _, other in found if not other.units]
+    return (originals or wholes or [target])[0]
+
+
+def _form(target: Target) -> object:
+    """What adapters must agree in."""
+    return math.prod(target.shape), bool(target.units) and target.units[0].input_first
+
+
+def _words(target: Target) -> str:
+    first = " with inputs first" if target.units and target.units[0].input_first else ""
+    return f"{list(target.shape)}{first}"
+
+
+def _original(
+    name: str, shape: tuple[int, ...], one: Loaded, base: Checkpoint | None
+) -> LazyTensor:
+    if base is None:
+        raise CompatibilityError(
+            f"{shown(one.source)} replaces {shown(name)} whole, which is a change only beside the base's tensor: give "
+            "the base of the adapters as `base_model`."
+        )
+    found = base.tensors.get(name)
+    if found is None or found.shape != shape:
+        raise CompatibilityError(
+            f"{base.identity} has no tensor {shown(name)} of the shape {list(shape)}, which {shown(one.source)} "
+            "replaces: give the base that the adapter was trained on."
+        )
+    return found
+
+
+def _change(adapter: LowRankAdapter, target: Target, own: Sequence[Factors]) -> Change | None:
+    rows, columns = target.matrix
+    if target.name in adapter.replaced and target.original is not None:
+        whole = adapter.replaced[target.name].astype(np.float64) - read_matrix(target.original)
+        return Full(whole.reshape(rows, columns))
+    if target.name in adapter.added:
+        return Full(adapter.added[target.name].astype(np.float64).reshape(rows, columns))
+    if not own:
+        return None
+    if own[0].part is None:
+        return own[0].change
+    parts = {factors.part: factors.change for factors in own}
+    empty = zeros(*own[0].change.shape)
+    return Stacked(tuple(parts.get(part, empty) for part in range(own[0].shape[0])))

@@ -1,0 +1,155 @@
+"""The basis of several adapters in one file, and an adapter out of it: `FILE#NAME`.
+
+A safetensors file whose metadata `weightsmith-basis` is a sealed JSON text: form, labels, and for each tensor its
+shape, rank, adapters and digests. For tensor X it holds `X::mean`, `X::directions` and `X::coefficients`, and
+`X::replaced::3` or `X::added::3` whole where the third adapter replaces X or adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.adapters.low_rank import Array, Factors
+from weightsmith.adapters.reversible import ReversibleBasis, TensorBasis
+from weightsmith.adapters.storing import SUFFIX, Files, Stored, put
+from weightsmith.checkpoints.sealing import sealed, unsealed
+from weightsmith.deltas.changed import read_matrix
+from weightsmith.deltas.changes import LowRank
+from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.tensors.digests import digest_tensor, piece_digest, tensor_digest
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors.pieces import piece_elements
+from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.stored import StoredTensor
+
+KEY = "weightsmith-basis"
+SCHEMA = 1
+_PARTS = ("mean", "directions", "coefficients")
+
+
+def write_basis(basis: ReversibleBasis, out: Path, *, force: bool = False) -> None:
+    """Write a basis to a .safetensors file, whole or not at all; numbers are rounded to its dtype.
+
+    Raises UsageError for another ending, and OutputError and NonFiniteError as `storing.put` does.
+    """
+    if out.suffix != SUFFIX:
+        raise UsageError(f"A basis is one {SUFFIX} file; {shown(out)} does not end like that.")
+    tensors = []
+    for key, tensor in basis.tensors.items():
+        values = (tensor.mean, tensor.directions, tensor.coefficients)
+        for part, value in zip(_PARTS, values, strict=True):
+            tensors.append(Stored(f"{key}::{part}", value, basis.dtype))
+    for kind, held in (("replaced", basis.replaced), ("added", basis.added)):
+        for number, wholes in enumerate(held, start=1):
+            for name, array in wholes.items():
+                tensors.append(Stored(f"{name}::{kind}::{number}", array, DType.FLOAT32))
+    header = _header(basis, {t.name: _digest(t) for t in tensors})
+    metadata = {"format": "pt", KEY: sealed(header).decode()}
+    put(Files("", tensors, metadata), out, force=force)
+
+
+def open_basis(path: Path) -> ReversibleBasis:
+    """Read a basis. Raises CheckpointError for a file that is none, or is damaged."""
+    file = parse_file(path)
+    if KEY not in file.metadata:
+        raise CheckpointError(
+            f"{shown(path)} is no basis of adapters: give what `write_basis` wrote."
+        )
+    try:
+        header = unsealed(file.metadata[KEY].encode())
+        if header["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {header['schema']}, this version reads {SCHEMA}")
+        return _read(header, {tensor.name: tensor for tensor in file.tensors})
+    except (UsageError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{shown(path)}: the basis cannot be read ({error}); it is damaged, fetch it or make it again."
+        ) from error
+
+
+def _header(basis: ReversibleBasis, digests: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "form": basis.form,
+        "labels": list(basis.labels),
+        "base": basis.base_reference,
+        "dtype": str(basis.dtype),
+        "tensors": {
+            key: {
+                "target": tensor.first.target,
+                "part": tensor.first.part,
+                "shape": list(tensor.first.shape),
+                "matrix": list(tensor.first.change.shape),
+                "kind": tensor.first.kind,
+                "input_first": tensor.first.input_first,
+                "rank": tensor.rank,
+                "adapters": list(tensor.members),
+            }
+            for key, tensor in basis.tensors.items()
+        },
+        "digests": dict(sorted(digests.items())),
+    }
+
+
+def _read(header: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> ReversibleBasis:
+    if set(stored) != set(header["digests"]):
+        raise ValueError("its tensors are not those of its header")
+    for name, tensor in stored.items():
+        if digest_tensor(tensor) != header["digests"][name]:
+            raise ValueError(f"{shown(name)} does not have the digest on record")
+    tensors = {key: _tensor(key, facts, stored) for key, facts in header["tensors"].items()}
+    labels = tuple(header["labels"])
+    return ReversibleBasis(
+        labels,
+        header["form"],
+        tensors,
+        _wholes("replaced", len(labels), stored),
+        _wholes("added", len(labels), stored),
+        header["base"],
+        DType.parse(header["dtype"]),
+    )
+
+
+def _tensor(key: str, facts: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> TensorBasis:
+    mean, directions, coefficients = (read_matrix(stored[f"{key}::{part}"]) for part in _PARTS)
+    rows, columns = facts["matrix"]
+    positions, p, size = directions.shape
+    members = tuple(int(m) for m in facts["adapters"])
+    fits = mean.shape == (positions, size) and coefficients.shape == (positions, len(members), p)
+    if not fits or positions * size != (rows + columns) * facts["rank"]:
+        raise ValueError(f"the shapes of {shown(key)} do not fit together")
+    # Only the shape of this change counts: factors without directions take no memory.
+    nothing = LowRank(np.zeros((rows, 0)), np.zeros((0, columns)))
+    first = Factors(
+        facts["target"],
+        nothing,
+        tuple(facts["shape"]),
+        facts["kind"],
+        facts["input_first"],
+        facts["part"],
+    )
+    return TensorBasis(first, members, facts["rank"], mean, directions, coefficients)
+
+
+def _wholes(
+    kind: str, count: int, stored: Mapping[str, StoredTensor]
+) -> tuple[Mapping[str, Array], ...]:
+    found: list[dict[str, Array]] = [{} for _ in range(count)]
+    for name, tensor in stored.items():
+        target, _, number = name.rpartition(f"::{kind}::")
+        if target:
+            found[int(number) - 1][target] = read_matrix(tensor).astype(np.float32)
+    return tuple(found)
+
+
+def _digest(tensor: Stored) -> str:
+    """As `digest_tensor` gives it of what will lie in the file."""
+    words = narrow(np.ascontiguousarray(tensor.values), tensor.dtype).reshape(-1)
+    shape, step = tensor.values.shape, piece_elements(tensor.values.shape)
+    pieces = (piece_digest(words[i : i + step].data) for i in range(0, len(words), step))
+    return tensor_digest(tensor.dtype, shape, pieces)

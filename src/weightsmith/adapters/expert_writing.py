@@ -1,0 +1,100 @@
+"""Factors of fused experts in the layout of PEFT's `target_parameters`.
+
+For E experts of rank r, A is (r E) x inputs with the experts outermost in its rows, and B outputs x (r E) with the
+experts innermost in its columns.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.peft_files import PARAMETER_ORDER
+from weightsmith.adapters.storing import Stored
+from weightsmith.deltas.changes import Matrix
+from weightsmith.errors import CompatibilityError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+
+
+@dataclass(slots=True, eq=False)
+class ExpertTensors:
+    """The tensors of fused experts; `targets` are the parameters, `ranks` rank and alpha of each."""
+
+    tensors: list[Stored] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+def expert_tensors(adapter: LowRankAdapter, prefix: str) -> ExpertTensors:
+    """The factors of all fused tensors as PEFT stores them, experts without factors having zeros.
+
+    Raises CompatibilityError for a module with several fused tensors whose order PEFT would not know.
+    """
+    by_target: dict[str, dict[int, Factors]] = collections.defaultdict(dict)
+    for factors in adapter.factors.values():
+        if factors.part is not None:
+            by_target[factors.target][factors.part] = factors
+    modules: dict[str, list[str]] = collections.defaultdict(list)
+    for target in sorted(by_target):
+        module, _, name = target.rpartition(".")
+        modules[module].append(name)
+    found = ExpertTensors()
+    for module, names in sorted(modules.items()):
+        for depth, name in enumerate(_nested(module, names)):
+            target = f"{module}.{name}"
+            _add(
+                found,
+                target,
+                by_target[target],
+                f"{prefix}{module}{'.base_layer' * depth}",
+                adapter.dtype,
+            )
+    return found
+
+
+def _nested(module: str, names: Sequence[str]) -> list[str]:
+    """The outermost wrapper first."""
+    if not module:
+        raise CompatibilityError(
+            f"PEFT cannot adapt the parameter {shown(names[0])} of the model itself; leave it out."
+        )
+    if len(names) == 1:
+        return list(names)
+    if not set(names) <= set(PARAMETER_ORDER):
+        raise CompatibilityError(
+            f"{shown(module)} has several fused tensors ({', '.join(names)}), whose order in a PEFT file depends on "
+            "the model's code; write them as adapters of their own."
+        )
+    return sorted(names, key=PARAMETER_ORDER.index, reverse=True)
+
+
+def _add(
+    found: ExpertTensors, target: str, parts: dict[int, Factors], path: str, dtype: DType
+) -> None:
+    count = next(iter(parts.values())).shape[0]
+    rank = max(part.change.rank for part in parts.values())
+    scales = {part.change.scale for part in parts.values()}
+    scale = next(iter(scales)) if len(scales) == 1 and min(scales) > 0.0 else 1.0
+    first = _oriented(next(iter(parts.values())))
+    down = np.zeros((count, rank, first[0].shape[1]))
+    up = np.zeros((first[1].shape[0], rank, count))
+    for number, part in parts.items():
+        a, b = _oriented(part)
+        down[number, : len(a)] = a
+        up[:, : len(a), number] = b * (part.change.scale / scale)
+    found.tensors += [
+        Stored(f"{path}.lora_A.weight", down.reshape(count * rank, -1), dtype),
+        Stored(f"{path}.lora_B.weight", up.reshape(-1, rank * count), dtype),
+    ]
+    found.targets.append(target)
+    found.ranks[target] = (rank, scale * rank)
+
+
+def _oriented(part: Factors) -> tuple[Matrix, Matrix]:
+    change = part.change
+    return (change.left.T, change.right.T) if part.input_first else (change.right, change.left)

@@ -1,0 +1,198 @@
+"""What an adapter is, by tensor and in sum: forms, ranks, scales, and how large and how spread its changes are."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weightsmith.adapters.adapter import Adapter, Form, Update
+from weightsmith.adapters.algebra import spectrum
+from weightsmith.adapters.attaching import fitted_updates
+from weightsmith.adapters.factoring import factored
+from weightsmith.adapters.reading import open_adapter
+from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.deltas.changed import read_elements
+from weightsmith.deltas.changes import Change, Full, Matrix, Stacked
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
+
+# Singular values below this share of the largest do not count as directions.
+COUNTED = 1e-3
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """One change.
+
+    `values` are its singular values, falling (those of all experts of a fused tensor together); `norm` is their
+    Frobenius norm, `share` of the base's tensor's norm where the base is known. `effective_rank` is exp(-sum p log p)
+    with p = values / sum(values) (Roy & Vetterli 2007), `directions` the number of values above `COUNTED` times the
+    largest. A tensor that is replaced has no values, and a norm only beside a base. DoRA's figures are those of its
+    change before it is normed.
+    """
+
+    target: str
+    component: str | None
+    form: Form
+    shape: tuple[int, ...] | None
+    dtypes: tuple[DType, ...]
+    parameters: int
+    nbytes: int
+    rank: int | None
+    alpha: float | None
+    scale: float
+    input_first: bool
+    is_dora: bool
+    norm: float | None = None
+    share: float | None = None
+    values: tuple[float, ...] = ()
+
+    @property
+    def effective_rank(self) -> float:
+        """The number of directions that the change is spread over; 0 for a change of zero."""
+        total = math.fsum(self.values)
+        if total == 0.0:
+            return 0.0
+        shares = [value / total for value in self.values]
+        return math.exp(-math.fsum(p * math.log(p) for p in shares if p > 0.0))
+
+    @property
+    def directions(self) -> int:
+        """Singular values above `COUNTED` times the largest."""
+        return sum(value > self.values[0] * COUNTED for value in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """An adapter in whole; `parameters` and `nbytes` count all that is stored for its tensors."""
+
+    name: str
+    dialect: str
+    base_reference: str | None
+    tensors: tuple[TensorFacts, ...]
+    forms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the adapter stores."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Their bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of all changes whose norm is known."""
+        return math.sqrt(math.fsum(t.norm**2 for t in self.tensors if t.norm is not None))
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether any change is normed."""
+        return any(tensor.is_dora for tensor in self.tensors)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that occur, rising."""
+        return tuple(sorted({tensor.rank for tensor in self.tensors if tensor.rank is not None}))
+
+
+def adapter_facts(
+    adapter: Adapter,
+    base: Checkpoint | None = None,
+    *,
+    component: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> AdapterFacts:
+    """What there is to say of an opened adapter; with `base` also how large its changes are beside the base's tensors.
+
+    Singular values come from two QRs and a small SVD for every product of low rank; a change that is stored whole is
+    decomposed whole. `progress` is told each target. Raises NonFiniteError for damaged factors, and what
+    `fitted_updates` raises where a base is given.
+    """
+    updates = dict(adapter.updates)
+    if base is not None:
+        updates = fitted_updates(base, adapter, component=component)
+    found = []
+    for name, update in sorted(updates.items()):
+        if progress is not None:
+            progress(name)
+        found.append(_facts(name, update, None if base is None else base.tensors[name]))
+    forms = collections.Counter(update.form.value for update in updates.values())
+    return AdapterFacts(
+        adapter.name,
+        adapter.dialect,
+        adapter.base_reference,
+        tuple(found),
+        dict(sorted(forms.items())),
+    )
+
+
+def inspect_adapter(
+    path: str, base: Checkpoint | None = None, *, component: str | None = None
+) -> AdapterFacts:
+    """`adapter_facts` of the adapter at `path`; raises what `open_adapter` raises."""
+    return adapter_facts(open_adapter(path), base, component=component)
+
+
+def _facts(name: str, update: Update, base: LazyTensor | None) -> TensorFacts:
+    stored = [
+        *update.sources,
+        *(t for t in (update.magnitude, update.replacement) if t is not None),
+    ]
+    parts = list(dict.fromkeys(stored))
+    values: Matrix = np.zeros(0)
+    size: float | None = None
+    if update.load is not None and update.replacement is None:
+        values = _values(update.load())
+        size = float(np.linalg.norm(values))
+    elif base is not None and update.replacement is not None and update.rows is None:
+        size = _distance(update.replacement, base)
+    whole = None if base is None or size is None else _distance(base, None)
+    return TensorFacts(
+        name if base is not None else update.target,
+        update.component,
+        update.form,
+        update.shape if base is None else base.shape,
+        tuple(dict.fromkeys(part.dtype for part in parts)),
+        sum(part.numel for part in parts),
+        sum(part.nbytes for part in parts),
+        update.rank,
+        update.alpha,
+        update.scale,
+        update.input_first,
+        update.magnitude is not None,
+        size,
+        size / whole if whole and size is not None else None,
+        tuple(float(value) for value in values),
+    )
+
+
+def _values(change: Change) -> Matrix:
+    if isinstance(change, Stacked):
+        found = np.concatenate([_values(part) for part in change.parts])
+        ordered: Matrix = np.sort(found)[::-1]
+        return ordered
+    if isinstance(change, Full) and 1 in change.shape:
+        size = float(np.linalg.norm(change.rows(0, change.shape[0])))
+        return np.array([size] if size else [])
+    values: Matrix = spectrum(factored(change)).values
+    return values
+
+
+def _distance(tensor: LazyTensor, other: LazyTensor | None) -> float:
+    """The Frobenius norm of a tensor, or of its difference from another of its shape, a piece at a time."""
+    total = 0.0
+    for start in range(0, tensor.numel, _PIECE):
+        stop = min(start + _PIECE, tensor.numel)
+        piece = read_elements(tensor, start, stop)
+        if other is not None:
+            piece = piece - read_elements(other, start, stop)
+        total += float(np.square(piece).sum())
+    return math.sqrt(total)

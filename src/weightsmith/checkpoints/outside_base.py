@@ -1,0 +1,104 @@
+"""The base that a folder of coded tensors names and does not hold: found again, and compared with its digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightsmith.deltas import VerifiedTensor
+from weightsmith.errors import CheckpointError
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import LazyTensor
+
+if TYPE_CHECKING:
+    from weightsmith.checkpoints.checkpoint import Checkpoint
+
+# The folders whose bases are being opened, outermost first: a base may be coded against another base.
+_opening: ContextVar[tuple[Path, ...]] = ContextVar("opening", default=())
+LONGEST_CHAIN = 32
+
+
+def open_base(
+    what: str,
+    folder: Path,
+    reference: str,
+    places: Sequence[str],
+    given: str | Path | None = None,
+) -> Checkpoint:
+    """The base of `folder`, which messages call `what`: `given`, or the first of `places` that exists, or `reference`.
+
+    A place is a path relative to the folder or to the working folder, or a Hub id. Raises CheckpointError where there
+    is none, where the folder is its own base by some detour, and for a chain of more than 32 bases.
+    """
+    above = _opening.get()
+    folder = folder.resolve()
+    if folder in above:
+        raise CheckpointError(
+            f"The {what} {shown(folder)} is coded against itself, by way of {len(above)} other folder(s): give a base "
+            "that does not depend on it."
+        )
+    if len(above) >= LONGEST_CHAIN:
+        raise CheckpointError(
+            f"The {what} {shown(folder)} ends a chain of more than {LONGEST_CHAIN} bases: unpack one of them."
+        )
+    token = _opening.set((*above, folder))
+    try:
+        return _found(what, folder, reference, places, given)
+    finally:
+        _opening.reset(token)
+
+
+def _found(
+    what: str, folder: Path, reference: str, places: Sequence[str], given: str | Path | None
+) -> Checkpoint:
+    from weightsmith.checkpoints.bundles import member_of
+    from weightsmith.checkpoints.checkpoint import open_checkpoint
+
+    for place in [str(given)] if given is not None else places:
+        for path in (folder / place, Path(place).expanduser()):
+            if path.exists() or member_of(path) is not None:
+                return open_checkpoint(path)
+    if given is not None:
+        return open_checkpoint(given)
+    if not reference:
+        raise CheckpointError(
+            f"The {what} {shown(folder)} does not say where its base is: say it with --base."
+        )
+    try:
+        return open_checkpoint(reference)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The {what} {shown(folder)} does not store its base {reference!r}, which is not to be found: put it "
+            "back, or say where it is with --base."
+        ) from error
+
+
+def base_tensor(what: str, base: Checkpoint, name: str, digest: str, reference: str) -> LazyTensor:
+    """A tensor of the base that is compared with `digest` before its first element is handed out.
+
+    Raises CheckpointError where the base has no tensor of that name.
+    """
+    if name not in base.tensors:
+        raise CheckpointError(
+            f"{base.identity} is not the base of the {what}, for it has no tensor {name!r}: give the base "
+            f"{reference!r} that the {what} was made from."
+        )
+    advice = f"give the base {reference!r} that the {what} was made from"
+    return VerifiedTensor(base.tensors[name], digest, advice)
+
+
+def part(
+    folder: Path, stored: Mapping[str, LazyTensor], name: str, digest: str | None
+) -> LazyTensor:
+    """A stored part that is compared with its digest before its first element is handed out.
+
+    Raises CheckpointError where it is missing or has no digest on record.
+    """
+    if name not in stored or digest is None:
+        raise CheckpointError(
+            f"{shown(folder)} cannot be read, the part {name!r} is missing: it is damaged, or was taken away from what "
+            "it shares with others; fetch it or make it again."
+        )
+    return VerifiedTensor(stored[name], digest, "it is damaged, fetch it or make it again")

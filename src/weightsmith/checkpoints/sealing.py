@@ -1,0 +1,28 @@
+"""JSON text whose last entry is the SHA-256 of everything before it, so that damage to a record is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+_MARK = b' "seal": "sha256:'
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """Canonical text of a non-empty object with its seal: the same facts give the same bytes."""
+    return _with_seal(json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False).encode())
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """The content of a sealed text, the seal among it; raises ValueError if a byte of it was changed."""
+    body, mark, _ = text.rpartition(_MARK)
+    if not mark or _with_seal(body.removesuffix(b",\n") + b"\n}") != text:
+        raise ValueError("its seal does not fit its content")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _with_seal(content: bytes) -> bytes:
+    body = content.removesuffix(b"\n}") + b",\n"
+    return body + _MARK + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'

@@ -1,0 +1,206 @@
+"""`weightsmith adapter basis`: several adapters as one basis from which each is rebuilt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from weightsmith.cli.adapter_options import (
+    base_option,
+    bytes_of,
+    dialect_option,
+    dtype_option,
+    force_option,
+    opened_base,
+    write,
+)
+from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
+from weightsmith.cli.options import json_option
+from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.text import counted
+from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.adapters.reversible import ReversibleBasis
+
+_BASIS = click.argument("file", metavar="BASIS", type=click.Path(path_type=Path))
+
+
+@click.group(
+    cls=DocumentedGroup,
+    short_help="Keep several adapters as one basis.",
+    examples=(
+        "adapter basis create math code chat basis.safetensors --directions 1",
+        "adapter basis extract basis.safetensors math math-again",
+    ),
+)
+def basis() -> None:
+    """Keep several adapters as one basis from which each is rebuilt (Reversible Model Merging).
+
+    For every tensor a mean and a few directions of the adapters' factors are stored, and a few numbers for each
+    adapter. With one direction less than there are adapters each comes back exactly.
+    """
+
+
+@basis.command(
+    cls=DocumentedCommand,
+    short_help="Make a basis of adapters.",
+    examples=(
+        "adapter basis create math code chat basis.safetensors --directions 1",
+        "adapter basis create math code chat basis.safetensors --error 0.1",
+    ),
+)
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--directions",
+    type=click.IntRange(min=0),
+    metavar="P",
+    help="Directions kept of every tensor; default: all, which is exact.",
+)
+@click.option(
+    "--error",
+    type=float,
+    metavar="E",
+    help="As few directions as rebuild every change within this share of its norm.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(("whole", "per_position")),
+    default="whole",
+    show_default=True,
+    help="One basis for a tensor, or one for each row and column of its factors (the paper's).",
+)
+@base_option
+@json_option
+@force_option
+def create(
+    adapters: tuple[str, ...],
+    out: Path,
+    directions: int | None,
+    error: float | None,
+    form: Literal["whole", "per_position"],
+    base: str | None,
+    as_json: bool,
+    force: bool,
+) -> int:
+    """Write the basis of every ADAPTER, all of one base, to the .safetensors file OUT.
+
+    They are called by the names of their folders or files. Ratio and errors are those before the numbers are rounded
+    to the adapters' type.
+    """
+    from weightsmith.adapters.as_changes import load_changes
+    from weightsmith.adapters.basis_files import write_basis
+    from weightsmith.adapters.reading import open_adapter
+    from weightsmith.adapters.reversible import reversible_basis
+
+    model = opened_base(base)
+    opened = [open_adapter(path) for path in adapters]
+    made = reversible_basis(
+        [load_changes(adapter, model) for adapter in opened],
+        [adapter.path.stem if adapter.path.is_file() else adapter.name for adapter in opened],
+        directions=directions,
+        error=error,
+        form=form,
+    )
+    write_basis(made, out, force=force)
+    nbytes, stored = (
+        bytes_of(out),
+        sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources),
+    )
+    if as_json:
+        tensors = [
+            {
+                "tensor": t.key,
+                "directions": t.directions,
+                "ratio": t.ratio,
+                "expected_error": t.expected,
+                "errors": list(t.errors),
+            }
+            for t in made.report
+        ]
+        facts = {"schema": 1, "out": str(out), "bytes": nbytes, "adapter_bytes": stored}
+        show_json({**facts, "labels": list(made.labels), "tensors": tensors})
+        return 0
+    rows = [
+        (t.key, str(t.directions), f"{t.ratio:.2f}", f"{100 * max(t.errors):.3g} %")
+        for t in made.report
+    ]
+    columns = ("tensor", "directions", "ratio", "largest error")
+    show_table(Table("Bases", columns, rows, frozenset({1, 2, 3})))
+    show_line(
+        f"{out}  {format_size(nbytes)} for {format_size(stored)} of {counted(len(opened), 'adapter')}"
+    )
+    return 0
+
+
+@basis.command(
+    cls=DocumentedCommand,
+    short_help="Show what a basis holds.",
+    examples=("adapter basis show basis.safetensors",),
+)
+@_BASIS
+@json_option
+def show(file: Path, as_json: bool) -> int:
+    """Show the adapters of BASIS and its size."""
+    made = _opened(file)
+    numbers = sum(tensor.numbers for tensor in made.tensors.values())
+    if as_json:
+        show_json(
+            {
+                "schema": 1,
+                "labels": list(made.labels),
+                "form": made.form,
+                "base": made.base_reference,
+                "dtype": str(made.dtype),
+                "numbers": numbers,
+                "bytes": bytes_of(file),
+                "tensors": {key: t.directions.shape[1] for key, t in made.tensors.items()},
+            }
+        )
+        return 0
+    rows = [(str(number), label) for number, label in enumerate(made.labels, start=1)]
+    show_table(Table("Adapters", ("number", "adapter"), rows, frozenset({0})))
+    show_line(f"base     {made.base_reference or 'not named'}")
+    show_line(f"form     {made.form}, {counted(len(made.tensors), 'tensor')}")
+    show_line(f"size     {numbers:,} numbers in {made.dtype}, {format_size(bytes_of(file))}")
+    return 0
+
+
+@basis.command(
+    cls=DocumentedCommand,
+    short_help="Write one adapter of a basis.",
+    examples=("adapter basis extract basis.safetensors math math-again",),
+)
+@_BASIS
+@click.argument("name")
+@click.argument("out", type=click.Path(path_type=Path))
+@base_option
+@dialect_option
+@dtype_option
+@force_option
+def extract(
+    file: Path,
+    name: str,
+    out: Path,
+    base: str | None,
+    dialect: Literal["peft", "kohya", "diffusers"] | None,
+    dtype: str | None,
+    force: bool,
+) -> int:
+    """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT, in the dialect of PEFT unless asked."""
+    from weightsmith.adapters.writing import check_output
+
+    place = check_output(out, dialect or "peft", force=force)
+    made = _opened(file).recovered(name)
+    write(made, place, dialect or "peft", opened_base(base), dtype=dtype, force=force)
+    show_line(f"{out}  {format_size(bytes_of(place))}")
+    return 0
+
+
+def _opened(file: Path) -> ReversibleBasis:
+    from weightsmith.adapters.basis_files import open_basis
+
+    return open_basis(file)

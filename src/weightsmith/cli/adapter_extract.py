@@ -1,0 +1,247 @@
+"""`weightsmith adapter extract`: the adapter that makes a base into a fine-tune."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from weightsmith.cli.adapter_options import (
+    bound_options,
+    dtype_of,
+    force_option,
+    quiet_option,
+    ranks_text,
+)
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.options import json_option
+from weightsmith.cli.output import (
+    Table,
+    findings_json,
+    show_findings,
+    show_json,
+    show_line,
+    show_table,
+)
+from weightsmith.cli.progress import open_progress
+from weightsmith.cli.text import duration, shape
+from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.adapters.extraction_report import ExtractedTensor, ExtractionReport
+    from weightsmith.checkpoints.checkpoint import Checkpoint
+
+_WAYS = ("replace", "lora", "skip")
+
+
+@click.command(
+    cls=DocumentedCommand,
+    short_help="Make an adapter of a fine-tune and its base.",
+    examples=(
+        "adapter extract finetune base adapter --rank 32",
+        "adapter extract finetune base adapter --energy 0.9 --dtype bfloat16",
+        "adapter extract finetune base adapter --budget 100MB --embeddings lora",
+    ),
+)
+@click.argument("finetune")
+@click.argument("base")
+@click.argument("out", type=click.Path(path_type=Path))
+@bound_options
+@click.option(
+    "--budget",
+    metavar="SHARE|SIZE",
+    help="Bytes of all tensors, spent where they gain most: a size as 100MB, or a share of FINETUNE's as 1/16.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(_WAYS),
+    default="replace",
+    show_default=True,
+    help="Store changed tables whole, factor them, or leave them out.",
+)
+@click.option(
+    "--heads",
+    type=click.Choice(_WAYS),
+    default="lora",
+    show_default=True,
+    help="The same of output heads.",
+)
+@click.option(
+    "--biases",
+    type=click.Choice(("add", "skip")),
+    default="add",
+    show_default=True,
+    help="Store changes of biases, or leave them out.",
+)
+@click.option(
+    "--norms",
+    type=click.Choice(("replace", "skip")),
+    default="replace",
+    show_default=True,
+    help="Store changed norms whole, or leave them out.",
+)
+@click.option(
+    "--to",
+    "dialect",
+    type=click.Choice(("peft", "kohya", "diffusers")),
+    default="peft",
+    show_default=True,
+    help="The dialect of OUT.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16", "float16")),
+    default="float32",
+    show_default=True,
+    help="The type that factors are stored in; errors are measured after rounding to it.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+@click.option("--tensors", "each", is_flag=True, help="Show every tensor instead of layers.")
+@json_option
+@force_option
+@quiet_option
+def extract(
+    finetune: str,
+    base: str,
+    out: Path,
+    rank: int | None,
+    energy: float | None,
+    error: float | None,
+    budget: str | None,
+    dialect: str,
+    dtype: str,
+    threads: int | None,
+    each: bool,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+    **ways: str,
+) -> int:
+    """Make the adapter OUT, with which BASE comes as near to FINETUNE as is asked.
+
+    One of --rank, --energy, --error and --budget is needed; --rank may limit the others. Matrices are factored by
+    singular values of their difference in float64. What is lost is measured on the numbers that are stored, and shown
+    by layer.
+    """
+    from weightsmith.adapters.extraction import extract as extracted
+    from weightsmith.adapters.opening import open_model
+    from weightsmith.adapters.treatments import Choices
+    from weightsmith.adapters.writing import Dialect, check_output, write_adapter
+    from weightsmith.packages.goal import budget_bytes
+    from weightsmith.tensors.dtypes import DType
+
+    begun = time.monotonic()
+    kind = cast("Dialect", dialect)
+    place = check_output(out, kind, force=force)
+    tuned, original = open_model(finetune), open_model(base)
+    dense = sum(tensor.nbytes for tensor in tuned.tensors.values())
+    with open_progress(quiet) as progress:
+        adapter, report = extracted(
+            tuned,
+            original,
+            rank=rank,
+            energy=energy,
+            error=error,
+            budget_bytes=None if budget is None else budget_bytes(budget, dense),
+            choices=Choices(**cast("dict[str, Any]", ways)),
+            dtype=dtype_of(dtype, DType.FLOAT32),
+            threads=threads or os.cpu_count() or 1,
+            progress=progress.stage,
+        )
+    write_adapter(adapter, place, kind, base=original, force=force)
+    if as_json:
+        findings = {"findings": findings_json(report.findings)}
+        show_json(
+            {"schema": 1, "out": str(out), "dense_bytes": dense, **report.to_json(), **findings}
+        )
+        return 0
+    show_table(_by_tensor(report) if each else _by_layer(report, tuned))
+    _show_totals(report, dense)
+    if not quiet:
+        show_findings(report.findings, to_stderr=True)
+    show_line(f"{out}  {duration(time.monotonic() - begun)}")
+    return 0
+
+
+def _by_layer(report: ExtractionReport, finetune: Checkpoint) -> Table:
+    """A row for each block, and for each tensor outside of blocks."""
+    groups: dict[str, list[ExtractedTensor]] = {}
+    for tensor in report.tensors:
+        name = tensor.key.partition("[")[0]
+        role = finetune.roles.get(name)
+        inside = role is not None and role.layer is not None
+        place = f"{role.block}.{role.layer}" if role is not None and inside else name
+        groups.setdefault(place, []).append(tensor)
+    order = {name: i for i, name in enumerate(finetune.tensors)}
+    named = sorted(groups.items(), key=lambda item: order.get(item[1][0].key.partition("[")[0], 0))
+    rows = [
+        (
+            place,
+            str(len(found)),
+            _ranks(found),
+            format_size(sum(t.nbytes for t in found)),
+            _lost(found),
+        )
+        for place, found in named
+    ]
+    columns = ("layer", "tensors", "rank", "bytes", "lost")
+    return Table("Changes", columns, rows, frozenset({1, 2, 3, 4}))
+
+
+def _by_tensor(report: ExtractionReport) -> Table:
+    rows = [
+        (
+            tensor.key,
+            shape(tensor.shape),
+            tensor.treatment.value,
+            str(tensor.rank or "-"),
+            _signal(tensor),
+            format_size(tensor.nbytes),
+            _lost([tensor]),
+        )
+        for tensor in report.tensors
+    ]
+    columns = ("tensor", "shape", "how", "rank", "signal", "bytes", "lost")
+    return Table("Changes", columns, rows, frozenset({3, 4, 5, 6}))
+
+
+def _ranks(tensors: Sequence[ExtractedTensor]) -> str:
+    ranks = [t.rank for t in tensors if t.rank]
+    return ranks_text(ranks) if ranks else tensors[0].treatment.value
+
+
+def _signal(tensor: ExtractedTensor) -> str:
+    """How many directions stand out of the rounding; `all` where every one that was found does."""
+    if not tensor.rank:
+        return "-"
+    return "all" if tensor.signal is None else str(tensor.signal)
+
+
+def _lost(tensors: Sequence[ExtractedTensor]) -> str:
+    change = math.hypot(*(t.change or 0.0 for t in tensors))
+    error = math.hypot(*(t.error or 0.0 for t in tensors))
+    if not change:
+        return "-"
+    return f"{100 * error / change:.3g} %"
+
+
+def _show_totals(report: ExtractionReport, dense: int) -> None:
+    lost, written = f"{100 * report.relative:.3g} %", [t for t in report.tensors if t.nbytes]
+    show_line(
+        f"lost     {lost} of the change: {report.error:.4g} of {report.change:.4g} (Frobenius norms)"
+    )
+    show_line(
+        f"size     {format_size(report.nbytes)} in {len(written)} of {len(report.tensors)} changed tensors, "
+        f"{100 * report.nbytes / dense:.3g} % of the fine-tune"
+    )
+    if report.left_out:
+        shown = ", ".join(t.key for t in report.left_out[:3])
+        more = f" and {len(report.left_out) - 3} more" if len(report.left_out) > 3 else ""
+        show_line(f"left out {shown}{more}")
+    if report.unchanged:
+        show_line(f"the same {report.unchanged} tensors")

@@ -1,0 +1,399 @@
+"""`weightsmith delta`: a fine-tune kept as small changes of its base, alone or in a library of many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
+from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.merge import show_result
+from weightsmith.cli.options import Machine, json_option, machine_options
+from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.progress import open_progress
+from weightsmith.cli.text import counted
+from weightsmith.tensors.sizes import format_size
+
+_FRESH = click.option(
+    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
+)
+_FORCE = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+_QUIET = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+_BASE = click.option("--base", metavar="PATH", help="Where the base lies now, if not where it was.")
+_PACKAGE = click.argument("package", type=click.Path(path_type=Path))
+_LIBRARY = click.argument("library", type=click.Path(path_type=Path))
+
+
+@click.group(
+    cls=DocumentedGroup,
+    short_help="Keep a fine-tune as small changes of its base.",
+    examples=(
+        "delta pack finetune --base base package",
+        "delta pack finetune --base base package --budget 1/16",
+        "delta unpack package checkpoint",
+    ),
+)
+def delta() -> None:
+    """Keep a fine-tune as small changes of its base.
+
+    A package holds what changed, bit for bit or within a budget of bytes, and names its base by digest. It is a
+    checkpoint wherever a model may stand: in recipes, `inspect`, `diff` and `evaluate`. A folder of packages and task
+    bundles is a library.
+    """
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Make a package of a fine-tune.",
+    examples=(
+        "delta pack finetune --base base package",
+        "delta pack finetune --base base package --budget 1/16",
+        "delta pack finetune --base base package --budget 300MB --codecs sign,low_rank",
+        "delta pack finetune --base base package --error 0.1",
+    ),
+)
+@click.argument("finetune")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--base", required=True, metavar="BASE", help="The checkpoint that it was made from.")
+@click.option(
+    "--budget",
+    metavar="SHARE|SIZE",
+    help="Bytes of streams and header: a share of FINETUNE's such as 1/16, or a size such as 300MB.",
+)
+@click.option(
+    "--error",
+    type=float,
+    metavar="E",
+    help="Largest error of each tensor's change relative to the change, such as 0.1.",
+)
+@click.option(
+    "--codecs",
+    metavar="NAME,...",
+    help="Lossy codecs to try, with --budget or --error; default: all.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is a package and nothing else.")
+@json_option
+@_QUIET
+def pack(
+    finetune: str,
+    out: Path,
+    base: str,
+    budget: str | None,
+    error: float | None,
+    codecs: str | None,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Make the package OUT of FINETUNE, a checkpoint or BASE+ADAPTER.
+
+    Without --budget and --error every bit comes back. With them each matrix is stored in the codec that the measured
+    errors of all codecs speak for; vectors and new rows stay exact. OUT appears whole or not at all.
+    """
+    from weightsmith.packages.packing import pack as make
+
+    begun = time.monotonic()
+    names = None if codecs is None else [name.strip() for name in codecs.split(",")]
+    try:
+        with open_progress(quiet) as progress:
+            header = make(
+                finetune,
+                base,
+                out,
+                budget=budget,
+                error=error,
+                codecs=names,
+                threads=threads,
+                force=force,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    if as_json:
+        show_json(_content(out))
+        return 0
+    _show_summary(out)
+    show_result(out, header.digest, time.monotonic() - begun)
+    return 0
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Write a package as an ordinary checkpoint.",
+    examples=(
+        "delta unpack package checkpoint",
+        "delta unpack package checkpoint --base elsewhere",
+    ),
+)
+@click.argument("package")
+@click.argument("out", type=click.Path(path_type=Path))
+@_BASE
+@machine_options
+@_FORCE
+@_FRESH
+@_QUIET
+def unpack(
+    package: str,
+    out: Path,
+    base: str | None,
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Write PACKAGE as the checkpoint OUT, with a manifest of its own.
+
+    The base, every stream and every tensor that comes out are compared with their digests.
+    """
+    from weightsmith.packages.unpacking import unpack as write
+
+    begun = time.monotonic()
+    try:
+        with open_progress(quiet) as progress:
+            manifest = write(
+                package,
+                out,
+                base=base,
+                force=force,
+                fresh=fresh,
+                progress=progress,
+                **Machine(**machine).options(),
+            )
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Show what a package holds.",
+    examples=("delta show package", "delta show package --tensors"),
+)
+@_PACKAGE
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@json_option
+def show(package: Path, tensors: bool, as_json: bool) -> int:
+    """Show the codecs of PACKAGE, their bytes and measured errors, and its base, from headers alone."""
+    if as_json:
+        show_json(_content(package))
+        return 0
+    _show_summary(package)
+    if tensors:
+        _show_tensors(package)
+    return 0
+
+
+@delta.command(
+    "list",
+    cls=DocumentedCommand,
+    short_help="Show what a library holds.",
+    examples=("delta list library",),
+)
+@_LIBRARY
+@json_option
+def list_(library: Path, as_json: bool) -> int:
+    """Show the members of LIBRARY: packages and the tasks of bundles, with base, codecs, bytes, ratio and error."""
+    from weightsmith.packages.library import members
+
+    found = members(library)
+    if as_json:
+        listed = [
+            {
+                "name": m.name,
+                "kind": m.kind,
+                "base": m.base,
+                "base_digest": m.base_digest,
+                "codecs": dict(m.codecs),
+                "bytes": m.nbytes,
+                "dense_bytes": m.dense_bytes,
+                "ratio": m.ratio,
+                "error": m.error,
+                "problem": m.problem,
+            }
+            for m in found
+        ]
+        show_json({"schema": 1, "members": listed})
+        return 0
+    rows = [
+        (
+            m.name,
+            Path(m.base).name,
+            m.problem or _mix(m.codecs),
+            format_size(m.nbytes),
+            f"{100 * m.ratio:.1f} %",
+            "" if m.error is None else _error(m.error),
+        )
+        for m in found
+    ]
+    columns = ("name", "base", "codecs", "size", "of dense", "error")
+    show_table(Table("Members", columns, rows, frozenset({3, 4, 5})))
+    show_line(f"{counted(len(found), 'member')}, {format_size(sum(m.nbytes for m in found))}")
+    return 0
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Store equal streams of a library once.",
+    examples=("delta dedupe library",),
+)
+@_LIBRARY
+@json_option
+def dedupe(library: Path, as_json: bool) -> int:
+    """Store streams that several packages of LIBRARY have in common once, in LIBRARY/.shared.
+
+    Every package stays readable at every moment; cut short, the same command goes on.
+    """
+    from weightsmith.packages.sharing import dedupe as share
+
+    done = share(library)
+    if as_json:
+        facts = {"streams": done.streams, "packages": done.packages, "freed": done.freed}
+        show_json({"schema": 1, **facts})
+        return 0
+    freed = format_size(done.freed)
+    show_line(
+        f"{counted(done.streams, 'shared stream')}, {counted(done.packages, 'package')} made smaller, {freed} freed"
+    )
+    return 0
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Remove what no package of a library needs.",
+    examples=("delta gc library --dry-run", "delta gc library"),
+)
+@_LIBRARY
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@json_option
+def gc(library: Path, dry_run: bool, as_json: bool) -> int:
+    """Remove shared streams that no package of LIBRARY refers to, and leftovers of interrupted writes."""
+    from weightsmith.packages.sharing import gc as collect
+
+    found = collect(library, dry_run=dry_run)
+    total = sum(removal.nbytes for removal in found)
+    if as_json:
+        listed = [{"path": str(removal.path), "bytes": removal.nbytes} for removal in found]
+        show_json({"schema": 1, "removed": not dry_run, "bytes": total, "paths": listed})
+        return 0
+    for removal in found:
+        show_line(f"{removal.path}  {format_size(removal.nbytes)}")
+    word = "would be freed" if dry_run else "freed"
+    show_line(f"{counted(len(found), 'thing')}, {format_size(total)} {word}")
+    return 0
+
+
+@delta.command(
+    cls=DocumentedCommand,
+    short_help="Write a member of a library as a checkpoint.",
+    examples=("delta materialise library french checkpoint",),
+)
+@_LIBRARY
+@click.argument("name")
+@click.argument("out", type=click.Path(path_type=Path))
+@_BASE
+@machine_options
+@_FORCE
+@_FRESH
+@_QUIET
+def materialise(
+    library: Path,
+    name: str,
+    out: Path,
+    base: str | None,
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+    **machine: Any,
+) -> int:
+    """Write the member NAME of LIBRARY (a package, or BUNDLE#TASK) as the checkpoint OUT."""
+    from weightsmith.packages.library import materialise as write
+
+    begun = time.monotonic()
+    try:
+        with open_progress(quiet) as progress:
+            manifest = write(
+                library,
+                name,
+                out,
+                base=base,
+                force=force,
+                fresh=fresh,
+                progress=progress,
+                **Machine(**machine).options(),
+            )
+    except KeyboardInterrupt:
+        return tell_interrupted(out)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0
+
+
+def _content(package: Path) -> dict[str, Any]:
+    """A package's header as JSON has it, with its bytes."""
+    import json
+
+    from weightsmith.checkpoints.package_header import FILE_NAME, read_header
+
+    header = read_header(package)
+    content: dict[str, Any] = json.loads((package / FILE_NAME).read_bytes())
+    del content["seal"]
+    return content | {
+        "codecs": header.codecs(),
+        "bytes": header.coded_bytes,
+        "dense_bytes": header.dense_bytes,
+    }
+
+
+def _show_summary(package: Path) -> None:
+    from weightsmith.checkpoints.package_header import read_header
+
+    header = read_header(package)
+    sizes: dict[str, list[float]] = {}
+    for tensor in header.tensors.values():
+        for piece in tensor.pieces:
+            found = sizes.setdefault(piece.codec, [0, 0, 0.0])
+            found[0] += 1
+            found[1] += piece.nbytes
+            found[2] = max(found[2], piece.error)
+    rows = [
+        (codec, f"{count:.0f}", format_size(nbytes), _error(error))
+        for codec, (count, nbytes, error) in sorted(sizes.items())
+    ]
+    columns = ("codec", "tensors", "size", "largest error")
+    show_table(Table("Codecs", columns, rows, frozenset({1, 2, 3})))
+    share = header.coded_bytes / max(header.dense_bytes, 1)
+    dense = format_size(header.dense_bytes)
+    show_line(f"of      {header.reference}")
+    show_line(f"base    {header.base_reference}, digest {header.base_digest}")
+    show_line(f"size    {format_size(header.coded_bytes)}, {100 * share:.1f} % of {dense}")
+    show_line(f"error   {_error(header.error)}")
+
+
+def _show_tensors(package: Path) -> None:
+    from weightsmith.checkpoints.package_header import read_header
+
+    rows = []
+    for name, tensor in read_header(package).tensors.items():
+        codecs = " + ".join(piece.codec for piece in tensor.pieces)
+        nbytes = sum(piece.nbytes for piece in tensor.pieces)
+        codec = f"as {tensor.same_as}" if tensor.same_as is not None else codecs
+        shape = " x ".join(map(str, tensor.shape))
+        rows.append(
+            (name, shape, str(tensor.dtype), codec, format_size(nbytes), _error(tensor.error))
+        )
+    columns = ("tensor", "shape", "dtype", "codec", "size", "error")
+    show_table(Table("Tensors", columns, rows, frozenset({4, 5})))
+
+
+def _mix(codecs: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {codec}" for codec, count in codecs.items())
+
+
+def _error(error: float) -> str:
+    return "none" if error == 0 else f"{error:.3g}"

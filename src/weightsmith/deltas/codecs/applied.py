@@ -1,0 +1,51 @@
+"""A decoded change on top of its base: added in float32 and rounded once to the stored dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from weightsmith.deltas.codecs.codec import StoredChange
+from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, fitted
+from weightsmith.deltas.decoded import DecodedTensor
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.graph import Value, source
+from weightsmith.tensors.stored import LazyTensor
+
+
+def fitted_base(stored: StoredChange) -> LazyTensor:
+    """The base with the target's number of rows. Raises CheckpointError if it is missing or does not fit."""
+    if stored.base is None:
+        raise stored.damaged("needs a base that is not there")
+    found = fitted(stored.base, stored.name, stored.shape)
+    if found is None or not found.dtype.is_float or not stored.dtype.is_float:
+        raise stored.damaged(
+            f"is of {stored.dtype} {list(stored.shape)}, which a base of {stored.base.dtype} {list(stored.base.shape)} "
+            "does not fit"
+        )
+    return found
+
+
+def on_base(
+    stored: StoredChange, change: Callable[[int], NDArray[Any]], block: int = BLOCK
+) -> LazyTensor:
+    """base + change, `change(i)` being block i of it in float32."""
+    decoded = BlockTensor(
+        stored.name, DType.FLOAT32, stored.shape, tuple(stored.parts.values()), change, block
+    )
+    return with_graph(stored, (decoded,), lambda: source(0) + source(1))
+
+
+def with_graph(
+    stored: StoredChange,
+    sources: tuple[LazyTensor, ...],
+    graph: Callable[..., Value],
+    constants: tuple[LazyTensor, ...] = (),
+) -> LazyTensor:
+    """What the graph makes of the base (source 0) and `sources`, rounded to the stored dtype."""
+    base = fitted_base(stored)
+    return DecodedTensor(
+        stored.name, stored.dtype, stored.shape, (base, *sources), graph, constants
+    )

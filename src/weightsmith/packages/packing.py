@@ -1,0 +1,338 @@
+"""Making a delta package of a fine-tune, and the checkpoint out of a package again.
+
+Tensors are read in blocks and coded one after the other, several at a time as far as they are together no larger than
+the largest one; so memory stays at about two tensors of that size in float32, decoded blocks (128 MiB at most), and
+what lies coded on its way to the file. On one machine the bytes of a package depend on fine-tune, base and what is
+asked for alone, not on threads or time; they decode to the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from weightsmith.adapters.opening import open_model
+from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.checkpoints.package_header import (
+    FILE_NAME,
+    STREAMS,
+    PackageHeader,
+    PackedTensor,
+    Piece,
+    is_package,
+    read_header,
+    stream_name,
+)
+from weightsmith.checkpoints.packages import as_base
+from weightsmith.deltas.codecs import (
+    Choice,
+    Delta,
+    Encoded,
+    encode,
+    encode_exactly,
+    in_memory,
+    measured_error,
+)
+from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.rows import JoinedRows
+from weightsmith.engine.progress import Progress, Silence
+from weightsmith.engine.run import described
+from weightsmith.engine.staging import Staging, check_place
+from weightsmith.errors import CheckpointError, OutputError, WeightsmithError
+from weightsmith.packages.carried import carry_files
+from weightsmith.packages.choosing import (
+    SAME,
+    choose_within_budget,
+    choose_within_error,
+    measure,
+)
+from weightsmith.packages.entries import packed_tensor, piece, stored_bytes
+from weightsmith.packages.goal import Goal, check_codecs, goal_of
+from weightsmith.packages.pacing import paced, thread_count
+from weightsmith.packages.pairs import Pair, pairs_of
+from weightsmith.packages.streams import StreamFile
+from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.writer import sync_folder, write_file
+
+# What the journal of a package in the making says instead of a plan's digest.
+PLAN = "delta-package"
+# Bytes that the two files may have beyond what is counted.
+_SLACK = 256
+
+
+def pack(
+    finetune: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    budget: str | int | None = None,
+    error: float | None = None,
+    codecs: Sequence[str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PackageHeader:
+    """Write the delta package `out` of a fine-tune, which may be BASE+ADAPTER, against its base; returns its header.
+
+    Without `budget` and `error` it is lossless. `budget` bounds the bytes of streams and header together: a share of
+    the fine-tune's bytes such as `1/16`, or a size such as `300MB`; codecs are chosen so that the error of all tensors
+    together is the least. `error` bounds ||decoded - exact|| / ||exact - base|| of every tensor, with the fewest
+    bytes. `codecs` names the lossy codecs to try (default: all). `force` replaces an earlier package at `out`. Nothing
+    is left of a run that fails. Raises UsageError, CheckpointError, OutputError or ResourceError.
+    """
+    use_one_thread()
+    tuned, origin = _as_stored(open_model(finetune)), open_checkpoint(base)
+    goal = goal_of(budget, error, sum(tensor.nbytes for tensor in tuned.tensors.values()))
+    check_codecs(goal, codecs)
+    # A base may be made from another one, which then is an input as well.
+    behind = {file.parent for file in (*tuned.files(), *origin.files())}
+    place = check_place(Path(out), [*tuned.places, *origin.places, *sorted(behind)])
+    _check_free(place, force)
+    packer = _Packer(
+        tuned, origin, place, goal, codecs, thread_count(threads), progress or Silence()
+    )
+    try:
+        with Staging(place) as staging:
+            _begin(staging)
+            staging.check_space(packer.needed_bytes())
+            header = packer.write(staging.checkpoint)
+            _check_free(place, force)
+            staging.publish()
+            return header
+    except OSError as failure:
+        raise described(failure, place) from failure
+    finally:
+        OPEN_FILES.close()
+
+
+def _as_stored(opened: Checkpoint) -> Checkpoint:
+    """The checkpoint in the dtypes that its tensors count as, not those that adapters are computed in."""
+    tensors = {n: as_base(t, opened.dtype_of(n), None) for n, t in opened.tensors.items()}
+    return replace(opened, tensors=tensors, stored_as={})
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Raise OutputError if something is at `out`, unless `force` and it is a package and nothing else."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise OutputError(
+            f"The output {str(out)!r} exists; choose another name, or give --force to replace a package."
+        )
+    try:
+        own = {FILE_NAME, STREAMS, *read_header(out).files}
+    except WeightsmithError:
+        own = set()
+    there = [p.relative_to(out).as_posix() for p in sorted(out.rglob("*")) if not p.is_dir()]
+    foreign = [name for name in there if name not in own]
+    if foreign or not is_package(out):
+        raise OutputError(
+            f"The output {str(out)!r} exists and is not a package and nothing else, so --force does not replace it; "
+            "remove it yourself."
+        )
+
+
+def _begin(staging: Staging) -> None:
+    """An empty folder to write into: what a killed run has left of a package is made anew."""
+    staging.begin(PLAN, fresh=False)
+    for entry in staging.checkpoint.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """One tensor on its way to the file."""
+
+    pair: Pair
+    coded: Encoded | None
+    added: Encoded | None
+    error: float
+    squares: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Packer:
+    """One package in the making."""
+
+    finetune: Checkpoint
+    base: Checkpoint
+    out: Path
+    goal: Goal
+    codecs: Sequence[str] | None
+    threads: int
+    progress: Progress
+
+    @property
+    def largest(self) -> int:
+        return max(tensor.nbytes for tensor in self.finetune.tensors.values())
+
+    def needed_bytes(self) -> int:
+        """Room for the streams twice, since they are put behind their header at the end."""
+        if self.goal.kind == "budget" and self.goal.limit is not None:
+            return 2 * int(self.goal.limit)
+        return sum(tensor.nbytes for tensor in self.finetune.tensors.values())
+
+    def write(self, folder: Path) -> PackageHeader:
+        """Write everything into `folder`."""
+        self.progress.stage("reading")
+        pairs = pairs_of(self.finetune, self.base, self.threads)
+        files = carry_files(self.finetune, folder)
+        choices = self._choices(pairs, self._fixed_bytes(pairs, files))
+        self.progress.start(sum(pair.target.nbytes for pair in pairs), 0)
+        with StreamFile(folder / STREAMS) as streams:
+            work = paced(
+                lambda item: self._coded(*item),
+                list(zip(pairs, choices, strict=True)),
+                lambda item: item[0].target.nbytes,
+                limit=self.largest,
+                threads=self.threads,
+            )
+            header = self._written(work, streams, files)
+            streams.finish()
+        write_file(folder / FILE_NAME, header.to_json())
+        sync_folder(folder)
+        return header
+
+    def _fixed_bytes(self, pairs: Sequence[Pair], files: dict[str, str]) -> int:
+        """Bytes of both files that do not depend on codecs."""
+        empty = len(self._header({}, files, {}, {}, 0.0).to_json())
+        twice = sum(stored_bytes(pair, None) for pair in pairs if pair.same_as is not None)
+        return empty + twice + _SLACK
+
+    def _choices(self, pairs: Sequence[Pair], fixed: int) -> list[Choice | None]:
+        """The lossy way of each tensor, None being exact."""
+        if self.goal.limit is None:
+            return [None] * len(pairs)
+        alone = [pair for pair in pairs if pair.same_as is None]
+        work = paced(
+            lambda pair: measure(pair, self.codecs),
+            alone,
+            lambda pair: pair.target.nbytes,
+            limit=self.largest,
+            threads=self.threads,
+        )
+        measured = []
+        for number, found_ways in enumerate(work):
+            if 10 * number // len(alone) > 10 * (number - 1) // len(alone):
+                self.progress.stage(f"measuring, {number} of {len(alone)} tensors done")
+            measured.append(found_ways)
+        if self.goal.kind == "budget":
+            found = choose_within_budget(measured, int(self.goal.limit), fixed)
+        else:
+            found = choose_within_error(measured, self.goal.limit)
+        chosen = dict(zip((pair.name for pair in alone), found, strict=True))
+        return [chosen.get(pair.name) for pair in pairs]
+
+    def _coded(self, pair: Pair, choice: Choice | None) -> _Coded:
+        """Code one tensor, decode it again, and compare where nothing may be lost."""
+        if pair.same_as is not None:
+            return _Coded(pair, None, None, 0.0, 0.0, pair.digest)
+        if choice is None:
+            threads = self.threads if 2 * pair.target.nbytes > self.largest else 1
+            exact = encode_exactly(pair.known, pair.target, threads)
+            digest = digest_tensor(_decoded(exact, pair.known, pair.target))
+            if digest != pair.digest:
+                raise CheckpointError(
+                    f"{pair.target.location} changed while it was packed: let it be written first, then pack again."
+                )
+            return _Coded(pair, exact, None, 0.0, 0.0, digest)
+        target, beyond = pair.target_rows()
+        known = pair.known
+        assert known is not None
+        delta = Delta(known, target)
+        coded = Encoded(SAME) if choice.codec == SAME else encode(delta, choice)
+        error = 1.0 if choice.codec == SAME else measured_error(coded, known, target)
+        decoded = _decoded(coded, known, target)
+        added = None
+        if beyond is not None:
+            added = encode_exactly(None, beyond)
+            decoded = JoinedRows(pair.name, (decoded, _decoded(added, None, beyond)))
+        return _Coded(pair, coded, added, error, delta.squares, digest_tensor(decoded))
+
+    def _written(
+        self, work: Iterable[_Coded], streams: StreamFile, files: dict[str, str]
+    ) -> PackageHeader:
+        tensors: dict[str, PackedTensor] = {}
+        exact: dict[str, str] = {}
+        lost = changed = 0.0
+        for made in work:
+            name = made.pair.name
+            exact[name] = made.pair.digest
+            coded = _piece(name, made.coded, streams, error=made.error, added=False)
+            added = _piece(name, made.added, streams, error=0.0, added=True)
+            twice = made.pair.same_as
+            digest = made.digest if twice is None else tensors[twice].digest
+            tensors[name] = packed_tensor(made.pair, coded, added, digest)
+            lost += made.error**2 * made.squares
+            changed += made.squares
+            self.progress.advance(made.pair.target.nbytes, name)
+        used = {
+            str(tensor.base): str(tensor.base_digest)
+            for tensor in tensors.values()
+            if tensor.base is not None
+        }
+        error = (lost / changed) ** 0.5 if changed else 0.0
+        return self._header(tensors, files, exact, used, error)
+
+    def _header(
+        self,
+        tensors: dict[str, PackedTensor],
+        files: dict[str, str],
+        exact: dict[str, str],
+        used: dict[str, str],
+        error: float,
+    ) -> PackageHeader:
+        """The header, from the digests of the fine-tune's own tensors and of the base's that are used."""
+        from weightsmith import __version__
+
+        return PackageHeader(
+            version=__version__,
+            goal=self.goal.kind,
+            limit=self.goal.limit,
+            digest=checkpoint_digest({name: tensor.digest for name, tensor in tensors.items()}),
+            reference=self.finetune.source,
+            finetune_digest=checkpoint_digest(exact),
+            base_reference=self.base.source,
+            base_digest=checkpoint_digest(used),
+            base_places=self._places(),
+            error=error,
+            tensors=tensors,
+            files=files,
+        )
+
+    def _places(self) -> tuple[str, ...]:
+        path = os.path.relpath(os.path.realpath(self.base.path), os.path.realpath(self.out))
+        member = "" if self.base.member is None else f"#{self.base.member}"
+        return tuple(place for place in (path + member, self.base.hub_id) if place)
+
+
+def _decoded(encoded: Encoded, base: LazyTensor | None, target: LazyTensor) -> LazyTensor:
+    return in_memory(encoded, base, target.name, target.dtype, target.shape)
+
+
+def _piece(
+    name: str,
+    encoded: Encoded | None,
+    streams: StreamFile,
+    *,
+    error: float,
+    added: bool,
+) -> Piece | None:
+    """Write the streams of some rows; returns what the header says of them."""
+    if encoded is None:
+        return None
+    digests = {}
+    for part, array in encoded.parts.items():
+        stream = stream_name(name, encoded.codec, part, added=added)
+        digests[part] = streams.add(ArrayTensor(stream, array), stream)
+    return piece(encoded, digests, error)

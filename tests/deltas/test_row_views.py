@@ -1,0 +1,36 @@
+"""Rows of tensors as tensors: every range reads what slicing an array gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.decoded import stored_parts
+from weightsmith.deltas.rows import JoinedRows, SomeRows
+
+
+def read(tensor, start, stop):
+    buffer = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(buffer))
+    return np.frombuffer(buffer, np.float32)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 2, 3)])
+def test_some_rows_and_joined_rows_read_as_slices_do(shape):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    whole = ArrayTensor("x", array)
+    parts = tuple(SomeRows(whole, a, b) for a, b in ((2, 5), (0, 0), (5, 7), (0, 1)))
+    wanted = [array[2:5], array[0:0], array[5:7], array[0:1]]
+    for part, rows in zip(parts, wanted, strict=True):
+        assert part.shape == rows.shape
+        assert part.nbytes == rows.nbytes
+        np.testing.assert_array_equal(read(part, 0, part.numel), rows.reshape(-1))
+    joined = JoinedRows("y", parts)
+    flat = np.concatenate(wanted).reshape(-1)
+    assert joined.shape == (6, *shape[1:])
+    assert joined.name == "y"
+    for start in range(joined.numel + 1):
+        for stop in range(start, joined.numel + 1):
+            np.testing.assert_array_equal(read(joined, start, stop), flat[start:stop])
+    assert stored_parts([joined]) == [whole] * 4
