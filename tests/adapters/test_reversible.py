@@ -177,6 +177,8 @@ def test_a_file_gives_the_adapters_back(tmp_path, form, dtype):
     assert np.array_equal(read.recovered("code").added["x.bias"], head[0])
     with pytest.raises(OutputError, match="exists"):
         write_basis(basis, out)
+    write_basis(basis, out, force=True)
+    assert open_basis(out).labels == ("chat", "code")
 
 
 def test_a_damaged_file_is_refused(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.cli.output import Table, plain_table
+from weightsmith.cli.output import Table, folded, plain_table
 from weightsmith.cli.progress import Lines
-from weightsmith.cli.text import counted, duration, harmless
+from weightsmith.cli.text import counted, duration, harmless, percent
 from weightsmith.tensors.sizes import format_size, parse_size
 
 
@@ -123,3 +123,24 @@ def test_an_output_without_bytes_is_no_division_by_zero():
     progress.start(0, 0)
     progress.advance(0, "w")
     assert lines == ["writing 0 B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("model.norm.weight", 20, ["model.norm.weight"]),
+        ("model.layers.3.mlp.up_proj.weight", 24, ["model.layers.3.mlp.", "up_proj.weight"]),
+        ("two words of a title that is long", 16, ["two words of a title that is long"]),
+        ("averyveryverylongname", 16, ["averyveryverylongname"]),
+    ],
+)
+def test_names_are_broken_behind_their_dots(name, width, lines):
+    assert folded(name, width).split("\n") == lines
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (3e-7, "< 0.01 %"), (1e-4, "0.01 %"), (0.1234, "12.3 %"), (1.0, "100 %")],
+)
+def test_a_small_share_is_not_taken_for_nothing(share, text):
+    assert percent(share) == text

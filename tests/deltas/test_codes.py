@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.deltas.codecs.codes import LEVELS, packed_codes, plain_bytes, unpacked_codes
+from weightsmith.deltas.codecs.codes import packed_codes, plain_bytes, unpacked_codes
 from weightsmith.deltas.codecs.positions import packed_positions, unpacked_positions
+
+LEVELS = (2, 3, 4, 8, 16, 256)
 
 
 def bytes_of(piece: bytes) -> np.ndarray:

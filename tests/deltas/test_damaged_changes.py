@@ -144,6 +144,6 @@ def test_a_damaged_block_does_not_stop_others_from_being_read():
     lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
     found = decoded("lloyd4", good.parameters, lazy, zeros, "x", DType.FLOAT32, change.shape)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="in block 0 of 'codes'"):
+        with pytest.raises(CheckpointError, match="in block 0:"):
             read(found, 0, 10)
         assert len(read(found, 1 << 20, (1 << 20) + 10)) == 40

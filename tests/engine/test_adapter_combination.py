@@ -12,8 +12,8 @@ from weightsmith.adapters.low_rank import low_rank_adapter
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.spaces import CoreSpace, Knots
 from weightsmith.adapters.writing import write_adapter
+from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.engine.adapter_combination import combine_loaded, metric_weights
-from weightsmith.engine.adapter_run import combine_adapters
 from weightsmith.engine.api import merge_state_dicts
 from weightsmith.errors import RecipeError, UsageError
 
@@ -235,7 +235,7 @@ def test_weights_from_metrics_sum_to_one_and_are_those_of_the_formula():
         ("svd", {"parameters": {"density": 1}}, "no parameter 'density'", UsageError),
         ("regmean", {}, "needs statistics", UsageError),
         ("ties", {"space": "elsewhere"}, "is no space", UsageError),
-        ("ties", {"weights": [1.0]}, "1 weights", UsageError),
+        ("ties", {"weights": [1.0]}, "1 value of 'weight' for 2 adapters", UsageError),
         ("lego", {"parameters": {"norm": "l3"}}, "l2 or inf, not 'l3'", UsageError),
         ("lego", {"parameters": {"reweight_output": "no"}}, "reweight_output", UsageError),
         ("knots", {"parameters": {"side": "left"}}, "outputs or inputs", UsageError),
@@ -285,3 +285,75 @@ def test_a_recipe_of_adapters_gives_the_same(tmp_path, method, parameters, weigh
     recorded = low_rank_adapter(open_adapter(tmp_path / "out"))
     assert_same(recorded, {key: dense(found)[key] for key in dense(recorded)}, atol=2e-5)
     assert set(dense(found)) == set(dense(recorded))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("metrics_weighted", {"metric": [1.0, 3.0]}),
+        ("ties", {"density": [0.2, 0.9]}),
+        ("knots", {"density": 0.3}),
+        ("core_space", {"merger": "task_arithmetic"}),
+    ],
+)
+def test_a_folder_and_a_file_hold_the_same_change_whatever_the_method(tmp_path, method, parameters):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for folder, seed in zip(folders, (27, 28), strict=True):
+        write_adapter(adapter(seed), folder)
+    for out, dialect in (("out", "peft"), ("out.safetensors", "kohya")):
+        combine_adapters(
+            folders,
+            tmp_path / out,
+            method=method,
+            parameters=parameters,
+            dialect=dialect,
+            rank=6,
+        )
+    one, other = (
+        low_rank_adapter(open_adapter(tmp_path / name)) for name in ("out", "out.safetensors")
+    )
+    # Names in the file have no dots, since no base tells where they were.
+    found = {key.replace(".", "_"): change for key, change in dense(one).items()}
+    wanted = {
+        key.replace(".", "_").removeprefix("unet_"): change for key, change in dense(other).items()
+    }
+    assert set(found) == set(wanted)
+    for key, change in found.items():
+        np.testing.assert_allclose(change, wanted[key], atol=2e-5)
+
+
+def test_metrics_in_a_folder_are_one_for_each_adapter_and_not_along_the_depth(tmp_path):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    adapters = [adapter(29), adapter(30)]
+    for folder, one in zip(folders, adapters, strict=True):
+        write_adapter(one, folder)
+    made = combine_adapters(
+        folders,
+        tmp_path / "out",
+        method="metrics_weighted",
+        parameters={"metric": [1.0, 3.0]},
+    )
+    assert made.manifest is not None
+    recorded = low_rank_adapter(open_adapter(tmp_path / "out"))
+    wanted = dense(combine(adapters, "linear", [0.75, 0.25])[0])
+    assert_same(recorded, {key: wanted[key] for key in dense(recorded)}, atol=2e-5)
+
+
+def test_a_list_of_another_length_than_the_adapters_is_refused(tmp_path):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for folder, seed in zip(folders, (31, 32), strict=True):
+        write_adapter(adapter(seed), folder)
+    with pytest.raises(UsageError, match="3 values of 'density' for 2 adapters"):
+        combine_adapters(
+            folders, tmp_path / "out", method="ties", parameters={"density": [0.1, 0.2, 0.3]}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_record_is_replaced_by_one_without(tmp_path):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for folder, seed in zip(folders, (33, 34), strict=True):
+        write_adapter(adapter(seed), folder)
+    combine_adapters(folders, tmp_path / "out", method="ties")
+    combine_adapters(folders, tmp_path / "out", method="knots", force=True)
+    assert not (tmp_path / "out" / "weightsmith-manifest.json").exists()

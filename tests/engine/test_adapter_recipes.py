@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.engine.adapter_run import combine_adapters
+from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.engine.rollback import rollback
 from weightsmith.errors import (
     CheckpointError,
@@ -364,7 +364,8 @@ def test_combine_is_the_recipe(family: Path) -> None:
     same = recipe(
         family, "ties", weights=(0.5, 0.5), parameters={"density": 0.5}, adapter={"rank": 5}
     )
-    assert weightsmith.merge(same, family / "recipe").outputs == made.outputs
+    assert made.manifest is not None
+    assert weightsmith.merge(same, family / "recipe").outputs == made.manifest.outputs
 
 
 def test_the_result_is_an_adapter_of_a_base(family: Path) -> None:

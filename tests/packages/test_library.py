@@ -63,6 +63,11 @@ def test_members_are_listed_with_what_they_take(library, family):
     assert 0 < found["small"].error < 1
 
 
+def test_a_package_is_not_taken_for_a_library(library):
+    with pytest.raises(UsageError, match="is a package itself"):
+        members(library / "one")
+
+
 def test_a_damaged_member_is_listed_with_its_problem(library):
     (library / "two" / "weightsmith-delta.json").write_text("{}")
     (library / "three" / "delta.safetensors").unlink()

@@ -17,11 +17,19 @@ from safetensors.numpy import save_file
 
 import weightsmith
 from weightsmith.checkpoints.package_header import read_header
-from weightsmith.errors import CheckpointError, OutputError, ResourceError, UsageError
+from weightsmith.errors import (
+    CheckpointError,
+    CompatibilityError,
+    OutputError,
+    ResourceError,
+    UsageError,
+)
 from weightsmith.packages.goal import budget_bytes
 from weightsmith.packages.packing import pack
 from weightsmith.packages.unpacking import unpack
+from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.torch_backend import TorchBackend
 
 FLOATS = [
     DType.FLOAT64,
@@ -76,6 +84,25 @@ def test_a_base_in_another_dtype_serves_as_well(make_family, content, stored):
     assert content(family.root / "package") == content(tuned)
     assert {t.coded.codec for t in header.tensors.values()} == {"lossless"}
     assert header.coded_bytes < 0.5 * header.dense_bytes
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16, DType.FLOAT8_E5M2])
+def test_nan_in_a_base_of_another_dtype_is_the_same_on_every_machine(
+    make_family, content, stored, monkeypatch, dtype
+):
+    backends = [lambda: TorchBackend("cpu")] + ([native.load] if native.available() else [])
+    family = make_family()
+    name = "model.layers.0.mlp.up_proj.weight"
+    words = family.arrays[name].astype(np.float32).view(np.uint32)
+    words[:40] |= 0x7F800000
+    base = family.finetune("other", replaced={name: (DType.FLOAT32, words.shape, words.tobytes())})
+    tuned = family.finetune("tuned", replaced={name: stored(family.arrays[name], dtype)})
+    for number, backend in enumerate(backends):
+        monkeypatch.setattr("weightsmith.deltas.decoded._backend", backend)
+        pack(tuned, base, family.root / f"package-{number}")
+        for other in backends:
+            monkeypatch.setattr("weightsmith.deltas.decoded._backend", other)
+            assert content(family.root / f"package-{number}") == content(tuned)
 
 
 def test_tensors_are_matched_as_they_must(family, content, stored):
@@ -213,7 +240,6 @@ def test_a_budget_is_kept_and_the_error_is_the_true_one(family, content, budget)
         a, b, c = (np.frombuffer(x[name], np.float32).astype(float) for x in (found, exact, base))
         if name.endswith("norm.weight"):
             assert found[name] == exact[name]
-            continue
         error = math.dist(a, b) / math.dist(b, c)
         assert tensor.error == pytest.approx(error, rel=1e-4, abs=1e-9)
         lost, changed = lost + math.dist(a, b) ** 2, changed + math.dist(b, c) ** 2
@@ -231,6 +257,23 @@ def test_more_bytes_never_mean_more_error(family):
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > errors[-1]
+
+
+def test_the_error_of_a_package_counts_tensors_that_are_stored_exactly(family, content):
+    name = "model.layers.0.mlp.up_proj.weight"
+    array = family.arrays[name]
+    moved = array + np.random.default_rng(3).standard_normal(array.shape)
+    tuned = family.finetune(
+        "tuned", replaced={name: (DType.FLOAT32, array.shape, moved.astype(np.float32).tobytes())}
+    )
+    header = pack(tuned, family.base, family.root / "p", budget="3/5", codecs=["lloyd4"])
+    assert header.tensors[name].coded.codec == "lossless"
+    assert {"lloyd4", "lossless"} == set(header.codecs())
+    base, exact, found = (content(family.root / f) for f in ("base", "tuned", "p"))
+    floats = [np.frombuffer(b"".join(c[n] for n in base), np.float32) for c in (found, exact, base)]
+    found, exact, base = (f.astype(float) for f in floats)
+    assert header.error == pytest.approx(math.dist(found, exact) / math.dist(exact, base), rel=1e-4)
+    assert header.error < 0.01
 
 
 def test_an_error_bound_holds_for_every_tensor_with_fewer_bytes_than_without_loss(family):
@@ -272,6 +315,13 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_nothing(family, asked, w
     tuned = family.finetune("tuned")
     with pytest.raises(UsageError, match=words):
         pack(tuned, family.base, family.root / "package", **asked)
+    assert not list(family.root.glob("package*"))
+
+
+def test_a_base_that_has_nothing_in_common_is_refused(family, write, stored):
+    other = write(family.root / "other", {"x": stored(np.zeros((4, 4)), DType.FLOAT32)})
+    with pytest.raises(CompatibilityError, match="was not made from"):
+        pack(family.finetune("tuned"), other, family.root / "package")
     assert not list(family.root.glob("package*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -261,6 +262,13 @@ HOSTILE = {
     "no base": lambda h: h["tensors"][UP].pop("base"),
     "another base tensor": lambda h: h["tensors"][UP].update(base="model.norm.weight"),
     "places": lambda h: h["base"].update(places=7),
+    "a name of great length": lambda h: h["tensors"][UP].update(base="x" * 10_000),
+    "a codec of great length": lambda h: h["tensors"][UP]["coded"].update(codec="x" * 10_000),
+    "a dtype of great length": lambda h: h["tensors"][UP].update(dtype="x" * 10_000),
+    "nobody's home": lambda h: h["base"].update(places=["~nobody-9/x"], reference="~nobody-9/x"),
+    "a place of great length": lambda h: h["base"].update(
+        places=["x" * 10_000], reference="y" * 999
+    ),
     "bytes": lambda h: h["tensors"][UP]["coded"].update(bytes="many"),
 }
 
@@ -270,9 +278,28 @@ def test_a_hostile_header_is_refused_and_nothing_is_written(packed, attack):
     package = packed.root / "p-one"
     rewrite(package, HOSTILE[attack])
     before = sorted(packed.root.rglob("*"))
-    with pytest.raises(WeightsmithError):
+    with pytest.raises(WeightsmithError) as caught:
         unpack(package, packed.root / "out")
+    assert len(str(caught.value)) < 1500
     assert sorted(packed.root.rglob("*")) == before
+
+
+def test_places_that_are_no_paths_are_passed_over(packed, content):
+    def change(header):
+        header["base"]["places"] = ["~nobody-9/x", "x" * 10_000, "a\0b", *header["base"]["places"]]
+
+    rewrite(packed.root / "p-one", change)
+    assert content(packed.root / "p-one") == content(packed.root / "one")
+
+
+def test_a_base_that_is_given_is_meant_from_here_not_from_the_package(packed, content, monkeypatch):
+    there = packed.root / "p-one" / "origin"
+    here = packed.root / "here"
+    shutil.copytree(packed.base, here / "origin")
+    shutil.copytree(packed.root / "two", there)
+    monkeypatch.chdir(here)
+    unpack(packed.root / "p-one", packed.root / "out", base="origin")
+    assert content(packed.root / "out") == content(packed.root / "one")
 
 
 def test_numbers_that_are_no_json_are_refused(packed):
@@ -281,6 +308,16 @@ def test_numbers_that_are_no_json_are_refused(packed):
         file.write_bytes(text)
         with pytest.raises(CheckpointError, match="damaged"):
             open_checkpoint(file.parent)
+
+
+def test_a_number_beyond_all_others_is_refused(packed):
+    file = packed.root / "p-one" / FILE_NAME
+    rewrite(file.parent, lambda h: h["tensors"][UP]["coded"].update(bytes="many"))
+    body = file.read_bytes().rpartition(b' "seal"')[0].replace(b'"many"', b"1e999")
+    seal = hashlib.sha256(body).hexdigest().encode()
+    file.write_bytes(body + b' "seal": "sha256:' + seal + b'"\n}\n')
+    with pytest.raises(CheckpointError, match="infinity"):
+        open_checkpoint(file.parent)
 
 
 def test_links_out_of_the_package_are_refused(packed):

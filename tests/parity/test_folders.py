@@ -55,7 +55,12 @@ def recipe(method: str, folders: list[str], **facts: str) -> str:
 
 def merge_both(peer: Any, text: str, folder: Path) -> tuple[Path, Path]:
     (folder / "recipe.yaml").write_text(text)
-    options = peer.options.MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
+    options = peer.options.MergeOptions(
+        copy_tokenizer=False,
+        quiet=True,
+        write_model_card=False,
+        lora_merge_cache=str(folder / "cache"),
+    )
     config = peer.config.MergeConfiguration.model_validate(yaml.safe_load(text))
     peer.merge.run_merge(config, str(folder / "theirs"), options)
     command = [

@@ -156,3 +156,10 @@ def test_mergekit_has_words_for_one_adapter_without_scale() -> None:
     for model in ("base+a+b", "base+a:0.5"):
         with pytest.raises(RecipeError, match="mergekit cannot express"):
             written(model)
+
+
+@pytest.mark.parametrize("strength", ["abc", "nan", "0,5", ""])
+def test_what_stands_behind_an_adapter_that_exists_must_be_a_number(tmp_path, strength):
+    (tmp_path / "lora").mkdir()
+    with pytest.raises(ValueError, match=f"The strength '{strength}' of adapter 'lora'"):
+        parse_reference(f"x+lora:{strength}", tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from weightsmith.adapters.low_rank import Array, Factors
 from weightsmith.adapters.reversible import ReversibleBasis, TensorBasis
-from weightsmith.adapters.storing import SUFFIX, Files, Stored, put
+from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, put
 from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank
@@ -28,7 +28,6 @@ from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
 
-KEY = "weightsmith-basis"
 SCHEMA = 1
 _PARTS = ("mean", "directions", "coefficients")
 
@@ -50,19 +49,19 @@ def write_basis(basis: ReversibleBasis, out: Path, *, force: bool = False) -> No
             for name, array in wholes.items():
                 tensors.append(Stored(f"{name}::{kind}::{number}", array, DType.FLOAT32))
     header = _header(basis, {t.name: _digest(t) for t in tensors})
-    metadata = {"format": "pt", KEY: sealed(header).decode()}
+    metadata = {"format": "pt", BASIS: sealed(header).decode()}
     put(Files("", tensors, metadata), out, force=force)
 
 
 def open_basis(path: Path) -> ReversibleBasis:
     """Read a basis. Raises CheckpointError for a file that is none, or is damaged."""
     file = parse_file(path)
-    if KEY not in file.metadata:
+    if BASIS not in file.metadata:
         raise CheckpointError(
-            f"{shown(path)} is no basis of adapters: give what `write_basis` wrote."
+            f"{shown(path)} is no basis of adapters: give what `weightsmith adapter basis create` wrote."
         )
     try:
-        header = unsealed(file.metadata[KEY].encode())
+        header = unsealed(file.metadata[BASIS].encode())
         if header["schema"] != SCHEMA:
             raise ValueError(f"its schema is {header['schema']}, this version reads {SCHEMA}")
         return _read(header, {tensor.name: tensor for tensor in file.tensors})

@@ -71,6 +71,16 @@ def parse_reference(text: str, base_dir: Path | None = None) -> Reference:
 def parse_adapter(text: str, base_dir: Path | None = None) -> AdapterReference:
     """The parts of `ADAPTER[@REVISION][:STRENGTH]`; raises ValueError as `parse_reference` does."""
     found = None if exists_locally(text, base_dir) else _STRENGTH.fullmatch(text)
+    place, colon, rest = text.rpartition(":")
+    if (
+        found is None
+        and colon
+        and not exists_locally(text, base_dir)
+        and exists_locally(place, base_dir)
+    ):
+        raise ValueError(
+            f"The strength {rest!r} of adapter {place!r} is no finite number; write one as 0.5."
+        )
     strength = 1.0 if found is None else float(found["strength"])
     if not math.isfinite(strength):
         raise ValueError(f"The strength of adapter {text!r} is not a finite number; give one.")

@@ -18,19 +18,23 @@ from weightsmith.errors import CheckpointError, NonFiniteError, OutputError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.safetensors_header import encode_header, parse_file
 from weightsmith.tensors.widening import WORDS, widen
 from weightsmith.tensors.writer import pwrite_all, sync_file, sync_folder, write_file
 
 SUFFIX = ".safetensors"
-# The files of an adapter's folder: the only ones that are replaced when that is asked for.
+# The files of an adapter's folder, and a merge's records beside them: what may be replaced when that is asked for.
 KNOWN = (
     "README.md",
     "adapter_config.json",
     "adapter_model.bin",
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
+    "weightsmith-manifest.json",
+    "weightsmith-recipe.yaml",
 )
+# The key of the metadata of a file that holds a basis of several adapters.
+BASIS = "weightsmith-basis"
 _ADAPTER_KEYS = ("lora", ".alpha", "hada_", "lokr_", ".diff", "oft_", "w_norm", "b_norm")
 
 
@@ -185,6 +189,8 @@ def _is_adapter_file(file: Path) -> bool:
     from weightsmith.checkpoints.weights import read_tensors
 
     try:
+        if BASIS in parse_file(file).metadata:
+            return True
         names = [tensor.name for tensor in read_tensors(file)]
     except (CheckpointError, OSError):
         return False

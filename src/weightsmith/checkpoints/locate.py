@@ -39,9 +39,14 @@ def find_location(path: str | Path) -> Location:
     downloaded where HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE allow it.
     Raises CheckpointError where nothing is found.
     """
-    local = Path(path).expanduser()
-    if local.exists():
-        return Location(local.resolve() if local.is_dir() else local.absolute())
+    try:
+        local = Path(path).expanduser()
+        if local.exists():
+            return Location(local.resolve() if local.is_dir() else local.absolute())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{shown(path)} is no path ({shown(error)[1:-1]}): give a folder or a file."
+        ) from None
     hub = _HUB_ID.match(str(path))
     if hub is None or str(path).startswith((".", "/", "~")):
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,15 +54,14 @@ def open_base(
 def _found(
     what: str, folder: Path, reference: str, places: Sequence[str], given: str | Path | None
 ) -> Checkpoint:
-    from weightsmith.checkpoints.bundles import member_of
     from weightsmith.checkpoints.checkpoint import open_checkpoint
 
-    for place in [str(given)] if given is not None else places:
-        for path in (folder / place, Path(place).expanduser()):
-            if path.exists() or member_of(path) is not None:
-                return open_checkpoint(path)
     if given is not None:
         return open_checkpoint(given)
+    for place in places:
+        path = _existing(folder, place)
+        if path is not None:
+            return open_checkpoint(path)
     if not reference:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not say where its base is: say it with --base."
@@ -75,6 +75,17 @@ def _found(
         ) from error
 
 
+def _existing(folder: Path, place: str) -> Path | None:
+    """The checkpoint or bundle member at a place on record; None if it is not there, or is no path at all."""
+    from weightsmith.checkpoints.bundles import member_of
+
+    with suppress(OSError, RuntimeError, ValueError):
+        for path in (folder / place, Path(place).expanduser()):
+            if path.exists() or member_of(path) is not None:
+                return path
+    return None
+
+
 def base_tensor(what: str, base: Checkpoint, name: str, digest: str, reference: str) -> LazyTensor:
     """A tensor of the base that is compared with `digest` before its first element is handed out.
 
@@ -82,7 +93,7 @@ def base_tensor(what: str, base: Checkpoint, name: str, digest: str, reference: 
     """
     if name not in base.tensors:
         raise CheckpointError(
-            f"{base.identity} is not the base of the {what}, for it has no tensor {name!r}: give the base "
+            f"{base.identity} is not the base of the {what}, for it has no tensor {shown(name)}: give the base "
             f"{reference!r} that the {what} was made from."
         )
     advice = f"give the base {reference!r} that the {what} was made from"
@@ -98,7 +109,7 @@ def part(
     """
     if name not in stored or digest is None:
         raise CheckpointError(
-            f"{shown(folder)} cannot be read, the part {name!r} is missing: it is damaged, or was taken away from what "
-            "it shares with others; fetch it or make it again."
+            f"{shown(folder)} cannot be read, the part {shown(name)} is missing: it is damaged, or was taken away from "
+            "what it shares with others; fetch it or make it again."
         )
     return VerifiedTensor(stored[name], digest, "it is damaged, fetch it or make it again")

@@ -179,15 +179,24 @@ def read_header(folder: Path) -> PackageHeader:
         content = unsealed(path.read_bytes())
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
-                f"{shown(path)} has schema {content.get('schema')!r}, but this version reads {SCHEMA}: use a newer "
-                "weightsmith."
+                f"{shown(path)} has schema {shown(content.get('schema'))}, but this version reads {SCHEMA}: use a "
+                "newer weightsmith."
             )
         return _header(content)
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read ({error.strerror}).") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        UsageError,
+    ) as error:
         raise CheckpointError(
-            f"{shown(path)} is not a package's header ({error}): the package is damaged, fetch it or make it again."
+            f"{shown(path)} is not a package's header ({shown(error)[1:-1]}): the package is damaged, "
+            "fetch it or make it again."
         ) from None
 
 

@@ -29,12 +29,11 @@ from weightsmith.checkpoints.package_header import (
     stream_name,
 )
 from weightsmith.checkpoints.package_header import is_package as is_package
-from weightsmith.deltas import DecodedTensor
 from weightsmith.deltas.renamed import renamed
+from weightsmith.deltas.rounded import RoundedTensor
 from weightsmith.deltas.rows import JoinedRows, SomeRows
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.safetensors_header import read_header as read_safetensors
 from weightsmith.tensors.stored import LazyTensor
@@ -119,11 +118,7 @@ def as_base(tensor: LazyTensor, dtype: DType, rows: int | None) -> LazyTensor:
         tensor = SomeRows(tensor, 0, rows)
     if tensor.dtype is dtype or not (tensor.dtype.is_float and dtype.is_float):
         return tensor
-    return DecodedTensor(tensor.name, dtype, tensor.shape, (tensor,), _first)
-
-
-def _first() -> Value:
-    return source(0)
+    return RoundedTensor(tensor, dtype)
 
 
 @dataclass(frozen=True, slots=True)

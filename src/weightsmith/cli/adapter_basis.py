@@ -10,7 +10,6 @@ import click
 from weightsmith.cli.adapter_options import (
     base_option,
     bytes_of,
-    dialect_option,
     dtype_option,
     force_option,
     opened_base,
@@ -178,7 +177,14 @@ def show(file: Path, as_json: bool) -> int:
 @click.argument("name")
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
-@dialect_option
+@click.option(
+    "--to",
+    "dialect",
+    type=click.Choice(("peft", "kohya", "diffusers")),
+    default="peft",
+    show_default=True,
+    help="The dialect of OUT.",
+)
 @dtype_option
 @force_option
 def extract(
@@ -186,16 +192,16 @@ def extract(
     name: str,
     out: Path,
     base: str | None,
-    dialect: Literal["peft", "kohya", "diffusers"] | None,
+    dialect: Literal["peft", "kohya", "diffusers"],
     dtype: str | None,
     force: bool,
 ) -> int:
-    """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT, in the dialect of PEFT unless asked."""
+    """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
     from weightsmith.adapters.writing import check_output
 
-    place = check_output(out, dialect or "peft", force=force)
+    place = check_output(out, dialect, force=force)
     made = _opened(file).recovered(name)
-    write(made, place, dialect or "peft", opened_base(base), dtype=dtype, force=force)
+    write(made, place, dialect, opened_base(base), dtype=dtype, force=force)
     show_line(f"{out}  {format_size(bytes_of(place))}")
     return 0
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from weightsmith.cli.adapter_options import (
     base_option,
     bound_options,
-    dialect_of,
     dialect_option,
     dtype_option,
     force_option,
+    layers_of,
     opened_base,
     quiet_option,
     ranks_text,
+    tensors_option,
     write,
 )
 from weightsmith.cli.documented import DocumentedCommand
@@ -33,13 +33,13 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.progress import open_progress
-from weightsmith.cli.text import duration
+from weightsmith.cli.text import duration, percent
 from weightsmith.cli.transplant import key_and_value
+from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter import Adapter
-    from weightsmith.adapters.bounds import Bound
+    from weightsmith.adapters.adapter import Adapter, Update
     from weightsmith.adapters.writing import Dialect
     from weightsmith.findings import Finding
 
@@ -60,6 +60,7 @@ def numbers(text: str) -> tuple[float, ...]:
         "adapter combine math code --out both --method ties --parameter density=0.2 --rank 16",
         "adapter combine math code --out both --method dare_ties --space knots",
         "adapter combine math code --out both --method lego --rank 8",
+        "adapter combine early late --out mean --method metrics_weighted --parameter 'metric=[2.1, 1.8]'",
     ),
 )
 @click.argument("adapters", nargs=-1, required=True)
@@ -69,7 +70,8 @@ def numbers(text: str) -> tuple[float, ...]:
     default="linear",
     show_default=True,
     metavar="METHOD",
-    help="linear, task_arithmetic, cat, svd, lego, magnitude_prune, knots, core_space, or any method of `methods`.",
+    help="linear, task_arithmetic, cat, svd, lego, magnitude_prune, metrics_weighted, knots, core_space, or any of "
+    "`weightsmith methods`.",
 )
 @click.option(
     "--weights",
@@ -83,7 +85,7 @@ def numbers(text: str) -> tuple[float, ...]:
     multiple=True,
     type=key_and_value,
     metavar="KEY=VALUE",
-    help="A parameter of the method, such as density=0.2; repeatable.",
+    help="A parameter of the method, such as density=0.2; [0.2, 0.5] is one value for each adapter. Repeatable.",
 )
 @click.option(
     "--space",
@@ -97,6 +99,7 @@ def numbers(text: str) -> tuple[float, ...]:
 @base_option
 @dialect_option
 @dtype_option
+@tensors_option
 @json_option
 @force_option
 @quiet_option
@@ -114,6 +117,7 @@ def combine(
     base: str | None,
     dialect: str | None,
     dtype: str | None,
+    each: bool,
     as_json: bool,
     force: bool,
     quiet: bool,
@@ -124,110 +128,29 @@ def combine(
     stay factored and are exact unless a rank, an energy or an error is given. A method of recipes in the dense space
     gives a folder with a recipe and a manifest, which `verify` and `replay` take.
     """
-    from weightsmith.adapters.bounds import Bound
-    from weightsmith.adapters.reading import open_adapter
-    from weightsmith.adapters.storing import SUFFIX
-    from weightsmith.adapters.writing import check_output
+    from weightsmith.engine.adapter_api import combine_adapters
 
-    opened = [open_adapter(path) for path in adapters]
-    to = dialect_of(opened[0], dialect)
-    bound = Bound(rank, energy, error)
-    asked = _Asked(adapters, method, weights, dict(parameters), space, seed, bound, base)
     begun = time.monotonic()
-    if asked.is_recipe and out.suffix != SUFFIX:
-        findings: Sequence[Finding] = ()
-        lost = _recorded(asked, out, to, dtype, force=force, quiet=quiet)
-    else:
-        place = check_output(out, to, force=force)
-        lost, findings = _written(asked, opened, place, to, dtype, force=force)
-    _show(out, method, lost, findings, begun, as_json=as_json, quiet=quiet)
-    return 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is to be combined, and how."""
-
-    adapters: tuple[str, ...]
-    method: str
-    weights: tuple[float, ...] | None
-    parameters: dict[str, Any]
-    space: str
-    seed: int
-    bound: Bound
-    base: str | None
-
-    @property
-    def is_recipe(self) -> bool:
-        """Whether a recipe can say it, so that the result has a manifest and can be replayed."""
-        from weightsmith.methods import registry
-
-        return self.space == "dense" and self.method in registry.names()
-
-
-def _recorded(
-    asked: _Asked, out: Path, to: Dialect, dtype: str | None, *, force: bool, quiet: bool
-) -> Mapping[str, float]:
-    """Combine as a recipe, and return the shares that were lost by key."""
-    from weightsmith.engine.adapter_run import combine_adapters
-
-    parameters, weights = asked.parameters, asked.weights
-    if asked.method == "linear":
-        # As for adapters everywhere: what is asked for is a sum, not an average.
-        parameters = {"normalize": False, **parameters}
-        weights = weights or (1.0 / len(asked.adapters),) * len(asked.adapters)
     with open_progress(quiet) as progress:
-        manifest = combine_adapters(
-            asked.adapters,
+        made = combine_adapters(
+            adapters,
             out,
-            method=asked.method,
-            weights=weights or (),
-            parameters=parameters,
-            base=asked.base,
-            rank=asked.bound.rank,
-            energy=asked.bound.energy,
-            error=asked.bound.error,
-            dialect=to,
+            method=method,
+            weights=weights,
+            parameters=dict(parameters),
+            space=space,
+            rank=rank,
+            energy=energy,
+            error=error,
+            base=base,
+            dialect=cast("Dialect | None", dialect),
             dtype=dtype,
-            seed=asked.seed,
+            seed=seed,
             force=force,
             progress=progress,
         )
-    return manifest.lost
-
-
-def _written(
-    asked: _Asked,
-    opened: Sequence[Adapter],
-    out: Path,
-    to: Dialect,
-    dtype: str | None,
-    *,
-    force: bool,
-) -> tuple[Mapping[str, float], Sequence[Finding]]:
-    """Combine in memory, and return the shares that were lost by key."""
-    from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.lego import Lego
-    from weightsmith.engine.adapter_combination import combine_loaded
-    from weightsmith.recipes.sections import distinct_labels
-
-    base, is_lego = opened_base(asked.base), asked.method == "lego"
-    # The rank of LEGO is the number of its clusters.
-    combined, report = combine_loaded(
-        [load_changes(adapter, base) for adapter in opened],
-        asked.method,
-        asked.weights,
-        space=asked.space,
-        parameters=asked.parameters,
-        seed=asked.seed,
-        bound=None if asked.bound.is_open or is_lego else asked.bound,
-        lego=Lego(rank=asked.bound.rank) if is_lego else None,
-        base=base,
-        # As a recipe labels its models, so that random masks are the same.
-        labels=distinct_labels([adapter.name for adapter in opened]),
-    )
-    write(combined, out, to, base, dtype=dtype, force=force)
-    return {t.key: t.lost for t in report.tensors}, report.findings
+    _show(out, method, made.lost, made.findings, begun, each=each, as_json=as_json, quiet=quiet)
+    return 0
 
 
 @click.command(
@@ -245,6 +168,7 @@ def _written(
 @base_option
 @dialect_option
 @dtype_option
+@tensors_option
 @json_option
 @force_option
 @quiet_option
@@ -257,6 +181,7 @@ def resize(
     base: str | None,
     dialect: str | None,
     dtype: str | None,
+    each: bool,
     as_json: bool,
     force: bool,
     quiet: bool,
@@ -271,13 +196,14 @@ def resize(
     from weightsmith.adapters.combining import combine
     from weightsmith.adapters.reading import open_adapter
     from weightsmith.adapters.writing import check_output
+    from weightsmith.engine.adapter_api import dialect_for
 
     begun = time.monotonic()
     bound = Bound(rank, energy, error)
     if bound.is_open:
         raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
     opened = open_adapter(adapter)
-    to = dialect_of(opened, dialect)
+    to = dialect_for(opened, cast("Dialect | None", dialect))
     place = check_output(out, to, force=force)
     model = opened_base(base)
     resized, report = combine(
@@ -285,7 +211,7 @@ def resize(
     )
     write(resized, place, to, model, dtype=dtype, force=force)
     lost = {t.key: t.lost for t in report.tensors}
-    _show(out, "resize", lost, report.findings, begun, as_json=as_json, quiet=quiet)
+    _show(out, "resize", lost, report.findings, begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -296,6 +222,7 @@ def _show(
     findings: Sequence[Finding],
     begun: float,
     *,
+    each: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -319,15 +246,36 @@ def _show(
         }
         show_json({**facts, "tensors": tensors, "findings": findings_json(findings)})
         return
-    rows = [
-        (u.target, str(u.rank or "-"), f"{100 * _lost(lost, u.target):.3g} %")
-        for u in made.updates.values()
-    ]
-    show_table(Table("Changes", ("tensor", "rank", "lost by truncation"), rows, frozenset({1, 2})))
+    show_table(_by_tensor(made, lost) if each else _by_layer(made, lost))
     if not quiet:
         show_findings(findings, to_stderr=True)
     ranks = ranks_text([u.rank for u in made.updates.values() if u.rank])
     show_line(f"{out}  {format_size(nbytes)}  rank {ranks}  {duration(time.monotonic() - begun)}")
+
+
+def _by_tensor(made: Adapter, lost: Mapping[str, float]) -> Table:
+    updates = sorted(made.updates.values(), key=lambda u: natural_key(u.target))
+    rows = [(u.target, str(u.rank or "-"), percent(_lost(lost, u.target))) for u in updates]
+    return Table("Changes", ("tensor", "rank", "lost by truncation"), rows, frozenset({1, 2}))
+
+
+def _by_layer(made: Adapter, lost: Mapping[str, float]) -> Table:
+    """A row for each block, with the largest loss of its tensors, and for each tensor outside of blocks."""
+    layers = layers_of([u.target for u in made.updates.values()])
+    groups: dict[str, list[Update]] = {}
+    for update in sorted(made.updates.values(), key=lambda u: natural_key(u.target)):
+        groups.setdefault(layers[update.target], []).append(update)
+    rows = [
+        (
+            place,
+            str(len(updates)),
+            ranks_text([u.rank for u in updates if u.rank]),
+            percent(max(_lost(lost, u.target) for u in updates)),
+        )
+        for place, updates in groups.items()
+    ]
+    columns = ("layer", "tensors", "rank", "lost by truncation")
+    return Table("Changes", columns, rows, frozenset({1, 2, 3}))
 
 
 def _adapter_in(out: Path) -> Path:

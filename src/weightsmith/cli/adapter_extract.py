@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import click
 
 from weightsmith.cli.adapter_options import (
     bound_options,
-    dtype_of,
     force_option,
     quiet_option,
     ranks_text,
+    tensors_option,
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
@@ -29,11 +28,13 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.progress import open_progress
-from weightsmith.cli.text import duration, shape
+from weightsmith.cli.text import duration, percent, shape
+from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
     from weightsmith.adapters.extraction_report import ExtractedTensor, ExtractionReport
+    from weightsmith.adapters.writing import Dialect
     from weightsmith.checkpoints.checkpoint import Checkpoint
 
 _WAYS = ("replace", "lora", "skip")
@@ -101,7 +102,7 @@ _WAYS = ("replace", "lora", "skip")
     help="The type that factors are stored in; errors are measured after rounding to it.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
-@click.option("--tensors", "each", is_flag=True, help="Show every tensor instead of layers.")
+@tensors_option
 @json_option
 @force_option
 @quiet_option
@@ -128,32 +129,30 @@ def extract(
     singular values of their difference in float64. What is lost is measured on the numbers that are stored, and shown
     by layer.
     """
-    from weightsmith.adapters.extraction import extract as extracted
     from weightsmith.adapters.opening import open_model
     from weightsmith.adapters.treatments import Choices
-    from weightsmith.adapters.writing import Dialect, check_output, write_adapter
+    from weightsmith.engine.adapter_api import extract_adapter
     from weightsmith.packages.goal import budget_bytes
-    from weightsmith.tensors.dtypes import DType
 
     begun = time.monotonic()
-    kind = cast("Dialect", dialect)
-    place = check_output(out, kind, force=force)
-    tuned, original = open_model(finetune), open_model(base)
+    tuned = open_model(finetune)
     dense = sum(tensor.nbytes for tensor in tuned.tensors.values())
     with open_progress(quiet) as progress:
-        adapter, report = extracted(
-            tuned,
-            original,
+        report = extract_adapter(
+            finetune,
+            base,
+            out,
             rank=rank,
             energy=energy,
             error=error,
             budget_bytes=None if budget is None else budget_bytes(budget, dense),
             choices=Choices(**cast("dict[str, Any]", ways)),
-            dtype=dtype_of(dtype, DType.FLOAT32),
-            threads=threads or os.cpu_count() or 1,
+            dialect=cast("Dialect", dialect),
+            dtype=dtype,
+            threads=threads,
+            force=force,
             progress=progress.stage,
         )
-    write_adapter(adapter, place, kind, base=original, force=force)
     if as_json:
         findings = {"findings": findings_json(report.findings)}
         show_json(
@@ -204,7 +203,7 @@ def _by_tensor(report: ExtractionReport) -> Table:
             format_size(tensor.nbytes),
             _lost([tensor]),
         )
-        for tensor in report.tensors
+        for tensor in sorted(report.tensors, key=lambda t: natural_key(t.key))
     ]
     columns = ("tensor", "shape", "how", "rank", "signal", "bytes", "lost")
     return Table("Changes", columns, rows, frozenset({3, 4, 5, 6}))
@@ -227,13 +226,14 @@ def _lost(tensors: Sequence[ExtractedTensor]) -> str:
     error = math.hypot(*(t.error or 0.0 for t in tensors))
     if not change:
         return "-"
-    return f"{100 * error / change:.3g} %"
+    return percent(error / change)
 
 
 def _show_totals(report: ExtractionReport, dense: int) -> None:
-    lost, written = f"{100 * report.relative:.3g} %", [t for t in report.tensors if t.nbytes]
+    written = [t for t in report.tensors if t.nbytes]
     show_line(
-        f"lost     {lost} of the change: {report.error:.4g} of {report.change:.4g} (Frobenius norms)"
+        f"lost     {percent(report.relative)} of the change: {report.error:.4g} of {report.change:.4g} "
+        "(Frobenius norms)"
     )
     show_line(
         f"size     {format_size(report.nbytes)} in {len(written)} of {len(report.tensors)} changed tensors, "

@@ -10,11 +10,26 @@ from weightsmith.cli.adapter_options import opened_base, ranks_text
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
-from weightsmith.cli.text import counted, shape
+from weightsmith.cli.text import counted, percent, shape
+from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
     from weightsmith.adapters.facts import AdapterFacts, TensorFacts
+
+_COLUMNS = (
+    "tensor",
+    "shape",
+    "form",
+    "rank",
+    "scale",
+    "norm",
+    "share",
+    "directions",
+    "effective",
+)
+_NUMBERS = range(3, 9)
+_TOLD_BELOW = tuple(_COLUMNS.index(name) for name in ("form", "scale"))
 
 
 @click.command(
@@ -42,29 +57,34 @@ def inspect(adapter: str, base: str | None, component: str | None, as_json: bool
     if as_json:
         show_json(_content(facts))
         return 0
-    columns = (
-        "tensor",
-        "shape",
-        "form",
-        "rank",
-        "scale",
-        "norm",
-        "share",
-        "directions",
-        "effective",
-    )
-    rows = [_row(tensor) for tensor in facts.tensors]
-    show_table(Table("Changes", columns, rows, frozenset(range(3, 9))))
+    show_table(_table(facts))
     show_line(f"dialect  {facts.dialect}")
     show_line(f"base     {facts.base_reference or 'not named'}")
     forms = ", ".join(
-        f"{counted(count, 'tensor')} of {form}" for form, count in facts.forms.items()
+        f"{counted(count, 'tensor')} {form if form == 'replaced' else f'of {form}'}"
+        for form, count in facts.forms.items()
     )
     show_line(f"forms    {forms}{', with magnitudes (DoRA)' if facts.is_dora else ''}")
     show_line(f"rank     {ranks_text(list(facts.ranks)) if facts.ranks else 'none'}")
+    scales = sorted({tensor.scale for tensor in facts.tensors})
+    show_line(
+        f"scale    {' to '.join(f'{scale:.4g}' for scale in dict.fromkeys(scales[:1] + scales[-1:]))}"
+    )
     show_line(f"size     {facts.parameters:,} numbers, {format_size(facts.nbytes)}")
     show_line(f"norm     {facts.norm:.4g}")
     return 0
+
+
+def _table(facts: AdapterFacts) -> Table:
+    """A row for each tensor; what is the same for all of them stands below, and not in every row."""
+    tensors = sorted(facts.tensors, key=lambda t: natural_key(t.target))
+    rows = [_row(tensor) for tensor in tensors]
+    same = {i for i in _TOLD_BELOW if len({row[i] for row in rows}) == 1}
+    kept = [i for i in range(len(_COLUMNS)) if i not in same]
+    right = frozenset(place for place, i in enumerate(kept) if i in _NUMBERS)
+    return Table(
+        "Changes", [_COLUMNS[i] for i in kept], [[r[i] for i in kept] for r in rows], right
+    )
 
 
 def _row(tensor: TensorFacts) -> tuple[str, ...]:
@@ -79,7 +99,7 @@ def _row(tensor: TensorFacts) -> tuple[str, ...]:
         str(tensor.rank or "-"),
         f"{tensor.scale:.4g}",
         "-" if tensor.norm is None else f"{tensor.norm:.4g}",
-        "-" if tensor.share is None else f"{100 * tensor.share:.3g} %",
+        "-" if tensor.share is None else percent(tensor.share),
         *spread,
     )
 

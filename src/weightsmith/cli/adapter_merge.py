@@ -16,6 +16,7 @@ from weightsmith.cli.options import Machine, machine_options
 from weightsmith.cli.output import show_findings, show_line
 from weightsmith.cli.plan import show_plan
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.text import counted
 from weightsmith.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def merge_recipe(
 
     if len(scales) not in (0, 1, len(adapters)):
         raise UsageError(
-            f"{len(scales)} scales do not fit {len(adapters)} adapters; give --scale once, or once for each."
+            f"{len(scales)} scales do not fit {counted(len(adapters), 'adapter')}; give --scale once, or once for "
+            "each."
         )
     each = (
         list(scales) * len(adapters) if len(scales) == 1 else list(scales) or [1.0] * len(adapters)

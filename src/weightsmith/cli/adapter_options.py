@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter import Adapter
     from weightsmith.adapters.low_rank import LowRankAdapter
     from weightsmith.adapters.writing import Dialect
     from weightsmith.checkpoints.checkpoint import Checkpoint
@@ -19,6 +18,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 force_option = click.option("--force", is_flag=True, help="Replace OUT if it is an adapter.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+tensors_option = click.option(
+    "--tensors", "each", is_flag=True, help="Show every tensor instead of layers."
+)
 base_option = click.option(
     "--base",
     metavar="BASE",
@@ -74,16 +76,6 @@ def dtype_of(name: str | None, default: DType) -> DType:
     return default if name is None else DTypes.parse(name)
 
 
-def dialect_of(adapter: Adapter, asked: str | None) -> Dialect:
-    """What is written: what --to says, else the input's dialect (LyCORIS files are kohya's)."""
-    from typing import cast, get_args
-
-    from weightsmith.adapters.writing import Dialect as Dialects
-
-    own = adapter.dialect if adapter.dialect in get_args(Dialects) else "kohya"
-    return cast("Dialect", asked or own)
-
-
 def write(
     adapter: LowRankAdapter,
     out: Path,
@@ -108,7 +100,21 @@ def bytes_of(out: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+def layers_of(names: Sequence[str]) -> dict[str, str]:
+    """For each tensor its block as `model.layers.3`, or itself where it lies in none."""
+    from weightsmith.checkpoints.stacks import find_stacks, place
+
+    stacks = find_stacks(dict.fromkeys(names, ()))
+    places = {name: place(name, stacks) for name in names}
+    return {
+        name: name if prefix is None else f"{prefix}.{layer}"
+        for name, (prefix, layer) in places.items()
+    }
+
+
 def ranks_text(ranks: list[int]) -> str:
-    """Ranks as `8` or `2 to 8`."""
-    low, high = min(ranks, default=0), max(ranks, default=0)
+    """Ranks as `8` or `2 to 8`, and `-` for none."""
+    if not ranks:
+        return "-"
+    low, high = min(ranks), max(ranks)
     return str(low) if low == high else f"{low} to {high}"

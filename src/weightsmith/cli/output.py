@@ -11,6 +11,8 @@ from typing import Any
 from weightsmith.cli.text import harmless
 from weightsmith.findings import Finding, Severity
 
+# A column of names gets at least as many characters as most parts of a name have.
+_NARROWEST = 16
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
@@ -54,20 +56,47 @@ def _show_rich(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console()
     drawn = RichTable(
         title=Text(table.title, "bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         show_header=any(table.columns),
     )
     for i, name in enumerate(table.columns):
+        number = i in table.right
         drawn.add_column(
-            Text(name), justify="right" if i in table.right else "left", overflow="fold"
+            Text(name),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number,
         )
+    room = _room_for_names(table, console.width)
     for row in table.rows:
-        drawn.add_row(*(Text(harmless(cell)) for cell in row))
-    Console().print(drawn)
+        first, *rest = (harmless(cell) for cell in row)
+        drawn.add_row(Text(folded(first, room)), *map(Text, rest))
+    console.print(drawn)
+
+
+def _room_for_names(table: Table, width: int) -> int:
+    """Characters that the first column may take where nothing beside it is folded, two being between columns."""
+    lines = [[harmless(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    return max(_NARROWEST, width - sum(widths[1:]) - 2 * len(widths))
+
+
+def folded(name: str, width: int) -> str:
+    """A dotted name in as many lines as it needs, broken behind dots: `model.layers.3.` and `mlp.up_proj.weight`."""
+    if len(name) <= width or " " in name:
+        return name
+    lines = [""]
+    for part in name.replace(".", ".\n").splitlines():
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def show_line(text: str = "") -> None:

@@ -109,15 +109,16 @@ class Bar(Quiet):
             TransferSpeedColumn,
         )
 
-        self._drawn: RichProgress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+        doing = (TextColumn("{task.description}", markup=False), BarColumn())
+        self._counting = (
+            *doing,
             TaskProgressColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
         )
+        # What has stages alone has no bytes to count.
+        self._drawn: RichProgress = Progress(*doing, console=Console(stderr=True))
         self._task: TaskID = self._drawn.add_task("starting", total=None)
 
     def __enter__(self) -> Bar:
@@ -134,6 +135,7 @@ class Bar(Quiet):
 
     def start(self, total_bytes: int, resumed_bytes: int) -> None:
         """Set the bar's length; finished bytes of an earlier run do not count for the rate."""
+        self._drawn.columns = self._counting
         self._drawn.reset(
             self._task, total=total_bytes, completed=resumed_bytes, description="writing"
         )

@@ -12,3 +12,8 @@ from weightsmith.wording import harmless as harmless
 def shape(lengths: Sequence[int]) -> str:
     """A shape in brackets: `[4096, 11008]`."""
     return "[" + ", ".join(map(str, lengths)) + "]"
+
+
+def percent(share: float) -> str:
+    """A share as `12.3 %`; what is too small to matter is `< 0.01 %`, so that it is not taken for nothing."""
+    return "< 0.01 %" if 0.0 < share < 1e-4 else f"{100 * share:.3g} %"

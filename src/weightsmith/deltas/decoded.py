@@ -100,14 +100,17 @@ def stored_parts(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
     """What lies behind lazy tensors: the parts of decoded ones, packed masks and checked tensors, down to files."""
     found: list[LazyTensor] = []
     for tensor in tensors:
-        inner: Sequence[LazyTensor]
-        if isinstance(tensor, DecodedTensor):
-            inner = (*tensor.sources, *tensor.constants)
-        elif hasattr(tensor, "sources"):
-            # A table whose rows come from several tensors.
-            inner = tuple(tensor.sources)
-        else:
-            behind = getattr(tensor, "packed", None) or getattr(tensor, "stored", None)
-            inner = () if behind is None else (behind,)
+        inner = _behind(tensor)
         found.extend(stored_parts(inner) if inner else [tensor])
     return found
+
+
+def _behind(tensor: LazyTensor) -> tuple[LazyTensor, ...]:
+    """The tensors that a lazy one is made of, one step down; none for one that lies in a file."""
+    if isinstance(tensor, DecodedTensor):
+        return (*tensor.sources, *tensor.constants)
+    if hasattr(tensor, "sources"):
+        # A table whose rows come from several tensors.
+        return tuple(tensor.sources)
+    inner = getattr(tensor, "packed", None) or getattr(tensor, "stored", None)
+    return () if inner is None else (inner,)

@@ -35,6 +35,7 @@ from weightsmith.methods import registry
 from weightsmith.methods.metrics_weighted import MetricsWeighted
 from weightsmith.tensors.graph import Scope, Site, Value, is_reduction, source, walk
 from weightsmith.tensors.messages import shown
+from weightsmith.wording import counted
 
 SPACES: dict[str, Space] = {"dense": Dense(), "knots": Knots(), "core": CoreSpace()}
 # Methods that are a space, with the parameters that are the space's own.
@@ -170,7 +171,7 @@ class _Method:
                 f"Method {spec.name} needs statistics of models, which adapters have none of; give their models as "
                 "base+adapter in a recipe."
             )
-        each = _per_adapter(spec, weights, count)
+        each, rest = parameters_by_adapter(spec, rest, weights, count)
         graphs = _graphs(spec.build(rest, each, preset=preset, where="adapters"), count)
         modify = [{"sparsify": steps}] if steps else []
         is_local = _is_local(graphs) and steps.get("scope") != "model"
@@ -202,16 +203,38 @@ class _Method:
         return merge
 
 
-def _per_adapter(
-    spec: registry.MethodSpec, weights: Sequence[float] | None, count: int
-) -> list[dict[str, Any]]:
-    if weights is None:
-        return [{} for _ in range(count)]
-    if "weight" not in spec.parameters:
+def has_recipe(method: str) -> bool:
+    """Whether a recipe of adapters says what the method does with them in the dense space."""
+    return method in registry.names() and method not in _SPACE_METHODS
+
+
+def parameters_by_adapter(
+    spec: registry.MethodSpec,
+    parameters: Mapping[str, Any],
+    weights: Sequence[float] | None,
+    count: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Parameters of each adapter and of all: a list for what every expert has of its own is one value for each.
+
+    Raises UsageError for weights that the method does not take, and for lists of another length.
+    """
+    if weights is not None and "weight" not in spec.parameters:
         raise UsageError(f"Method {spec.name} takes no weights; leave them out.")
-    if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights do not fit {count} adapters; give one for each.")
-    return [{"weight": float(weight)} for weight in weights]
+    lists = {key: value for key, value in parameters.items() if _is_list(spec, key, value)}
+    if weights is not None:
+        lists["weight"] = [float(weight) for weight in weights]
+    for key, values in lists.items():
+        if len(values) != count:
+            raise UsageError(
+                f"{counted(len(values), 'value')} of {key!r} for {counted(count, 'adapter')}: give one for each."
+            )
+    each = [{key: values[i] for key, values in lists.items()} for i in range(count)]
+    return each, {key: value for key, value in parameters.items() if key not in lists}
+
+
+def _is_list(spec: registry.MethodSpec, key: str, value: Any) -> bool:
+    own = key in spec.parameters and spec.parameters[key].per_expert
+    return own and isinstance(value, list | tuple)
 
 
 def _graphs(built: registry.Combine, count: int) -> list[Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,12 @@ from weightsmith.engine import manifest as manifests
 from weightsmith.engine.adapter_plan import AdapterResult
 from weightsmith.engine.in_memory import Forgotten, MemoryShards
 from weightsmith.engine.manifest import Input, Manifest
-from weightsmith.engine.plan import Plan, make_plan
+from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import check_expected, check_source, compute_tensors
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.seal import RECIPE, adapter_card
 from weightsmith.engine.staging import Staging, check_free, staging_folder
-from weightsmith.errors import CompatibilityError
-from weightsmith.recipes import Recipe
 from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.writer import sync_folder, write_file
@@ -43,58 +41,6 @@ _NAMES: Mapping[Dialect, str] = {
     "kohya": "adapter.safetensors",
     "diffusers": "adapter",
 }
-
-
-def combine_adapters(
-    paths: Sequence[str | Path],
-    out: str | Path,
-    *,
-    method: str = "linear",
-    weights: Sequence[float] = (),
-    parameters: Mapping[str, Any] | None = None,
-    base: str | Path | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
-    error: float | None = None,
-    dialect: Dialect | None = None,
-    dtype: str | None = None,
-    seed: int = 0,
-    force: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Manifest:
-    """Combine adapters by any method of recipes into the new folder `out`, as `merge` of a recipe of them does.
-
-    `weights` are the method's, one for each; `parameters` its others. `base` is needed where adapters replace tensors,
-    have DoRA's magnitudes or names of several dialects. Sums with fixed coefficients stay factored and are cut only
-    where `rank`, `energy` or `error` is given; anything else is cut to the largest rank of the adapters unless one of
-    them is. `options` are those of `make_plan`. Raises what planning and merging raise.
-    """
-    if weights and len(weights) != len(paths):
-        raise CompatibilityError(
-            f"{len(weights)} weights do not fit {len(paths)} adapters; give one for each."
-        )
-    models: list[dict[str, Any]] = [{"model": {"model": {"path": str(path)}}} for path in paths]
-    for entry, weight in zip(models, weights, strict=False):
-        entry["parameters"] = {"weight": float(weight)}
-    form = {"rank": rank, "energy": energy, "error": error, "dialect": dialect}
-    document: dict[str, Any] = {
-        "weightsmith": 1,
-        "merge_method": method,
-        "models": models,
-        "adapter": {key: value for key, value in form.items() if value is not None},
-        "seed": seed,
-    }
-    if parameters:
-        document["parameters"] = dict(parameters)
-    if base is not None:
-        document["base_model"] = str(base)
-    if dtype is not None:
-        document["dtype"] = dtype
-    plan = make_plan(Recipe.load(document), **options)
-    from weightsmith.engine.run import run
-
-    return run(plan, Path(out), force=force, progress=progress)
 
 
 def run_adapter(

@@ -1,8 +1,10 @@
 """A library: a folder of delta packages and task bundles, of which any member can be made a checkpoint again.
 
 LIBRARY/
-NAME/...         a package, or a bundle whose tasks are the members NAME#TASK
-.shared/         streams that several packages have in common, each in a file named by its digest
+  NAME/...     a package, or a bundle whose tasks are the members NAME#TASK
+  .shared/     streams that several packages have in common, each in a file named by its digest
+
+Whatever else lies there is left alone.
 """
 
 from __future__ import annotations
@@ -56,10 +58,12 @@ class Member:
 def folders_of(library: Path) -> list[Path]:
     """The folders in a library that may be members, by name; links, hidden folders and unfinished ones are left out.
 
-    Raises UsageError if `library` is no folder.
+    Raises UsageError if `library` is no folder, or is a package itself.
     """
     if not library.is_dir():
         raise UsageError(f"{str(library)!r} is no folder: give the folder that holds the packages.")
+    if is_package(library):
+        raise UsageError(f"{str(library)!r} is a package itself: give the folder that holds it.")
     return sorted(
         entry
         for entry in library.iterdir()

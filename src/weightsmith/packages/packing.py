@@ -1,4 +1,4 @@
-"""Making a delta package of a fine-tune, and the checkpoint out of a package again.
+"""Making a delta package of a fine-tune.
 
 Tensors are read in blocks and coded one after the other, several at a time as far as they are together no larger than
 the largest one; so memory stays at about two tensors of that size in float32, decoded blocks (128 MiB at most), and
@@ -8,6 +8,7 @@ asked for alone, not on threads or time; they decode to the same bits everywhere
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -84,7 +85,8 @@ def pack(
     the fine-tune's bytes such as `1/16`, or a size such as `300MB`; codecs are chosen so that the error of all tensors
     together is the least. `error` bounds ||decoded - exact|| / ||exact - base|| of every tensor, with the fewest
     bytes. `codecs` names the lossy codecs to try (default: all). `force` replaces an earlier package at `out`. Nothing
-    is left of a run that fails. Raises UsageError, CheckpointError, OutputError or ResourceError.
+    is left of a run that fails. Raises UsageError, CompatibilityError where base and fine-tune
+    have no tensor in common, CheckpointError, OutputError or ResourceError.
     """
     use_one_thread()
     tuned, origin = _as_stored(open_model(finetune)), open_checkpoint(base)
@@ -245,7 +247,8 @@ class _Packer:
                 raise CheckpointError(
                     f"{pair.target.location} changed while it was packed: let it be written first, then pack again."
                 )
-            return _Coded(pair, exact, None, 0.0, 0.0, digest)
+            squares = 0.0 if self.goal.limit is None else _squared_change(pair)
+            return _Coded(pair, exact, None, 0.0, squares, digest)
         target, beyond = pair.target_rows()
         known = pair.known
         assert known is not None
@@ -314,6 +317,15 @@ class _Packer:
         path = os.path.relpath(os.path.realpath(self.base.path), os.path.realpath(self.out))
         member = "" if self.base.member is None else f"#{self.base.member}"
         return tuple(place for place in (path + member, self.base.hub_id) if place)
+
+
+def _squared_change(pair: Pair) -> float:
+    """The sum of the squared changes of a tensor that is stored exactly; 0 where they are no finite numbers."""
+    known, target = pair.known, pair.target_rows()[0]
+    if known is None or not (known.dtype.is_float and target.dtype.is_float):
+        return 0.0
+    squares = Delta(known, target).squares
+    return squares if math.isfinite(squares) else 0.0
 
 
 def _decoded(encoded: Encoded, base: LazyTensor | None, target: LazyTensor) -> LazyTensor:

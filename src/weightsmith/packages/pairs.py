@@ -8,6 +8,7 @@ from weightsmith.checkpoints import Checkpoint, Tying
 from weightsmith.checkpoints.packages import as_base
 from weightsmith.checkpoints.ties import vocabulary_embedding, vocabulary_head
 from weightsmith.deltas.rows import SomeRows
+from weightsmith.errors import CompatibilityError
 from weightsmith.packages.pacing import paced
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.stored import LazyTensor
@@ -60,12 +61,18 @@ def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]
     """Every tensor of the fine-tune with the base's of the same name, in the fine-tune's order; both are read once.
 
     A head that the base ties to its embedding is coded against the embedding. Tensors that the base lacks, or has with
-    other axes than the first, stand alone. Raises CheckpointError where a tensor cannot be read.
+    other axes than the first, stand alone. Raises CompatibilityError where all do, CheckpointError where a tensor
+    cannot be read.
     """
     found = [
         (name, target, _base_name(name, target, finetune, base))
         for name, target in finetune.tensors.items()
     ]
+    if all(base_name is None for _, _, base_name in found):
+        raise CompatibilityError(
+            f"{finetune.identity} was not made from {base.identity}, for no tensor of one has the name and row length "
+            "of one of the other: give the base that it was made from."
+        )
     read: dict[str, LazyTensor] = {name: target for name, target, _ in found}
     needed = list(dict.fromkeys(name for _, _, name in found if name is not None))
     digests = dict(

@@ -66,7 +66,8 @@ def copy_plan(opened: Checkpoint, reference: str, **machine: Any) -> Plan:
 def check_in_order(opened: Checkpoint) -> None:
     """Compare base and streams with their digests, tensor by tensor, by asking for each tensor's first element.
 
-    Raises CheckpointError for the first tensor that differs.
+    Its first block is decoded as well, so that a forged header is found before anything is written. Raises
+    CheckpointError for the first tensor that differs.
     """
     for tensor in opened.tensors.values():
         if tensor.numel:

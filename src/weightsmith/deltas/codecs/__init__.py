@@ -6,7 +6,6 @@ lossy   sign, sign2, ternary, lloyd2, lloyd3, lloyd4, sparse, low_rank, banded
 
 from __future__ import annotations
 
-from weightsmith.deltas.codecs.catalogue import EXACT as EXACT
 from weightsmith.deltas.codecs.catalogue import LOSSY as LOSSY
 from weightsmith.deltas.codecs.catalogue import choices as choices
 from weightsmith.deltas.codecs.catalogue import decoded as decoded

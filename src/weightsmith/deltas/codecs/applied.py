@@ -17,14 +17,9 @@ from weightsmith.tensors.stored import LazyTensor
 
 def fitted_base(stored: StoredChange) -> LazyTensor:
     """The base with the target's number of rows. Raises CheckpointError if it is missing or does not fit."""
-    if stored.base is None:
-        raise stored.damaged("needs a base that is not there")
-    found = fitted(stored.base, stored.name, stored.shape)
+    found = None if stored.base is None else fitted(stored.base, stored.name, stored.shape)
     if found is None or not found.dtype.is_float or not stored.dtype.is_float:
-        raise stored.damaged(
-            f"is of {stored.dtype} {list(stored.shape)}, which a base of {stored.base.dtype} {list(stored.base.shape)} "
-            "does not fit"
-        )
+        raise stored.unfit()
     return found
 
 

@@ -57,7 +57,6 @@ _DECODERS: dict[str, Callable[[StoredChange], LazyTensor]] = {
     WHOLE: decode_whole,
     **{name: codec.decoded for name, codec in _LOSSY.items()},
 }
-EXACT = (SAME, LOSSLESS, REFINED, WHOLE)
 LOSSY = tuple(_LOSSY)
 # Norms, biases and the like are so small that only exact codecs are tried on them.
 _SMALLEST = 4096

@@ -119,6 +119,15 @@ class StoredChange:
             raise self.damaged(f"has {shown(value)} as {key!r}, not one of {', '.join(among)}")
         return value
 
+    def unfit(self) -> CheckpointError:
+        """The error that says that the base is missing or of another form."""
+        if self.base is None:
+            return self.damaged("needs a base that is not there")
+        return self.damaged(
+            f"is of {self.dtype} {list(self.shape)}, which a base of {self.base.dtype} {list(self.base.shape)} does "
+            "not fit"
+        )
+
     def damaged(self, what: str) -> CheckpointError:
         """The error that says what is wrong with the stored change."""
         return CheckpointError(
@@ -148,11 +157,6 @@ class Codec(Protocol):
         ...
 
 
-def part_dtype(array: NDArray[Any]) -> DType:
-    """The dtype under which a part is stored."""
-    return _PART_DTYPES[array.dtype]
-
-
 def read_array(tensor: LazyTensor) -> NDArray[Any]:
     """A stored part as an array, whole."""
     found: NDArray[Any] = np.empty(tensor.shape, _NUMPY_DTYPES[tensor.dtype])
@@ -171,7 +175,7 @@ class ArrayTensor:
     @property
     def dtype(self) -> DType:
         """The type of the elements."""
-        return part_dtype(self.array)
+        return _PART_DTYPES[self.array.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:

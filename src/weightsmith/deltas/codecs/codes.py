@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.streams import deflated, inflated
 
 Codes = NDArray[np.uint8]
-LEVELS = (2, 3, 4, 8, 16, 256)
 
 
 def code_bits(levels: int) -> int:

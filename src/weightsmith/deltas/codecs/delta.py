@@ -71,11 +71,6 @@ class Delta:
         """The sum of the squared elements, in float64."""
         return math.fsum(float(np.square(b, dtype=np.float64).sum()) for b in self.blocks())
 
-    @property
-    def norm(self) -> float:
-        """The L2 norm."""
-        return math.sqrt(self.squares)
-
     @functools.cached_property
     def mean_size(self) -> float:
         """The mean of the absolute values, in float64."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codebook import fitted_codebook
 from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
-from weightsmith.deltas.codecs.codes import Codes, packed_codes, plain_bytes, unpacked_codes
+from weightsmith.deltas.codecs.codes import packed_codes, plain_bytes, unpacked_codes
 from weightsmith.deltas.codecs.delta import Change, Delta, histogram_of, matrix_shape
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.rows import (
@@ -66,10 +66,17 @@ class Lloyd:
         rows, columns = matrix_shape(stored.shape)
         scale = stored.array("scale", DType.FLOAT32, (rows,)) if kind == "row" else None
         values = stored.array("levels", DType.FLOAT32, (self.levels,))
-        codes = CodeStream(stored, _STREAM, stored_sizes(stored), self.levels)
+        sizes = stored_sizes(stored)
+        limits = np.array([plain_bytes(int(size), self.levels) for size in sizes], np.int64)[
+            :, None
+        ]
+        stream = BlockStream(stored, _STREAM, (0, 1), len(sizes), lambda _table: limits)
 
         def change(number: int) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = values[codes.block(number)]
+            codes = unpacked_codes(stream.block(number)[0], int(sizes[number]), self.levels)
+            if codes is None:
+                raise stored.damaged(f"cannot be decompressed in block {number}")
+            found: NDArray[np.float32] = values[codes]
             if scale is not None:
                 found *= _row_scales(scale, columns, number, found.size)
             return found
@@ -96,32 +103,3 @@ def _by_rows(delta: Delta, scale: NDArray[np.float32]) -> Iterator[Change]:
     columns = delta.matrix[1]
     for number, block in enumerate(delta.blocks()):
         yield block / _row_scales(divisors, columns, number, block.size)
-
-
-class CodeStream:
-    """The codes of a tensor, block by block; `sizes` are the codes of each block."""
-
-    def __init__(
-        self,
-        stored: StoredChange,
-        names: tuple[str, str],
-        sizes: NDArray[np.int64],
-        levels: int,
-    ) -> None:
-        self._stored = stored
-        self._part = names[0]
-        self._sizes = sizes
-        self._levels = levels
-        limits = np.array([[plain_bytes(int(size), levels)] for size in sizes], np.int64)
-        limits = limits.reshape(len(sizes), 1)
-        self._stream = BlockStream(stored, names, (0, 1), len(sizes), lambda _table: limits)
-
-    def block(self, number: int) -> Codes:
-        """The codes of one block. Raises CheckpointError if they are damaged."""
-        piece = self._stream.block(number)[0]
-        found = unpacked_codes(piece, int(self._sizes[number]), self._levels)
-        if found is None:
-            raise self._stored.damaged(
-                f"cannot be decompressed in block {number} of {self._part!r}"
-            )
-        return found

@@ -1,6 +1,6 @@
 """Exact codecs: `same`, `lossless` against a base, and `whole` against nothing.
 
-A base of another float dtype is rounded to the target's first, one with other rows is cut or continued with zeros.
+The base has the target's dtype; one with other rows is cut or continued with zeros.
 Floats are mapped to integers in the order of their values, so that close numbers are close integers:
 
     u = bits ^ (all ones if the sign bit is set, else the sign bit)          its own inverse up to the test
@@ -26,10 +26,7 @@ from weightsmith.deltas.codecs.codec import Encoded, StoredChange
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, Prefix, block_sizes, fitted
 from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane_pieces
 from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
-from weightsmith.deltas.decoded import DecodedTensor
-from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.widening import WORDS, widen
 
@@ -67,7 +64,7 @@ def decode_same(stored: StoredChange) -> LazyTensor:
     """The base itself. Raises CheckpointError if the base is missing or of another form."""
     base = stored.base
     if base is None or (base.dtype, base.shape) != (stored.dtype, stored.shape):
-        raise _unfit(stored)
+        raise stored.unfit()
     return base if base.name == stored.name else Prefix(stored.name, stored.shape, base)
 
 
@@ -77,7 +74,7 @@ def decode_lossless(stored: StoredChange) -> LazyTensor:
     if stored.base is not None:
         base = _counterpart(stored.base, stored.name, stored.dtype, stored.shape)
     if base is None:
-        raise _unfit(stored)
+        raise stored.unfit()
     return with_difference(stored, base)
 
 
@@ -88,40 +85,23 @@ def decode_whole(stored: StoredChange) -> LazyTensor:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a target is compared with, and whether it was rounded from another dtype."""
+    """What a target is compared with, and whether it was computed."""
 
     tensor: LazyTensor
-    is_rounded: bool
+    is_computed: bool = False
 
     def block(self, number: int) -> Words:
-        """A block; where it was rounded, NaN counts as 0, for rounding may keep its payload or not."""
+        """A block; where it was computed, NaN counts as 0, for it may have any payload."""
         words = _block(self.tensor, number)
-        if self.is_rounded:
+        if self.is_computed:
             words[np.isnan(widen(words, self.tensor.dtype))] = 0
         return words
 
 
 def _counterpart(base: LazyTensor, name: str, dtype: DType, shape: tuple[int, ...]) -> Known | None:
-    """The base with a target's rows, rounded to its dtype; None where these cannot be had.
-
-    8-bit floats are not rounded to: what becomes of large numbers there is a choice.
-    """
-    found = fitted(base, name, shape)
-    if found is None or base.dtype is dtype:
-        return None if found is None else Known(found, is_rounded=False)
-    if not (dtype.is_float and base.dtype.is_float) or dtype.is_fp8:
-        return None
-    rounded = DecodedTensor(name, dtype, shape, (found,), lambda: source(0))
-    return Known(rounded, is_rounded=True)
-
-
-def _unfit(stored: StoredChange) -> CheckpointError:
-    if stored.base is None:
-        return stored.damaged("needs a base that is not there")
-    return stored.damaged(
-        f"is of {stored.dtype} {list(stored.shape)}, which a base of {stored.base.dtype} {list(stored.base.shape)} "
-        "does not fit"
-    )
+    """The base with a target's rows; None where it has another dtype or other axes."""
+    found = fitted(base, name, shape) if base.dtype is dtype else None
+    return None if found is None else Known(found)
 
 
 def with_difference(stored: StoredChange, base: Known | None) -> LazyTensor:

@@ -65,7 +65,7 @@ def decode_refined(stored: StoredChange) -> LazyTensor:
 
 def _prediction(stored: StoredChange) -> Known:
     """What the factors make of the base; NaN among it may have any payload."""
-    return Known(LowRank().decoded(stored), is_rounded=True)
+    return Known(LowRank().decoded(stored), is_computed=True)
 
 
 def _is_matrix(base: LazyTensor, target: LazyTensor) -> bool:
