@@ -114,7 +114,7 @@ def many(family, save):
         shutil.rmtree(family / name)
         tensors = {
             f"blocks.{i}.weight": generator.standard_normal((16, 16)).astype(np.float32)
-            for i in range(3000)
+            for i in range(800)
         }
         save(family / name, tensors, {"model_type": "made-up"})
     recipe = family / "linear.yaml"
@@ -144,7 +144,13 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(many, shell):
         "2",
     ]
     process = subprocess.Popen(
-        command, cwd=many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=many,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs in the background of a shell ignore interrupts, and what they start does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     interrupt_when_something_is_finished(process, many / "merged.partial" / "journal.jsonl")
     out, err = process.communicate(timeout=30)

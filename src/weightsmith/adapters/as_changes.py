@@ -22,7 +22,7 @@ from weightsmith.deltas.changes import Change, Full, Stacked
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,22 +64,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class NoChange:
+class NoChange(Shaped):
     """A `LazyTensor` of float32 zeros."""
 
     name: str
     shape: tuple[int, ...]
     dtype: DType = field(default=DType.FLOAT32, init=False)
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, none of which is stored."""
-        return self.numel * self.dtype.itemsize
 
     @property
     def location(self) -> str:

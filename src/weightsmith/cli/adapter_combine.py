@@ -17,13 +17,12 @@ from weightsmith.cli.adapter_options import (
     force_option,
     layers_of,
     opened_base,
-    quiet_option,
     ranks_text,
     tensors_option,
     write,
 )
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.output import (
     Table,
     findings_json,

@@ -13,12 +13,11 @@ import click
 from weightsmith.cli.adapter_options import (
     bound_options,
     force_option,
-    quiet_option,
     ranks_text,
     tensors_option,
 )
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.output import (
     Table,
     findings_json,

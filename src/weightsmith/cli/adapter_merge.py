@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.interruption import tell_interrupted
-from weightsmith.cli.merge import show_result
-from weightsmith.cli.options import Machine, machine_options
-from weightsmith.cli.output import show_findings, show_line
-from weightsmith.cli.plan import show_plan
-from weightsmith.cli.progress import open_progress
+from weightsmith.cli.merge import run_recipe
+from weightsmith.cli.options import Machine, machine_options, output_options, quiet_option
 from weightsmith.cli.text import counted
 from weightsmith.errors import UsageError
 
@@ -46,11 +42,8 @@ if TYPE_CHECKING:
 @click.option("--recipe", "only_recipe", is_flag=True, help="Show the recipe and merge nothing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
 @machine_options
-@click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
-@click.option(
-    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
-)
-@click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+@output_options
+@quiet_option
 def merge(
     base: str,
     adapters: tuple[str, ...],
@@ -71,26 +64,17 @@ def merge(
     """
     begun = time.monotonic()
     recipe = merge_recipe(base, adapters, scales, dtype)
-    if only_recipe:
-        for line in recipe.dump().splitlines():
-            show_line(line)
-        return 0
-    from weightsmith.engine.plan import make_plan
-
-    made = make_plan(recipe, **Machine(**machine).options())
-    if dry_run:
-        return show_plan(made)
-    from weightsmith.engine.run import run
-
-    try:
-        if not quiet and not made.errors:
-            show_findings(made.findings, to_stderr=True)
-        with open_progress(quiet) as progress:
-            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
-    show_result(out, manifest.digest, time.monotonic() - begun)
-    return 0
+    return run_recipe(
+        recipe,
+        out,
+        Machine(**machine),
+        begun,
+        only_recipe=only_recipe,
+        dry_run=dry_run,
+        force=force,
+        fresh=fresh,
+        quiet=quiet,
+    )
 
 
 def merge_recipe(

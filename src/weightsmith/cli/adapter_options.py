@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 force_option = click.option("--force", is_flag=True, help="Replace OUT if it is an adapter.")
-quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 tensors_option = click.option(
     "--tensors", "each", is_flag=True, help="Show every tensor instead of layers."
 )

@@ -5,27 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
-from weightsmith.cli.interruption import tell_interrupted
-from weightsmith.cli.merge import show_result
-from weightsmith.cli.options import Machine, json_option, machine_options, overrides_option
-from weightsmith.cli.output import Table, show_findings, show_json, show_line, show_table
-from weightsmith.cli.progress import open_progress
+from weightsmith.cli.merge import run_plan
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    overrides_option,
+    quiet_option,
+)
+from weightsmith.cli.output import Table, show_json, show_line, show_table
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
-
-if TYPE_CHECKING:
-    from weightsmith.engine.plan import Plan
-
-_FORCE = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
-_FRESH = click.option(
-    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
-)
-_QUIET = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 
 
 @click.group(
@@ -53,9 +49,8 @@ def bundle() -> None:
 )
 @overrides_option
 @machine_options
-@_FORCE
-@_FRESH
-@_QUIET
+@output_options
+@quiet_option
 def create(
     recipe: Path,
     out: Path,
@@ -80,7 +75,7 @@ def create(
         form = form.model_copy(update={"base": "reference"})
     document = loaded.document.model_copy(update={"bundle": form})
     made = make_plan(replace(loaded, document=document), **Machine(**machine).options())
-    return _run(made, out, force=force, fresh=fresh, quiet=quiet)
+    return run_plan(made, out, time.monotonic(), force=force, fresh=fresh, quiet=quiet)
 
 
 @bundle.command(
@@ -129,9 +124,8 @@ def list_(folder: Path, as_json: bool) -> int:
     "--base", metavar="PATH", help="Where the base lies now, if BUNDLE does not store it."
 )
 @machine_options
-@_FORCE
-@_FRESH
-@_QUIET
+@output_options
+@quiet_option
 def extract(
     folder: Path,
     task: str,
@@ -152,19 +146,4 @@ def extract(
     reference = f"{folder}#{task}"
     member = open_member(folder.resolve(), task, source=reference, base=base)
     made = copy_plan(member, reference, **Machine(**machine).options())
-    return _run(made, out, force=force, fresh=fresh, quiet=quiet)
-
-
-def _run(made: Plan, out: Path, *, force: bool, fresh: bool, quiet: bool) -> int:
-    from weightsmith.engine.run import run
-
-    begun = time.monotonic()
-    try:
-        if not quiet and not made.errors:
-            show_findings(made.findings, to_stderr=True)
-        with open_progress(quiet) as progress:
-            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
-    show_result(out, manifest.digest, time.monotonic() - begun)
-    return 0
+    return run_plan(made, out, time.monotonic(), force=force, fresh=fresh, quiet=quiet)

@@ -10,19 +10,20 @@ from typing import Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
-from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.merge import show_result
-from weightsmith.cli.options import Machine, json_option, machine_options
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    quiet_option,
+)
 from weightsmith.cli.output import Table, show_json, show_line, show_table
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
-_FRESH = click.option(
-    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
-)
-_FORCE = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
-_QUIET = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 _BASE = click.option("--base", metavar="PATH", help="Where the base lies now, if not where it was.")
 _PACKAGE = click.argument("package", type=click.Path(path_type=Path))
 _LIBRARY = click.argument("library", type=click.Path(path_type=Path))
@@ -78,7 +79,7 @@ def delta() -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a package and nothing else.")
 @json_option
-@_QUIET
+@quiet_option
 def pack(
     finetune: str,
     out: Path,
@@ -100,21 +101,18 @@ def pack(
 
     begun = time.monotonic()
     names = None if codecs is None else [name.strip() for name in codecs.split(",")]
-    try:
-        with open_progress(quiet) as progress:
-            header = make(
-                finetune,
-                base,
-                out,
-                budget=budget,
-                error=error,
-                codecs=names,
-                threads=threads,
-                force=force,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
+    with interruptible(out), open_progress(quiet) as progress:
+        header = make(
+            finetune,
+            base,
+            out,
+            budget=budget,
+            error=error,
+            codecs=names,
+            threads=threads,
+            force=force,
+            progress=progress,
+        )
     if as_json:
         show_json(_content(out))
         return 0
@@ -135,9 +133,8 @@ def pack(
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
 @machine_options
-@_FORCE
-@_FRESH
-@_QUIET
+@output_options
+@quiet_option
 def unpack(
     package: str,
     out: Path,
@@ -154,19 +151,16 @@ def unpack(
     from weightsmith.packages.unpacking import unpack as write
 
     begun = time.monotonic()
-    try:
-        with open_progress(quiet) as progress:
-            manifest = write(
-                package,
-                out,
-                base=base,
-                force=force,
-                fresh=fresh,
-                progress=progress,
-                **Machine(**machine).options(),
-            )
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
+    with interruptible(out), open_progress(quiet) as progress:
+        manifest = write(
+            package,
+            out,
+            base=base,
+            force=force,
+            fresh=fresh,
+            progress=progress,
+            **Machine(**machine).options(),
+        )
     show_result(out, manifest.digest, time.monotonic() - begun)
     return 0
 
@@ -299,9 +293,8 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
 @machine_options
-@_FORCE
-@_FRESH
-@_QUIET
+@output_options
+@quiet_option
 def materialise(
     library: Path,
     name: str,
@@ -316,20 +309,17 @@ def materialise(
     from weightsmith.packages.library import materialise as write
 
     begun = time.monotonic()
-    try:
-        with open_progress(quiet) as progress:
-            manifest = write(
-                library,
-                name,
-                out,
-                base=base,
-                force=force,
-                fresh=fresh,
-                progress=progress,
-                **Machine(**machine).options(),
-            )
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
+    with interruptible(out), open_progress(quiet) as progress:
+        manifest = write(
+            library,
+            name,
+            out,
+            base=base,
+            force=force,
+            fresh=fresh,
+            progress=progress,
+            **Machine(**machine).options(),
+        )
     show_result(out, manifest.digest, time.monotonic() - begun)
     return 0
 

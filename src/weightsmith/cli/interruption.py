@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import click
 
 from weightsmith.cli.text import harmless
 
 INTERRUPTED = 130
 
 
-def tell_interrupted(out: Path) -> int:
-    """Write one line on what is left of the run into `out`; returns the exit code."""
+@contextmanager
+def interruptible(out: Path) -> Iterator[None]:
+    """A run into `out`: Ctrl-C ends the command with one line on what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _tell_interrupted(out)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _tell_interrupted(out: Path) -> None:
     from weightsmith.engine.staging import SUFFIX
 
     staging = out.with_name(out.name + SUFFIX)
@@ -23,4 +36,3 @@ def tell_interrupted(out: Path) -> int:
     else:
         what = "nothing was written, and the same command starts over"
     print(f"weightsmith: interrupted: {harmless(what)}.", file=sys.stderr)
-    return INTERRUPTED

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.options import (
     Machine,
     machine_options,
+    output_options,
     overrides_option,
+    quiet_option,
     report_option,
     size,
 )
 from weightsmith.cli.output import show_findings, show_line
-from weightsmith.cli.plan import planned
+from weightsmith.cli.plan import planned, show_plan
 from weightsmith.cli.progress import Quiet, open_progress
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import duration
@@ -27,6 +29,7 @@ from weightsmith.findings import Finding, Severity
 if TYPE_CHECKING:
     from weightsmith.engine.manifest import Manifest
     from weightsmith.engine.plan import Plan
+    from weightsmith.recipes import Recipe
     from weightsmith.reports.page import Report
 
 _MOST_LOSSES = 5
@@ -44,14 +47,11 @@ _MOST_LOSSES = 5
 @click.argument("out", type=click.Path(path_type=Path))
 @overrides_option
 @machine_options
-@click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
-@click.option(
-    "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
-)
+@output_options
 @click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
 @click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
 @report_option
-@click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+@quiet_option
 def merge(
     recipe: Path,
     out: Path,
@@ -71,15 +71,13 @@ def merge(
     """
     check_place(report_file)
     begun = time.monotonic()
-    try:
+    with interruptible(out):
         made = planned(recipe, overrides, Machine(**machine), shard_size=shard_size)
         if not quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)
         with open_progress(quiet) as progress:
             manifest = _run(made, out, ray, force, fresh, progress)
         write_beside(report_file, lambda: _report(made, manifest, out))
-    except KeyboardInterrupt:
-        return tell_interrupted(out)
     if not quiet:
         show_findings(losses(manifest), to_stderr=True)
     show_result(out, manifest.digest, time.monotonic() - begun)
@@ -117,6 +115,44 @@ def _report(made: Plan, manifest: Manifest, out: Path) -> Report:
     from weightsmith.reports.subjects import report_of_merge
 
     return report_of_merge(made, manifest, out)
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    machine: Machine,
+    begun: float,
+    *,
+    only_recipe: bool,
+    dry_run: bool,
+    force: bool,
+    fresh: bool,
+    quiet: bool,
+) -> int:
+    """Merge by a recipe that a command has made: show it with --recipe, or its plan with --dry-run, else run it."""
+    from weightsmith.engine.plan import make_plan
+
+    if only_recipe:
+        for line in recipe.dump().splitlines():
+            show_line(line)
+        return 0
+    made = make_plan(recipe, **machine.options())
+    if dry_run:
+        return show_plan(made)
+    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet)
+
+
+def run_plan(made: Plan, out: Path, begun: float, *, force: bool, fresh: bool, quiet: bool) -> int:
+    """Run a plan into `out`, its notes before and one line on the result behind; `begun` is when the command did."""
+    from weightsmith.engine.run import run
+
+    with interruptible(out):
+        if not quiet and not made.errors:
+            show_findings(made.findings, to_stderr=True)
+        with open_progress(quiet) as progress:
+            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
+    show_result(out, manifest.digest, time.monotonic() - begun)
+    return 0
 
 
 def show_result(out: Path, digest: str, seconds: float) -> None:

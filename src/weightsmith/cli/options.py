@@ -109,6 +109,20 @@ def inputs_option(command: Command) -> Command:
     )(command)
 
 
+def output_options(command: Command) -> Command:
+    """Add --force and --fresh, for a run that writes OUT and can be continued."""
+    force = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+    fresh = click.option(
+        "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
+    )
+    return force(fresh(command))
+
+
+def quiet_option(command: Command) -> Command:
+    """Add --quiet."""
+    return click.option("--quiet", is_flag=True, help="Show no progress and no notes.")(command)
+
+
 def json_option(command: Command) -> Command:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")(command)

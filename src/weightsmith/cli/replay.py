@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.merge import show_result
 from weightsmith.cli.options import Machine, by_reference, inputs_option, machine_options
 from weightsmith.cli.progress import open_progress
@@ -38,11 +38,8 @@ def replay(
     begun = time.monotonic()
     from weightsmith.engine.verify import replay as run_again
 
-    try:
-        with open_progress(quiet) as progress:
-            options = Machine(**machine).options()
-            made = run_again(out, new, inputs=by_reference(inputs), progress=progress, **options)
-    except KeyboardInterrupt:
-        return tell_interrupted(new)
+    with interruptible(new), open_progress(quiet) as progress:
+        options = Machine(**machine).options()
+        made = run_again(out, new, inputs=by_reference(inputs), progress=progress, **options)
     show_result(new, made.digest, time.monotonic() - begun)
     return 0

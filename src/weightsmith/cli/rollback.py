@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.interruption import tell_interrupted
+from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.merge import show_result
-from weightsmith.cli.options import Machine, by_reference, inputs_option, machine_options
+from weightsmith.cli.options import (
+    Machine,
+    by_reference,
+    inputs_option,
+    machine_options,
+    quiet_option,
+)
 from weightsmith.cli.output import show_line
 from weightsmith.cli.progress import open_progress
 
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 )
 @inputs_option
 @machine_options
-@click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+@quiet_option
 def rollback(
     merged: Path,
     new: Path,
@@ -63,20 +69,17 @@ def rollback(
     from weightsmith.engine.rollback import Way
     from weightsmith.engine.rollback import rollback as roll_back
 
-    try:
-        with open_progress(quiet) as progress:
-            options = Machine(**machine).options()
-            made = roll_back(
-                merged,
-                new,
-                contributor,
-                by=None if by is None else Way(by),
-                inputs=by_reference(inputs),
-                progress=progress,
-                **options,
-            )
-    except KeyboardInterrupt:
-        return tell_interrupted(new)
+    with interruptible(new), open_progress(quiet) as progress:
+        options = Machine(**machine).options()
+        made = roll_back(
+            merged,
+            new,
+            contributor,
+            by=None if by is None else Way(by),
+            inputs=by_reference(inputs),
+            progress=progress,
+            **options,
+        )
     if not quiet:
         for line in _notes(made):
             show_line(line)

@@ -5,7 +5,6 @@ Element i is bit i % 8 (the lowest first) of byte i // 8; the bits beyond the la
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 
 # What masks are unpacked to: the narrowest float, of which 1.0 has these bits.
 MASK = DType.FLOAT8_E4M3FN
@@ -59,7 +58,7 @@ class BitPacker:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedBits:
+class PackedBits(Shaped):
     """A `LazyTensor` of 0 and 1 in `MASK` elements, unpacked from the bytes of `packed`."""
 
     name: str
@@ -70,16 +69,6 @@ class PackedBits:
     def dtype(self) -> DType:
         """The type of the unpacked elements."""
         return MASK
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the unpacked elements."""
-        return self.numel * MASK.itemsize
 
     @property
     def location(self) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromSources, LazyTensor
 from weightsmith.tensors.widening import WORDS, widen
 
 # Elements computed at a time. Blocks begin at multiples of their rows whatever part is read, so that each element comes
@@ -27,7 +27,7 @@ _holders_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChangedTensor:
+class ChangedTensor(FromSources):
     """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
 
     `load` gives the change when the first element is asked for; `factors` are the stored tensors behind it. With
@@ -63,21 +63,6 @@ class ChangedTensor:
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return self.base.shape
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """The parts' files and tensors, for messages."""
-        return " with ".join(source.location for source in self.sources)
 
     @property
     def sources(self) -> tuple[LazyTensor, ...]:

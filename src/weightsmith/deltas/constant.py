@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromStored, LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(FromStored):
     """A `LazyTensor` of any shape whose elements are all the one that is stored."""
 
     stored: LazyTensor
@@ -20,26 +18,6 @@ class Repeated:
     def name(self) -> str:
         """The stored tensor's name."""
         return self.stored.name
-
-    @property
-    def dtype(self) -> DType:
-        """The type of the elements."""
-        return self.stored.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Repeat the element for [start, stop)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.passes import Backend, PassSpec, TilePass
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromSources, LazyTensor
 
 # Elements decoded at a time, which bounds the memory of a read.
 _BLOCK = 1 << 18
@@ -34,7 +33,7 @@ def _backend() -> Backend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DecodedTensor:
+class DecodedTensor(FromSources):
     """A `LazyTensor` of elements that `graph(*constants)` computes from the elements of `sources` at the same place.
 
     The graph's source i is `sources[i]`; `constants` are stored single numbers (float32 or float64), read when the
@@ -49,21 +48,6 @@ class DecodedTensor:
     constants: tuple[LazyTensor, ...] = ()
     _compiled: list[TilePass] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """The parts' files and tensors, for messages."""
-        return " with ".join(source.location for source in self.sources)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Decode elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""

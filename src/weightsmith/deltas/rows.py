@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class SomeRows:
+class SomeRows(FromStored):
     """A `LazyTensor` of the rows [first, last) of `stored`, which has at least one axis."""
 
     stored: LazyTensor
@@ -28,29 +28,9 @@ class SomeRows:
         return self.stored.name
 
     @property
-    def dtype(self) -> DType:
-        """The stored tensor's dtype."""
-        return self.stored.dtype
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return (self.last - self.first, *self.stored.shape[1:])
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop) of these rows; thread-safe."""
@@ -59,7 +39,7 @@ class SomeRows:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedRows:
+class JoinedRows(FromSources):
     """A `LazyTensor` of the rows of `sources`, one tensor's below another's; all have one dtype and one row length."""
 
     name: str
@@ -75,21 +55,6 @@ class JoinedRows:
         """Lengths of the axes."""
         return (sum(source.shape[0] for source in self.sources), *self.sources[0].shape[1:])
 
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """The sources' files and tensors, for messages."""
-        return " with ".join(source.location for source in self.sources)
-
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop); thread-safe."""
         view = memoryview(buffer).cast("B")
@@ -104,7 +69,7 @@ class JoinedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacedRows:
+class ReplacedRows(FromSources):
     """A `LazyTensor` of `base` with the rows `picked` taken, in their order, from `other`, which has only these.
 
     Elements are float32 (float64 where one of the two is), to which both are widened without loss.
@@ -129,21 +94,6 @@ class ReplacedRows:
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return self.base.shape
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """The sources' files and tensors, for messages."""
-        return " with ".join(source.location for source in self.sources)
 
     @property
     def sources(self) -> tuple[LazyTensor, ...]:

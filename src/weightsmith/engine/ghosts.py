@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +10,17 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.checkpoint import assemble
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import Shaped
 
 
 @dataclass(frozen=True, slots=True)
-class GoneTensor:
+class GoneTensor(Shaped):
     """A `LazyTensor` that cannot be read."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     location: str
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Refuse: raises CheckpointError."""

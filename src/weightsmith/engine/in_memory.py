@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,28 +21,18 @@ from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import Placement, ShardLayout
 from weightsmith.tensors.open_files import OPEN_FILES
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 from weightsmith.vocabularies.papers import Papers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MemoryTensor:
+class MemoryTensor(Shaped):
     """A `LazyTensor` whose bytes are in memory."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     data: bytearray
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return len(self.data)
 
     @property
     def location(self) -> str:

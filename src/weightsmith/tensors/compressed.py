@@ -10,7 +10,6 @@ depend on the range that is asked for. Nothing is kept between two reads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromStored, LazyTensor, Shaped
 
 # Words of a float type, and the first bit pattern of a magnitude that is no finite number.
 _WORDS: dict[DType, tuple[Any, int]] = {
@@ -36,7 +35,7 @@ STATISTIC_DTYPES = tuple(_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(FromStored):
     """A stored tensor whose numbers are looked at as they are read: none may be NaN or infinite.
 
     With `negative` False none may be below zero either. Raises CheckpointError where one is.
@@ -51,29 +50,9 @@ class Checked:
         return self.stored.name
 
     @property
-    def dtype(self) -> DType:
-        """The stored tensor's dtype."""
-        return self.stored.dtype
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """The stored tensor's shape."""
         return self.stored.shape
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return self.stored.numel
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self.stored.nbytes
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop) into `buffer`, and check them; thread-safe."""
@@ -100,26 +79,15 @@ class Checked:
             )
 
 
-class _Dense:
+class _Dense(Shaped):
     """What tensors that are made when they are read have in common."""
 
     __slots__ = ()
-    shape: tuple[int, ...]
 
     @property
     def dtype(self) -> DType:
         """float32."""
         return DType.FLOAT32
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return 4 * self.numel
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.index import encode_index
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.stored import Shaped
 
 Entry = tuple[str, DType, tuple[int, ...]]
 
@@ -19,7 +20,7 @@ SINGLE_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Shaped):
     """The place of one output tensor: the shard's position in the layout and the absolute byte in
     its file.
     """
@@ -29,16 +30,6 @@ class Placement:
     shape: tuple[int, ...]
     shard: int
     offset: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

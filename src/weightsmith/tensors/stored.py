@@ -61,8 +61,70 @@ class LazyTensor(Protocol):
         ...
 
 
+class _Elements(Protocol):
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class _OfOne(Protocol):
+    @property
+    def stored(self) -> LazyTensor: ...
+
+
+class _OfSeveral(Protocol):
+    @property
+    def sources(self) -> tuple[LazyTensor, ...]: ...
+
+
+class Shaped:
+    """Sizes that follow from `dtype` and `shape`."""
+
+    __slots__ = ()
+
+    @property
+    def numel(self: _Elements) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self: _Elements) -> int:
+        """Bytes of all elements, dense."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class FromStored(Shaped):
+    """A tensor that is read from one other, `stored`: it lies there, and has its dtype unless it says otherwise."""
+
+    __slots__ = ()
+
+    # Names are not passed on here: a dataclass's field `name` would take the property for its default.
+
+    @property
+    def dtype(self: _OfOne) -> DType:
+        """The stored tensor's dtype."""
+        return self.stored.dtype
+
+    @property
+    def location(self: _OfOne) -> str:
+        """File and tensor, for messages."""
+        return self.stored.location
+
+
+class FromSources(Shaped):
+    """A tensor that is read from several others, `sources`."""
+
+    __slots__ = ()
+
+    @property
+    def location(self: _OfSeveral) -> str:
+        """The sources' files and tensors, for messages."""
+        return " with ".join(source.location for source in self.sources)
+
+
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(Shaped):
     """A tensor that lies in a file: contiguous from byte `offset`, or a view of elements with
     `strides` (in elements).
 
@@ -77,16 +139,6 @@ class StoredTensor:
     offset: int
     strides: tuple[int, ...] | None = None
     identity: FileIdentity | None = None
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def location(self) -> str:

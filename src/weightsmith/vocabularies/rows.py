@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 from weightsmith.tensors.widening import WORDS, widen
 from weightsmith.vocabularies.tables import (
     Identity,
@@ -93,7 +92,7 @@ class Fill:
 
 
 @dataclass(frozen=True, eq=False)
-class AlignedRows:
+class AlignedRows(Shaped):
     """A stored table in the order of a target vocabulary: a lazy tensor.
 
     Row r is row `rows[r]` of `source` (rows: (R,) of int64), what a fill has for r where that is -1, else zero. Rows
@@ -161,16 +160,6 @@ class AlignedRows:
     def name(self) -> str:
         """The source's name."""
         return self.source.name
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self.numel * self.dtype.itemsize
 
     @property
     def location(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 
 if TYPE_CHECKING:
     from weightsmith.deltas.codecs.delta import Delta
@@ -166,7 +166,7 @@ def read_array(tensor: LazyTensor) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArrayTensor:
+class ArrayTensor(Shaped):
     """A part in memory as a `LazyTensor`."""
 
     name: str
@@ -181,16 +181,6 @@ class ArrayTensor:
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return self.array.shape
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return int(self.array.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return int(self.array.nbytes)
 
     @property
     def location(self) -> str:

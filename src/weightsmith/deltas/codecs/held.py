@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor
 
 # Elements of a block: the unit of random access. Each is coded by itself.
 BLOCK = 1 << 20
@@ -89,7 +88,7 @@ KEPT = KeptBlocks(_KEPT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BlockTensor:
+class BlockTensor(FromSources):
     """A `LazyTensor` whose elements come in blocks: `decode(i)` gives elements [i block, (i + 1) block), flat.
 
     The array that `decode` gives may be of any type with as many bytes. `sources` are the stored tensors behind it.
@@ -101,21 +100,6 @@ class BlockTensor:
     sources: tuple[LazyTensor, ...]
     decode: Callable[[int], NDArray[Any]]
     block: int = BLOCK
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """The parts' files and tensors, for messages."""
-        return " with ".join(source.location for source in self.sources)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Decode elements [start, stop); thread-safe. Raises CheckpointError for damaged parts."""
@@ -130,32 +114,12 @@ class BlockTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
+class Prefix(FromStored):
     """A `LazyTensor` that begins as `stored` does, cut or continued with zeros to `shape`: a table with other rows."""
 
     name: str
     shape: tuple[int, ...]
     stored: LazyTensor
-
-    @property
-    def dtype(self) -> DType:
-        """The type of the elements."""
-        return self.stored.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop); those beyond the stored ones are zero."""

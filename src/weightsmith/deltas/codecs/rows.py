@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from weightsmith.deltas.codecs.codec import Parameters
 from weightsmith.deltas.codecs.delta import Delta
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromStored, LazyTensor
 
 # What a scale may stand for.
 SCALES = ("tensor", "row")
@@ -46,7 +45,7 @@ def along_rows(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RowNumbers:
+class RowNumbers(FromStored):
     """A `LazyTensor` of float32 in which each row of `columns` elements repeats one number of `stored`."""
 
     name: str
@@ -58,21 +57,6 @@ class RowNumbers:
     def dtype(self) -> DType:
         """The type of the elements."""
         return DType.FLOAT32
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self.numel * DType.FLOAT32.itemsize
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Repeat the numbers of the rows that elements [start, stop) lie in."""
