@@ -27,15 +27,16 @@ DATE = "2026-11-21"
 FAMILIES: tuple[str, ...] = (
     "vision",
     "vision-tiny",
+    "language",
 )
 VALIDITY: Mapping[str, Validity] = {
-    "relative_delta": Validity(0.841, 0.469, 0.974),
-    "norm_imbalance": Validity(-0.334, -0.784, 0.604),
-    "distance": Validity(0.867, 0.530, 0.980),
-    "delta_cosine": Validity(-0.137, -0.913, 0.386),
-    "delta_alignment": Validity(-0.124, -0.910, 0.389),
-    "cancellation": Validity(0.242, -0.386, 0.914),
-    "sign_conflict": Validity(0.108, -0.399, 0.915),
-    "subspace_overlap": Validity(-0.048, -0.757, 0.491),
-    "singular_interference": Validity(-0.437, -0.692, 0.143),
+    "relative_delta": Validity(0.411, 0.001, 0.932),
+    "norm_imbalance": Validity(-0.373, -0.759, 0.476),
+    "distance": Validity(0.467, 0.093, 0.949),
+    "delta_cosine": Validity(-0.034, -0.787, 0.432),
+    "delta_alignment": Validity(-0.026, -0.777, 0.437),
+    "cancellation": Validity(0.088, -0.429, 0.787),
+    "sign_conflict": Validity(0.309, -0.275, 0.901),
+    "subspace_overlap": Validity(0.014, -0.665, 0.469),
+    "singular_interference": Validity(-0.320, -0.648, 0.163),
 }
