@@ -49,8 +49,15 @@ def model_config(family: str):
     if family == "qwen2":
         return transformers.Qwen2Config(**common, tie_word_embeddings=False)
     if family == "gpt2":
+        # The ids that GPT2Config has by default lie beyond so few tokens, and such are mended here but not by mergekit.
         return transformers.GPT2Config(
-            n_embd=16, n_layer=LAYERS, n_head=4, vocab_size=40, n_positions=32
+            n_embd=16,
+            n_layer=LAYERS,
+            n_head=4,
+            vocab_size=40,
+            n_positions=32,
+            bos_token_id=1,
+            eos_token_id=2,
         )
     raise AssertionError(family)
 
