@@ -247,7 +247,7 @@ def plane(
         axes.margins(0.1, 0.12)
         _write_names(axes, points)
         axes.set_ylabel(label(y_axis, _LONGEST_AXIS))
-        _finish(axes, x_axis, "both")
+        _finish(axes, x_axis, "both", counts=all(point.x.is_integer() for point in points))
         _legend(figure, series)
     return figure
 
@@ -331,7 +331,7 @@ def _series_colour(series: Sequence[str], name: str) -> str:
     return SERIES[series.index(name) % len(SERIES)]
 
 
-def _finish(axes: Axes, x_axis: str, grid: str) -> None:
+def _finish(axes: Axes, x_axis: str, grid: str, *, counts: bool = False) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     axes.set_xlabel(label(x_axis, _LONGEST_AXIS), fontsize=FONT_SIZE)
@@ -343,7 +343,7 @@ def _finish(axes: Axes, x_axis: str, grid: str) -> None:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=counts))
     axes.tick_params(length=2)
 
 

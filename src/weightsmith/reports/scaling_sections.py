@@ -48,8 +48,7 @@ def _point(row: Mapping[str, Any]) -> Point:
     return Point(
         float(row["experts"]),
         float(estimate["value"]),
-        method,
-        method,
+        series=method,
         path=method,
         y_interval=(float(estimate["low"]), float(estimate["high"])),
     )
