@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.adapters.small_llama import small_llama
 
 from weightsmith.adapters.low_rank import Factors, LowRankAdapter
 from weightsmith.adapters.writing import write_adapter
@@ -19,22 +20,6 @@ pytestmark = [
     # PEFT's own use of a name that transformers is about to drop.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
-
-
-def _llama(folder, **settings):
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        **settings,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def _change(rng, shape, rank, *, input_first=False, kind="linear", scale=1.0, target=""):
@@ -90,7 +75,7 @@ def _agrees(model, adapter, folder, inputs=TOKENS, *, merges=True):
 
 
 def test_peft_gives_the_logits_of_the_dense_change_with_ranks_and_scales_that_differ(tmp_path):
-    model = _llama(tmp_path / "base")
+    model = small_llama(tmp_path / "base")
     rng = np.random.default_rng(0)
     factors = [
         _change(rng, (16, 16), 3, target="model.layers.0.self_attn.q_proj.weight", scale=2.0),
@@ -108,7 +93,7 @@ def test_peft_gives_the_logits_of_the_dense_change_with_ranks_and_scales_that_di
 
 
 def test_what_peft_saves_of_it_again_is_read_as_the_same_ranks_and_alphas(tmp_path):
-    model = _llama(tmp_path / "base")
+    model = small_llama(tmp_path / "base")
     rng = np.random.default_rng(0)
     layers = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
     adapter = _adapter(
@@ -124,7 +109,7 @@ def test_what_peft_saves_of_it_again_is_read_as_the_same_ranks_and_alphas(tmp_pa
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_peft_keeps_head_and_embedding_as_they_are_tied(tmp_path, is_tied):
-    model = _llama(tmp_path / "base", tie_word_embeddings=is_tied)
+    model = small_llama(tmp_path / "base", tie_word_embeddings=is_tied)
     rng = np.random.default_rng(0)
     name = "model.embed_tokens.weight"
     adapter = _adapter(
@@ -227,7 +212,7 @@ def test_biases_norms_and_replaced_modules_reach_peft(tmp_path):
 
 
 def test_biases_are_written_whole_where_not_every_module_has_one(tmp_path):
-    model = _llama(tmp_path / "base", attention_bias=True)
+    model = small_llama(tmp_path / "base", attention_bias=True)
     rng = np.random.default_rng(0)
     target = "model.layers.0.self_attn.q_proj"
     adapter = _adapter(

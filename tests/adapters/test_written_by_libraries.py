@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from tests.adapters.small_llama import small_llama
 
 from weightsmith.adapters.converting import convert
 from weightsmith.adapters.facts import inspect_adapter
@@ -30,22 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Adapter 'default'.*have invalid shape"),
 ]
 TOKENS = torch.tensor([[1, 5, 9, 2, 17]])
-
-
-def _llama(folder, **settings):
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        **settings,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def _gpt2(folder):
@@ -99,7 +84,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_peft_wrote_means_the_same_to_it_after_a_conversion(tmp_path, kind):
-    model = _llama(tmp_path / "base", attention_bias="biases" in kind)
+    model = small_llama(tmp_path / "base", attention_bias="biases" in kind)
     adapted = _trained(model, tmp_path / "in", **KINDS[kind])
     base = open_checkpoint(tmp_path / "base")
     for name, given in (("with", base), ("without", None)):
@@ -111,7 +96,7 @@ def test_what_peft_wrote_means_the_same_to_it_after_a_conversion(tmp_path, kind)
 
 @pytest.mark.parametrize("kind", ["plain", "stabilised", "patterns", "magnitudes", "biases"])
 def test_what_peft_wrote_means_the_same_to_it_after_a_way_through_kohya(tmp_path, kind):
-    model = _llama(tmp_path / "base", attention_bias="biases" in kind)
+    model = small_llama(tmp_path / "base", attention_bias="biases" in kind)
     adapted = _trained(model, tmp_path / "in", **KINDS[kind])
     base = open_checkpoint(tmp_path / "base")
     convert(tmp_path / "in", tmp_path / "k.safetensors", "kohya", base=base)
@@ -135,7 +120,7 @@ def test_adapters_of_matrices_with_inputs_first_stay_what_they_are(tmp_path):
 
 
 def test_an_adapter_tied_by_peft_stays_tied(tmp_path):
-    model = _llama(tmp_path / "base", tie_word_embeddings=True)
+    model = small_llama(tmp_path / "base", tie_word_embeddings=True)
     settings = {"r": 2, "target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
     adapted = _trained(model, tmp_path / "in", **settings)
     with pytest.raises(CompatibilityError, match="--base"):
@@ -227,6 +212,18 @@ def test_diffusers_reads_a_kohya_file_as_the_dense_change(tmp_path):
     np.testing.assert_allclose(_image(unet), expected, rtol=1e-4, atol=1e-5)
 
 
+def _assert_same_after_kohya(unet, plain, folder):
+    """diffusers makes the same image with the adapter of `unet` and with what kohya's dialect kept of it."""
+    unet.save_lora_adapter(folder / "in")
+    state = {n: t.contiguous() for n, t in plain.state_dict().items()}
+    save_file(state, folder / "unet.safetensors")
+    base = open_checkpoint(folder / "unet.safetensors")
+    convert(folder / "in", folder / "k.safetensors", "kohya", base=base)
+    convert(folder / "k.safetensors", folder / "out.safetensors", "diffusers", base=base)
+    plain.load_lora_adapter(folder / "out.safetensors", prefix="unet")
+    np.testing.assert_allclose(_image(plain), _image(unet), rtol=1e-4, atol=1e-5)
+
+
 def test_what_diffusers_wrote_means_the_same_to_it_after_a_way_through_kohya(tmp_path):
     unet = _unet()
     plain = copy.deepcopy(unet)
@@ -236,14 +233,7 @@ def test_what_diffusers_wrote_means_the_same_to_it_after_a_way_through_kohya(tmp
         for name, parameter in unet.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
-    unet.save_lora_adapter(tmp_path / "in")
-    state = {n: t.contiguous() for n, t in plain.state_dict().items()}
-    save_file(state, tmp_path / "unet.safetensors")
-    base = open_checkpoint(tmp_path / "unet.safetensors")
-    convert(tmp_path / "in", tmp_path / "k.safetensors", "kohya", base=base)
-    convert(tmp_path / "k.safetensors", tmp_path / "out.safetensors", "diffusers", base=base)
-    plain.load_lora_adapter(tmp_path / "out.safetensors", prefix="unet")
-    np.testing.assert_allclose(_image(plain), _image(unet), rtol=1e-4, atol=1e-5)
+    _assert_same_after_kohya(unet, plain, tmp_path)
 
 
 def test_diffusers_reads_magnitudes_and_so_do_we(tmp_path):
@@ -258,14 +248,7 @@ def test_diffusers_reads_magnitudes_and_so_do_we(tmp_path):
                 parameter.mul_(1 + torch.rand_like(parameter))
             elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
-    unet.save_lora_adapter(tmp_path / "in")
-    state = {n: t.contiguous() for n, t in plain.state_dict().items()}
-    save_file(state, tmp_path / "unet.safetensors")
-    base = open_checkpoint(tmp_path / "unet.safetensors")
-    convert(tmp_path / "in", tmp_path / "k.safetensors", "kohya", base=base)
-    convert(tmp_path / "k.safetensors", tmp_path / "out.safetensors", "diffusers", base=base)
-    plain.load_lora_adapter(tmp_path / "out.safetensors", prefix="unet")
-    np.testing.assert_allclose(_image(plain), _image(unet), rtol=1e-4, atol=1e-5)
+    _assert_same_after_kohya(unet, plain, tmp_path)
 
 
 def test_a_u_net_gets_one_alpha_in_kohya_and_keeps_its_digits(tmp_path):
@@ -295,7 +278,7 @@ def test_a_u_net_gets_one_alpha_in_kohya_and_keeps_its_digits(tmp_path):
 
 @pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig"])
 def test_loha_and_lokr_of_peft_mean_the_same_to_it_as_lora(tmp_path, kind):
-    model = _llama(tmp_path / "base")
+    model = small_llama(tmp_path / "base")
     torch.manual_seed(2)
     config = getattr(peft, kind)(r=2, alpha=3, target_modules=["q_proj", "down_proj"])
     adapted = peft.get_peft_model(copy.deepcopy(model), config).eval()

@@ -13,6 +13,7 @@ from weightsmith.adapters.adapter import Adapter, Form, Update
 from weightsmith.adapters.algebra import concatenated, norm, truncated
 from weightsmith.adapters.applying import is_embedding
 from weightsmith.adapters.attaching import fitted_updates
+from weightsmith.adapters.fitting import rounded
 from weightsmith.adapters.low_rank import (
     Array,
     Factors,
@@ -27,11 +28,9 @@ from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank, Matrix
-from weightsmith.errors import CompatibilityError, NonFiniteError, OutputError, UsageError
+from weightsmith.errors import CompatibilityError, OutputError, UsageError
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.widening import WORDS, widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,22 +255,12 @@ def _cut(
 
 def _rounding(change: LowRank, dtype: DType) -> float:
     """The share of a change that is lost when its factors are stored in `dtype`."""
-    left, right = _rounded(change.left, dtype), _rounded(change.right, dtype)
-    if np.array_equal(left, change.left) and np.array_equal(right, change.right):
+    stored = rounded(change, dtype)
+    if np.array_equal(stored.left, change.left) and np.array_equal(stored.right, change.right):
         return 0.0
     size = norm(change)
-    lost = concatenated([(1.0, change), (-1.0, LowRank(left, right, change.scale))])
+    lost = concatenated([(1.0, change), (-1.0, stored)])
     return norm(lost) / size if size else 0.0
-
-
-def _rounded(factor: Matrix, dtype: DType) -> Matrix:
-    words = narrow(factor, dtype).view(WORDS[dtype.itemsize])
-    wide: Matrix = widen(words, dtype).astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise NonFiniteError(
-            f"A factor holds numbers that are too large for {dtype}; store it as float32."
-        )
-    return wide
 
 
 def _dtype(updates: Mapping[str, Update], loaded: LowRankAdapter) -> DType:

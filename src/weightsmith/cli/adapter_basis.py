@@ -13,6 +13,7 @@ from weightsmith.cli.adapter_options import (
     dtype_option,
     force_option,
     opened_base,
+    peft_dialect_option,
     write,
 )
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
@@ -177,14 +178,7 @@ def show(file: Path, as_json: bool) -> int:
 @click.argument("name")
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
-@click.option(
-    "--to",
-    "dialect",
-    type=click.Choice(("peft", "kohya", "diffusers")),
-    default="peft",
-    show_default=True,
-    help="The dialect of OUT.",
-)
+@peft_dialect_option
 @dtype_option
 @force_option
 def extract(

@@ -13,6 +13,7 @@ import click
 from weightsmith.cli.adapter_options import (
     bound_options,
     force_option,
+    peft_dialect_option,
     ranks_text,
     tensors_option,
 )
@@ -85,14 +86,7 @@ _WAYS = ("replace", "lora", "skip")
     show_default=True,
     help="Store changed norms whole, or leave them out.",
 )
-@click.option(
-    "--to",
-    "dialect",
-    type=click.Choice(("peft", "kohya", "diffusers")),
-    default="peft",
-    show_default=True,
-    help="The dialect of OUT.",
-)
+@peft_dialect_option
 @click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),

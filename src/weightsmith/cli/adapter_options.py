@@ -31,6 +31,14 @@ dialect_option = click.option(
     type=click.Choice(("peft", "kohya", "diffusers")),
     help="The dialect of OUT; default: that of the input.",
 )
+peft_dialect_option = click.option(
+    "--to",
+    "dialect",
+    type=click.Choice(("peft", "kohya", "diffusers")),
+    default="peft",
+    show_default=True,
+    help="The dialect of OUT.",
+)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),

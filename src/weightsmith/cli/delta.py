@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +24,9 @@ from weightsmith.cli.output import Table, show_json, show_line, show_table
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.engine.manifest import Manifest
 
 _BASE = click.option("--base", metavar="PATH", help="Where the base lies now, if not where it was.")
 _PACKAGE = click.argument("package", type=click.Path(path_type=Path))
@@ -150,19 +154,8 @@ def unpack(
     """
     from weightsmith.packages.unpacking import unpack as write
 
-    begun = time.monotonic()
-    with interruptible(out), open_progress(quiet) as progress:
-        manifest = write(
-            package,
-            out,
-            base=base,
-            force=force,
-            fresh=fresh,
-            progress=progress,
-            **Machine(**machine).options(),
-        )
-    show_result(out, manifest.digest, time.monotonic() - begun)
-    return 0
+    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
+    return _written(out, quiet, partial(write, package, out, **options))
 
 
 @delta.command(
@@ -308,18 +301,15 @@ def materialise(
     """Write the member NAME of LIBRARY (a package, or BUNDLE#TASK) as the checkpoint OUT."""
     from weightsmith.packages.library import materialise as write
 
+    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
+    return _written(out, quiet, partial(write, library, name, out, **options))
+
+
+def _written(out: Path, quiet: bool, write: Callable[..., Manifest]) -> int:
+    """Have a checkpoint written at `out` and show what it became."""
     begun = time.monotonic()
     with interruptible(out), open_progress(quiet) as progress:
-        manifest = write(
-            library,
-            name,
-            out,
-            base=base,
-            force=force,
-            fresh=fresh,
-            progress=progress,
-            **Machine(**machine).options(),
-        )
+        manifest = write(progress=progress)
     show_result(out, manifest.digest, time.monotonic() - begun)
     return 0
 

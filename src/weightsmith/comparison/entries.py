@@ -71,7 +71,7 @@ class Candidate:
             "tasks": list(self.tasks),
             "with_cost": self.with_cost,
             "defaults": {} if self.method is None else dict(registry.get(self.method).defaults()),
-            **({"statistics": family.statistics_digest()} if self.measured else {}),
+            **({"statistics": family.statistics_digest} if self.measured else {}),
         }
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()

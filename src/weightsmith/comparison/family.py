@@ -10,6 +10,7 @@ from typing import Any
 
 from weightsmith.errors import UsageError
 from weightsmith.testbeds.places import family_folder
+from weightsmith.testbeds.sources import file_digest
 
 RECORD = "family.json"
 
@@ -19,7 +20,7 @@ class Family:
     """Where the members and suites of a family lie; `experts` are its tasks with an expert, in the family's order.
 
     `digest` is over the bytes of all files. `statistics` is a folder of what was measured on the experts, as files
-    TASK.KIND.safetensors, for methods that need it.
+    TASK.KIND.safetensors, for methods that need it, and `statistics_digest` over the bytes of these.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Family:
     digest: str
     experts: tuple[str, ...]
     statistics: Path | None = None
+    statistics_digest: str = ""
 
     @property
     def base(self) -> Path:
@@ -52,24 +54,20 @@ class Family:
             [] if self.statistics is None else sorted(self.statistics.glob(f"{task}.*.safetensors"))
         )
 
-    def statistics_digest(self) -> str:
-        """SHA-256 over the experts' statistics files."""
-        state = hashlib.sha256()
-        for task in self.experts:
-            for path in self.statistics_of(task):
-                state.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        return state.hexdigest()
-
     def measured(self, statistics: Path) -> Family:
         """The family with a folder of statistics; raises UsageError for one that lacks an expert's."""
         found = replace(self, statistics=statistics.absolute())
+        state = hashlib.sha256()
         for task in self.experts:
-            if not found.statistics_of(task):
+            files = found.statistics_of(task)
+            for path in files:
+                state.update(f"{path.name} {file_digest(path)}\n".encode())
+            if not files:
                 raise UsageError(
                     f"The folder {str(statistics)!r} has no statistics of the expert {task!r}; it needs files such as "
                     f"{task}.fisher.safetensors."
                 )
-        return found
+        return replace(found, statistics_digest=state.hexdigest())
 
     def first(self, experts: int) -> Family:
         """The family with its first experts only; raises UsageError where it has fewer."""

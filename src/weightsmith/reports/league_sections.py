@@ -10,8 +10,8 @@ from typing import Any
 from weightsmith.errors import UsageError
 from weightsmith.reports.figures import Bar, Point, estimates, plane
 from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
-from weightsmith.reports.scaling_sections import is_scaling, scaling_sections, written
-from weightsmith.reports.text import ABSENT, number
+from weightsmith.reports.scaling_sections import is_scaling, scaling_sections
+from weightsmith.reports.text import ABSENT, number, written
 from weightsmith.tensors.sizes import format_size
 
 _SETTINGS = ("tuned", "default", "average", "base")

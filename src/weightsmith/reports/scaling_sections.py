@@ -7,7 +7,7 @@ from typing import Any
 
 from weightsmith.reports.figures import Point, plane
 from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
-from weightsmith.reports.text import ABSENT, interval, score
+from weightsmith.reports.text import written
 
 _INTRO = (
     "Each method merges the first experts of a family, in the family's order, with the scale that scores best on the "
@@ -70,11 +70,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> DataTable:
         ),
         frozenset(range(2, 7)),
     )
-
-
-def written(estimate: Mapping[str, Any] | None) -> str:
-    """An estimate with its interval, as a cell of a table."""
-    if estimate is None:
-        return ABSENT
-    ends = interval(float(estimate["low"]), float(estimate["high"]))
-    return f"{score(float(estimate['value']))} ({ends})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from weightsmith.wording import harmless
 
@@ -43,3 +45,11 @@ def score(value: float | None) -> str:
 def interval(low: float, high: float) -> str:
     """`0.7123 to 0.7689`."""
     return f"{score(low)} to {score(high)}"
+
+
+def written(estimate: Mapping[str, Any] | None) -> str:
+    """An estimate, in the form of its JSON, with its interval in brackets."""
+    if estimate is None:
+        return ABSENT
+    ends = interval(float(estimate["low"]), float(estimate["high"]))
+    return f"{score(float(estimate['value']))} ({ends})"
