@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from weightsmith.engine.memory_statistics import InMemory
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
-from weightsmith.engine.trace import signature
+from weightsmith.engine.trace import statistic_names
 from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.combine import coarsest
 from weightsmith.recipes.expressions import Expression, checkpoint
-from weightsmith.recipes.formula import Leaf
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Node, Scope, Site, Value, is_reduction, source, walk
 
@@ -237,13 +235,12 @@ def _evaluate(
 
     groups: dict[Node, Hashable] = {}
     for name, output in outputs.items():
-        leaves = [Leaf(str(position), name) for position in range(len(sources[name]))]
-        alike: Counter[str] = Counter()
-        for node in walk([output]):
-            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL:
-                key = signature(node, leaves)
-                groups[node] = (key, alike[key])
-                alike[key] += 1
+        statistics = tuple(
+            node
+            for node in walk([output])
+            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL
+        )
+        groups.update(statistic_names(statistics, tuple(map(str, range(len(sources[name]))))))
     return evaluate_model(outputs, sources, groups=groups)
 
 

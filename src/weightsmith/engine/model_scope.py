@@ -15,7 +15,8 @@ import numpy as np
 
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
-from weightsmith.tensors.graph import Cut, Scalar, adds_to, walk
+from weightsmith.tensors.equal_graphs import walked
+from weightsmith.tensors.graph import Cut, Scalar, adds_to
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
 
@@ -38,10 +39,15 @@ class _Group:
     members: list[_Member]
     selection: Selection | None = None
     result: Any = None
+    population: int = 0
 
-    @property
-    def population(self) -> int:
-        return sum(member.job.numel for member in self.members)
+    def add(self, job: TensorJob, reduction: Scalar | Cut) -> None:
+        if self.members and self.members[-1].job is job:
+            # The parts of one coded tensor ask for the same number; it is one tensor all the same.
+            self.members[-1].again.append(reduction)
+            return
+        self.members.append(_Member(job, reduction, self.population))
+        self.population += job.numel
 
 
 def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None:
@@ -72,12 +78,7 @@ def _pending(jobs: Sequence[TensorJob]) -> dict[Hashable, _Group]:
         pending = job.pending_model_reductions()
         late |= _later_keys(job, pending)
         for reduction in pending:
-            group = groups.setdefault(job.groups[reduction], _Group([]))
-            if group.members and group.members[-1].job is job:
-                # The parts of one coded tensor ask for the same number; it is one tensor all the same.
-                group.members[-1].again.append(reduction)
-            else:
-                group.members.append(_Member(job, reduction, group.population))
+            groups.setdefault(job.groups[reduction], _Group([])).add(job, reduction)
     return {key: group for key, group in groups.items() if key not in late} or groups
 
 
@@ -86,7 +87,7 @@ def _later_keys(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[Hashable
     now = {job.groups[reduction] for reduction in pending}
     return {
         job.groups[node]
-        for node in walk([job.output], job.known)
+        for node in walked([job.output], job.known)
         if node in job.groups and node not in job.known and job.groups[node] not in now
     }
 

@@ -33,6 +33,7 @@ from weightsmith.tensors.passes import (
     Request,
     TileResult,
     has_row_nodes,
+    matrix_nodes,
     pass_roots,
     reduction_levels,
     selected_count,
@@ -124,8 +125,7 @@ class TensorJob:
 
     def __post_init__(self) -> None:
         self._stored_sources = len(self.sources)
-        matrices = [node for node in walk([self.output]) if node.op == "whole"]
-        self._places = {node: place for place, node in enumerate(matrices)}
+        self._places = {node: place for place, node in enumerate(matrix_nodes(self.output))}
 
     @property
     def numel(self) -> int:
@@ -281,7 +281,7 @@ class TensorJob:
     # Matrix methods ----------------------------------------------------------------------------------------------
 
     def _resolve_whole(self, for_model: bool) -> Rounds:
-        while True:
+        while matrix_nodes(self.output):
             node = next(
                 (n for n in walk(self._roots(for_model), self.known) if self._is_ready_matrix(n)),
                 None,

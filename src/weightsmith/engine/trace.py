@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from weightsmith.errors import CompatibilityError
@@ -21,6 +22,7 @@ from weightsmith.recipes.formula import (
     Stored,
     Sum,
 )
+from weightsmith.tensors.equal_graphs import shared_graph
 from weightsmith.tensors.graph import (
     Cut,
     Node,
@@ -38,7 +40,7 @@ from weightsmith.tensors.graph import (
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A graph with what it reads: source i of the graph is `sources[i]`.
+    """A graph with what it reads: source i of the graph is `sources[i]`. Equal graphs are one object.
 
     `groups` names the model-scope reductions, so that those of different tensors that belong together can be joined.
     """
@@ -76,6 +78,41 @@ def parts(formula: Formula) -> tuple[Formula, ...]:
     return ()
 
 
+@dataclass(slots=True)
+class _Place:
+    """One output tensor while it is traced: the value of each formula, and the names of statistics of the model."""
+
+    tensor: OutputTensor
+    sources: tuple[Leaf, ...]
+    values: dict[Formula, Value] = field(default_factory=dict)
+    groups: dict[Node, Hashable] = field(default_factory=dict)
+    _twins: tuple[Value, dict[Node, Node]] | None = None
+
+    def twins(self, result: Value) -> dict[Node, Node]:
+        """See `shared_graph`; the last one is kept, since most recipes are one merge."""
+        if self._twins is None or self._twins[0] is not result:
+            self._twins = result, shared_graph(result)
+        return self._twins[1]
+
+    def group(self, scope: Hashable, result: Value, inner: Mapping[Node, str]) -> None:
+        """Name the statistics that a merge adds; `inner` are its models that are merges, with their labels."""
+        twins = self.twins(result)
+        added = {
+            twin: node
+            for node, twin in twins.items()
+            if is_reduction(node)
+            and getattr(node, "scope", None) is Scope.MODEL
+            and node not in self.groups
+        }
+        if added:
+            named = statistic_names(
+                tuple(added),
+                tuple(leaf.checkpoint for leaf in self.sources),
+                tuple((twins[node], label) for node, label in inner.items() if node in twins),
+            )
+            self.groups.update((added[twin], (scope, *name)) for twin, name in named)
+
+
 class Tracer:
     """Traces formulas, building each method's object once per distinct set of parameters."""
 
@@ -88,65 +125,46 @@ class Tracer:
         self, formula: Formula, tensor: OutputTensor, read: Callable[[Leaf], Value]
     ) -> Value:
         """The graph of any formula at the place of `tensor`; `read` gives the node of each leaf."""
-        return self._value(
-            formula,
-            tensor,
-            {},
-            {leaf: read(leaf) for leaf in distinct_leaves(formula)},
-            distinct_leaves(formula),
-        )
+        sources = distinct_leaves(formula)
+        return self._value(formula, _Place(tensor, sources, {leaf: read(leaf) for leaf in sources}))
 
     def trace(self, tensor: OutputTensor) -> Traced:
         """The graph of one output tensor.
 
         Raises RecipeError if a method refuses its parameters.
         """
-        sources = distinct_leaves(tensor.formula)
-        groups: dict[Node, Hashable] = {}
-        memo: dict[Formula, Value] = {}
-        output = self._value(tensor.formula, tensor, groups, memo, sources)
-        return Traced(output, sources, groups)
+        place = _Place(tensor, distinct_leaves(tensor.formula))
+        output = self._value(tensor.formula, place)
+        twins = place.twins(output)
+        shared = twins[output]
+        assert isinstance(shared, Value)
+        # What a method grouped may be left unused by the recipe around it.
+        groups = {twins[node]: key for node, key in place.groups.items() if node in twins}
+        return Traced(shared, place.sources, groups)
 
-    def _value(
-        self,
-        formula: Formula,
-        tensor: OutputTensor,
-        groups: dict[Node, Hashable],
-        memo: dict[Formula, Value],
-        sources: Sequence[Leaf],
-    ) -> Value:
-        if formula in memo:
-            return memo[formula]
+    def _value(self, formula: Formula, place: _Place) -> Value:
+        if formula in place.values:
+            return place.values[formula]
         if isinstance(formula, Leaf):
-            result = source(sources.index(formula))
+            result = source(place.sources.index(formula))
         elif isinstance(formula, Cast):
-            result = rounded(
-                self._value(formula.inner, tensor, groups, memo, sources), formula.dtype
-            )
+            result = rounded(self._value(formula.inner, place), formula.dtype)
         elif isinstance(formula, Sum):
-            terms = [(c, self._value(f, tensor, groups, memo, sources)) for c, f in formula.terms]
+            terms = [(c, self._value(f, place)) for c, f in formula.terms]
             result = add_all([v if c == 1.0 else v * c for c, v in terms])
         elif isinstance(formula, Merge):
-            result = self._merge(formula, tensor, groups, memo, sources)
+            result = self._merge(formula, place)
         else:
             raise CompatibilityError(
-                f"Tensor {tensor.name!r} is copied and has no formula to compute."
+                f"Tensor {place.tensor.name!r} is copied and has no formula to compute."
             )
-        memo[formula] = result
+        place.values[formula] = result
         return result
 
-    def _merge(
-        self,
-        merge: Merge,
-        tensor: OutputTensor,
-        groups: dict[Node, Hashable],
-        memo: dict[Formula, Value],
-        sources: Sequence[Leaf],
-    ) -> Value:
-        base = (
-            None if merge.base is None else self._value(merge.base, tensor, groups, memo, sources)
-        )
-        experts = [self._value(expert, tensor, groups, memo, sources) for expert in merge.experts]
+    def _merge(self, merge: Merge, place: _Place) -> Value:
+        tensor = place.tensor
+        base = None if merge.base is None else self._value(merge.base, place)
+        experts = [self._value(expert, place) for expert in merge.experts]
         site = Site(
             name=tensor.site,
             shape=tensor.shape,
@@ -157,14 +175,10 @@ class Tracer:
             labels=merge.labels,
             input_first=tensor.input_first,
             stack=tensor.stack or "",
-            statistics=tuple(_statistic(stored, sources) for stored in merge.statistics),
+            statistics=tuple(_statistic(stored, place.sources) for stored in merge.statistics),
             stored=merge.stored,
         )
-        origin = (
-            None
-            if merge.origin is None
-            else self._value(merge.origin, tensor, groups, memo, sources)
-        )
+        origin = None if merge.origin is None else self._value(merge.origin, place)
         chain = [self._modifier(m, tensor.name) for m in merge.modifiers]
         changed = modifiers.modified(chain, origin, experts, site)
         result = self._method(merge, tensor.name).combine(base, changed, site)
@@ -174,16 +188,7 @@ class Tracer:
             for formula, value, label in zip(merge.experts, experts, merge.labels, strict=False)
             if isinstance(formula, Merge)
         }
-        alike: Counter[str] = Counter()
-        for node in walk([result]):
-            if (
-                is_reduction(node)
-                and getattr(node, "scope", None) is Scope.MODEL
-                and node not in groups
-            ):
-                key = signature(node, sources, inner)
-                groups[node] = (merge.scope_id, key, alike[key])
-                alike[key] += 1
+        place.group(merge.scope_id, result, inner)
         return result
 
     def _modifier(self, modification: Modification, name: str) -> modifiers.Modify:
@@ -214,12 +219,29 @@ def _statistic(stored: Stored, sources: Sequence[Leaf]) -> Statistic:
     return Statistic(stored.kind, tuple(values), stored.shape)
 
 
+@functools.lru_cache(maxsize=64)
+def statistic_names(
+    statistics: tuple[Node, ...],
+    checkpoints: tuple[str, ...],
+    inner: tuple[tuple[Node, str], ...] = (),
+) -> tuple[tuple[Node, tuple[str, int]], ...]:
+    """A name for each statistic: what it computes, and how many before it compute the same (see `signature`)."""
+    alike: Counter[str] = Counter()
+    named = []
+    for node in statistics:
+        key = signature(node, checkpoints, dict(inner))
+        named.append((node, (key, alike[key])))
+        alike[key] += 1
+    return tuple(named)
+
+
 def signature(
-    node: Node, sources: Sequence[Leaf], inner: Mapping[Node, str] = MappingProxyType({})
+    node: Node, checkpoints: Sequence[str], inner: Mapping[Node, str] = MappingProxyType({})
 ) -> str:
     """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints.
 
-    `inner` names nodes that are taken as they are, whatever they are computed from.
+    `checkpoints` are those of the sources. `inner` names nodes that are taken as they are, whatever they are computed
+    from.
     """
     label = next((a for a in node.attributes if isinstance(a, str)), None)
     if label is not None:
@@ -235,7 +257,7 @@ def signature(
             digests[id(part)] = part.name
             continue
         if part.op == "source":
-            facts: tuple[object, ...] = (sources[part.attributes[0]].checkpoint,)
+            facts: tuple[object, ...] = (checkpoints[part.attributes[0]],)
         elif part.op == "uniform" or (part.op == "literal" and id(part) not in asked):
             facts = ()
         else:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import importlib
 import math
 import pkgutil
@@ -344,6 +345,7 @@ def _parameter(declared: dataclasses.Field[Any]) -> Parameter:
     )
 
 
+@functools.cache
 def _load_all() -> None:
     import weightsmith.methods as package
 

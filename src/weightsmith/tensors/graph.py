@@ -429,19 +429,20 @@ def walk(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
     Known nodes are listed, but not what they were computed from.
     """
     order: list[Node] = []
-    seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
+    seen: set[Node] = set()
+    stack: list[Node | None] = list(roots)[::-1]
     while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-            continue
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack.append((node, True))
-        if node not in known:
-            stack.extend((child, False) for child in reversed(node.inputs) if id(child) not in seen)
+        node = stack.pop()
+        if node is None:  # everything below the next one is listed
+            finished = stack.pop()
+            assert finished is not None
+            order.append(finished)
+        elif node not in seen:
+            seen.add(node)
+            if not node.inputs or node in known:
+                order.append(node)
+            else:
+                stack += (node, None, *node.inputs[::-1])
     return order
 
 

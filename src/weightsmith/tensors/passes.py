@@ -7,6 +7,7 @@ Backends implement `Backend`; the engine and the in-memory interface drive them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction, walk
+from weightsmith.tensors.equal_graphs import walked
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction
 
 HISTOGRAM_BINS = 1 << 16
+# Roots and known nodes of which it is remembered what follows from them.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +154,25 @@ def work_dtype(source_dtypes: Iterable[DType]) -> DType:
     return DType.FLOAT64 if DType.FLOAT64 in source_dtypes else DType.FLOAT32
 
 
-def reduction_levels(roots: Sequence[Node], known: Known | None = None) -> list[list[Scalar | Cut]]:
+def reduction_levels(
+    roots: Sequence[Node], known: Known | None = None
+) -> tuple[tuple[Scalar | Cut, ...], ...]:
     """Reductions (tensor and model scope) grouped by the pass in which they can be measured, in graph order.
 
     Row reductions are resolved inside a tile and start no pass of their own.
     """
-    done = known or {}
+    return _levels(tuple(roots), frozenset(known or ()))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _levels(
+    roots: tuple[Node, ...], known: frozenset[Node]
+) -> tuple[tuple[Scalar | Cut, ...], ...]:
     level: dict[Node, int] = {}
     groups: list[list[Scalar | Cut]] = []
-    for node in walk(roots, done):
+    for node in walked(roots, known):
         below = max((level.get(child, 0) for child in node.inputs), default=0)
-        if node in done:
+        if node in known:
             level[node] = 0
         elif isinstance(node, (Scalar, Cut)) and is_reduction(node) and node.scope is not Scope.ROW:
             level[node] = below + 1
@@ -169,12 +181,23 @@ def reduction_levels(roots: Sequence[Node], known: Known | None = None) -> list[
             groups[below].append(node)
         else:
             level[node] = below
-    return groups
+    return tuple(map(tuple, groups))
 
 
-def used_sources(roots: Iterable[Node], known: Known) -> set[int]:
+def used_sources(roots: Iterable[Node], known: Known) -> frozenset[int]:
     """Indices of the sources that a pass over these roots reads."""
-    return {node.attributes[0] for node in walk(roots, known) if node.op == "source"}
+    return _sources(tuple(roots), frozenset(known))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _sources(roots: tuple[Node, ...], known: frozenset[Node]) -> frozenset[int]:
+    return frozenset(node.attributes[0] for node in walked(roots, known) if node.op == "source")
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def matrix_nodes(root: Node) -> tuple[Node, ...]:
+    """The matrix methods of a graph, known ones too, inputs before users."""
+    return tuple(node for node in walked([root]) if node.op == "whole")
 
 
 def pass_roots(spec: PassSpec) -> list[Node]:
@@ -188,9 +211,14 @@ def pass_roots(spec: PassSpec) -> list[Node]:
 
 def has_row_nodes(roots: Iterable[Node], known: Known) -> bool:
     """True if a pass needs whole rows at once."""
+    return _has_rows(tuple(roots), frozenset(known))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _has_rows(roots: tuple[Node, ...], known: frozenset[Node]) -> bool:
     return any(
         node.op == "row_rank" or (isinstance(node, (Scalar, Cut)) and node.scope is Scope.ROW)
-        for node in walk(roots, known)
+        for node in walked(roots, known)
     )
 
 
