@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from weightsmith.cli.text import counted, duration, shape
 from weightsmith.cli.vocabulary import show_vocabulary
 from weightsmith.findings import Severity
 from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors.strict_json import collection_paused
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan
@@ -76,14 +78,18 @@ def planned(
     recipe: Path, overrides: tuple[str, ...], machine: Machine, *, shard_size: int | None = None
 ) -> Plan:
     """The plan of a recipe file; `shard_size` goes before the recipe's own."""
-    from weightsmith.engine.plan import make_plan
-    from weightsmith.recipes import Recipe
+    with collection_paused():
+        from weightsmith.engine.plan import make_plan
+        from weightsmith.recipes import Recipe
 
-    loaded = Recipe.load(recipe, overrides=overrides)
-    if shard_size is not None:
-        document = loaded.document.model_copy(update={"shard_size": shard_size})
-        loaded = replace(loaded, document=document)
-    return make_plan(loaded, **machine.options())
+        loaded = Recipe.load(recipe, overrides=overrides)
+        if shard_size is not None:
+            document = loaded.document.model_copy(update={"shard_size": shard_size})
+            loaded = replace(loaded, document=document)
+        made = make_plan(loaded, **machine.options())
+    # Modules and plan live as long as the process: no collection has to look at them.
+    gc.freeze()
+    return made
 
 
 def _show(summary: PlanSummary) -> None:

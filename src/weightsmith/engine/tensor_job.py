@@ -434,7 +434,7 @@ class TensorJob:
         return piece_digests(data, self.shape, dtype)
 
     def _read(
-        self, worker: Worker, used: set[int], runs: Sequence[tuple[int, int]]
+        self, worker: Worker, used: frozenset[int], runs: Sequence[tuple[int, int]]
     ) -> list[memoryview | None]:
         """The runs (start, count) of each used source, one after the other in one buffer."""
         buffers: list[memoryview | None] = [None] * len(self.sources)

@@ -38,11 +38,19 @@ class _Graph:
 def _entry(node: Node, place: Mapping[Node, int]) -> tuple[Any, ...]:
     inputs = tuple([place[i] for i in node.inputs])
     attributes = _exact(node.attributes) if node.attributes else ()
-    kind = node.__class__
+    kind: Any = node.__class__
     if kind is Value and isinstance(node, Value):
         return (kind, node.op, inputs, attributes, node.is_mask)
-    own = [getattr(node, key, None) for key in ("scope", "is_mask", "name")]
-    return (kind, node.op, inputs, attributes, *own)
+    own = [getattr(node, slot) for slot in _own_slots(kind)]
+    # What a node knows of others beyond its inputs served to build the graph.
+    return (kind, node.op, inputs, attributes, *[_exact(o) for o in own if not isinstance(o, Node)])
+
+
+@functools.cache
+def _own_slots(kind: Any) -> tuple[str, ...]:
+    """The slots that a class of nodes adds to those of all nodes."""
+    parents = kind.__mro__[: kind.__mro__.index(Node)]
+    return tuple(slot for parent in parents for slot in parent.__slots__)
 
 
 def _exact(thing: Any) -> Any:

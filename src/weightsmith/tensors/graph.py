@@ -430,7 +430,7 @@ def walk(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
     """
     order: list[Node] = []
     seen: set[Node] = set()
-    stack: list[Node | None] = list(roots)[::-1]
+    stack: list[Node | None] = [*reversed(list(roots))]
     while stack:
         node = stack.pop()
         if node is None:  # everything below the next one is listed

@@ -11,10 +11,10 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.messages import shown
@@ -25,8 +25,7 @@ LIMIT = 64
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
+class FileIdentity(NamedTuple):
     """What tells whether a file is still the one whose header was read."""
 
     inode: int
@@ -57,23 +56,17 @@ class OpenFiles:
     def __len__(self) -> int:
         return len(self._entries)
 
-    @contextmanager
-    def opened(
-        self, path: Path, identity: FileIdentity | None = None
-    ) -> Iterator[tuple[int, FileIdentity]]:
+    def opened(self, path: Path, identity: FileIdentity | None = None) -> _Loan:
         """Lend a descriptor of the regular file at `path`, with the identity it had when it was
         opened.
 
         Raises `CheckpointError` if it cannot be opened, is not a regular file, or is not the file
         of `identity` any more.
         """
-        entry = self._take(path, identity)
-        try:
-            yield entry.descriptor, entry.identity
-        finally:
-            self._give_back(entry)
+        return _Loan(self, path, identity)
 
-    def _take(self, path: Path, identity: FileIdentity | None) -> _Entry:
+    def take(self, path: Path, identity: FileIdentity | None) -> _Entry:
+        """A descriptor with one reader more, who gives it back; `opened` does both."""
         if identity is not None:
             key = (str(path), identity)
             with self._lock:
@@ -94,10 +87,12 @@ class OpenFiles:
             self._close_idle()
         return entry
 
-    def _give_back(self, entry: _Entry) -> None:
+    def give_back(self, entry: _Entry) -> None:
+        """Let a descriptor be closed when room is needed."""
         with self._lock:
             entry.readers -= 1
-            self._close_idle()
+            if len(self._entries) > self._limit:
+                self._close_idle()
 
     def _close_idle(self) -> None:
         excess = len(self._entries) - self._limit
@@ -112,6 +107,29 @@ class OpenFiles:
         with self._lock:
             for key in [key for key, entry in self._entries.items() if entry.readers == 0]:
                 os.close(self._entries.pop(key).descriptor)
+
+
+class _Loan:
+    """A descriptor that is lent for the length of a `with`; a class, because a generator costs more than the read."""
+
+    __slots__ = ("_entry", "_files", "_identity", "_path")
+
+    def __init__(self, files: OpenFiles, path: Path, identity: FileIdentity | None) -> None:
+        self._files = files
+        self._path = path
+        self._identity = identity
+
+    def __enter__(self) -> tuple[int, FileIdentity]:
+        self._entry = self._files.take(self._path, self._identity)
+        return self._entry.descriptor, self._entry.identity
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._files.give_back(self._entry)
 
 
 OPEN_FILES = OpenFiles()
@@ -155,7 +173,8 @@ def check_unchanged(descriptor: int, identity: FileIdentity, path: Path) -> None
     """Raise `CheckpointError` if the open file was written to or truncated since `identity` was
     taken.
     """
-    if _identity(os.fstat(descriptor)) != identity:
+    status = os.fstat(descriptor)
+    if (status.st_ino, status.st_size, status.st_mtime_ns) != identity:
         raise CheckpointError(changed(path))
 
 

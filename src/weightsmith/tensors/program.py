@@ -2,7 +2,8 @@
 
 A model has thousands of tensors and few different graphs. So `list_pass` writes the graph down as a flat, hashable
 list of entries in which equal subexpressions are one and every number that differs from tensor to tensor
-(coefficients, keys, cuts) is a place in a table; `instructions.assemble` turns such a list into code, once.
+(coefficients, keys, cuts) is a place in a table; `instructions.assemble` turns such a list into code, once. Equal
+graphs are one object (`equal_graphs`), so the list is remembered too, and only the tables are filled anew.
 
 A pass with row scalars becomes several programs: each computes the row reductions that the next one needs, Python
 evaluates the arithmetic on rows between them, and values needed again are computed again.
@@ -10,10 +11,11 @@ evaluates the arithmetic on rows between them, and values needed again are compu
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from weightsmith.tensors.passes import (
     CutPoint,
     Histogram,
     PassSpec,
+    Request,
     evaluate_scalar,
 )
 
@@ -37,6 +40,7 @@ MASKS = frozenset(("lt", "le", "gt", "ge", "eq", "and", "or", "not", "above"))
 UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
 _WIDEN_FROM = 3  # dot products in one pass
+_LISTINGS = 256  # that are remembered
 
 # One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name. A plain tuple,
 # because thousands of tensors are listed.
@@ -85,13 +89,100 @@ class Listing:
 
 def list_pass(spec: PassSpec) -> Listing:
     """Write a pass down; raises UsageError for what a tile cannot compute."""
-    return _Lister(spec).result()
+    requests = [request for _, request in spec.reductions]
+    blank = _blank_listing(
+        spec.shape,
+        spec.source_dtypes,
+        spec.wide,
+        spec.output,
+        spec.output_dtype,
+        tuple(reduction for reduction, _ in spec.reductions),
+        tuple((type(request), requests.index(request)) for request in requests),
+        frozenset(spec.known),
+        frozenset(n for n in spec.known if isinstance(n, Value) and _is_array(spec.known[n])),
+    )
+    return blank.filled(spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blank:
+    """A listing without the numbers that the results of earlier passes and the requests give.
+
+    For each place that is open among its numbers, integers and arrays, where what belongs there comes from.
+    """
+
+    listing: Listing
+    numbers: tuple[tuple[int, Node], ...]
+    cuts: tuple[tuple[int, Cut], ...]
+    requests: tuple[tuple[int, int], ...]
+    arrays: tuple[Node, ...]
+
+    def filled(self, spec: PassSpec) -> Listing:
+        """The listing of a pass."""
+        memo = dict(spec.known)
+        is_double = self.listing.is_double
+        limit = (1 << 63 if is_double else 1 << 31) - 1
+        numbers, integers = list(self.listing.numbers), list(self.listing.integers)
+        for place, node in self.numbers:
+            found: Any = memo[node] if isinstance(node, Value) else evaluate_scalar(node, memo)
+            numbers[place] = float(found)
+        for place, cut in self.cuts:
+            point = spec.known[cut]
+            if not isinstance(point, CutPoint):
+                raise UsageError(_NOT_MEASURED)
+            integers[place : place + 2] = min(point.key, limit), point.last_index
+        for place, ordinal in self.requests:
+            asked = _request_integers(spec.reductions[ordinal][1], limit)
+            integers[place : place + len(asked)] = asked
+        work = np.float64 if is_double else np.float32
+        arrays = [
+            np.ascontiguousarray(spec.known[node], dtype=work).reshape(-1) for node in self.arrays
+        ]
+        return replace(self.listing, numbers=numbers, integers=integers, arrays=arrays, memo=memo)
+
+
+_NOT_MEASURED = "A selection's cut is not yet known; measure it in an earlier pass."
+
+
+def _is_array(known: Any) -> bool:
+    return np.ndim(known) > 0
+
+
+def _request_integers(request: Request | None, limit: int) -> tuple[int, ...]:
+    assert request is not None
+    low = request.low if request.low <= limit else -1
+    if isinstance(request, Histogram):
+        return low, request.shift
+    return low, min(request.high, limit), request.limit
+
+
+@functools.lru_cache(maxsize=_LISTINGS)
+def _blank_listing(
+    shape: tuple[int, ...],
+    source_dtypes: tuple[DType, ...],
+    wide: bool,
+    output: Value | None,
+    output_dtype: DType | None,
+    reductions: tuple[Scalar | Cut, ...],
+    requests: tuple[tuple[type[Any], int], ...],
+    known: frozenset[Node],
+    known_arrays: frozenset[Node],
+) -> _Blank:
+    """The listing of all passes that differ in what is known and asked only; equal requests have one number."""
+    asked = tuple((r, None) for r in reductions)
+    spec = PassSpec(shape, source_dtypes, output, output_dtype, asked, dict.fromkeys(known), wide)
+    return _Lister(spec, requests, known_arrays).result()
 
 
 class _Lister:
     """Walks the graph of one pass, inputs before users."""
 
-    def __init__(self, spec: PassSpec) -> None:
+    def __init__(
+        self,
+        spec: PassSpec,
+        requests: Sequence[tuple[type[Any], int]],
+        known_arrays: frozenset[Node],
+    ) -> None:
         for dtype in spec.source_dtypes:
             if not dtype.is_float:
                 raise UsageError(
@@ -100,15 +191,20 @@ class _Lister:
         self._spec = spec
         self._known = spec.known
         is_double = spec.work is DType.FLOAT64
-        self._listing = Listing(spec.source_dtypes, is_double, memo=dict(spec.known))
+        self._listing = Listing(spec.source_dtypes, is_double)
+        self._requests = requests
+        self._known_arrays = known_arrays
+        self._open_numbers: list[tuple[int, Node]] = []
+        self._open_cuts: list[tuple[int, Cut]] = []
+        self._open_requests: list[tuple[int, int]] = []
+        self._array_nodes: list[Node] = []
         dots = sum(reduction.op == "dot" for reduction, _ in spec.reductions)
         self._widens = dots >= _WIDEN_FROM and not is_double
-        self._key_limit = (1 << 63 if is_double else 1 << 31) - 1
         self._places: dict[Any, int] = {}
         self._position: dict[Node, int] = {}
         self._row_inputs: dict[Node, tuple[int, ...]] = {}
 
-    def result(self) -> Listing:
+    def result(self) -> _Blank:
         spec, listing = self._spec, self._listing
         if spec.output is not None:
             assert spec.output_dtype is not None
@@ -121,16 +217,22 @@ class _Lister:
                 Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output))
             )
         known: dict[Sink, int] = {}
-        for reduction, request in spec.reductions:
+        for (reduction, _), (kind, ordinal) in zip(spec.reductions, self._requests, strict=True):
             for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:
                 self._visit(node)
-            sink = self._reduction(reduction, request)
+            sink = self._reduction(reduction, kind, ordinal)
             place = known.get(sink)
             if place is None:
                 place = known[sink] = len(listing.sinks)
                 listing.sinks.append(sink)
             listing.sink_of.append(place)
-        return listing
+        return _Blank(
+            listing,
+            tuple(self._open_numbers),
+            tuple(self._open_cuts),
+            tuple(self._open_requests),
+            tuple(self._array_nodes),
+        )
 
     def _visit(self, root: Node) -> None:
         """List a value after everything it is computed from; a stack, because graphs of many inputs are deep."""
@@ -179,6 +281,15 @@ class _Lister:
         if place is None:
             place = self._places[key] = len(self._listing.numbers)
             self._listing.numbers.append(number)
+        return self._entry("number", (), place)
+
+    def _open_number(self, node: Node) -> int:
+        """A number that is known when the pass is run."""
+        place = self._places.get(node)
+        if place is None:
+            place = self._places[node] = len(self._listing.numbers)
+            self._listing.numbers.append(math.nan)
+            self._open_numbers.append((place, node))
         return self._entry("number", (), place)
 
     def _table(self, owner: Any, *integers: int) -> int:
@@ -250,17 +361,14 @@ class _Lister:
 
     def _broadcast(self, scalar: Node) -> int:
         inputs = self._row_inputs.get(scalar)
+        assert isinstance(scalar, Scalar)
         if inputs is None:
-            literal = scalar.op == "literal"
-            return self._number(
-                float(
-                    scalar.attributes[0] if literal else evaluate_scalar(scalar, self._listing.memo)
-                )
-            )
+            if scalar.scope is not Scope.LITERAL or scalar in self._known:
+                return self._open_number(scalar)
+            return self._number(float(evaluate_scalar(scalar, self._listing.memo)))
         place = self._places.get(scalar)
         if place is None:
             place = self._places[scalar] = len(self._listing.row_scalars)
-            assert isinstance(scalar, Scalar)
             self._listing.row_scalars.append(scalar)
         return self._entry("row", inputs, place)
 
@@ -273,19 +381,18 @@ class _Lister:
 
     def _above(self, node: Value) -> int:
         x, cut = node.inputs
-        point = self._known.get(cut)
-        if not isinstance(point, CutPoint):
-            raise UsageError("A selection's cut is not yet known; measure it in an earlier pass.")
-        place = self._table(cut, min(point.key, self._key_limit), point.last_index)
+        if not isinstance(cut, Cut) or cut not in self._known:
+            raise UsageError(_NOT_MEASURED)
+        if cut not in self._places:
+            self._open_cuts.append((len(self._listing.integers), cut))
+        place = self._table(cut, 0, 0)
         return self._entry("above", (self._magnitude(x),), place)
 
     def _known_value(self, node: Value) -> int:
-        known: Any = self._known[node]
-        if np.ndim(known) == 0:
-            return self._number(float(known))
-        work = np.float64 if self._listing.is_double else np.float32
-        self._listing.arrays.append(np.ascontiguousarray(known, dtype=work).reshape(-1))
-        return self._entry("array", (), len(self._listing.arrays) - 1)
+        if node not in self._known_arrays:
+            return self._open_number(node)
+        self._array_nodes.append(node)
+        return self._entry("array", (), len(self._array_nodes) - 1)
 
     def _row_scalar(self, node: Node) -> int:
         op = ROW_REDUCTIONS.get(node.op)
@@ -300,18 +407,14 @@ class _Lister:
         self._listing.row_reductions.append((node, position))
         return position
 
-    def _reduction(self, reduction: Scalar | Cut, request: Any) -> Sink:
-        if isinstance(request, Histogram):
-            low = request.low if request.low <= self._key_limit else -1
+    def _reduction(self, reduction: Scalar | Cut, kind: type[Any], ordinal: int) -> Sink:
+        if issubclass(kind, (Histogram, Collect)):
             asked = (self._magnitude(reduction.inputs[0]),)
-            place = self._table(("histogram", low, request.shift), low, request.shift)
-            return Sink("histogram", asked, place)
-        if isinstance(request, Collect):
-            low = request.low if request.low <= self._key_limit else -1
-            high = min(request.high, self._key_limit)
-            asked = (self._magnitude(reduction.inputs[0]),)
-            place = self._table(("collect", low, high, request.limit), low, high, request.limit)
-            return Sink("collect", asked, place)
+            owner = ("request", ordinal)
+            if owner not in self._places:
+                self._open_requests.append((len(self._listing.integers), ordinal))
+            blanks = (0, 0) if kind is Histogram else (0, 0, 0)
+            return Sink(kind.__name__.lower(), asked, self._table(owner, *blanks))
         if isinstance(reduction, Cut):
             raise UsageError(
                 "A cut is measured by a histogram or collect request; the pass has neither."
