@@ -316,8 +316,8 @@ class Machine {
             case op_sign: return unary(in, [](T x) { return (x > 0 ? T(1) : T(0)) - (x < 0 ? T(1) : T(0)); });
             case op_sqrt: return unary(in, [](T x) { return std::sqrt(x); });
             // In double and rounded once, so that float results do not depend on whose library computes them.
-            case op_exp: return unary(in, [](T x) { return exponential(x); });
-            case op_log: return unary(in, [](T x) { return logarithm(x); });
+            case op_exp: return exponential(reg(in.a), reg(in.out), n_);
+            case op_log: return logarithm(reg(in.a), reg(in.out), n_);
             case op_not: return unary(in, [](T x) { return x != 0 ? T(0) : T(1); });
             case op_round_float32: return round<Float32>(in);
             case op_round_float16: return round<Float16>(in);
