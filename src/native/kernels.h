@@ -40,7 +40,7 @@
     X(widen) X(dot_wide)                                                                                       \
     /* outputs[slot]: one float64 per row of the tile */                                                       \
     X(row_total) X(row_dot) X(row_peak)                                                                        \
-    /* outputs[slot]: 65536 uint64 counts, then those above and below; low, shift = integers[b], [b + 1] */    \
+    /* outputs[slot]: 65536 uint64 counts, those above and below, 16 spare; low, shift = integers[b], [b + 1] */\
     X(histogram)                                                                                               \
     /* outputs[slot], [slot + 1]: uint64 keys, int64 flat indices; low, high, limit = integers[b ...];         \
        tallies: keys inside, keys above */                                                                     \
@@ -101,7 +101,7 @@ enum Opcode : int32_t {
 };
 
 constexpr int64_t lane_count = 32;     // accumulators of a sum: element i of a piece goes to lane i % 32
-constexpr int64_t histogram_bins = 65536;
+constexpr int64_t histogram_bins = 65536, histogram_spare = 16;
 
 // The same interpreter, compiled once per instruction set (see interpreter.h).
 namespace baseline {

@@ -118,20 +118,27 @@ static inline typename KeyOf<T>::type key_at(const T* x, int64_t i) {
     return Key(bits[i] & (~typename KeyOf<T>::bits(0) >> 1));
 }
 
-// low < 0 stands for "above every key".
+// low < 0 stands for "above every key". Zeros and what lies outside, often most of a tensor, would wait for each other
+// at one counter: they are counted aside, and what is left of them is spread over spare counters.
 template <class T>
 static void histogram(const T* x, int64_t n, int64_t low, int64_t shift, uint64_t* counts, uint32_t* bins) {
     typedef typename KeyOf<T>::type Key;
     if (low < 0) return;
-    const Key first = Key(low);
+    const Key first = Key(low), least = first > 0 ? first : 1;
+    uint32_t below = 0, above = 0;
     WS_VECTOR_LOOP
     for (int64_t i = 0; i < n; ++i) {
         const Key key = key_at(x, i);
         const Key bin = Key(key - first) >> shift;
-        const Key capped = bin > Key(histogram_bins) ? Key(histogram_bins) : bin;
-        bins[i] = key < first ? uint32_t(histogram_bins + 1) : uint32_t(capped);
+        const bool is_below = key < least, is_above = bin >= Key(histogram_bins);
+        below += is_below ? 1u : 0u;
+        above += is_above ? 1u : 0u;
+        const uint32_t spare = uint32_t(histogram_bins + 2) + (uint32_t(i) & uint32_t(histogram_spare - 1));
+        bins[i] = pick(is_below | is_above, spare, uint32_t(bin));
     }
     for (int64_t i = 0; i < n; ++i) ++counts[bins[i]];
+    counts[histogram_bins] += above;
+    counts[first > 0 ? histogram_bins + 1 : 0] += below;
 }
 
 struct Bracket {

@@ -37,6 +37,7 @@ from weightsmith.tensors.program import Listing, list_pass
 LIBRARY = Path(__file__).with_name("_native.so")
 LEVELS = ("baseline", "avx2", "avx512")
 _PROGRAM_CACHE = 1024
+_HISTOGRAM_REST = 2 + 16  # keys above, keys below, and spare counters
 
 
 class _Program(ctypes.Structure):
@@ -302,7 +303,7 @@ class NativePass:
         partials = np.empty((len(asked), -(-count // self._piece)), dtype=np.float64)
         for row, (slot, request) in enumerate(asked.items()):
             if isinstance(request, Histogram):
-                call.give(slot, np.zeros(HISTOGRAM_BINS + 2, dtype=np.uint64))
+                call.give(slot, np.zeros(HISTOGRAM_BINS + _HISTOGRAM_REST, dtype=np.uint64))
             elif isinstance(request, Collect):
                 size = min(request.limit, count)
                 call.give(slot, np.empty(size, dtype=np.uint64))
