@@ -145,20 +145,23 @@ struct Bracket {
     int64_t low, high, limit;
 };
 
+// `tally` has two numbers of each of the request's two slots: inside, above; nonzero, unused.
 template <class T>
 static void collect(const T* x, int64_t n, int64_t flat, Bracket bracket, uint64_t* keys, int64_t* indices,
                     int64_t* tally, uint8_t* flags) {
     typedef typename KeyOf<T>::type Key;
     const Key low = Key(bracket.low), high = Key(bracket.high);
     const bool none_inside = bracket.low < 0 || bracket.low > bracket.high;
-    uint32_t above = 0, inside = 0;
+    uint32_t above = 0, inside = 0, nonzero = 0;
     WS_VECTOR_LOOP
     for (int64_t i = 0; i < n; ++i) {
         const Key key = key_at(x, i);
         above += key > high ? 1u : 0u;
+        nonzero += key != 0 ? 1u : 0u;
         inside += (key >= low) & (key <= high) ? 1u : 0u;
     }
     tally[1] += above;
+    tally[2] += nonzero;
     if (none_inside || inside == 0) return;
     int64_t taken = tally[0];
     tally[0] += inside;

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
+from weightsmith.engine.backends import choose_backend
+from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.scheduler import Scheduler
+from weightsmith.engine.tensor_job import MemoryTensor, Settings, TensorJob
 from weightsmith.tensors import native
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.graph import Scope, Value, above, largest_share, source, walk, where
+from weightsmith.tensors.torch_memory import evaluate_model
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 Tensors = dict[str, torch.Tensor]
@@ -63,6 +71,50 @@ def test_mixed_precisions_come_out_in_memory_as_on_disk(tmp_path: Path) -> None:
     )
     for name, tensor in merged(tmp_path, 0.25, BACKENDS[-1]).items():
         assert found[name].equal(tensor)
+
+
+@pytest.mark.parametrize("scope", [Scope.TENSOR, Scope.MODEL])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cut_keeps_a_share_of_what_is_not_zero(backend: str, scope: Scope) -> None:
+    """300,001 elements of which a third is zero, in tensors of two sizes, so that sampling is needed too."""
+    numbers = torch.randperm(300_001, generator=torch.Generator().manual_seed(6)).float()
+    numbers[numbers % 3 == 1] = 0.0
+    parts = {"first": numbers[:1000], "second": numbers[1000:]}
+    x = source(0)
+    graphs = {n: where(above(x, largest_share(x, 0.25, scope, "nonzero")), x, 0.0) for n in parts}
+    found = engine_results(graphs, parts, backend)
+    in_memory = evaluate_model(graphs, {n: [t] for n, t in parts.items()})
+    for name, part in parts.items():
+        pool = numbers if scope is Scope.MODEL else part
+        k = int(torch.count_nonzero(pool)) // 4
+        threshold = pool.sort(descending=True).values[k - 1]
+        assert found[name].equal(torch.where(part >= threshold, part, 0.0))
+        assert found[name].equal(in_memory[name])
+
+
+def engine_results(graphs: dict[str, Value], tensors: Tensors, backend: str) -> Tensors:
+    """What the engine's jobs compute from one source per tensor."""
+    settings = Settings(choose_backend(wanted=backend).load(), 1 << 16)
+    jobs = []
+    for name, graph in graphs.items():
+        shape, data = tuple(tensors[name].shape), tensors[name].numpy().view(np.uint8).data
+        stored = MemoryTensor(name, DType.FLOAT32, shape, data)
+        cuts = {node: "cut" for node in walk([graph]) if getattr(node, "scope", 0) == Scope.MODEL}
+        jobs.append(TensorJob(name, shape, graph, [stored], settings, groups=cuts))
+    scheduler = Scheduler(2)
+    resolve_model_scope(jobs, scheduler)
+    sinks = {job.name: _Bytes(4 * job.numel) for job in jobs}
+    scheduler.run(job.compute(DType.FLOAT32, sinks[job.name]) for job in jobs)
+    return {name: torch.frombuffer(sink.data, dtype=torch.float32) for name, sink in sinks.items()}
+
+
+class _Bytes:
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Take float32 elements from `start` on."""
+        self.data[4 * start : 4 * start + len(data)] = data
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

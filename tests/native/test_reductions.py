@@ -141,6 +141,7 @@ def test_histogram_and_collect_equal_torch(
             assert (ours.counts == theirs.counts).all()
         else:
             assert ours.inside == theirs.inside
+            assert ours.nonzero == theirs.nonzero
             assert ours.keys.tolist() == theirs.keys.tolist()
             assert ours.indices.tolist() == theirs.indices.tolist()
 

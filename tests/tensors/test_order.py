@@ -16,6 +16,7 @@ from weightsmith.tensors.passes import (
     CutPoint,
     Histogram,
     HistogramPart,
+    ShareOf,
 )
 
 
@@ -28,11 +29,12 @@ def answer(keys: np.ndarray, asked: Histogram | Collect, start: int) -> Histogra
         return HistogramPart(counts, int((bins >= HISTOGRAM_BINS).sum()))
     at = np.flatnonzero((keys >= asked.low) & (keys <= asked.high))
     kept = at[: asked.limit]
-    return CollectPart(keys[kept], kept + start, len(at), int((keys > asked.high).sum()))
+    above, nonzero = int((keys > asked.high).sum()), int(np.count_nonzero(keys))
+    return CollectPart(keys[kept], kept + start, len(at), above, nonzero)
 
 
 def select(
-    values: np.ndarray, k: int, tile: int, limit: int, sample: np.ndarray | None = None
+    values: np.ndarray, k: int | ShareOf, tile: int, limit: int, sample: np.ndarray | None = None
 ) -> np.ndarray:
     """Run a selection over tiles and return the mask of selected elements."""
     keys = np.abs(values).astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -40,8 +42,7 @@ def select(
     while sample is not None and (asked := selection.sample_request) is not None:
         part = answer(keys[sample], asked, 0)
         assert isinstance(part, HistogramPart)
-        # Tensors of a model are sampled at different rates, so counts come in fractions.
-        selection.absorb_sample(asked, [HistogramPart(part.counts * 8, 0)], unit=8.0)
+        selection.absorb_sample(asked, [part])
     for _ in range(20):
         if selection.result is not None:
             break
@@ -102,6 +103,37 @@ def test_a_misleading_sample_costs_a_round_but_never_the_right_answer(
     }[sample_from]
     mask = select(values, k, 65_536, 1 << 16, sample)
     np.testing.assert_array_equal(mask, expected(values, k))
+
+
+@given(numbers, st.floats(0.0, 1.0), st.integers(1, 64), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_a_share_of_what_is_not_zero_is_counted_in_the_rounds_that_select(
+    raw: list[float], share: float, tile: int, limit: int
+) -> None:
+    """No pass counts first, and the mask is the one of the k that such a pass would have given."""
+    values = np.array(raw, np.float32)
+    k = int(share * np.count_nonzero(values))
+    np.testing.assert_array_equal(select(values, ShareOf(share), tile, limit), expected(values, k))
+
+
+@pytest.mark.parametrize("large", [1 << 17, 1 << 28])
+@pytest.mark.parametrize("sample_from", ["spread", "largest", "zeros"])
+@pytest.mark.parametrize("share", [0.0, 1e-7, 0.1, 0.6, 1.0])
+def test_a_share_of_what_is_not_zero_survives_a_misleading_sample(
+    monkeypatch: pytest.MonkeyPatch, share: float, sample_from: str, large: int
+) -> None:
+    """Also where brackets would hold too many elements, so that bins are asked for."""
+    monkeypatch.setattr(order_module, "_LARGE", large)
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 1 << 12)
+    values = np.random.default_rng(3).laplace(size=300_000).astype(np.float32)
+    values[np.random.default_rng(4).random(values.size) < 0.3] = 0
+    sample = {
+        "spread": np.arange(0, values.size, 37),
+        "largest": np.argsort(np.abs(values))[-5000:],
+        "zeros": np.flatnonzero(values == 0)[:5000],
+    }[sample_from]
+    mask = select(values, ShareOf(share), 65_536, 1 << 16, sample)
+    np.testing.assert_array_equal(mask, expected(values, int(share * np.count_nonzero(values))))
 
 
 def test_massive_ties_are_resolved_by_index_within_bounded_lists() -> None:

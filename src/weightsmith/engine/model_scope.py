@@ -7,21 +7,18 @@ together.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
+from weightsmith.engine.tiles import sample_step
 from weightsmith.tensors.equal_graphs import walked
 from weightsmith.tensors.graph import Cut, Scalar, adds_to
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
-
-# Of a sampled histogram that is scaled by the size of its tensor: fractions of elements count.
-_SAMPLE_UNIT = 1024.0
 
 
 @dataclass(slots=True)
@@ -30,7 +27,6 @@ class _Member:
     reduction: Scalar | Cut
     offset: int
     tiles: int = 0
-    sampled: float = 0.0
     again: list[Scalar | Cut] = field(default_factory=list)
 
 
@@ -48,6 +44,14 @@ class _Group:
             return
         self.members.append(_Member(job, reduction, self.population))
         self.population += job.numel
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Where the model's tensors begin, by identity of their jobs, and how far apart its sampled runs do."""
+
+    places: Mapping[int, int]
+    step: int
 
 
 def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None:
@@ -104,31 +108,30 @@ def _prepare(groups: dict[Hashable, _Group]) -> None:
 
 
 def _sample(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
+    places: dict[int, int] = {}
+    population = 0
+    for member in (member for group in groups.values() for member in group.members):
+        if id(member.job) not in places:
+            places[id(member.job)] = population
+            population += member.job.numel
+    sample = _Sample(places, sample_step(population))
     while asked := {
         key: request
         for key, g in groups.items()
         if g.selection and (request := g.selection.sample_request)
     }:
-        found = _stream(groups, dict(asked), scheduler, sampled=True)
+        found = _stream(groups, dict(asked), scheduler, sample)
         for key, by_member in found.items():
             selection = groups[key].selection
             assert selection is not None
-            selection.absorb_sample(asked[key], by_member[0], _SAMPLE_UNIT)
-
-
-def _weighted(part: HistogramPart, member: _Member) -> HistogramPart:
-    """A tensor's sampled histogram, scaled so that tensors count by their size; the first one has all elements."""
-    counts = part.counts.astype(np.float64)
-    member.sampled = member.sampled or float(counts.sum())
-    scale = _SAMPLE_UNIT * member.job.numel / ((member.sampled or 1.0) * 32)
-    return HistogramPart(np.rint(counts * scale).astype(np.uint64), 0)
+            selection.absorb_sample(asked[key], by_member[0])
 
 
 def _measure(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
     asked: dict[Hashable, Request | None] = {
         key: group.selection.request() if group.selection else None for key, group in groups.items()
     }
-    for key, by_member in _stream(groups, asked, scheduler, sampled=False).items():
+    for key, by_member in _stream(groups, asked, scheduler).items():
         group, request = groups[key], asked[key]
         if group.selection is None:
             group.result = combine_partials(
@@ -152,7 +155,7 @@ def _stream(
     groups: dict[Hashable, _Group],
     asked: dict[Hashable, Request | None],
     scheduler: Scheduler,
-    sampled: bool,
+    sample: _Sample | None = None,
 ) -> dict[Hashable, list[list[Any]]]:
     """Stream every member once; for each group, each member's parts (of histograms, their sum as the first's)."""
     gates = {key: gate_for(request) for key, request in asked.items()}
@@ -170,10 +173,10 @@ def _stream(
     def stream(job: TensorJob, wanted: list[tuple[Hashable, int, _Member, int | None]]) -> Job:
         full = [entry for entry in wanted if entry[3] is None]
         if full:
-            yield from _part(job, full, asked, None, found, gates, sampled)
+            yield from _part(job, full, asked, None, found, gates, sample)
         for entry in wanted:
             if entry[3] is not None:
-                yield from _part(job, [entry], asked, entry[3], found, gates, sampled)
+                yield from _part(job, [entry], asked, entry[3], found, gates)
 
     scheduler.run(stream(jobs[identity], wanted) for identity, wanted in by_job.items())
     for key, gate in gates.items():
@@ -189,15 +192,16 @@ def _part(
     tile: int | None,
     found: dict[Hashable, list[list[Any]]],
     gates: Mapping[Hashable, Gate | None],
-    sampled: bool,
+    sample: _Sample | None = None,
 ) -> Rounds:
     requests = [(member.reduction, asked[key]) for key, _, member, _ in entries]
-    if sampled:
-        parts = yield from job.sample_part(requests)
-        for (key, _, member, _), (part,) in zip(entries, parts, strict=True):
+    if sample is not None:
+        parts = yield from job.sample_part(requests, (sample.places[id(job)], sample.step))
+        for (key, *_), of_key in zip(entries, parts, strict=True):
             gate = gates[key]
             assert isinstance(gate, SummedHistograms)
-            gate.admit(_weighted(part, member))
+            for part in of_key:
+                gate.admit(part)
         return
     bounds = [gates[key] for key, *_ in entries]
     parts = yield from job.measure_part(requests, only_tile=tile, gates=bounds)
@@ -220,7 +224,7 @@ def _asked_members(group: _Group, request: Request | None) -> list[tuple[_Member
 
 def _global(part: Any, offset: int) -> Any:
     if isinstance(part, CollectPart):
-        return CollectPart(part.keys, part.indices + offset, part.inside, part.above)
+        return dataclasses.replace(part, indices=part.indices + offset)
     assert isinstance(part, HistogramPart)
     return part
 

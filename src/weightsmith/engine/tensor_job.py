@@ -17,6 +17,7 @@ from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tiles import (
     digest_rounds,
+    model_sample_runs,
     piece_digests,
     sample_runs,
     tile_task,
@@ -31,6 +32,7 @@ from weightsmith.tensors.passes import (
     Collect,
     PassSpec,
     Request,
+    ShareOf,
     TileResult,
     has_row_nodes,
     matrix_nodes,
@@ -202,10 +204,18 @@ class TensorJob:
                 parts[i] = [] if gates else [gate.total]
         return parts
 
-    def sample_part(self, requests: Sequence[tuple[Scalar | Cut, Request | None]]) -> Rounds:
-        """As `measure_part`, over a sample of the tensor."""
+    def sample_part(
+        self,
+        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        place: tuple[int, int] | None = None,
+    ) -> Rounds:
+        """As `measure_part`, over a sample of the tensor, or over its part of a model's: see `model_sample_runs`."""
         spec = self._spec(reductions=tuple(requests))
-        results = yield from self._sample(spec)
+        rows = has_row_nodes(pass_roots(spec), self.known)
+        runs = (
+            model_sample_runs(self.shape, rows, *place) if place else sample_runs(self.shape, rows)
+        )
+        results = (yield from self._sample(spec, runs)) if runs else []
         return [[tile.partials[i] for tile in results] for i in range(len(requests))]
 
     def model_results(self) -> dict[Hashable, Any]:
@@ -265,8 +275,8 @@ class TensorJob:
     def _selection(self, cut: Cut) -> Selection:
         return Selection(self.wanted(cut, self.numel), self.numel, self.key_bits)
 
-    def wanted(self, cut: Cut, population: int) -> int:
-        """k of a cut over `population` elements."""
+    def wanted(self, cut: Cut, population: int) -> int | ShareOf:
+        """k of a cut over `population` elements, or its rule."""
         return selected_count(cut, self.known, population)
 
     @property
@@ -449,11 +459,10 @@ class TensorJob:
                 filled += len(part)
         return buffers
 
-    def _sample(self, spec: PassSpec) -> Rounds:
-        """One result for a sample of the tensor, its runs of elements joined as if they were neighbours."""
+    def _sample(self, spec: PassSpec, runs: Sequence[tuple[int, int]]) -> Rounds:
+        """One result for runs of elements, joined as if they were neighbours."""
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
-        runs = sample_runs(self.shape, has_row_nodes(pass_roots(spec), self.known))
         total = sum(count for _, count in runs)
 
         def run(worker: Worker) -> TileResult:

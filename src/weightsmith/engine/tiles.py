@@ -14,6 +14,7 @@ from weightsmith.tensors.stored import LazyTensor
 
 _SAMPLE_RUN = 4096
 _SAMPLE_SMALLEST, _SAMPLE_LARGEST = 1 << 16, 1 << 20
+_SAMPLE_SHARE = 32  # of so many elements one is sampled, unless they are few
 
 
 def tile_elements(shape: Sequence[int], target: int, rows: bool) -> int:
@@ -32,9 +33,29 @@ def sample_runs(shape: Sequence[int], rows: bool) -> list[tuple[int, int]]:
     run = _SAMPLE_RUN
     if rows:
         run = row_length * -(-_SAMPLE_RUN // max(row_length, 1))
-    wanted = min(max(numel // 32, _SAMPLE_SMALLEST), _SAMPLE_LARGEST)
+    wanted = min(max(numel // _SAMPLE_SHARE, _SAMPLE_SMALLEST), _SAMPLE_LARGEST)
     step = max(run, numel * run // wanted // run * run)
     return [(at, min(run, numel - at)) for at in range(0, numel, step)]
+
+
+def sample_step(population: int) -> int:
+    """How far apart the runs begin of which the sample of a model with `population` elements is made."""
+    return _SAMPLE_RUN * max(1, min(_SAMPLE_SHARE, population // _SAMPLE_LARGEST))
+
+
+def model_sample_runs(
+    shape: Sequence[int], rows: bool, offset: int, step: int
+) -> list[tuple[int, int]]:
+    """A tensor's part of the sample of a model in which it begins at `offset`: as often as it is large, or never."""
+    numel = math.prod(shape)
+    first = -offset % step
+    if not rows:
+        return [(at, min(_SAMPLE_RUN, numel - at)) for at in range(first, numel, step)]
+    row_length = max(shape[-1] if shape else 1, 1)
+    length = -(-_SAMPLE_RUN // row_length)  # in rows
+    starts = range(first, numel, step * length * row_length // _SAMPLE_RUN)
+    runs = [(at // row_length * row_length, length * row_length) for at in starts]
+    return [(at, min(size, numel - at)) for at, size in runs]
 
 
 def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:

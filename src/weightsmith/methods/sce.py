@@ -20,11 +20,8 @@ from weightsmith.tensors.graph import (
     Value,
     above,
     add_all,
-    apply,
-    count,
     dot,
-    largest,
-    linear_combination,
+    largest_share,
     maximum,
     solve,
     where,
@@ -83,8 +80,7 @@ class Sce:
         if self.select_topk >= 1.0:
             return deltas
         spread = variance(experts)
-        k = apply(scalars.floor, count(spread > 0.0) * self.select_topk)
-        mask = above(spread, largest(spread, k))
+        mask = above(spread, largest_share(spread, self.select_topk, of="nonzero"))
         return [where(mask, d, 0.0) for d in deltas]
 
     def _divisor(self, weight: Value) -> Value:
@@ -95,10 +91,13 @@ class Sce:
 
 def variance(values: Sequence[Value]) -> Value:
     """Population variance over the values at each element, exactly zero where all are equal."""
-    n = len(values)
-    offsets = [v - values[0] for v in values]
-    mean = linear_combination(offsets, [1.0 / n] * n)
-    return linear_combination([(o - mean) * (o - mean) for o in offsets], [1.0 / n] * n)
+    share = 1.0 / len(values)
+    offsets = [v - values[0] for v in values[1:]]
+    if not offsets:
+        return values[0] - values[0]
+    mean = add_all(offsets) * share
+    squares = [mean * mean, *((o - mean) * (o - mean) for o in offsets)]
+    return add_all(squares) * share
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.random import stream_key
 
 Attributes = tuple[Any, ...]
-# How many elements a cut selects: k as it is, k times the population, or a function of the population.
-Rule = bool | Callable[[int], int]
+# How many elements a cut selects: "k", k times "all" or those that are "nonzero", or a function of how many there are.
+Rule = str | Callable[[int], int]
 
 
 class Scope(enum.IntEnum):
@@ -357,12 +357,12 @@ def largest(x: Value, k: Number | Callable[[int], int], scope: Scope = Scope.TEN
     model scope). Zeros are never selected, so fewer than k elements are selected where fewer are
     nonzero. `k` may be a function (of a module, or a frozen dataclass) of the number of elements in the scope.
     """
-    return Cut(x, scalar(0.0 if callable(k) else k), scope, k if callable(k) else False)
+    return Cut(x, scalar(0.0 if callable(k) else k), scope, k if callable(k) else "k")
 
 
-def largest_share(x: Value, share: Number, scope: Scope = Scope.TENSOR) -> Cut:
-    """As `largest` with k = floor(share * N), N being the number of elements in the scope (tensor or whole model)."""
-    return Cut(x, scalar(share), scope, True)
+def largest_share(x: Value, share: Number, scope: Scope = Scope.TENSOR, of: str = "all") -> Cut:
+    """As `largest` with k = floor(share * N), N being how many elements of the scope there are, or are "nonzero"."""
+    return Cut(x, scalar(share), scope, of)
 
 
 def apply(function: Callable[..., Any], *arguments: Number) -> Scalar:

@@ -364,10 +364,10 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
         return HistogramPart(found[:HISTOGRAM_BINS], int(found[HISTOGRAM_BINS]))
     if isinstance(request, Collect):
         inside, above = call.tally(slot)
+        nonzero, _ = call.tally(slot + 1)
         taken = min(inside, len(found))
-        return CollectPart(
-            found[:taken].copy(), call.outputs[slot + 1][:taken].copy(), inside, above
-        )
+        indices = call.outputs[slot + 1][:taken].copy()
+        return CollectPart(found[:taken].copy(), indices, inside, above, nonzero)
     return found
 
 

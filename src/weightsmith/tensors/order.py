@@ -21,6 +21,7 @@ import math
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from weightsmith.tensors.passes import (
     Histogram,
     HistogramPart,
     Request,
+    ShareOf,
 )
 
 ALL_INDICES = (1 << 62) - 1
@@ -72,7 +74,7 @@ class CollectedParts:
             if self._left >= 0:
                 return part
         # Not a slice of the lists: it would keep all of them alive.
-        return CollectPart(np.empty(0, np.uint64), np.empty(0, np.int64), part.inside, part.above)
+        return replace(part, keys=np.empty(0, np.uint64), indices=np.empty(0, np.int64))
 
 
 class SummedHistograms:
@@ -109,13 +111,17 @@ def gate_for(request: Request | None) -> Gate | None:
 
 
 class Selection:
-    """Find the k-th largest of `population` magnitudes.
+    """Find the k-th largest of `population` magnitudes; k may be a share of those that are not zero.
 
     Keys have `key_bits` bits: 31 for float32, 63 for float64.
     """
 
-    def __init__(self, k: int, population: int, key_bits: int, limit: int = _COLLECT_LIMIT) -> None:
-        self.k = k
+    def __init__(
+        self, k: int | ShareOf, population: int, key_bits: int, limit: int = _COLLECT_LIMIT
+    ) -> None:
+        # The rule until the first full round has counted the nonzero elements; `k` is a guess up to then.
+        self._rule = None if isinstance(k, int) else k
+        self.k = k if isinstance(k, int) else k(population)
         self.key_bits = key_bits
         self.limit = limit
         self.result: CutPoint | None = None
@@ -128,8 +134,7 @@ class Selection:
         self._sampled, self._sampled_from, self._expected = 0.0, 0.0, 0.0
         self._refined = False
         self._tie_part: tuple[int, int] | None = None
-        if k <= 0:
-            self.result = CutPoint((1 << key_bits) - 1, -1, float("inf"))
+        self._end_if_empty()
 
     @property
     def sample_request(self) -> Histogram | None:
@@ -144,16 +149,16 @@ class Selection:
             return None
         return _within(*self._guess)
 
-    def absorb_sample(
-        self, asked: Histogram, parts: Iterable[HistogramPart], unit: float = 1.0
-    ) -> None:
-        """Guess a bracket from a histogram of sampled elements, whose counts are multiples of `unit`."""
-        counts = _summed(parts) / unit
+    def absorb_sample(self, asked: Histogram, parts: Iterable[HistogramPart]) -> None:
+        """Guess a bracket from a histogram of sampled elements."""
+        counts = _summed(parts)
         is_first = not self._sampled
         self._sampled = self._sampled or float(counts.sum())
         if self._sampled == 0.0:
             self._sampled = 1.0
             return
+        if is_first and self._rule is not None:
+            self.k = self._rule(round((1.0 - float(counts[0]) / self._sampled) * self._population))
         share = min(1.0, self.k / self._population)
         spread = _SAMPLE_SIGMAS * math.sqrt(share * (1 - share) * self._sampled) + _SAMPLE_SIGMAS
         wanted = share * self._sampled
@@ -179,7 +184,9 @@ class Selection:
         if self._tie_part is not None:
             return Collect(self.low, self.high, 1 << 62, only_part=self._tie_part[0])
         if self._guess is not None and self._holds_too_many(*self._guess):
-            return _within(*self._guess)
+            if self._rule is None:
+                return _within(*self._guess)
+            self._guess = None  # for bins from the smallest key on, which count what is not zero
         if self._guess is not None:
             return Collect(self._guess[0], self._guess[1], self.limit)
         if self._inside <= self.limit or self.low == self.high:
@@ -193,6 +200,11 @@ class Selection:
 
     def absorb(self, asked: Request, parts: Sequence[HistogramPart | CollectPart]) -> None:
         """Take the answers of one round, in the order of the tiles."""
+        if self._rule is not None:
+            self.k, self._rule = self._rule(_nonzero(parts)), None
+            self._end_if_empty()
+            if self.result is not None:
+                return
         if self._tie_part is not None:
             (part,) = [p for p in parts if isinstance(p, CollectPart)]
             self._resolve(self.low, int(part.indices[self._tie_part[1] - 1]))
@@ -275,12 +287,23 @@ class Selection:
     def _resolve(self, key: int, last_index: int) -> None:
         self.result = CutPoint(key, last_index, key_to_magnitude(key, self.key_bits))
 
+    def _end_if_empty(self) -> None:
+        if self.k <= 0:
+            self.result = CutPoint((1 << self.key_bits) - 1, -1, float("inf"))
+
     def _only_zeros_left(self) -> None:
         self.result = CutPoint(0, -1, 0.0)
 
 
 def _within(low: int, high: int) -> Histogram:
     return Histogram(low, max(0, (high - low).bit_length() - 16))
+
+
+def _nonzero(parts: Sequence[HistogramPart | CollectPart]) -> int:
+    """How many keys are not 0, by the answers to `Collect`, or to `Histogram` from key 1 on."""
+    return sum(
+        p.nonzero if isinstance(p, CollectPart) else int(p.counts.sum()) + p.above for p in parts
+    )
 
 
 def _summed(parts: Iterable[HistogramPart]) -> NDArray[np.int64]:

@@ -77,12 +77,16 @@ class HistogramPart:
 
 @dataclass(frozen=True, slots=True)
 class CollectPart:
-    """One tile's answer to `Collect`; `inside` counts the keys in range, also where lists are cut."""
+    """One tile's answer to `Collect`.
+
+    `inside` counts the keys in range, also where lists are cut, and `nonzero` all keys but 0.
+    """
 
     keys: NDArray[np.uint64]
     indices: NDArray[np.int64]
     inside: int
     above: int
+    nonzero: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +234,26 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 }
 
 
-def selected_count(cut: Cut, known: Known, population: int) -> int:
-    """k of a cut over `population` elements, its scalars being known."""
+@dataclass(frozen=True, slots=True)
+class ShareOf:
+    """The rule k = floor(share * n)."""
+
+    share: float
+
+    def __call__(self, n: int) -> int:
+        """k."""
+        return math.floor(self.share * n)
+
+
+def selected_count(cut: Cut, known: Known, population: int) -> int | ShareOf:
+    """k of a cut over `population` elements, its scalars being known; for shares of what is not zero, their rule."""
     rule = cut.attributes[0]
     if callable(rule):
         return int(rule(population))
     number = float(evaluate_scalar(cut.inputs[1], dict(known)))
-    return math.floor(number * population) if rule else int(number)
+    if rule == "k":
+        return int(number)
+    return ShareOf(number) if rule == "nonzero" else ShareOf(number)(population)
 
 
 def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:

@@ -318,4 +318,7 @@ def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
     inside = len(at)
     at = at[: request.limit]
     above = int((keys > high).sum())
-    return CollectPart(on_host[at].astype(np.uint64), at.astype(np.int64) + start, inside, above)
+    nonzero = int(torch.count_nonzero(keys))
+    return CollectPart(
+        on_host[at].astype(np.uint64), at.astype(np.int64) + start, inside, above, nonzero
+    )
