@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 // Operands `a`, `b`, `c`: a register (>= 0) or number ~operand of the tile's table of numbers, unless stated.
 // `slot` is the first entry that the instruction uses in the tile's `outputs` and `tallies`.

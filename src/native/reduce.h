@@ -33,13 +33,38 @@ struct Peak {
     static inline V step(V lane, V x, V) { return (x > lane) | (x != x) ? x : lane; }
 };
 
+// The same numbers in float lanes, of which a vector holds twice as many: a largest float needs no double.
+typedef float __attribute__((vector_size(WS_WIDTH * 8), aligned(4), may_alias)) full_float;
+constexpr int float_width = 2 * WS_WIDTH, float_vectors = int(lane_count) / float_width;
+
+static inline int64_t peaks_of_floats(double* lanes, const float* x, int64_t n, int64_t i) {
+    float kept[lane_count];
+    for (int64_t k = 0; k < lane_count; ++k) kept[k] = float(lanes[k]);
+    full_float peak[float_vectors];
+    WS_UNROLL
+    for (int k = 0; k < float_vectors; ++k) peak[k] = *reinterpret_cast<const full_float*>(kept + float_width * k);
+    for (; i + lane_count <= n; i += lane_count) {
+        WS_UNROLL
+        for (int k = 0; k < float_vectors; ++k) {
+            const full_float a = *reinterpret_cast<const full_float*>(x + i + float_width * k);
+            peak[k] = Peak::step<full_float>(peak[k], a, a);
+        }
+    }
+    WS_UNROLL
+    for (int k = 0; k < float_vectors; ++k) *reinterpret_cast<full_float*>(kept + float_width * k) = peak[k];
+    for (int64_t k = 0; k < lane_count; ++k) lanes[k] = double(kept[k]);
+    return i;
+}
+
 // Adds n elements to the lanes; the first goes to lane `phase`.
 template <class Rule, class T>
 static inline void accumulate(double* lanes, const T* x, const T* y, int64_t n, int64_t phase) {
     int64_t i = 0;
     for (; i < n && phase % lane_count; ++i, ++phase)
         lanes[phase % lane_count] = Rule::template step<double>(lanes[phase % lane_count], x[i], y[i]);
-    if (i + lane_count <= n) {
+    if constexpr (std::is_same<Rule, Peak>::value && sizeof(T) == 4) {
+        if (i + lane_count <= n) i = peaks_of_floats(lanes, x, n, i);
+    } else if (i + lane_count <= n) {
         wide_double sum[lane_vectors], a, b;
         WS_UNROLL
         for (int k = 0; k < lane_vectors; ++k) load_wide(lanes + WS_WIDTH * k, sum[k]);

@@ -32,6 +32,8 @@ from weightsmith.tensors.graph import (
 )
 
 _CODE = {"density": 0.2}
+# Spreads below it are no normal numbers in float32, nor are their reciprocals.
+_SMALLEST = 2.0**-126
 
 
 @method(
@@ -171,19 +173,21 @@ class FromBelow:
 
 
 def softmax_scores(deltas: Sequence[Value]) -> list[Value]:
-    """alpha_i beta_i up to a factor of each task, which the norms of the weights cancel."""
+    """alpha_i beta_i up to a factor of each task, which the norms of the weights cancel.
+
+    With e_ij = exp(Norm(tau_i tau_j) - 1), beta_i is the sum of e_ij / sum e_ij, and alpha_i is e_ii^N.
+    """
     n = len(deltas)
     shares: dict[tuple[int, int], Value] = {}
+    within = []
     for i in range(n):
         for j in range(i, n):
-            power = exp(_min_max(deltas[i] * deltas[j]) - 1.0)
+            power = exp(_below_peak(deltas[i] * deltas[j]))
             share = apply(scalars.divide, 1.0, total(power, Scope.MODEL))
             shares[i, j] = shares[j, i] = power * share
-    scores = []
-    for i, delta in enumerate(deltas):
-        within = exp((_min_max(delta * delta) - 1.0) * float(n))
-        scores.append(within * add_all([shares[i, j] for j in range(n)]))
-    return scores
+            if i == j:
+                within.append(_whole_power(power, n))
+    return [w * add_all([shares[i, j] for j in range(n)]) for i, w in enumerate(within)]
 
 
 def renormalised(score: Value, density: float) -> Value:
@@ -191,7 +195,8 @@ def renormalised(score: Value, density: float) -> Value:
     if density >= 1.0:
         return _min_max(score, otherwise=1.0)
     cut = largest_share(score, density, Scope.MODEL)
-    return where(above(score, cut), score / _or_one(peak(score, Scope.MODEL)), 0.0)
+    factor = apply(_reciprocal, peak(score, Scope.MODEL))
+    return where(above(score, cut), score * factor, 0.0)
 
 
 def tail_weights(score: Value, density: float) -> Value:
@@ -246,12 +251,27 @@ def _min_max(x: Value, otherwise: float = 0.0) -> Value:
     return norm if otherwise == 0.0 else norm + apply(_is_flat, low, high) * otherwise
 
 
-def _or_one(x: Scalar) -> Scalar:
-    return apply(_nonzero, x)
+def _below_peak(x: Value) -> Value:
+    """Norm(x) - 1, with one product for each element; 0 where x is constant."""
+    low, high = -peak(-x, Scope.MODEL), peak(x, Scope.MODEL)
+    return (x - high) * apply(_steepness, low, high)
 
 
-def _nonzero(x: Any) -> Any:
-    return scalars.where(x == 0, 1.0, x)
+def _steepness(low: Any, high: Any) -> Any:
+    spread = high - low
+    return 1.0 / scalars.where(spread < _SMALLEST, _SMALLEST, spread)
+
+
+def _whole_power(x: Value, n: int) -> Value:
+    """x^n for n > 0, by squaring."""
+    if n == 1:
+        return x
+    half = _whole_power(x, n // 2)
+    return half * half * x if n % 2 else half * half
+
+
+def _reciprocal(x: Any) -> Any:
+    return 1.0 / scalars.where(x == 0, 1.0, x)
 
 
 def tanh(x: Value) -> Value:
