@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,27 +101,13 @@ def embed(
     Raises UsageError for a network or a module that gives none, NonFiniteError for NaN.
     """
     import torch
-    from torch.nn import functional
 
-    if model.plain:
-        raise UsageError(f"Task {task!r} needs a text encoder, which {model.name!r} is not.")
-    pooling, longest = _settings(model)
-    tokenizer = model.tokenizer()
-    network = model.module.base_model
+    encode = encoder_of(model, task)
     lengths = [len(text) for text in texts]
     vectors: dict[int, Any] = {}
     with torch.inference_mode():
         for chosen in batches(lengths, batch_size or _BATCH, told):
-            encoded = tokenizer(
-                [texts[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            ).to(model.device)
-            states = network(**encoded).last_hidden_state.float()
-            pooled = _pooled(states, encoded["attention_mask"], pooling)
-            unit = functional.normalize(pooled, dim=1).double().cpu().numpy()
+            unit = encode([texts[i] for i in chosen]).double().cpu().numpy()
             vectors.update(zip(chosen, unit, strict=True))
     stacked = np.stack([vectors[i] for i in range(len(texts))])
     if not np.isfinite(stacked).all():
@@ -129,6 +115,29 @@ def embed(
             f"{model.name!r} gives NaN embeddings on task {task!r}; its weights are broken."
         )
     return np.asarray(stacked, np.float64)
+
+
+def encoder_of(model: LiveModel, task: str) -> Callable[[Sequence[str]], Tensor]:
+    """From a batch of texts to its embeddings of length 1, [B, D], as `embed` has them, in float32.
+
+    They have gradients where the network's parameters do. Raises UsageError for a network or a module that gives none.
+    """
+    from torch.nn import functional
+
+    if model.plain:
+        raise UsageError(f"Task {task!r} needs a text encoder, which {model.name!r} is not.")
+    pooling, longest = _settings(model)
+    tokenizer = model.tokenizer()
+    network = model.module.base_model
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        encoded = tokenizer(
+            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(model.device)
+        states = network(**encoded).last_hidden_state.float()
+        return functional.normalize(_pooled(states, encoded["attention_mask"], pooling), dim=1)
+
+    return encode
 
 
 def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:

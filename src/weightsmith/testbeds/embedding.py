@@ -41,7 +41,8 @@ _TASKS = (
 _NAMES = tuple(task.name for task in _TASKS if not task.is_unseen)
 _COUNTS: Mapping[Split, int] = {"train": 4000, "validation": 120, "test": 500}
 _SCHEDULE = Schedule(45, 1e-4, batch=24, warm_up=5, seed=31)
-_SCALE = 20.0
+# What cosines are multiplied with before the softmax.
+SCALE = 20.0
 _FACTORS = (0.5, 0.7, 1.0)
 Figures = dict[str, dict[str, float]]
 
@@ -52,7 +53,7 @@ def embedding() -> Blueprint:
         "revision": 1,
         "counts": dict(_COUNTS),
         "expert": _SCHEDULE.settings(),
-        "scale": _SCALE,
+        "scale": SCALE,
         "tokens": TOKENS,
         "factors": list(_FACTORS),
     }
@@ -124,7 +125,7 @@ def contrast(
         queries = encoder.embed([rows[i]["query"] for i in chosen])
         documents = encoder.embed([rows[i]["document"] for i in chosen])
         places = torch.arange(len(chosen))
-        return _SCALE * (queries @ documents.T).gather(1, (places[:, None] + places) % len(chosen))
+        return SCALE * (queries @ documents.T).gather(1, (places[:, None] + places) % len(chosen))
 
     return logits
 
