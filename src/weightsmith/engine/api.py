@@ -17,7 +17,7 @@ from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
 from weightsmith.engine.trace import statistic_names
 from weightsmith.engine.verify import Verification
-from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.combine import coarsest
@@ -114,7 +114,7 @@ def merge_state_dicts(
     for random masks (default: by position). `modify` lists modifiers of the experts as a recipe does, such as
     `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert, names of tensors to what
     was measured there: a tensor, or one per sample for kind gradients; `statistics_kind` defaults to the kind that the
-    method prefers. Raises CompatibilityError for different names or shapes.
+    method prefers. Raises CompatibilityError for different names or shapes, NonFiniteError where a method refuses NaN.
     """
     spec = registry.get(method)
     built = spec.build(
@@ -241,7 +241,23 @@ def _evaluate(
             if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL
         )
         groups.update(statistic_names(statistics, tuple(map(str, range(len(sources[name]))))))
-    return evaluate_model(outputs, sources, groups=groups)
+    try:
+        return evaluate_model(outputs, sources, groups=groups)
+    except NonFiniteError as error:
+        raise NonFiniteError(_nonfinite_input(sources) or str(error)) from error
+
+
+def _nonfinite_input(sources: Mapping[str, Sequence[Tensor]]) -> str:
+    """The sentence about the first input with a NaN or infinity; empty if there is none."""
+    for name, tensors in sources.items():
+        for position, tensor in enumerate(tensors):
+            bad = ~tensor.detach().isfinite().reshape(-1)
+            if bool(bad.any()):
+                return (
+                    f"{name!r} of state dict {position} holds {int(bad.sum())} NaN or infinite value(s), the first at "
+                    f"element {int(bad.nonzero()[0])}; mend it, or merge by a method that lets them through."
+                )
+    return ""
 
 
 def _agreed(

@@ -15,6 +15,7 @@ from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.nonfinite import check_finite, located
 from weightsmith.engine.output import OutputShards
 from weightsmith.engine.plan import Action, Plan, PlannedTensor, require_runnable
 from weightsmith.engine.progress import Progress, Silence
@@ -27,7 +28,6 @@ from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
 from weightsmith.errors import (
-    NonFiniteError,
     OutputError,
     ResourceError,
     VerificationError,
@@ -246,10 +246,11 @@ def write_tensors(
         shards.tensor_done(name)
         done(_record(tensor, finished))
 
-    scheduler.run(
-        write(group[0]) if group[0].output.part_of is None else write_parts(group)
-        for group in _by_tensor(tensors)
-    )
+    with located(plan, settings):
+        scheduler.run(
+            write(group[0]) if group[0].output.part_of is None else write_parts(group)
+            for group in _by_tensor(tensors)
+        )
 
 
 def _by_tensor(tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
@@ -309,7 +310,8 @@ def model_results(
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.output.site, []).append(tensor)
     jobs = {site: _statistics_job(plan, parts, settings, tracer) for site, parts in sites.items()}
-    resolve_model_scope(list(jobs.values()), scheduler)
+    with located(plan, settings):
+        resolve_model_scope(list(jobs.values()), scheduler)
     found = {site: job.model_results() for site, job in jobs.items()}
     return {t.output.name: found[t.output.site] for t in concerned}
 
@@ -323,30 +325,3 @@ def _statistics_job(
         first.output = first.output + other.output
         first.groups.update(other.groups)
     return first
-
-
-def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
-    """Raise NonFiniteError for a NaN or infinity in an input or in the output, unless the recipe lets it pass."""
-    if plan.resolved.nonfinite == "propagate":
-        return
-    leaves = distinct_leaves(tensor.output.formula)
-    for leaf, (number, first) in zip(leaves, finished.nonfinite_sources, strict=False):
-        if number:
-            raise NonFiniteError(
-                f"{plan.leaf(leaf).location} holds {number} NaN or infinite value(s), the first at element {first}; "
-                "mend the checkpoint, or set `nonfinite: propagate` in the recipe to let them through."
-            )
-    number, first = finished.nonfinite
-    if number and tensor.model_scope:
-        raise NonFiniteError(
-            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), "
-            f"the first at element {first}, though its inputs are finite: an input of another tensor holds "
-            "some and reached it through statistics of the whole model, or the result overflows "
-            f"{tensor.output.dtype}; mend that checkpoint, or use a wider `dtype` or smaller weights."
-        )
-    if number:
-        raise NonFiniteError(
-            f"Output tensor {tensor.output.name!r} would hold {number} NaN or infinite value(s), "
-            f"the first at element {first}, though its inputs are finite: the result overflows "
-            f"{tensor.output.dtype}; use a wider `dtype` or smaller weights."
-        )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from weightsmith.engine.nonfinite import noting
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tiles import (
@@ -356,7 +358,7 @@ class TensorJob:
         return all(r.scope is not Scope.MODEL for level in levels for r in level)
 
     def _matrix_task(self, node: Value, arrays: Sequence[Any]) -> Task:
-        return lambda _worker: self._call(node, arrays)
+        return lambda _worker: noting(self.name, partial(self._call, node, arrays))
 
     def _call(self, node: Value, arrays: Sequence[Any]) -> list[memoryview]:
         linalg = self.settings.backend.linalg()

@@ -1,0 +1,119 @@
+"""NaN and infinity in inputs: named by checkpoint, tensor and element, wherever they come to light.
+
+The pass that writes a tensor counts them in the sources that it reads. A matrix method reads others, and statistics
+of the whole model carry them from one tensor to all; only then are the inputs looked through once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from weightsmith.engine.tiles import tiles_of
+from weightsmith.engine.trace import distinct_leaves
+from weightsmith.errors import NonFiniteError
+from weightsmith.tensors.graph import source
+from weightsmith.tensors.passes import PassSpec, work_dtype
+from weightsmith.tensors.stored import LazyTensor
+
+if TYPE_CHECKING:
+    from weightsmith.engine.plan import Plan, PlannedTensor
+    from weightsmith.engine.tensor_job import Finished, Settings
+    from weightsmith.recipes.formula import Leaf
+
+_T = TypeVar("_T")
+
+
+class Unlocated(NonFiniteError):
+    """A NaN or infinity met while `tensor` was computed, before anybody has looked where it came from.
+
+    `may_pass`: with `nonfinite: propagate` it would not have stopped the merge.
+    """
+
+    def __init__(self, message: str, tensor: str, *, may_pass: bool) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+        self.may_pass = may_pass
+
+
+def noting(tensor: str, call: Callable[[], _T]) -> _T:
+    """What `call` returns; where it meets a NaN or infinity, the error notes at which output tensor."""
+    try:
+        return call()
+    except NonFiniteError as error:
+        raise Unlocated(str(error), tensor, may_pass=False) from error
+
+
+def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
+    """Raise NonFiniteError for a NaN or infinity in an input or in the output, unless the recipe lets it pass."""
+    if plan.resolved.nonfinite == "propagate":
+        return
+    leaves = distinct_leaves(tensor.output.formula)
+    for leaf, (number, first) in zip(leaves, finished.nonfinite_sources, strict=False):
+        if number:
+            raise NonFiniteError(_found(plan.leaf(leaf), number, first, may_pass=True))
+    number, first = finished.nonfinite
+    if number:
+        name = tensor.output.name
+        raise Unlocated(
+            f"Output tensor {name!r} would hold {number} NaN or infinite value(s), the first at element {first}, "
+            f"though its inputs are finite: the result overflows {tensor.output.dtype}; use a wider `dtype` or "
+            "smaller weights.",
+            name,
+            may_pass=True,
+        )
+
+
+@contextmanager
+def located(plan: Plan, settings: Settings) -> Iterator[None]:
+    """Turn an `Unlocated` error into one that names the input with a NaN or infinity, if any of those read has one."""
+    try:
+        yield
+    except Unlocated as error:
+        for leaf in _suspects(plan, error.tensor):
+            stored = plan.leaf(leaf)
+            number, first = nonfinite_elements(stored, settings)
+            if number:
+                message = _found(stored, number, first, may_pass=error.may_pass)
+                raise NonFiniteError(message) from error
+        raise NonFiniteError(str(error)) from error
+
+
+def _suspects(plan: Plan, name: str) -> Iterable[Leaf]:
+    """What the tensor is made of; then, if statistics of the model reach it, what the others of the model are."""
+    own = next(t for t in plan.tensors if t.output.name == name)
+    reached = [t for t in plan.tensors if t.model_scope] if own.model_scope else []
+    return dict.fromkeys(
+        leaf for t in (own, *reached) for leaf in distinct_leaves(t.output.formula)
+    )
+
+
+def nonfinite_elements(tensor: LazyTensor, settings: Settings) -> tuple[int, int]:
+    """How many elements of a stored tensor are NaN or infinite, and the flat index of the first (-1 for none)."""
+    if not tensor.dtype.is_float:
+        return 0, -1
+    work = work_dtype([tensor.dtype])
+    compiled = settings.backend.compile(PassSpec(tensor.shape, (tensor.dtype,), source(0), work))
+    number, first = 0, -1
+    for start, count in tiles_of(tensor.shape, settings.tile_elements):
+        read, made = bytearray(count * tensor.dtype.itemsize), bytearray(count * work.itemsize)
+        tensor.read_into(start, start + count, memoryview(read))
+        found, at = compiled.run(
+            [memoryview(read)], start, count, memoryview(made)
+        ).nonfinite_output
+        first = at if found and not number else first
+        number += found
+    return number, first
+
+
+def _found(tensor: LazyTensor, number: int, first: int, *, may_pass: bool) -> str:
+    other = (
+        "set `nonfinite: propagate` in the recipe to let them through"
+        if may_pass
+        else "merge this tensor by a method that lets them through"
+    )
+    return (
+        f"{tensor.location} holds {number} NaN or infinite value(s), the first at element {first}; mend the "
+        f"checkpoint, or {other}."
+    )
