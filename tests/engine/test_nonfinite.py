@@ -51,17 +51,17 @@ def test_advice_is_what_helps(broken: Family) -> None:
         weightsmith.merge(broken.recipe("lines"), broken.root / "out")
     for policy in ("error", "propagate"):
         with pytest.raises(NonFiniteError, match=f"{NAMED}.*by a method that lets them through"):
-            weightsmith.merge(broken.recipe("iso_c", nonfinite=policy), broken.root / "out")
+            weightsmith.merge(broken.recipe("iso_c", nonfinite=policy), broken.root / policy)
 
 
 def test_an_overflow_of_finite_inputs_is_still_called_one(family: Family) -> None:
     recipe = family.recipe("lines", parameters={"alpha": 1e8}, dtype="float16")
-    with pytest.raises(NonFiniteError, match="though its inputs are finite.*overflows float16"):
+    with pytest.raises(NonFiniteError, match=r"though its inputs are finite.*overflows float16"):
         weightsmith.merge(recipe, family.root / "out")
 
 
 def test_in_memory_the_state_dict_is_named() -> None:
     experts = [{"w": torch.ones(3, 4)} for _ in range(2)]
     experts[1]["w"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match="'w' of state dict 2 holds 1 NaN.*element 6"):
+    with pytest.raises(NonFiniteError, match=r"'w' of state dict 2 holds 1 NaN.*element 6"):
         weightsmith.merge_state_dicts("tsv_m", experts, base={"w": torch.zeros(3, 4)})

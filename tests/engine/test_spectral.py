@@ -13,7 +13,7 @@ import torch
 import weightsmith
 from weightsmith.checkpoints import merge_state
 from weightsmith.engine.scratch import Scratch
-from weightsmith.errors import CheckpointError, RecipeError
+from weightsmith.errors import CheckpointError, CompatibilityError, RecipeError
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
 
@@ -116,7 +116,7 @@ def test_a_continual_merge_in_steps_equals_the_merge_at_once(family: Family) -> 
         square = sum(float(((tensors[k].double() - base[k].double()) ** 2).sum()) for k in base)
         lengths.append(square**0.5)
     assert lengths[3] == pytest.approx(sum(lengths[:3]) / 3, rel=1e-5)
-    state = merge_state.read_state(family.root / "second", "opcm")
+    state = merge_state.read_state(family.root / "second", "opcm").numbers
     assert state["previous_count"] == 3
     assert state["previous_norm"] == pytest.approx(lengths[3], rel=1e-5)
     assert 1.0 < state["previous_lambda"] < 3**0.5 + 1e-3
@@ -137,13 +137,96 @@ def test_a_folder_without_state_cannot_be_continued(family: Family) -> None:
 
 def test_a_state_of_another_method_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / merge_state.FILE_NAME
-    path.write_bytes(merge_state.to_json("other", {"previous_count": 2.0}))
+    path.write_bytes(merge_state.MergeState("other", {"previous_count": 2.0}, {}).to_json())
     with pytest.raises(CheckpointError, match="cannot continue"):
         merge_state.read_state(tmp_path, "opcm")
-    for text in (b"{", b"[]", b'{"format": 1, "method": "opcm", "state": {"a": NaN}}'):
+    empty = '"method": "opcm", "rules": [], "tensors": {}'
+    for text in (
+        b"{",
+        b"[]",
+        b'{"format": 2, %s, "state": {"a": NaN}}' % empty.encode(),
+        b'{"format": 1, %s, "state": {}}' % empty.encode(),
+        b'{"format": 2, "method": "opcm", "state": {}, "rules": [], "tensors": {"a": {"base": []}}}',
+    ):
         path.write_bytes(text)
         with pytest.raises(CheckpointError, match="damaged"):
             merge_state.read_state(tmp_path, "opcm")
+
+
+@pytest.mark.parametrize("rule", [{"others": "average"}, {"embeddings": "average"}])
+def test_averages_are_continued_exactly(family: Family, rule: dict[str, str]) -> None:
+    """The first model counts as often as it has experts."""
+    rest = [str(family.root / f"e{i}") for i in (2, 3)]
+    for start, out in (("e1", "first"), ("first", "second")):
+        recipe = family.recipe("opcm", dtype="float64", parameters=dict(rule))
+        recipe["models"] = [{"model": str(family.root / start)}, {"model": rest.pop(0)}]
+        if start == "first":
+            recipe["parameters"]["previous"] = True
+        weightsmith.merge(recipe, family.root / out)
+    once = family.recipe("opcm", dtype="float64", parameters=rule)
+    weightsmith.merge(once, family.root / "once")
+    in_steps = family.tensors("second")
+    for name, tensor in family.tensors("once").items():
+        torch.testing.assert_close(in_steps[name], tensor, rtol=0, atol=2e-7)
+
+
+def continued(family: Family, **parameters: object) -> dict[str, object]:
+    """A recipe that goes on with `first`, which is e1 and e2."""
+    weightsmith.merge(family.recipe("opcm", experts=2), family.root / "first")
+    recipe = family.recipe("opcm", parameters={"previous": True} | parameters)
+    recipe["models"] = [{"model": str(family.root / name)} for name in ("first", "e3")]
+    return recipe
+
+
+def test_a_merge_is_not_continued_on_another_base(family: Family) -> None:
+    recipe = continued(family) | {"base_model": str(family.root / "e2")}
+    with pytest.raises(
+        CompatibilityError, match=r"e2/model\.safetensors' is not the base that opcm"
+    ):
+        weightsmith.merge(recipe, family.root / "out")
+    assert not (family.root / "out").exists()
+
+
+def test_a_merge_that_was_changed_is_not_continued(family: Family) -> None:
+    from safetensors.torch import save_file
+
+    recipe = continued(family)
+    tensors = family.tensors("first")
+    tensors["model.norm.weight"][3] += 1.0
+    save_file(tensors, family.root / "first" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CompatibilityError, match=r"'model\.norm\.weight'.*not what opcm wrote there"
+    ):
+        weightsmith.merge(recipe, family.root / "out")
+    state = merge_state.read_state(family.root / "first", "opcm").numbers
+    taken = recipe | {"parameters": {**state, "previous_lambda": 1.25, "previous": True}}
+    weightsmith.merge(taken, family.root / "as it is")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("others", "average"), ("embeddings", "average"), ("alpha", 0.25)]
+)
+def test_a_merge_is_not_continued_by_other_rules(family: Family, key: str, other: object) -> None:
+    """Before anything is read."""
+    with pytest.raises(CompatibilityError, match=f"with {key} {other!r}, but that was merged with"):
+        weightsmith.plan(continued(family, **{key: other}))
+
+
+def test_tensors_that_another_method_merged_are_not_continued(family: Family) -> None:
+    rules = [{"match": {"role": "head"}, "merge_method": "linear"}]
+    weightsmith.merge(family.recipe("opcm", experts=2, rules=rules), family.root / "mixed")
+    recipe = family.recipe("opcm", parameters={"previous": True})
+    recipe["models"] = [{"model": str(family.root / name)} for name in ("mixed", "e3")]
+    with pytest.raises(CompatibilityError, match=r"'lm_head\.weight'.*not merged by opcm"):
+        weightsmith.plan(recipe)
+    weightsmith.merge(recipe | {"rules": rules}, family.root / "out")
+
+
+def test_what_a_recipe_makes_has_no_state_to_go_on_with(family: Family) -> None:
+    recipe = family.recipe("opcm", parameters={"previous": True})
+    recipe["models"] = [{"model": family.recipe("opcm", experts=2)}, recipe["models"][2]]
+    with pytest.raises(RecipeError, match="which a recipe makes"):
+        weightsmith.plan(recipe)
 
 
 # Storage orders ------------------------------------------------------------------------------------------------

@@ -183,3 +183,21 @@ def test_a_missing_state_is_refused(merge):
     base, experts = draw(2)
     with pytest.raises(RecipeError, match="state of that merge is not known"):
         merge("opcm", base, experts, shared={"previous": True})
+
+
+def test_averages_count_a_previous_merge_as_often_as_it_has_experts(merge):
+    base, experts = draw(4, (7,))
+    tasks = [e - base for e in experts]
+    norms = [np.linalg.norm(t) for t in tasks]
+    mean = np.mean(tasks[:3], axis=0)
+    state = {
+        "previous": True,
+        "previous_count": 3,
+        "previous_lambda": 2.0,
+        "previous_norm": np.mean(norms[:3]),
+    }
+    found = merge(
+        "opcm", base, [base + mean / 2.0, experts[3]], shared={"others": "average"} | state
+    )
+    together = np.mean(tasks, axis=0)
+    close(found - base, together / np.linalg.norm(together) * np.mean(norms))

@@ -1,4 +1,13 @@
-"""What a continual method has to remember of its merge, kept beside the weights in a small typed file."""
+"""What a continual method has to remember of its merge, kept beside the weights in a small typed file.
+
+    format   2
+    method   the method that can go on with it
+    state    its numbers, by the names of the parameters that take them
+    rules    parameters that must stay the same, once for each set of them that tensors were merged by
+    tensors  for each: digests of the base's tensors that it was measured from and of the result, and its rules
+
+Digests are those of the manifest, so what is continued can be told from anything else.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +15,56 @@ import functools
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weightsmith.errors import CheckpointError
 
 FILE_NAME = "weightsmith-state.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
-def to_json(method: str, state: Mapping[str, float]) -> bytes:
-    """The content of the file: the method and its numbers by the names of the parameters that take them."""
-    content = {"format": _FORMAT, "method": method, "state": dict(sorted(state.items()))}
-    return (json.dumps(content, indent=1) + "\n").encode()
+@dataclass(frozen=True, slots=True)
+class TensorState:
+    """Digests of the base's tensors and of the result, and the parameters that must stay the same."""
+
+    base: tuple[str, ...]
+    result: str
+    rules: Mapping[str, Any]
 
 
-def read_state(folder: Path, method: str) -> dict[str, float]:
-    """The numbers that a merge by `method` left in a folder.
+@dataclass(frozen=True, slots=True)
+class MergeState:
+    """What a merge by `method` left: its numbers by the names of parameters, and its tensors by name."""
 
-    Raises CheckpointError if there are none, they are another method's, or the file is damaged.
+    method: str
+    numbers: Mapping[str, float]
+    tensors: Mapping[str, TensorState]
+
+    def to_json(self) -> bytes:
+        """The content of the file."""
+        rules: list[Mapping[str, Any]] = []
+        tensors: dict[str, dict[str, Any]] = {}
+        for name, tensor in sorted(self.tensors.items()):
+            if tensor.rules not in rules:
+                rules.append(tensor.rules)
+            number = rules.index(tensor.rules)
+            tensors[name] = {"base": tensor.base, "result": tensor.result, "rules": number}
+        content = {
+            "format": _FORMAT,
+            "method": self.method,
+            "state": dict(sorted(self.numbers.items())),
+            "rules": rules,
+            "tensors": tensors,
+        }
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def read_state(folder: Path, method: str) -> MergeState:
+    """What a merge by `method` left in a folder.
+
+    Raises CheckpointError if there is no state, it is another method's, or the file is damaged.
     """
     path = folder / FILE_NAME
     try:
@@ -33,21 +74,30 @@ def read_state(folder: Path, method: str) -> dict[str, float]:
             f"{str(folder)!r} has no {FILE_NAME}, so it is no merge by {method} that can be continued; "
             "give the merge's state as parameters, or merge its experts again."
         ) from None
-    return dict(_read(path, method, changed))
+    return _read(path, method, changed)
 
 
 @functools.lru_cache(maxsize=16)
-def _read(path: Path, method: str, _changed: int) -> tuple[tuple[str, float], ...]:
+def _read(path: Path, method: str, _changed: int) -> MergeState:
     try:
         content = json.loads(path.read_bytes())
-        found, state = content["method"], content["state"]
-        numbers = {str(key): float(number) for key, number in state.items()}
-        if content["format"] != _FORMAT or not all(map(math.isfinite, numbers.values())):
-            raise ValueError("its numbers are not those of this version")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r} is not {_FORMAT}")
+        numbers = {str(key): float(number) for key, number in content["state"].items()}
+        if not all(map(math.isfinite, numbers.values())):
+            raise ValueError("a number is not finite")
+        found = str(content["method"])
+        rules = [dict(each) for each in content["rules"]]
+        tensors = {
+            str(name): TensorState(
+                tuple(map(str, facts["base"])), str(facts["result"]), rules[facts["rules"]]
+            )
+            for name, facts in content["tensors"].items()
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged ({error}); merge again.") from error
     if found != method:
         raise CheckpointError(
             f"{str(path)!r} is the state of a merge by {found!r}, which {method} cannot continue."
         )
-    return tuple(numbers.items())
+    return MergeState(found, numbers, tensors)

@@ -23,7 +23,7 @@ from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.seal import seal
 from weightsmith.engine.staging import Staging, check_free, check_place, staging_folder
-from weightsmith.engine.state import note_state
+from weightsmith.engine.state import check_continued, note_state
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer, distinct_leaves
@@ -240,6 +240,7 @@ def write_tensors(
             job.adopt(results.get(name, {}))
             finished: Finished = yield from job.compute(tensor.output.dtype, sink)
             check_finite(plan, tensor, finished)
+            check_continued(plan, tensor, _record(tensor, finished))
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, sink, settings.tile_elements)

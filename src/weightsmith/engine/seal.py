@@ -46,7 +46,7 @@ def seal(
         write_file(folder / INDEX, plan.layout.index)
     recipe = plan.recipe.dump()
     write_file(folder / RECIPE, recipe.encode())
-    write_state(journal, folder)
+    write_state(plan, records, journal, folder)
     made = manifests.build(plan, records, folder, staging.out)
     if plan.resolved.bundle is not None:
         header = bundle_header(plan.resolved.bundle, made).to_json()

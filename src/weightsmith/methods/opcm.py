@@ -23,6 +23,17 @@ from weightsmith.tensors.graph import (
     whole,
 )
 
+_RULES = (
+    "others",
+    "embeddings",
+    "stacks",
+    "kernels",
+    "fused",
+    "orientation",
+    "alpha",
+    "split",
+)
+
 
 @method(
     "opcm",
@@ -47,7 +58,9 @@ class Opcm(SpectralRules):
 
     To go on with a merge that was written before, give it as the first model and set `previous`: its count of
     experts, its lambda and its mean norm are read from the state in its folder (or are given as previous_count,
-    previous_lambda and previous_norm). Its rounding to the stored dtype is the only difference to folding all at once.
+    previous_lambda and previous_norm). Its rounding to the stored dtype is the only difference to folding all at once:
+    averages count the first model as often as it has experts, and a folder that was changed, had another base or other
+    rules is refused.
     With split "exclusive" (preset fusionbench), r is one less, as in the authors' code, where alpha = 1 means r = 0.
     O((N - 1) m n min(m, n)) time; five matrices in float64. Raises RecipeError if the state is missing.
     """
@@ -90,7 +103,7 @@ class Opcm(SpectralRules):
         count, factor, norm_sum = self._state(site)
         if self.previous and factor != 1.0:
             deltas[0] = deltas[0] * factor
-        merged = self._folded(deltas, site)
+        merged = self._folded(deltas, site, count)
         if merged is None:
             return base
         new = deltas[1:] if self.previous else deltas
@@ -110,6 +123,10 @@ class Opcm(SpectralRules):
             "previous_lambda": length / norm if norm else 1.0,
             "previous_norm": norm,
         }
+
+    def rules(self) -> dict[str, Any]:
+        """The parameters that a merge which goes on with this one must share."""
+        return {key: getattr(self, key) for key in _RULES}
 
     def _state(self, site: Site | None) -> tuple[int, float, float]:
         """Number, lambda and sum of norms of the experts in the first model; nothing without `previous`."""
@@ -131,7 +148,7 @@ class Opcm(SpectralRules):
             self.previous_norm * self.previous_count,
         )
 
-    def _folded(self, deltas: list[Value], site: Site) -> Value | None:
+    def _folded(self, deltas: list[Value], site: Site, count: int) -> Value | None:
         view = self.view(site)
         if view is not None:
             if len(deltas) == 1:
@@ -141,8 +158,12 @@ class Opcm(SpectralRules):
         rule = self.rule(site)
         if rule == "base":
             return None
-        total = add_all(deltas)
-        return total if rule == "sum" else total / float(len(deltas))
+        if rule == "sum":
+            return add_all(deltas)
+        if count == 0:
+            return add_all(deltas) / float(len(deltas))
+        before, *new = deltas
+        return add_all([before * float(count), *new]) / float(count + len(new))
 
 
 def _rescale(square: Any, count: Any, norm_sum: Any, *squares: Any) -> Any:

@@ -121,8 +121,14 @@ class Combiner:
         output: Output,
     ) -> Formula | None:
         shared = values(treatment.shared, output.t, output.place.name, output.place)
-        first = section.sources[treatment.experts[0]].view.checkpoint
-        shared = with_previous_state(treatment.spec, shared, first.path)
+        position, item = experts[0]
+        shared = with_previous_state(
+            treatment.spec,
+            treatment.preset,
+            shared,
+            section.sources[treatment.experts[0]].view,
+            item if position == 0 else None,
+        )
         per_expert = tuple(
             with_metric(
                 treatment.spec,
