@@ -19,7 +19,7 @@ from weightsmith.tensors.dtypes import DType
 
 from .conftest import Family
 
-METHODS = ["tsv_m", "iso_c", "iso_cts", "resm", "opcm", "knots", "doge", "truncate"]
+METHODS = ["tsv_m", "iso_c", "iso_cts", "resm", "opcm", "knots", "doge", "truncate", "svc"]
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 Weights = Callable[[Path], dict[str, bytes]]
 

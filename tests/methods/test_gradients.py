@@ -14,7 +14,7 @@ SMOOTH = (
 ).split()
 PIECEWISE = (
     "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap "
-    "trimmed_mean arcee_fusion truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge"
+    "trimmed_mean arcee_fusion truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc"
 ).split()
 WAYS = {
     "nuslerp": [
@@ -73,7 +73,7 @@ def test_gradients_of_piecewise_methods_are_finite_and_reach_every_expert(merge,
     assert sum(float(x.grad.abs().sum()) for x in inputs) > 0
 
 
-DECOMPOSED = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge"}
+DECOMPOSED = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "svc"}
 DEGENERATE = [
     (name, preset)
     for name in registry.names()

@@ -35,7 +35,18 @@ DTYPES = [
     torch.float8_e5m2,
 ]
 # Singular directions touch every element, and broken ones are refused.
-SPECTRAL = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge"}
+SPECTRAL = {
+    "truncate",
+    "tsv_m",
+    "tsv_c",
+    "resm",
+    "iso_c",
+    "iso_cts",
+    "opcm",
+    "knots",
+    "doge",
+    "svc",
+}
 SPECTRAL |= {"regmean", "wudi", "iwudi", "swudi", "aswudi", "optmerge"}
 # Formulas that depend on the experts' order in time.
 ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
@@ -43,7 +54,7 @@ ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
 TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
     "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough "
-    "tsv_m tsv_c resm iso_c iso_cts opcm knots doge consensus tall_masks emr magmax localize_and_stitch pcb "
+    "tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc consensus tall_masks emr magmax localize_and_stitch pcb "
     "fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
 ).split()
 # OptMerge's default takes steps of one size, whatever the size of task vectors.

@@ -201,6 +201,8 @@ class MethodSpec:
 
     `statistics` are the kinds of stored statistics that it takes of its experts, the preferred first. `cost` is its
     time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
+    `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
+    parameters under which the experts of the merge follow behind.
     """
 
     name: str
@@ -214,6 +216,7 @@ class MethodSpec:
     statistics: tuple[str, ...] = ()
     cost: str = ""
     generalises: tuple[str, ...] = ()
+    step: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def doc(self) -> str:
@@ -298,6 +301,7 @@ def method(
     statistics: tuple[str, ...] = (),
     cost: str = "",
     generalises: tuple[str, ...] = (),
+    step: Mapping[str, Any] | None = None,
 ) -> Callable[[_T], _T]:
     """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`)."""
 
@@ -314,6 +318,7 @@ def method(
             statistics=statistics,
             cost=cost,
             generalises=generalises,
+            step=step or {},
         )
         return implementation
 

@@ -16,6 +16,7 @@ from weightsmith.recipes.sections import values
 from weightsmith.recipes.selectors import Match, TensorPlace
 from weightsmith.recipes.settings import lookups
 from weightsmith.recipes.views import Item
+from weightsmith.tensors.dtypes import DType
 
 if TYPE_CHECKING:
     from weightsmith.recipes.merging import Resolver, Result
@@ -28,16 +29,19 @@ def post_steps(
     semantics: str,
     scope: str,
 ) -> list[Item]:
-    """The outputs after every step of `then:`: a method with what was merged as its only expert."""
+    """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
+    merges = {item.name: item.formula for item in items if isinstance(item.formula, Merge)}
     for i, step in enumerate(document.then or ()):
-        result = _stepped(step, result, bases, semantics, f"then[{i}]", f"{scope}/then[{i}]")
+        place = f"then[{i}]"
+        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}")
     return result
 
 
 def _stepped(
     step: Step,
     items: Sequence[Item],
+    merges: Mapping[str, Merge],
     bases: Mapping[str, Item],
     semantics: str,
     where: str,
@@ -45,6 +49,11 @@ def _stepped(
 ) -> list[Item]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
+    given = next((key for key in spec.step if key in (step.parameters or {})), None)
+    if given is not None:
+        raise RecipeError(
+            f"{where}: method {spec.name} has {given} {spec.step[given]!r} as a step; leave {given!r} out."
+        )
     shared = lookups(
         spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
     )
@@ -54,9 +63,12 @@ def _stepped(
     result = []
     for item in items:
         base = bases.get(item.name)
-        if not item.dtype.is_float:
+        merge = merges.get(item.name)
+        if not item.dtype.is_float or (spec.step and merge is None):
             result.append(item)
             continue
+        behind = merge if spec.step else None
+        experts = behind.experts if behind is not None else ()
         if spec.base is registry.Base.REQUIRED and base is None:
             raise RecipeError(
                 f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
@@ -66,12 +78,13 @@ def _stepped(
         formula = Merge(
             method=spec.name,
             preset=semantics,
-            shared=values(shared, item.depth, item.name, place),
+            shared=(*values(shared, item.depth, item.name, place), *spec.step.items()),
             base=base.formula if uses_base and base is not None else None,
-            experts=(item.formula,),
-            per_expert=(values(own, item.depth, item.name, place),),
-            labels=("merged",),
+            experts=(item.formula, *experts),
+            per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
+            labels=("merged", *(behind.labels if behind is not None else ())),
             scope_id=scope,
+            stored=behind.stored if behind is not None else DType.FLOAT32,
         )
         result.append(replace(item, formula=formula))
     return result

@@ -41,6 +41,8 @@ MODULES = {
     "tall_functions": "tall_mask.utils",
     "regmean": "regmean.regmean",
     "fisher": "fisher_merging.fisher_merging",
+    "svc": "singular_value_calibration",
+    "svc_functions": "singular_value_calibration.utils",
 }
 
 

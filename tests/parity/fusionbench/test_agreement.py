@@ -61,6 +61,29 @@ def test_ties_with_the_count_that_fusionbench_keeps(bench, family, models, merge
     models.assert_close(ours, algorithm.run(family.pool(bench)))
 
 
+@pytest.mark.parametrize("implementation", ["accelerated", "original"])
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_svc_of_task_arithmetic(bench, family, models, monkeypatch, alpha, implementation):
+    monkeypatch.setenv("FUSION_BENCH_SVC_IMPL", implementation)
+    algorithm = bench.svc.SingularValueCalibrationArithmeticTask(0.3, alpha)
+    ours = family.ours("svc", parameters={"alpha": alpha}, preset="fusionbench")
+    models.assert_close(ours, algorithm.run(family.pool(bench)), limit=1e-11)
+
+
+def test_svc_of_another_merge(bench, family, models):
+    made = bench.ties.TiesMergingAlgorithm(0.7, 0.2, [], "mean").run(family.pool(bench))
+    pool = family.pool(bench)  # another one, since TIES wrote its result on the base of the first
+    pool.add_model("_merged_", made)
+    theirs = bench.svc.SingularValueCalibration(0.1).run(pool)
+    ours = weightsmith.merge_state_dicts(
+        "svc",
+        [dict(made.state_dict()), *family.states],
+        base=family.base_state,
+        parameters={"alpha": 0.1, "merged": "first"},
+    )
+    models.assert_close(ours, theirs, limit=1e-11)
+
+
 @pytest.fixture
 def same_numbers(monkeypatch, family):
     """FusionBench draws expert by expert and parameter by parameter, and drops where the number is <= sparsity."""

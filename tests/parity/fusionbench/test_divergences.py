@@ -173,6 +173,22 @@ def test_isotropic_merging_leaves_untouched_directions_alone(bench, method):
     assert float((theirs - span @ (span.T @ theirs)).norm()) > 0.1 * float(theirs.norm())
 
 
+def test_svc_leaves_tasks_out_that_do_not_respond(bench):
+    """FusionBench counts them with alpha, so a task that changed nothing changes the calibration."""
+    base, first, second = drawn(3, 6, 5)
+    experts = [base + first, base + second]
+    made = base + first + second
+    results = []
+    for tasks in (experts, [*experts, base]):
+        calibrate = bench.svc_functions.subspace_consistency_spectral_calibration_accelerated
+        theirs = calibrate(base, tasks, made, alpha=0.1)
+        results.append((merged("svc", base, tasks, alpha=0.1), theirs))
+    (ours, theirs), (ours_with, theirs_with) = results
+    assert torch.allclose(ours, theirs, atol=1e-11)
+    assert torch.allclose(ours_with, ours, atol=1e-11)
+    assert float((theirs_with - theirs).norm()) > 0.1 * float((theirs - base).norm())
+
+
 def test_opcm_shields_what_alpha_says():
     """FusionBench takes one direction less than the paper's r, and none for alpha = 1."""
     base, first, second = drawn(3, 5, 5)
