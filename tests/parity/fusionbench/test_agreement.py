@@ -72,12 +72,13 @@ def test_svc_of_task_arithmetic(bench, family, models, monkeypatch, alpha, imple
 
 def test_svc_of_another_merge(bench, family, models):
     made = bench.ties.TiesMergingAlgorithm(0.7, 0.2, [], "mean").run(family.pool(bench))
+    uncalibrated = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     pool = family.pool(bench)  # another one, since TIES wrote its result on the base of the first
     pool.add_model("_merged_", made)
     theirs = bench.svc.SingularValueCalibration(0.1).run(pool)
     ours = weightsmith.merge_state_dicts(
         "svc",
-        [dict(made.state_dict()), *family.states],
+        [uncalibrated, *family.states],
         base=family.base_state,
         parameters={"alpha": 0.1, "merged": "first"},
     )
