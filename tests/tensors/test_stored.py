@@ -17,7 +17,7 @@ from weightsmith.errors import CheckpointError
 from weightsmith.tensors import open_files
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.open_files import OPEN_FILES, OpenFiles
-from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors.stored import StoredTensor, read_runs
 from weightsmith.tensors.strided import contiguous_strides, gather, is_contiguous, span_elements
 
 DATA = np.arange(1000, dtype=np.uint16)
@@ -67,6 +67,24 @@ def test_rows_are_gathered_in_one_call(
     out = np.full((12, 25), 9, np.uint16)
     tensor.read_rows(rows, 25, out.data)
     np.testing.assert_array_equal(out, np.where(rows[:, None] >= 0, table[rows], 9))
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(0, 100), (300, 100), (800, 100)],
+        [(0, 100), (300, 100), (900, 73)],
+        [(50, 100), (300, 100)],
+        [(120, 7)],
+        [(0, 0), (5, 3)],
+        [],
+    ],
+)
+def test_runs_come_one_after_the_other(tensor: StoredTensor, runs: list[tuple[int, int]]) -> None:
+    wanted = np.concatenate([read(tensor, 0, 0), *[read(tensor, s, s + n) for s, n in runs]])
+    out = np.zeros_like(wanted)
+    read_runs(tensor, runs, out.view(np.uint8).data)
+    assert out.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("rows", [[40], [-2], [0, 7, 40]])

@@ -45,7 +45,7 @@ from weightsmith.tensors.passes import (
     work_dtype,
 )
 from weightsmith.tensors.scalars import exact_sum
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, read_runs
 
 
 class Sink(Protocol):
@@ -454,11 +454,7 @@ class TensorJob:
         for i in sorted(used):
             itemsize = self.sources[i].dtype.itemsize
             buffers[i] = view = worker.buffer(i, total * itemsize)
-            filled = 0
-            for start, count in runs:
-                part = view[filled : filled + count * itemsize]
-                self.sources[i].read_into(start, start + count, part)
-                filled += len(part)
+            read_runs(self.sources[i], runs, view)
         return buffers
 
     def _sample(self, spec: PassSpec, runs: Sequence[tuple[int, int]]) -> Rounds:

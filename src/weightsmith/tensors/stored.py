@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -236,3 +237,23 @@ class StoredTensor(Shaped):
                 f"{self.location} needs the file's bytes {offset} to {offset + len(view)}, but the file ends at byte "
                 f"{offset + count}: it is truncated, fetch it again."
             )
+
+
+def read_runs(tensor: LazyTensor, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    """Write the elements of each run (start, count), one after the other, into `buffer`.
+
+    Many runs of one length that begin at multiples of it are read in one call, where the tensor lies in a file.
+    """
+    itemsize, length = tensor.dtype.itemsize, runs[0][1] if runs else 0
+    done = filled = 0
+    if len(runs) > 1 and length and isinstance(tensor, StoredTensor):
+        import numpy as np
+
+        while done < len(runs) and runs[done][1] == length and runs[done][0] % length == 0:
+            done += 1
+        rows = np.array([start // length for start, _ in runs[:done]], np.int64)
+        filled = done * length * itemsize
+        tensor.read_rows(rows, length, buffer[:filled])
+    for start, count in runs[done:]:
+        tensor.read_into(start, start + count, buffer[filled : filled + count * itemsize])
+        filled += count * itemsize
