@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -140,6 +141,8 @@ class ShardWriter:
         self.path = path
         self.shard = shard
         self._descriptor = descriptor
+        # The kernel lets one thread write to a file at a time, and the others spin until it is done.
+        self._lock = threading.Lock()
 
     @classmethod
     def create(cls, folder: Path, shard: Shard) -> ShardWriter:
@@ -196,7 +199,8 @@ class ShardWriter:
             raise ValueError(
                 f"{nbytes} bytes from element {start} do not fit into {placement.name!r}"
             )
-        pwrite_all(self._descriptor, buffer, placement.offset + start * itemsize, self.path)
+        with self._lock:
+            pwrite_all(self._descriptor, buffer, placement.offset + start * itemsize, self.path)
 
     def sync(self) -> None:
         """Make what was written so far durable, so that a journal may count on it."""
