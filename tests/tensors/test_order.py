@@ -196,6 +196,26 @@ def test_a_large_population_is_sampled_twice_and_selected_exactly(
     np.testing.assert_array_equal(mask, expected(values, k))
 
 
+def test_zeros_are_not_expected_among_what_a_bracket_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where fewer than k are not zero, lists of next to nothing tell so, and no bins are needed."""
+    monkeypatch.setattr(order_module, "_LARGE", 1 << 17)
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 1 << 12)
+    values = np.random.default_rng(5).laplace(size=300_000).astype(np.float32)
+    values[100_000:] = 0.0
+    keys = np.abs(values).view(np.uint32).astype(np.uint64)
+    selection = Selection(150_000, len(keys), 31)
+    asked = selection.sample_request
+    assert asked is not None
+    part = answer(keys[::32], asked, 0)
+    assert isinstance(part, HistogramPart)
+    selection.absorb_sample(asked, [part])
+    assert selection.sample_request is None
+    request = selection.request()
+    assert isinstance(request, Collect)
+    selection.absorb(request, [answer(keys, request, 0)])
+    assert selection.result == CutPoint(0, -1, 0.0)
+
+
 def test_a_large_population_of_few_values_needs_one_streamed_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

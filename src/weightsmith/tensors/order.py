@@ -173,10 +173,12 @@ class Selection:
             high = min(high, max(1, asked.low + ((top_bin + 1) << asked.shift) - 1))
         above = float(from_top[upper - 1]) if upper and wanted > spread else beyond
         self._sampled_from = float(from_top[min(lower, HISTOGRAM_BINS - 1)])
-        self._expected = (self._sampled_from - above) / self._sampled * self._population
+        # The lowest bin of the first histogram has the zeros too, which no bracket holds.
+        zeros = float(counts[0]) if is_first and low_bin == 0 else 0.0
+        inside = max(0.0, self._sampled_from - above - zeros)
+        self._expected = inside / self._sampled * self._population
         low = max(low, asked.low + (low_bin << asked.shift))
         self._guess = (low, max(low, high))
-        # The lowest bin of the first histogram has the zeros too, which no bracket holds.
         self._refined = not is_first or low_bin == 0
 
     def request(self) -> Request:
