@@ -97,7 +97,7 @@ class MemoryTensor:
 
 class _MemorySink:
     def __init__(self, dtype: DType, numel: int) -> None:
-        self.data = bytearray(numel * dtype.itemsize)
+        self.data = np.empty(numel * dtype.itemsize, np.uint8).data
         self._itemsize = dtype.itemsize
 
     def write(self, start: int, data: memoryview) -> None:

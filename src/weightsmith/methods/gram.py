@@ -19,6 +19,7 @@ from typing import Any
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixRules, in_float64
 from weightsmith.methods.registry import shared
+from weightsmith.methods.triangular import divided, factorised
 from weightsmith.tensors.dtypes import DType
 
 _PRECISION = 2.3e-16
@@ -166,19 +167,18 @@ def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
     if not 0.0 < scale < float("inf"):
         return None
     unit = _symmetric(gram, scale)
-    probes = _signs(linalg, unit, n)
+    norm = number(unit.reshape(-1) @ unit.reshape(-1)) ** 0.5
     try:
-        # Cholesky's pivots tell most singular matrices for a tenth of the time of the eigenvectors.
-        pivots = linalg.diagonal(linalg.linalg.cholesky(unit))
-        if number(pivots.max()) ** 2 > limit * number(pivots.min()) ** 2:
-            return None
-        solved = linalg.linalg.solve(unit, linalg.concatenate([residual.T / scale, probes], 1))
+        factor = factorised(linalg, unit)
     except linalg.linalg.LinAlgError:
         return None
-    images = solved[:, residual.shape[0] :]
-    inverse_norm = number(linalg.sqrt((images * images).sum(0)).max())
-    condition = inverse_norm * number(unit.reshape(-1) @ unit.reshape(-1)) ** 0.5
-    return solved[:, : residual.shape[0]].T if condition < limit else None
+    # Cholesky's pivots tell most singular matrices for a tenth of the time of the eigenvectors.
+    pivots = linalg.diagonal(factor)
+    if number(pivots.max()) ** 2 > limit * number(pivots.min()) ** 2:
+        return None
+    images = divided(linalg, _signs(linalg, residual, n), factor)
+    condition = number(linalg.sqrt((images * images).sum(1)).max()) * norm
+    return divided(linalg, residual / scale, factor) if condition < limit else None
 
 
 def _symmetric(gram: Any, scale: float) -> Any:
@@ -192,7 +192,7 @@ def _signs(linalg: Any, like: Any, n: int) -> Any:
     import numpy as np
 
     bits = np.random.Philox(key=[0x6772616D, 0]).random_raw(n)
-    signs = (bits[:, None] >> np.arange(_PROBES, dtype=np.uint64)) & np.uint64(1)
+    signs = (bits >> np.arange(_PROBES, dtype=np.uint64)[:, None]) & np.uint64(1)
     array = signs.astype(np.float64) * 2.0 - 1.0
     return linalg.from_numpy(array).to(like.device) if hasattr(linalg, "from_numpy") else array
 

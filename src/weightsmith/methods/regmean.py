@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve, total
+from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.matrices import (
     MatrixRules,
@@ -115,22 +115,19 @@ class Regression:
         self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cut: float
     ) -> Any:
         first = in_float64(linalg, matrices[0])
-        # Around the first matrix, which spares a product, and keeps what all share exact.
-        gaps = [m - first for m in matrices[1:]]
-        if not gaps:
+        if len(matrices) == 1:
             return first
-        weights = self.weights
         room = WideMatrix()
-        gram = room.hold(linalg, grams[0]) * weights[0]
-        residual = None
-        for gap, one, weight in zip(gaps, grams[1:], weights[1:], strict=True):
+        gram = room.hold(linalg, grams[0]) * self.weights[0]
+        residual, to_mean = None, None
+        # Around the first matrix, which spares a product, and keeps what all share exact.
+        for matrix, one, weight in zip(matrices[1:], grams[1:], self.weights[1:], strict=True):
+            gap = matrix - first
             wide = room.hold(linalg, one)
-            product = self._product(linalg, gap, wide)
-            product *= weight
-            residual = product if residual is None else residual + product
+            residual = _added(residual, self._product(linalg, gap, wide), weight)
+            to_mean = _added(to_mean, gap, weight)
             _add_scaled(gram, wide, weight)
         self._damp(gram)
-        to_mean = total([gap * w for gap, w in zip(gaps, weights[1:], strict=True)])
         if self.ridge > 0.0:
             residual = residual - to_mean @ gram
             diagonal = linalg.diagonal(gram)
@@ -155,6 +152,15 @@ class Regression:
             rest = diagonal * (1.0 - self.alpha)
             gram *= self.alpha
             diagonal += rest
+
+
+def _added(total_of: Any, matrix: Any, factor: float) -> Any:
+    """total_of + matrix * factor, in the place of either; the first `total_of` is None."""
+    matrix *= factor
+    if total_of is None:
+        return matrix
+    total_of += matrix
+    return total_of
 
 
 def _add_scaled(total_of: Any, matrix: Any, factor: float) -> None:
