@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.tensor_job import MemoryTensor, Settings, TensorJob
+from weightsmith.engine.tiles import model_sample_runs, sample_step
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scope, Value, above, largest_share, source, walk, where
@@ -156,3 +158,24 @@ def test_the_plan_knows_matrices_from_vectors_of_the_same_formula(tmp_path: Path
         }
     )
     assert {t.output.name: t.whole for t in made.tensors} == {"a_norm": False, "b_weight": True}
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_every_part_of_a_model_is_sampled_alike(rows: bool) -> None:
+    """Runs of the tensors are the model's, whatever its tensors are: small ones are rarely met."""
+    shapes = [(7,), (300, 1000), (50_000,), *[(999,)] * 200, (64, 5000)]
+    step = 32 * 4096
+    sampled, offset = [], 0
+    for shape in shapes:
+        numel = math.prod(shape)
+        runs = model_sample_runs(shape, rows, offset, step)
+        assert all(0 <= at and count > 0 and at + count <= numel for at, count in runs)
+        if rows:
+            assert all(at % shape[-1] == count % shape[-1] == 0 for at, count in runs)
+        else:
+            assert all((offset + at) % step == 0 for at, _ in runs)
+        sampled += [count for _, count in runs]
+        offset += numel
+    assert abs(len(sampled) - offset / step) <= 1
+    assert sample_step(1 << 30) == step
+    assert sample_step(1 << 20) == 4096  # all of it

@@ -67,21 +67,24 @@ class Sce:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Select, calculate, erase, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        selected = self._select(deltas, experts)
+        mask = self._mask(experts)
+        selected = deltas if mask is None else [where(mask, d, 0.0) for d in deltas]
         rule = EnergyShares(self.uniform_below * site.numel)
         weights = solve(rule, [dot(d, d) for d in selected], len(selected))
-        merged = selected if self.selection == "all" else deltas
-        agrees = agreement(merged, self.zero_sum)
+        agrees = agreement(deltas, self.zero_sum)
         shares = [where(a, w, 0.0) for a, w in zip(agrees, weights, strict=True)]
-        mixed = add_all([d * s for d, s in zip(merged, shares, strict=True)])
-        return base + mixed / self._divisor(add_all(shares))
+        mixed = add_all([d * s for d, s in zip(deltas, shares, strict=True)])
+        merged = mixed / self._divisor(add_all(shares))
+        if mask is not None and self.selection == "all":
+            merged = where(mask, merged, 0.0)
+        return base + merged
 
-    def _select(self, deltas: list[Value], experts: Sequence[Value]) -> list[Value]:
+    def _mask(self, experts: Sequence[Value]) -> Value | None:
+        """What is selected; None for everything."""
         if self.select_topk >= 1.0:
-            return deltas
+            return None
         spread = variance(experts)
-        mask = above(spread, largest_share(spread, self.select_topk, of="nonzero"))
-        return [where(mask, d, 0.0) for d in deltas]
+        return above(spread, largest_share(spread, self.select_topk, of="nonzero"))
 
     def _divisor(self, weight: Value) -> Value:
         if self.smallest_divisor > 0.0:
