@@ -169,7 +169,7 @@ def test_every_part_of_a_model_is_sampled_alike(rows: bool) -> None:
     for shape in shapes:
         numel = math.prod(shape)
         runs = model_sample_runs(shape, rows, offset, step)
-        assert all(0 <= at and count > 0 and at + count <= numel for at, count in runs)
+        assert all(at >= 0 and count > 0 and at + count <= numel for at, count in runs)
         if rows:
             assert all(at % shape[-1] == count % shape[-1] == 0 for at, count in runs)
         else:
