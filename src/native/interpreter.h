@@ -36,7 +36,7 @@ class Machine {
         stride_ = (block_ * size + 63) / 64 * 64 + 64;
         const int64_t staging = (block_ * 8 + 63) / 64 * 64 + 64;
         const int64_t lanes = program_.reductions * lane_count * int64_t(sizeof(double));
-        const int64_t ranks = has(op_row_rank) ? 2 * tile_.row_length * int64_t(sizeof(RankItem<T>)) : 0;
+        const int64_t ranks = has(op_row_rank) ? (2 * tile_.row_length + 16) * int64_t(sizeof(RankItem<T>)) : 0;
         memory_ = std::malloc(size_t(program_.registers * stride_ + staging + lanes + ranks + 64));
         if (!memory_) return false;
         char* at = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t(63));

@@ -120,6 +120,7 @@ int run(const ws_program& program, const ws_tile& tile);
 // Several instruction sets in one library need GCC's pragma; elsewhere the baseline (on ARM: NEON) is all there is.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define WS_HAS_LEVELS 1
+#include <immintrin.h>
 #else
 #define WS_HAS_LEVELS 0
 #endif

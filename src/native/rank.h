@@ -76,18 +76,51 @@ static void rank_many(RankItem<T>* items, RankItem<T>* spare, int64_t n, int64_t
     }
 }
 
-// `scratch` holds two rows of items; `x` and `ranks` may be one register.
+// Zeros (unchanged weights) are often most of a row: their ranks are known at once. The others are put into `items`,
+// which has room for a few more than the row; returns how many. `x` and `ranks` may be one register.
 template <class T>
-static void rank_row(const T* x, T* ranks, int64_t n, RankItem<T>* scratch) {
-    int64_t zeros = 0, nonzeros = 0;
-    // Zeros (unchanged weights) are often most of a row: their ranks are known at once.
+static inline int64_t rank_zeros(const T* x, T* ranks, int64_t n, RankItem<T>* items) {
+    int64_t nonzeros = 0;
     for (int64_t i = 0; i < n; ++i) {
         const auto key = key_at(x, i);
-        scratch[nonzeros] = RankItem<T>::make(uint64_t(key), uint32_t(i));
-        ranks[i] = T(zeros);
-        zeros += key == 0;
+        items[nonzeros] = RankItem<T>::make(uint64_t(key), uint32_t(i));
+        ranks[i] = T(i - nonzeros);
         nonzeros += key != 0;
     }
+    return nonzeros;
+}
+
+#if WS_WIDTH == 8
+// The same for sixteen at a time, in a quarter of the time: compilers do not find these instructions by themselves.
+static inline int64_t rank_zeros(const float* x, float* ranks, int64_t n, RankItem<float>* items) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int64_t nonzeros = 0;
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 row = n - i < 16 ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xFFFF);
+        const __m512i keys = _mm512_and_epi32(_mm512_maskz_loadu_epi32(row, x + i), _mm512_set1_epi32(0x7FFFFFFF));
+        const __mmask16 taken = _mm512_test_epi32_mask(keys, keys);
+        const __m512i next_ranks = _mm512_add_epi32(lanes, _mm512_set1_epi32(int32_t(i - nonzeros)));
+        const __m512i zero_ranks = _mm512_maskz_expand_epi32(__mmask16(~taken), next_ranks);
+        _mm512_mask_storeu_ps(ranks + i, row, _mm512_cvtepi32_ps(zero_ranks));
+        const __m512i indices = _mm512_add_epi32(lanes, _mm512_set1_epi32(int32_t(i)));
+        for (int half = 0; half < 2; ++half) {
+            const __m256i key = half ? _mm512_extracti64x4_epi64(keys, 1) : _mm512_castsi512_si256(keys);
+            const __m256i index = half ? _mm512_extracti64x4_epi64(indices, 1) : _mm512_castsi512_si256(indices);
+            const __m512i packed =
+                _mm512_or_epi64(_mm512_slli_epi64(_mm512_cvtepu32_epi64(key), 32), _mm512_cvtepu32_epi64(index));
+            const __mmask8 some = __mmask8(taken >> (8 * half));
+            _mm512_storeu_si512(items + nonzeros, _mm512_maskz_compress_epi64(some, packed));
+            nonzeros += __builtin_popcount(some);
+        }
+    }
+    return nonzeros;
+}
+#endif
+
+// `scratch` holds two rows of items and 16 more.
+template <class T>
+static void rank_row(const T* x, T* ranks, int64_t n, RankItem<T>* scratch) {
+    const int64_t nonzeros = rank_zeros(x, ranks, n, scratch), zeros = n - nonzeros;
     if (nonzeros == 0) return;
     if (nonzeros <= insertion_limit)
         rank_few<T>(scratch, nonzeros, zeros, ranks);
