@@ -96,15 +96,23 @@ struct Float32 {
     static inline bool is_finite(uint32_t code) { return (code & infinity32) != infinity32; }
 };
 
-// Decodes n elements; returns whether all are finite.
-template <class Format>
-static inline bool decode(const void* from, float* to, int64_t n) {
+// What is done with a decoded element before it is stored.
+struct Itself {
+    inline float operator()(float x, int64_t) const { return x; }
+};
+struct Minus {
+    const float* base;
+    inline float operator()(float x, int64_t i) const { return x - base[i]; }
+};
+
+// Decodes n elements; returns whether all stored ones are finite.
+template <class Format, class Then>
+static inline bool decode(const void* from, float* to, int64_t n, Then then) {
     const typename Format::stored* code = static_cast<const typename Format::stored*>(from);
-    bits32* out = reinterpret_cast<bits32*>(to);
     uint32_t bad = 0;
     WS_VECTOR_LOOP
     for (int64_t i = 0; i < n; ++i) {
-        out[i] = Format::decode(code[i]);
+        to[i] = then(from_bits(Format::decode(code[i])), i);
         bad |= Format::is_finite(code[i]) ? 0u : 1u;
     }
     return bad == 0;

@@ -56,6 +56,8 @@ class Machine {
 
    private:
     typedef const ws_instruction& I;
+    typedef WideOf<T> V;
+    typedef const V& W;
 
     bool has(int32_t op) const {
         for (int64_t i = 0; i < program_.length; ++i)
@@ -100,6 +102,25 @@ class Machine {
             WS_VECTOR_LOOP
             for (int64_t i = 0; i < n_; ++i) out[i] = f(a[i], b[i]);
         }
+    }
+
+    // Where an operand's vectors are: those of a register one after the other, or a number's one, spread, again and again.
+    const V* vectors(int32_t operand, V& spread) const {
+        if (operand >= 0) return reinterpret_cast<const V*>(reg(operand));
+        spread = number(operand) - V{};  // less zero, because -0.0 stays -0.0
+        return &spread;
+    }
+
+    // Registers end with room for a whole vector.
+    template <class F>
+    inline void ternary(I in, F f) const {
+        V spread[3];
+        V* out = reinterpret_cast<V*>(reg(in.out));
+        const V *a = vectors(in.a, spread[0]), *b = vectors(in.b, spread[1]), *c = vectors(in.c, spread[2]);
+        const int64_t step_a = in.a >= 0, step_b = in.b >= 0, step_c = in.c >= 0;
+        const int64_t count = (n_ * int64_t(sizeof(T)) + int64_t(sizeof(V)) - 1) / int64_t(sizeof(V));
+        WS_UNROLL
+        for (int64_t i = 0; i < count; ++i) f(out[i], a[i * step_a], b[i * step_b], c[i * step_c]);
     }
 
     void choose(I in) const {
@@ -214,10 +235,15 @@ class Machine {
     template <class Format>
     inline void load(I in) const {
         const char* from = encoded(in.a, int64_t(sizeof(typename Format::stored)));
-        float* block = floats(reg(in.out));
-        if (!decode<Format>(from, block, n_))
-            tally_nonfinite<Format>(from, n_, tile_.start + at_, tile_.tallies[in.slot]);
-        if (sizeof(T) == 8) widen(block, reinterpret_cast<double*>(reg(in.out)), n_);
+        T* out = reg(in.out);
+        float* block = floats(out);
+        const T* less = in.b < 0 ? nullptr : reg(in.b);
+        const bool is_finite = less && sizeof(T) == 4 ? decode<Format>(from, block, n_, Minus{floats(reg(in.b))})
+                                                      : decode<Format>(from, block, n_, Itself{});
+        if (!is_finite) tally_nonfinite<Format>(from, n_, tile_.start + at_, tile_.tallies[in.slot]);
+        if (sizeof(T) == 4) return;
+        WS_VECTOR_LOOP
+        for (int64_t i = 0; i < n_; ++i) out[i] = less ? T(block[i]) - less[i] : T(block[i]);
     }
 
     void load_float64(I in) const {
@@ -308,6 +334,14 @@ class Machine {
             case op_sub: return binary(in, [](T x, T y) { return x - y; });
             case op_mul: return binary(in, [](T x, T y) { return x * y; });
             case op_div: return binary(in, [](T x, T y) { return x / y; });
+            // Both operations round: nothing is fused into one rounding.
+            case op_add_add: return ternary(in, [](V& to, W x, W y, W z) { to = (x + y) + z; });
+            case op_add_mul: return ternary(in, [](V& to, W x, W y, W z) { to = (x + y) * z; });
+            case op_mul_add: return ternary(in, [](V& to, W x, W y, W z) { to = (x * y) + z; });
+            case op_mul_sub: return ternary(in, [](V& to, W x, W y, W z) { to = (x * y) - z; });
+            case op_mul_mul: return ternary(in, [](V& to, W x, W y, W z) { to = (x * y) * z; });
+            case op_div_add: return ternary(in, [](V& to, W x, W y, W z) { to = (x / y) + z; });
+            case op_div_sub: return ternary(in, [](V& to, W x, W y, W z) { to = (x / y) - z; });
             // NaN wins: a comparison with NaN fails, and x != x picks it.
             case op_minimum: return binary(in, [](T x, T y) { return (x < y) | (x != x) ? x : y; });
             case op_maximum: return binary(in, [](T x, T y) { return (x > y) | (x != x) ? x : y; });

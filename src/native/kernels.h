@@ -17,11 +17,14 @@
 // Operands `a`, `b`, `c`: a register (>= 0) or number ~operand of the tile's table of numbers, unless stated.
 // `slot` is the first entry that the instruction uses in the tile's `outputs` and `tallies`.
 #define WS_OPCODES(X)                                                                                          \
-    /* out = source a, decoded; tallies: non-finite elements, flat index of the first */                       \
+    /* out = source a, decoded, less register b if b >= 0 (not load_float64's);                                \
+       tallies: non-finite elements of the source, flat index of the first */                                  \
     X(load_float64) X(load_float32) X(load_float16) X(load_bfloat16) X(load_float8_e4m3fn) X(load_float8_e5m2) \
     /* out = number a; out = row number a of the element's row */                                              \
     X(fill) X(fill_rows)                                                                                       \
     X(add) X(sub) X(mul) X(div) X(minimum) X(maximum)                                                          \
+    /* out = first(a, b) second c, with two roundings */                                                       \
+    X(add_add) X(add_mul) X(mul_add) X(mul_sub) X(mul_mul) X(div_add) X(div_sub)                               \
     X(lt) X(le) X(gt) X(ge) X(eq) X(and) X(or)                                                                 \
     X(neg) X(abs) X(sign) X(sqrt) X(exp) X(log) X(not)                                                         \
     /* out = register a, encoded to a narrower dtype and decoded again */                                      \

@@ -6,6 +6,8 @@
 // Lanes are kept in vectors of the instruction set's own width: wider ones would be spilled to memory piece by piece.
 typedef double __attribute__((vector_size(WS_WIDTH * 8), aligned(8), may_alias)) wide_double;
 typedef float __attribute__((vector_size(WS_WIDTH * 4), aligned(4), may_alias)) wide_float;
+template <class T>
+using WideOf __attribute__((vector_size(WS_WIDTH * 8), may_alias)) = T;
 constexpr int lane_vectors = int(lane_count) / WS_WIDTH;
 
 // Through pointers, because copies by memcpy may go over the stack in halves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,18 @@ _FLOATS = [dtype.value for dtype in DType if dtype.is_float]
 _PIECE_REDUCTIONS = frozenset((*ROW_REDUCTIONS, "dot_wide"))
 _SINGLE = "fill fill_rows where uniform above row_rank histogram collect widen".split()
 
+_PAIRS = frozenset("add_add add_mul mul_add mul_sub mul_mul div_add div_sub".split())
+_SECOND = frozenset(("add", "sub", "mul"))
+_COMMUTATIVE = frozenset(("add", "mul"))
+
 OPCODES = frozenset(
-    {*BINARY, *UNARY, *_SINGLE, *_PIECE_REDUCTIONS, *ROW_REDUCTIONS.values()}
+    {*BINARY, *UNARY, *_SINGLE, *_PAIRS, *_PIECE_REDUCTIONS, *ROW_REDUCTIONS.values()}
     | {f"{verb}_{name}" for verb in ("load", "store", "round") for name in _FLOATS}
 ) - {"round_float64"}
 """Names of the instructions a program may hold."""
 
 _NO_REGISTER = frozenset({"number", *ROW_REDUCTIONS.values()})
+_NOTHING = -1  # where an instruction may take a register
 _FIRST_LEVEL_CACHE = 40 * 1024
 _BLOCKS = (1024, 512, 256)
 
@@ -89,6 +95,7 @@ class _Assembler:
         self._sources = sources
         self._is_double = is_double
         self._opcodes = opcodes
+        self._pairs: dict[int, Entry] = {}
         self._code: list[tuple[int, int, int, int, int, int]] = []
         self._register: dict[int, int] = {}
         self._free: list[int] = []
@@ -99,7 +106,7 @@ class _Assembler:
         self._row_scalars: list[int] = []
 
     def segment(self, wanted: Sequence[tuple[Sink, int]]) -> Segment:
-        steps = self._schedule([sink for sink, _ in wanted])
+        steps = self._paired(self._schedule([sink for sink, _ in wanted]))
         last_use = {i: at for at, step in enumerate(steps) for i in self._inputs(step)}
         slots: dict[int, int] = {}
         has_wide = False
@@ -109,7 +116,7 @@ class _Assembler:
                 self._release(step.inputs, at, last_use)
                 continue
             operands = [self._operand(i) for i in self._inputs(step)]
-            is_wide = self._entries[step][0] == "widen"  # and must not overwrite what it reads
+            is_wide = self._entry(step)[0] == "widen"  # and must not overwrite what it reads
             out = self._take_register(step) if is_wide else -1
             self._release(self._inputs(step), at, last_use)
             self._compute(step, operands, self._take_register(step) if out < 0 else out)
@@ -131,8 +138,40 @@ class _Assembler:
     def _inputs(self, step: int | Sink) -> tuple[int, ...]:
         if isinstance(step, Sink):
             return step.inputs
-        op, inputs, _ = self._entries[step]
+        op, inputs, _ = self._entry(step)
         return () if op == "row" else inputs
+
+    def _entry(self, step: int) -> Entry:
+        return self._pairs.get(step) or self._entries[step]
+
+    def _paired(self, steps: Sequence[int | Sink]) -> list[int | Sink]:
+        """The steps where those whose result is used once, by a step that can take them in, are part of that step.
+
+        Arithmetic on a block costs as much as storing its result, so two operations in one instruction cost half.
+        """
+        uses = Counter(i for step in steps for i in self._inputs(step))
+        gone: set[int] = set()
+        for step in steps:
+            if isinstance(step, Sink) or self._entries[step][0] not in _SECOND:
+                continue
+            second, (a, b), _ = self._entries[step]
+            orders = [(a, b), (b, a)] if second in _COMMUTATIVE else [(a, b)]
+            for taken, other in sorted(orders, reverse=True):  # what came later is nearer by
+                pair = self._pair(taken, second, other)
+                if pair is not None and uses[taken] == 1 and taken not in self._pairs:
+                    self._pairs[step] = pair
+                    gone.add(taken)
+                    break
+        return [step for step in steps if isinstance(step, Sink) or step not in gone]
+
+    def _pair(self, i: int, second: str, other: int) -> Entry | None:
+        """Entry `i` and then `second` with the entry `other`, if there is an instruction for them."""
+        first, inputs, detail = self._entries[i]
+        is_loaded = first == "source" and self._sources[detail] is not DType.FLOAT64
+        if is_loaded and second == "sub" and self._entries[other][0] != "number":
+            return first, (other,), detail
+        name = f"{first}_{second}"
+        return (name, (*inputs, other), None) if name in _PAIRS else None
 
     def _schedule(self, sinks: Sequence[Sink]) -> list[int | Sink]:
         """Entries in order, each sink as soon as its inputs are there, so that registers are free again early."""
@@ -179,14 +218,15 @@ class _Assembler:
         self._code.append((self._opcodes[op], out, a, b, c, slot))
 
     def _compute(self, position: int, operands: list[int], out: int) -> None:
-        op, _, detail = self._entries[position]
+        op, _, detail = self._entry(position)
         if op == "source":
             slot = self._take_slots()
             self._loads.append((detail, slot))
-            self._emit(f"load_{self._sources[detail].value}", out, [detail], slot)
+            less = operands or [_NOTHING]
+            self._emit(f"load_{self._sources[detail].value}", out, [detail, *less], slot)
         elif op == "array":
             name = "load_float64" if self._is_double else "load_float32"
-            self._emit(name, out, [len(self._sources) + detail], self._take_slots())
+            self._emit(name, out, [len(self._sources) + detail, _NOTHING], self._take_slots())
         elif op == "fill":
             self._emit(op, out, [~detail])
         elif op == "row":
