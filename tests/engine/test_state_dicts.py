@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
+from weightsmith.errors import NonFiniteError, UsageError
 
 BLOCK = {
     "attn.c_attn.weight": (8, 24),
@@ -93,3 +94,37 @@ def test_the_result_shares_no_memory_with_its_inputs(method, parameters):
     for name, tensor in merged.items():
         tensor.add_(1)
         assert torch.equal(model[name], torch.ones(model[name].shape, dtype=tensor.dtype))
+
+
+def test_a_result_that_overflows_is_refused_as_on_disk(tmp_path):
+    big = {"w": torch.full((2, 3), 4e4, dtype=torch.float16)}
+    parameters = {"normalize": False}
+    with pytest.raises(NonFiniteError, match=r"'w' would hold 6 NaN or infinite .* float16"):
+        weightsmith.merge_state_dicts("linear", [big, big], parameters=parameters)
+    let = weightsmith.merge_state_dicts(
+        "linear", [big, big], parameters=parameters, nonfinite="propagate"
+    )
+    assert torch.isinf(let["w"]).all()
+    (tmp_path / "big").mkdir()
+    save_file(big, tmp_path / "big" / "model.safetensors", metadata={"format": "pt"})
+    recipe = {
+        "weightsmith": 1,
+        "merge_method": "linear",
+        "models": [{"model": str(tmp_path / "big")}] * 2,
+        "parameters": parameters,
+    }
+    with pytest.raises(NonFiniteError, match="would hold 6 NaN or infinite"):
+        weightsmith.merge(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_an_input_that_is_not_finite_is_refused_wherever_it_is(bad):
+    """Even where no element of the result depends on it."""
+    good = {"w": torch.ones(2, 3)}
+    broken = {"w": torch.tensor([[1.0, 1.0, 1.0], [1.0, bad, 1.0]])}
+    with pytest.raises(NonFiniteError, match="'w' of state dict 2 holds 1 .* at element 4"):
+        weightsmith.merge_state_dicts("ties", [good, broken], base=good)
+    found = weightsmith.merge_state_dicts("linear", [good, broken], nonfinite="propagate")["w"]
+    assert found.isfinite().sum() == 5
+    with pytest.raises(UsageError, match="nonfinite"):
+        weightsmith.merge_state_dicts("linear", [good, good], nonfinite="ignore")

@@ -122,6 +122,53 @@ def test_a_floor_raises_the_first_expert_or_all(merge):
         np.testing.assert_allclose(fisher(merge, experts, fishers, shared=shared), expected)
 
 
+@pytest.mark.parametrize("sizes", [(1e-8, 1e-7), (1.0, 3.0)])
+def test_presets_divide_by_norms_of_fishers_as_they_are(merge, sizes):
+    """Divided by norms taken after a floor or constant, Fishers of 1e-8 give the plain mean in all of them."""
+    experts = draw(2, shape=(8, 20))
+    fishers = [f * s for f, s in zip(curvatures(2, shape=(8, 20)), sizes, strict=True)]
+    norms = [np.linalg.norm(f) for f in fishers]
+
+    def average(shares):
+        return (shares[0] * experts[0] + shares[1] * experts[1]) / (shares[0] + shares[1])
+
+    floored = [np.maximum(fishers[0], 1e-6), fishers[1]]
+    expected = {"reference": average([f / n for f, n in zip(floored, norms, strict=True)])}
+    for preset, constant in (("mergelm", 1e-6), ("bloomberg", 1e-10)):
+        added = [(f + constant) / (n + constant) for f, n in zip(fishers, norms, strict=True)]
+        expected[preset] = average(added)
+    for preset, theirs in expected.items():
+        found = fisher(merge, experts, fishers, preset=preset)
+        np.testing.assert_allclose(found, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("preset", "over_model"), [("mergelm", True), ("bloomberg", False)])
+def test_presets_say_over_what_norms_run(preset, over_model):
+    import torch
+
+    from weightsmith import merge_state_dicts
+
+    drawn = np.random.default_rng(3)
+    sizes = {"a": 1.0, "b": 50.0}
+    experts = [{n: drawn.normal(size=SHAPE) for n in sizes} for _ in (0, 1)]
+    fishers = [{n: drawn.exponential(size=SHAPE) * sizes[n] ** i for n in sizes} for i in (0, 1)]
+    found = merge_state_dicts(
+        "fisher",
+        [{n: torch.from_numpy(x) for n, x in e.items()} for e in experts],
+        statistics=[{n: torch.from_numpy(x) for n, x in f.items()} for f in fishers],
+        preset=preset,
+    )
+    constant = 1e-6 if over_model else 1e-10
+    for name in sizes:
+        shares = []
+        for f in fishers:
+            over = list(f.values()) if over_model else [f[name]]
+            norm = np.sqrt(sum(np.sum(x * x) for x in over))
+            shares.append((f[name] + constant) / (norm + constant))
+        expected = sum(s * e[name] for s, e in zip(shares, experts, strict=True)) / sum(shares)
+        np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-11)
+
+
 def test_gradients_of_samples_are_squared_before_they_are_summed(merge):
     # MergeLM and FusionBench square the gradient of the batch's sum: cross terms, and 0 where samples cancel.
     experts = draw(2)
@@ -266,6 +313,23 @@ def test_masked_task_vectors_get_their_size_back(merge, role, shape, size):
     assert size(found) == pytest.approx(size(expert))
 
 
+def test_hf_ota_weighs_by_the_moments_themselves_and_a_constant_far_below_them(merge):
+    """Power 1 and epsilon 1e-24: of weights of 1e-19 the constant takes nothing, where there are none it decides."""
+    base, *experts = draw(4)
+    moments = [m * 1e-19 for m in curvatures(3)]
+    for m in moments:
+        m[0, 0] = 0.0
+    moments[2][1, 1] = 0.0
+    taus = [e - base for e in experts]
+    weights = [m + 1e-24 for m in moments]
+    expected = base + sum(q * t for q, t in zip(weights, taus, strict=True)) / sum(weights)
+    found = ota(merge, base, experts, moments, preset="hf_ota")
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[0, 0], np.mean(experts, axis=0)[0, 0], rtol=1e-10)
+    roots = ota(merge, base, experts, moments)
+    assert np.abs(roots - found).max() > 0.01
+
+
 def test_ota_without_statistics_is_task_arithmetic_with_weights_that_sum_to_one(merge):
     base, *experts = draw(3)
     found = merge("ota", base, experts, statistics=[], per_expert=each("weight", [3.0, 1.0]))
@@ -383,6 +447,17 @@ def test_metrics_without_a_power_are_refused(merge):
         merge("metrics_weighted", None, draw(2), per_expert=each("metric", [1.0, float("nan")]))
     with pytest.raises(RecipeError, match="metric"):
         merge("metrics_weighted", None, draw(2))
+
+
+@pytest.mark.parametrize("rule", ["power", "softmax"])
+@pytest.mark.parametrize("by", ["loss", "score"])
+def test_a_huge_penalty_chooses_the_best_checkpoint(merge, rule, by):
+    experts = draw(3)
+    shared = {"by": by, "normalization": rule, "penalty": 1e308}
+    found = merge(
+        "metrics_weighted", None, experts, shared=shared, per_expert=each("metric", [3.0, 5.0, 4.0])
+    )
+    np.testing.assert_allclose(found, experts[0 if by == "loss" else 1], rtol=1e-12)
 
 
 def test_metrics_weighted_average(merge):

@@ -418,6 +418,28 @@ def test_optmerge_is_its_closed_form(merge, tasks, flavour):
     np.testing.assert_allclose(begun, expected + stays, atol=1e-9)
 
 
+@pytest.mark.parametrize(("m", "n"), [(5, 12), (9, 6)])
+def test_optmerge_is_the_references_adam_by_default(merge, m, n):
+    taus = [task(m, n, seed) * 0.1 for seed in (1, 2, 3)]
+    mean, k = sum(taus) / 3, min(m, n) // 3
+    grams, targets = [], []
+    for tau in taus:
+        _, s, v = top(tau, k)
+        grams.append((v.T * s**2) @ v / np.sum(tau * tau))
+        targets.append(top(tau - mean, k)[0] + mean)
+    point = sum(taus)
+    first = second = np.zeros_like(point)
+    for t in range(1, 301):
+        gradient = sum(2 * (point - x) @ g for x, g in zip(targets, grams, strict=True))
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        step = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        point = point - 1e-5 * step
+    found = merge("optmerge", np.zeros((m, n)), taus)
+    assert np.abs(point - sum(taus)).max() > 1e-3
+    np.testing.assert_allclose(found, point, rtol=1e-9, atol=1e-12)
+
+
 def test_optmerge_by_descent_with_momentum_follows_the_reference(merge, tasks):
     parts = [top(t, 1) for t in tasks]
     grams = [(v.T * s**2) @ v / np.sum(t * t) for (_, s, v), t in zip(parts, tasks, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
@@ -216,6 +218,17 @@ def test_dare_keeps_a_binomial_share_and_is_unbiased(merge):
     assert abs(merged.mean() - 1.0) < 4 * deviation
 
 
+@pytest.mark.parametrize("density", [0.9, 0.5, 0.1])
+def test_dare_has_the_variance_of_its_law(merge, density):
+    """tau^2 p / (1 - p) for the probability p to be dropped, at every size of tau."""
+    sizes = np.array([1e-3, 0.5, -4.0])
+    expert = np.repeat(sizes[:, None], 60_000, axis=1)
+    merged = merge("dare_linear", np.zeros_like(expert), [expert], shared={"density": density})
+    dropped = 1.0 - density
+    law = sizes**2 * dropped / (1.0 - dropped)
+    np.testing.assert_allclose(np.mean((merged - expert) ** 2, axis=1), law, rtol=0.05)
+
+
 def test_dare_depends_on_seed_and_model_but_on_nothing_else(merge):
     base, (expert,) = draw(1, (50, 40))
     first = merge("dare_linear", base, [expert], seed=1, labels=("m",))
@@ -333,22 +346,29 @@ def test_breadcrumbs_without_outliers_is_a_trim_per_tensor(merge):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50, 99, 100, 101, 500])
-@pytest.mark.parametrize("density", [0.1, 0.29, 0.5, 0.999])
+@pytest.mark.parametrize("density", ["0.1", "0.29", "0.5", "0.57", "0.999"])
 def test_exactly_floor_of_density_times_size_is_kept_even_among_equals(merge, n, density):
+    """In decimals: the float 0.29 times 100 is 28.999999999999996."""
     base, expert = np.zeros(n, np.float32), np.ones(n, np.float32)
     for method, shared in (
         ("breadcrumbs", {"gamma": 0.01}),
         ("ties", {"trim_scope": "tensor"}),
         ("ties", {}),
     ):
-        merged = merge(method, base, [expert], shared={**shared, "density": density})
-        kept = int(density * n)
+        merged = merge(method, base, [expert], shared={**shared, "density": float(density)})
+        kept = int(Decimal(density) * n)
         assert merged.sum() == kept
         first = np.flatnonzero(merged)
         np.testing.assert_array_equal(first, np.arange(kept) + (first[0] if kept else 0))
 
 
 # SCE ------------------------------------------------------------------------------------------------------------
+
+
+def test_sce_keeps_as_many_elements_as_its_share_says_in_decimals(merge):
+    experts = [np.zeros(100), np.arange(1.0, 101.0)]
+    merged = merge("sce", np.zeros(100), experts, shared={"select_topk": 0.57})
+    assert (merged != 0).sum() == 57
 
 
 def sce(base, experts, topk, selection="all"):

@@ -11,6 +11,7 @@ from weightsmith.checkpoints.roles import Role, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.memory_checks import require_finite_inputs, require_finite_result
 from weightsmith.engine.memory_statistics import InMemory
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from weightsmith.engine.progress import Progress
@@ -105,6 +106,7 @@ def merge_state_dicts(
     modify: Sequence[str | Mapping[str, Mapping[str, Any]]] = (),
     statistics: Sequence[Mapping[str, Tensor | Sequence[Tensor]]] = (),
     statistics_kind: str | None = None,
+    nonfinite: str = "error",
 ) -> dict[str, Tensor]:
     """Merge tensors in memory with any method; gradients flow through to the experts and the base.
 
@@ -114,8 +116,11 @@ def merge_state_dicts(
     for random masks (default: by position). `modify` lists modifiers of the experts as a recipe does, such as
     `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert, names of tensors to what
     was measured there: a tensor, or one per sample for kind gradients; `statistics_kind` defaults to the kind that the
-    method prefers. Raises CompatibilityError for different names or shapes, NonFiniteError where a method refuses NaN.
+    method prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
+    "propagate". Raises CompatibilityError for different names or shapes, and NonFiniteError.
     """
+    if nonfinite not in ("error", "propagate"):
+        raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")
     spec = registry.get(method)
     built = spec.build(
         parameters or {},
@@ -157,10 +162,14 @@ def merge_state_dicts(
             has_base = spec.base is not registry.Base.IGNORED
             outputs[name] = built.combine(origin if has_base else None, changed, site)
             sources[name] = [*(state[name] for state in inputs), *measured.tensors(name)]
-    merged = _evaluate(outputs, sources)
+    if nonfinite == "error":
+        require_finite_inputs(inputs, outputs)
+    merged = {n: t.to(reference[n].dtype) for n, t in _evaluate(outputs, sources).items()}
+    if nonfinite == "error":
+        require_finite_result(merged)
     return {
-        n: _own(merged[n].to(t.dtype), sources[n]) if n in merged else _agreed(n, inputs, base)
-        for n, t in reference.items()
+        n: _own(merged[n], sources[n]) if n in merged else _agreed(n, inputs, base)
+        for n in reference
     }
 
 

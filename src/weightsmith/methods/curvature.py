@@ -56,8 +56,13 @@ def element_average(
     return first + add_all([(v - first) * (share / norm) for v, share in pairs])
 
 
-def scaled(weights: Value, rule: str) -> Value:
-    """Weights over their Euclidean norm (of the model or the tensor) or their mean over the model; zeros stay zero."""
+def scaled(
+    weights: Value, rule: str, *, measured: Value | None = None, constant: float = 0.0
+) -> Value:
+    """Weights over their Euclidean norm (of the model or the tensor) or their mean over the model; zeros stay zero.
+
+    The norm is that of `measured` where it is given, plus a constant.
+    """
     if rule == "none":
         return weights
     if rule == "mean":
@@ -67,7 +72,8 @@ def scaled(weights: Value, rule: str) -> Value:
         )
         return weights / means
     scope = Scope.MODEL if rule == "model" else Scope.TENSOR
-    return weights / apply(_length, dot(weights, weights, scope))
+    measured = weights if measured is None else measured
+    return weights / apply(_length, dot(measured, measured, scope), constant)
 
 
 def power(x: Value, exponent: float) -> Value:
@@ -82,9 +88,11 @@ def power(x: Value, exponent: float) -> Value:
     return where(is_positive, exp(log(where(is_positive, x, 1.0)) * exponent), 0.0)
 
 
-def _length(square: Any) -> Any:
+def _length(square: Any, constant: Any) -> Any:
     is_positive = square > 0
-    return scalars.where(is_positive, scalars.sqrt(scalars.where(is_positive, square, 1.0)), 1.0)
+    root = scalars.sqrt(scalars.where(is_positive, square, 1.0))
+    length = scalars.where(is_positive, root, 0.0) + constant
+    return scalars.where(length > 0, length, 1.0)
 
 
 def _ratio(sums: Any, count: Any) -> Any:
@@ -92,8 +100,8 @@ def _ratio(sums: Any, count: Any) -> Any:
     return scalars.where(is_positive, sums / scalars.where(is_positive, count, 1.0), 1.0)
 
 
-def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(s_i) / sum_j exp(s_j), of scores of any size."""
+def softmax(scores: Sequence[float], factor: float) -> list[float]:
+    """exp(c s_i) / sum_j exp(c s_j), of scores and factors c >= 0 of any size."""
     top = max(scores)
-    raised = [math.exp(score - top) for score in scores]
+    raised = [math.exp(factor * (score - top)) for score in scores]
     return [x / sum(raised) for x in raised]

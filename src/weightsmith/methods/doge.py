@@ -31,6 +31,7 @@ from weightsmith.tensors.graph import (
     where,
     whole,
 )
+from weightsmith.tensors.shares import floor_of_share
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # Residual of the conjugate gradients, relative to the right-hand side, at which they stop.
@@ -180,7 +181,9 @@ class SharedShift:
         own = max(1, smaller // len(matrices))
         spectra = [self.how.spectrum(linalg, m, own) for m in matrices]
         joined = linalg.concatenate([s.left for s in spectra], 1)
-        return self.how.spectrum(linalg, joined, int(smaller / self.subspace), cut).left
+        return self.how.spectrum(
+            linalg, joined, floor_of_share(1.0 / self.subspace, smaller), cut
+        ).left
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,9 @@ class Fisher:
     model, so that a model with larger gradients does not win by that alone; `tensor` divides by the norm of each
     tensor. Where nobody has information (all F_i = 0) the result is the plain mean, or the first expert's value
     (uninformed: first). The authors' code raises the first expert's Fisher to a floor of 1e-6 (preset reference),
-    which outweighs Fishers of large language models; MergeLM and Bloomberg's code add a constant to all Fishers
-    (presets mergelm, bloomberg). Tensors without statistics are averaged with the weights w_i. Result and experts
+    which outweighs Fishers of large language models; MergeLM and Bloomberg's code add a constant to all Fishers and
+    to their norms (presets mergelm, bloomberg). Norms are those of the Fishers as they are, before a floor or constant.
+    Tensors without statistics are averaged with the weights w_i. Result and experts
     have one shape; every element lies between the smallest and largest expert's.
     """
 
@@ -48,9 +49,11 @@ class Fisher:
         switch={"paper": "model"},
         doc="divide each Fisher by its Euclidean norm over the model or the tensor",
     )
-    floor: float = shared(0.0, low=0.0, doc="least Fisher, before it is normalized")
+    floor: float = shared(0.0, low=0.0, doc="least Fisher; its norm is that of the Fisher before")
     floor_on: str = shared("first", choices=("first", "all"), doc="whose Fisher has the floor")
-    smoothing: float = shared(0.0, low=0.0, doc="added to every Fisher before it is normalized")
+    smoothing: float = shared(
+        0.0, low=0.0, doc="added to every Fisher, and to the norm that it had before"
+    )
     uninformed: str = shared(
         "average",
         choices=("average", "first"),
@@ -71,4 +74,4 @@ class Fisher:
             raised = maximum(fisher, self.floor)
         if self.smoothing > 0.0:
             raised = raised + self.smoothing
-        return scaled(raised, self.normalize)
+        return scaled(raised, self.normalize, measured=fisher, constant=self.smoothing)

@@ -12,6 +12,7 @@ from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, 
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.shares import floor_of_share
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
 _PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusionbench": {"lambda": 1.5}}
@@ -128,7 +129,7 @@ class Isotropic:
 
     def ranks(self, full: int, tasks: int) -> tuple[int, int]:
         """Numbers of common and of each task's own directions; together they are `full`."""
-        own = min(round((full - int(full * self.common_share + 1e-9)) / tasks), full // tasks)
+        own = min(round((full - floor_of_share(self.common_share, full)) / tasks), full // tasks)
         return full - own * tasks, own
 
     def _specific(

@@ -57,10 +57,10 @@ class MetricsWeighted:
         """w_i, which sum to 1."""
         sign = -1.0 if self.by == "loss" else 1.0
         if self.normalization == "softmax":
-            return softmax([sign * self.power * number for number in self.metric])
+            return softmax([sign * number for number in self.metric], self.power)
         if min(self.metric) <= 0.0:
             raise RecipeError(
                 f"metrics_weighted: the metric {min(self.metric):g} has no power; give numbers above 0, or set "
                 "`normalization: softmax`."
             )
-        return softmax([sign * self.power * math.log(number) for number in self.metric])
+        return softmax([sign * math.log(number) for number in self.metric], self.power)

@@ -14,6 +14,7 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.shares import floor_of_share
 
 
 @method(
@@ -135,7 +136,7 @@ class LeadingInterference:
     def _rank(self, matrix: Any) -> int:
         smaller = int(min(matrix.shape))
         share = self.share if self.share is not None else 1.0 / len(self.weights)
-        return min(smaller, max(1, int(smaller * share + 1e-9)))
+        return min(smaller, max(1, floor_of_share(share, smaller)))
 
     def _factor(self, linalg: Any, delta: Any) -> Any:
         """S V^T / ||tau|| of the leading directions; None for a zero task vector."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
+from weightsmith.tensors.shares import floor_of_share
 
 _CODE = {"density": 0.2}
 # Spreads below it are no normal numbers in float32, nor are their reciprocals.
@@ -147,7 +147,7 @@ class LowerQuantile:
 
     def __call__(self, population: int) -> int:
         """k of the k-th largest."""
-        return population - min(math.floor(population * self.q), population - 1)
+        return population - min(floor_of_share(self.q, population), population - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,8 @@ class UpperQuantile:
 
     def __call__(self, population: int) -> int:
         """k of the k-th largest."""
-        return population - max(int(population * (1.0 - self.q) - 1), 0)
+        above = population + floor_of_share(-self.q, population)
+        return population - max(above - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,8 @@ class FromBelow:
 
     def __call__(self, population: int) -> int:
         """k of the k-th smallest."""
-        return min(int(population * (1.0 - self.r)), population - 1) + 1
+        below = population + floor_of_share(-self.r, population)
+        return min(below, population - 1) + 1
 
 
 def softmax_scores(deltas: Sequence[Value]) -> list[Value]:

@@ -15,8 +15,8 @@ zero in every stage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
@@ -38,6 +38,7 @@ from weightsmith.tensors.graph import (
     total,
     where,
 )
+from weightsmith.tensors.shares import floor_of_share
 
 # Weights that sum to less than this are not divided by; mergekit's threshold.
 _NO_WEIGHT = 1e-8
@@ -143,10 +144,10 @@ def keep_between(delta: Value, density: float, gamma: float, site: Site) -> Valu
     """
     if density >= 1.0:
         return delta
-    kept = math.floor(density * site.numel)
+    kept = floor_of_share(density, site.numel)
     if kept == 0:
         return delta * 0.0
-    outliers = min(math.floor(gamma * site.numel), site.numel - kept)
+    outliers = min(floor_of_share(gamma, site.numel), site.numel - kept)
     inside = _selected(delta, largest(abs(delta), outliers + kept))
     if outliers == 0:
         return inside
@@ -189,6 +190,17 @@ def keep_by_rank(
     probability = row_rank(abs(delta)) * step + (density - epsilon)
     kept = delta / probability if rescale == "probability" else delta
     return where(noise < probability, kept, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CountOfShare:
+    """floor(share N) of a number of elements that is counted in a pass."""
+
+    share: float
+
+    def __call__(self, counted: Any) -> float:
+        """A whole number."""
+        return float(floor_of_share(self.share, int(counted)))
 
 
 def _selected(delta: Value, cut: Cut) -> Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors.graph import Site, Value, linear_combination, whole
+from weightsmith.tensors.shares import floor_of_share
 
 
 @method(
@@ -66,7 +66,7 @@ class Truncate(LeadingRules):
     def _rank(self, matrix: tuple[int, int]) -> int:
         if self.rank is not None:
             return self.rank
-        return max(1, math.floor(self.rank_share * min(matrix)))
+        return max(1, floor_of_share(self.rank_share, min(matrix)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, c
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.truncate import LowRank
 from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.shares import floor_of_share
 from weightsmith.tensors.singular import Spectrum
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
@@ -81,7 +82,7 @@ class Decorrelated:
         """Matrix of the same shape, in float64."""
         smaller = min(matrices[0].shape)
         share = self.share if self.share is not None else 1.0 / len(matrices)
-        rank = min(smaller, max(self.smallest, math.floor(smaller * share + 1e-9)))
+        rank = min(smaller, max(self.smallest, floor_of_share(share, smaller)))
         spectra = [self.how.spectrum(linalg, matrix, rank) for matrix in matrices]
         return decorrelated(linalg, spectra, self.weights, self.how, matrices[0])
 

@@ -9,7 +9,6 @@ f = 1 is WUDI's minimiser and f = 0 its starting point T_0: the sum of the task 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.shares import floor_of_share
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
 _COST = "O(N m n min(m, n) + min(N m, n)^3)"
@@ -90,7 +90,7 @@ class Gains:
         if self.rule == "all":
             return spectrum.rank
         if self.rule == "share":
-            return math.ceil(self.level * spectrum.inputs - 1e-9)
+            return -floor_of_share(-self.level, spectrum.inputs)
         return min(spectrum.rank, max(1, RANK_RULES[self.rule](linalg, spectrum, self.level)))
 
 

@@ -8,7 +8,6 @@ Backends implement `Backend`; the engine and the in-memory interface drive them.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_graphs import walked
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, is_reduction
+from weightsmith.tensors.shares import floor_of_share
 
 HISTOGRAM_BINS = 1 << 16
 # Roots and known nodes of which it is remembered what follows from them.
@@ -242,7 +242,7 @@ class ShareOf:
 
     def __call__(self, n: int) -> int:
         """k."""
-        return math.floor(self.share * n)
+        return floor_of_share(self.share, n)
 
 
 def selected_count(cut: Cut, known: Known, population: int) -> int | ShareOf:
