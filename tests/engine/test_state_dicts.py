@@ -122,7 +122,7 @@ def test_an_input_that_is_not_finite_is_refused_wherever_it_is(bad):
     """Even where no element of the result depends on it."""
     good = {"w": torch.ones(2, 3)}
     broken = {"w": torch.tensor([[1.0, 1.0, 1.0], [1.0, bad, 1.0]])}
-    with pytest.raises(NonFiniteError, match="'w' of state dict 2 holds 1 .* at element 4"):
+    with pytest.raises(NonFiniteError, match=r"'w' of state dict 2 holds 1 .* at element 4"):
         weightsmith.merge_state_dicts("ties", [good, broken], base=good)
     found = weightsmith.merge_state_dicts("linear", [good, broken], nonfinite="propagate")["w"]
     assert found.isfinite().sum() == 5

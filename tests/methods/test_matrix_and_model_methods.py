@@ -92,7 +92,7 @@ def test_truncate_takes_kernels_as_matrices_if_asked(merge):
 def test_numpy_and_torch_give_the_same_matrices(dtype):
     a, b = (np.random.default_rng(s).normal(size=(5, 9, 7)).astype(dtype) for s in (0, 1))
     truncation = ByMatrix(LowRank(3, Decomposition()), MatrixView(a.shape, 5, 9, 7), "t")
-    for function, inputs in ((truncation, [a]), (SlerpAlongFirstAxis(0.3), [a, b])):
+    for function, inputs in ((truncation, [a, b]), (SlerpAlongFirstAxis(0.3), [a, b])):
         ours = function(np, *inputs)
         theirs = function(torch, *(torch.from_numpy(x) for x in inputs)).numpy()
         assert ours.dtype == theirs.dtype == dtype

@@ -367,10 +367,12 @@ def knots_by_hand(base, experts, density, scale=1.0, *, scaled=False):
     """TIES of T_i = U^T tau_i over one tensor, mean over the agreeing."""
     taus = deltas(base, experts)
     u, s, v = np.linalg.svd(np.concatenate(taus, 1), full_matrices=False)
+    real = s > 1e-9 * s[0]
+    u, s, v = u[:, real], s[real], v[real]
     n = base.shape[1]
     coefficients = v if scaled else s[:, None] * v
     parts = [coefficients[:, i * n : (i + 1) * n] for i in range(len(taus))]
-    kept = int(density * base.size)
+    kept = int(density * len(s) * n)
     trimmed = []
     for part in parts:
         threshold = np.sort(np.abs(part).ravel())[::-1][kept - 1]
@@ -387,11 +389,6 @@ def knots_by_hand(base, experts, density, scale=1.0, *, scaled=False):
 @pytest.mark.parametrize("density", [0.2, 1.0])
 def test_knots_is_its_formula(shape, density, merge):
     base, experts = draw(3, shape)
-    if shape == (
-        20,
-        4,
-    ):  # fewer joint directions than rows: the share counts the elements of the matrices
-        density = 0.2
     shared = {"density": density, "lambda": 0.6}
     close(
         merge("knots", base, experts, shared=shared),
@@ -403,6 +400,57 @@ def test_knots_is_its_formula(shape, density, merge):
         knots_by_hand(base, experts, density, scaled=True),
         1e-9,
     )
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("axis", ["outputs", "inputs"])
+def test_knots_of_low_ranks_counts_the_coefficients_that_there_are(density, axis, merge):
+    """Three tasks of rank 2 have 6 rows of coefficients in a matrix of 40: the share is one of 6 rows."""
+    base, taus = np.zeros((40, 48)), [low_rank(40, 48, 2, seed) for seed in (1, 2, 3)]
+    shared = {"density": density, "axis": axis}
+    found = merge("knots", base, taus, shared=shared)
+    if axis == "outputs":
+        close(found, knots_by_hand(base, taus, density), 1e-9)
+    else:
+        close(found, knots_by_hand(base.T, [t.T for t in taus], density).T, 1e-9)
+
+
+def test_knots_counts_coefficients_over_the_model(merge_model):
+    """12 rows of 9 and 2 of 30: half of 168 are the large ones of the second tensor, and some of the first."""
+    full, thin = draw(2, (12, 9)), (np.zeros((20, 30)), [low_rank(20, 30, 1, s) for s in (1, 2)])
+    tensors = {"full": (*full, {}), "thin": (*thin, {})}
+    found = merge_model("knots", tensors, shared={"density": 0.5})
+    parts = {}
+    for name, (base, experts, _) in tensors.items():
+        taus = deltas(base, experts)
+        u, s, v = np.linalg.svd(np.concatenate(taus, 1), full_matrices=False)
+        rank = int((s > 1e-9).sum())
+        images = s[:rank, None] * v[:rank]
+        parts[name] = u[:, :rank], np.split(images, 2, axis=1)
+    assert sum(images[0].size for _, images in parts.values()) == 12 * 9 + 2 * 30
+    limits = [
+        np.sort(np.concatenate([np.abs(images[i]).ravel() for _, images in parts.values()]))[-84]
+        for i in (0, 1)
+    ]
+    for name, (left, images) in parts.items():
+        kept = [
+            np.where(np.abs(t) >= limit, t, 0.0) for t, limit in zip(images, limits, strict=True)
+        ]
+        agree = [np.sign(t) == np.sign(sum(kept)) for t in kept]
+        merged = sum(np.where(a, t, 0.0) for a, t in zip(agree, kept, strict=True))
+        voters = sum(a & (t != 0) for a, t in zip(agree, kept, strict=True))
+        close(found[name], tensors[name][0] + left @ (merged / np.maximum(voters, 1)), 1e-9)
+
+
+def test_knots_gives_coefficients_that_cancel_the_models_more_frequent_sign_if_asked(merge):
+    """Opposite tasks cancel in the first two directions, and the third one elects a sign, which is then most frequent."""
+    base = np.zeros((4, 3))
+    taus = [np.diag([3.0, 2.0, 1.0, 0.0])[:, :3] * s for s in (1.0, -1.0)]
+    shared = {"density": 1.0}
+    np.testing.assert_array_equal(merge("knots", base, taus, shared=shared), base)
+    taus[0][2, 2] = 5.0
+    found = merge("knots", base, taus, shared={**shared, "zero_sum": "majority"})
+    assert np.abs(np.diag(found)) == pytest.approx([3.0, 2.0, 5.0])
 
 
 @pytest.mark.parametrize("axis", ["outputs", "inputs"])
@@ -473,7 +521,7 @@ def test_torch_and_numpy_agree(name):
     spec = registry.get(name)
     graph = spec.build({}, [{}, {}]).combine(source(0), [source(1), source(2)], Site("t", (12, 9)))
     node = next(n for n in walk([graph]) if n.op == "whole")
-    inputs = deltas(base, experts)[: len(node.inputs)]
+    inputs = [*deltas(base, experts)[: len(node.inputs) - 1], base]
     ours = node.attributes[0](np, *inputs)
     theirs = node.attributes[0](torch, *(torch.from_numpy(x) for x in inputs))
     pairs = zip(ours, theirs, strict=True) if isinstance(ours, list) else [(ours, theirs)]

@@ -18,8 +18,8 @@ def require_finite_inputs(states: Sequence[Mapping[str, Tensor]], names: Iterabl
             number, first = _nonfinite(state[name])
             if number:
                 raise NonFiniteError(
-                    f"{name!r} of state dict {position} holds {number} NaN or infinite value(s), the first at element {first}; mend "
-                    'it, or pass nonfinite="propagate" to let them through.'
+                    f"{name!r} of state dict {position} holds {number} NaN or infinite value(s), the first at element "
+                    f'{first}; mend it, or pass nonfinite="propagate" to let them through.'
                 )
 
 

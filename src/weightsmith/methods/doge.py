@@ -15,6 +15,7 @@ from weightsmith.methods.matrices import (
     others_parameter,
 )
 from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.rounding import Rounding
 from weightsmith.methods.span import root
 from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, require_finite
 from weightsmith.methods.task_vectors import task_vectors
@@ -89,7 +90,7 @@ class Doge(LeadingRules):
         if view is None:
             merged = self.without_matrix(deltas, [self.eta] * len(deltas), site)
             return base if merged is None else base + merged
-        shift = whole(self._shift(view, site), *deltas)
+        shift = whole(self._shift(view, site), *deltas, base)
         lengths = [apply(Equaliser(self.eta), dot(d, d)) for d in deltas]
         shifted = [(d + shift) * length for d, length in zip(deltas, lengths, strict=True)]
         return base + add_all([self._masked(s, d) for s, d in zip(shifted, deltas, strict=True)])
@@ -127,7 +128,7 @@ class Equaliser:
 
 @dataclass(frozen=True, slots=True)
 class SharedShift:
-    """Delta for every matrix of a tensor, the lambda_i being those of the whole tensor."""
+    """Delta for every matrix of a tensor, the lambda_i being those of the whole tensor; the base comes last."""
 
     eta: float
     subspace: float
@@ -144,7 +145,7 @@ class SharedShift:
         if 0 in arrays[0].shape:
             return arrays[0]
         require_finite(linalg, arrays, self.tensor)
-        lengths = [frobenius(linalg, in_float64(linalg, a)) for a in arrays]
+        lengths = [frobenius(linalg, in_float64(linalg, a)) for a in arrays[:-1]]
         factors = [self.eta / length if length else 0.0 for length in lengths]
         groups = zip(*(self.view.split(a) for a in arrays), strict=True)
         shifts = [
@@ -154,6 +155,7 @@ class SharedShift:
         return self.view.join(linalg, shifts)
 
     def _delta(self, linalg: Any, matrices: list[Any], factors: list[float]) -> Any:
+        *matrices, base = matrices
         tasks = [in_float64(linalg, m) for m in matrices]
         total = sum(factors)
         live = [t for t, f in zip(tasks, factors, strict=True) if f]
@@ -162,24 +164,32 @@ class SharedShift:
         merged = live[0] * 0.0
         for task, factor in zip(tasks, factors, strict=True):
             merged = merged + task * factor
-        basis = self._shared_basis(linalg, matrices)
+        roundings = self.how.roundings(linalg, base, matrices)
+        basis = self._shared_basis(linalg, matrices, roundings)
 
         def outside(matrix: Any) -> Any:
             return matrix - basis @ (basis.T @ matrix)
 
+        floors = [r.square for r in roundings]
+        left = [constant((outside(t) ** 2).sum()) for t in tasks]
+        if any(floors) and all(s <= floor for s, floor in zip(left, floors, strict=True)):
+            return merged * 0.0
         problem = Surrogate(linalg, live, merged, total, self.rows, outside)
         if self.descend:
             return problem.descended(self.steps, self.rate)
         if self.rows:
             return problem.conjugate_gradients(self.steps)
-        return problem.closed(self.how.cut(linalg, matrices[0]))
+        return problem.closed(self.how.cut(linalg, matrices[0]), max(floors))
 
-    def _shared_basis(self, linalg: Any, matrices: list[Any]) -> Any:
-        """U_k: the leading left directions of the tasks' own."""
+    def _shared_basis(self, linalg: Any, matrices: list[Any], roundings: Sequence[Rounding]) -> Any:
+        """U_k: the leading left directions of the tasks' own, those of rounding left out."""
         smaller = min(matrices[0].shape)
         cut = self.how.cut(linalg, matrices[0])
         own = max(1, smaller // len(matrices))
-        spectra = [self.how.spectrum(linalg, m, own) for m in matrices]
+        spectra = [
+            self.how.spectrum(linalg, matrix, own, floor=rounding.strength)
+            for matrix, rounding in zip(matrices, roundings, strict=True)
+        ]
         joined = linalg.concatenate([s.left for s in spectra], 1)
         return self.how.spectrum(
             linalg, joined, floor_of_share(1.0 / self.subspace, smaller), cut
@@ -201,15 +211,18 @@ class Surrogate:
         """The objective."""
         return sum(constant((r * r).sum()) for r in self._residuals(delta))
 
-    def closed(self, cut: float) -> Any:
-        """The minimiser of least norm for inner products of whole matrices."""
+    def closed(self, cut: float, floor: float = 0.0) -> Any:
+        """The minimiser of least norm for inner products of whole matrices.
+
+        Combinations of the free parts of which rounding has a squared length of `floor` have none.
+        """
         linalg = self.linalg
         free = [self.outside(t) for t in self.tasks]
         gram = linalg.stack([linalg.stack([(a * b).sum() for b in free]) for a in free])
         wanted = linalg.stack([(t * (t - self.merged)).sum() for t in self.tasks]) / self.total
         values, vectors = linalg.linalg.eigh(gram)
         largest = max(constant((t * t).sum()) for t in self.tasks)
-        known = values > largest * cut
+        known = values > max(largest * cut, floor)
         inverse = linalg.where(known, 1.0 / linalg.where(known, values, 1.0), 0.0)
         weights = vectors @ (inverse * (vectors.T @ wanted))
         delta = free[0] * weights[0]

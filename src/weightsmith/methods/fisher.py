@@ -35,11 +35,11 @@ class Fisher:
     squares are averaged. With normalize (model, the default) each F_i is divided by its Euclidean norm over the whole
     model, so that a model with larger gradients does not win by that alone; `tensor` divides by the norm of each
     tensor. Where nobody has information (all F_i = 0) the result is the plain mean, or the first expert's value
-    (uninformed: first). The authors' code raises the first expert's Fisher to a floor of 1e-6 (preset reference),
-    which outweighs Fishers of large language models; MergeLM and Bloomberg's code add a constant to all Fishers and
-    to their norms (presets mergelm, bloomberg). Norms are those of the Fishers as they are, before a floor or constant.
-    Tensors without statistics are averaged with the weights w_i. Result and experts
-    have one shape; every element lies between the smallest and largest expert's.
+    (uninformed: first). The authors' code raises the first expert's Fisher to a floor of 1e-6 (preset reference), which
+    outweighs Fishers of large language models; MergeLM and Bloomberg's code add a constant to all Fishers and to their
+    norms (presets mergelm, bloomberg). Norms are those of the Fishers as they are, before a floor or constant. Tensors
+    without statistics are averaged with the weights w_i. Result and experts have one shape; every element lies between
+    the smallest and largest expert's.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="coefficient of each Fisher")

@@ -19,6 +19,7 @@ from typing import Any
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixRules, in_float64
 from weightsmith.methods.registry import shared
+from weightsmith.methods.rounding import rounding_of
 from weightsmith.methods.triangular import divided, factorised
 from weightsmith.tensors.dtypes import DType
 
@@ -26,6 +27,8 @@ _PRECISION = 2.3e-16
 # Estimated condition number up to which a direct solve is exact to float32 rounding.
 _WELL_CONDITIONED = 1e8
 _PROBES = 8
+# How far above the estimate of rounding a direction has to be to be solved for, which divides by what is left.
+_SOLVED = 1.25
 
 
 def rank_tolerance_parameter() -> Any:
@@ -56,7 +59,7 @@ class GramRules(MatrixRules):
         high=1.0,
         optional=True,
         doc="directions up to this share of the strongest one's singular value count as 0; "
-        "none: max(m, n) times the precision, and what rounding of float32 weights can make",
+        "none: what rounding of the stored weights makes, and max(m, n) times the precision",
     )
 
 
@@ -94,29 +97,24 @@ def rounding_floor(
 ) -> float:
     """The eigenvalue of C that the rounding of theta_0 + tau_i alone can make; 0 where a tolerance is given.
 
-        sum_i (s_i / ||tau_i||)^2,   s_i = precision * rms(theta_0) * (sqrt m + sqrt n)
+        sum_i (s_i / ||tau_i||)^2
 
-    s_i bounds the largest singular value of rounding errors in the work precision. Experts that were `stored` in a
-    narrower dtype have larger ones, where they differ from the base at all: there s_i is at least what errors evenly
-    spread over a unit in the last place have, ulp / sqrt 12 for the precision and theta_0 without the elements that
-    task i left alone. Tasks that pull one direction apart are told from each other by the rounding of their weights
-    otherwise, and the minimiser then amplifies it without bound.
+    s_i is the largest singular value of the errors of weights that were stored in a narrow dtype (see `rounding`), and
+    at least precision * rms(theta_0) * (sqrt m + sqrt n), a bound of those in the work precision. Tasks that pull one
+    direction apart are told from each other by the rounding of their weights otherwise, and the minimiser then
+    amplifies it without bound.
     """
     if tolerance is not None:
         return 0.0
     m, n = base.shape
-    wide = in_float64(linalg, base)
     spread = m**-0.5 + n**-0.5
-    error = float(linalg.finfo(base.dtype).eps) * frobenius(linalg, wide) * spread
-    is_narrow = 0 < stored.significant_bits < DType.FLOAT32.significant_bits
-    unit_share = 2.0 ** (1 - stored.significant_bits) / 12.0**0.5 if is_narrow else 0.0
+    bound = (
+        float(linalg.finfo(base.dtype).eps) * frobenius(linalg, in_float64(linalg, base)) * spread
+    )
     floor = 0.0
     for delta in deltas:
         length = frobenius(linalg, in_float64(linalg, delta))
-        own = error
-        if unit_share and length:
-            moved = linalg.where(delta == 0, wide * 0.0, wide)
-            own = max(error, unit_share * frobenius(linalg, moved) * spread)
+        own = max(bound, _SOLVED * rounding_of(linalg, base, delta, stored).strength)
         floor += (own / length) ** 2 if length else 0.0
     return float(floor)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.rounding import shares_alike, strength_of_sum
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Site, Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.singular import Spectrum
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
 _PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusionbench": {"lambda": 1.5}}
@@ -32,10 +34,12 @@ class IsoCommon(SpectralRules):
 
         M = sum_i w_i tau_i = U S V^T;   theta = theta_0 + lambda mean(S) U V^T
 
-    U, S and V have the directions above rank_tolerance only, and the mean is over them: a matrix of full rank gives
-    the paper's result, while one of low rank does not send strength into directions that no task changed (with
-    rank_tolerance 0, preset reference, it does, wherever rounding left a trace). The nuclear norm of M is kept. Task
-    vectors that are no matrix are averaged (others). lambda is chosen on validation data; FusionBench reports 1.5
+    U, S and V have the directions above rank_tolerance only, and the mean is over them: a matrix of full rank gives the
+    paper's result, while one of low rank does not send strength into directions that no task changed. Unless
+    rank_tolerance is given, those are also all that the rounding of stored weights makes: errors of a unit in the last
+    place / sqrt 12 each, with singular values up to (sqrt m + sqrt n) times that; an M without any other is added as it
+    is. With rank_tolerance 0, preset reference, all have the same strength. The nuclear norm of M's directions is kept.
+    Task vectors that are no matrix are averaged (others). lambda is chosen on validation data; FusionBench reports 1.5
     (preset fusionbench). O(m n min(m, n)) time; four matrices in float64.
     """
 
@@ -94,12 +98,14 @@ def _isotropic(
         merged = rules.without_matrix(deltas, rules.weight, site)
         return base if merged is None else base + merged * rules.scale
     function = Isotropic(rules.weight, common_share, rules.how(site))
-    return base + whole(ByMatrix(function, view, site.name), *deltas) * rules.scale
+    return base + whole(ByMatrix(function, view, site.name), *deltas, base) * rules.scale
 
 
 @dataclass(frozen=True, slots=True)
 class Isotropic:
-    """Common and task-specific directions of several matrices, made orthogonal, with one strength."""
+    """Common and task-specific directions of several matrices, made orthogonal, with one strength; the base, which
+    says how they were rounded, comes last.
+    """
 
     weights: tuple[float, ...]
     common_share: float
@@ -107,25 +113,27 @@ class Isotropic:
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
+        *matrices, base = matrices
         cut = self.how.cut(linalg, matrices[0])
+        roundings = self.how.roundings(linalg, base, matrices)
         total = weighted_sum(linalg, matrices, self.weights)
         common_rank, own_rank = self.ranks(min(total.shape), len(matrices))
-        common = self.how.spectrum(linalg, total, common_rank, cut)
+        floor = strength_of_sum(roundings, self.weights, shares_alike(matrices, roundings))
+        common = self.how.spectrum(linalg, total, common_rank, cut, floor)
         if own_rank == 0:
-            return common.polar() * _mean([common.values]) if common.rank else total * 0.0
-        found = [
-            *(
-                self._specific(linalg, m, w, common.left, own_rank, cut)
-                for m, w in zip(matrices, self.weights, strict=True)
-            ),
-            common,
-        ]
-        found = [s for s in found if s.rank]
+            return common.polar() * _mean([common.values]) if common.rank else total
+        found = []
+        for matrix, weight, rounding in zip(matrices, self.weights, roundings, strict=True):
+            floors = _Floors(rounding.strength * abs(weight), floor)
+            task = in_float64(linalg, matrix) * weight
+            own = self._specific(linalg, task, common, own_rank, cut, floors)
+            found.append((own, floors.own))
+        found = [(s, error) for s, error in [*found, (common, floor)] if s.rank]
         if not found:
-            return total * 0.0
-        left = self.how.polar(linalg, linalg.concatenate([s.left for s in found], 1), cut)
-        right = self.how.polar(linalg, linalg.concatenate([s.right for s in found]), cut)
-        return left @ right * _mean([s.values for s in found])
+            return total
+        spectra = [s for s, _ in found]
+        left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
+        return left @ right * _mean([s.values for s in spectra])
 
     def ranks(self, full: int, tasks: int) -> tuple[int, int]:
         """Numbers of common and of each task's own directions; together they are `full`."""
@@ -133,13 +141,26 @@ class Isotropic:
         return full - own * tasks, own
 
     def _specific(
-        self, linalg: Any, matrix: Any, weight: float, common: Any, rank: int, cut: float
-    ) -> Any:
-        """The strongest directions of what the common ones leave of a task; none where only rounding is left."""
-        task = in_float64(linalg, matrix) * weight
-        rest = task - common @ (common.T @ task)
-        found = self.how.spectrum(linalg, rest, rank, cut)
-        return found.leading(int((found.values > cut * frobenius(linalg, task)).sum()))
+        self, linalg: Any, task: Any, common: Spectrum, rank: int, cut: float, floors: _Floors
+    ) -> Spectrum:
+        """The strongest directions of what the common ones leave of a task; none where only rounding is left.
+
+        Errors E of M turn U_c by (I - U_c U_c^T) E V_c S_c^-1, which leaves that times U_c^T tau of the task.
+        """
+        images = common.left.T @ task
+        found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
+        missed = ((images @ found.right.T) / common.values[:, None]) ** 2
+        made = floors.own**2 + floors.common**2 * missed.sum(0)
+        is_real = (found.values**2 > made) & (found.values > cut * frobenius(linalg, task))
+        return Spectrum(found.left[:, is_real], found.values[is_real], found.right[is_real])
+
+
+@dataclass(frozen=True, slots=True)
+class _Floors:
+    """Largest singular values of the errors of one weighted task vector, and of their sum."""
+
+    own: float
+    common: float
 
 
 def weighted_sum(linalg: Any, matrices: Sequence[Any], weights: Sequence[float]) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 from weightsmith.methods.matrices import MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.rounding import EXACT, Rounding, shares_alike, strength_side_by_side
 from weightsmith.methods.spectra import (
     ByMatrix,
     Decomposition,
     SpectralRules,
+    constant,
     require_finite,
 )
 from weightsmith.methods.task_vectors import (
@@ -25,7 +27,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value, whole, whole_parts
+from weightsmith.tensors.graph import Scope, Site, Value, add_all, whole, whole_parts
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
 _ROUNDING = 8.0
@@ -49,12 +51,13 @@ class Knots(SpectralRules):
 
     The inner merge is that of ties (each T_i trimmed to the share `density` of its elements, signs elected, mean of
     those that agree), of dare_linear or dare_ties (elements kept with probability `density` and divided by it), or
-    linear, which is task arithmetic exactly, whatever the basis. The share counts all elements of the matrices, over
-    the whole model or each tensor (scope). axis: inputs stacks task vectors on top of each other instead. With
-    basis "scaled" (preset core_space) the V_i are merged and S is part of the basis. Task vectors that are no
-    matrix are averaged (others). The sign of each basis vector is arbitrary, and no result
-    depends on it; among equal singular values the basis is arbitrary, and results do. The authors' runs use density
-    .2 and lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 4 matrices in float64.
+    linear, which is task arithmetic exactly, whatever the basis. The share counts coefficients, of which there are as
+    many rows as the common basis has directions (those in which no task has any left out), over the whole model or each
+    tensor (scope). Directions that the rounding of stored weights makes are none, unless rank_tolerance is given. axis:
+    inputs stacks task vectors on top of each other instead. With basis "scaled" (preset core_space) the V_i are merged
+    and S is part of the basis. Task vectors that are no matrix are averaged (others). The sign of each basis vector is
+    arbitrary, and no result depends on it; among equal singular values the basis is arbitrary, and results do. The
+    authors' runs use density .2 and lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 4 matrices in float64.
     """
 
     weight: tuple[float, ...] = weight_parameter()
@@ -67,7 +70,7 @@ class Knots(SpectralRules):
         0.2, "share of the coefficients that is kept, or the probability to be"
     )
     normalize: str = normalize_parameter("absolute")
-    zero_sum: str = zero_sum_parameter()
+    zero_sum: str = zero_sum_parameter(majority=True)
     scope: str = shared(
         "model", choices=("model", "tensor"), doc="over what the share of the trim is counted"
     )
@@ -96,7 +99,7 @@ class Knots(SpectralRules):
             self.axis == "inputs", self.basis == "scaled", self.how(site), view, site.name
         )
         count = len(deltas)
-        parts = whole_parts(joint, *deltas, parts=count + joint.blocks(count))
+        parts = whole_parts(joint, *deltas, base, parts=count + joint.blocks(count))
         signed = self.zero_sum if self.merger.endswith("ties") else None
         merged = self._merged(self._sparse(parts[:count], site), signed)
         rebuild = ByMatrix(FromBasis(self.axis == "inputs"), view, site.name)
@@ -105,8 +108,9 @@ class Knots(SpectralRules):
     def _sparse(self, coefficients: Sequence[Value], site: Site) -> list[Value]:
         if self.merger == "ties":
             scope = Scope.MODEL if self.scope == "model" else Scope.TENSOR
+            anyone = add_all([abs(c) for c in coefficients]) > 0.0
             return [
-                keep_largest(c, density, scope, site)
+                keep_largest(c, density, scope, site, among=anyone)
                 for c, density in zip(coefficients, self.density, strict=True)
             ]
         return [
@@ -135,23 +139,28 @@ class JointBasis:
 
     def __call__(self, linalg: Any, *arrays: Any) -> list[Any]:
         """One array for each part, in the dtype of the inputs."""
-        blocks = self.blocks(len(arrays))
+        count = len(arrays) - 1
+        blocks = self.blocks(count)
         if 0 in arrays[0].shape:
-            return [arrays[0]] * (len(arrays) + blocks)
+            return [arrays[0]] * (count + blocks)
         require_finite(linalg, arrays, self.tensor)
         groups = zip(*(self.view.split(array) for array in arrays), strict=True)
         found = [self._parts(linalg, matrices, blocks) for matrices in groups]
         return [self.view.join(linalg, list(part)) for part in zip(*found, strict=True)]
 
     def _parts(self, linalg: Any, matrices: Sequence[Any], blocks: int) -> list[Any]:
-        sides = [m.T if self.turned else m for m in matrices]
+        *sides, base = [m.T if self.turned else m for m in matrices]
         rows, columns = sides[0].shape
         cut = self.how.cut(linalg, sides[0])
-        left, values = self.how.joint_left(linalg, sides, cut)
+        roundings = self.how.roundings(linalg, base, sides)
+        floor = strength_side_by_side(roundings, shares_alike(sides, roundings))
+        left, values = self.how.joint_left(linalg, sides, cut, floor)
+        if values.shape[0] and constant(values[0]) <= floor:
+            roundings = [EXACT] * len(sides)
         noise = _ROUNDING * float(linalg.finfo(matrices[0].dtype).eps)
         pieces = []
-        for task in sides:
-            images = _without_noise(linalg, left.T @ in_float64(linalg, task), noise)
+        for task, rounding in zip(sides, roundings, strict=True):
+            images = _without_noise(linalg, left.T @ in_float64(linalg, task), noise, rounding)
             images = images / values[:, None] if self.scaled else images
             pieces.append(in_dtype_of(matrices[0], _padded(linalg, images, rows, 0)))
         left = left * values if self.scaled else left
@@ -160,12 +169,17 @@ class JointBasis:
         return [p.T if self.turned else p for p in pieces]
 
 
-def _without_noise(linalg: Any, images: Any, noise: float) -> Any:
-    """The coefficients, rounding replaced by 0: in a direction that a task lacks it must not take part in elections."""
+def _without_noise(linalg: Any, images: Any, noise: float, rounding: Rounding) -> Any:
+    """The coefficients, rounding replaced by 0: in a direction that a task lacks it must not take part in elections.
+
+    A direction that a task lacks has coefficients no longer than errors of its stored weights make them.
+    """
     if 0 in images.shape:
         return images
     sizes = abs(images)
-    return linalg.where(sizes > noise * sizes.max(), images, 0.0)
+    lengths = linalg.sqrt((images * images).sum(1))[:, None]
+    real = (sizes > noise * sizes.max()) & (lengths > rounding.row_length)
+    return linalg.where(real, images, 0.0)
 
 
 def _padded(linalg: Any, matrix: Any, size: int, axis: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from weightsmith.errors import RecipeError
 from weightsmith.methods.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.rounding import shares_alike, strength_of_sum
 from weightsmith.methods.span import root
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
 from weightsmith.methods.task_vectors import task_vectors
@@ -53,7 +54,8 @@ class Opcm(SpectralRules):
 
     Norms run over the whole model. In the paper's terms A_(t-1) = lambda_(t-1) (theta^(t-1) - theta_0) and
     lambda_t = ||A_t|| / n; the projection does not depend on lambda, so experts given together are folded in one
-    go, in their order, and <A_(t-1), tau~_t> = 0. This is the thin form: singular vectors of value 0 are never needed.
+    go, in their order, and <A_(t-1), tau~_t> = 0. This is the thin form: singular vectors of value 0 are never needed,
+    nor, unless rank_tolerance is given, those that the rounding of stored weights makes.
     Tensors that are no matrix, and embeddings, are added as they are (others: sum).
 
     To go on with a merge that was written before, give it as the first model and set `previous`: its count of
@@ -103,7 +105,7 @@ class Opcm(SpectralRules):
         count, factor, norm_sum = self._state(site)
         if self.previous and factor != 1.0:
             deltas[0] = deltas[0] * factor
-        merged = self._folded(deltas, site, count)
+        merged = self._folded(base, deltas, factor, site, count)
         if merged is None:
             return base
         new = deltas[1:] if self.previous else deltas
@@ -148,13 +150,15 @@ class Opcm(SpectralRules):
             self.previous_norm * self.previous_count,
         )
 
-    def _folded(self, deltas: list[Value], site: Site, count: int) -> Value | None:
+    def _folded(
+        self, base: Value, deltas: list[Value], factor: float, site: Site, count: int
+    ) -> Value | None:
         view = self.view(site)
         if view is not None:
             if len(deltas) == 1:
                 return deltas[0]
-            fold = Fold(self.alpha, self.split == "inclusive", self.how(site))
-            return whole(ByMatrix(fold, view, site.name), *deltas)
+            fold = Fold(self.alpha, self.split == "inclusive", self.how(site), factor)
+            return whole(ByMatrix(fold, view, site.name), *deltas, base)
         rule = self.rule(site)
         if rule == "base":
             return None
@@ -176,23 +180,34 @@ def _rescale(square: Any, count: Any, norm_sum: Any, *squares: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A_N of several matrices in their order."""
+    """A_N of several matrices in their order; the base, which says how they were rounded, comes last.
+
+    The first matrix is a task vector times `factor`.
+    """
 
     alpha: float
     inclusive: bool
     how: Decomposition
+    factor: float = 1.0
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
+        *matrices, base = matrices
         cut = self.how.cut(linalg, matrices[0])
+        scale = self.factor if self.factor > 0.0 else 1.0
+        deltas = [matrices[0] / scale, *matrices[1:]]
+        roundings = self.how.roundings(linalg, base, deltas)
+        alike = shares_alike(deltas, roundings)
+        weights = [scale] + [1.0] * (len(deltas) - 1)
         merged = in_float64(linalg, matrices[0])
-        for matrix in matrices[1:]:
-            merged = merged + self.projected(linalg, merged, in_float64(linalg, matrix), cut)
+        for i, delta in enumerate(deltas[1:], start=1):
+            floor = strength_of_sum(roundings[:i], weights[:i], alike)
+            merged = merged + self.projected(linalg, merged, in_float64(linalg, delta), cut, floor)
         return merged
 
-    def projected(self, linalg: Any, merged: Any, task: Any, cut: float) -> Any:
+    def projected(self, linalg: Any, merged: Any, task: Any, cut: float, floor: float = 0.0) -> Any:
         """tau~: the task without the leading block and the diagonal in the merged matrix's directions."""
-        spectrum = self.how.spectrum(linalg, merged, tolerance=cut)
+        spectrum = self.how.spectrum(linalg, merged, tolerance=cut, floor=floor)
         if spectrum.rank == 0:
             return task
         images = spectrum.left.T @ task

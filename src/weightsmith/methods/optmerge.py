@@ -42,7 +42,7 @@ class OptMerge(LeadingRules):
     other exactly and grows without sense, which stopping early prevents. Matrices are (outputs, inputs), in float64.
     Embeddings, heads and tensors that are no matrix stay at the base; vision towers, which the authors leave out too,
     are left to a rule of the recipe. A zero task vector takes no part in the interference.
-    Unless rank_tolerance is given, directions that the rounding of float32 weights can make count as none.
+    Unless rank_tolerance is given, directions that the rounding of the stored weights makes count as none (closed).
     """
 
     others: str = others_parameter("base")

@@ -7,9 +7,9 @@
     randomized  the leading directions from a keyed sketch of signs (Halko, Martinsson and Tropp, 2011); with
                 q = power_iterations the error is (1 + small)^(1 / (2 q + 1)) times that of the best rank
 
-Directions weaker than a rank tolerance are rounding of the inputs, so they are never returned: no method can give
-weight to them. Everything returned may differ in sign, and among equal singular values in basis, between libraries;
-what the methods make of it does not.
+Directions weaker than a rank tolerance, or than what rounding of the stored weights makes, are never returned: no
+method can give weight to them. Everything returned may differ in sign, and among equal singular values in basis,
+between libraries; what the methods make of it does not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 from weightsmith.errors import NonFiniteError
 from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import shared
+from weightsmith.methods.rounding import EXACT, Rounding, rounding_of
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site
 from weightsmith.tensors.singular import Spectrum, exact, falling, gram_spectrum, signs
 
@@ -48,12 +50,13 @@ class SpectralRules(MatrixRules):
         low=0.0,
         high=1.0,
         optional=True,
-        doc="singular values up to this share of the largest count as 0; none: max(m, n) times the precision",
+        doc="singular values up to this share of the largest count as 0; none: those that rounding of the stored "
+        "weights makes, and up to max(m, n) times the precision",
     )
 
     def how(self, site: Site) -> Decomposition:
         """The paths and tolerances to decompose the tensor with."""
-        return Decomposition(self.svd, self.rank_tolerance)
+        return Decomposition(self.svd, self.rank_tolerance, stored=site.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +79,39 @@ class LeadingRules(SpectralRules):
             self.oversampling,
             self.power_iterations,
             (site.seed, site.name),
+            site.stored,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
-    """How matrices are decomposed (see the module). `key` selects the random sketch."""
+    """How matrices are decomposed (see the module). `key` selects the random sketch, `stored` is the experts' dtype."""
 
     path: str = "auto"
     tolerance: float | None = None
     oversampling: int = 10
     iterations: int = 2
     key: tuple[int, str] = field(default=(0, ""), repr=False)
+    stored: DType = DType.FLOAT32
+
+    def roundings(self, linalg: Any, base: Any, deltas: Sequence[Any]) -> list[Rounding]:
+        """What rounding of the weights makes of each task vector; nothing where the tolerance is given."""
+        if self.tolerance is not None:
+            return [EXACT] * len(deltas)
+        return [rounding_of(linalg, base, delta, self.stored) for delta in deltas]
 
     def spectrum(
-        self, linalg: Any, array: Any, rank: int | None = None, tolerance: float | None = None
+        self,
+        linalg: Any,
+        array: Any,
+        rank: int | None = None,
+        tolerance: float | None = None,
+        floor: float = 0.0,
     ) -> Spectrum:
-        """The directions of one matrix above the tolerance, at most `rank`, in float64.
+        """The directions of one matrix above the tolerance, and above the value `floor`, at most `rank`, in float64.
 
-        The precision that the default tolerance goes by is that of `array`: float32 or float64.
+        The precision that the default tolerance goes by is that of `array`: float32 or float64. A matrix that is not
+        0 has a direction above any tolerance, but it may have none above the floor.
         """
         tolerance = self.cut(linalg, array) if tolerance is None else tolerance
         matrix = in_float64(linalg, array)
@@ -104,16 +121,23 @@ class Decomposition:
         found = self._directions(linalg, matrix / largest, rank, tolerance)
         kept = int((found.values > tolerance * found.values[0]).sum())
         kept = max(kept, 1) if rank is None else max(min(kept, rank), 1)
-        found = found.leading(kept)
+        found = found.leading(min(kept, int((found.values * largest > floor).sum())))
         return Spectrum(found.left, found.values * largest, found.right)
 
-    def joint_left(self, linalg: Any, matrices: Sequence[Any], tolerance: float) -> tuple[Any, Any]:
-        """Left directions and values of matrices side by side, [A_1 .. A_N], put there only where they are tall."""
+    def joint_left(
+        self, linalg: Any, matrices: Sequence[Any], tolerance: float, floor: float = 0.0
+    ) -> tuple[Any, Any]:
+        """Left directions and values of matrices side by side, [A_1 .. A_N], put there only where they are tall.
+
+        Those above the floor, or all where none is.
+        """
         rows, columns = matrices[0].shape
         largest = max(constant(abs(m).max()) for m in matrices)
         if largest == 0.0 or not self._by_gram(tolerance) or rows > columns * len(matrices):
             wide = linalg.concatenate([in_float64(linalg, m) for m in matrices], 1)
             found = self.spectrum(linalg, wide, tolerance=tolerance)
+            above = int((found.values > floor).sum())
+            found = found.leading(above) if above else found
             return found.left, found.values
         gram = 0.0
         for matrix in matrices:
@@ -121,7 +145,9 @@ class Decomposition:
             gram = gram + scaled @ scaled.T
         values, vectors = linalg.linalg.eigh(gram)
         squares, vectors = falling(linalg, values, vectors, None)
+        above = int((squares * largest**2 > floor**2).sum())
         kept = max(1, int((squares > tolerance**2 * squares[0]).sum()))
+        kept = min(kept, above) if above else kept
         return vectors[:, :kept], linalg.sqrt(squares[:kept]) * largest
 
     def _is_worth(self, rank: int, matrix: Any) -> bool:
@@ -131,12 +157,32 @@ class Decomposition:
     def _by_gram(self, cut: float) -> bool:
         return self.path == "gram" or (self.path != "exact" and cut >= _GRAM_TOLERANCE)
 
-    def polar(self, linalg: Any, array: Any, tolerance: float) -> Any:
+    def polar(self, linalg: Any, array: Any, tolerance: float, errors: Any = 0.0) -> Any:
         """The nearest matrix with singular values 1 and 0, directions up to the tolerance being dropped: U V^T.
 
-        Where A has full column rank this is A (A^T A)^(-1/2), which has orthonormal columns.
+        Where A has full column rank this is A (A^T A)^(-1/2), which has orthonormal columns. `errors` are the
+        lengths of each column's errors: directions sigma u v^T that those make are dropped, too, sigma <= ||errors v||.
         """
-        return self.spectrum(linalg, array, tolerance=tolerance).polar()
+        found = self.spectrum(linalg, array, tolerance=tolerance)
+        made = linalg.sqrt(((found.right * errors) ** 2).sum(1))
+        is_real = found.values > made
+        return found.left[:, is_real] @ found.right[is_real]
+
+    def polars(
+        self, linalg: Any, spectra: Sequence[Spectrum], errors: Sequence[float], tolerance: float
+    ) -> tuple[Any, Any]:
+        """polar(U) and polar(V)^T of the directions of several matrices beside each other.
+
+        An error of strength e turns a direction of value sigma by about e / sigma, so directions of two matrices that
+        differ by no more are one.
+        """
+        turns = linalg.concatenate([e / s.values for s, e in zip(spectra, errors, strict=True)])
+        left = linalg.concatenate([s.left for s in spectra], 1)
+        right = linalg.concatenate([s.right for s in spectra])
+        return (
+            self.polar(linalg, left, tolerance, turns),
+            self.polar(linalg, right.T, tolerance, turns).T,
+        )
 
     def cut(self, linalg: Any, array: Any) -> float:
         """The share of the largest singular value up to which a direction counts as rounding."""

@@ -31,6 +31,7 @@ from weightsmith.tensors.graph import (
     above,
     add_all,
     apply,
+    count,
     largest,
     largest_share,
     row_rank,
@@ -122,9 +123,15 @@ def task_vectors(base: Value | None, experts: Sequence[Value]) -> tuple[Value, l
 
 
 def keep_largest(
-    delta: Value, density: float, scope: Scope, site: Site, *, at_least: int = 0
+    delta: Value,
+    density: float,
+    scope: Scope,
+    site: Site,
+    *,
+    at_least: int = 0,
+    among: Value | None = None,
 ) -> Value:
-    """Zero all but the floor(density N) elements of largest magnitude, N counted in the scope.
+    """Zero all but the floor(density N) elements of largest magnitude, N counted in the scope, of all or of a mask.
 
     In tensor scope `at_least` elements survive a density above 0.
     """
@@ -134,6 +141,9 @@ def keep_largest(
         return delta * 0.0
     if scope is Scope.TENSOR and at_least > density * site.numel:
         return _selected(delta, largest(abs(delta), at_least))
+    if among is not None:
+        k = apply(CountOfShare(density), count(among, scope))
+        return _selected(delta, largest(abs(delta), k, scope))
     return _selected(delta, largest_share(abs(delta), density, scope))
 
 

@@ -29,8 +29,9 @@ class Truncate(LeadingRules):
         tau_i = U S V^T;   tau^_i = the r largest singular triplets;   theta = theta_0 + lambda sum_i w_i tau^_i
         r = rank, or max(1, floor(rank_share min(m, n)))
 
-    Singular vectors of a zero (or rounding) singular value are arbitrary, and carry no weight in tau^_i. Weights are
-    divided by their sum with `normalize` (the default). O(m n min(m, n)) time; one whole matrix or stack at a time,
+    Singular vectors of a zero (or rounding) singular value are arbitrary, and carry no weight in tau^_i; rounding is
+    what that of the stored weights makes, unless rank_tolerance is given or the task vector is nothing else. Weights
+    are divided by their sum with `normalize` (the default). O(m n min(m, n)) time; one whole matrix or stack at a time,
     in float64. Task vectors that are no matrix are summed with the same weights untruncated (others: average) or
     dropped (others: base), and with `others: sum` or `embeddings: sum` added with weights that are not divided.
     A rank that reaches min(m, n) leaves the task vector as it is. Raises NonFiniteError for a matrix with NaN or
@@ -58,7 +59,7 @@ class Truncate(LeadingRules):
             return base
         if view is not None and self._rank(view.matrix) < min(view.matrix):
             low_rank = LowRank(self._rank(view.matrix), self.how(site))
-            deltas = [whole(ByMatrix(low_rank, view, site.name), d) for d in deltas]
+            deltas = [whole(ByMatrix(low_rank, view, site.name), d, base) for d in deltas]
         divided = self.normalize and rule == "average"
         weights = normalized(self.weight) if divided else self.weight
         return base + linear_combination(deltas, [w * self.scale for w in weights])
@@ -71,11 +72,17 @@ class Truncate(LeadingRules):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Best approximation of rank `rank` of a matrix."""
+    """Best approximation of rank `rank` of a task vector, without what rounding of the weights around the base makes.
+
+    A task vector that is rounding alone keeps its `rank` directions.
+    """
 
     rank: int
     how: Decomposition
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
-        return self.how.spectrum(linalg, matrices[0], self.rank).matrix()
+        delta, base = matrices
+        (rounding,) = self.how.roundings(linalg, base, [delta])
+        found = self.how.spectrum(linalg, delta, self.rank, floor=rounding.strength)
+        return (found if found.rank else self.how.spectrum(linalg, delta, self.rank)).matrix()

@@ -14,7 +14,6 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.truncate import LowRank
 from weightsmith.tensors.graph import Site, Value, whole
 from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
 
@@ -44,7 +43,9 @@ class TsvMerge(LeadingRules):
     matrix are averaged (others). A tensor with fewer rows or columns than tasks keeps one direction of each; the
     authors' code drops it (preset reference: smallest_rank 0), and keeps all triplets in its lossless form (preset
     lossless). Whitening by eigenvectors of U^T U, its other form, is the same formula. Equal task vectors give their
-    truncation, since directions that U lacks are not invented. O(N m n min(m, n)) time; N + 3 matrices in float64.
+    truncation, since directions that U lacks are not invented. Unless rank_tolerance is given, nor are those that the
+    rounding of stored weights makes, of a task or between two; a task vector without any other is added as it is. O(N m
+    n min(m, n)) time; N + 3 matrices in float64.
     """
 
     weight: tuple[float, ...] = strength_parameter()
@@ -66,12 +67,15 @@ class TsvMerge(LeadingRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         function = Decorrelated(self.weight, self.rank_share, self.smallest_rank, self.how(site))
-        return base + whole(ByMatrix(function, view, site.name), *deltas) * self.scale
+        return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
 class Decorrelated:
-    """polar(U) S polar(V)^T of the leading singular directions of several matrices."""
+    """polar(U) S polar(V)^T of the leading singular directions of several matrices.
+
+    The base, which says how they were rounded, comes last.
+    """
 
     weights: tuple[float, ...]
     share: float | None
@@ -80,31 +84,48 @@ class Decorrelated:
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
+        *matrices, base = matrices
         smaller = min(matrices[0].shape)
         share = self.share if self.share is not None else 1.0 / len(matrices)
         rank = min(smaller, max(self.smallest, floor_of_share(share, smaller)))
-        spectra = [self.how.spectrum(linalg, matrix, rank) for matrix in matrices]
-        return decorrelated(linalg, spectra, self.weights, self.how, matrices[0])
+        ranks = [rank] * len(matrices)
+        return decorrelated(linalg, matrices, base, ranks, self.weights, self.how)
 
 
 def decorrelated(
     linalg: Any,
-    spectra: Sequence[Spectrum],
+    matrices: Sequence[Any],
+    base: Any,
+    ranks: Sequence[int],
     weights: Sequence[float],
     how: Decomposition,
-    like: Any,
 ) -> Any:
-    """polar(U) diag(w_i S_i) polar(V)^T of concatenated directions; zeros of the shape of `like` if there are none."""
-    weighted = [(s, w) for s, w in zip(spectra, weights, strict=True) if s.rank and w != 0.0]
-    if not weighted:
-        return in_float64(linalg, linalg.zeros_like(like))
-    if len(weighted) == 1:
-        spectrum, weight = weighted[0]
-        return spectrum.matrix() * weight
-    cut = how.cut(linalg, like)
-    left = how.polar(linalg, linalg.concatenate([s.left for s, _ in weighted], 1), cut)
-    right = how.polar(linalg, linalg.concatenate([s.right for s, _ in weighted]), cut)
-    return (left * linalg.concatenate([s.values * w for s, w in weighted])) @ right
+    """polar(U) diag(w_i S_i) polar(V)^T of concatenated leading directions, and task vectors that are rounding alone.
+
+    The latter are cut to their rank, and their directions are not compared with those of others.
+    """
+    merged, found, errors = None, [], []
+    roundings = how.roundings(linalg, base, matrices)
+    for matrix, rank, weight, rounding in zip(matrices, ranks, weights, roundings, strict=True):
+        if weight == 0.0:
+            continue
+        spectrum = how.spectrum(linalg, matrix, rank, floor=rounding.strength)
+        if spectrum.rank:
+            found.append((spectrum, weight))
+            errors.append(rounding.strength)
+            continue
+        plain = how.spectrum(linalg, matrix, rank).matrix() * weight
+        merged = plain if merged is None else merged + plain
+    if not found:
+        return in_float64(linalg, matrices[0]) * 0.0 if merged is None else merged
+    if len(found) == 1:
+        spectrum, weight = found[0]
+        real = spectrum.matrix() * weight
+    else:
+        cut = how.cut(linalg, matrices[0])
+        left, right = how.polars(linalg, [s for s, _ in found], errors, cut)
+        real = (left * linalg.concatenate([s.values * w for s, w in found])) @ right
+    return real if merged is None else merged + real
 
 
 def interference(linalg: Any, matrices: Sequence[Any], rank: int, how: Decomposition) -> float:
@@ -153,7 +174,8 @@ class TsvCompress(LeadingRules):
             merged = self.without_matrix(deltas, (1.0,), site)
             return base if merged is None else base + merged
         rank = kept_rank(view.matrix, self.tasks)
-        return base + whole(ByMatrix(LowRank(rank, self.how(site)), view, site.name), deltas[0])
+        low_rank = ByMatrix(LowRank(rank, self.how(site)), view, site.name)
+        return base + whole(low_rank, deltas[0], base)
 
 
 def kept_rank(matrix: tuple[int, int], tasks: int) -> int:
@@ -198,7 +220,7 @@ class Resm(LeadingRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         function = Reweighted(self.weight, self.outlier_sigma, self.how(site))
-        return base + whole(ByMatrix(function, view, site.name), *deltas) * self.scale
+        return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +233,15 @@ class Reweighted:
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
+        *matrices, base = matrices
         facts = [_magnitudes(linalg, m, self.sigma) for m in matrices]
         outliers, dense = [o for o, _ in facts], [d for _, d in facts]
         mean = sum(outliers) / len(outliers)
         omegas = [o / mean if mean else 1.0 for o in outliers]
         smaller = min(matrices[0].shape)
         ranks = [max(1, math.floor(smaller * d / sum(dense) + 1e-9)) if d else 0 for d in dense]
-        spectra = [self.how.spectrum(linalg, m, k) for m, k in zip(matrices, ranks, strict=True)]
         weights = [w * o for w, o in zip(self.weights, omegas, strict=True)]
-        return decorrelated(linalg, spectra, weights, self.how, matrices[0])
+        return decorrelated(linalg, matrices, base, ranks, weights, self.how)
 
 
 def _magnitudes(linalg: Any, matrix: Any, sigma: float) -> tuple[float, float]:

@@ -1,0 +1,130 @@
+"""What the rounding of stored weights makes of a task vector's singular values.
+
+Stored weights are off by up to half a unit in the last place u. Errors that spread evenly over it have the root mean
+square e = rms(u) / sqrt 12, and an (m, n) matrix of them has singular values up to about e (sqrt m + sqrt n): an
+estimate, not a bound. Rows and columns that a task left alone have no errors. What a task vector holds below that is
+not told from rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from weightsmith.tensors.dtypes import DType
+
+# By how much the largest singular value of a random matrix is above its limit for large ones, and the length of a row
+# above the root of its squared length's mean in units of the error: several deviations, as weights of uneven size need.
+_MARGIN = 1.1
+_DEVIATIONS = 5.0
+# The smallest float16 number with all its digits, below which the unit is that of this number.
+_SMALLEST_HALF = 2.0**-14
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Errors of one matrix: their root mean square over the rows and columns that have any."""
+
+    error: float = 0.0
+    rows: int = 0
+    columns: int = 0
+
+    @property
+    def strength(self) -> float:
+        """Their largest singular value."""
+        return _MARGIN * self.error * (sqrt(self.rows) + sqrt(self.columns))
+
+    @property
+    def row_length(self) -> float:
+        """The greatest length of a row, or of a combination of rows whose coefficients have length 1."""
+        return self.error * (sqrt(self.columns) + _DEVIATIONS)
+
+    @property
+    def square(self) -> float:
+        """Their squared length, the sum of squares over all elements."""
+        return self.error**2 * self.rows * self.columns
+
+
+EXACT = Rounding()
+
+
+def rounding_of(linalg: Any, base: Any, delta: Any, stored: DType) -> Rounding:
+    """Errors of a task vector whose weights were stored in a dtype, or in that of the arrays if that is coarser."""
+    changed = delta != 0
+    touched = changed.any(1), changed.any(0)
+    rows, columns = (int(t.sum()) for t in touched)
+    if not rows:
+        return EXACT
+    weights = base + delta
+    if rows < base.shape[0] or columns < base.shape[1]:
+        weights = weights[touched[0]][:, touched[1]]
+    powers = _powers_of_two(linalg, weights)
+    if stored is DType.FLOAT16:
+        powers = linalg.where(powers < _SMALLEST_HALF, _SMALLEST_HALF, powers)
+    largest = _number(powers.max())
+    if largest == 0.0:
+        return EXACT
+    size = largest * sqrt(_number(((powers / largest) ** 2).mean()))
+    return Rounding(size * _precision(linalg, base, stored) / sqrt(12.0), rows, columns)
+
+
+def _precision(linalg: Any, base: Any, stored: DType) -> float:
+    """The unit in the last place of 1."""
+    if 0 < stored.significant_bits < DType.FLOAT32.significant_bits:
+        return 2.0 ** (1 - stored.significant_bits)
+    return float(linalg.finfo(base.dtype).eps)
+
+
+def _powers_of_two(linalg: Any, weights: Any) -> Any:
+    """The largest power of two that each magnitude reaches, 0 of the smallest numbers."""
+    weights = weights.detach() if hasattr(weights, "detach") else weights
+    is_wide = weights.dtype == linalg.float64
+    exponent = 0x7FF0 << 48 if is_wide else 0x7F80 << 16
+    bits = weights.view(linalg.int64 if is_wide else linalg.int32) & exponent
+    return bits.view(weights.dtype)
+
+
+def strength_of_sum(
+    roundings: Sequence[Rounding], weights: Sequence[float], alike: Sequence[Sequence[float]]
+) -> float:
+    """The largest singular value of the errors of sum_i w_i tau_i, which are as alike as `shares_alike` says."""
+    sizes = [r.strength * w for r, w in zip(roundings, weights, strict=True)]
+    square = 0.0
+    for i, size in enumerate(sizes):
+        square += sum(size * other * alike[i][j] for j, other in enumerate(sizes))
+    return sqrt(max(square, 0.0))
+
+
+def strength_side_by_side(roundings: Sequence[Rounding], alike: Sequence[Sequence[float]]) -> float:
+    """The largest singular value of the matrices of errors [E_1 .. E_N], which are as alike as `shares_alike` says."""
+    wide = sqrt(sum(r.error**2 * r.columns for r in roundings))
+    independent = _MARGIN * (wide + max(r.error * sqrt(r.rows) for r in roundings))
+    sizes = [r.strength for r in roundings]
+    square = max(
+        size * sum(alike[i][j] * other for j, other in enumerate(sizes))
+        for i, size in enumerate(sizes)
+    )
+    return max(independent, sqrt(square))
+
+
+def shares_alike(deltas: Sequence[Any], roundings: Sequence[Rounding]) -> list[list[float]]:
+    """How alike the errors of two tasks are: of the weights that either changed, the share that are equal in both.
+
+    Errors are independent of each other elsewhere. Copies of one expert have the same errors.
+    """
+    count = len(deltas)
+    shares = [[float(i == j) for j in range(count)] for i in range(count)]
+    for i in range(count):
+        for j in range(i + 1, count):
+            if roundings[i].error == 0.0 or roundings[j].error == 0.0:
+                continue
+            changed = (deltas[i] != 0) | (deltas[j] != 0)
+            alike = changed & (deltas[i] == deltas[j])
+            shares[i][j] = shares[j][i] = _number(alike.sum()) / _number(changed.sum())
+    return shares
+
+
+def _number(entry: Any) -> float:
+    return float(entry.detach() if hasattr(entry, "detach") else entry)
