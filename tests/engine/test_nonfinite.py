@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 import weightsmith
@@ -58,10 +57,3 @@ def test_an_overflow_of_finite_inputs_is_still_called_one(family: Family) -> Non
     recipe = family.recipe("lines", parameters={"alpha": 1e8}, dtype="float16")
     with pytest.raises(NonFiniteError, match=r"though its inputs are finite.*overflows float16"):
         weightsmith.merge(recipe, family.root / "out")
-
-
-def test_in_memory_the_state_dict_is_named() -> None:
-    experts = [{"w": torch.ones(3, 4)} for _ in range(2)]
-    experts[1]["w"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"'w' of state dict 2 holds 1 NaN.*element 6"):
-        weightsmith.merge_state_dicts("tsv_m", experts, base={"w": torch.zeros(3, 4)})

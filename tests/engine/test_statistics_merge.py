@@ -201,6 +201,34 @@ def test_a_negative_fisher_stops_the_merge(family, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (lambda gram: np.triu(gram), r"not symmetric: elements \[\d+, \d+\]"),
+        (lambda gram: -gram, r"negative number on its diagonal, at \[\d+, \d+\]"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_matrix_that_is_no_gram_matrix_stops_the_merge(
+    family, tmp_path, damaged, message, backend
+):
+    recipe, statistics = recipe_for(family, "regmean", "gram")
+    statistics[0][UP] = damaged(statistics[0][UP])
+    write_statistics(
+        recipe["models"][0]["statistics"],
+        statistics[0],
+        kind="gram",
+        of=family.root / "e1",
+        data="c4",
+        samples=16,
+    )
+    with pytest.raises(
+        CompatibilityError, match=f"Gram matrix of '{UP}' of model 'e1' .*{message}"
+    ):
+        merge(recipe, tmp_path / "out", backend=backend)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_merge_goes_on_after_an_interruption(family, tmp_path, weights_of, monkeypatch):
     from weightsmith.engine import run as running
 
@@ -260,6 +288,39 @@ def test_statistics_in_memory_are_checked():
     ):
         with pytest.raises(CompatibilityError):
             merge_state_dicts("fisher", experts, statistics=[ones, bad])
+
+
+def refused(method, statistics, message, **more):
+    experts = [{"w": torch.ones(2, 2), "n": torch.ones(1, dtype=torch.int64)} for _ in range(2)]
+    with pytest.raises(CompatibilityError, match=message):
+        merge_state_dicts(method, experts, statistics=statistics, **more)
+
+
+def test_statistics_in_memory_of_other_tensors_or_of_none_are_refused():
+    ones = torch.ones(2, 2)
+    refused("fisher", [{"w": ones}, {"w": ones, "W": ones}], "expert 1 .* lacks.*: 'W';")
+    refused("fisher", [{"n": torch.ones(1)}] * 2, "expert 0 .* or of integers: 'n';")
+    refused("fisher", [{}, {}], "expert 0 are of no tensor")
+    refused("fisher", [{"w": ones.long()}] * 2, r"holds torch\.int64, not floats")
+
+
+def test_lists_of_statistics_in_memory_have_the_length_of_their_kind():
+    ones = torch.ones(2, 2)
+    refused(
+        "fisher", [{"w": [ones, ones]}, {"w": ones}], r"'w' of expert 0 is a list of 2; pass one"
+    )
+    base = {"w": torch.zeros(2, 2), "n": torch.ones(1, dtype=torch.int64)}
+    lists = [{"w": [ones]}, {"w": []}]
+    refused("rcp", lists, "'w' of expert 1 is a list of 0; pass one tensor per", base=base)
+
+
+def test_a_matrix_in_memory_that_is_no_gram_matrix_is_refused():
+    eye = torch.eye(2)
+    skew = torch.tensor([[2.0, 1.5], [0.0, 2.0]])
+    refused(
+        "regmean", [{"w": eye}, {"w": skew}], r"of expert 1 is not symmetric: elements \[0, 1\]"
+    )
+    refused("regmean", [{"w": -eye}, {"w": eye}], r"expert 0 holds a negative .* at \[0, 0\]")
 
 
 def test_tensors_without_statistics_in_memory_fall_back():

@@ -10,7 +10,9 @@ from scipy.integrate import solve_ivp
 from weightsmith import merge_state_dicts
 from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError
 from weightsmith.methods import gram, registry
+from weightsmith.methods.gram_matrices import require_gram
 from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
+from weightsmith.tensors.dtypes import DType
 
 RNG = np.random.default_rng(7)
 WUDI_FORMS = ["wudi", "iwudi", "swudi", "aswudi", "optmerge"]
@@ -549,3 +551,27 @@ def test_a_stored_dtype_leaves_task_vectors_far_above_their_rounding_alone():
         for dtype in (torch.bfloat16, torch.float32)
     )
     assert (narrow - wide).norm() < 0.15 * wide.norm()
+
+
+@pytest.mark.parametrize("stored", [DType.BFLOAT16, DType.FLOAT16, DType.FLOAT32, DType.FLOAT64])
+@pytest.mark.parametrize("library", [np, torch])
+def test_rounding_in_the_stored_dtype_makes_no_gram_matrix_asymmetric(stored, library):
+    """Sums over batches that are rounded one by one, (i, j) and (j, i) in other orders; scales of inputs differ."""
+    kind = getattr(torch, stored.name.lower())
+    work = torch.promote_types(kind, torch.float32)
+    scales = torch.logspace(-1.5, 0.5, 200)
+    x = torch.randn((40, 16, 200), generator=torch.Generator().manual_seed(0)) * scales
+    gram = torch.zeros(200, 200, dtype=kind)
+    for batch in x:
+        gram += (batch.to(work).T @ batch.to(work)).to(kind)
+    backwards = torch.zeros(200, 200, dtype=kind)
+    for batch in x.flip(0):
+        backwards += (batch.to(work).T @ batch.to(work)).to(kind)
+    mixed = gram.triu() + backwards.tril(-1)
+    assert not torch.equal(mixed, mixed.T)
+    mixed = mixed.float()
+    require_gram(library, mixed.numpy() if library is np else mixed, stored, "It")
+    mixed[150, 3] += 0.2 * (mixed[150, 150] * mixed[3, 3]).sqrt()
+    stack = torch.stack([gram.float(), mixed])
+    with pytest.raises(CompatibilityError, match=r"It is not symmetric: elements \[3, 150\]"):
+        require_gram(library, stack.numpy() if library is np else stack, stored, "It")

@@ -130,6 +130,77 @@ def test_statistics_of_other_weights_are_refused(measured, solve, tmp_path):
         solve(recipe(tmp_path, [measured("b"), measured("b")]))
 
 
+def renamed(path, change):
+    """The file with its tensors under other names, its header as it was."""
+    import json
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        data = file.read()
+    header = {k if k == "__metadata__" else change(k): v for k, v in header.items()}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+@pytest.mark.parametrize("names", [(Q,), None])
+def test_names_that_the_model_lacks_are_an_error_that_lists_the_first(
+    measured, solve, tmp_path, names
+):
+    """Of all tensors or of one: a prefix that a trainer wrapped around the model is the usual cause."""
+    how = {} if names is None else {"names": (*names, EMBED)}
+    files = [measured("a", **how), measured("b", **how)]
+
+    def wrapped(name):
+        return name if names is not None and name == EMBED else f"module.{name}"
+
+    renamed(files[1], wrapped)
+    message = r"b\.fisher\.safetensors' are of tensors that .*/b' lacks: 'module\.[a-z_.0-9]*"
+    rest = "';" if names else r"', 'module\..*', 'module\..*' and \d+ more;"
+    with pytest.raises(CompatibilityError, match=message + rest):
+        solve(recipe(tmp_path, files))
+
+
+def test_shared_statistics_of_unknown_tensors_are_an_error(measured, solve, tmp_path):
+    other = Q.replace("q_proj", "k_proj")
+    good = [measured(m, "gram", (Q,), same={other: Q}) for m in "ab"]
+    assert len(solve(recipe(tmp_path, good, "regmean")).formula(other).statistics) == 2
+    for same, message in (({"key": Q}, "lacks: 'key'"), ({other: EMBED}, f"not hold: '{EMBED}'")):
+        files = [good[0], measured("b", "gram", (Q,), same=same)]
+        with pytest.raises(CompatibilityError, match=message):
+            solve(recipe(tmp_path, files, "regmean"))
+
+
+def test_statistics_that_no_merged_tensor_has_are_an_error(measured, solve, tmp_path):
+    files = [measured(m, names=(Q,)) for m in "ab"]
+    rules = [{"match": {"name": "q_proj"}, "merge_method": "linear"}]
+    found = solve(recipe(tmp_path, files, rules=rules)).found()
+    assert "of no tensor that is merged by them" in found["unused-statistics"]
+    kept = [{"match": {"name": "layers.1"}, "merge_method": "linear"}]
+    assert not solve(recipe(tmp_path, files, rules=kept)).found()
+
+
+def test_tied_names_are_not_unknown(make, solve, tmp_path):
+    """A head that is stored beside its embedding has the embedding's statistics, and may have its own."""
+    shapes = llama_shapes(1, head=True, vocabulary=6)
+    table = np.ones(shapes[EMBED], np.float32)
+    for name in "ab":
+        extra = {n: np.ones(s, np.float32) for n, s in shapes.items()}
+        make(name, 1, config={"tie_word_embeddings": True}, extra=extra)
+    for stored in (EMBED, "lm_head.weight"):
+        files = []
+        for name in "ab":
+            files.append(str(tmp_path / f"{name}.safetensors"))
+            write_statistics(
+                files[-1], {stored: table}, kind="fisher", of=tmp_path / name, data="", samples=1
+            )
+        solved = solve(recipe(tmp_path, files))
+        assert len(solved.formula(EMBED).statistics) == 2
+        assert not solved.found()
+
+
 def test_a_method_that_needs_statistics_says_so(measured, solve, tmp_path):
     with pytest.raises(RecipeError, match="needs statistics of kind fisher or adam or gradients"):
         solve(recipe(tmp_path, [None, None]))

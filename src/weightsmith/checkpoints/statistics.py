@@ -43,6 +43,7 @@ ELEMENTWISE = ("fisher", "adam", "gradients")
 KINDS = (*ELEMENTWISE, "gram", "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 _MARK = "::"
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,30 @@ def require_match(statistics: Statistics, checkpoint: Checkpoint) -> None:
             f"({statistics.header.digest}), not of {checkpoint.identity} ({found}): "
             "collect them from this checkpoint, or merge the one that they are of."
         )
+
+
+def require_names(statistics: Statistics, checkpoint: Checkpoint) -> None:
+    """Raise CompatibilityError for statistics of tensors that the checkpoint lacks, or that the file itself lacks."""
+    known = {*checkpoint.tensors, *(name for group in checkpoint.ties for name in group)}
+    unknown = [name for name in (*statistics.parts, *statistics.header.same) if name not in known]
+    if unknown:
+        raise CompatibilityError(
+            f"The statistics {statistics.checkpoint.identity} are of tensors that {checkpoint.identity} lacks: "
+            f"{listed(unknown)}; give them the names that the checkpoint has."
+        )
+    dangling = [name for name in statistics.header.same.values() if name not in statistics.parts]
+    if dangling:
+        raise CompatibilityError(
+            f"The statistics {statistics.checkpoint.identity} share those of tensors that they do not hold: "
+            f"{listed(dangling)}; collect them again."
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, for messages."""
+    shown = ", ".join(map(repr, names[:_MOST_NAMES]))
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def misfit(shape: tuple[int, ...], found: Sequence[tuple[int, ...]], kind: str) -> str:

@@ -85,6 +85,12 @@ def write_statistics(
         raise UsageError(
             f"{checkpoint.identity} has no tensor {shown(unknown[0])} that a statistic could be of."
         )
+    for name, given in tensors.items():
+        if isinstance(given, Sequence) and (kind != "gradients" or not given):
+            raise UsageError(
+                f"The statistic of {shown(name)} is a list of {len(given)}, but kind {kind} has "
+                + ("one array per sample." if kind == "gradients" else "one array.")
+            )
     made = [pair for name in tensors for pair in _stored(name, tensors[name], form, rank, block)]
     _write(Path(path), made, {METADATA_ENTRY: json.dumps(header.to_json(), sort_keys=True)})
 

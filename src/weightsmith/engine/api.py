@@ -18,7 +18,7 @@ from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
 from weightsmith.engine.trace import statistic_names
 from weightsmith.engine.verify import Verification
-from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
+from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.combine import coarsest
@@ -133,7 +133,8 @@ def merge_state_dicts(
     reference = base if base is not None else experts[0]
     inputs = [*([base] if base is not None else []), *experts]
     _check_alike(inputs)
-    measured = InMemory(spec, statistics, statistics_kind, len(experts))
+    floats = {name for name, tensor in reference.items() if tensor.is_floating_point()}
+    measured = InMemory(spec, statistics, statistics_kind, len(experts), floats)
     stacks = find_stacks({name: tuple(tensor.shape) for name, tensor in reference.items()})
     roles = _roles(reference, stacks)
     outputs: dict[str, Value] = {}
@@ -250,23 +251,7 @@ def _evaluate(
             if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL
         )
         groups.update(statistic_names(statistics, tuple(map(str, range(len(sources[name]))))))
-    try:
-        return evaluate_model(outputs, sources, groups=groups)
-    except NonFiniteError as error:
-        raise NonFiniteError(_nonfinite_input(sources) or str(error)) from error
-
-
-def _nonfinite_input(sources: Mapping[str, Sequence[Tensor]]) -> str:
-    """The sentence about the first input with a NaN or infinity; empty if there is none."""
-    for name, tensors in sources.items():
-        for position, tensor in enumerate(tensors):
-            bad = ~tensor.detach().isfinite().reshape(-1)
-            if bool(bad.any()):
-                return (
-                    f"{name!r} of state dict {position} holds {int(bad.sum())} NaN or infinite value(s), the first at "
-                    f"element {int(bad.nonzero()[0])}; mend it, or merge by a method that lets them through."
-                )
-    return ""
+    return evaluate_model(outputs, sources, groups=groups)
 
 
 def _agreed(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints.statistics import misfit
+from weightsmith.checkpoints.statistics import listed, misfit
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods.registry import MethodSpec
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Statistic, source
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 class InMemory:
     """What was measured on each expert, by the names of its tensors.
 
-    Raises UsageError where the method needs statistics that are not given, or takes none that are.
+    `names` are those of the float tensors, which are merged. Raises UsageError where the method needs statistics that
+    are not given, or takes none that are, and CompatibilityError for statistics of other tensors, or of none.
     """
 
     def __init__(
-        self, spec: MethodSpec, given: Sequence[Measured], kind: str | None, experts: int
+        self,
+        spec: MethodSpec,
+        given: Sequence[Measured],
+        kind: str | None,
+        experts: int,
+        names: Collection[str],
     ) -> None:
         kinds = [k for k in spec.statistics if k != "metrics"]
         if kinds and len(given) != experts:
@@ -36,6 +43,17 @@ class InMemory:
             raise UsageError(
                 f"Method {spec.name} takes no statistics of kind {kind!r}: it takes {takes}."
             )
+        for i, measured in enumerate(given):
+            unknown = [name for name in measured if name not in names]
+            if unknown:
+                raise CompatibilityError(
+                    f"The statistics of expert {i} are of tensors that it lacks, or of integers: {listed(unknown)}; "
+                    "give them the names that the state dict has."
+                )
+            if not measured:
+                raise CompatibilityError(
+                    f"The statistics of expert {i} are of no tensor; pass what method {spec.name} is to weigh it by."
+                )
         self._kind = kind or next(iter(kinds), "")
         self._given = given
 
@@ -59,10 +77,15 @@ class InMemory:
         found = []
         for i, measured in enumerate(self._given):
             tensors = _listed(measured[name])
+            what = f"The statistic of {name!r} of expert {i}"
+            if not tensors or (len(tensors) > 1 and self._kind != "gradients"):
+                wanted = "one tensor per sample" if self._kind == "gradients" else "one tensor"
+                raise CompatibilityError(f"{what} is a list of {len(tensors)}; pass {wanted}.")
             for tensor in tensors:
-                self._check(tensor, shape, f"The statistic of {name!r} of expert {i}")
+                self._check(tensor, shape, what)
             values = tuple(source(first + k) for k in range(len(tensors)))
-            found.append(Statistic(self._kind, values, tuple(tensors[0].shape)))
+            stored = DType.parse(str(tensors[0].dtype))
+            found.append(Statistic(self._kind, values, tuple(tensors[0].shape), stored))
             first += len(tensors)
         return tuple(found)
 
@@ -70,6 +93,8 @@ class InMemory:
         wrong = misfit(shape, [tuple(tensor.shape)], self._kind)
         if wrong:
             raise CompatibilityError(f"{what} {wrong}; pass one that fits.")
+        if not tensor.is_floating_point():
+            raise CompatibilityError(f"{what} holds {tensor.dtype}, not floats; convert it.")
         if not bool(tensor.isfinite().all()):
             raise CompatibilityError(f"{what} holds NaN or infinity; collect it again.")
         if self._kind in ("fisher", "adam") and bool((tensor < 0).any()):

@@ -216,7 +216,7 @@ def _statistic(stored: Stored, sources: Sequence[Leaf]) -> Statistic:
     values = [source(sources.index(leaf)) for leaf in stored.leaves]
     if stored.divisor != 1.0:
         values = [v / stored.divisor for v in values]
-    return Statistic(stored.kind, tuple(values), stored.shape)
+    return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from typing import Any
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve
+from weightsmith.methods.gram_matrices import require_gram
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.matrices import (
     MatrixRules,
@@ -18,6 +19,7 @@ from weightsmith.methods.matrices import (
 )
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import require_finite
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site, Value, whole
 
 # Elements that are scaled at a time.
@@ -46,7 +48,8 @@ class RegMean:
     invert the sum; here directions that no input reached (dead inputs, fewer samples than inputs) stay at the mean A
     instead of exploding, and so does everything under a ridge rho. Stacks of experts take one Gram matrix each, or
     share one; kernels are matrices (outputs, all others); GPT-2's Conv1D is transposed. Whatever has no Gram
-    matrix is averaged: embeddings, norms, biases. Raises NonFiniteError for NaN or infinities.
+    matrix is averaged: embeddings, norms, biases. Raises NonFiniteError for NaN or infinities, and CompatibilityError
+    for a Gram matrix that is not symmetric or has a negative diagonal.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="factor of each Gram matrix")
@@ -81,7 +84,14 @@ class RegMean:
                 f"matrix is for {width}; set `orientation:`, or collect it again."
             )
         function = Regression(
-            tuple(weights), self.alpha, self.ridge, self.rank_tolerance, view, site.name
+            tuple(weights),
+            self.alpha,
+            self.ridge,
+            self.rank_tolerance,
+            view,
+            site.name,
+            tuple(s.stored for s in site.statistics),
+            site.labels,
         )
         return whole(function, *experts, *(s.value for s in site.statistics))
 
@@ -96,6 +106,8 @@ class Regression:
     tolerance: float | None
     view: MatrixView = field(repr=False)
     tensor: str = field(repr=False)
+    stored: tuple[DType, ...] = field(repr=False)
+    labels: tuple[str, ...] = field(repr=False)
 
     def __call__(self, linalg: Any, *arrays: Any) -> Any:
         """The array of the stored shape and dtype."""
@@ -103,6 +115,9 @@ class Regression:
         if 0 in experts[0].shape:
             return experts[0]
         require_finite(linalg, arrays, self.tensor)
+        for i, (gram, stored) in enumerate(zip(grams, self.stored, strict=True)):
+            whose = f"model {self.labels[i]!r}" if self.labels else f"expert {i}"
+            require_gram(linalg, gram, stored, f"The Gram matrix of {self.tensor!r} of {whose}")
         stacks = [self.view.split(expert) for expert in experts]
         merged = []
         for group, matrices in enumerate(zip(*stacks, strict=True)):

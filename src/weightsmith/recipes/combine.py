@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.findings import Severity
@@ -12,7 +12,7 @@ from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge,
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import Section, Treatment, values
 from weightsmith.recipes.selectors import TensorPlace
-from weightsmith.recipes.statistics import stored_statistics, with_metric
+from weightsmith.recipes.statistics import METRICS, stored_statistics, with_metric
 from weightsmith.recipes.views import Item, View
 from weightsmith.tensors.dtypes import DType, promote
 
@@ -78,6 +78,8 @@ class Combiner:
     missing: str
     input_dtype: DType | None
     output_dtype: DType | None
+    # Whether a statistics file that a method goes by, by its label, is of any tensor that was merged.
+    uses: dict[str, bool] = field(default_factory=dict)
 
     def combine(
         self,
@@ -148,6 +150,10 @@ class Combiner:
             output.place.name,
             self.problems,
         )
+        for i, _ in experts:
+            file = treatment.statistics[i]
+            if file is not None and file.kind != METRICS:
+                self.uses[file.label] = self.uses.get(file.label, False) or statistics != ()
         if statistics is None:
             return None
         modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)

@@ -44,13 +44,14 @@ class Modification:
 class Stored:
     """What was measured on one expert at a tensor: leaves of its statistics file, one or one per sample.
 
-    Numbers are divided by `divisor` to be means over samples.
+    Numbers are divided by `divisor` to be means over samples; `dtype` is what they were rounded to.
     """
 
     kind: str
     leaves: tuple[Leaf, ...]
     shape: tuple[int, ...]
     divisor: float
+    dtype: DType = DType.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

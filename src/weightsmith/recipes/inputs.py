@@ -11,7 +11,7 @@ from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Checkpoint, Tying, untied
 from weightsmith.checkpoints.config import input_findings
-from weightsmith.checkpoints.statistics import require_match, statistics_of
+from weightsmith.checkpoints.statistics import require_match, require_names, statistics_of
 from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.combine import rounded
@@ -73,7 +73,8 @@ class Inputs:
     def measured(self, reference: str, view: View) -> Measured:
         """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
 
-        Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights.
+        Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
+        of tensors that it lacks.
         """
         if view.is_recipe or view.label not in self._as_opened:
             raise RecipeError(
@@ -84,6 +85,7 @@ class Inputs:
         if key not in self.statistics:
             found = statistics_of(replace(self._opener(reference), source=reference))
             require_match(found, self._as_opened[view.label])
+            require_names(found, self._as_opened[view.label])
             label = unused_label(Path(reference).name, self.checkpoints)
             self.checkpoints[label] = found.checkpoint
             self.statistics[key] = Measured(label, found)

@@ -108,6 +108,7 @@ class Resolver:
         else:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
+        self._note_unused(work.combiner)
         return Result(
             items=tuple(post_steps(document, work.items, work.bases, semantics, scope)),
             donor=donor,
@@ -316,6 +317,19 @@ class Resolver:
             )
             dtype = work.combiner.output_dtype if item.dtype.is_float else None
             self._emit(work, replace(item, dtype=dtype or item.dtype), item)
+
+    def _note_unused(self, combiner: Combiner) -> None:
+        for label, is_used in combiner.uses.items():
+            if not is_used:
+                self._problems.add(
+                    Finding(
+                        Severity.ERROR,
+                        "unused-statistics",
+                        label,
+                        f"The statistics {label!r} are of no tensor that is merged by them",
+                        "collect them over the tensors that the method weighs, or leave them out and take another",
+                    )
+                )
 
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()

@@ -125,6 +125,7 @@ def _stored(file: Measured, view: View, item: Item) -> Stored | None:
         parts = file.statistics.names(name)
         if parts:
             leaves = tuple(Leaf(file.label, part) for part in parts)
-            shape = file.statistics.checkpoint.tensors[parts[0]].shape
-            return Stored(file.kind, leaves, shape, file.statistics.header.divisor)
+            first = file.statistics.checkpoint.tensors[parts[0]]
+            divisor = file.statistics.header.divisor
+            return Stored(file.kind, leaves, first.shape, divisor, first.dtype)
     return None

@@ -457,6 +457,7 @@ class Statistic:
     kind: str
     values: tuple[Value, ...]
     shape: tuple[int, ...]
+    stored: DType = DType.FLOAT32
 
     @property
     def value(self) -> Value:
