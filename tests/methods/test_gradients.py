@@ -73,7 +73,18 @@ def test_gradients_of_piecewise_methods_are_finite_and_reach_every_expert(merge,
     assert sum(float(x.grad.abs().sum()) for x in inputs) > 0
 
 
-DECOMPOSED = {"truncate", "tsv_m", "tsv_c", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "svc"}
+DECOMPOSED = {
+    "truncate",
+    "tsv_m",
+    "tsv_c",
+    "resm",
+    "iso_c",
+    "iso_cts",
+    "opcm",
+    "knots",
+    "doge",
+    "svc",
+}
 DEGENERATE = [
     (name, preset)
     for name in registry.names()

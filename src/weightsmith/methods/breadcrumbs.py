@@ -39,6 +39,7 @@ def gamma_parameter() -> Any:
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": _MERGEKIT},
+    generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
 class Breadcrumbs:
@@ -75,6 +76,7 @@ class Breadcrumbs:
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": {**_MERGEKIT, "normalize": "none", "zero_sum": "positive"}},
+    generalises=("ties",),
 )
 @dataclass(frozen=True, slots=True)
 class BreadcrumbsTies:

@@ -15,6 +15,7 @@ from weightsmith.tensors.graph import Site, Value
     title="LAWA (latest weight averaging)",
     paper="Kaddour, 2022, arXiv:2209.14981",
     base=Base.IGNORED,
+    generalises=("soup",),
 )
 @dataclass(frozen=True, slots=True)
 class Lawa:
@@ -40,6 +41,7 @@ class Lawa:
     title="Exponential moving average",
     paper="Kaddour, 2022, arXiv:2209.14981",
     base=Base.IGNORED,
+    generalises=("soup",),
 )
 @dataclass(frozen=True, slots=True)
 class Ema:

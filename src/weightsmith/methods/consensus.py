@@ -25,6 +25,7 @@ from weightsmith.tensors.graph import Site, Value, add_all, where
     paper="Wang et al., ICML 2024, arXiv:2405.07813",
     base=Base.REQUIRED,
     presets={"ties": {"vector": "ties"}},
+    generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
 class Consensus:

@@ -34,6 +34,7 @@ _DENSITY = "1 - p, the probability that an element is kept"
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": _MERGEKIT},
+    generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
 class DareLinear:
@@ -72,6 +73,7 @@ class DareLinear:
         "mergekit": {**_MERGEKIT, "normalize": "none", "zero_sum": "positive"},
         "mergelm": {"trim": 0.2, "zero_sum": "majority"},
     },
+    generalises=("ties",),
 )
 @dataclass(frozen=True, slots=True)
 class DareTies:

@@ -47,6 +47,11 @@ def epsilon_parameter() -> Any:
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": _MERGEKIT},
+    cost="O(N m n log n)",
+    generalises=(
+        "dare_linear",
+        "task_arithmetic",
+    ),
 )
 @dataclass(frozen=True, slots=True)
 class DellaLinear:
@@ -77,6 +82,11 @@ class DellaLinear:
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": {**_MERGEKIT, "normalize": "signed", "zero_sum": "positive"}},
+    cost="O(N m n log n)",
+    generalises=(
+        "dare_ties",
+        "ties",
+    ),
 )
 @dataclass(frozen=True, slots=True)
 class Della:

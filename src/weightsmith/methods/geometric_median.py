@@ -18,6 +18,7 @@ from weightsmith.tensors.graph import Site, Value, linear_combination, solve
     title="Geometric median",
     paper="Weiszfeld, 1937; smoothed as in Pillutla et al., 2019, arXiv:1912.13445",
     base=Base.IGNORED,
+    cost="O(N^2 m n)",
 )
 @dataclass(frozen=True, slots=True)
 class GeometricMedian:

@@ -41,6 +41,7 @@ class WiseFt:
     paper="Zheng et al., 2024, arXiv:2404.16792",
     base=Base.REQUIRED,
     experts=(1, 1),
+    generalises=("wise_ft",),
 )
 @dataclass(frozen=True, slots=True)
 class Expo:

@@ -27,6 +27,7 @@ from weightsmith.tensors.graph import Number, Site, Value, solve
     paper="Karcher, 1977; for models arXiv:2603.04972",
     base=Base.IGNORED,
     presets={"mergekit": {"max_iter": 10, "tol": 1e-5, "zero_norm": None}},
+    cost="O(N^2 m n)",
 )
 @dataclass(frozen=True, slots=True)
 class Karcher:

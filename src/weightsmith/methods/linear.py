@@ -16,6 +16,10 @@ from weightsmith.tensors.graph import Site, Value, add_all, linear_combination
     paper="Wortsman et al., ICML 2022, arXiv:2203.05482",
     base=Base.IGNORED,
     presets={"mergekit": {"weight": REQUIRED}},
+    generalises=(
+        "soup",
+        "wise_ft",
+    ),
 )
 @dataclass(frozen=True, slots=True)
 class Linear:

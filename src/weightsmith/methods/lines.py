@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.errors import RecipeError
 from weightsmith.methods.modifiers import displaced, modifier
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
@@ -24,21 +25,30 @@ from weightsmith.tensors.graph import Number, Scope, Site, Value, add_all, apply
     title="LiNeS (layer-increasing scaling)",
     paper="Wang et al., ICLR 2025, arXiv:2410.17146",
     base=Base.REQUIRED,
+    step={"merger": "first"},
+    step_unless="alpha",
+    generalises=(
+        "task_arithmetic",
+        "ties",
+    ),
 )
 @dataclass(frozen=True, slots=True)
 class Lines:
     """Keep shallow layers near the base and let deep layers change.
 
         theta = theta_0 + s_l tau_M;   s_l = alpha + beta l / (L - 1) in block l = 0..L-1;   s = alpha elsewhere
-        tau_M = sum_i w_i tau_i, or their TIES merge (merger: ties)
+        tau_M = sum_i w_i tau_i, or their TIES merge (merger: ties), or any (merger: first)
         alpha = (||sum_i tau_i||_1 / ||tau_M||_1) / N        over the whole model, where alpha is not given
         beta = 1 - alpha                                    where beta is not given
 
-    With one expert - a fine-tune, or the result of any method - this is the paper's editing of one task: give
-    alpha, and the first block is scaled by alpha and the last by 1; alpha = 1 leaves the expert. With several
-    it is the paper's multi-task rule, whose alpha for plain sums is 1/N. The only block of a model with one
-    counts as the last. Embeddings, final norms and heads lie outside the blocks and get alpha, as does every
-    tensor of a model whose blocks are not known. A model without any change keeps its base.
+    With one expert this is the paper's editing of one task: the first block is scaled by alpha and the last by 1, and
+    alpha = 1 leaves the expert. The paper searches alpha between 0 and 1, so it must be given. With several it is the
+    multi-task rule, whose alpha for plain sums is 1/N. With `merger: first` the first expert is the merge, by
+    whatever method, and the others are the N experts that it was made of. As a step of `then:` without alpha it is so,
+    with the recipe's experts as they were before any modifier: after `consensus`, or TIES, alpha is the paper's for it.
+    The only block of a model with one counts as the last. Embeddings, final norms and heads lie outside the blocks and
+    get alpha, as does every tensor of a model whose blocks are not known. A model without any change keeps its
+    base. Raises RecipeError where alpha is neither given nor to be had.
     """
 
     alpha: float | None = shared(
@@ -49,7 +59,9 @@ class Lines:
     )
     weight: tuple[float, ...] = weight_parameter()
     merger: str = shared(
-        "sum", choices=("sum", "ties"), doc="how tau_M is formed from several experts"
+        "sum",
+        choices=("sum", "ties", "first"),
+        doc="how tau_M is formed from several experts; first: the first is it, merged from the others",
     )
     density: tuple[float, ...] = density_parameter(
         0.2, "with merger ties: share of elements that the trim keeps"
@@ -59,13 +71,23 @@ class Lines:
         """Scale the merged task vector by depth and add it to the base."""
         base, deltas = task_vectors(base, experts)
         merged = self._merged(deltas, site)
-        alpha: Number = self.alpha if self.alpha is not None else l1_share(deltas, merged)
+        alpha: Number = self.alpha if self.alpha is not None else self._share(deltas, merged)
         if site.layer is None:
             return base + merged * alpha
         beta: Number = self.beta if self.beta is not None else 1.0 - scalar(alpha)
         return base + merged * (scalar(alpha) + scalar(beta) * depth_of(site))
 
+    def _share(self, deltas: list[Value], merged: Value) -> Number:
+        if len(deltas) == 1:
+            raise RecipeError(
+                "lines with one expert needs alpha, the scale of its first block between 0 and 1, which the paper "
+                "searches on validation data; its L1 norms tell it for merges of several experts only."
+            )
+        return l1_share(deltas[1:] if self.merger == "first" else deltas, merged)
+
     def _merged(self, deltas: list[Value], site: Site) -> Value:
+        if self.merger == "first":
+            return deltas[0]
         if self.merger == "sum":
             return merge_vectors(deltas, self.weight, normalize="none", zero_sum=None)
         trimmed = [
@@ -117,8 +139,6 @@ def depth_of(site: Site) -> float:
 
 def l1_share(deltas: Sequence[Value], merged: Value) -> Number:
     """(||sum_i tau_i||_1 / ||tau_M||_1) / N over the model; 1/N if nothing changed."""
-    if len(deltas) == 1 and merged is deltas[0]:
-        return 1.0
     before, after = total(abs(add_all(deltas)), Scope.MODEL), total(abs(merged), Scope.MODEL)
     return apply(_share, before, after, len(deltas))
 

@@ -20,6 +20,7 @@ _EMBEDDINGS = "embedding position_embedding type_embedding"
     paper="He et al., TMLR 2025, arXiv:2408.13656",
     base=Base.REQUIRED,
     presets={"language_models": {"exclude": _EMBEDDINGS}},
+    generalises=("soup",),
 )
 @dataclass(frozen=True, slots=True)
 class LocalizeAndStitch:

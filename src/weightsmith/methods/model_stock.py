@@ -19,6 +19,7 @@ from weightsmith.tensors.graph import Scope, Site, Value, add_all, apply
     base=Base.REQUIRED,
     experts=(2, None),
     presets={"mergekit": {"bounded": False, "smallest_norm_product": 1e-6}},
+    cost="O(N^2 m n)",
 )
 @dataclass(frozen=True, slots=True)
 class ModelStock:

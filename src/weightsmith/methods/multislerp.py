@@ -27,6 +27,7 @@ from weightsmith.tensors.graph import Number, Site, Value, linear_combination, s
     paper="Goddard, 2025, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
     base=Base.OPTIONAL,
     presets={"mergekit": {"weight": REQUIRED, "eps": 1e-8}},
+    cost="O(N^2 m n)",
 )
 @dataclass(frozen=True, slots=True)
 class MultiSlerp:

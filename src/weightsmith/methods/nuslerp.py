@@ -23,6 +23,7 @@ _NO_WEIGHT = 1e-6
     base=Base.OPTIONAL,
     experts=(2, 2),
     presets={"mergekit": {"weight": REQUIRED}},
+    generalises=("slerp",),
 )
 @dataclass(frozen=True, slots=True)
 class NuSlerp:

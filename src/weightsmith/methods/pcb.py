@@ -46,6 +46,7 @@ _SMALLEST = 2.0**-126
         "pcb": {"density": 0.05, "between": "normalised", "clamp": 0.01},
         "pcb_es": {"density": 0.05, "between": "pairs", "clamp": 0.01},
     },
+    cost="O(N^2 m n); between raw or normalised: O(N m n)",
 )
 @dataclass(frozen=True, slots=True)
 class Pcb:

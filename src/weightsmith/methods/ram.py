@@ -41,6 +41,7 @@ class Ram:
     paper=_PAPER,
     base=Base.REQUIRED,
     presets={"mergekit": {}},
+    generalises=("ram",),
 )
 @dataclass(frozen=True, slots=True)
 class RamPlus:

@@ -202,7 +202,8 @@ class MethodSpec:
     `statistics` are the kinds of stored statistics that it takes of its experts, the preferred first. `cost` is its
     time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
     `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
-    parameters under which the experts of the merge follow behind.
+    parameters under which the experts of the merge follow behind. With `step_unless` they only do so, and must be
+    there, where the step does not give that parameter.
     """
 
     name: str
@@ -217,6 +218,7 @@ class MethodSpec:
     cost: str = ""
     generalises: tuple[str, ...] = ()
     step: Mapping[str, Any] = field(default_factory=dict)
+    step_unless: str = ""
 
     @property
     def doc(self) -> str:
@@ -302,6 +304,7 @@ def method(
     cost: str = "",
     generalises: tuple[str, ...] = (),
     step: Mapping[str, Any] | None = None,
+    step_unless: str = "",
 ) -> Callable[[_T], _T]:
     """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`)."""
 
@@ -319,6 +322,7 @@ def method(
             cost=cost,
             generalises=generalises,
             step=step or {},
+            step_unless=step_unless,
         )
         return implementation
 

@@ -25,6 +25,11 @@ from weightsmith.tensors.graph import Site, Value
     paper="Ilharco et al., ICLR 2023, arXiv:2212.04089",
     base=Base.REQUIRED,
     presets={"mergekit": {"weight": REQUIRED}},
+    generalises=(
+        "soup",
+        "wise_ft",
+        "expo",
+    ),
 )
 @dataclass(frozen=True, slots=True)
 class TaskArithmetic:

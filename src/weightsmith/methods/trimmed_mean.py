@@ -17,6 +17,8 @@ from weightsmith.tensors.graph import Site, Value, maximum, minimum
     paper="Yin et al., ICML 2018, arXiv:1803.01498",
     base=Base.IGNORED,
     experts=(3, None),
+    cost="O(k N m n) for k trimmed on each side",
+    generalises=("soup",),
 )
 @dataclass(frozen=True, slots=True)
 class TrimmedMean:

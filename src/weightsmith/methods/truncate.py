@@ -21,6 +21,7 @@ from weightsmith.tensors.shares import floor_of_share
     paper="Eckart and Young, 1936; for task vectors Gargiulo et al., CVPR 2025, arXiv:2412.00081",
     base=Base.REQUIRED,
     cost="O(N m n min(m, n))",
+    generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
 class Truncate(LeadingRules):

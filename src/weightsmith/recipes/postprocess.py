@@ -49,11 +49,15 @@ def _stepped(
 ) -> list[Item]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
-    given = next((key for key in spec.step if key in (step.parameters or {})), None)
+    parameters = step.parameters or {}
+    given = next((key for key in spec.step if key in parameters), None)
     if given is not None:
         raise RecipeError(
             f"{where}: method {spec.name} has {given} {spec.step[given]!r} as a step; leave {given!r} out."
         )
+    follows = spec.step if parameters.get(spec.step_unless) is None else {}
+    if follows and spec.step_unless:
+        _require_merged(items, merges, f"{where}: method {spec.name} needs {spec.step_unless!r}")
     shared = lookups(
         spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
     )
@@ -64,10 +68,10 @@ def _stepped(
     for item in items:
         base = bases.get(item.name)
         merge = merges.get(item.name)
-        if not item.dtype.is_float or (spec.step and merge is None):
+        if not item.dtype.is_float or (follows and merge is None):
             result.append(item)
             continue
-        behind = merge if spec.step else None
+        behind = merge if follows else None
         experts = behind.experts if behind is not None else ()
         if spec.base is registry.Base.REQUIRED and base is None:
             raise RecipeError(
@@ -78,7 +82,7 @@ def _stepped(
         formula = Merge(
             method=spec.name,
             preset=semantics,
-            shared=(*values(shared, item.depth, item.name, place), *spec.step.items()),
+            shared=(*values(shared, item.depth, item.name, place), *follows.items()),
             base=base.formula if uses_base and base is not None else None,
             experts=(item.formula, *experts),
             per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
@@ -88,6 +92,22 @@ def _stepped(
         )
         result.append(replace(item, formula=formula))
     return result
+
+
+def _require_merged(items: Sequence[Item], merges: Mapping[str, Merge], complaint: str) -> None:
+    """Raise RecipeError unless every tensor was merged from equally many experts, two at least."""
+    counts: dict[int, str] = {}
+    for item in items:
+        merge = merges.get(item.name)
+        if item.dtype.is_float:
+            counts.setdefault(0 if merge is None else len(merge.experts), item.name)
+    if len(counts) > 1 or min(counts, default=2) < 2:
+        fewest = min(counts)
+        raise RecipeError(
+            f"{complaint}, which it cannot tell from what was merged: tensor {counts[fewest]!r} is made of "
+            f"{fewest or 1} expert(s)"
+            + (f", {counts[max(counts)]!r} of {max(counts)}." if len(counts) > 1 else ".")
+        )
 
 
 def tied_outputs(result: Result) -> list[Item]:
