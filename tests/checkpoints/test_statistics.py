@@ -264,6 +264,12 @@ def test_statistics_of_unknown_tensors_are_not_written(model):
         written(model, {"elsewhere": np.ones(4)})
 
 
+@pytest.mark.parametrize(("kind", "length"), [("gradients", 0), ("fisher", 2), ("gram", 1)])
+def test_lists_are_for_samples_of_gradients(model, kind, length):
+    with pytest.raises(UsageError, match=f"'norm' is a list of {length}, but kind {kind} has one"):
+        written(model, {"norm": [np.ones(4)] * length}, kind=kind)
+
+
 def test_metrics_have_names_and_numbers(model):
     found = read_statistics(written(model, {}, kind="metrics", metrics={"loss": 0.5, "step": 100}))
     assert found.header.metrics == {"loss": 0.5, "step": 100}
