@@ -571,7 +571,10 @@ def test_rounding_in_the_stored_dtype_makes_no_gram_matrix_asymmetric(stored, li
     assert not torch.equal(mixed, mixed.T)
     mixed = mixed.float()
     require_gram(library, mixed.numpy() if library is np else mixed, stored, "It")
-    mixed[150, 3] += 0.2 * (mixed[150, 150] * mixed[3, 3]).sqrt()
-    stack = torch.stack([gram.float(), mixed])
-    with pytest.raises(CompatibilityError, match=r"It is not symmetric: elements \[3, 150\]"):
-        require_gram(library, stack.numpy() if library is np else stack, stored, "It")
+    for low, high in ((3, 150), (130, 190)):
+        wrong = mixed.clone()
+        wrong[high, low] += 0.2 * (mixed[high, high] * mixed[low, low]).sqrt()
+        stack = torch.stack([gram.float(), wrong])
+        message = rf"It is not symmetric: elements \[{low}, {high}\] and \[{high}, {low}\]"
+        with pytest.raises(CompatibilityError, match=message):
+            require_gram(library, stack.numpy() if library is np else stack, stored, "It")
