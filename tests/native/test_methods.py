@@ -24,22 +24,24 @@ SHAPE = (24, 130)
 VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}
 
 
-def build(spec: registry.MethodSpec, count: int) -> Any:
+def build(spec: registry.MethodSpec, count: int, given: dict[str, Any]) -> Any:
     """The method with its defaults; required numbers are made up."""
     missing = {
         k: VALUES[p.kind] for k, p in spec.parameters.items() if p.default is registry.REQUIRED
     }
-    return spec.build(missing, [{}] * count, where="test")
+    return spec.build(missing | given, [{}] * count, where="test")
 
 
-def merge(backend: Any, name: str, buffers: list[memoryview], tools: Any) -> torch.Tensor:
+def merge(
+    backend: Any, name: str, buffers: list[memoryview], tools: Any, **given: Any
+) -> torch.Tensor:
     """Measure level by level, then compute the output, all in one tile."""
     spec = registry.get(name)
     most = spec.experts[1] or 3
     experts = [source(i) for i in range(1, 1 + min(3, most))]
     site = Site("layers.3.mlp.weight", SHAPE, "mlp", 3, 8, 11, ("a", "b", "c"))
     base = None if spec.base is registry.Base.IGNORED else source(0)
-    output = build(spec, len(experts)).combine(base, experts, site)
+    output = build(spec, len(experts), given).combine(base, experts, site)
     known: dict[Node, Any] = {}
     dtypes = (DType.BFLOAT16,) * len(buffers)
     if any(node.op == "whole" for node in walk([output], known)):
@@ -68,15 +70,35 @@ def measure(backend: Any, node: Any, known: Any, dtypes: Any, buffers: Any, tool
     return np.float64(partials.max() if node.op == "peak" else partials.sum())
 
 
-@pytest.mark.parametrize("name", registry.names())
-def test_the_method_gives_the_reference_output(name: str, reference: Any, tools: Any) -> None:
+def drawn(tools: Any) -> list[memoryview]:
     rng = np.random.default_rng(5)
     base = rng.normal(size=SHAPE)
-    buffers = [
+    return [
         tools.encode(base + (rng.normal(size=SHAPE) * 0.1 if i else 0), DType.BFLOAT16)
         for i in range(4)
     ]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_method_gives_the_reference_output(name: str, reference: Any, tools: Any) -> None:
+    buffers = drawn(tools)
     ours, theirs = (merge(b, name, buffers, tools) for b in (native.load(), reference))
     # Elementwise bits are equal, but sums agree to float64 rounding only, so that a coefficient may differ in its
     # last float32 place.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ties", {"trim_scope": "row", "density": 0.4}),
+        ("ties", {"trim_scope": "row", "density": 0.4, "rescale": "l1", "vote": "count"}),
+        ("ties", {"trim_count": "one_more", "weight_stage": "after", "normalize": "count"}),
+    ],
+)
+def test_a_variant_gives_the_reference_output(
+    name: str, given: dict[str, Any], reference: Any, tools: Any
+) -> None:
+    buffers = drawn(tools)
+    ours, theirs = (merge(b, name, buffers, tools, **given) for b in (native.load(), reference))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

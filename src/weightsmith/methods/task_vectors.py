@@ -63,13 +63,14 @@ def density_parameter(default: float, doc: str) -> Any:
     return per_expert(default, low=0.0, high=1.0, doc=doc)
 
 
-def normalize_parameter(default: str) -> Any:
+def normalize_parameter(default: str, *, count: bool = False) -> Any:
     """How the weighted sum becomes a mean."""
     return shared(
         default,
-        choices=("none", "absolute", "signed"),
+        choices=("none", "absolute", "signed", *(("count",) if count else ())),
         switch=NORMALIZE,
-        doc="divide by the sum of |w_i| (absolute) or of w_i (signed) over the experts that take part in an element",
+        doc="divide by the sum of |w_i| (absolute) or of w_i (signed) over the experts that take part in an element"
+        + (", or by their number (count)" if count else ""),
     )
 
 
@@ -82,9 +83,9 @@ def zero_sum_parameter(default: str = "zero", *, majority: bool = False) -> Any:
     """The sign of elements that cancel exactly."""
     return shared(
         default,
-        choices=("zero", "positive", "majority") if majority else ("zero", "positive"),
+        choices=("zero", "positive", "majority", "minority") if majority else ("zero", "positive"),
         doc="sign elected where the task vectors cancel: none or +"
-        + (", or the more frequent sign of the whole model" if majority else ""),
+        + (", or the more (less) frequent sign of the whole model" if majority else ""),
     )
 
 
@@ -130,21 +131,59 @@ def keep_largest(
     *,
     at_least: int = 0,
     among: Value | None = None,
+    one_more: bool = False,
 ) -> Value:
     """Zero all but the floor(density N) elements of largest magnitude, N counted in the scope, of all or of a mask.
 
-    In tensor scope `at_least` elements survive a density above 0.
+    In row and tensor scope `at_least` elements survive a density above 0. With `one_more` it is one element more.
     """
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return delta * 0.0
+    if scope is Scope.ROW:
+        wanted = max(floor_of_share(density, site.row_length) + one_more, at_least)
+        return _largest_of_rows(delta, min(wanted, site.row_length), site.row_length)
+    if one_more:
+        return _selected(delta, largest(abs(delta), OneMore(density, at_least), scope))
     if scope is Scope.TENSOR and at_least > density * site.numel:
         return _selected(delta, largest(abs(delta), at_least))
     if among is not None:
         k = apply(CountOfShare(density), count(among, scope))
         return _selected(delta, largest(abs(delta), k, scope))
     return _selected(delta, largest_share(abs(delta), density, scope))
+
+
+@dataclass(frozen=True, slots=True)
+class OneMore:
+    """floor(share n) + 1, at least so many."""
+
+    share: float
+    at_least: int = 0
+
+    def __call__(self, n: int) -> int:
+        """How many of n elements."""
+        return max(math.floor(self.share * n) + 1, self.at_least)
+
+
+def _largest_of_rows(delta: Value, kept: int, length: int) -> Value:
+    """Zero all but the `kept` elements of largest magnitude of each row, equal ones in the order of their index.
+
+    The element of rank length - kept has the smallest magnitude that is kept. Those equal to it have the ranks from
+    `below` on, in the order of their index.
+    """
+    if kept <= 0:
+        return delta * 0.0
+    if kept >= length:
+        return delta
+    magnitude = abs(delta)
+    rank = row_rank(magnitude)
+    smallest = total(where(rank.equals(float(length - kept)), magnitude, 0.0), Scope.ROW)
+    over = magnitude > smallest
+    below = count(magnitude < smallest, Scope.ROW)
+    last = below - count(over, Scope.ROW) + float(kept)
+    equal = where(magnitude < smallest, 0.0, where(rank < last, delta, 0.0))
+    return where(over, delta, equal)
 
 
 def keep_between(delta: Value, density: float, gamma: float, site: Site) -> Value:
@@ -245,25 +284,46 @@ def fuse(
     normalize: str,
     scale: float,
     zero_sum: str | None = None,
+    election: Election | None = None,
 ) -> Value:
     """base + scale * merged, merged from weighted vectors; with `zero_sum` after an election of signs."""
-    merged = merge_vectors(vectors, weights, normalize=normalize, zero_sum=zero_sum)
+    merged = merge_vectors(
+        vectors, weights, normalize=normalize, zero_sum=zero_sum, election=election
+    )
     return base + (merged if scale == 1.0 else merged * scale)
 
 
+@dataclass(frozen=True, slots=True)
+class Election:
+    """Who votes for the sign of an element: sums or numbers of task vectors (vote), with weights or without (stage)."""
+
+    vote: str = "mass"
+    stage: str = "before"
+
+    def ballots(self, vectors: Sequence[Value], weighted: Sequence[Value]) -> Sequence[Value]:
+        """The vectors whose signs are compared with the elected one."""
+        return weighted if self.stage == "before" else vectors
+
+
 def merge_vectors(
-    vectors: Sequence[Value], weights: Sequence[float], *, normalize: str, zero_sum: str | None
+    vectors: Sequence[Value],
+    weights: Sequence[float],
+    *,
+    normalize: str,
+    zero_sum: str | None,
+    election: Election | None = None,
 ) -> Value:
     """The merged task vector: sum or mean of w_i tau_i over all experts, or over those that agree in sign."""
-    shares = [abs(w) if normalize == "absolute" else w for w in weights]
+    shares = [_share(w, normalize) for w in weights]
     if zero_sum is None:
         divisor = sum(shares) if normalize != "none" else 1.0
         if abs(divisor) < _NO_WEIGHT:
             divisor = 1.0
         merged = plain_sum(vectors, weights)
         return merged if divisor == 1.0 else merged / divisor
-    weighted = [v if w == 1.0 else v * w for v, w in zip(vectors, weights, strict=True)]
-    agrees = agreement(weighted, zero_sum)
+    election = election or Election()
+    weighted = weigh(vectors, weights)
+    agrees = agreement(election.ballots(vectors, weighted), zero_sum, election.vote)
     merged = add_all([where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)])
     if normalize == "none":
         return merged
@@ -271,10 +331,25 @@ def merge_vectors(
     return merged / where(weight.equals(0.0), 1.0, weight)
 
 
-def agreement(vectors: Sequence[Value], zero_sum: str) -> list[Value]:
-    """Masks of the elements whose sign is the elected one, the sign of the sum; zeros agree with nothing but zero."""
-    elected = elect_sign(add_all(vectors), zero_sum)
-    return [sign(v).equals(elected) for v in vectors]
+def weigh(vectors: Sequence[Value], weights: Sequence[float]) -> list[Value]:
+    """w_i tau_i."""
+    return [v if w == 1.0 else v * w for v, w in zip(vectors, weights, strict=True)]
+
+
+def _share(weight: float, normalize: str) -> float:
+    if normalize == "count":
+        return 1.0
+    return abs(weight) if normalize == "absolute" else weight
+
+
+def agreement(vectors: Sequence[Value], zero_sum: str, vote: str = "mass") -> list[Value]:
+    """Masks of the elements whose sign is the elected one, that of the sum (vote mass) or of the sum of signs (count).
+
+    Zeros agree with nothing but zero.
+    """
+    signs = [sign(v) for v in vectors]
+    elected = elect_sign(add_all(vectors if vote == "mass" else signs), zero_sum)
+    return [s.equals(elected) for s in signs]
 
 
 def elect_sign(sums: Value, zero_sum: str) -> Value:
@@ -284,7 +359,10 @@ def elect_sign(sums: Value, zero_sum: str) -> Value:
         return elected
     if zero_sum == "positive":
         return where(sums >= 0.0, 1.0, -1.0)
-    return where(sums.equals(0.0), apply(_sign, total(elected, Scope.MODEL)), elected)
+    votes = total(elected, Scope.MODEL)
+    return where(
+        sums.equals(0.0), apply(_sign, votes if zero_sum == "majority" else -votes), elected
+    )
 
 
 def _sign(x: Any) -> Any:

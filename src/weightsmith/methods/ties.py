@@ -8,6 +8,7 @@ from functools import reduce
 
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
+    Election,
     agreement,
     density_parameter,
     fuse,
@@ -19,10 +20,14 @@ from weightsmith.methods.task_vectors import (
     rescale_parameter,
     restore_l1,
     task_vectors,
+    weigh,
     weight_parameter,
     zero_sum_parameter,
 )
 from weightsmith.tensors.graph import Scope, Site, Value, maximum, minimum, value, where
+
+_SCOPES = {"model": Scope.MODEL, "tensor": Scope.TENSOR, "row": Scope.ROW}
+_REFERENCE = {"trim_count": "one_more", "zero_sum": "majority"}
 
 
 @method(
@@ -39,7 +44,18 @@ from weightsmith.tensors.graph import Scope, Site, Value, maximum, minimum, valu
             "normalize": "signed",
             "zero_sum": "positive",
             "rescale_floor": 1e-7,
-        }
+        },
+        "reference": _REFERENCE,
+        "fusionbench": {**_REFERENCE, "normalize": "none", "lambda": 0.3},
+        "peft": {
+            "weight": REQUIRED,
+            "density": REQUIRED,
+            "trim_scope": "tensor",
+            "zero_sum": "positive",
+            "weight_stage": "after",
+            "normalize": "count",
+        },
+        "sd-mecha": {"trim_scope": "tensor", "trim_count": "one_more", "vote": "count"},
     },
 )
 @dataclass(frozen=True, slots=True)
@@ -51,18 +67,30 @@ class Ties:
         tau = sum_{i: sign = g} w_i tau^_i / sum_{i: sign = g} |w_i|         disjoint mean (normalize: none for the sum)
         theta = theta_0 + lambda tau
 
-    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Equal magnitudes are kept in the
-    order of flat index, so exactly floor(density N) are kept (the authors' code keeps one more, and all equal
-    ones). Where task vectors cancel the paper's sign is 0 and the base stays; the authors' code takes the
-    majority sign of the model, mergekit +. Zeros never vote and never count. mergekit trims per tensor, keeps
-    at least one element of each, and divides by signed weights, which can flip signs if some are negative. The
-    authors' three disjoint merges are dis-mean (the default), dis-sum (normalize: none) and dis-max (agreeing: max),
-    of which the last takes the w_i tau^_i of largest magnitude among those that agree.
+    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Equal magnitudes are kept in the order of
+    flat index, so exactly floor(density N) are kept. Where task vectors cancel the paper's sign is 0 and the base
+    stays. Zeros never vote and never count. The authors' three disjoint merges are dis-mean (the default), dis-sum
+    (normalize: none) and dis-max (agreeing: max), of which the last takes the w_i tau^_i of largest magnitude among
+    those that agree.
+
+    What goes by this name elsewhere differs, and each difference has a parameter. Presets put them together:
+
+        reference    the authors' code: keeps one element more; cancelling ones take the majority sign of the model
+        fusionbench  the same, the sum instead of the mean, lambda 0.3
+        mergekit     trims per tensor, keeps at least one element of each; cancelling ones take +; divides by signed
+                     weights, which can flip signs if some are negative
+        peft         what PEFT does to adapters that were multiplied out (`ties_svd`): trims per tensor, elects without
+                     weights, + where they cancel, weighs after the election and divides by the number that agrees
+                     (its `ties` does so to the factors A and B, each with the square root of the weight)
+        sd-mecha     trims per tensor, one element more, and counts signs instead of adding values
+
+    The three that keep one element more keep all that are equal to it, too, and sd-mecha rounds density N up before;
+    here exactly floor(density N) + 1 are kept. `trim_scope: row` keeps its share in each row (last axis).
     """
 
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.2, "share of elements that the trim keeps")
-    normalize: str = normalize_parameter("absolute")
+    normalize: str = normalize_parameter("absolute", count=True)
     agreeing: str = shared(
         "mean",
         choices=("mean", "max"),
@@ -72,10 +100,25 @@ class Ties:
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     trim_scope: str = shared(
-        "model", choices=("model", "tensor"), doc="over what the largest elements are sought"
+        "model", choices=tuple(_SCOPES), doc="over what the largest elements are sought"
+    )
+    trim_count: str = shared(
+        "floor",
+        choices=("floor", "one_more"),
+        doc="how many are kept: floor(density N), or one more; all at density 1, none at density 0",
     )
     keep_at_least: int = shared(
-        0, low=0, doc="elements that a trim per tensor leaves at any density above 0"
+        0, low=0, doc="elements that a trim per tensor or row leaves at any density above 0"
+    )
+    vote: str = shared(
+        "mass",
+        choices=("mass", "count"),
+        doc="what elects a sign: the sum of the task vectors, or the sum of their signs",
+    )
+    weight_stage: str = shared(
+        "before",
+        choices=("before", "after"),
+        doc="whether the election sees task vectors with their weights, or the weights come after it",
     )
     zero_sum: str = zero_sum_parameter(majority=True)
     int8_mask: bool = int8_mask_parameter()
@@ -83,13 +126,10 @@ class Ties:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Trim, elect, merge, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        scope = Scope.MODEL if self.trim_scope == "model" else Scope.TENSOR
-        trimmed = []
-        for delta, density in zip(deltas, self.density, strict=True):
-            kept = keep_largest(delta, density, scope, site, at_least=self.keep_at_least)
-            if self.rescale == "l1":
-                kept = restore_l1(kept, delta, density, self.rescale_floor, scope)
-            trimmed.append(kept)
+        trimmed = [
+            self._trim(delta, density, site)
+            for delta, density in zip(deltas, self.density, strict=True)
+        ]
         if self.agreeing == "max":
             merged = self._largest(trimmed)
             return base + (merged if self.scale == 1.0 else merged * self.scale)
@@ -100,11 +140,27 @@ class Ties:
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,
+            election=self._election,
         )
 
+    @property
+    def _election(self) -> Election:
+        return Election(self.vote, self.weight_stage)
+
+    def _trim(self, delta: Value, density: float, site: Site) -> Value:
+        scope = _SCOPES[self.trim_scope]
+        one_more = self.trim_count == "one_more"
+        kept = keep_largest(
+            delta, density, scope, site, at_least=self.keep_at_least, one_more=one_more
+        )
+        if self.rescale != "l1":
+            return kept
+        return restore_l1(kept, delta, density, self.rescale_floor, scope)
+
     def _largest(self, trimmed: Sequence[Value]) -> Value:
-        weighted = [v if w == 1.0 else v * w for v, w in zip(trimmed, self.weight, strict=True)]
-        agrees = agreement(weighted, self.zero_sum)
+        weighted = weigh(trimmed, self.weight)
+        agrees = agreement(self._election.ballots(trimmed, weighted), self.zero_sum, self.vote)
         kept = [where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)]
-        # What agrees has one sign, so one of the two is 0.
-        return reduce(maximum, kept, value(0.0)) + reduce(minimum, kept, value(0.0))
+        high, low = reduce(maximum, kept, value(0.0)), reduce(minimum, kept, value(0.0))
+        # Weights of both signs after the election leave values of both signs.
+        return where(high >= -low, high, low)

@@ -61,6 +61,32 @@ def test_ties_with_the_count_that_fusionbench_keeps(bench, family, models, merge
     models.assert_close(ours, algorithm.run(family.pool(bench)))
 
 
+@pytest.mark.parametrize("density", [0.2, 0.45])
+def test_ties_as_configured(bench, family, models, density):
+    ours = family.ours("ties", parameters={"density": density}, preset="fusionbench")
+    theirs = bench.ties.TiesMergingAlgorithm(0.3, density, [], "sum").run(family.pool(bench))
+    models.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("merge", "agreeing"), [("mean", "mean"), ("max", "max")])
+@pytest.mark.parametrize("density", [0.27, 0.45])
+def test_ties_of_its_authors(bench, family, models, merge, agreeing, density):
+    """FusionBench has their functions: what cancels takes the sign that most elements of the model have.
+
+    (Where both signs have equally many, it takes those that are negative, by the last branch of a comparison.)
+    """
+    with torch.no_grad():
+        for base, a, b, c in zip(
+            *(m.parameters() for m in (family.base, *family.experts)), strict=True
+        ):
+            base.view(-1)[::3] = c.view(-1)[::3] = 0.0
+            b.view(-1)[::3] = -a.view(-1)[::3]
+    algorithm = bench.ties.TiesMergingAlgorithm(1.0, density, [], merge)
+    parameters = {"density": density, "agreeing": agreeing}
+    ours = family.ours("ties", parameters=parameters, preset="reference")
+    models.assert_close(ours, algorithm.run(family.pool(bench)))
+
+
 @pytest.mark.parametrize("implementation", ["accelerated", "original"])
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
 def test_svc_of_task_arithmetic(bench, family, models, monkeypatch, alpha, implementation):
