@@ -10,7 +10,7 @@ from weightsmith.methods.registry import REQUIRED, Base
 
 SMOOTH = (
     "linear soup wise_ft expo ema lawa wma slerp nuslerp multislerp karcher model_stock task_arithmetic passthrough "
-    "geometric_median lines"
+    "task_karcher geometric_median lines"
 ).split()
 PIECEWISE = (
     "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap "

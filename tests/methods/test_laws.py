@@ -55,12 +55,12 @@ TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
     "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough "
     "tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc consensus tall_masks emr magmax localize_and_stitch pcb "
-    "fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
+    "task_karcher fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
 ).split()
 # OptMerge's default takes steps of one size, whatever the size of task vectors.
 SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion", "optmerge"}
 # Iterations that start elsewhere, or stop within a tolerance.
-ITERATED = {"karcher": 1e-6, "geometric_median": 1e-5}
+ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6, "geometric_median": 1e-5}
 SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}
 
 

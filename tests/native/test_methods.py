@@ -93,6 +93,9 @@ def test_the_method_gives_the_reference_output(name: str, reference: Any, tools:
     [
         ("ties", {"trim_scope": "row", "density": 0.4}),
         ("ties", {"trim_scope": "row", "density": 0.4, "rescale": "l1", "vote": "count"}),
+        ("della", {"ranking": "magnitude", "adaptive": "row"}),
+        ("della", {"adaptive": "tensor"}),
+        ("dare_ties", {"drop": "magnitude"}),
         ("ties", {"trim_count": "one_more", "weight_stage": "after", "normalize": "count"}),
     ],
 )

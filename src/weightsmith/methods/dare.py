@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
@@ -28,6 +29,15 @@ _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale": "l1", "rescale_floor
 _DENSITY = "1 - p, the probability that an element is kept"
 
 
+def drop_parameter() -> Any:
+    """What decides whether an element is dropped."""
+    return shared(
+        "random",
+        choices=("random", "magnitude"),
+        doc="what is dropped: elements by chance, or the smallest of each tensor",
+    )
+
+
 @method(
     "dare_linear",
     title="DARE + task arithmetic",
@@ -46,11 +56,14 @@ class DareLinear:
     The expectation of tau^_i is tau_i. The default density of 0.1 is the paper's p = 0.9, meant for the small
     changes of supervised fine-tuning. Random numbers depend on seed, model, tensor name and flat index alone.
     `rescale: l1`, which is what `true` means in mergekit, restores the L1 norm of each task vector instead of
-    dividing by the density.
+    dividing by the density. `drop: magnitude` is the authors' control: exactly the floor(density N) largest elements of
+    each tensor stay, and are divided by the density as well, which makes them too large (`rescale: none` or l1 does
+    not). Their code drops floor((1 - density) N), and with the last all that are equal to it.
     """
 
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.1, _DENSITY)
+    drop: str = drop_parameter()
     normalize: str = normalize_parameter("none")
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
@@ -60,7 +73,7 @@ class DareLinear:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = drop_and_rescale(deltas, self.density, self.rescale, self.rescale_floor, site)
+        kept = drop_and_rescale(deltas, self, site)
         return fuse(base, kept, self.weight, normalize=self.normalize, scale=self.scale)
 
 
@@ -89,6 +102,7 @@ class DareTies:
 
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.1, _DENSITY)
+    drop: str = drop_parameter()
     trim: float = shared(
         1.0, low=0.0, high=1.0, doc="share of elements that a trim after the drop keeps; 1 for none"
     )
@@ -102,7 +116,7 @@ class DareTies:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, elect, merge, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = drop_and_rescale(deltas, self.density, self.rescale, self.rescale_floor, site)
+        kept = drop_and_rescale(deltas, self, site)
         trimmed = [keep_largest(v, self.trim, Scope.MODEL, site) for v in kept]
         return fuse(
             base,
@@ -115,11 +129,18 @@ class DareTies:
 
 
 def drop_and_rescale(
-    deltas: Sequence[Value], densities: Sequence[float], rescale: str, floor: float, site: Site
+    deltas: Sequence[Value], how: DareLinear | DareTies, site: Site
 ) -> list[Value]:
     """Each task vector after DARE's drop, rescaled as asked."""
     dropped = []
-    for i, (delta, density) in enumerate(zip(deltas, densities, strict=True)):
-        kept = keep_at_random(delta, density, site.uniform(i), rescale)
-        dropped.append(restore_l1(kept, delta, density, floor) if rescale == "l1" else kept)
+    for i, (delta, density) in enumerate(zip(deltas, how.density, strict=True)):
+        if how.drop == "random":
+            kept = keep_at_random(delta, density, site.uniform(i), how.rescale)
+        else:
+            kept = keep_largest(delta, density, Scope.TENSOR, site)
+            if how.rescale == "probability" and 0.0 < density < 1.0:
+                kept = kept / density
+        if how.rescale == "l1":
+            kept = restore_l1(kept, delta, density, how.rescale_floor)
+        dropped.append(kept)
     return dropped

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert
+from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import (
+    Election,
     density_parameter,
     fuse,
     int8_mask_parameter,
@@ -21,7 +22,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Scope, Site, Value
 
 _PAPER = "Deep et al., 2024, arXiv:2406.11617"
 _MERGEKIT = {
@@ -31,6 +32,7 @@ _MERGEKIT = {
     "rescale": "l1",
     "rescale_floor": 1e-7,
 }
+_ADAPTIVE = {"none": None, "row": Scope.ROW, "tensor": Scope.TENSOR}
 _DENSITY = "mean probability that an element is kept"
 
 
@@ -38,6 +40,15 @@ def epsilon_parameter() -> Any:
     """Half the width of the window of keep probabilities."""
     return per_expert(
         0.07, low=0.0, high=0.5, doc="half the spread of the keep probabilities within a row"
+    )
+
+
+def ranking_parameter() -> Any:
+    """What makes one keep probability larger than another."""
+    return shared(
+        "row",
+        choices=("row", "tensor", "magnitude"),
+        doc="what keep probabilities grow with: the rank in the row or in the tensor, or the magnitude itself",
     )
 
 
@@ -63,6 +74,7 @@ class DellaLinear:
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.7, _DENSITY)
     epsilon: tuple[float, ...] = epsilon_parameter()
+    ranking: str = ranking_parameter()
     normalize: str = normalize_parameter("none")
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
@@ -101,16 +113,28 @@ class Della:
     have q = density. density - epsilon and density + epsilon must lie inside (0, 1), else RecipeError; density
     1 keeps and 0 drops everything. Defaults are the authors' example: drop rate 0.3, window 0.14. mergekit
     restores the L1 norm instead of dividing by q.
+
+    Variants of the authors' code: `ranking: tensor` ranks the whole tensor, which holds it in memory; `ranking:
+    magnitude` takes (|tau_i| - min) / (max - min) of the row for r / (n - 1), 1/2 where all are equal (their code adds
+    1e-7 to the range); `adaptive: row` or `tensor` multiplies what the election leaves of each task vector by (number
+    of nonzero elements before) / (number left), per row or tensor, so that lambda need not be searched. Their variant
+    without election is `della_linear`.
     """
 
     weight: tuple[float, ...] = weight_parameter()
     density: tuple[float, ...] = density_parameter(0.7, _DENSITY)
     epsilon: tuple[float, ...] = epsilon_parameter()
+    ranking: str = ranking_parameter()
     normalize: str = normalize_parameter("absolute")
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter()
+    adaptive: str = shared(
+        "none",
+        choices=tuple(_ADAPTIVE),
+        doc="over what the number of elements is made up for that the election removed from a task vector",
+    )
     int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
@@ -123,6 +147,7 @@ class Della:
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,
+            election=Election(restore=_ADAPTIVE[self.adaptive]),
         )
 
 
@@ -131,7 +156,8 @@ def magprune(deltas: Sequence[Value], how: Della | DellaLinear, site: Site) -> l
     pruned = []
     for i, delta in enumerate(deltas):
         density = how.density[i]
-        kept = keep_by_rank(delta, density, how.epsilon[i], site.uniform(i), site, how.rescale)
+        noise = site.uniform(i)
+        kept = keep_by_rank(delta, density, how.epsilon[i], noise, site, how.rescale, how.ranking)
         if how.rescale == "l1":
             kept = restore_l1(kept, delta, density, how.rescale_floor)
         pruned.append(kept)

@@ -17,8 +17,9 @@ from weightsmith.methods.span import (
     upper_triangle,
     vectors_described,
 )
+from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Site, Value, solve
+from weightsmith.tensors.graph import Number, Scalar, Site, Value, linear_combination, solve
 
 
 @method(
@@ -63,10 +64,41 @@ class Karcher:
         """Average the experts; the base plays no part."""
         if len(experts) == 1:
             return experts[0]
+        return span_combination(experts, self._coefficients(experts))
+
+    def _coefficients(self, vectors: Sequence[Value]) -> Sequence[Scalar]:
         zero_norm = self.tol if self.zero_norm is None else self.zero_norm
-        arguments: list[Number] = [*normalized(self.weight), *upper_triangle(experts)]
+        arguments: list[Number] = [*normalized(self.weight), *upper_triangle(vectors)]
         solver = KarcherSolver(self.max_iter, self.tol, zero_norm)
-        return span_combination(experts, solve(solver, arguments, len(experts)))
+        return solve(solver, arguments, len(vectors))
+
+
+@method(
+    "task_karcher",
+    title="Karcher mean of task vectors",
+    paper="Karcher, 1977; for models arXiv:2603.04972",
+    base=Base.REQUIRED,
+)
+@dataclass(frozen=True, slots=True)
+class TaskKarcher(Karcher):
+    """`karcher` of what fine-tuning changed, from the base outwards.
+
+        tau_i = theta_i - theta_0;   theta = theta_0 + lambda (the Karcher mean of the tau_i)
+
+    Weights of fine-tunes point almost the same way, so that their Karcher mean is next to their average; task vectors
+    do not. No published variant: the formula is `karcher`'s with tau_i for theta_i. A task vector of zero has no
+    direction but counts in the mean length, and N equal ones give theta_0 + lambda tau.
+    """
+
+    scale: float = lambda_parameter()
+
+    def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
+        """Average the task vectors and add them to the base."""
+        base, deltas = task_vectors(base, experts)
+        if len(deltas) == 1:
+            return base + (deltas[0] if self.scale == 1.0 else deltas[0] * self.scale)
+        solved = self._coefficients(deltas)
+        return base + linear_combination(deltas, [c * self.scale for c in solved])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,15 @@ zero in every stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from weightsmith.errors import RecipeError
+from weightsmith.methods.matrices import in_dtype_of, in_float64
 from weightsmith.methods.registry import per_expert, shared
 from weightsmith.methods.span import plain_sum
 from weightsmith.tensors import scalars
@@ -34,10 +38,14 @@ from weightsmith.tensors.graph import (
     count,
     largest,
     largest_share,
+    minimum,
+    peak,
     row_rank,
     sign,
     total,
+    value,
     where,
+    whole,
 )
 from weightsmith.tensors.shares import floor_of_share
 
@@ -214,14 +222,22 @@ def keep_at_random(delta: Value, density: float, noise: Value, rescale: str) -> 
 
 
 def keep_by_rank(
-    delta: Value, density: float, epsilon: float, noise: Value, site: Site, rescale: str
+    delta: Value,
+    density: float,
+    epsilon: float,
+    noise: Value,
+    site: Site,
+    rescale: str,
+    ranking: str = "row",
 ) -> Value:
-    """Keep each element with a probability that grows with its rank r = 0..n-1 in its row, n elements long:
+    """Keep each element with a probability that grows with its magnitude:
 
-        q = (density - epsilon) + 2 epsilon r / (n - 1)          q = density for n = 1
+        q = (density - epsilon) + 2 epsilon s          s from 0 for the smallest to 1 for the largest
 
-    With rescale "probability", what is kept is divided by its own q. Raises RecipeError if density - epsilon
-    and density + epsilon do not lie inside (0, 1).
+    `ranking` says what s is: r / (n - 1) of the rank r = 0..n-1 in a row or the whole tensor, or with "magnitude"
+    (|x| - min) / (max - min) in a row. Where there is nothing to compare with q is the density. With rescale
+    "probability", what is kept is divided by its own q. Raises RecipeError if density - epsilon and density + epsilon
+    do not lie inside (0, 1).
     """
     if density >= 1.0:
         return delta
@@ -233,10 +249,14 @@ def keep_by_rank(
             f"{density - epsilon:g} to {density + epsilon:g}, which must lie strictly between 0 and 1; lower epsilon, "
             "or use density 1 to keep everything."
         )
-    if site.row_length < 2:
+    if (site.numel if ranking == "tensor" else site.row_length) < 2:
         return keep_at_random(delta, density, noise, rescale)
-    step = 2.0 * epsilon / (site.row_length - 1)
-    probability = row_rank(abs(delta)) * step + (density - epsilon)
+    if ranking == "row":
+        step = 2.0 * epsilon / (site.row_length - 1)
+        probability = row_rank(abs(delta)) * step + (density - epsilon)
+    else:
+        share = whole(_rank_in_tensor, delta) if ranking == "tensor" else _share_of_row(delta)
+        probability = share * (2.0 * epsilon) + (density - epsilon)
     kept = delta / probability if rescale == "probability" else delta
     return where(noise < probability, kept, 0.0)
 
@@ -250,6 +270,28 @@ class CountOfShare:
     def __call__(self, counted: Any) -> float:
         """A whole number."""
         return float(floor_of_share(self.share, int(counted)))
+
+
+def _rank_in_tensor(linalg: Any, array: Any) -> Any:
+    """r / (n - 1), equal magnitudes ranking by index."""
+    flat = abs(array).reshape(-1)
+    order = linalg.argsort(flat, **({"kind": "stable"} if linalg is np else {"stable": True}))
+    places = linalg.cumsum(linalg.ones_like(in_float64(linalg, flat)), 0) - 1.0
+    share = linalg.zeros_like(flat)
+    share[order] = in_dtype_of(flat, places / places[-1])
+    return share.reshape(array.shape)
+
+
+def _share_of_row(delta: Value) -> Value:
+    magnitude = abs(delta)
+    low, high = -peak(-magnitude, Scope.ROW), peak(magnitude, Scope.ROW)
+    spread = high - low
+    share = (magnitude - low) * apply(_reciprocal, spread)
+    return minimum(where(value(spread).equals(0.0), 0.5, share), 1.0)
+
+
+def _reciprocal(x: Any) -> Any:
+    return 1.0 / scalars.where(x == 0, 1.0, x)
 
 
 def _selected(delta: Value, cut: Cut) -> Value:
@@ -295,14 +337,26 @@ def fuse(
 
 @dataclass(frozen=True, slots=True)
 class Election:
-    """Who votes for the sign of an element: sums or numbers of task vectors (vote), with weights or without (stage)."""
+    """Who votes for the sign of an element: sums or numbers of task vectors (vote), with weights or without (stage).
+
+    With `restore`, task vectors that agree are multiplied by what they lost in the election: the number of nonzero
+    elements before it over that of those that agree, in the scope.
+    """
 
     vote: str = "mass"
     stage: str = "before"
+    restore: Scope | None = None
 
     def ballots(self, vectors: Sequence[Value], weighted: Sequence[Value]) -> Sequence[Value]:
         """The vectors whose signs are compared with the elected one."""
         return weighted if self.stage == "before" else vectors
+
+    def restored(self, before: Value, agreeing: Value) -> Value:
+        """What agrees of one task vector, multiplied as asked."""
+        if self.restore is None:
+            return agreeing
+        counts = [count(abs(v) > 0.0, self.restore) for v in (before, agreeing)]
+        return agreeing * apply(_over, *counts)
 
 
 def merge_vectors(
@@ -324,11 +378,17 @@ def merge_vectors(
     election = election or Election()
     weighted = weigh(vectors, weights)
     agrees = agreement(election.ballots(vectors, weighted), zero_sum, election.vote)
-    merged = add_all([where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)])
+    merged = add_all(
+        [election.restored(v, where(a, v, 0.0)) for a, v in zip(agrees, weighted, strict=True)]
+    )
     if normalize == "none":
         return merged
     weight = add_all([where(a, w, 0.0) for a, w in zip(agrees, shares, strict=True)])
     return merged / where(weight.equals(0.0), 1.0, weight)
+
+
+def _over(before: Any, after: Any) -> Any:
+    return before / scalars.where(after == 0, 1.0, after)
 
 
 def weigh(vectors: Sequence[Value], weights: Sequence[float]) -> list[Value]:

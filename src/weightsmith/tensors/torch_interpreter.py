@@ -104,9 +104,9 @@ class Interpreter:
 
     def run(self, sources: Sequence[Tensor | None], start: int, row_length: int) -> list[Tensor]:
         """Values of the roots for one tile; `sources` are in work precision, flat, beginning at flat index `start`."""
-        memo: dict[Node, Any] = dict(self._known)
         count = next((s.numel() for s in sources if s is not None), 0)
         frame = _Frame(sources, start, count, row_length, self._work, self._rows)
+        memo: dict[Node, Any] = {n: frame.laid_out(n, known) for n, known in self._known.items()}
         for position, node in enumerate(self._order):
             if node not in memo:
                 memo[node] = self._compute(node, memo, frame)
@@ -154,6 +154,11 @@ class _Frame:
         if isinstance(number, Tensor):
             return number.to(self.work)
         return torch.tensor(float(number), dtype=self.work, device=self.device)
+
+    def laid_out(self, node: Node, known: Any) -> Any:
+        """What is known from before, values of all elements (of `whole` nodes) in the layout of the tile."""
+        is_full = isinstance(node, Value) and isinstance(known, Tensor)
+        return known.reshape(self.shape) if is_full and known.numel() == self.count else known
 
     def full(self, result: Any) -> Tensor:
         tensor: Tensor = result
