@@ -39,13 +39,15 @@ def bundle(family, method, count, name="bundle", form=None, **keys) -> Path:
 
 
 @pytest.mark.parametrize("base", ["stored", "reference"])
-@pytest.mark.parametrize("method", ["tall_masks", "emr"])
+@pytest.mark.parametrize("method", ["tall_masks", "emr", "localize_and_stitch"])
 @pytest.mark.parametrize("parameters", [{}, "ties"])
 def test_members_are_bit_for_bit_what_the_method_gives(family, method, base, parameters):
     family.random(3)
     given = {"vector": "ties", "density": 0.5} if parameters == "ties" else {}
     if method == "emr":
         given = {"rescale": "mean"} if parameters == "ties" else {}
+    if method == "localize_and_stitch":
+        given = {"density": 0.4, "exclude": "norm"} if parameters == "ties" else {"lambda": 0.8}
     out = bundle(family, method, 3, form={"base": base}, parameters=given)
     for task in (1, 3):
         direct = family.root / f"direct{task}"
@@ -113,6 +115,30 @@ def test_emr_members_have_the_l1_norm_of_their_experts(family):
             for m in (rebuilt, expert)
         ]
         np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+def test_members_of_localize_and_stitch_have_their_own_region_and_averages_where_regions_overlap(
+    family,
+):
+    experts = family.random(2)
+    out = bundle(family, "localize_and_stitch", 2, parameters={"density": 0.5})
+    deltas = [{n: (e[n] - b).astype(np.float32) for n, b in family.base.items()} for e in experts]
+    flat = [np.concatenate([d[n].ravel() for n in family.base]) for d in deltas]
+    cuts = [np.sort(np.abs(f))[f.size - f.size // 2] for f in flat]
+    for task, other in ((0, 1), (1, 0)):
+        rebuilt = member(out, f"e{task + 1}")
+        for name, base in family.base.items():
+            own, theirs = (np.abs(deltas[t][name]) >= cuts[t] for t in (task, other))
+            shared = (deltas[task][name] + deltas[other][name]) / np.float32(2)
+            change = np.where(theirs, shared, deltas[task][name])
+            np.testing.assert_array_equal(rebuilt[name], np.where(own, base + change, base))
+    whole = family.root / "whole"
+    weightsmith.merge(family.recipe("localize_and_stitch", 2, parameters={"density": 0.5}), whole)
+    stitched = load_file(whole / "model.safetensors")
+    for name, base in family.base.items():
+        masks = [np.abs(d[name]) >= cut for d, cut in zip(deltas, cuts, strict=True)]
+        outside = ~(masks[0] | masks[1])
+        np.testing.assert_array_equal(stitched[name][outside], base[outside])
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -332,7 +358,7 @@ def test_what_is_no_member_is_told(family):
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        ({"merge_method": "task_arithmetic"}, "tall_masks or emr"),
+        ({"merge_method": "task_arithmetic"}, "tall_masks, emr or localize_and_stitch"),
         ({"then": ["lines"]}, "then"),
         ({"assert": [{"finite": True}]}, "assert"),
         ({"parameters": {"part": "mask"}}, "leave the parameter"),

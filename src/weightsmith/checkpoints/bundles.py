@@ -291,7 +291,7 @@ class _Member:
 
 
 def masked_sum(scale: float | None = None) -> Value:
-    """theta_0 + m tau, or theta_0 + lambda m tau: the formula of TALL masks and of EMR."""
+    """theta_0 + m tau, or theta_0 + lambda m tau: the formula of TALL masks, of EMR and of Localize-and-Stitch."""
     base, shared, mask = source(0), source(1), source(2)
     masked = where(mask > 0.0, shared, 0.0)
     return base + (masked if scale is None else masked * scale)

@@ -61,7 +61,7 @@ def create(
     quiet: bool,
     **machine: Any,
 ) -> int:
-    """Make the bundle OUT of the experts in RECIPE, whose method is tall_masks or emr.
+    """Make the bundle OUT of the experts in RECIPE, whose method is tall_masks, emr or localize_and_stitch.
 
     The same as `merge` of a recipe with `bundle: {}`. OUT appears whole or not at all, and an interrupted run goes on.
     """

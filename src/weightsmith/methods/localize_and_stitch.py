@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.errors import RecipeError
+from weightsmith.methods.multi_task import PARTS, part_parameter, task_number
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import density_parameter, lambda_parameter, task_vectors
 from weightsmith.tensors.graph import Scope, Site, Value, above, add_all, largest_share, where
@@ -34,6 +35,10 @@ class LocalizeAndStitch:
     or a family such as `attention`) of tensors that stay at the base and do not count in N; preset
     `language_models` excludes embeddings as the authors' code does. Exactly floor(density N) elements are taken, equal
     magnitudes in the order of flat index, never zeros. Model scope; cost O(N) per weight, two to three passes.
+
+    With `task` the region of that expert alone is transplanted, theta_0 + lambda m_t sum_i m_i tau_i / sum_i m_i: its
+    own change where no other region lies. `weightsmith bundle create` stores theta_0, the stitched vector and every
+    m_t, one bit per element.
     """
 
     density: tuple[float, ...] = density_parameter(
@@ -41,17 +46,30 @@ class LocalizeAndStitch:
     )
     scale: float = lambda_parameter()
     exclude: str = shared("", doc="roles, separated by spaces, of tensors that are not merged")
+    task: str = shared(
+        "",
+        doc="the expert whose region alone is transplanted, by label or number from 1; empty: all",
+    )
+    part: str = part_parameter(PARTS)
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Localise, stitch, and add to the base."""
         base, deltas = task_vectors(base, experts)
+        t = None
+        if self.task or self.part == "mask":
+            t = task_number(self.task, len(experts), site, "localize_and_stitch")
         if is_excluded(site, self.exclude):
-            return base
+            return base if self.part == "model" else deltas[0] * 0.0
         regions = [region(d, density) for d, density in zip(deltas, self.density, strict=True)]
+        if self.part == "mask" and t is not None:
+            return regions[t]
         shares = add_all([where(r, 1.0, 0.0) for r in regions])
         stitched = add_all([where(r, d, 0.0) for r, d in zip(regions, deltas, strict=True)])
         merged = stitched / where(shares.equals(0.0), 1.0, shares)
-        return base + (merged if self.scale == 1.0 else merged * self.scale)
+        merged = merged if self.scale == 1.0 else merged * self.scale
+        if self.part == "shared":
+            return merged
+        return base + (merged if t is None else where(regions[t], merged, 0.0))
 
 
 def region(delta: Value, density: float) -> Value:

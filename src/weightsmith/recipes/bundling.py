@@ -27,7 +27,8 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.passes import work_dtype
 
 # Methods that rebuild each expert from base, shared vector and mask, and whether they have rescalers.
-_METHODS = {"tall_masks": False, "emr": True}
+_METHODS = {"tall_masks": False, "emr": True, "localize_and_stitch": False}
+_NAMED = ", ".join(list(_METHODS)[:-1]) + f" or {list(_METHODS)[-1]}"
 
 
 def bundled(
@@ -92,7 +93,7 @@ def _merge_of(tensor: OutputTensor) -> Merge | None:
             )
         return formula
     raise RecipeError(
-        f"Tensor {tensor.name!r} is not merged by {' or '.join(_METHODS)}, which a recipe with `bundle:` asks for; "
+        f"Tensor {tensor.name!r} is not merged by {_NAMED}, which a recipe with `bundle:` asks for; "
         "name one of them as merge_method, with no other step after it."
     )
 
