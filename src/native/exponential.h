@@ -1,6 +1,6 @@
 // exp and log of floats, in double and rounded once, without branches or calls, so that loops over them vectorise.
-// Compared over all floats with the correctly rounded ones: exp is always right, and log but for three numbers whose
-// double lies exactly between two floats. No fused operations: every instruction set gives the same bits.
+// Compared over all floats with the correctly rounded ones: exp is always right, and log but for five numbers, whose
+// double lies midway between two floats. No fused operations: every instruction set gives the same bits.
 // Included by interpreter.h inside its namespace.
 
 constexpr double shifter = 0x1.8p52;  // adding it leaves a whole number in the lowest bits of the sum
