@@ -81,9 +81,7 @@ class Finished:
 class MemoryTensor:
     """A `LazyTensor` that a matrix method has left in memory."""
 
-    def __init__(
-        self, name: str, dtype: DType, shape: tuple[int, ...], data: bytearray | memoryview
-    ) -> None:
+    def __init__(self, name: str, dtype: DType, shape: tuple[int, ...], data: memoryview) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
         self.numel = math.prod(shape)
         self.nbytes = self.numel * dtype.itemsize
