@@ -443,7 +443,7 @@ def test_knots_counts_coefficients_over_the_model(merge_model):
 
 
 def test_knots_gives_coefficients_that_cancel_the_models_more_frequent_sign_if_asked(merge):
-    """Opposite tasks cancel in the first two directions, and the third one elects a sign, which is then most frequent."""
+    """Opposite tasks cancel in two directions, and the third elects a sign, which is then the most frequent."""
     base = np.zeros((4, 3))
     taus = [np.diag([3.0, 2.0, 1.0, 0.0])[:, :3] * s for s in (1.0, -1.0)]
     shared = {"density": 1.0}
