@@ -13,6 +13,7 @@ from weightsmith.engine import plan as planning
 from weightsmith.engine.api import merge, merge_state_dicts, replay, verify
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
 from weightsmith.recipes import Recipe
+from weightsmith.recipes.expressions import methods
 
 UP = "model.layers.1.mlp.up_proj.weight"
 GRAMS = [
@@ -69,6 +70,24 @@ def _torch(given):
     if isinstance(given, list):
         return [torch.from_numpy(t) for t in given]
     return torch.from_numpy(given)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("fisher", "fisher"), ("ota", "adam"), ("rcp", "gradients"), ("regmean", "gram")],
+)
+def test_an_expression_gives_the_bytes_of_the_recipe_with_the_same_statistics(
+    family, weights_of, method, kind
+):
+    """The labels of operands are those of models, so even shares of random numbers would be the same."""
+    recipe, _ = recipe_for(family, method, kind)
+    merge(recipe, family.root / "listed")
+    operands = [weightsmith.open(m["model"], m["statistics"]) for m in recipe["models"]]
+    based = {"base": weightsmith.open(recipe["base_model"])} if "base_model" in recipe else {}
+    made = Recipe.from_expression(getattr(methods, method)(*operands, **based), dtype="bfloat16")
+    merge(made, family.root / "written")
+    assert weights_of(family.root / "written") == weights_of(family.root / "listed")
+    assert verify(family.root / "written", recompute=100).ok
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import weightsmith
 from weightsmith.checkpoints.statistics_writer import write_statistics
 from weightsmith.errors import CompatibilityError, RecipeError
 from weightsmith.recipes import Recipe, load
+from weightsmith.recipes.expressions import methods
 from weightsmith.recipes.formula import Leaf, Merge
 
 from .conftest import HIDDEN, llama_shapes
@@ -224,11 +226,84 @@ def test_statistics_of_a_recipe_within_a_recipe_are_refused(measured, solve, tmp
         solve(text)
 
 
-def test_expressions_and_steps_have_no_place_for_statistics(measured, tmp_path):
-    measured("a")
-    named = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}
-    with pytest.raises(RecipeError, match="fisher needs statistics of every model"):
-        load({"weightsmith": 1, "expression": "fisher(a, b)", "checkpoints": named})
+def expression(tmp_path, text, statistics=None, **more):
+    named = {name: str(tmp_path / name) for name in "ab"}
+    files = {"statistics": statistics} if statistics else {}
+    return {"weightsmith": 1, "expression": text, "checkpoints": named} | files | more
+
+
+def test_checkpoints_of_an_expression_have_the_statistics_that_models_have(
+    measured, solve, tmp_path
+):
+    files = {"a": measured("a"), "b": [measured("b", "gram", (Q,)), measured("b")]}
+    listed = solve(recipe(tmp_path, files.values())).formula(Q)
+    written = solve(expression(tmp_path, "fisher(a, b)", files))
+    assert written.formula(Q).statistics == listed.statistics
+    assert not written.found()
+    inside = solve(expression(tmp_path, "a + 0.5 * (fisher(b, a) - a)", files)).formula(Q)
+    (_, first), (_, second) = inside.terms
+    merged = first if isinstance(first, Merge) else second
+    assert merged.statistics == listed.statistics[::-1]
+    based = solve(expression(tmp_path, "ota(a, b, base=a)", files)).formula(Q)
+    assert [s.kind for s in based.statistics] == ["fisher", "fisher"]
+    opened = ("a.fisher.safetensors", "b.gram.safetensors", "b.fisher.safetensors")
+    assert written.resolved.statistics == opened
+
+
+def test_operands_in_python_carry_their_statistics(measured, solve, tmp_path):
+    a = weightsmith.open(tmp_path / "a", measured("a"))
+    b = weightsmith.open(tmp_path / "b", [measured("b"), measured("b", "gram", (Q,))])
+    made = Recipe.from_expression(a + 0.5 * (-methods.fisher(a, b) + b) + 0 * (b - a))
+    assert sorted(len(f) for f in made.document.statistics.values()) == [1, 2]
+    assert Recipe.load(made.dump()).digest() == made.digest()
+    files = [measured("a"), measured("b")]
+    fisher = Recipe.from_expression(methods.fisher(a, b)).to_mapping()
+    assert (
+        solve(fisher).formula(Q).statistics == solve(recipe(tmp_path, files)).formula(Q).statistics
+    )
+
+
+def test_metrics_of_an_expression_come_from_files_or_as_numbers(measured, solve, tmp_path):
+    files = {
+        name: measured(name, "metrics", metrics={"loss": loss})
+        for name, loss in (("a", 0.5), ("b", 1.5))
+    }
+    from_files = solve(expression(tmp_path, "metrics_weighted(a, b)", files)).formula(Q)
+    assert from_files.per_expert == ((("metric", 0.5),), (("metric", 1.5),))
+    text = "metrics_weighted(a, 0.5 * a + 0.5 * b, metric=[1, 2])"
+    assert solve(expression(tmp_path, text)).formula(Q).per_expert == (
+        (("metric", 1),),
+        (("metric", 2),),
+    )
+
+
+def test_statistics_that_an_expression_cannot_have_or_lacks_are_named(measured, solve, tmp_path):
+    files = {"a": measured("a"), "b": measured("b")}
+    with pytest.raises(RecipeError, match=r"fisher needs statistics.*file of 'b'"):
+        load(expression(tmp_path, "fisher(a, b)", {"a": files["a"]}))
+    with pytest.raises(RecipeError, match=r"Argument 2 that fisher merges is computed"):
+        load(expression(tmp_path, "fisher(a, 0.5 * a + 0.5 * b)", files))
+    with pytest.raises(RecipeError, match=r"Argument 1 that fisher merges is computed"):
+        load(expression(tmp_path, "linear(a, fisher(linear(a), b))", files))
+    with pytest.raises(RecipeError, match=r"statistics\.b.*no method of the expression takes"):
+        load(expression(tmp_path, "linear(a, b)", {"b": files["b"]}))
+    with pytest.raises(RecipeError, match=r"'c', which is not among `checkpoints:`"):
+        load(expression(tmp_path, "fisher(a, b)", files | {"c": files["a"]}))
+    with pytest.raises(RecipeError, match=r"name those of `models:` under each model"):
+        load(recipe(tmp_path, [None, None], "linear") | {"statistics": files})
+    with pytest.raises(RecipeError, match="needs statistics of kind gram, but fisher"):
+        solve(expression(tmp_path, "regmean(a, b)", files))
+    with pytest.raises(CompatibilityError, match="collect them from this checkpoint"):
+        solve(expression(tmp_path, "fisher(a, b)", {"a": files["b"], "b": files["b"]}))
+
+
+def test_statistics_that_only_one_operand_has_of_a_tensor_are_an_error(measured, solve, tmp_path):
+    files = {"a": measured("a"), "b": measured("b", names=(Q,))}
+    found = solve(expression(tmp_path, "fisher(a, b)", files)).found()
+    assert "lack tensors" in found["missing-statistics"]
+
+
+def test_steps_have_no_place_for_statistics(tmp_path):
     with pytest.raises(RecipeError, match=r"then\[0\].*ota needs statistics"):
         load(recipe(tmp_path, [None, None], "linear", then=["ota"]))
 

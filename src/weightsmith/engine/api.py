@@ -41,12 +41,14 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
     return Recipe.load(recipe)
 
 
-def open(path: str | Path) -> Expression:  # noqa: A001 - weightsmith.open is the public name
-    """A checkpoint as an operand.
+def open(  # noqa: A001 - weightsmith.open is the public name
+    path: str | Path, statistics: str | Path | Sequence[str | Path] = ()
+) -> Expression:
+    """A checkpoint as an operand, with files of what was measured on it for methods that weigh by that.
 
     `open(a) + 0.5 * (open(b) - open(base))` is an expression that `merge` takes as a recipe.
     """
-    return checkpoint(str(path))
+    return checkpoint(path, statistics)
 
 
 def plan(recipe: RecipeLike, **options: Any) -> Plan:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.methods import registry
+from weightsmith.methods.registry import MethodSpec
 from weightsmith.recipes.combine import Combiner, Output, coarsest, output_item
-from weightsmith.recipes.expressions import Atom, Call, Combination, Name, parse_expression
-from weightsmith.recipes.formula import Formula, Merge, Sum
+from weightsmith.recipes.expressions import (
+    Atom,
+    Call,
+    Combination,
+    Name,
+    parse_expression,
+    sole_name,
+)
+from weightsmith.recipes.formula import Formula, Merge, Stored, Sum
 from weightsmith.recipes.modifier_calls import measures_from_base
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.recipes.selectors import TensorPlace
+from weightsmith.recipes.statistics import Measured, chosen, stored_statistics, with_metric
 from weightsmith.recipes.views import Item, View
 
 WHERE = "expression"
@@ -25,8 +34,12 @@ def expression_items(
     combiner: Combiner,
     semantics: str,
     scope: str,
+    measured: Mapping[str, Sequence[Measured]],
 ) -> Iterator[tuple[Item, Item | None]]:
-    """Every output of an expression with the base's tensor, in the donor's order."""
+    """Every output of an expression with the base's tensor, in the donor's order.
+
+    `measured` has the files of statistics of the expression's names.
+    """
     combination = parse_expression(text, views, semantics)
     used = {name: views[name] for name in dict.fromkeys(_names(combination))}
     order = (donor, *used.values())
@@ -35,7 +48,8 @@ def expression_items(
         if not items:
             continue
         base_item = base.items.get(name) if base is not None else None
-        item = _item(name, combination, used, items, base_item, donor, combiner, semantics, scope)
+        merges = _Merges(name, used, measured, combiner, semantics, scope)
+        item = _item(name, combination, merges, items, base_item, donor)
         if item is not None:
             yield item, base_item
 
@@ -43,14 +57,12 @@ def expression_items(
 def _item(
     name: str,
     combination: Combination,
-    used: Mapping[str, View],
+    merges: _Merges,
     items: dict[str, Item],
     base: Item | None,
     donor: View,
-    combiner: Combiner,
-    semantics: str,
-    scope: str,
 ) -> Item | None:
+    used, combiner = merges.views, merges.combiner
     for label, view in used.items():
         if label in items:
             continue
@@ -73,7 +85,7 @@ def _item(
         return None
     if not first.dtype.is_float:
         return combiner.exact(base, inputs, output)
-    tensors = _Tensors(items, used, combiner, semantics, scope)
+    tensors = _Tensors(items, merges)
     return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
 
 
@@ -87,14 +99,23 @@ def _names(combination: Combination) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Merges:
+    """What calls of methods in the expression need to know of one output tensor."""
+
+    tensor: str
+    views: Mapping[str, View]
+    measured: Mapping[str, Sequence[Measured]]
+    combiner: Combiner
+    semantics: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Tensors:
     """The tensors of one output by the names of the expression."""
 
     items: Mapping[str, Item]
-    views: Mapping[str, View]
-    combiner: Combiner
-    semantics: str
-    scope: str
+    of: _Merges
 
     def combination(self, combination: Combination, path: str = "") -> Formula:
         terms = tuple(
@@ -106,26 +127,49 @@ class _Tensors:
 
     def _atom(self, atom: Atom, path: str) -> Formula:
         if isinstance(atom, Name):
-            return self.combiner.cast(self.items[atom.name])
+            return self.of.combiner.cast(self.items[atom.name])
         return self._merge(atom, path)
 
     def _merge(self, call: Call, path: str) -> Merge:
         base = self.combination(call.base, f"{path}.base") if call.base is not None else None
-        has_base = registry.get(call.method).base is not registry.Base.IGNORED
+        spec = registry.get(call.method)
+        has_base = spec.base is not registry.Base.IGNORED
+        files = [self._measured(spec, expert) for expert in call.experts]
+        per_expert = tuple(
+            with_metric(spec, given, call.shared, file, WHERE)
+            for given, file in zip(call.per_expert, files, strict=True)
+        )
         return Merge(
             method=call.method,
-            preset=self.semantics,
+            preset=self.of.semantics,
             shared=call.shared,
             base=base if has_base else None,
             experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
-            per_expert=call.per_expert,
+            per_expert=per_expert,
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
-            scope_id=f"{self.scope}/{call.method}{path}",
+            scope_id=f"{self.of.scope}/{call.method}{path}",
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
+            statistics=self._statistics(spec, call, files),
             stored=coarsest(item.dtype for item in self.items.values()),
         )
 
+    def _measured(self, spec: MethodSpec, expert: Combination) -> Measured | None:
+        name = sole_name(expert)
+        if not spec.statistics or name is None:
+            return None
+        return chosen(spec, self.of.measured.get(name, ()), self.of.views[name].label, WHERE)
+
+    def _statistics(
+        self, spec: MethodSpec, call: Call, files: Sequence[Measured | None]
+    ) -> tuple[Stored, ...]:
+        names = [sole_name(expert) for expert in call.experts]
+        if not spec.statistics or None in names:
+            return ()
+        experts = [(self.of.views[n], self.items[n]) for n in names if n is not None]
+        problems = self.of.combiner.problems
+        return stored_statistics(spec, files, experts, self.of.tensor, problems) or ()
+
     def _label(self, expert: Combination) -> str:
         ((_, atom),) = expert.terms if len(expert.terms) == 1 else ((1.0, None),)
-        return self.views[atom.name].label if isinstance(atom, Name) else "expression"
+        return self.of.views[atom.name].label if isinstance(atom, Name) else "expression"

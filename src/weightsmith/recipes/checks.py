@@ -11,7 +11,12 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
-from weightsmith.recipes.expressions import called_methods, parse_expression
+from weightsmith.recipes.expressions import (
+    Combination,
+    called_methods,
+    measured_names,
+    parse_expression,
+)
 from weightsmith.recipes.schema import Module, RecipeDocument, Slice, Step
 from weightsmith.recipes.statistics import METRICS
 
@@ -95,7 +100,7 @@ class _Check:
         if document.expression is not None:
             read = parse_expression(document.expression, document.checkpoints or {}, semantics)
             methods += called_methods(read)
-            self._refuse_without_statistics(methods, "expression")
+            self._measured_operands(read, document)
         for i, step in enumerate(document.then or ()):
             self._require_method(step.method, f"then[{i}]")
             self._level(
@@ -181,6 +186,26 @@ class _Check:
                 raise RecipeError(
                     f"{self.where(self.path + path)}: {name} needs statistics of every model, which have no place "
                     "here; merge `models:` with it, as a recipe of its own."
+                )
+
+    def _measured_operands(self, read: Combination, document: RecipeDocument) -> None:
+        """Every checkpoint that a method weighs by its statistics has some, and all that are given are used."""
+        try:
+            used = measured_names(read)
+        except RecipeError as problem:
+            raise RecipeError(f"{self.where(self.path + 'expression')}: {problem}") from None
+        given = document.statistics or {}
+        for name, method in used:
+            if name not in given and METRICS not in registry.get(method).statistics:
+                raise RecipeError(
+                    f"{self.where(self.path + 'expression')}: {method} needs statistics of every model; name the file "
+                    f"of {name!r} under `statistics:`."
+                )
+        for name in given:
+            if name not in dict(used):
+                raise RecipeError(
+                    f"{self.where(self.path + 'statistics.' + name)}: no method of the expression takes statistics of "
+                    f"{name!r}; leave them out."
                 )
 
     def _require_use_of_statistics(self, uses: list[Use]) -> None:

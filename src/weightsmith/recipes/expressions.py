@@ -14,7 +14,7 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,6 +85,37 @@ def called_methods(combination: Combination) -> list[str]:
             for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
                 found += called_methods(part)
     return found
+
+
+def measured_names(combination: Combination) -> list[tuple[str, str]]:
+    """The names whose statistics an expression takes, each with the method that weighs by them.
+
+    Raises RecipeError where such an argument is computed, since nothing can have been measured on it, but for methods
+    that go by metrics, which may be given as numbers.
+    """
+    found: list[tuple[str, str]] = []
+    for _, atom in combination.terms:
+        if not isinstance(atom, Call):
+            continue
+        for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
+            found += measured_names(part)
+        kinds = registry.get(atom.method).statistics
+        for i, expert in enumerate(atom.experts if kinds else ()):
+            name = sole_name(expert)
+            if name is not None:
+                found.append((name, atom.method))
+            elif "metrics" not in kinds:
+                raise RecipeError(
+                    f"Argument {i + 1} that {atom.method} merges is computed by the expression, so no statistics can "
+                    "be of it; merge it first, collect statistics of the result, and give that as a checkpoint."
+                )
+    return found
+
+
+def sole_name(combination: Combination) -> str | None:
+    """The name of a combination that is a checkpoint as it is."""
+    ((coefficient, atom),) = combination.terms if len(combination.terms) == 1 else ((0.0, None),)
+    return atom.name if isinstance(atom, Name) and coefficient == 1.0 else None
 
 
 def parse_expression(text: str, names: Mapping[str, object], preset: str = "paper") -> Combination:
@@ -293,12 +324,14 @@ class _Reader:
 class Expression:
     """An expression built with Python operators; `Recipe.from_expression` makes a recipe of it.
 
-    Nothing is read before that. `text` has a placeholder `{path}` for each model.
+    Nothing is read before that. `text` has a placeholder `{path}` for each model; `statistics` are pairs of a model's
+    path and a file of what was measured on it.
     """
 
     text: str
     paths: tuple[str, ...] = field(default=())
     is_number: bool = False
+    statistics: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: Expression) -> Expression:
         return _joined(self, "+", other)
@@ -316,21 +349,27 @@ class Expression:
         return _joined(self, "/", other)
 
     def __neg__(self) -> Expression:
-        return Expression(f"(-{self.text})", self.paths)
+        return replace(self, text=f"(-{self.text})")
 
-    def written(self) -> tuple[str, dict[str, str]]:
-        """The text of the expression over short names, and the path of each name."""
+    def written(self) -> dict[str, Any]:
+        """The keys of a recipe: the text over short names, the path of each name, and files of statistics by name."""
         distinct = dict.fromkeys(self.paths)
         names = {path: f"m{i}" for i, path in enumerate(distinct, 1)}
         text = self.text
         for path, name in names.items():
             text = text.replace(_placeholder(path), name)
-        return text, {name: path for path, name in names.items()}
+        keys = {"expression": text, "checkpoints": {name: path for path, name in names.items()}}
+        measured: dict[str, list[str]] = {}
+        for path, file in dict.fromkeys(self.statistics):
+            measured.setdefault(names[path], []).append(file)
+        return keys | ({"statistics": measured} if measured else {})
 
 
-def checkpoint(path: object) -> Expression:
-    """A checkpoint as an operand, by path or Hub id."""
-    return Expression(_placeholder(str(path)), (str(path),))
+def checkpoint(path: object, statistics: object = ()) -> Expression:
+    """A checkpoint as an operand, by path or Hub id, with the file or files of statistics that were measured on it."""
+    files = statistics if isinstance(statistics, (list, tuple)) else [statistics]
+    measured = tuple((str(path), str(file)) for file in files)
+    return Expression(_placeholder(str(path)), (str(path),), statistics=measured)
 
 
 class _Methods:
@@ -346,14 +385,14 @@ class _Methods:
 
         def apply(*weights: Expression, **parameters: Any) -> Expression:
             given = [w.text for w in weights]
-            paths = tuple(path for w in weights for path in w.paths)
+            operands = list(weights)
             for key, value in parameters.items():
                 if isinstance(value, Expression):
                     given.append(f"{key}={value.text}")
-                    paths += value.paths
+                    operands.append(value)
                 else:
                     given.append(f"{key}={value!r}")
-            return Expression(f"{spec.name}({', '.join(given)})", paths)
+            return _over(f"{spec.name}({', '.join(given)})", operands)
 
         return apply
 
@@ -378,4 +417,9 @@ def _lifted(operand: object) -> Expression:
 
 def _joined(left: Expression, operator: str, right: object) -> Expression:
     other = _lifted(right)
-    return Expression(f"({left.text} {operator} {other.text})", (*left.paths, *other.paths))
+    return _over(f"({left.text} {operator} {other.text})", [left, other])
+
+
+def _over(text: str, operands: Sequence[Expression]) -> Expression:
+    paths = tuple(path for o in operands for path in o.paths)
+    return Expression(text, paths, statistics=tuple(s for o in operands for s in o.statistics))

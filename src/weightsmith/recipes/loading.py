@@ -280,7 +280,7 @@ def _replace_paths(data: Any, beside: Callable[[str], str], in_model: bool = Fal
                 else _replace_paths(item, beside, True)
                 for item in listed
             ]
-        elif key == "parameters":
+        elif key in ("parameters", "statistics"):
             result[key] = value
         else:
             result[key] = _replace_paths(value, beside, key in _MODEL_KEYS or key == "lora")
@@ -311,7 +311,7 @@ def _replace_models(data: Any, replaced: Callable[[str], Any]) -> Any:
                 k: replaced(v) if isinstance(v, str) else _replace_models(v, replaced)
                 for k, v in value.items()
             }
-        elif key == "parameters":
+        elif key in ("parameters", "statistics"):
             result[key] = value
         else:
             result[key] = _replace_models(value, replaced)

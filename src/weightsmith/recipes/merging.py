@@ -169,8 +169,12 @@ class Resolver:
     def _expression(self, work: _Work, text: str) -> None:
         models = (work.document.checkpoints or {}).items()
         views = {name: self.view(model, work.semantics, work.scope) for name, model in models}
+        measured = {
+            name: [self.inputs.measured(str(file), views[name]) for file in files]
+            for name, files in (work.document.statistics or {}).items()
+        }
         made = expression_items(
-            text, views, work.base, work.donor, work.combiner, work.semantics, work.scope
+            text, views, work.base, work.donor, work.combiner, work.semantics, work.scope, measured
         )
         for item, base in made:
             self._emit(work, item, base)

@@ -49,8 +49,7 @@ class Recipe:
         """
         from weightsmith.recipes.loading import load
 
-        text, checkpoints = expression.written()
-        return load({"weightsmith": 1, "expression": text, "checkpoints": checkpoints, **settings})
+        return load({"weightsmith": 1, **expression.written(), **settings})
 
     @property
     def semantics(self) -> str:

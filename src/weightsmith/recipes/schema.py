@@ -270,6 +270,7 @@ class RecipeDocument(Part):
     modules: dict[str, Module] | None = None
     expression: StrictStr | None = None
     checkpoints: dict[str, Model] | None = None
+    statistics: dict[str, StatisticsFiles] | None = None
     base_model: Model | None = None
     donor: Model | None = None
     parameters: Settings | None = None
@@ -307,6 +308,16 @@ class RecipeDocument(Part):
                 raise ValueError(
                     "an expression needs `checkpoints:`, a mapping of its names to models"
                 )
+            strange = next((n for n in self.statistics or () if n not in self.checkpoints), None)
+            if strange is not None:
+                raise ValueError(
+                    f"statistics are given for {strange!r}, which is not among `checkpoints:`"
+                )
+        elif self.statistics:
+            raise ValueError(
+                "`statistics:` of a recipe belong to the checkpoints of an expression; name those of `models:` "
+                "under each model"
+            )
         elif self.checkpoints:
             raise ValueError("`checkpoints:` belongs to an expression; list models under `models:`")
         elif self.merge_method is None and not self._has_method_everywhere():
