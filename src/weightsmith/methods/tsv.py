@@ -153,13 +153,14 @@ def interference(linalg: Any, matrices: Sequence[Any], rank: int, how: Decomposi
 )
 @dataclass(frozen=True, slots=True)
 class TsvCompress(LeadingRules):
-    """One task with its task vector reduced to a share of its singular directions, as compressed bundles hold it.
+    """One task with its task vector reduced to a share of its singular directions.
 
         theta = theta_0 + U_k S_k V_k^T,   k = max(1, floor(min(m, n) / tasks))
 
     With `tasks` tasks stored so, all of them together take about twice the room of the base. Tensors that are no
-    matrix are kept in full (`others: base` drops their change). `spectra.Decomposition.spectrum` gives the factors
-    themselves. O(m n min(m, n)) time.
+    matrix are kept in full (`others: base` drops their change). Factors are stored by `weightsmith delta pack` with the
+    codec low_rank, one package of the base per task, at ranks that it chooses by its budget; bundles hold masks only.
+    O(m n min(m, n)) time.
     """
 
     tasks: int = shared(
