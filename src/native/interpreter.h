@@ -169,6 +169,34 @@ class Machine {
         }
     }
 
+    void fill_row_results(I in) const {
+        T* out = reg(in.out);
+        const double* rows = output<double>(in.a) + at_ / tile_.row_length;
+        for (int64_t i = 0; i < n_; i += tile_.row_length) {
+            const T x = T(*rows++);
+            for (int64_t j = 0; j < tile_.row_length; ++j) out[i + j] = x;
+        }
+    }
+
+    void fill_columns(I in) const {
+        T* out = reg(in.out);
+        const T* table = static_cast<const T*>(tile_.sources[in.a]);
+        const int64_t elements = tile_.integers[in.b], width = tile_.integers[in.b + 1];
+        for (int64_t i = 0; i < n_;) {
+            const int64_t flat = tile_.start + at_ + i;
+            const int64_t inside = flat % elements, column = inside % width;
+            const T* numbers = table + flat / elements * width + column;
+            const int64_t left = width == 1 ? elements - inside : width - column;
+            const int64_t take = n_ - i < left ? n_ - i : left;
+            if (width == 1) {
+                for (int64_t j = 0; j < take; ++j) out[i + j] = *numbers;
+            } else {
+                std::memcpy(out + i, numbers, size_t(take) * sizeof(T));
+            }
+            i += take;
+        }
+    }
+
     // See random.py for the generator.
     void uniform(I in) const {
         T* out = reg(in.out);
@@ -307,6 +335,12 @@ class Machine {
         reduce_rows<Rule>(reg(in.a), reg(second), n_, at_, tile_.row_length, output<double>(in.slot));
     }
 
+    template <class Rule>
+    inline void reduce_column(I in, int32_t second) const {
+        reduce_columns<Rule>(lanes(in.out), reg(in.a), reg(second), n_, tile_.start + at_, tile_,
+                             tile_.integers + in.c, output<double>(in.slot));
+    }
+
     void count_bins(I in) const {
         const int64_t* request = tile_.integers + in.b;
         histogram(reg(in.a), n_, request[0], request[1], output<uint64_t>(in.slot),
@@ -330,6 +364,8 @@ class Machine {
             case op_load_float8_e5m2: return load<Float8E5M2>(in);
             case op_fill: return fill(in);
             case op_fill_rows: return fill_rows(in);
+            case op_fill_row_results: return fill_row_results(in);
+            case op_fill_columns: return fill_columns(in);
             case op_add: return binary(in, [](T x, T y) { return x + y; });
             case op_sub: return binary(in, [](T x, T y) { return x - y; });
             case op_mul: return binary(in, [](T x, T y) { return x * y; });
@@ -377,6 +413,9 @@ class Machine {
             case op_row_total: return reduce_row<Total>(in, in.a);
             case op_row_dot: return reduce_row<Dot>(in, in.b);
             case op_row_peak: return reduce_row<Peak>(in, in.a);
+            case op_column_total: return reduce_column<Total>(in, in.a);
+            case op_column_dot: return reduce_column<Dot>(in, in.b);
+            case op_column_peak: return reduce_column<Peak>(in, in.a);
             case op_histogram: return count_bins(in);
             case op_collect: return collect_keys(in);
             case op_store_float64: return store_float64(in);

@@ -20,8 +20,11 @@
     /* out = source a, decoded, less register b if b >= 0 (not load_float64's);                                \
        tallies: non-finite elements of the source, flat index of the first */                                  \
     X(load_float64) X(load_float32) X(load_float16) X(load_bfloat16) X(load_float8_e4m3fn) X(load_float8_e5m2) \
-    /* out = number a; out = row number a of the element's row */                                              \
-    X(fill) X(fill_rows)                                                                                       \
+    /* out = number a; out = row number a of the element's row; out = what this program wrote to outputs[a] for it */\
+    X(fill) X(fill_rows) X(fill_row_results)                                                                   \
+    /* out = the number of the element's column; source a is a table in the work type,                         \
+       integers[b ...]: elements of a matrix, its width */                                                     \
+    X(fill_columns)                                                                                            \
     X(add) X(sub) X(mul) X(div) X(minimum) X(maximum)                                                          \
     /* out = first(a, b) second c, with two roundings */                                                       \
     X(add_add) X(add_mul) X(mul_add) X(mul_sub) X(mul_mul) X(div_add) X(div_sub)                               \
@@ -44,6 +47,10 @@
     X(widen) X(dot_wide)                                                                                       \
     /* outputs[slot]: one float64 per row of the tile */                                                       \
     X(row_total) X(row_dot) X(row_peak)                                                                        \
+    /* outputs[slot]: for each run of the tile (what a piece and a matrix share), one float64 per column;      \
+       integers[c ...]: elements of a matrix, its width, their least common multiple with a piece;             \
+       out is the ordinal of the reduction */                                                                  \
+    X(column_total) X(column_dot) X(column_peak)                                                               \
     /* outputs[slot]: 65536 uint64 counts, those above and below, 16 spare; low, shift = integers[b], [b + 1] */\
     X(histogram)                                                                                               \
     /* outputs[slot], [slot + 1]: uint64 keys, int64 flat indices; low, high, limit = integers[b ...];         \
@@ -63,7 +70,7 @@ struct ws_program {
     const ws_instruction* code;
     int64_t length;
     int64_t registers;
-    int64_t reductions;  // how many of total, dot and peak it has
+    int64_t reductions;  // how many sums and peaks of pieces and columns it has
     int64_t is_double;   // work type: 0 float, 1 double
     int64_t block;       // elements per block; a multiple of 32
 };

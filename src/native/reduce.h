@@ -124,6 +124,44 @@ static void reduce_rows(const T* x, const T* y, int64_t n, int64_t at, int64_t r
     }
 }
 
+template <class Rule, class T>
+static inline void add_row(double* to, const T* x, const T* y, int64_t n) {
+    WS_VECTOR_LOOP
+    for (int64_t i = 0; i < n; ++i) to[i] = Rule::template step<double>(to[i], double(x[i]), double(y[i]));
+}
+
+// A vector per run (see columns.py), its rows added one after the other; of a matrix with one column, a sum in lanes.
+template <class Rule, class T>
+static void reduce_columns(double* lanes, const T* x, const T* y, int64_t n, int64_t flat, const ws_tile& tile,
+                           const int64_t* view, double* sums) {
+    const int64_t elements = view[0], width = view[1], both = view[2], start = tile.start;
+    while (n > 0) {
+        const int64_t in_piece = flat % tile.piece, in_matrix = flat % elements;
+        const int64_t to_piece = tile.piece - in_piece, to_matrix = elements - in_matrix;
+        const int64_t left = to_piece < to_matrix ? to_piece : to_matrix;
+        const int64_t take = n < left ? n : left;
+        const int64_t run = flat / tile.piece - start / tile.piece + flat / elements - start / elements -
+                            (flat / both - start / both);
+        const int64_t inside = in_piece < in_matrix ? in_piece : in_matrix;
+        double* to = sums + run * width;
+        if (width == 1) {
+            if (inside == 0) reset<Rule>(lanes);
+            accumulate<Rule>(lanes, x, y, take, inside);
+            if (take == left || flat + take == start + tile.count) *to = fold<Rule>(lanes);
+        } else {
+            if (inside == 0)
+                for (int64_t i = 0; i < width; ++i) to[i] = Rule::start;
+            int64_t column = in_matrix % width;
+            for (int64_t i = 0; i < take;) {
+                const int64_t step = take - i < width - column ? take - i : width - column;
+                add_row<Rule>(to + column, x + i, y + i, step);
+                i += step, column = 0;
+            }
+        }
+        x += take, y += take, n -= take, flat += take;
+    }
+}
+
 // Keys: the bits of |x| as a signed integer, which orders like the magnitudes.
 template <class T>
 struct KeyOf;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.engine.tensor_job import MemoryTensor
+from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import LazyTensor
 

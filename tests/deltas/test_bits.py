@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from weightsmith.deltas import BitPacker, DecodedTensor, PackedBits, Repeated, VerifiedTensor
 from weightsmith.deltas.bits import MASK, packed_bytes
-from weightsmith.engine.tensor_job import MemoryTensor
+from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.dtypes import DType

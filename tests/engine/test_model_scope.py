@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.engine.backends import choose_backend
+from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.scheduler import Scheduler
-from weightsmith.engine.tensor_job import MemoryTensor, Settings, TensorJob
+from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.tiles import model_sample_runs, sample_step
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType

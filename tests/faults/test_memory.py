@@ -24,10 +24,12 @@ from .conftest import Bench, ended
 MIB = 2**20
 
 
-def write_large(folder: Path, shape: tuple[int, int], seed: int) -> None:
+def write_large(
+    folder: Path, shape: tuple[int, int], seed: int, name: str = "model.embed_tokens.weight"
+) -> None:
     """One bfloat16 tensor, larger than memory budgets, of 16 MiB of numbers over and over."""
     folder.mkdir()
-    header = encode_header([("model.embed_tokens.weight", DType.BFLOAT16, shape)])
+    header = encode_header([(name, DType.BFLOAT16, shape)])
     numbers = np.random.default_rng(seed).normal(0, 0.02, 4 * MIB).astype("<f4").view("<u4") >> 16
     block = numbers.astype("<u2").tobytes() * 2
     left = shape[0] * shape[1] * 2
@@ -110,6 +112,7 @@ def report(name: str, peak: int, budget: int) -> None:
         "model_stock",
         "karcher",
         "sce",
+        "widen",
     ],
 )
 def test_a_tensor_larger_than_the_budget_with_native_kernels(
@@ -182,6 +185,23 @@ def test_the_peak_does_not_grow_with_the_model(tmp_path: Path) -> None:
         peaks.append(measured(merge, root / "out", memory_bytes=96 * MIB, backend="native"))
     assert max(peaks) < 96 * MIB
     assert peaks[1] < peaks[0] + 24 * MIB
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not native.available(), reason="no native kernels here")
+@pytest.mark.parametrize("shape", [(40_000, 2_048), (512, 160_000)])
+def test_numbers_per_column_stay_within_what_the_plan_predicts(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    """160 MB per input, in narrow matrices and in ones of which two rows are a piece."""
+    for seed, name in enumerate(("base", "e1", "e2")):
+        write_large(tmp_path / name, shape, seed, "model.layers.0.mlp.up_proj.weight")
+    recipe = recipe_of(tmp_path, "widen")
+    options: dict[str, Any] = {"threads": 2, "memory_bytes": 128 * MIB, "backend": "native"}
+    predicted = weightsmith.plan(recipe, **options)
+    peak = measured(Bench(tmp_path, recipe, {}), tmp_path / "out", **options)
+    report(f"widen {shape}", peak, predicted.peak_bytes)
+    assert peak <= predicted.peak_bytes + 8 * MIB
 
 
 @pytest.mark.faults

@@ -10,6 +10,7 @@ import torch
 
 from weightsmith.methods import registry
 from weightsmith.tensors import native
+from weightsmith.tensors.columns import ColumnSums
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scope, Site, source, walk
 from weightsmith.tensors.order import Selection
@@ -67,6 +68,10 @@ def measure(backend: Any, node: Any, known: Any, dtypes: Any, buffers: Any, tool
     assert node.scope is not Scope.ROW
     spec = PassSpec(SHAPE, dtypes, reductions=((node, None),), known=known)
     (partials,) = tools.run(backend, spec, buffers).result.partials
+    if node.columns is not None:
+        sums = ColumnSums(node.op, node.columns, SHAPE)
+        sums.admit(partials)
+        return sums.result
     return np.float64(partials.max() if node.op == "peak" else partials.sum())
 
 

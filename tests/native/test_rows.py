@@ -130,3 +130,32 @@ def test_a_row_number_that_is_the_same_for_all_rows_is_spread(backend: Any, tool
     spec = PassSpec((4, 3), (DType.FLOAT32,), source(0) + number, DType.FLOAT32)
     found = tools.run(backend, spec, [tools.encode(np.zeros(12), DType.FLOAT32)]).output
     assert found.tolist() == [2.5] * 12
+
+
+def test_rows_that_are_used_as_they_are_need_one_program(backend: Any, tools: Any) -> None:
+    x = source(0)
+    shifted = graph.exp(x - graph.peak(x, Scope.ROW))
+    softmax = shifted / graph.total(shifted, Scope.ROW)
+    values = np.random.default_rng(0).normal(size=(90, 70)).astype(np.float32)
+    spec = PassSpec((90, 70), (DType.FLOAT32,), softmax, DType.FLOAT32)
+    assert len(backend.compile(spec)._segments) == 1
+    found = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)]).output.numpy()
+    powers = np.exp(values - values.max(-1, keepdims=True)).astype(np.float64)
+    golden = (powers / powers.sum(-1, keepdims=True)).reshape(-1)
+    np.testing.assert_allclose(found, golden, rtol=1e-6)
+
+
+def test_one_row_sum_may_stand_in_elements_and_in_arithmetic(backend: Any, tools: Any) -> None:
+    x = source(0)
+    first = graph.total(x, Scope.ROW)
+    second = graph.total(x * first, Scope.ROW)
+    output = x * (first * 2.0) + first - second + graph.total(x * (second + 1.0), Scope.ROW)
+    values = np.random.default_rng(0).integers(-3, 4, (60, 24)).astype(np.float64)
+    spec = PassSpec((60, 24), (DType.FLOAT32,), output, DType.FLOAT64, kept=(first, second))
+    answer = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)])
+    a = values.sum(-1, keepdims=True)
+    b = (values * a).sum(-1, keepdims=True)
+    golden = values * (a * 2) + a - b + (values * (b + 1)).sum(-1, keepdims=True)
+    np.testing.assert_array_equal(answer.output.numpy().reshape(60, 24), golden)
+    for kept, exact in zip(answer.result.kept, (a, b), strict=True):
+        np.testing.assert_array_equal(kept, exact[:, 0])

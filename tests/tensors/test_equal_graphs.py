@@ -12,7 +12,8 @@ import pytest
 from weightsmith.methods.modifiers import Named
 from weightsmith.tensors import graph
 from weightsmith.tensors.equal_graphs import shared_graph, walked
-from weightsmith.tensors.graph import LayerPart, Scope, Site, Value, source, walk
+from weightsmith.tensors.graph import Scope, Site, Value, source, walk
+from weightsmith.tensors.layers import LayerPart, layer_dot
 from weightsmith.tensors.passes import reduction_levels, used_sources
 
 
@@ -119,7 +120,7 @@ def test_what_is_remembered_of_a_graph_depends_on_what_is_known() -> None:
 def test_a_site_of_another_layer_makes_another_statistic() -> None:
     def at(layer: int) -> Value:
         site = Site("x", (4,), stack="s", layer=layer)
-        return source(0) * graph.layer_dot(source(0), source(0), site, 1)
+        return source(0) * layer_dot(source(0), source(0), site, 1)
 
     assert twin(at(1)) is twin(at(1))
     assert twin(at(0)) is not twin(at(1))

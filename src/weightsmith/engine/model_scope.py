@@ -16,7 +16,8 @@ from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
 from weightsmith.engine.tiles import sample_step
 from weightsmith.tensors.equal_graphs import walked
-from weightsmith.tensors.graph import Cut, Scalar, adds_to
+from weightsmith.tensors.graph import Cut, Scalar
+from weightsmith.tensors.layers import adds_to
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
 from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
 

@@ -32,8 +32,9 @@ from weightsmith.recipes.formula import (
     Sum,
 )
 from weightsmith.recipes.resolve import resolve
+from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scope, walk
+from weightsmith.tensors.graph import Scalar, Scope, walk
 from weightsmith.tensors.layout import ShardLayout, plan_layout
 from weightsmith.tensors.passes import has_row_nodes, reduction_levels, work_dtype
 from weightsmith.tensors.sizes import format_size
@@ -70,7 +71,7 @@ class PlannedTensor:
     `model_scope`: it takes part in statistics of the whole model. `whole`: it is held in memory whole,
     with its inputs; `matrices` of them go into its largest matrix method at a time, and `results` come out of all.
     `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
-    another tensor of those statistics is.
+    another tensor of those statistics is. `columns` has the view of each number per column.
     """
 
     output: OutputTensor
@@ -83,6 +84,7 @@ class PlannedTensor:
     wide: bool = False
     matrices: int = 0
     results: int = 0
+    columns: tuple[Columns, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Plan:
         merging = (
             self.threads * tiles
             + matrices
+            + self._vector_bytes
             + self._alignment_bytes
             + self._change_bytes
             + int(_KEPT_SHARE * reading)
@@ -182,9 +185,18 @@ class Plan:
 
     def _tile_bytes(self, tensor: PlannedTensor) -> int:
         elements = tile_elements(tensor.output.shape, self.tile_elements, tensor.rows)
-        return self.bytes_per_element(tensor) * min(
-            elements, max(1, math.prod(tensor.output.shape))
+        held = min(elements, max(1, math.prod(tensor.output.shape)))
+        sums = sum(columns.tile_bytes(held, tensor.output.shape) for columns in tensor.columns)
+        return self.bytes_per_element(tensor) * held + sums
+
+    @property
+    def _vector_bytes(self) -> int:
+        """Numbers per column of the tensors at work, twice, because functions of them make others."""
+        found = (
+            sum(8 * columns.count(math.prod(t.output.shape)) for columns in t.columns)
+            for t in self.tensors
         )
+        return 2 * self.window * max(found, default=0)
 
     @property
     def _held_bytes(self) -> int:
@@ -375,6 +387,7 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
                 found.rows,
                 matrices=found.matrices,
                 results=found.results,
+                columns=found.columns,
             )
         )
     return _widened(planned, resolved.checkpoints), list(findings.values())
@@ -398,6 +411,7 @@ class _Facts:
     rows: bool = False
     matrices: int = 0
     results: int = 0
+    columns: tuple[Columns, ...] = ()
 
 
 def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
@@ -409,6 +423,7 @@ def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
         rows=has_row_nodes([traced.output], {}),
         matrices=max((len(node.inputs) for node in nodes if node.op == "whole"), default=0),
         results=sum(node.op in ("whole", "part") for node in nodes),
+        columns=tuple(n.columns for n in nodes if isinstance(n, Scalar) and n.columns is not None),
     )
 
 

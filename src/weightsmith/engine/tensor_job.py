@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from weightsmith.engine.intermediate import MemorySink, MemoryTensor
 from weightsmith.engine.nonfinite import noting
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
 from weightsmith.engine.scratch import Scratch
@@ -25,6 +26,7 @@ from weightsmith.engine.tiles import (
     tile_task,
     tiles_of,
 )
+from weightsmith.tensors.columns import ColumnSums
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
@@ -37,9 +39,11 @@ from weightsmith.tensors.passes import (
     ShareOf,
     TileResult,
     has_row_nodes,
+    is_row_reduction,
     matrix_nodes,
     pass_roots,
     reduction_levels,
+    rows_to_keep,
     selected_count,
     used_sources,
     work_dtype,
@@ -76,30 +80,6 @@ class Finished:
     source_digests: Mapping[int, str]
     nonfinite: tuple[int, int]
     nonfinite_sources: tuple[tuple[int, int], ...]
-
-
-class MemoryTensor:
-    """A `LazyTensor` that a matrix method has left in memory."""
-
-    def __init__(self, name: str, dtype: DType, shape: tuple[int, ...], data: memoryview) -> None:
-        self.name, self.dtype, self.shape = name, dtype, shape
-        self.numel = math.prod(shape)
-        self.nbytes = self.numel * dtype.itemsize
-        self.location = f"intermediate result of tensor {name!r}"
-        self._data = memoryview(data)
-
-    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Copy elements [start, stop)."""
-        buffer[:] = self._data[start * self.dtype.itemsize : stop * self.dtype.itemsize]
-
-
-class _MemorySink:
-    def __init__(self, dtype: DType, numel: int) -> None:
-        self.data = np.empty(numel * dtype.itemsize, np.uint8).data
-        self._itemsize = dtype.itemsize
-
-    def write(self, start: int, data: memoryview) -> None:
-        self.data[start * self._itemsize : start * self._itemsize + len(data)] = data
 
 
 @dataclass(slots=True)
@@ -195,23 +175,40 @@ class TensorJob:
 
         `gates` bound the memory of the parts of several tensors; histograms stay in them.
         """
-        own = gates or [gate_for(request) for _, request in requests]
+        own: Sequence[Gate | ColumnSums | None] = gates
+        own = own or [self._gate(*asked) for asked in requests]
         spec = self._spec(reductions=tuple(requests))
+        if only_tile is None and not gates:
+            kept = rows_to_keep(self.output, [r for r, _ in requests], self.known, self.shape)
+            spec = replace(spec, kept=kept)
         results = yield from self._stream(spec, None, only_tile=only_tile, gates=own)
+        for i, node in enumerate(spec.kept):
+            self.known[node] = np.concatenate([tile.kept[i] for tile, _ in results])
         parts = [[tile.partials[i] for tile, _ in results] for i in range(len(requests))]
         for i, gate in enumerate(own):
             if isinstance(gate, SummedHistograms):
                 parts[i] = [] if gates else [gate.total]
+            elif isinstance(gate, ColumnSums):
+                parts[i] = [gate.result]
         return parts
+
+    def _gate(self, reduction: Scalar | Cut, request: Request | None) -> Gate | ColumnSums | None:
+        if isinstance(reduction, Scalar) and reduction.columns is not None:
+            return ColumnSums(reduction.op, reduction.columns, self.shape)
+        return gate_for(request)
 
     def sample_part(
         self,
         requests: Sequence[tuple[Scalar | Cut, Request | None]],
         place: tuple[int, int] | None = None,
     ) -> Rounds:
-        """As `measure_part`, over a sample of the tensor, or over its part of a model's: see `model_sample_runs`."""
-        spec = self._spec(reductions=tuple(requests))
-        rows = has_row_nodes(pass_roots(spec), self.known)
+        """As `measure_part`, over a sample of the tensor, or over its part of a model's: see `model_sample_runs`.
+
+        Its rows are not those that earlier passes kept.
+        """
+        known = {n: found for n, found in self.known.items() if not is_row_reduction(n)}
+        spec = replace(self._spec(reductions=tuple(requests)), known=known)
+        rows = has_row_nodes(pass_roots(spec), known)
         runs = (
             model_sample_runs(self.shape, rows, *place) if place else sample_runs(self.shape, rows)
         )
@@ -263,6 +260,8 @@ class TensorJob:
                 if isinstance(reduction, Cut):
                     assert request is not None
                     selections[reduction].absorb(request, found)
+                elif reduction.columns is not None:
+                    (self.known[reduction],) = found
                 else:
                     self.known[reduction] = combine_partials(reduction.op, found)
         for cut, request in asked.items():
@@ -329,7 +328,7 @@ class TensorJob:
             )
             inner._source_digests = self._source_digests
             inner._stored_sources = self._stored_sources
-            sink = _MemorySink(self._work, inner.numel)
+            sink = MemorySink(self._work, inner.numel)
             yield from inner._write(self._work, sink)
             arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(shape))
         (results,) = yield Round([self._matrix_task(node, arrays)])
@@ -397,7 +396,7 @@ class TensorJob:
         spec: PassSpec,
         sink: Sink | None,
         only_tile: int | None = None,
-        gates: Sequence[Gate | None] = (),
+        gates: Sequence[Gate | ColumnSums | None] = (),
     ) -> Rounds:
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
@@ -458,7 +457,7 @@ class TensorJob:
     def _sample(self, spec: PassSpec, runs: Sequence[tuple[int, int]]) -> Rounds:
         """One result for runs of elements, joined as if they were neighbours."""
         compiled = self.settings.backend.compile(spec)
-        used = used_sources(pass_roots(spec), self.known)
+        used = used_sources(pass_roots(spec), spec.known)
         total = sum(count for _, count in runs)
 
         def run(worker: Worker) -> TileResult:

@@ -16,11 +16,11 @@ from weightsmith.tensors.graph import (
     Site,
     Value,
     dot,
-    layer_dot,
     solve,
     value,
     where,
 )
+from weightsmith.tensors.layers import layer_dot
 
 _SCOPES = {"tensor": Scope.TENSOR, "model": Scope.MODEL}
 

@@ -9,16 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.methods.matrices import in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Site, Value, add_all, exp, maximum, total, where, whole
+from weightsmith.tensors import scalars
+from weightsmith.tensors.by_column import column_dot
+from weightsmith.tensors.columns import Columns
+from weightsmith.tensors.graph import (
+    Site,
+    Value,
+    add_all,
+    exp,
+    maximum,
+    solve,
+    total,
+    value,
+    where,
+)
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
-# Elements of a matrix that are taken to float64 at a time, as many as stay in a core's cache; and that are summed one
-# after the other before such sums are added up.
-_BLOCK = 1 << 15
-_SUMMED = 1 << 20
 
 
 @method(
@@ -43,7 +51,10 @@ class Widen:
     weight 1. Of one expert all do, and it is the result. Tensors without columns (0-d, 1-d) take r_i = |tau_i|
     itself, element by element, with means over the tensor, and the same S_i. Stacks of experts (E, outputs, inputs)
     are merged matrix by matrix, kernels as matrices (outputs, the rest). Matrices stored input first (Conv1D) have
-    their columns along the first axis. Sums are float64; O(N P) time, and whole matrices in memory.
+    their columns along the first axis. Two passes: sums of squares per column in float64, then the merge element by
+    element. 1 - cos is (|W_i - W_0|^2 - dm_i^2) / (2 m_i m_0), from the squares of differences that were rounded to
+    work precision once: exact for half-precision weights of similar size, else right to 1e-7 of |W_i - W_0|^2, which
+    is small where the change is.
     """
 
     above_average: float = shared(
@@ -60,13 +71,30 @@ class Widen:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Add the weighted task vectors to the base."""
         base, deltas = task_vectors(base, experts)
+        if len(experts) == 1 and self.calibration == 1.0 and self.scale == 1.0:
+            return experts[0]
+        if site.numel == 0:
+            return base
         if len(site.shape) < 2:
             weights = self._elementwise(deltas, site)
-            merged = add_all([d * w for d, w in zip(deltas, weights, strict=True)])
-            return base + (merged if self.scale == 1.0 else merged * self.scale)
+        else:
+            weights = self._by_column(base, experts, deltas, site)
+        merged = add_all([d * w for d, w in zip(deltas, weights, strict=True)])
+        return base + (merged if self.scale == 1.0 else merged * self.scale)
+
+    def _by_column(
+        self, base: Value, experts: Sequence[Value], deltas: Sequence[Value], site: Site
+    ) -> list[Value]:
+        """A weight for each column of each matrix, which are (outputs, inputs) or, by row, (inputs, outputs)."""
+        shape = site.shape
+        rows, width = shape[-2:] if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
         by_row = self._by_row(site)
-        rule = ColumnMerge(self.above_average, self.calibration, self.scale, by_row)
-        return whole(rule, base, *experts)
+        view = Columns(width, 1) if by_row else Columns(rows, width)
+        sums = [column_dot(base, base, view)]
+        for own, change in zip(experts, deltas, strict=True):
+            sums += [column_dot(own, own, view), column_dot(change, change, view)]
+        rule = ColumnWeights(self.above_average, self.calibration, rows if by_row else width)
+        return [value(weight) for weight in solve(rule, sums, len(experts))]
 
     def _elementwise(self, deltas: Sequence[Value], site: Site) -> list[Value]:
         changes = [abs(d) for d in deltas]
@@ -92,120 +120,46 @@ class Widen:
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnMerge:
-    """W_0 + lambda sum_i w_i * (W_i - W_0) of matrices (or stacks, or kernels), with one w_i for each column."""
+class ColumnWeights:
+    """w_i of every column, from sums over columns; `columns` of them are ranked together."""
 
     above_average: float
     calibration: float
-    scale: float
-    by_row: bool
+    columns: int
 
-    def __call__(self, linalg: Any, base: Any, *experts: Any) -> Any:
-        """Array of the same shape and dtype."""
-        if 0 in base.shape:
-            return base
-        rows = base.shape[-2] if base.ndim == 3 else base.shape[0]
-        stacked = (-1, rows, base.shape[-1] if base.ndim == 3 else math.prod(base.shape[1:]))
-        matrices = [a.reshape(stacked) for a in (base, *experts)]
-        merged = linalg.zeros_like(matrices[0])
-        with np.errstate(all="ignore"):
-            for i in range(merged.shape[0]):
-                self._merge(linalg, [m[i] for m in matrices], merged[i])
-        return merged.reshape(base.shape)
-
-    def _merge(self, linalg: Any, matrices: Sequence[Any], merged: Any) -> None:
-        """Write one merged matrix, block of rows by block of rows."""
-        weights = self._weights(linalg, matrices)
-        for rows in _blocks(matrices[0], _BLOCK):
-            wide = in_float64(linalg, matrices[0][rows])
-            change = linalg.zeros_like(wide)
-            for weight, matrix in zip(weights, matrices[1:], strict=True):
-                factor = weight[rows, None] if self.by_row else weight[None, :]
-                change += factor * (matrix[rows] - wide)
-            merged[rows] = in_dtype_of(merged, wide + change * self.scale)
-
-    def _weights(self, linalg: Any, matrices: Sequence[Any]) -> list[Any]:
-        base, experts = self._column_squares(linalg, matrices)
-        length = linalg.sqrt(base)
+    def __call__(self, base: Any, *experts: Any) -> list[Any]:
+        """One vector for each expert, from the base's squares and each expert's, own and of its difference."""
+        length = scalars.sqrt(base)
         magnitudes, directions = [], []
-        for square, change in experts:
-            own = linalg.sqrt(square)
+        for square, change in zip(experts[::2], experts[1::2], strict=True):
+            own = scalars.sqrt(square)
             magnitude = abs(own - length)
-            divisor = 2.0 * own * length
-            known = divisor > 0
             # 1 - cos, written so that it is 0 for a column that did not change, and keeps its digits where it is small.
-            turned = (change - magnitude * magnitude) / linalg.where(known, divisor, divisor + 1.0)
+            turned = scalars.divide(change - magnitude * magnitude, 2.0 * own * length)
             magnitudes.append(magnitude)
-            directions.append(linalg.where(known & (turned > 0), turned, linalg.zeros_like(own)))
-        scores = [self._scores(linalg, changes) for changes in (magnitudes, directions)]
+            directions.append(scalars.where(turned > 0, turned, 0.0))
+        scores = [self._scores(changes) for changes in (magnitudes, directions)]
         return [(a + b) / 2.0 for a, b in zip(*scores, strict=True)]
 
-    def _column_squares(
-        self, linalg: Any, matrices: Sequence[Any]
-    ) -> tuple[Any, list[tuple[Any, Any]]]:
-        """The squared norms of the base's columns, and each expert's with those of its differences from the base."""
-        count = 2 * len(matrices) - 1
-        parts: list[list[Any]] = [[] for _ in range(count)]
-        for outer in _blocks(matrices[0], _SUMMED):
-            sums: list[Any] = [None] * count
-            for rows in _blocks(matrices[0][outer], _BLOCK):
-                found = self._squares(linalg, [m[outer][rows] for m in matrices])
-                sums = [self._added(linalg, *pair) for pair in zip(sums, found, strict=True)]
-            for part, summed in zip(parts, sums, strict=True):
-                part.append(summed)
-        base, *experts = [self._joined(linalg, part) for part in parts]
-        return base, list(zip(experts[::2], experts[1::2], strict=True))
-
-    def _squares(self, linalg: Any, blocks: Sequence[Any]) -> list[Any]:
-        """Squares of the base, and of each expert and its differences; sums of rows where they are wanted."""
-        origin = in_float64(linalg, blocks[0])
-        wide = [in_float64(linalg, block) for block in blocks[1:]]
-        squares = [origin * origin]
-        for own in wide:
-            change = own - origin
-            squares += [own * own, change * change]
-        return [square.sum(1) for square in squares] if self.by_row else squares
-
-    def _added(self, linalg: Any, known: Any, found: Any) -> Any:
-        """Sums so far and those of the next block: further rows, or all rows of a column one after the other."""
-        if self.by_row:
-            return found if known is None else linalg.concatenate([known, found])
-        return (found if known is None else linalg.concatenate([known[None, :], found])).sum(0)
-
-    def _joined(self, linalg: Any, parts: list[Any]) -> Any:
-        if self.by_row:
-            return linalg.concatenate(parts)
-        joined = parts[0]
-        for part in parts[1:]:
-            joined = joined + part
-        return joined
-
-    def _scores(self, linalg: Any, changes: Sequence[Any]) -> list[Any]:
-        positions = [_positions(linalg, change) for change in changes]
-        columns = float(len(changes[0]))
-        powers = [linalg.exp(position / columns) for position in positions]
+    def _scores(self, changes: Sequence[Any]) -> list[Any]:
+        positions = [_positions(change.reshape(-1, self.columns)).reshape(-1) for change in changes]
+        powers = [scalars.exp(position / float(self.columns)) for position in positions]
         # The mean of the positions 0..n-1, so that the middle column is never above it by rounding.
-        mean = (columns - 1.0) / 2.0
+        mean = (self.columns - 1.0) / 2.0
         whole_sum = sum(powers[1:], powers[0])
-        calibrated = linalg.ones_like(powers[0]) * self.calibration
         return [
-            linalg.where(position > mean * self.above_average, calibrated, power / whole_sum)
+            scalars.where(position > mean * self.above_average, self.calibration, power / whole_sum)
             for position, power in zip(positions, powers, strict=True)
         ]
 
 
-def _positions(linalg: Any, numbers: Any) -> Any:
-    """Positions 0, 1, ... in ascending order; equal numbers in the order of their index."""
-    # numpy before 2.0 and torch have different words for a stable sort.
-    order = (
-        np.argsort(numbers, kind="stable") if linalg is np else linalg.argsort(numbers, stable=True)
-    )
-    positions = linalg.zeros_like(numbers)
-    positions[order] = linalg.ones_like(numbers).cumsum(0) - 1.0
-    return positions
-
-
-def _blocks(matrix: Any, elements: int) -> list[slice]:
-    rows, columns = matrix.shape
-    step = max(1, elements // max(1, columns))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def _positions(numbers: Any) -> Any:
+    """Positions 0, 1, ... in ascending order within each row; equal numbers in the order of their index."""
+    if isinstance(numbers, np.ndarray):
+        order = np.argsort(numbers, axis=-1, kind="stable")
+        positions = np.empty_like(numbers)
+        np.put_along_axis(positions, order, np.arange(numbers.shape[-1], dtype=np.float64), axis=-1)
+        return positions
+    order = numbers.detach().argsort(dim=-1, stable=True)
+    counted = order.new_ones(order.shape).cumsum(-1) - 1
+    return numbers.new_empty(numbers.shape).scatter_(-1, order, counted.to(numbers.dtype))

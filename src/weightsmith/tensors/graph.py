@@ -6,7 +6,8 @@ and returns one `Value`. Three kinds of node exist:
 * `Value`  - one number per element of the tensor, in work precision (float32, or float64 as soon as one input
   is float64); comparisons give masks, which are values that hold 0 or 1.
 * `Scalar` - one float64 number that is known only after a streamed reduction, or arithmetic on such numbers.
-  Its *scope* says how many there are: one per row (last axis), per tensor, or per model.
+  Its *scope* says how many there are: one per column of a view (`columns.Columns`), per row (last axis), per tensor,
+  or per model.
 * `Cut`    - an exact order statistic: the k-th largest element and its flat index, so that "the k largest, ties
   to the lower index" is one comparison and no sort.
 
@@ -20,9 +21,11 @@ import copy
 import enum
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.errors import UsageError
+from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.random import stream_key
 
@@ -32,12 +35,16 @@ Rule = str | Callable[[int], int]
 
 
 class Scope(enum.IntEnum):
-    """Over what a reduction runs; the finer scope wins when scalars of two scopes meet."""
+    """Over what a reduction runs; the finer scope wins when scalars of two scopes meet.
+
+    Numbers per row are known within a tile. Those per column are known after a pass, as one vector of the tensor.
+    """
 
     LITERAL = 0
     MODEL = 1
     TENSOR = 2
     ROW = 3
+    COLUMN = 4
 
 
 class Node:
@@ -63,8 +70,9 @@ class Node:
 class Scalar(Node):
     """A float64 number that a reduction, or arithmetic on reductions, will give."""
 
-    __slots__ = ("scope",)
+    __slots__ = ("columns", "scope")
     scope: Scope
+    columns: Columns | None
 
     def __init__(
         self,
@@ -72,11 +80,15 @@ class Scalar(Node):
         inputs: tuple[Node, ...] = (),
         attributes: Attributes = (),
         scope: Scope | None = None,
+        columns: Columns | None = None,
     ) -> None:
         super().__init__(op, inputs, attributes)
         if scope is None:
             scope = max((i.scope for i in inputs if isinstance(i, Scalar)), default=Scope.LITERAL)
+            if scope is Scope.COLUMN:
+                columns = _common_columns([i for i in inputs if isinstance(i, Scalar)])
         self.scope = scope
+        self.columns = columns
 
     def __add__(self, other: Number) -> Scalar:
         return Scalar("add", (self, scalar(other)))
@@ -104,6 +116,15 @@ class Scalar(Node):
 
     def __neg__(self) -> Scalar:
         return Scalar("neg", (self,))
+
+
+def _common_columns(scalars: Sequence[Scalar]) -> Columns | None:
+    views = {i.columns for i in scalars if i.scope is Scope.COLUMN}
+    if len(views) > 1 or any(i.scope is Scope.ROW for i in scalars):
+        raise UsageError(
+            "Numbers per column meet numbers per row or per column of another view; combine them as values."
+        )
+    return views.pop()
 
 
 class Value(Node):
@@ -324,29 +345,6 @@ def count(mask: Value, scope: Scope = Scope.TENSOR) -> Scalar:
 def peak(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
     """The largest element; -inf over nothing."""
     return Scalar("peak", (x,), scope=scope)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPart:
-    """The layer of a stack over whose tensors a model-wide reduction runs.
-
-    Every tensor of the model knows the result; only those that `counts` is true for add to it.
-    """
-
-    stack: str
-    layer: int
-    counts: bool = field(compare=False, repr=False)
-
-
-def layer_dot(x: Value, y: Value, site: Site, layer: int) -> Scalar:
-    """Sum of products over all tensors of one layer of the stack that `site` lies in, known throughout the stack."""
-    part = LayerPart(site.stack, layer, site.layer == layer)
-    return Scalar("dot", (x, y), (part,), scope=Scope.MODEL)
-
-
-def adds_to(reduction: Node) -> bool:
-    """Whether the tensor that a reduction was traced for is among those that it runs over."""
-    return all(part.counts for part in reduction.attributes if isinstance(part, LayerPart))
 
 
 def largest(x: Value, k: Number | Callable[[int], int], scope: Scope = Scope.TENSOR) -> Cut:

@@ -11,18 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.program import BINARY, ROW_REDUCTIONS, UNARY, Entry, Sink
+from weightsmith.tensors.program import (
+    BINARY,
+    COLUMN_REDUCTIONS,
+    ROW_REDUCTIONS,
+    UNARY,
+    Entry,
+    Sink,
+)
 
 _FLOATS = [dtype.value for dtype in DType if dtype.is_float]
 _PIECE_REDUCTIONS = frozenset((*ROW_REDUCTIONS, "dot_wide"))
-_SINGLE = "fill fill_rows where uniform above row_rank histogram collect widen".split()
+_SINGLE = "fill fill_rows fill_row_results fill_columns where uniform above row_rank histogram collect widen".split()
 
 _PAIRS = frozenset("add_add add_mul mul_add mul_sub mul_mul div_add div_sub".split())
 _SECOND = frozenset(("add", "sub", "mul"))
 _COMMUTATIVE = frozenset(("add", "mul"))
 
 OPCODES = frozenset(
-    {*BINARY, *UNARY, *_SINGLE, *_PAIRS, *_PIECE_REDUCTIONS, *ROW_REDUCTIONS.values()}
+    {*BINARY, *UNARY, *_SINGLE, *_PAIRS, *_PIECE_REDUCTIONS}
+    | {*ROW_REDUCTIONS.values(), *COLUMN_REDUCTIONS.values()}
     | {f"{verb}_{name}" for verb in ("load", "store", "round") for name in _FLOATS}
 ) - {"round_float64"}
 """Names of the instructions a program may hold."""
@@ -55,29 +63,28 @@ class Segment:
 
 def assemble(structure: tuple[Any, ...], opcodes: Mapping[str, int]) -> tuple[Segment, ...]:
     """Programs of a listed pass, to be run one after the other on each tile."""
-    entries, sinks, sources, is_double, _ = structure
+    entries, sinks, sources, is_double, arrays = structure
     level = _levels(entries)
     depth = max((level[i] for sink in sinks for i in sink.inputs), default=0)
     segments = []
     for now in range(depth + 1):
+        wanted = [
+            (Sink(op, inputs), i)
+            for i, (op, inputs, _) in enumerate(entries)
+            if op in ROW_REDUCTIONS.values() and level[i] == now
+        ]
         if now == depth:
-            wanted = [(sink, -1) for sink in sinks]
-        else:
-            wanted = [
-                (Sink(op, inputs), i)
-                for i, (op, inputs, _) in enumerate(entries)
-                if op in ROW_REDUCTIONS.values() and max(level[j] for j in inputs) == now
-            ]
-        segments.append(_Assembler(entries, sources, is_double, opcodes).segment(wanted))
+            wanted += [(sink, -1) for sink in sinks]
+        segments.append(_Assembler(entries, sources, arrays, is_double, opcodes).segment(wanted))
     return tuple(segments)
 
 
 def _levels(entries: Sequence[Entry]) -> list[int]:
-    """For each entry, after how many segments it can be computed."""
+    """For each entry, after how many segments it can be computed; arithmetic on rows happens between segments."""
     levels: list[int] = []
     for op, inputs, _ in entries:
         below = max((levels[i] for i in inputs), default=0)
-        levels.append(below + 1 if op in ROW_REDUCTIONS.values() else below)
+        levels.append(below + 1 if op == "row" and inputs else below)
     return levels
 
 
@@ -88,11 +95,13 @@ class _Assembler:
         self,
         entries: Sequence[Entry],
         sources: Sequence[DType],
+        arrays: int,
         is_double: bool,
         opcodes: Mapping[str, int],
     ) -> None:
         self._entries = entries
         self._sources = sources
+        self._tables = len(sources) + arrays
         self._is_double = is_double
         self._opcodes = opcodes
         self._pairs: dict[int, Entry] = {}
@@ -104,8 +113,12 @@ class _Assembler:
         self._reductions = 0
         self._loads: list[tuple[int, int]] = []
         self._row_scalars: list[int] = []
+        self._row_slots: dict[int, int] = {}
+        self._own_rows: set[int] = set()
 
     def segment(self, wanted: Sequence[tuple[Sink, int]]) -> Segment:
+        rows = {id(sink): entry for sink, entry in wanted if entry >= 0}
+        self._own_rows = set(rows.values())
         steps = self._paired(self._schedule([sink for sink, _ in wanted]))
         last_use = {i: at for at, step in enumerate(steps) for i in self._inputs(step)}
         slots: dict[int, int] = {}
@@ -113,6 +126,8 @@ class _Assembler:
         for at, step in enumerate(steps):
             if isinstance(step, Sink):
                 slots[id(step)] = self._sink(step)
+                if id(step) in rows:
+                    self._row_slots[rows[id(step)]] = slots[id(step)]
                 self._release(step.inputs, at, last_use)
                 continue
             operands = [self._operand(i) for i in self._inputs(step)]
@@ -139,6 +154,8 @@ class _Assembler:
         if isinstance(step, Sink):
             return step.inputs
         op, inputs, _ = self._entry(step)
+        if op == "row_result":  # of this segment, or in a table from an earlier one
+            return inputs if inputs[0] in self._own_rows else ()
         return () if op == "row" else inputs
 
     def _entry(self, step: int) -> Entry:
@@ -194,6 +211,8 @@ class _Assembler:
 
     def _operand(self, position: int) -> int:
         op, _, detail = self._entries[position]
+        if position in self._row_slots:
+            return self._row_slots[position]
         return ~int(detail) if op == "number" else self._register[position]
 
     def _release(self, inputs: Sequence[int], at: int, last_use: Mapping[int, int]) -> None:
@@ -229,9 +248,14 @@ class _Assembler:
             self._emit(name, out, [len(self._sources) + detail, _NOTHING], self._take_slots())
         elif op == "fill":
             self._emit(op, out, [~detail])
-        elif op == "row":
+        elif op == "row_result" and operands:
+            self._emit("fill_row_results", out, operands)
+        elif op in ("row", "row_result"):
             self._emit("fill_rows", out, [len(self._row_scalars)])
             self._row_scalars.append(detail)
+        elif op == "columns":
+            table, view = detail
+            self._emit("fill_columns", out, [self._tables + table, view])
         elif op == "round":
             self._emit(f"round_{detail}", out, operands)
         elif op in ("uniform", "above"):
@@ -242,6 +266,10 @@ class _Assembler:
     def _sink(self, sink: Sink) -> int:
         operands = [self._operand(i) for i in sink.inputs]
         slot = self._take_slots(2 if sink.op == "collect" else 1)
+        if sink.op in COLUMN_REDUCTIONS.values():
+            self._emit(sink.op, self._reductions, [operands[0], operands[-1], sink.request], slot)
+            self._reductions += 1
+            return slot
         if sink.request >= 0:
             operands.append(sink.request)
         elif sink.op in _PIECE_REDUCTIONS:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
+from weightsmith.tensors.columns import ColumnPart
 from weightsmith.tensors.graph import Node
 from weightsmith.tensors.instructions import OPCODES, Segment, assemble
 from weightsmith.tensors.passes import (
@@ -30,6 +31,7 @@ from weightsmith.tensors.passes import (
     Request,
     TileResult,
     evaluate_scalar,
+    rows_of_tile,
 )
 from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.program import Listing, list_pass
@@ -239,26 +241,27 @@ class NativePass:
         self._check(buffers, start, count, out)
         sources, keep_alive = self._sources(buffers, start)
         memo = self._listing.memo
-        if len(self._segments) > 1:
-            memo = dict(memo)
-        for compiled in self._segments[:-1]:
-            call = _Call(compiled.segment)
-            for _, slot in compiled.segment.row_results:
+        if self._row_length:
+            memo = memo | rows_of_tile(self._spec.known, start, count, self._row_length)
+        for compiled in self._segments:
+            is_last = compiled is self._segments[-1]
+            segment = compiled.segment
+            call = self._final_call(segment, start, count, out) if is_last else _Call(segment)
+            for _, slot in segment.row_results:
                 call.give(
                     slot, np.empty(count // self._row_length if count else 0, dtype=np.float64)
                 )
             self._execute(compiled, call, sources, memo, start, count)
-            results = {entry: call.outputs[slot] for entry, slot in compiled.segment.row_results}
+            results = {entry: call.outputs[slot] for entry, slot in segment.row_results}
             memo.update(
                 (node, results[entry])
                 for node, entry in self._listing.row_reductions
                 if entry in results
             )
-        compiled = self._segments[-1]
-        call = self._final_call(compiled.segment, count, out)
-        self._execute(compiled, call, sources, memo, start, count)
         del keep_alive
-        return self._result(compiled.segment, call)
+        result = self._result(compiled.segment, call, start, count)
+        result.kept = [memo[node] for node in self._spec.kept]
+        return result
 
     def _check(
         self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
@@ -283,7 +286,8 @@ class NativePass:
     def _sources(
         self, buffers: Sequence[memoryview | None], start: int
     ) -> tuple[array[int], list[Any]]:
-        addresses = [0] * (len(buffers) + len(self._listing.arrays))
+        known = len(buffers) + len(self._listing.arrays)
+        addresses = [0] * known + [_address(table) for table in self._listing.column_tables]
         views = []
         for index in self._used:
             buffer = buffers[index]
@@ -291,18 +295,24 @@ class NativePass:
                 view = np.frombuffer(buffer, dtype=np.uint8)
                 addresses[index] = _address(view)
                 views.append(view)
-        for ordinal, known in enumerate(self._listing.arrays):
-            addresses[len(buffers) + ordinal] = _address(known) + start * known.itemsize
+        for ordinal, found in enumerate(self._listing.arrays, len(buffers)):
+            addresses[ordinal] = _address(found) + start * found.itemsize
         return array("Q", addresses), views
 
-    def _final_call(self, segment: Segment, count: int, out: memoryview | None) -> _Call:
+    def _final_call(
+        self, segment: Segment, start: int, count: int, out: memoryview | None
+    ) -> _Call:
         call = _Call(segment)
         if self._spec.output is not None and out is not None and count:
             call.give(segment.sink_slots[0], np.frombuffer(out, dtype=np.uint8))
         asked = self._asked(segment)
         partials = np.empty((len(asked), -(-count // self._piece)), dtype=np.float64)
-        for row, (slot, request) in enumerate(asked.items()):
-            if isinstance(request, Histogram):
+        for row, (slot, (reduction, request)) in enumerate(asked.items()):
+            columns = getattr(reduction, "columns", None)
+            if columns is not None:
+                runs = len(columns.bounds(start, count, self._piece)) - 1
+                call.give(slot, np.empty((runs, columns.width), dtype=np.float64))
+            elif isinstance(request, Histogram):
                 call.give(slot, np.zeros(HISTOGRAM_BINS + _HISTOGRAM_REST, dtype=np.uint64))
             elif isinstance(request, Collect):
                 size = min(request.limit, count)
@@ -312,12 +322,10 @@ class NativePass:
                 call.give(slot, partials[row])
         return call
 
-    def _asked(self, segment: Segment) -> dict[int, Request | None]:
+    def _asked(self, segment: Segment) -> dict[int, tuple[Node, Request | None]]:
         """What each slot is for; reductions that ask for the same number share one."""
         slots = (segment.sink_slots[place] for place in self._listing.sink_of)
-        return {
-            slot: request for slot, (_, request) in zip(slots, self._spec.reductions, strict=True)
-        }
+        return dict(zip(slots, self._spec.reductions, strict=True))
 
     def _execute(
         self,
@@ -346,14 +354,19 @@ class NativePass:
         rows = count // self._row_length
         return np.ascontiguousarray(np.broadcast_to(np.asarray(number, dtype=np.float64), (rows,)))
 
-    def _result(self, segment: Segment, call: _Call) -> TileResult:
+    def _result(self, segment: Segment, call: _Call, start: int, count: int) -> TileResult:
         result = TileResult([])
         if self._spec.output is not None:
             result.nonfinite_output = call.nonfinite(segment.sink_slots[0])
             result.nonfinite_sources = [(0, -1)] * len(self._itemsizes)
             for source, slot in segment.loads:
                 result.nonfinite_sources[source] = call.nonfinite(slot)
-        parts = {slot: _part(call, slot, request) for slot, request in self._asked(segment).items()}
+        parts = {
+            slot: _part(call, slot, request)
+            if getattr(reduction, "columns", None) is None
+            else ColumnPart(start, count, call.outputs[slot])
+            for slot, (reduction, request) in self._asked(segment).items()
+        }
         result.partials = [parts[segment.sink_slots[place]] for place in self._listing.sink_of]
         return result
 

@@ -8,6 +8,7 @@ Backends implement `Backend`; the engine and the in-memory interface drive them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -95,7 +96,8 @@ class PassSpec:
 
     `reductions` pairs each reduction to measure with its request (None for total, dot and peak).
     `known` holds the results of earlier passes by node. `source_dtypes[i]` is the stored dtype of
-    source i. `wide` computes in float64 though no source is.
+    source i. `wide` computes in float64 though no source is. `kept` are row reductions of the pass whose numbers the
+    tiles give back, for later passes to know them.
     """
 
     shape: tuple[int, ...]
@@ -105,6 +107,7 @@ class PassSpec:
     reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = ()
     known: Known = field(default_factory=dict)
     wide: bool = False
+    kept: tuple[Scalar, ...] = ()
 
     @property
     def work(self) -> DType:
@@ -117,12 +120,14 @@ class TileResult:
     """What one tile gave: for each reduction of the spec, float64 partials per piece or a part of an order statistic.
 
     `nonfinite_output` and `nonfinite_sources` give (number of NaN or infinite elements, flat index
-    of the first or -1); they are filled in passes that write an output.
+    of the first or -1); they are filled in passes that write an output. `kept` has one number per row of the tile for
+    each row reduction that the spec keeps.
     """
 
     partials: list[Any]
     nonfinite_output: tuple[int, int] = (0, -1)
     nonfinite_sources: list[tuple[int, int]] = field(default_factory=list)
+    kept: list[NDArray[np.float64]] = field(default_factory=list)
 
 
 class TilePass(Protocol):
@@ -224,6 +229,46 @@ def _has_rows(roots: tuple[Node, ...], known: frozenset[Node]) -> bool:
         node.op == "row_rank" or (isinstance(node, (Scalar, Cut)) and node.scope is Scope.ROW)
         for node in walked(roots, known)
     )
+
+
+# Rows are kept between passes where a vector of them is small against the tensor, and small at all (2 MiB).
+_KEPT_ROW_LENGTH, _KEPT_ROWS = 16, 1 << 18
+
+
+def rows_to_keep(
+    output: Node, measured: Iterable[Scalar | Cut], known: Known, shape: Sequence[int]
+) -> tuple[Scalar, ...]:
+    """Row reductions that a pass over `measured` computes and the passes after it need: each is computed once.
+
+    Of reductions in each other's inputs, the outer ones; none where rows are short or very many.
+    """
+    row_length = shape[-1] if shape else 1
+    if row_length < _KEPT_ROW_LENGTH or not 0 < math.prod(shape) <= _KEPT_ROWS * row_length:
+        return ()
+    return _kept_rows(output, tuple(measured), frozenset(known))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _kept_rows(
+    output: Node, measured: tuple[Scalar | Cut, ...], known: frozenset[Node]
+) -> tuple[Scalar, ...]:
+    roots = [i for r in measured for i in (r.inputs[:1] if isinstance(r, Cut) else r.inputs)]
+    rows = {node for node in walked(roots, known) if is_row_reduction(node)} - known
+    later = walked([output], known | rows | {r for r in measured if not isinstance(r, Cut)})
+    return tuple(n for n in later if isinstance(n, Scalar) and n in rows)
+
+
+def is_row_reduction(node: Node) -> bool:
+    """True for a reduction that has one result per row."""
+    return isinstance(node, Scalar) and is_reduction(node) and node.scope is Scope.ROW
+
+
+def rows_of_tile(
+    known: Mapping[Node, Any], start: int, count: int, row_length: int
+) -> dict[Node, Any]:
+    """The numbers of a tile's rows, of row reductions that are known for the whole tensor."""
+    first, rows = (start // row_length, count // row_length) if row_length else (0, 0)
+    return {n: k[first : first + rows] for n, k in known.items() if is_row_reduction(n)}
 
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {

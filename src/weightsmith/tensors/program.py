@@ -5,8 +5,9 @@ list of entries in which equal subexpressions are one and every number that diff
 (coefficients, keys, cuts) is a place in a table; `instructions.assemble` turns such a list into code, once. Equal
 graphs are one object (`equal_graphs`), so the list is remembered too, and only the tables are filled anew.
 
-A pass with row scalars becomes several programs: each computes the row reductions that the next one needs, Python
-evaluates the arithmetic on rows between them, and values needed again are computed again.
+A pass with arithmetic on row scalars becomes several programs: each computes the row reductions that the next one
+needs, Python evaluates the arithmetic on rows between them, and values needed again are computed again. A row
+reduction that stands in the elements as it is needs no program of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
+from weightsmith.tensors.columns import Columns, column_view
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
 from weightsmith.tensors.passes import (
@@ -31,6 +33,7 @@ from weightsmith.tensors.passes import (
     PassSpec,
     Request,
     evaluate_scalar,
+    is_row_reduction,
 )
 
 BINARY = frozenset(
@@ -39,6 +42,7 @@ BINARY = frozenset(
 MASKS = frozenset(("lt", "le", "gt", "ge", "eq", "and", "or", "not", "above"))
 UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
+COLUMN_REDUCTIONS = {"total": "column_total", "dot": "column_dot", "peak": "column_peak"}
 _WIDEN_FROM = 3  # dot products in one pass
 _LISTINGS = 256  # that are remembered
 
@@ -70,6 +74,7 @@ class Listing:
     numbers: list[float] = field(default_factory=list)
     integers: list[int] = field(default_factory=list)
     arrays: list[NDArray[Any]] = field(default_factory=list)
+    column_tables: list[NDArray[Any]] = field(default_factory=list)
     row_scalars: list[Scalar] = field(default_factory=list)
     row_reductions: list[tuple[Scalar, int]] = field(default_factory=list)
     memo: dict[Node, Any] = field(default_factory=dict)
@@ -116,6 +121,7 @@ class _Blank:
     cuts: tuple[tuple[int, Cut], ...]
     requests: tuple[tuple[int, int], ...]
     arrays: tuple[Node, ...]
+    columns: tuple[Scalar, ...]
 
     def filled(self, spec: PassSpec) -> Listing:
         """The listing of a pass."""
@@ -134,14 +140,36 @@ class _Blank:
         for place, ordinal in self.requests:
             asked = _request_integers(spec.reductions[ordinal][1], limit)
             integers[place : place + len(asked)] = asked
-        work = np.float64 if is_double else np.float32
-        arrays = [
-            np.ascontiguousarray(spec.known[node], dtype=work).reshape(-1) for node in self.arrays
-        ]
-        return replace(self.listing, numbers=numbers, integers=integers, arrays=arrays, memo=memo)
+        return replace(
+            self.listing,
+            numbers=numbers,
+            integers=integers,
+            arrays=[_array(spec.known[node], is_double) for node in self.arrays],
+            column_tables=[self._column_table(node, memo, spec) for node in self.columns],
+            memo=memo,
+        )
+
+    def _column_table(self, node: Scalar, memo: dict[Node, Any], spec: PassSpec) -> NDArray[Any]:
+        """One number per column; a function may have given one for all of them."""
+        numbers = evaluate_scalar(node, memo)
+        assert node.columns is not None
+        count = node.columns.count(math.prod(spec.shape))
+        if np.ndim(numbers) and np.size(numbers) != count:
+            raise UsageError(
+                f"A function of numbers per column gave {np.size(numbers)} of them for {count} columns; "
+                "it must give one for each, or one for all."
+            )
+        flat = np.reshape(numbers, -1)
+        return _array(np.broadcast_to(flat, (count,)), self.listing.is_double)
 
 
 _NOT_MEASURED = "A selection's cut is not yet known; measure it in an earlier pass."
+
+
+def _array(numbers: Any, is_double: bool) -> NDArray[Any]:
+    work = np.float64 if is_double else np.float32
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, dtype=work).reshape(-1)
 
 
 def _is_array(known: Any) -> bool:
@@ -198,7 +226,8 @@ class _Lister:
         self._open_cuts: list[tuple[int, Cut]] = []
         self._open_requests: list[tuple[int, int]] = []
         self._array_nodes: list[Node] = []
-        dots = sum(reduction.op == "dot" for reduction, _ in spec.reductions)
+        self._columns: list[Scalar] = []
+        dots = sum(r.op == "dot" and r.scope is not Scope.COLUMN for r, _ in spec.reductions)
         self._widens = dots >= _WIDEN_FROM and not is_double
         self._places: dict[Any, int] = {}
         self._position: dict[Node, int] = {}
@@ -232,6 +261,7 @@ class _Lister:
             tuple(self._open_cuts),
             tuple(self._open_requests),
             tuple(self._array_nodes),
+            tuple(self._columns),
         )
 
     def _visit(self, root: Node) -> None:
@@ -360,17 +390,31 @@ class _Lister:
         return found == wanted and math.copysign(1.0, found) == 1.0
 
     def _broadcast(self, scalar: Node) -> int:
-        inputs = self._row_inputs.get(scalar)
         assert isinstance(scalar, Scalar)
-        if inputs is None:
+        if scalar.columns is not None:
+            return self._column_table(scalar, scalar.columns)
+        if not _is_per_row(scalar):
             if scalar.scope is not Scope.LITERAL or scalar in self._known:
                 return self._open_number(scalar)
             return self._number(float(evaluate_scalar(scalar, self._listing.memo)))
+        self._listing.has_rows = True
         place = self._places.get(scalar)
         if place is None:
             place = self._places[scalar] = len(self._listing.row_scalars)
             self._listing.row_scalars.append(scalar)
-        return self._entry("row", inputs, place)
+        is_result = is_row_reduction(scalar) and scalar not in self._known
+        inputs = self._row_inputs.get(scalar, ())
+        return self._entry("row_result" if is_result else "row", inputs, place)
+
+    def _column_table(self, scalar: Scalar, columns: Columns) -> int:
+        ordinal = self._places.get(scalar)
+        if ordinal is None:
+            ordinal = self._places[scalar] = len(self._columns)
+            self._columns.append(scalar)
+        return self._entry("columns", (), (ordinal, self._view(columns)))
+
+    def _view(self, columns: Columns) -> int:
+        return self._table(("columns", columns), *column_view(columns, self._spec.shape))
 
     def _round(self, node: Value) -> int:
         (position,) = self._registers(*node.inputs)
@@ -420,6 +464,8 @@ class _Lister:
                 "A cut is measured by a histogram or collect request; the pass has neither."
             )
         inputs = self._registers(*reduction.inputs)
+        if reduction.columns is not None:
+            return Sink(COLUMN_REDUCTIONS[reduction.op], inputs, self._view(reduction.columns))
         if reduction.op == "dot" and self._widens:
             return Sink("dot_wide", tuple(self._entry("widen", (i,)) for i in inputs))
         return Sink(reduction.op, inputs)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.tensors.columns import ColumnPart
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Node
+from weightsmith.tensors.graph import Node, Scalar
 from weightsmith.tensors.passes import (
     Collect,
     Histogram,
@@ -27,6 +28,7 @@ from weightsmith.tensors.torch_interpreter import (
     count_keys,
     magnitude_keys,
     nonfinite,
+    reduce_columns,
     reduce_piece,
     torch_dtype,
 )
@@ -65,8 +67,10 @@ class TorchPass:
         ]
         row_length = self._spec.shape[-1] if self._spec.shape else 1
         with torch.inference_mode():
-            roots = self._interpreter.run(sources, start, row_length)
             result = TileResult([])
+            roots, result.kept = self._interpreter.run_and_keep(
+                sources, start, row_length, self._spec.kept
+            )
             if self._spec.output is not None:
                 assert out is not None
                 self._store(roots.pop(0), out, start, result)
@@ -92,6 +96,11 @@ class TorchPass:
             return count_keys(magnitude_keys(values[0]), request)
         if isinstance(request, Collect):
             return collect_keys(magnitude_keys(values[0]), request, start)
+        if isinstance(reduction, Scalar) and reduction.columns is not None:
+            count = values[0].numel()
+            bounds = reduction.columns.bounds(start, count, self._piece).tolist()
+            sums = reduce_columns(reduction.op, values, reduction.columns, bounds)
+            return ColumnPart(start, count, sums.cpu().numpy())
         pieces = [
             [v[at : at + self._piece] for v in values]
             for at in range(0, values[0].numel(), self._piece)

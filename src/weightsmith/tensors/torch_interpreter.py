@@ -8,6 +8,7 @@ on any device, with gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.errors import UsageError
+from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Node, Scalar, Value, walk
 from weightsmith.tensors.passes import (
@@ -25,6 +27,7 @@ from weightsmith.tensors.passes import (
     Histogram,
     HistogramPart,
     evaluate_scalar,
+    rows_of_tile,
 )
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -104,9 +107,18 @@ class Interpreter:
 
     def run(self, sources: Sequence[Tensor | None], start: int, row_length: int) -> list[Tensor]:
         """Values of the roots for one tile; `sources` are in work precision, flat, beginning at flat index `start`."""
+        return self.run_and_keep(sources, start, row_length, ())[0]
+
+    def run_and_keep(
+        self, sources: Sequence[Tensor | None], start: int, row_length: int, kept: Sequence[Node]
+    ) -> tuple[list[Tensor], list[Any]]:
+        """As `run`, with the numbers of the row reductions in `kept`, one per row."""
         count = next((s.numel() for s in sources if s is not None), 0)
         frame = _Frame(sources, start, count, row_length, self._work, self._rows)
         memo: dict[Node, Any] = {n: frame.laid_out(n, known) for n, known in self._known.items()}
+        if self._rows:
+            rows = rows_of_tile(self._known, start, count, row_length)
+            memo |= {n: torch.as_tensor(k, device=frame.device)[:, None] for n, k in rows.items()}
         for position, node in enumerate(self._order):
             if node not in memo:
                 memo[node] = self._compute(node, memo, frame)
@@ -114,7 +126,8 @@ class Interpreter:
                 canonical = self._canonical.get(child)
                 if isinstance(canonical, Value) and self._last_use[canonical] == position:
                     memo.pop(canonical, None)
-        return [frame.full(memo[root]) for root in self._roots]
+        numbers = [memo[self._canonical[node]].reshape(-1).cpu().numpy() for node in kept]
+        return [frame.full(memo[root]) for root in self._roots], numbers
 
     def _compute(self, node: Node, memo: dict[Node, Any], frame: _Frame) -> Any:
         inputs = [memo[self._canonical[i]] for i in node.inputs]
@@ -148,9 +161,13 @@ class _Frame:
         assert tensor is not None
         return tensor.reshape(self.shape)
 
-    def broadcast(self, number: Any) -> Tensor:
+    def broadcast(self, number: Any, columns: Columns | None = None) -> Tensor:
         if isinstance(number, np.ndarray):
-            number = torch.from_numpy(number)
+            number = torch.from_numpy(number).to(self.device)
+        if columns is not None and isinstance(number, Tensor) and number.ndim:
+            at = self.flat_indices()
+            lines = at // columns.elements * columns.width + at % columns.width
+            number = number[lines].reshape(self.shape)
         if isinstance(number, Tensor):
             return number.to(self.work)
         return torch.tensor(float(number), dtype=self.work, device=self.device)
@@ -173,7 +190,7 @@ def _value(node: Value, inputs: list[Any], frame: _Frame) -> Tensor:
     if op == "source":
         return frame.source(node.attributes[0])
     if op == "broadcast":
-        return frame.broadcast(inputs[0])
+        return frame.broadcast(inputs[0], getattr(node.inputs[0], "columns", None))
     if op in ("and", "or", "not", "where"):
         inputs[0] = inputs[0].bool() if op == "where" else inputs[0]
         return _where(*_numeric(inputs, frame, first=1)) if op == "where" else _logical(op, inputs)
@@ -295,6 +312,45 @@ def reduce_piece(op: str, values: Sequence[Tensor]) -> Tensor:
     if op == "peak":
         return x.max() if x.numel() else x.new_tensor(-torch.inf)
     return x.sum()
+
+
+def reduce_columns(
+    op: str, values: Sequence[Tensor], columns: Columns, bounds: Sequence[int]
+) -> Tensor:
+    """float64 totals, dot products or maxima of the columns: a row for each run between two bounds (flat indices)."""
+    x = values[0].double()
+    if op == "dot":
+        x = x * values[1].double()
+    if columns.width == 1:
+        # Neighbours of one length together, because rows can be many.
+        alike = [
+            list(group) for _, group in groupby(_spans(bounds), lambda span: span[1] - span[0])
+        ]
+        parts = [x[spans[0][0] : spans[-1][1]].reshape(len(spans), -1) for spans in alike]
+        return torch.cat([_over(op, part, 1) for part in parts])[:, None]
+    runs = []
+    for (first, last), (a, b) in zip(pairwise(bounds), _spans(bounds), strict=True):
+        margins = (first % columns.width, -last % columns.width)
+        padded = torch.nn.functional.pad(x[a:b], margins, value=-torch.inf if op == "peak" else 0.0)
+        runs.append(_over(op, padded.reshape(-1, columns.width), 0))
+    return torch.stack(runs)
+
+
+def _spans(bounds: Sequence[int]) -> list[tuple[int, int]]:
+    return [(a - bounds[0], b - bounds[0]) for a, b in pairwise(bounds)]
+
+
+def _over(op: str, x: Tensor, axis: int) -> Tensor:
+    return x.amax(dim=axis) if op == "peak" else x.sum(dim=axis)
+
+
+def column_numbers(op: str, values: Sequence[Tensor], columns: Columns) -> Tensor:
+    """As `reduce_columns`, of a whole tensor: one number for each column, matrix after matrix, with gradients."""
+    x = values[0].double()
+    if op == "dot":
+        x = x * values[1].double()
+    matrices = x.reshape(-1, columns.rows, columns.width)
+    return _over(op, matrices, 1).reshape(-1)
 
 
 def nonfinite(x: Tensor, start: int) -> tuple[int, int]:

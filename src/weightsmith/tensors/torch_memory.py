@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, adds_to, walk
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, walk
+from weightsmith.tensors.layers import adds_to
 from weightsmith.tensors.order import Selection, local_cut
 from weightsmith.tensors.passes import (
     Collect,
@@ -23,6 +24,7 @@ from weightsmith.tensors.passes import (
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
     collect_keys,
+    column_numbers,
     count_keys,
     magnitude_keys,
     reduce_piece,
@@ -164,6 +166,9 @@ def _measure(
         return _measure_cut(first, [v[0] for v in values], known[0])
     if not values:
         return [torch.zeros((), dtype=torch.float64)] * len(reductions)
+    if first.columns is not None:
+        columns = first.columns
+        return [column_numbers(first.op, [t.reshape(-1) for t in v], columns) for v in values]
     parts = torch.stack([reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values])
     return [parts.max() if first.op == "peak" else parts.sum()] * len(reductions)
 
