@@ -94,3 +94,13 @@ def test_a_step_that_cannot_tell_alpha_says_for_which_tensor(
         how = {"rules": [{"match": {"role": "head"}, "keep": str(family.root / "e1")}]}
     with pytest.raises(RecipeError, match=message):
         weightsmith.plan(family.recipe("task_arithmetic", then=["lines"], **how))
+
+
+def test_a_step_with_alpha_may_name_how_experts_are_merged(family: Family) -> None:
+    """With alpha, its merger is one of its own one model."""
+    recipe = family.recipe("task_arithmetic", parameters={})
+    for name, merger in (("one", {}), ("two", {"merger": "sum"})):
+        steps = [{"lines": {"alpha": 0.5, **merger}}]
+        weightsmith.merge(recipe | {"then": steps}, family.root / name)
+    one, two = (family.tensors(name) for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ BACKENDS = ["torch", *(["native"] if native.available() else [])]
 Tensors = dict[str, torch.Tensor]
 
 
-def recipe(root: Path, density: float) -> dict[str, object]:
+def recipe(root: Path, density: float) -> dict[str, Any]:
     """TIES of one expert, trimmed over the whole model."""
     return {
         "weightsmith": 1,
@@ -180,3 +181,19 @@ def test_every_part_of_a_model_is_sampled_alike(rows: bool) -> None:
     assert abs(len(sampled) - offset / step) <= 1
     assert sample_step(1 << 30) == step
     assert sample_step(1 << 20) == 4096  # all of it
+
+
+def test_densities_that_differ_by_tensor_have_cuts_of_their_own(tmp_path: Path) -> None:
+    """Each counts its share of all tensors that have the same density."""
+    names = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight")
+    numbers = torch.randperm(200, generator=torch.Generator().manual_seed(1)) + 1.0
+    expert = dict(zip(names, numbers.reshape(2, 10, 10), strict=True))
+    base = {name: torch.zeros(10, 10) for name in names}
+    for folder, tensors in (("base", base), ("expert", expert)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+    given = recipe(tmp_path, 0.0)
+    given["models"][0]["parameters"]["density"] = [{"filter": "mlp", "value": 0.5}, {"value": 0.1}]
+    weightsmith.merge(given, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert [int((found[name] != 0).sum()) for name in names] == [50, 10]

@@ -128,3 +128,12 @@ def test_an_input_that_is_not_finite_is_refused_wherever_it_is(bad):
     assert found.isfinite().sum() == 5
     with pytest.raises(UsageError, match="nonfinite"):
         weightsmith.merge_state_dicts("linear", [good, good], nonfinite="ignore")
+
+
+def test_floats_of_8_bits_and_tensors_without_data_are_merged():
+    narrow = {"w": torch.ones(2, 2).to(torch.float8_e4m3fn)}
+    found = weightsmith.merge_state_dicts("linear", [narrow, narrow])["w"]
+    assert found.dtype is torch.float8_e4m3fn
+    assert bool((found.float() == 1.0).all())
+    absent = {"w": torch.empty(2, 2, device="meta")}
+    assert weightsmith.merge_state_dicts("linear", [absent, absent])["w"].is_meta

@@ -235,3 +235,11 @@ def test_rows_of_nothing_are_left_alone(merge, shape):
     shared = {"density": 0.5, "trim_scope": "row"}
     merged = merge("ties", np.zeros(shape, np.float32), [expert, expert], shared=shared)
     np.testing.assert_array_equal(merged, np.zeros(shape))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model", "row"])
+def test_one_more_than_the_decimal_share(merge, scope):
+    """0.29 of 100 is 29, though the float 0.29 times 100 is below it."""
+    expert = np.arange(1.0, 101.0, dtype=np.float32)[None, :]
+    shared = {"density": 0.29, "trim_scope": scope, "trim_count": "one_more"}
+    assert np.count_nonzero(merge("ties", expert * 0.0, [expert], shared=shared)) == 30

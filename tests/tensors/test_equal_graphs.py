@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from weightsmith.methods.modifiers import Named
 from weightsmith.tensors import graph
 from weightsmith.tensors.equal_graphs import shared_graph, walked
-from weightsmith.tensors.graph import Scope, Site, Value, source, walk
+from weightsmith.tensors.graph import Scope, Site, Value, source, walk, whole
 from weightsmith.tensors.layers import LayerPart, layer_dot
 from weightsmith.tensors.passes import reduction_levels, used_sources
 
@@ -124,3 +125,34 @@ def test_a_site_of_another_layer_makes_another_statistic() -> None:
 
     assert twin(at(1)) is twin(at(1))
     assert twin(at(0)) is not twin(at(1))
+
+
+@dataclass
+class Changeable:
+    """A number that may be changed between two uses."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Any attribute of a function of matrices."""
+
+    held: Any
+
+    def __call__(self, linalg: Any, array: Any) -> Any:
+        return array
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.float32(0.0), np.float32(-0.0)),
+        (frozenset([1]), frozenset([1.0])),
+        (Changeable(1.0), Changeable(1.0)),
+    ],
+)
+def test_attributes_that_only_look_equal_make_graphs_of_their_own(one: Any, other: Any) -> None:
+    graphs = [whole(Holder(given), source(0)) for given in (one, other)]
+    first, second = (shared_graph(made)[made] for made in graphs)
+    assert first is not second

@@ -18,6 +18,7 @@ from weightsmith.tensors.passes import (
     HistogramPart,
     ShareOf,
 )
+from weightsmith.tensors.shares import floor_of_share
 
 
 def answer(keys: np.ndarray, asked: Histogram | Collect, start: int) -> HistogramPart | CollectPart:
@@ -112,7 +113,7 @@ def test_a_share_of_what_is_not_zero_is_counted_in_the_rounds_that_select(
 ) -> None:
     """No pass counts first, and the mask is the one of the k that such a pass would have given."""
     values = np.array(raw, np.float32)
-    k = int(share * np.count_nonzero(values))
+    k = floor_of_share(share, np.count_nonzero(values))
     np.testing.assert_array_equal(select(values, ShareOf(share), tile, limit), expected(values, k))
 
 
@@ -133,7 +134,9 @@ def test_a_share_of_what_is_not_zero_survives_a_misleading_sample(
         "zeros": np.flatnonzero(values == 0)[:5000],
     }[sample_from]
     mask = select(values, ShareOf(share), 65_536, 1 << 16, sample)
-    np.testing.assert_array_equal(mask, expected(values, int(share * np.count_nonzero(values))))
+    np.testing.assert_array_equal(
+        mask, expected(values, floor_of_share(share, np.count_nonzero(values)))
+    )
 
 
 def test_massive_ties_are_resolved_by_index_within_bounded_lists() -> None:

@@ -81,6 +81,13 @@ def read_state(folder: Path, method: str) -> MergeState:
 def _read(path: Path, method: str, _changed: int) -> MergeState:
     try:
         content = json.loads(path.read_bytes())
+        if content["format"] == 1:
+            raise CheckpointError(
+                f"{str(path)!r} was written by an earlier version, which did not note what it continued from; "
+                "merge its experts again, or give "
+                + ", ".join(sorted(map(str, content["state"])))
+                + "."
+            )
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r} is not {_FORMAT}")
         numbers = {str(key): float(number) for key, number in content["state"].items()}

@@ -37,7 +37,11 @@ def require_finite_result(merged: Mapping[str, Tensor]) -> None:
 
 def _nonfinite(tensor: Tensor) -> tuple[int, int]:
     """Number and first flat index of elements that are NaN or infinite."""
-    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+    if not tensor.is_floating_point() or tensor.is_meta:
         return 0, -1
-    bad = ~tensor.detach().reshape(-1).isfinite()
+    # torch looks for NaN in no float of 8 bits.
+    flat = tensor.detach().reshape(-1)
+    bad = ~(flat.float() if flat.element_size() == 1 else flat).isfinite()
+    if not bool(bad.any()):
+        return 0, -1
     return int(bad.sum()), int(bad.nonzero()[0])

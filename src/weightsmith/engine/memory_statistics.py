@@ -95,9 +95,11 @@ class InMemory:
             raise CompatibilityError(f"{what} {wrong}; pass one that fits.")
         if not tensor.is_floating_point():
             raise CompatibilityError(f"{what} holds {tensor.dtype}, not floats; convert it.")
-        if not bool(tensor.isfinite().all()):
+        # torch compares no floats of 8 bits.
+        comparable = tensor.float() if tensor.element_size() == 1 else tensor
+        if not bool(comparable.isfinite().all()):
             raise CompatibilityError(f"{what} holds NaN or infinity; collect it again.")
-        if self._kind in ("fisher", "adam") and bool((tensor < 0).any()):
+        if self._kind in ("fisher", "adam") and bool((comparable < 0).any()):
             raise CompatibilityError(
                 f"{what} holds a negative number, which no mean of squares can be; collect it again."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from weightsmith.engine.tiles import tiles_of
@@ -35,6 +36,10 @@ class Unlocated(NonFiniteError):
         super().__init__(message)
         self.tensor = tensor
         self.may_pass = may_pass
+
+    def __reduce__(self) -> tuple[Callable[..., Unlocated], tuple[str, str]]:
+        """Errors cross processes; `may_pass` has no place among the arguments of an exception."""
+        return partial(Unlocated, may_pass=self.may_pass), (str(self), self.tensor)
 
 
 def noting(tensor: str, call: Callable[[], _T]) -> _T:

@@ -243,8 +243,9 @@ def signature(
     `checkpoints` are those of the sources. `inner` names nodes that are taken as they are, whatever they are computed
     from.
     """
+    # A cut's attribute says what its k is a share of; every other reduction's text is the label that it was given.
     label = next((a for a in node.attributes if isinstance(a, str)), None)
-    if label is not None:
+    if label is not None and not isinstance(node, Cut):
         return label
     # Weights may differ from tensor to tensor of one statistic; how many elements a cut selects may not.
     asked = {id(part) for part in walk(node.inputs[1:])} if isinstance(node, Cut) else set()

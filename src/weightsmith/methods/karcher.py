@@ -78,6 +78,7 @@ class Karcher:
     title="Karcher mean of task vectors",
     paper="Karcher, 1977; for models arXiv:2603.04972",
     base=Base.REQUIRED,
+    cost="O(N^2 m n)",
 )
 @dataclass(frozen=True, slots=True)
 class TaskKarcher(Karcher):

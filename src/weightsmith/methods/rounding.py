@@ -72,9 +72,8 @@ def rounding_of(linalg: Any, base: Any, delta: Any, stored: DType) -> Rounding:
 
 def _precision(linalg: Any, base: Any, stored: DType) -> float:
     """The unit in the last place of 1."""
-    if 0 < stored.significant_bits < DType.FLOAT32.significant_bits:
-        return 2.0 ** (1 - stored.significant_bits)
-    return float(linalg.finfo(base.dtype).eps)
+    own = float(linalg.finfo(base.dtype).eps)
+    return max(own, 2.0 ** (1 - stored.significant_bits)) if stored.significant_bits else own
 
 
 def _powers_of_two(linalg: Any, weights: Any) -> Any:

@@ -15,7 +15,6 @@ zero in every stage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +170,7 @@ class OneMore:
 
     def __call__(self, n: int) -> int:
         """How many of n elements."""
-        return max(math.floor(self.share * n) + 1, self.at_least)
+        return max(floor_of_share(self.share, n) + 1, self.at_least)
 
 
 def _largest_of_rows(delta: Value, kept: int, length: int) -> Value:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightsmith.methods import registry
 from weightsmith.methods.registry import MethodSpec
-from weightsmith.recipes.combine import Combiner, Output, coarsest, output_item
+from weightsmith.recipes.combine import Combiner, Output, coarsest, output_item, stored_dtype
 from weightsmith.recipes.expressions import (
     Atom,
     Call,
@@ -151,7 +151,11 @@ class _Tensors:
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),
-            stored=coarsest(item.dtype for item in self.items.values()),
+            stored=coarsest(
+                stored_dtype(self.items[name], self.of.views[name])
+                for expert in call.experts
+                for name in _names(expert)
+            ),
         )
 
     def _measured(self, spec: MethodSpec, expert: Combination) -> Measured | None:

@@ -41,7 +41,7 @@ def coarsest(dtypes: Iterable[DType]) -> DType:
     return min(dtypes, key=lambda dtype: dtype.significant_bits, default=DType.FLOAT32)
 
 
-def _stored(item: Item, view: View) -> DType:
+def stored_dtype(item: Item, view: View) -> DType:
     """The dtype that a tensor's values were last rounded to: what it counts as may be narrower than what is read."""
     leaf = item.formula
     if isinstance(leaf, Leaf) and leaf.checkpoint == view.label and not view.is_recipe:
@@ -173,7 +173,8 @@ class Combiner:
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
             stored=coarsest(
-                _stored(item, section.sources[treatment.experts[i]].view) for i, item in experts
+                stored_dtype(item, section.sources[treatment.experts[i]].view)
+                for i, item in experts
             ),
         )
 

@@ -367,7 +367,8 @@ class Expression:
 
 def checkpoint(path: object, statistics: object = ()) -> Expression:
     """A checkpoint as an operand, by path or Hub id, with the file or files of statistics that were measured on it."""
-    files = statistics if isinstance(statistics, (list, tuple)) else [statistics]
+    given = () if statistics is None else statistics
+    files = given if isinstance(given, (list, tuple)) else [given]
     measured = tuple((str(path), str(file)) for file in files)
     return Expression(_placeholder(str(path)), (str(path),), statistics=measured)
 

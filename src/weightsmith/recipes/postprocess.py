@@ -16,7 +16,6 @@ from weightsmith.recipes.sections import values
 from weightsmith.recipes.selectors import Match, TensorPlace
 from weightsmith.recipes.settings import lookups
 from weightsmith.recipes.views import Item
-from weightsmith.tensors.dtypes import DType
 
 if TYPE_CHECKING:
     from weightsmith.recipes.merging import Resolver, Result
@@ -50,12 +49,12 @@ def _stepped(
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
     parameters = step.parameters or {}
-    given = next((key for key in spec.step if key in parameters), None)
+    follows = spec.step if parameters.get(spec.step_unless) is None else {}
+    given = next((key for key in follows if key in parameters), None)
     if given is not None:
         raise RecipeError(
-            f"{where}: method {spec.name} has {given} {spec.step[given]!r} as a step; leave {given!r} out."
+            f"{where}: method {spec.name} has {given} {follows[given]!r} as a step; leave {given!r} out."
         )
-    follows = spec.step if parameters.get(spec.step_unless) is None else {}
     if follows and spec.step_unless:
         _require_merged(items, merges, f"{where}: method {spec.name} needs {spec.step_unless!r}")
     shared = lookups(
@@ -88,7 +87,7 @@ def _stepped(
             per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
             labels=("merged", *(behind.labels if behind is not None else ())),
             scope_id=scope,
-            stored=behind.stored if behind is not None else DType.FLOAT32,
+            stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
     return result

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from weightsmith.tensors.graph import Node, Value, walk
 
 # Graphs and walks that are remembered: a few kinds of tensors, and the rounds that those in progress are in.
@@ -55,11 +57,15 @@ def _own_slots(kind: Any) -> tuple[str, ...]:
 
 def _exact(thing: Any) -> Any:
     """A key that is equal for equal things only: 0.0 and -0.0 differ, so do 1 and True, and every field counts."""
-    if isinstance(thing, float):
-        return thing.hex()
+    if isinstance(thing, (float, np.floating)):
+        return (type(thing), float(thing).hex())
     if isinstance(thing, tuple):
         return (type(thing), *map(_exact, thing))
+    if isinstance(thing, frozenset):
+        return (type(thing), frozenset(map(_exact, thing)))
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        if not type(thing).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise TypeError("what can change cannot stand for what was equal to it once")
         fields = [_exact(getattr(thing, field.name)) for field in dataclasses.fields(thing)]
         return (type(thing), *fields)
     return (type(thing), thing)
