@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from weightsmith.engine import tensor_job
 from weightsmith.engine.intermediate import MemoryTensor
+from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.methods import registry
@@ -160,6 +161,30 @@ def test_a_sample_of_a_later_level_computes_its_own_rows() -> None:
     assert len(rows_computed(sampled)) == 1
     assert all(not rows_computed(spec) for spec in later)
     assert np.count_nonzero(found) == 5000
+
+
+def test_a_sample_of_a_whole_model_computes_its_own_rows() -> None:
+    shape = (700, 500)
+    x = source(0) / graph.total(abs(source(0)), Scope.ROW)
+    scaled = x + graph.norm(x)
+    cut = graph.largest_share(scaled, 0.1, Scope.MODEL)
+    output = graph.where(graph.above(scaled, cut), 1.0, 0.0)
+    backend = Recorded(backend_of(BACKENDS[-1]))
+    settings = Settings(backend, 1 << 18)
+    jobs = []
+    for array in drawn(shape):
+        stored = MemoryTensor("t", DType.FLOAT32, shape, bytearray(array.tobytes()))
+        jobs.append(TensorJob("t", shape, output, [stored], settings, groups={cut: "cut"}))
+    scheduler = Scheduler(1)
+    resolve_model_scope(jobs, scheduler)
+    sinks = [Collected(4 * math.prod(shape), 4) for _ in jobs]
+    scheduler.run(job.compute(DType.FLOAT32, sink) for job, sink in zip(jobs, sinks, strict=True))
+    assert [len(spec.kept) for spec in backend.specs[:2]] == [1, 1]
+    sampled, measured = backend.specs[2:4], backend.specs[4:]
+    assert [len(rows_computed(spec)) for spec in sampled] == [1, 1]
+    assert not any(rows_computed(spec) for spec in measured)
+    found = sum(np.frombuffer(sink.data, np.float32).sum() for sink in sinks)
+    assert found == 2 * math.prod(shape) // 10
 
 
 def test_only_the_outer_rows_that_later_passes_need_are_kept() -> None:

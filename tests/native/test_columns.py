@@ -145,6 +145,33 @@ def test_a_number_for_all_columns_is_a_plain_number(backend: Any, tools: Any) ->
     assert tools.run(backend, spec, [buffer]).output.tolist() == [-5.0, -4.0, -3.0, -2.0, -1.0, 0.0]
 
 
+def scaled_unless_negative(numbers: np.ndarray) -> Any:
+    return float(numbers[0]) if numbers[0] < 0 else numbers * 2.0
+
+
+def test_tensors_of_one_graph_have_their_own_numbers(
+    backend: Any, reference: Any, tools: Any
+) -> None:
+    """Even if a function gives one number for all columns of one, and one per column of another."""
+    sums = column_total(source(0), Columns(3, 2))
+    output = source(0) * graph.apply(scaled_unless_negative, sums)
+    buffer = tools.encode(np.ones(6), DType.FLOAT32)
+    for known, row in (([5.0, 6.0], [10, 12]), ([-5.0, 6.0], [-5, -5]), ([1.0, 2.0], [2, 4])):
+        spec = PassSpec(
+            (3, 2), (DType.FLOAT32,), output, DType.FLOAT32, known={sums: np.array(known)}
+        )
+        for machine in (backend, reference):
+            assert tools.run(machine, spec, [buffer]).output.tolist() == row * 3
+
+
+def test_a_function_that_gives_too_few_numbers_is_refused(backend: Any) -> None:
+    sums = column_total(source(0), Columns(3, 4))
+    output = source(0) * graph.apply(np.diff, sums)
+    spec = PassSpec((3, 4), (DType.FLOAT32,), output, DType.FLOAT32, known={sums: np.ones(4)})
+    with pytest.raises(UsageError, match="gave 3 of them for 4 columns"):
+        backend.compile(spec)
+
+
 def test_nan_and_infinity_reach_their_column_alone(
     backend: Any, reference: Any, tools: Any
 ) -> None:

@@ -159,3 +159,40 @@ def test_one_row_sum_may_stand_in_elements_and_in_arithmetic(backend: Any, tools
     np.testing.assert_array_equal(answer.output.numpy().reshape(60, 24), golden)
     for kept, exact in zip(answer.result.kept, (a, b), strict=True):
         np.testing.assert_array_equal(kept, exact[:, 0])
+
+
+def test_tensors_of_one_graph_have_their_own_known_rows(
+    backend: Any, reference: Any, tools: Any
+) -> None:
+    row = graph.total(source(0), Scope.ROW)
+    output = source(0) + row * 2.0
+    values = np.arange(12.0).reshape(4, 3)
+    buffer = tools.encode(values[2:], DType.FLOAT32)
+    for known in ([1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]):
+        found = {row: np.array(known)}
+        spec = PassSpec((4, 3), (DType.FLOAT32,), output, DType.FLOAT32, known=found)
+        golden = values[2:] + 2.0 * np.array(known)[2:, None]
+        for machine in (backend, reference):
+            answer = tools.run(machine, spec, [buffer], start=6)
+            assert answer.output.tolist() == golden.reshape(-1).tolist()
+    fresh = PassSpec((4, 3), (DType.FLOAT32,), output, DType.FLOAT32)
+    answer = tools.run(backend, fresh, [tools.encode(values, DType.FLOAT32)])
+    golden = values + 2.0 * values.sum(-1, keepdims=True)
+    assert answer.output.tolist() == golden.reshape(-1).tolist()
+
+
+def test_row_sums_take_part_in_pairs_of_operations(
+    backend: Any, reference: Any, tools: Any
+) -> None:
+    x, y = source(0), source(1)
+    first, second = graph.total(x, Scope.ROW), graph.total(y, Scope.ROW)
+    output = ((x - first) * y + second) * ((x + second) * first - y) - first
+    rng = np.random.default_rng(0)
+    # Integers, so that sums are exact in any order.
+    buffers = [
+        tools.encode(rng.integers(-9, 9, (60, 24)), dtype)
+        for dtype in (DType.BFLOAT16, DType.FLOAT32)
+    ]
+    spec = PassSpec((60, 24), (DType.BFLOAT16, DType.FLOAT32), output, DType.FLOAT32)
+    ours, theirs = (tools.run(x, spec, buffers).output for x in (backend, reference))
+    tools.assert_same_bits(ours, theirs)
