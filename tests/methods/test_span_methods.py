@@ -264,3 +264,12 @@ def test_model_stock_of_equal_norms_and_orthogonal_noise_is_nearest_to_the_centr
     merged = merge("model_stock", base, [d + n for n in noise])
     mean = d + np.mean(noise, 0)
     assert abs((merged - d) @ mean) < 1e-12
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 1, 3, 2), (3, 2, 1, 0)])
+def test_karcher_skips_antipodes_that_rounding_has_moved(merge, order):
+    """Numbers have two directions, and the mean of most of them has the mean length."""
+    experts = [np.float64(x) for x in (1.8232421875, 1.22265625, 2.0478515625, -0.0146484375)]
+    length = np.mean(np.abs(experts))
+    found = merge("karcher", None, [np.array(experts[i]) for i in order])
+    assert found == pytest.approx(length, rel=1e-12)

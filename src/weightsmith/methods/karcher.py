@@ -21,6 +21,9 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Number, Scalar, Site, Value, linear_combination, solve
 
+# Sine of the angle from the antipode below which a direction points nowhere, as the antipode itself.
+_ANTIPODE = 1e-7
+
 
 @method(
     "karcher",
@@ -158,7 +161,8 @@ class KarcherSolver:
 
     def _log_factor(self, cosine: Any) -> Any:
         sine = root(1.0 - cosine * cosine)
-        singular = sine <= 1e-12
+        # A cosine is known to about 1e-16, so that nothing tells an antipode from what is within 1e-8 of it.
+        singular = sine <= scalars.where(cosine < 0, _ANTIPODE, 1e-12)
         angle = scalars.acos(scalars.where(singular, 0.0, cosine))
         skipped = scalars.where(singular, 0.0, angle) <= self.tol
         return scalars.where(skipped, 0.0, angle / scalars.where(singular, 1.0, sine))
