@@ -72,6 +72,13 @@ def _leading_gram(taus: Matrices) -> None:
     _gram(taus)
 
 
+def _calibration(taus: Matrices) -> None:
+    """SVC: the sum is decomposed, and every task vector is seen in its directions."""
+    left, _, _ = np.linalg.svd(sum(taus[1:], taus[0]), full_matrices=False)
+    for tau in taus:
+        left.T @ tau
+
+
 def _regression(weights: Matrices) -> None:
     """sum W_i G_i and one solve, as RegMean's formula reads; any positive definite Gram matrix takes the same time."""
     inputs = weights[0].shape[1]
@@ -90,6 +97,7 @@ def cases() -> dict[str, Case]:
         "ota": Case("ota", kinds=("adam",)),
         "rcp": Case("rcp", experts=2, kinds=("fisher", "gradients")),
         "regmean": Case("regmean", kinds=("gram",), bare=_regression),
+        "svc": Case("svc", bare=_calibration),
         "slerp": Case("slerp", experts=1, parameters={"t": 0.4}),
         "optmerge": Case("optmerge", parameters={"solver": "closed"}, bare=_leading_gram),
         "tsv_c": Case("tsv_c", experts=1, bare=_decompositions("truncate")),

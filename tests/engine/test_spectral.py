@@ -145,12 +145,20 @@ def test_a_state_of_another_method_or_a_damaged_one_is_refused(tmp_path: Path) -
         b"{",
         b"[]",
         b'{"format": 2, %s, "state": {"a": NaN}}' % empty.encode(),
-        b'{"format": 1, %s, "state": {}}' % empty.encode(),
+        b'{"format": 3, %s, "state": {}}' % empty.encode(),
         b'{"format": 2, "method": "opcm", "state": {}, "rules": [], "tensors": {"a": {"base": []}}}',
     ):
         path.write_bytes(text)
         with pytest.raises(CheckpointError, match="damaged"):
             merge_state.read_state(tmp_path, "opcm")
+
+
+def test_a_state_of_an_earlier_version_is_not_called_damaged(tmp_path: Path) -> None:
+    """It has the numbers, which may be given, and not what they are of."""
+    state = b'{"format": 1, "method": "opcm", "state": {"previous_count": 2.0}}'
+    (tmp_path / merge_state.FILE_NAME).write_bytes(state)
+    with pytest.raises(CheckpointError, match="an earlier version.* or give previous_count"):
+        merge_state.read_state(tmp_path, "opcm")
 
 
 @pytest.mark.parametrize("rule", [{"others": "average"}, {"embeddings": "average"}])

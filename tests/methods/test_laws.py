@@ -144,6 +144,8 @@ def test_order_of_experts(name, merge, data):
     base, experts = data.draw(families(experts_for(name), dyadic=True))
     if name == "karcher":  # directions that cancel have no mean; it then stays at the first
         assume(not cancel(experts))
+    if name == "task_karcher":
+        assume(not cancel([expert - base for expert in experts]))
     order = data.draw(st.permutations(range(len(experts))))
     how = settings_of(name, len(experts))
     merged = merge(name, base_for(name, base), experts, **how)
