@@ -157,7 +157,7 @@ def test_a_state_of_an_earlier_version_is_not_called_damaged(tmp_path: Path) -> 
     """It has the numbers, which may be given, and not what they are of."""
     state = b'{"format": 1, "method": "opcm", "state": {"previous_count": 2.0}}'
     (tmp_path / merge_state.FILE_NAME).write_bytes(state)
-    with pytest.raises(CheckpointError, match="an earlier version.* or give previous_count"):
+    with pytest.raises(CheckpointError, match=r"an earlier version.* or give previous_count"):
         merge_state.read_state(tmp_path, "opcm")
 
 

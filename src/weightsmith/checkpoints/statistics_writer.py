@@ -80,22 +80,11 @@ def write_statistics(
         raise UsageError(f"Statistics cannot be written: {problem}.") from None
     if kind == "metrics":
         tensors = {"metrics": np.array([metrics[name] for name in metrics], np.float64)}
-    known = {*checkpoint.tensors, *(name for group in checkpoint.ties for name in group)}
     unknown = [n for n in tensors if n.partition("::")[0] not in checkpoint.tensors]
     if unknown and kind != "metrics":
         raise UsageError(
             f"{checkpoint.identity} has no tensor {shown(unknown[0])} that a statistic could be of."
         )
-    for name, shared in header.same.items():
-        if shared not in tensors or name not in known:
-            raise UsageError(
-                f"{shown(name)} cannot share the statistic of {shown(shared)}: "
-                + (
-                    "that is not given."
-                    if shared not in tensors
-                    else f"{checkpoint.identity} lacks it."
-                )
-            )
     if kind == "gram" and form in ("rows_columns", "low_rank"):
         raise UsageError(f"Gram matrices cannot be written in the form {form}; leave `form` out.")
     for name, given in tensors.items():
