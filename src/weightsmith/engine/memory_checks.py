@@ -35,13 +35,16 @@ def require_finite_result(merged: Mapping[str, Tensor]) -> None:
             )
 
 
+def comparable(tensor: Tensor) -> Tensor:
+    """The same numbers in a dtype that torch compares, which it does with no float of 8 bits."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
+
+
 def _nonfinite(tensor: Tensor) -> tuple[int, int]:
     """Number and first flat index of elements that are NaN or infinite."""
     if not tensor.is_floating_point() or tensor.is_meta:
         return 0, -1
-    # torch looks for NaN in no float of 8 bits.
-    flat = tensor.detach().reshape(-1)
-    bad = ~(flat.float() if flat.element_size() == 1 else flat).isfinite()
+    bad = ~comparable(tensor.detach().reshape(-1)).isfinite()
     if not bool(bad.any()):
         return 0, -1
     return int(bad.sum()), int(bad.nonzero()[0])

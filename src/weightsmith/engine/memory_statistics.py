@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints.statistics import listed, misfit
+from weightsmith.engine.memory_checks import comparable
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods.registry import MethodSpec
 from weightsmith.tensors.dtypes import DType
@@ -95,11 +96,10 @@ class InMemory:
             raise CompatibilityError(f"{what} {wrong}; pass one that fits.")
         if not tensor.is_floating_point():
             raise CompatibilityError(f"{what} holds {tensor.dtype}, not floats; convert it.")
-        # torch compares no floats of 8 bits.
-        comparable = tensor.float() if tensor.element_size() == 1 else tensor
-        if not bool(comparable.isfinite().all()):
+        numbers = comparable(tensor)
+        if not bool(numbers.isfinite().all()):
             raise CompatibilityError(f"{what} holds NaN or infinity; collect it again.")
-        if self._kind in ("fisher", "adam") and bool((comparable < 0).any()):
+        if self._kind in ("fisher", "adam") and bool((numbers < 0).any()):
             raise CompatibilityError(
                 f"{what} holds a negative number, which no mean of squares can be; collect it again."
             )
