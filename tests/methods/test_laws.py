@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from weightsmith.methods import registry
 from weightsmith.methods.registry import REQUIRED, Base
 
+from .test_gradients import DECOMPOSED
+
 SHAPES = [
     (),
     (0,),
@@ -35,19 +37,7 @@ DTYPES = [
     torch.float8_e5m2,
 ]
 # Singular directions touch every element, and broken ones are refused.
-SPECTRAL = {
-    "truncate",
-    "tsv_m",
-    "tsv_c",
-    "resm",
-    "iso_c",
-    "iso_cts",
-    "opcm",
-    "knots",
-    "doge",
-    "svc",
-}
-SPECTRAL |= {"regmean", "wudi", "iwudi", "swudi", "aswudi", "optmerge"}
+SPECTRAL = DECOMPOSED | {"regmean", "wudi", "iwudi", "swudi", "aswudi", "optmerge"}
 # Formulas that depend on the experts' order in time.
 ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
 # Formulas without an origin or a unit: f(x + c) = f(x) + c.

@@ -9,6 +9,8 @@ import pytest
 
 from weightsmith.methods import registry
 
+from .test_task_vector_methods import close, top
+
 
 def draw(n, shape=(6, 7), seed=0):
     base, *rest = np.random.default_rng(seed).normal(size=(n + 1, *shape))
@@ -17,18 +19,6 @@ def draw(n, shape=(6, 7), seed=0):
 
 def with_weights(*weights):
     return [{"weight": w} for w in weights]
-
-
-def close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-12)
-
-
-def top(x, k):
-    """Zero all but the k largest magnitudes; equals by lower index."""
-    order = np.lexsort((np.arange(x.size), -np.abs(x).ravel()))
-    kept = np.zeros(x.size)
-    kept[order[:k]] = x.ravel()[order[:k]]
-    return kept.reshape(x.shape)
 
 
 def voted(vectors, how, tie):
