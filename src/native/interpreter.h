@@ -226,7 +226,12 @@ class Machine {
         T* out = reg(in.out);
         const T* x = reg(in.a);
         const int64_t key = tile_.integers[in.b], last = tile_.integers[in.b + 1];
+        const int64_t rank = tile_.integers[in.b + 2];
         const int64_t first = tile_.start + at_;
+        if (rank >= 0) {
+            above_loop(x, out, 0, n_, key);
+            return add_equal(x, out, key, Ranked{uint64_t(tile_.integers[in.b + 3]), rank, last});
+        }
         const int64_t tied = last < first ? 0 : last - first + 1 < n_ ? last - first + 1 : n_;
         above_loop(x, out, 0, tied, key - 1);
         above_loop(x, out, tied, n_, key);
@@ -238,6 +243,21 @@ class Machine {
         const Key bound = Key(threshold);
         WS_VECTOR_LOOP
         for (int64_t i = from; i < to; ++i) out[i] = key_at(x, i) > bound ? T(1) : T(0);
+    }
+
+    struct Ranked {
+        uint64_t rank_key;
+        int64_t rank, last;
+    };
+
+    void add_equal(const T* x, T* out, int64_t key, Ranked bound) const {
+        typedef typename KeyOf<T>::type Key;
+        const int64_t first = tile_.start + at_;
+        for (int64_t i = 0; i < n_; ++i) {
+            if (key_at(x, i) != Key(key)) continue;
+            const int64_t rank = tie_rank(bound.rank_key, first + i);
+            out[i] = rank < bound.rank || (rank == bound.rank && first + i <= bound.last) ? T(1) : T(0);
+        }
     }
 
     void row_rank(I in) const {
@@ -354,6 +374,13 @@ class Machine {
                 reinterpret_cast<uint8_t*>(staging_));
     }
 
+    void collect_equal_keys(I in) const {
+        const int64_t* request = tile_.integers + in.b;
+        collect_equal(reg(in.a), n_, tile_.start + at_, request[0], Bracket{request[1], request[2], request[3]},
+                      uint64_t(request[4]), output<uint64_t>(in.slot), output<int64_t>(in.slot + 1),
+                      tile_.tallies[in.slot]);
+    }
+
     void execute(I in) const {
         switch (in.op) {
             case op_load_float64: return load_float64(in);
@@ -418,6 +445,7 @@ class Machine {
             case op_column_peak: return reduce_column<Peak>(in, in.a);
             case op_histogram: return count_bins(in);
             case op_collect: return collect_keys(in);
+            case op_equal: return collect_equal_keys(in);
             case op_store_float64: return store_float64(in);
             case op_store_float32: return store<Float32>(in);
             case op_store_float16: return store<Float16>(in);

@@ -36,7 +36,8 @@
     X(where)                                                                                                   \
     /* out = uniform number of the stream with key words integers[a], integers[a + 1] */                       \
     X(uniform)                                                                                                 \
-    /* out = |a| is above key integers[b], or equal to it at flat index <= integers[b + 1] */                  \
+    /* out = |a| is above key integers[b], or equal to it at flat index <= integers[b + 1]; where                \
+       integers[b + 2] >= 0 it must be equal with a lower rank, or that rank at such an index; [b + 3]: rank key */\
     X(above)                                                                                                   \
     /* out = rank of |a| in its row */                                                                         \
     X(row_rank)                                                                                                \
@@ -56,6 +57,9 @@
     /* outputs[slot], [slot + 1]: uint64 keys, int64 flat indices; low, high, limit = integers[b ...];         \
        tallies: keys inside, keys above */                                                                     \
     X(collect)                                                                                                 \
+    /* as collect, of elements of one key, with ranks for keys; key, low, high, limit, rank key = integers[b ...]; \
+       tallies: ranks inside, ranks below */                                                                   \
+    X(equal)                                                                                                   \
     /* outputs[slot] = register a, encoded; tallies as for load */                                             \
     X(store_float64) X(store_float32) X(store_float16) X(store_bfloat16) X(store_float8_e4m3fn)                \
     X(store_float8_e5m2)

@@ -210,6 +210,29 @@ struct Bracket {
     int64_t low, high, limit;
 };
 
+// See equal_magnitudes.py.
+static inline int64_t tie_rank(uint64_t key, int64_t index) {
+    uint64_t x = key + uint64_t(index);
+    x ^= x >> 30, x *= 0xBF58476D1CE4E5B9ull;
+    x ^= x >> 27, x *= 0x94D049BB133111EBull;
+    return int64_t((x ^ (x >> 31)) >> 1);
+}
+
+// `tally`: how many elements of the key have a rank inside the bracket, and below it.
+template <class T>
+static void collect_equal(const T* x, int64_t n, int64_t flat, int64_t wanted, Bracket bracket, uint64_t rank_key,
+                          uint64_t* ranks, int64_t* indices, int64_t* tally) {
+    typedef typename KeyOf<T>::type Key;
+    for (int64_t i = 0; i < n; ++i) {
+        if (key_at(x, i) != Key(wanted)) continue;
+        const int64_t rank = tie_rank(rank_key, flat + i);
+        tally[1] += rank < bracket.low ? 1 : 0;
+        if (rank < bracket.low || rank > bracket.high) continue;
+        if (tally[0] < bracket.limit) ranks[tally[0]] = uint64_t(rank), indices[tally[0]] = flat + i;
+        ++tally[0];
+    }
+}
+
 // `tally` has two numbers of each of the request's two slots: inside, above; nonzero, unused.
 template <class T>
 static void collect(const T* x, int64_t n, int64_t flat, Bracket bracket, uint64_t* keys, int64_t* indices,

@@ -240,7 +240,7 @@ def _sums(
     resolved: Resolved, targets: Mapping[str, Target], labels: set[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The tensors whose result is a sum of the adapters' changes, with its coefficients by label."""
-    tracer = Tracer(resolved.seed)
+    tracer = Tracer()
     for output in resolved.outputs:
         found = _coefficients(tracer, output) if targets[output.name].units else None
         if found is not None:

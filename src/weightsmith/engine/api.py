@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.roles import Role, infer_roles
+from weightsmith.checkpoints.roles import Kind, Role, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
@@ -16,7 +16,6 @@ from weightsmith.engine.memory_statistics import InMemory
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
-from weightsmith.engine.trace import statistic_names
 from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods import modifiers, registry
@@ -24,7 +23,8 @@ from weightsmith.recipes import Recipe
 from weightsmith.recipes.combine import coarsest
 from weightsmith.recipes.expressions import Expression, checkpoint
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Node, Scope, Site, Value, is_reduction, source, walk
+from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
+from weightsmith.tensors.graph import Site, Value, source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +109,7 @@ def merge_state_dicts(
     statistics: Sequence[Mapping[str, Tensor | Sequence[Tensor]]] = (),
     statistics_kind: str | None = None,
     nonfinite: str = "error",
+    equal_magnitudes: str = "hash",
 ) -> dict[str, Tensor]:
     """Merge tensors in memory with any method; gradients flow through to the experts and the base.
 
@@ -119,10 +120,16 @@ def merge_state_dicts(
     `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert, names of tensors to what
     was measured there: a tensor, or one per sample for kind gradients; `statistics_kind` defaults to the kind that the
     method prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
-    "propagate". Raises CompatibilityError for different names or shapes, and NonFiniteError.
+    "propagate". Names that share their memory in every state dict, as those of a tied head do in `model.state_dict()`,
+    are one tensor that is merged once, under the name of the embedding if it is one of them. `equal_magnitudes` decides
+    what thresholds over the model take of equals, as the recipe's key does. Raises CompatibilityError for different
+    names or shapes, and NonFiniteError.
     """
+    order = _equal_magnitudes(equal_magnitudes)
     if nonfinite not in ("error", "propagate"):
         raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")
+    from weightsmith.tensors.torch_memory import evaluate_model
+
     spec = registry.get(method)
     built = spec.build(
         parameters or {},
@@ -139,10 +146,11 @@ def merge_state_dicts(
     measured = InMemory(spec, statistics, statistics_kind, len(experts), floats)
     stacks = find_stacks({name: tuple(tensor.shape) for name, tensor in reference.items()})
     roles = _roles(reference, stacks)
+    leaders = _leaders(inputs, roles)
     outputs: dict[str, Value] = {}
     sources: dict[str, Sequence[Tensor]] = {}
     for name, tensor in reference.items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and leaders.get(name, name) == name:
             nodes = [source(i) for i in range(len(inputs))]
             prefix, layer = place(name, stacks)
             layers = stacks[prefix].count if prefix is not None else 0
@@ -167,13 +175,44 @@ def merge_state_dicts(
             sources[name] = [*(state[name] for state in inputs), *measured.tensors(name)]
     if nonfinite == "error":
         require_finite_inputs(inputs, outputs)
-    merged = {n: t.to(reference[n].dtype) for n, t in _evaluate(outputs, sources).items()}
+    merged = {
+        n: t.to(reference[n].dtype)
+        for n, t in evaluate_model(outputs, sources, equal_magnitudes=order).items()
+    }
     if nonfinite == "error":
         require_finite_result(merged)
+    result = {n: _own(t, sources[n]) for n, t in merged.items()}
+    names = {n: leaders.get(n, n) for n in reference}
     return {
-        n: _own(merged[n], sources[n]) if n in merged else _agreed(n, inputs, base)
-        for n in reference
+        n: result[first] if first in result else _agreed(n, inputs, base)
+        for n, first in names.items()
     }
+
+
+def _equal_magnitudes(given: str) -> EqualMagnitudes:
+    try:
+        return EqualMagnitudes(given)
+    except ValueError:
+        known = ", ".join(repr(rule.value) for rule in EqualMagnitudes)
+        raise UsageError(f"equal_magnitudes is one of {known}, not {given!r}.") from None
+
+
+def _leaders(states: Sequence[Mapping[str, Tensor]], roles: Mapping[str, Role]) -> dict[str, str]:
+    """For each name of a tied tensor the one under which it is merged."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in states[0].items():
+        if tensor.numel() and tensor.is_floating_point():
+            groups.setdefault(tuple(_memory(state[name]) for state in states), []).append(name)
+    leaders = {}
+    for names in groups.values():
+        embeddings = [name for name in names if roles[name].kind is Kind.EMBEDDING]
+        leaders.update(dict.fromkeys(names, (*embeddings, names[0])[0]))
+    return leaders
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """What tells the memory of a tensor, and how it is laid out there, from any other's."""
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _dtype(tensor: Tensor) -> DType:
@@ -238,22 +277,6 @@ def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
                     f"{name!r} has shape {tuple(tensor.shape)} in state dict 0 and "
                     f"{tuple(state[name].shape)} in {position}; pass matching ones."
                 )
-
-
-def _evaluate(
-    outputs: Mapping[str, Value], sources: Mapping[str, Sequence[Tensor]]
-) -> dict[str, Tensor]:
-    from weightsmith.tensors.torch_memory import evaluate_model
-
-    groups: dict[Node, Hashable] = {}
-    for name, output in outputs.items():
-        statistics = tuple(
-            node
-            for node in walk([output])
-            if is_reduction(node) and getattr(node, "scope", None) is Scope.MODEL
-        )
-        groups.update(statistic_names(statistics, tuple(map(str, range(len(sources[name]))))))
-    return evaluate_model(outputs, sources, groups=groups)
 
 
 def _agreed(

@@ -12,9 +12,9 @@ from weightsmith.engine.progress import Progress
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler, Worker
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.tiles import plain_round
-from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.engine.trace import Tracer
 from weightsmith.errors import AssertionFailed
-from weightsmith.recipes.formula import Assertion, Formula, OutputTensor
+from weightsmith.recipes.formula import Assertion, Formula, OutputTensor, distinct_leaves
 from weightsmith.tensors.graph import Scalar, Value, count, dot, source, value
 from weightsmith.tensors.stored import LazyTensor
 
@@ -66,9 +66,7 @@ def _check(
             if problem:
                 failures.append(_failure(clause, tensor, problem))
             return
-        expected = Tracer(plan.resolved.seed).formula_value(
-            reference, tensor, lambda leaf: source(offset[leaf])
-        )
+        expected = Tracer().formula_value(reference, tensor, lambda leaf: source(offset[leaf]))
     measured = _measurements(clause, source(0), expected)
     root = value(0.0)
     for scalar in measured:

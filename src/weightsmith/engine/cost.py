@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
 from weightsmith.engine.stored_bytes import product_operations, stored_bytes
-from weightsmith.engine.trace import distinct_leaves
+from weightsmith.recipes.formula import distinct_leaves
 
 # Bytes per second of one thread that copies from the page cache and digests what it copied.
 _READ_RATE = 4.0e9

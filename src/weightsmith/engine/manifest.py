@@ -18,8 +18,8 @@ from weightsmith.checkpoints import Attached, Checkpoint
 from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
-from weightsmith.engine.trace import distinct_leaves
 from weightsmith.errors import VerificationError
+from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 
 FILE_NAME = "weightsmith-manifest.json"

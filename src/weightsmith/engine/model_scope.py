@@ -1,6 +1,6 @@
 """Statistics over the whole model: the same reduction measured on many tensors and joined.
 
-Tensors belong together when their reductions carry the same group key (see `trace`). Each round
+Tensors belong together when their reductions have the same name (`tensors.model_statistics`). Each round
 streams every tensor that takes part once, measuring all of its pending model-wide reductions
 together.
 """
@@ -8,43 +8,46 @@ together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
 from weightsmith.engine.tiles import sample_step
 from weightsmith.tensors.equal_graphs import walked
-from weightsmith.tensors.graph import Cut, Scalar
-from weightsmith.tensors.layers import adds_to
+from weightsmith.tensors.equal_magnitudes import EqualMagnitudes, model_ranks, rank_key
+from weightsmith.tensors.graph import Cut, Scalar, adds_to
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
-from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, HistogramPart, Request
+from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, Equal, HistogramPart, Request
 
 
 @dataclass(slots=True)
-class _Member:
+class _Part:
+    """One tensor's part in a statistic: the job that measures it, and all nodes of jobs that want the result."""
+
+    tensor: str
     job: TensorJob
     reduction: Scalar | Cut
-    offset: int
+    wanted: list[tuple[TensorJob, Scalar | Cut]]
+    offset: int = 0
     tiles: int = 0
-    again: list[Scalar | Cut] = field(default_factory=list)
+    rank_key: int = 0
 
 
 @dataclass(slots=True)
-class _Group:
-    members: list[_Member]
+class _Statistic:
+    """A statistic of the model with its parts in the order that decides between equal magnitudes."""
+
+    parts: list[_Part]
     selection: Selection | None = None
     result: Any = None
-    population: int = 0
 
-    def add(self, job: TensorJob, reduction: Scalar | Cut) -> None:
-        if self.members and self.members[-1].job is job:
-            # The parts of one coded tensor ask for the same number; it is one tensor all the same.
-            self.members[-1].again.append(reduction)
-            return
-        self.members.append(_Member(job, reduction, self.population))
-        self.population += job.numel
+    @property
+    def population(self) -> int:
+        """How many elements it runs over."""
+        return sum(part.job.numel for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,129 +58,148 @@ class _Sample:
     step: int
 
 
-def resolve_model_scope(jobs: Sequence[TensorJob], scheduler: Scheduler) -> None:
+def resolve_model_scope(
+    jobs: Sequence[TensorJob],
+    scheduler: Scheduler,
+    equal_magnitudes: EqualMagnitudes = EqualMagnitudes.HASH,
+) -> None:
     """Measure every model-wide reduction of these jobs and put the results into their `known`.
 
-    Jobs must be in the plan's order, which decides between equal magnitudes of different tensors.
+    The order of the jobs, which is that of the files, decides between equal magnitudes of different tensors only where
+    `equal_magnitudes` says so.
     """
     while True:
         scheduler.run(job.resolve(for_model=True) for job in jobs)
-        groups = _pending(jobs)
-        if not groups:
+        statistics = _pending(jobs)
+        if not statistics:
             return
-        _prepare(groups)
-        _sample(groups, scheduler)
-        while open_groups := {key: g for key, g in groups.items() if g.result is None}:
-            _measure(open_groups, scheduler)
-        for group in groups.values():
-            for member in group.members:
-                local = _local(group.result, member)
-                member.job.known |= dict.fromkeys([member.reduction, *member.again], local)
+        for statistic in statistics.values():
+            _prepare(statistic, equal_magnitudes)
+        _sample(statistics, scheduler)
+        while still_open := {key: s for key, s in statistics.items() if s.result is None}:
+            _measure(still_open, scheduler)
+        for statistic in statistics.values():
+            for part in statistic.parts:
+                found = _local(statistic.result, part)
+                for job, reduction in part.wanted:
+                    job.known[reduction] = found
 
 
-def _pending(jobs: Sequence[TensorJob]) -> dict[Hashable, _Group]:
+def _pending(jobs: Sequence[TensorJob]) -> dict[ModelStatistic, _Statistic]:
     """The statistics that can be measured now: no tensor of theirs has to measure something else for them first."""
-    groups: dict[Hashable, _Group] = {}
-    late: set[Hashable] = set()
+    parts: dict[ModelStatistic, dict[str, _Part]] = {}
+    late: set[ModelStatistic] = set()
     for job in jobs:
         pending = job.pending_model_reductions()
-        late |= _later_keys(job, pending)
+        late |= _later(job, pending)
         for reduction in pending:
-            groups.setdefault(job.groups[reduction], _Group([])).add(job, reduction)
-    return {key: group for key, group in groups.items() if key not in late} or groups
+            member = job.members[reduction]
+            own = parts.setdefault(member.statistic, {})
+            part = own.setdefault(member.tensor, _Part(member.tensor, job, reduction, []))
+            part.wanted.append((job, reduction))
+    ready = {key: found for key, found in parts.items() if key not in late} or parts
+    return {key: _Statistic(list(found.values())) for key, found in ready.items()}
 
 
-def _later_keys(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[Hashable]:
+def _later(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[ModelStatistic]:
     """The statistics that a tensor takes part in, but not yet."""
-    now = {job.groups[reduction] for reduction in pending}
+    now = {job.members[reduction].statistic for reduction in pending}
     return {
-        job.groups[node]
+        job.members[node].statistic
         for node in walked([job.output], job.known)
-        if node in job.groups and node not in job.known and job.groups[node] not in now
+        if node in job.members and node not in job.known and job.members[node].statistic not in now
     }
 
 
-def _prepare(groups: dict[Hashable, _Group]) -> None:
-    for group in groups.values():
-        first = group.members[0]
-        if isinstance(first.reduction, Cut):
-            wanted = first.job.wanted(first.reduction, group.population)
-            group.selection = Selection(
-                wanted, group.population, max(m.job.key_bits for m in group.members)
-            )
-            group.result = group.selection.result
+def _prepare(statistic: _Statistic, equal_magnitudes: EqualMagnitudes) -> None:
+    """Put the parts in order, and look for a threshold by what is known of it."""
+    if equal_magnitudes is not EqualMagnitudes.FILE:
+        statistic.parts.sort(key=lambda part: part.tensor)
+    offset = 0
+    for part in statistic.parts:
+        part.offset, part.rank_key = offset, rank_key(part.tensor)
+        offset += part.job.numel
+    first = statistic.parts[0]
+    if isinstance(first.reduction, Cut):
+        ranks = None
+        if equal_magnitudes is EqualMagnitudes.HASH:
+            ranks = model_ranks([(part.tensor, part.job.numel) for part in statistic.parts])
+        wanted = first.job.wanted(first.reduction, offset)
+        key_bits = max(part.job.key_bits for part in statistic.parts)
+        statistic.selection = Selection(wanted, offset, key_bits, ranks=ranks)
+        statistic.result = statistic.selection.result
 
 
-def _sample(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
+def _sample(statistics: dict[ModelStatistic, _Statistic], scheduler: Scheduler) -> None:
     places: dict[int, int] = {}
     population = 0
-    for member in (member for group in groups.values() for member in group.members):
-        if id(member.job) not in places:
-            places[id(member.job)] = population
-            population += member.job.numel
+    for part in (part for statistic in statistics.values() for part in statistic.parts):
+        if id(part.job) not in places:
+            places[id(part.job)] = population
+            population += part.job.numel
     sample = _Sample(places, sample_step(population))
     while asked := {
         key: request
-        for key, g in groups.items()
-        if g.selection and (request := g.selection.sample_request)
+        for key, s in statistics.items()
+        if s.selection and (request := s.selection.sample_request)
     }:
-        found = _stream(groups, dict(asked), scheduler, sample)
-        for key, by_member in found.items():
-            selection = groups[key].selection
+        found = _stream(statistics, dict(asked), scheduler, sample)
+        for key, by_part in found.items():
+            selection = statistics[key].selection
             assert selection is not None
-            selection.absorb_sample(asked[key], by_member[0])
+            selection.absorb_sample(asked[key], by_part[0])
 
 
-def _measure(groups: dict[Hashable, _Group], scheduler: Scheduler) -> None:
-    asked: dict[Hashable, Request | None] = {
-        key: group.selection.request() if group.selection else None for key, group in groups.items()
+def _measure(statistics: dict[ModelStatistic, _Statistic], scheduler: Scheduler) -> None:
+    asked: dict[ModelStatistic, Request | None] = {
+        key: s.selection.request() if s.selection else None for key, s in statistics.items()
     }
-    for key, by_member in _stream(groups, asked, scheduler).items():
-        group, request = groups[key], asked[key]
-        if group.selection is None:
-            group.result = combine_partials(
-                group.members[0].reduction.op, [p for parts in by_member for p in parts]
+    for key, by_part in _stream(statistics, asked, scheduler).items():
+        statistic, request = statistics[key], asked[key]
+        if statistic.selection is None:
+            statistic.result = combine_partials(
+                statistic.parts[0].reduction.op, [a for answers in by_part for a in answers]
             )
             continue
         assert request is not None
         if not (isinstance(request, Collect) and request.only_part is not None):
-            for member, parts in zip(group.members, by_member, strict=True):
-                member.tiles = len(parts)
+            for part, answers in zip(statistic.parts, by_part, strict=True):
+                part.tiles = len(answers)
         joined = [
-            _global(p, m.offset)
-            for m, parts in zip(group.members, by_member, strict=True)
-            for p in parts
+            _global(answer, part.offset)
+            for part, answers in zip(statistic.parts, by_part, strict=True)
+            for answer in answers
         ]
-        group.selection.absorb(request, joined)
-        group.result = group.selection.result
+        statistic.selection.absorb(request, joined)
+        statistic.result = statistic.selection.result
 
 
 def _stream(
-    groups: dict[Hashable, _Group],
-    asked: dict[Hashable, Request | None],
+    statistics: dict[ModelStatistic, _Statistic],
+    asked: dict[ModelStatistic, Request | None],
     scheduler: Scheduler,
     sample: _Sample | None = None,
-) -> dict[Hashable, list[list[Any]]]:
-    """Stream every member once; for each group, each member's parts (of histograms, their sum as the first's)."""
+) -> dict[ModelStatistic, list[list[Any]]]:
+    """Stream every part once; for each statistic, each part's answers (of histograms, their sum as the first's)."""
     gates = {key: gate_for(request) for key, request in asked.items()}
-    found: dict[Hashable, list[list[Any]]] = {
-        key: [[] for _ in groups[key].members] for key in asked
+    found: dict[ModelStatistic, list[list[Any]]] = {
+        key: [[] for _ in statistics[key].parts] for key in asked
     }
-    by_job: dict[int, list[tuple[Hashable, int, _Member, int | None]]] = {}
+    by_job: dict[int, list[tuple[ModelStatistic, int, _Part, int | None]]] = {}
     jobs: dict[int, TensorJob] = {}
     for key, request in asked.items():
-        for position, (member, tile) in enumerate(_asked_members(groups[key], request)):
+        for position, (part, tile) in enumerate(_asked_parts(statistics[key], request)):
             if tile != -1:
-                jobs[id(member.job)] = member.job
-                by_job.setdefault(id(member.job), []).append((key, position, member, tile))
+                jobs[id(part.job)] = part.job
+                by_job.setdefault(id(part.job), []).append((key, position, part, tile))
 
-    def stream(job: TensorJob, wanted: list[tuple[Hashable, int, _Member, int | None]]) -> Job:
+    def stream(job: TensorJob, wanted: list[tuple[ModelStatistic, int, _Part, int | None]]) -> Job:
         full = [entry for entry in wanted if entry[3] is None]
         if full:
-            yield from _part(job, full, asked, None, found, gates, sample)
+            yield from _answers(job, full, asked, None, found, gates, sample)
         for entry in wanted:
             if entry[3] is not None:
-                yield from _part(job, [entry], asked, entry[3], found, gates)
+                yield from _answers(job, [entry], asked, entry[3], found, gates)
 
     scheduler.run(stream(jobs[identity], wanted) for identity, wanted in by_job.items())
     for key, gate in gates.items():
@@ -186,40 +208,46 @@ def _stream(
     return found
 
 
-def _part(
+def _answers(
     job: TensorJob,
-    entries: Sequence[tuple[Hashable, int, _Member, int | None]],
-    asked: dict[Hashable, Request | None],
+    entries: Sequence[tuple[ModelStatistic, int, _Part, int | None]],
+    asked: dict[ModelStatistic, Request | None],
     tile: int | None,
-    found: dict[Hashable, list[list[Any]]],
-    gates: Mapping[Hashable, Gate | None],
+    found: dict[ModelStatistic, list[list[Any]]],
+    gates: Mapping[ModelStatistic, Gate | None],
     sample: _Sample | None = None,
 ) -> Rounds:
-    requests = [(member.reduction, asked[key]) for key, _, member, _ in entries]
+    requests = [(part.reduction, _of_part(asked[key], part)) for key, _, part, _ in entries]
     if sample is not None:
-        parts = yield from job.sample_part(requests, (sample.places[id(job)], sample.step))
-        for (key, *_), of_key in zip(entries, parts, strict=True):
+        answers = yield from job.sample_part(requests, (sample.places[id(job)], sample.step))
+        for (key, *_), of_key in zip(entries, answers, strict=True):
             gate = gates[key]
             assert isinstance(gate, SummedHistograms)
-            for part in of_key:
-                gate.admit(part)
+            for answer in of_key:
+                gate.admit(answer)
         return
     bounds = [gates[key] for key, *_ in entries]
-    parts = yield from job.measure_part(requests, only_tile=tile, gates=bounds)
-    for (key, position, _, _), part in zip(entries, parts, strict=True):
-        found[key][position] = part
+    answers = yield from job.measure_part(requests, only_tile=tile, gates=bounds)
+    for (key, position, _, _), of_key in zip(entries, answers, strict=True):
+        found[key][position] = of_key
 
 
-def _asked_members(group: _Group, request: Request | None) -> list[tuple[_Member, int | None]]:
-    """Members with the one tile that is asked of them: None for all tiles, -1 for none."""
+def _of_part(request: Request | None, part: _Part) -> Request | None:
+    if isinstance(request, Equal):
+        return dataclasses.replace(request, rank_key=part.rank_key)
+    return request
+
+
+def _asked_parts(statistic: _Statistic, request: Request | None) -> list[tuple[_Part, int | None]]:
+    """Parts with the one tile that is asked of them: None for all tiles, -1 for none."""
     if not (isinstance(request, Collect) and request.only_part is not None):
-        return [(m, None if adds_to(m.reduction) else -1) for m in group.members]
-    result: list[tuple[_Member, int | None]] = []
+        return [(part, None if adds_to(part.reduction) else -1) for part in statistic.parts]
+    result: list[tuple[_Part, int | None]] = []
     first = 0
-    for member in group.members:
-        inside = first <= request.only_part < first + member.tiles
-        result.append((member, request.only_part - first if inside else -1))
-        first += member.tiles
+    for part in statistic.parts:
+        inside = first <= request.only_part < first + part.tiles
+        result.append((part, request.only_part - first if inside else -1))
+        first += part.tiles
     return result
 
 
@@ -230,7 +258,7 @@ def _global(part: Any, offset: int) -> Any:
     return part
 
 
-def _local(result: Any, member: _Member) -> Any:
+def _local(result: Any, part: _Part) -> Any:
     if isinstance(result, CutPoint):
-        return local_cut(result, member.offset, member.job.numel)
+        return local_cut(result, part.offset, part.job.numel, part.rank_key)
     return result

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from weightsmith.engine.tiles import tiles_of
-from weightsmith.engine.trace import distinct_leaves
 from weightsmith.errors import NonFiniteError
+from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.graph import source
 from weightsmith.tensors.passes import PassSpec, work_dtype
 from weightsmith.tensors.stored import LazyTensor

@@ -17,7 +17,7 @@ from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.stored_bytes import change_bytes, stored_bytes
 from weightsmith.engine.tiles import tile_elements
-from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes import Recipe
@@ -30,6 +30,7 @@ from weightsmith.recipes.formula import (
     Resolved,
     Same,
     Sum,
+    distinct_leaves,
 )
 from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.columns import Columns
@@ -53,7 +54,7 @@ _SMALLEST_TILE = 1 << 18
 _TOKEN_BYTES = 850
 _KEPT_SHARE = 0.5
 # The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
-FORMAT = 1
+FORMAT = 2
 
 
 class Action(enum.Enum):
@@ -91,8 +92,8 @@ class PlannedTensor:
 class Plan:
     """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
 
-    With `adapter` the result is an adapter, and tensors are the changes that it makes, as they are before they are
-    factored.
+    `measured` are tensors that are not written, but streamed for statistics of the model. With `adapter` the result is
+    an adapter, and tensors are the changes that it makes, as they are before they are factored.
     """
 
     resolved: Resolved
@@ -106,6 +107,7 @@ class Plan:
     digest: str
     papers: Papers | None = None
     adapter: AdapterResult | None = None
+    measured: tuple[PlannedTensor, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -115,7 +117,7 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes read from the inputs, all passes together."""
-        return sum(tensor.read_bytes for tensor in self.tensors)
+        return sum(tensor.read_bytes for tensor in (*self.tensors, *self.measured))
 
     @property
     def write_bytes(self) -> int:
@@ -267,7 +269,7 @@ def _refuse_adapter_form(recipe: Recipe) -> None:
 
 
 def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_bytes: int) -> Plan:
-    planned, findings = _planned_tensors(resolved)
+    planned, measured, findings = _planned_tensors(resolved)
     layout = plan_layout(
         [(t.name, t.stored_dtype, t.stored_shape) for t in resolved.outputs], resolved.shard_bytes
     )
@@ -290,6 +292,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
         digest=_digest(resolved, layout, choice),
         papers=made,
+        measured=measured,
     )
     return replace(plan, findings=(*plan.findings, *_memory_findings(plan)))
 
@@ -348,17 +351,20 @@ def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Ac
     return Action.COMPUTE
 
 
-def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], list[Finding]]:
-    tracer = Tracer(resolved.seed)
+def _planned_tensors(
+    resolved: Resolved,
+) -> tuple[tuple[PlannedTensor, ...], tuple[PlannedTensor, ...], list[Finding]]:
+    """The outputs, the tensors that are measured only, and what methods refuse."""
+    tracer = Tracer()
     facts: dict[Hashable, _Facts] = {}
     planned: list[PlannedTensor] = []
     findings: dict[str, Finding] = {}
     sites: set[str] = set()
-    for tensor in resolved.outputs:
+    for tensor in (*resolved.outputs, *resolved.measured):
         action = action_of(tensor, resolved.checkpoints)
         found = _Facts()
         if action is Action.COMPUTE:
-            key = (tensor.shape, tensor.layer is None, _shape_of_formula(tensor.formula))
+            key = (tensor.shape, _shape_of_formula(tensor.formula))
             if key not in facts:
                 try:
                     facts[key] = _facts(tracer, tensor)
@@ -390,7 +396,14 @@ def _planned_tensors(resolved: Resolved) -> tuple[tuple[PlannedTensor, ...], lis
                 columns=found.columns,
             )
         )
-    return _widened(planned, resolved.checkpoints), list(findings.values())
+    written = _widened(planned, resolved.checkpoints)
+    count = len(resolved.outputs)
+    measured = tuple(
+        replace(tensor, read_bytes=tensor.read_bytes // tensor.passes * (tensor.passes - 1))
+        for tensor in written[count:]
+        if tensor.model_scope
+    )
+    return written[:count], measured, list(findings.values())
 
 
 def _widened(
@@ -416,11 +429,11 @@ class _Facts:
 
 def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
     traced = tracer.trace(tensor)
-    nodes = walk([traced.output])
+    nodes = walk([traced.measured])
     return _Facts(
-        passes=len(reduction_levels([traced.output])) + 1,
+        passes=len(reduction_levels([traced.measured])) + 1,
         model_scope=any(getattr(node, "scope", None) is Scope.MODEL for node in nodes),
-        rows=has_row_nodes([traced.output], {}),
+        rows=has_row_nodes([traced.measured], {}),
         matrices=max((len(node.inputs) for node in nodes if node.op == "whole"), default=0),
         results=sum(node.op in ("whole", "part") for node in nodes),
         columns=tuple(n.columns for n in nodes if isinstance(n, Scalar) and n.columns is not None),
@@ -443,7 +456,9 @@ def _shape_of_formula(formula: Formula) -> Hashable:
     origin = None if formula.origin is None else _shape_of_formula(formula.origin)
     numbers = (formula.preset, formula.shared, formula.per_expert, formula.modifiers)
     statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in formula.statistics)
-    return (formula.method, *numbers, base, origin, experts, statistics)
+    at = formula.place
+    place = (at.shape, at.role, at.layer is None, at.layers, at.input_first)
+    return (formula.method, *numbers, base, origin, experts, statistics, place)
 
 
 def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:
@@ -474,7 +489,8 @@ def _digest(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> 
 
 
 def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> Iterator[Any]:
-    yield [FORMAT, resolved.seed, resolved.nonfinite, resolved.recipe.digest()]
+    rules = [resolved.nonfinite, resolved.equal_magnitudes.value]
+    yield [FORMAT, resolved.seed, *rules, resolved.recipe.digest()]
     # The last bit of a sum may differ between backends, and one output never mixes them.
     yield [backend.kind, backend.device]
     for label, checkpoint in sorted(resolved.checkpoints.items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,22 @@ from weightsmith.engine.staging import Staging, check_free, check_place, staging
 from weightsmith.engine.state import check_continued, note_state
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
-from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.engine.trace import Member, Traced, Tracer
 from weightsmith.errors import (
     OutputError,
     ResourceError,
     VerificationError,
     WeightsmithError,
 )
+from weightsmith.recipes.formula import distinct_leaves
+from weightsmith.tensors.graph import Value
 from weightsmith.tensors.open_files import OPEN_FILES
 
 _EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 
-ModelResults = Mapping[str, Mapping[Hashable, Any]]
+ModelResults = Mapping[Member, Any]
 Compute = Callable[
     [Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]
 ]
@@ -217,14 +219,14 @@ def write_tensors(
     progress: Progress,
 ) -> None:
     """Compute tensors into their places; `done` is told of each."""
-    tracer = Tracer(plan.resolved.seed)
+    tracer = Tracer()
 
     def write_parts(parts: Sequence[PlannedTensor]) -> Job:
         jobs = []
         for part in parts:
             name = part.output.name
             job = tensor_job(plan, part, settings, tracer)
-            job.adopt(results.get(name, {}))
+            job.adopt(results)
             placed = shards.sink(name, partial(progress.advance, tensor=name))
             jobs.append(CodedPart(job, part.output, placed, shards.written(name)))
         for part, finished in zip(parts, (yield from compute_parts(jobs)), strict=True):
@@ -237,7 +239,7 @@ def write_tensors(
         sink = shards.sink(name, lambda nbytes: progress.advance(nbytes, name))
         if tensor.action is Action.COMPUTE:
             job = tensor_job(plan, tensor, settings, tracer)
-            job.adopt(results.get(name, {}))
+            job.adopt(results)
             finished: Finished = yield from job.compute(tensor.output.dtype, sink)
             check_finite(plan, tensor, finished)
             check_continued(plan, tensor, _record(tensor, finished))
@@ -282,47 +284,53 @@ def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
 def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer) -> TensorJob:
     """The job of one computed tensor."""
     traced = tracer.trace(tensor.output)
+    return _job(plan, tensor, settings, traced, traced.output)
+
+
+def _job(
+    plan: Plan, tensor: PlannedTensor, settings: Settings, traced: Traced, graph: Value
+) -> TensorJob:
     sources = [plan.leaf(leaf) for leaf in traced.sources]
-    return TensorJob(
-        tensor.output.name,
-        tensor.output.shape,
-        traced.output,
-        sources,
-        settings,
-        traced.groups,
-        wide=tensor.wide,
-    )
+    name, shape = tensor.output.name, tensor.output.shape
+    members = dict(traced.members)
+    return TensorJob(name, shape, graph, sources, settings, members, wide=tensor.wide)
 
 
 def model_results(
     plan: Plan, settings: Settings, scheduler: Scheduler, skip: set[str], progress: Progress
 ) -> ModelResults:
-    """Model-wide statistics by tensor and group; finished tensors take part, since the statistics need them.
+    """Statistics of the whole model; finished tensors take part, since the statistics need them.
 
-    Tied tensors count once, and all of them get what was measured on the one they are tied to.
+    So do tensors of recipes inside the recipe that no output is made of. Tied tensors count once.
     """
     concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
     progress.stage("measuring statistics of the whole model")
-    tracer = Tracer(plan.resolved.seed)
+    tracer = Tracer()
     sites: dict[str, list[PlannedTensor]] = {}
-    for tensor in concerned:
+    for tensor in (*concerned, *plan.measured):
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.output.site, []).append(tensor)
-    jobs = {site: _statistics_job(plan, parts, settings, tracer) for site, parts in sites.items()}
+    jobs = [_statistics_job(plan, parts, settings, tracer) for parts in sites.values()]
     with located(plan, settings):
-        resolve_model_scope(list(jobs.values()), scheduler)
-    found = {site: job.model_results() for site, job in jobs.items()}
-    return {t.output.name: found[t.output.site] for t in concerned}
+        resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)
+    return {member: found for job in jobs for member, found in job.model_results().items()}
 
 
 def _statistics_job(
     plan: Plan, parts: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
 ) -> TensorJob:
     """A job with all that the parts of one tensor measure."""
-    first, *others = [tensor_job(plan, tensor, settings, tracer) for tensor in parts]
+    first, *others = [_measuring_job(plan, tensor, settings, tracer) for tensor in parts]
     for other in others:
         first.output = first.output + other.output
-        first.groups.update(other.groups)
+        first.members.update(other.members)
     return first
+
+
+def _measuring_job(
+    plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer
+) -> TensorJob:
+    traced = tracer.trace(tensor.output)
+    return _job(plan, tensor, settings, traced, traced.measured)

@@ -17,10 +17,9 @@ from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.staging import Staging
 from weightsmith.engine.state import write_state
-from weightsmith.engine.trace import parts
 from weightsmith.errors import OutputError
 from weightsmith.methods import modifiers, registry
-from weightsmith.recipes.formula import Formula, Merge
+from weightsmith.recipes.formula import merges_in
 from weightsmith.tensors.writer import sync_folder, write_file
 from weightsmith.vocabularies.papers import Papers
 
@@ -128,7 +127,7 @@ def _card(
 def _methods(plan: Plan) -> list[MethodUse]:
     uses: dict[str, MethodUse] = {}
     for tensor in plan.tensors:
-        for merge in _merges(tensor.output.formula):
+        for merge in merges_in(tensor.output.formula):
             if merge.method not in uses:
                 paper = registry.get(merge.method).paper
                 uses[merge.method] = MethodUse(merge.method, dict(merge.shared), paper)
@@ -136,11 +135,6 @@ def _methods(plan: Plan) -> list[MethodUse]:
                 name, given = modification.modifier, dict(modification.parameters)
                 uses.setdefault(name, MethodUse(name, given, modifiers.get(name).paper))
     return list(uses.values())
-
-
-def _merges(formula: Formula) -> list[Merge]:
-    inner = [merge for part in parts(formula) for merge in _merges(part)]
-    return [*inner, formula] if isinstance(formula, Merge) else inner
 
 
 def _check_opens(plan: Plan, folder: Path) -> None:

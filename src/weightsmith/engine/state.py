@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,20 @@ from weightsmith.checkpoints import merge_state
 from weightsmith.checkpoints.merge_state import MergeState, TensorState
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
-from weightsmith.engine.trace import distinct_leaves, parts
+from weightsmith.engine.trace import Member
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, distinct_leaves, merges_in
 from weightsmith.tensors.writer import write_file
 
 
-def note_state(plan: Plan, results: Mapping[str, Mapping[Hashable, Any]], journal: Journal) -> None:
+def note_state(plan: Plan, results: Mapping[Member, Any], journal: Journal) -> None:
     """Put the numbers of the plan's continual merge, if it is one, on record."""
-    for merge, tensor in _continual(plan):
+    for merge, _ in _continual(plan):
         statistics = {
-            key[1]: float(value)
-            for key, value in results.get(tensor, {}).items()
-            if isinstance(key, tuple) and key[0] == merge.scope_id
+            member.statistic: float(number)
+            for member, number in results.items()
+            if member.statistic.merge == merge.scope_id
         }
         if statistics:
             numbers = _built(merge).state(statistics)
@@ -54,7 +54,7 @@ def check_continued(plan: Plan, tensor: PlannedTensor, record: TensorRecord) -> 
     A merge whose numbers were given as parameters has no state to be compared with.
     """
     formula = tensor.output.formula
-    for merge in _merges(formula):
+    for merge in merges_in(formula):
         stated = _stated(plan, merge)
         if stated is None:
             continue
@@ -111,13 +111,6 @@ def _built(merge: Merge) -> Any:
 
 def _base_leaves(merge: Merge) -> tuple[Leaf, ...]:
     return () if merge.base is None else tuple(distinct_leaves(merge.base))
-
-
-def _merges(formula: Formula) -> Iterator[Merge]:
-    if isinstance(formula, Merge):
-        yield formula
-    for part in parts(formula):
-        yield from _merges(part)
 
 
 def _digests_of(formula: Formula, digests: tuple[str, ...]) -> dict[Leaf, str]:

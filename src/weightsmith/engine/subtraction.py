@@ -133,7 +133,7 @@ def _shares(
         )
     shares: dict[str, Share] = {}
     bounds: dict[str, Bound] = {}
-    tracers = Tracer(old.seed), Tracer(new.seed)
+    tracers = Tracer(), Tracer()
     for name, tensor in was.items():
         before = _terms(tensor, old, tracers[0])
         after = _terms(will[name], new, tracers[1])
@@ -290,7 +290,7 @@ def _check(made: Recipe, merge: _Merge, shares: Mapping[str, Share]) -> None:
     wrong = next((f for f in resolved.findings if f.severity is Severity.ERROR), None)
     if wrong is not None:
         raise RecipeError(f"The contributor cannot be subtracted: {wrong.sentence}")
-    tracer = Tracer(resolved.seed)
+    tracer = Tracer()
     merged = str(merge.folder)
     for tensor in resolved.outputs:
         share = shares[tensor.name]

@@ -7,7 +7,7 @@ on with their results.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from weightsmith.engine.tiles import (
     tile_task,
     tiles_of,
 )
+from weightsmith.engine.trace import Member
 from weightsmith.tensors.columns import ColumnSums
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
@@ -86,8 +87,8 @@ class Finished:
 class TensorJob:
     """The computation of one output tensor.
 
-    `output` is its graph, `sources` the tensors behind the graph's source nodes, `groups` the keys
-    of its model-wide reductions. `known` grows as reductions are measured; model-wide results are
+    `output` is its graph, `sources` the tensors behind the graph's source nodes, `members` its part in statistics of
+    the model by their reductions. `known` grows as reductions are measured; model-wide results are
     put there by `model_scope` before the output is computed. `wide` computes in float64 though no
     source is.
     """
@@ -97,7 +98,7 @@ class TensorJob:
     output: Value
     sources: list[LazyTensor]
     settings: Settings
-    groups: dict[Node, Hashable] = field(default_factory=dict)
+    members: dict[Node, Member] = field(default_factory=dict)
     known: dict[Node, Any] = field(default_factory=dict)
     wide: bool = False
     _source_digests: dict[int, str] = field(default_factory=dict)
@@ -215,15 +216,13 @@ class TensorJob:
         results = (yield from self._sample(spec, runs)) if runs else []
         return [[tile.partials[i] for tile in results] for i in range(len(requests))]
 
-    def model_results(self) -> dict[Hashable, Any]:
-        """The model-wide results that are known, by group, for another job of the same tensor to adopt."""
-        return {key: self.known[node] for node, key in self.groups.items() if node in self.known}
+    def model_results(self) -> dict[Member, Any]:
+        """The model-wide results that are known, for another job of the same tensor to adopt."""
+        return {m: self.known[node] for node, m in self.members.items() if node in self.known}
 
-    def adopt(self, results: Mapping[Hashable, Any]) -> None:
+    def adopt(self, results: Mapping[Member, Any]) -> None:
         """Take model-wide results that were measured before."""
-        self.known.update(
-            {node: results[key] for node, key in self.groups.items() if key in results}
-        )
+        self.known.update({node: results[m] for node, m in self.members.items() if m in results})
 
     # Reductions --------------------------------------------------------------------------------------------------
 
@@ -322,7 +321,7 @@ class TensorJob:
                 matrix,
                 self.sources,
                 self.settings,
-                self.groups,
+                self.members,
                 self.known,
                 self.wide,
             )
@@ -343,7 +342,7 @@ class TensorJob:
 
     def _replace(self, node: Value, new: Value) -> None:
         self.output, replaced = substitute(self.output, node, new)
-        self.groups.update({replaced[n]: key for n, key in self.groups.items() if n in replaced})
+        self.members.update({replaced[n]: m for n, m in self.members.items() if n in replaced})
         self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
         self._places.update({replaced[n]: at for n, at in self._places.items() if n in replaced})
 

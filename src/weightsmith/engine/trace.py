@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import modifiers, registry
@@ -18,106 +14,67 @@ from weightsmith.recipes.formula import (
     Merge,
     Modification,
     OutputTensor,
-    Same,
     Stored,
     Sum,
+    distinct_leaves,
 )
 from weightsmith.tensors.equal_graphs import shared_graph
 from weightsmith.tensors.graph import (
     Cut,
     Node,
-    Scope,
+    Scalar,
     Site,
     Statistic,
     Value,
     add_all,
-    is_reduction,
     rounded,
     source,
+    statistic_of,
+    value,
     walk,
 )
+from weightsmith.tensors.model_statistics import ModelStatistic
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The part that one tensor has in a statistic of the model: its name in the result of the merge that measures it.
+
+    The same tensor of a recipe inside a recipe may be in several outputs, and counts once.
+    """
+
+    statistic: ModelStatistic
+    tensor: str
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
     """A graph with what it reads: source i of the graph is `sources[i]`. Equal graphs are one object.
 
-    `groups` names the model-scope reductions, so that those of different tensors that belong together can be joined.
+    `members` says in which statistics of the model its reductions take part. `measured` is the graph of all that has
+    to be measured: the output, and statistics of an inner merge that the outer method, here, had no use for.
     """
 
     output: Value
+    measured: Value
     sources: tuple[Leaf, ...]
-    groups: dict[Node, Hashable]
-
-
-def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
-    """Every stored tensor that a formula reads, in the order of reading, each once."""
-    return tuple(dict.fromkeys(_leaves(formula)))
-
-
-def _leaves(formula: Formula) -> Iterator[Leaf]:
-    if isinstance(formula, Leaf):
-        yield formula
-    elif isinstance(formula, Same):
-        yield from formula.leaves
-    else:
-        for part in parts(formula):
-            yield from _leaves(part)
-
-
-def parts(formula: Formula) -> tuple[Formula, ...]:
-    """The formulas that a formula computes from, the base first."""
-    if isinstance(formula, Cast):
-        return (formula.inner,)
-    if isinstance(formula, Sum):
-        return tuple(term for _, term in formula.terms)
-    if isinstance(formula, Merge):
-        first = formula.origin if formula.base is None else formula.base
-        statistics = [leaf for stored in formula.statistics for leaf in stored.leaves]
-        return (*(() if first is None else (first,)), *formula.experts, *statistics)
-    return ()
+    members: dict[Node, Member]
 
 
 @dataclass(slots=True)
 class _Place:
-    """One output tensor while it is traced: the value of each formula, and the names of statistics of the model."""
+    """One output tensor while it is traced: the value of each formula, and its part in statistics of the model."""
 
     tensor: OutputTensor
     sources: tuple[Leaf, ...]
     values: dict[Formula, Value] = field(default_factory=dict)
-    groups: dict[Node, Hashable] = field(default_factory=dict)
-    _twins: tuple[Value, dict[Node, Node]] | None = None
-
-    def twins(self, result: Value) -> dict[Node, Node]:
-        """See `shared_graph`; the last one is kept, since most recipes are one merge."""
-        if self._twins is None or self._twins[0] is not result:
-            self._twins = result, shared_graph(result)
-        return self._twins[1]
-
-    def group(self, scope: Hashable, result: Value, inner: Mapping[Node, str]) -> None:
-        """Name the statistics that a merge adds; `inner` are its models that are merges, with their labels."""
-        twins = self.twins(result)
-        added = {
-            twin: node
-            for node, twin in twins.items()
-            if is_reduction(node)
-            and getattr(node, "scope", None) is Scope.MODEL
-            and node not in self.groups
-        }
-        if added:
-            named = statistic_names(
-                tuple(added),
-                tuple(leaf.checkpoint for leaf in self.sources),
-                tuple((twins[node], label) for node, label in inner.items() if node in twins),
-            )
-            self.groups.update((added[twin], (scope, *name)) for twin, name in named)
+    members: dict[Node, Member] = field(default_factory=dict)
 
 
 class Tracer:
     """Traces formulas, building each method's object once per distinct set of parameters."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self) -> None:
         self._methods: dict[Hashable, registry.Combine] = {}
         self._modifiers: dict[Modification, modifiers.Modify] = {}
 
@@ -135,12 +92,13 @@ class Tracer:
         """
         place = _Place(tensor, distinct_leaves(tensor.formula))
         output = self._value(tensor.formula, place)
-        twins = place.twins(output)
+        twins = shared_graph(_with_unused(output, place.members))
+        members = {twins[node]: member for node, member in place.members.items()}
+        measured = twins[next(reversed(twins))]
         shared = twins[output]
         assert isinstance(shared, Value)
-        # What a method grouped may be left unused by the recipe around it.
-        groups = {twins[node]: key for node, key in place.groups.items() if node in twins}
-        return Traced(shared, place.sources, groups)
+        assert isinstance(measured, Value)
+        return Traced(shared, measured, place.sources, members)
 
     def _value(self, formula: Formula, place: _Place) -> Value:
         if formula in place.values:
@@ -162,33 +120,31 @@ class Tracer:
         return result
 
     def _merge(self, merge: Merge, place: _Place) -> Value:
-        tensor = place.tensor
+        at, name = merge.place, place.tensor.name
         base = None if merge.base is None else self._value(merge.base, place)
         experts = [self._value(expert, place) for expert in merge.experts]
         site = Site(
-            name=tensor.site,
-            shape=tensor.shape,
-            role=tensor.role,
-            layer=tensor.layer,
-            layers=tensor.layers,
-            seed=self._seed,
+            name=at.name,
+            shape=at.shape,
+            role=at.role,
+            layer=at.layer,
+            layers=at.layers,
+            seed=merge.seed,
             labels=merge.labels,
-            input_first=tensor.input_first,
-            stack=tensor.stack or "",
+            input_first=at.input_first,
+            stack=at.stack or "",
             statistics=tuple(_statistic(stored, place.sources) for stored in merge.statistics),
             stored=merge.stored,
+            merge=merge.scope_id,
         )
         origin = None if merge.origin is None else self._value(merge.origin, place)
-        chain = [self._modifier(m, tensor.name) for m in merge.modifiers]
+        chain = [self._modifier(m, name) for m in merge.modifiers]
         changed = modifiers.modified(chain, origin, experts, site)
-        result = self._method(merge, tensor.name).combine(base, changed, site)
-        # A merge that is merged further is one model, however differently its tensors come about.
-        inner: dict[Node, str] = {
-            value: label
-            for formula, value, label in zip(merge.experts, experts, merge.labels, strict=False)
-            if isinstance(formula, Merge)
-        }
-        place.group(merge.scope_id, result, inner)
+        result = self._method(merge, name).combine(base, changed, site)
+        for node in walk([result], place.members):
+            statistic = statistic_of(node)
+            if statistic is not None and node not in place.members:
+                place.members[node] = Member(statistic, at.name)
         return result
 
     def _modifier(self, modification: Modification, name: str) -> modifiers.Modify:
@@ -219,50 +175,9 @@ def _statistic(stored: Stored, sources: Sequence[Leaf]) -> Statistic:
     return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)
 
 
-@functools.lru_cache(maxsize=64)
-def statistic_names(
-    statistics: tuple[Node, ...],
-    checkpoints: tuple[str, ...],
-    inner: tuple[tuple[Node, str], ...] = (),
-) -> tuple[tuple[Node, tuple[str, int]], ...]:
-    """A name for each statistic: what it computes, and how many before it compute the same (see `signature`)."""
-    alike: Counter[str] = Counter()
-    named = []
-    for node in statistics:
-        key = signature(node, checkpoints, dict(inner))
-        named.append((node, (key, alike[key])))
-        alike[key] += 1
-    return tuple(named)
-
-
-def signature(
-    node: Node, checkpoints: Sequence[str], inner: Mapping[Node, str] = MappingProxyType({})
-) -> str:
-    """A digest of what a reduction computes, the same for every tensor that computes it from the same checkpoints.
-
-    `checkpoints` are those of the sources. `inner` names nodes that are taken as they are, whatever they are computed
-    from.
-    """
-    # A cut's attribute says what its k is a share of; every other reduction's text is the label that it was given.
-    label = next((a for a in node.attributes if isinstance(a, str)), None)
-    if label is not None and not isinstance(node, Cut):
-        return label
-    # Weights may differ from tensor to tensor of one statistic; how many elements a cut selects may not.
-    asked = {id(part) for part in walk(node.inputs[1:])} if isinstance(node, Cut) else set()
-    digests: dict[int, str] = {}
-    for part in walk([node], inner):
-        if part in inner:
-            digests[id(part)] = f"model {inner[part]}"
-            continue
-        if isinstance(part, modifiers.Named) and part.name:
-            digests[id(part)] = part.name
-            continue
-        if part.op == "source":
-            facts: tuple[object, ...] = (checkpoints[part.attributes[0]],)
-        elif part.op == "uniform" or (part.op == "literal" and id(part) not in asked):
-            facts = ()
-        else:
-            facts = tuple(getattr(a, "__qualname__", a) for a in part.attributes)
-        text = repr((part.op, facts, [digests[id(child)] for child in part.inputs]))
-        digests[id(part)] = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-    return digests[id(node)]
+def _with_unused(output: Value, members: Mapping[Node, Member]) -> Value:
+    """The output, and behind it the statistics that it does not depend on."""
+    used = set(walk([output])) if members else set()
+    unused = [node for node in members if node not in used]
+    numbers = [node.magnitude if isinstance(node, Cut) else node for node in unused]
+    return add_all([output, *(value(n) for n in numbers if isinstance(n, Scalar))])

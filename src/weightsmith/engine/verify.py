@@ -23,10 +23,10 @@ from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tensor_job import Finished, Settings
 from weightsmith.engine.tiles import digest_rounds
-from weightsmith.engine.trace import Tracer, distinct_leaves
+from weightsmith.engine.trace import Tracer
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import Form, OutputTensor
+from weightsmith.recipes.formula import Form, OutputTensor, distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.open_files import OPEN_FILES
 
@@ -163,7 +163,7 @@ def _recompute(
     }
     problems: list[str] = []
     settings = Settings(plan.backend.load(), plan.tile_elements, Scratch())
-    tracer = Tracer(plan.resolved.seed)
+    tracer = Tracer()
     scheduler = Scheduler(plan.threads)
     skip = set(names) - chosen
     results = model_results(plan, settings, scheduler, skip, Silence())
@@ -172,7 +172,7 @@ def _recompute(
         name = tensor.output.name
         if tensor.action is Action.COMPUTE:
             job = tensor_job(plan, tensor, settings, tracer)
-            job.adopt(results.get(name, {}))
+            job.adopt(results)
             finished = yield from job.compute(tensor.output.dtype, _Nowhere())
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]

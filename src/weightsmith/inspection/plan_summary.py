@@ -10,10 +10,9 @@ from pathlib import Path
 from weightsmith.engine.cost import Cost, input_bytes, predict
 from weightsmith.engine.plan import Action, Plan, PlannedTensor
 from weightsmith.engine.stored_bytes import stored_bytes
-from weightsmith.engine.trace import distinct_leaves
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum
+from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
 
 
 @dataclass(frozen=True, slots=True)

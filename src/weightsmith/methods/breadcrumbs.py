@@ -67,7 +67,7 @@ class Breadcrumbs:
         """Mask, and add to the base."""
         base, deltas = task_vectors(base, experts)
         kept = without_outliers(deltas, self, site)
-        return fuse(base, kept, self.weight, normalize=self.normalize, scale=self.scale)
+        return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
 @method(
@@ -104,6 +104,7 @@ class BreadcrumbsTies:
             base,
             without_outliers(deltas, self, site),
             self.weight,
+            site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,

@@ -12,7 +12,6 @@ from weightsmith.methods.span import root
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Scalar,
-    Scope,
     Site,
     Value,
     dot,
@@ -20,9 +19,6 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
-from weightsmith.tensors.layers import layer_dot
-
-_SCOPES = {"tensor": Scope.TENSOR, "model": Scope.MODEL}
 
 
 @modifier(
@@ -58,7 +54,7 @@ class Clip:
         """Shorten the long ones."""
         deltas = deltas_of(base, experts)
         rule = ClipFactors(self.limit, self.reference)
-        factors = solve(rule, [self._square(d, site) for d in deltas], len(deltas))
+        factors = solve(rule, [self._square(i, d, site) for i, d in enumerate(deltas)], len(deltas))
         result = []
         for expert, delta, factor in zip(experts, deltas, factors, strict=True):
             shorter = delta * factor
@@ -67,10 +63,11 @@ class Clip:
             result.append(displaced(base, shorter, where(untouched, expert, clipped)))
         return result
 
-    def _square(self, delta: Value, site: Site) -> Scalar:
+    def _square(self, expert: int, delta: Value, site: Site) -> Scalar:
         if self.scope == "layer" and site.layer is not None:
-            return layer_dot(delta, delta, site, site.layer)
-        return dot(delta, delta, _SCOPES.get(self.scope, Scope.TENSOR))
+            return dot(delta, delta, site.over_layer(site.layer, "clip", expert))
+        scope = "model" if self.scope == "model" else "tensor"
+        return dot(delta, delta, site.over(scope, "clip", expert))
 
 
 @dataclass(frozen=True, slots=True)

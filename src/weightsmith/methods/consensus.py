@@ -54,12 +54,19 @@ class Consensus:
         base, deltas = task_vectors(base, experts)
         together = multi_task_vector(deltas, self.vector, self.density, site)
         if self.k > 0:
-            together = where(self._users(deltas, together) >= float(self.k), together, 0.0)
+            together = where(self._users(deltas, together, site) >= float(self.k), together, 0.0)
         return base + (together if self.scale == 1.0 else together * self.scale)
 
-    def _users(self, deltas: Sequence[Value], together: Value) -> Value:
+    def _users(self, deltas: Sequence[Value], together: Value, site: Site) -> Value:
         masks = [
-            task_mask(delta, together, self.masks, mask_lambda, self.mask_density)
-            for delta, mask_lambda in zip(deltas, self.mask_lambda, strict=True)
+            task_mask(
+                delta,
+                together,
+                self.masks,
+                mask_lambda,
+                self.mask_density,
+                site.over_model("mask", i, self.mask_density),
+            )
+            for i, (delta, mask_lambda) in enumerate(zip(deltas, self.mask_lambda, strict=True))
         ]
         return add_all([where(mask, 1.0, 0.0) for mask in masks])

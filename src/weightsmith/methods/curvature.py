@@ -9,7 +9,7 @@ from typing import Any
 
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
-    Scope,
+    Site,
     Statistic,
     Value,
     add_all,
@@ -57,7 +57,13 @@ def element_average(
 
 
 def scaled(
-    weights: Value, rule: str, *, measured: Value | None = None, constant: float = 0.0
+    weights: Value,
+    rule: str,
+    site: Site,
+    expert: int,
+    *,
+    measured: Value | None = None,
+    constant: float = 0.0,
 ) -> Value:
     """Weights over their Euclidean norm (of the model or the tensor) or their mean over the model; zeros stay zero.
 
@@ -67,13 +73,12 @@ def scaled(
         return weights
     if rule == "mean":
         ones = weights * 0.0 + 1.0
-        means = apply(
-            _ratio, total(abs(weights), Scope.MODEL), total(ones.equals(1.0), Scope.MODEL)
-        )
-        return weights / means
-    scope = Scope.MODEL if rule == "model" else Scope.TENSOR
+        sums = total(abs(weights), site.over_model("sum of the weights", expert))
+        informed = total(ones.equals(1.0), site.over_model("number of weights", expert))
+        return weights / apply(_ratio, sums, informed)
+    extent = site.over(rule, "length of the weights", expert)
     measured = weights if measured is None else measured
-    return weights / apply(_length, dot(measured, measured, scope), constant)
+    return weights / apply(_length, dot(measured, measured, extent), constant)
 
 
 def power(x: Value, exponent: float) -> Value:

@@ -74,7 +74,7 @@ class DareLinear:
         """Drop, rescale, and add to the base."""
         base, deltas = task_vectors(base, experts)
         kept = drop_and_rescale(deltas, self, site)
-        return fuse(base, kept, self.weight, normalize=self.normalize, scale=self.scale)
+        return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
 @method(
@@ -117,11 +117,15 @@ class DareTies:
         """Drop, rescale, elect, merge, and add to the base."""
         base, deltas = task_vectors(base, experts)
         kept = drop_and_rescale(deltas, self, site)
-        trimmed = [keep_largest(v, self.trim, Scope.MODEL, site) for v in kept]
+        trimmed = [
+            keep_largest(v, self.trim, site.over_model("trim", i, self.trim), site)
+            for i, v in enumerate(kept)
+        ]
         return fuse(
             base,
             trimmed,
             self.weight,
+            site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,

@@ -85,7 +85,7 @@ class DellaLinear:
         """Prune, and add to the base."""
         base, deltas = task_vectors(base, experts)
         kept = magprune(deltas, self, site)
-        return fuse(base, kept, self.weight, normalize=self.normalize, scale=self.scale)
+        return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
 @method(
@@ -144,6 +144,7 @@ class Della:
             base,
             magprune(deltas, self, site),
             self.weight,
+            site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,

@@ -21,7 +21,6 @@ from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, r
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
-    Scope,
     Site,
     Value,
     above,
@@ -93,12 +92,19 @@ class Doge(LeadingRules):
         shift = whole(self._shift(view, site), *deltas, base)
         lengths = [apply(Equaliser(self.eta), dot(d, d)) for d in deltas]
         shifted = [(d + shift) * length for d, length in zip(deltas, lengths, strict=True)]
-        return base + add_all([self._masked(s, d) for s, d in zip(shifted, deltas, strict=True)])
+        return base + add_all(
+            [
+                self._masked(i, s, d, site)
+                for i, (s, d) in enumerate(zip(shifted, deltas, strict=True))
+            ]
+        )
 
-    def _masked(self, shifted: Value, delta: Value) -> Value:
+    def _masked(self, expert: int, shifted: Value, delta: Value, site: Site) -> Value:
         if self.density >= 1.0:
             return shifted
-        kept = largest_share(abs(delta), self.density, Scope.MODEL)
+        kept = largest_share(
+            abs(delta), self.density, site.over_model("mask", expert, self.density)
+        )
         return where(above(abs(delta), kept), shifted, 0.0)
 
     def _shift(self, view: MatrixView, site: Site) -> SharedShift:

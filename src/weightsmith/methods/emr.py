@@ -16,7 +16,6 @@ from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Scalar,
-    Scope,
     Site,
     Value,
     add_all,
@@ -70,25 +69,26 @@ class Emr:
         elected = elected_vector(deltas, self.zero_sum)
         if self.part == "shared":
             return elected
-        delta = deltas[task_number(self.task, len(experts), site, "emr")]
+        t = task_number(self.task, len(experts), site, "emr")
+        delta = deltas[t]
         mask = sign(delta) * sign(elected) > 0.0
         if self.part == "mask":
             return mask
         masked = where(mask, elected, 0.0)
-        scale = self._rescaler(delta, masked, site)
+        scale = self._rescaler(t, delta, masked, site)
         if self.part == "scale":
             return value(1.0 if scale is None else scale)
         return base + (masked if scale is None else masked * scale)
 
-    def _rescaler(self, delta: Value, masked: Value, site: Site) -> Scalar | None:
+    def _rescaler(self, task: int, delta: Value, masked: Value, site: Site) -> Scalar | None:
         if self.rescale == "none":
             return None
-        weight = 1.0 / max(site.numel, 1) if self.rescale == "mean" else 1.0
-        sums = [
-            total(abs(x) if weight == 1.0 else abs(x) * weight, Scope.MODEL)
-            for x in (delta, masked)
-        ]
-        return apply(scalars.divide, *sums)
+        sizes = [abs(delta), abs(masked)]
+        if self.rescale == "mean":
+            sizes = [size * (1.0 / max(site.numel, 1)) for size in sizes]
+        own = total(sizes[0], site.over_model("task vector", task))
+        rebuilt = total(sizes[1], site.over_model("rebuilt vector", task))
+        return apply(scalars.divide, own, rebuilt)
 
 
 def elected_vector(deltas: Sequence[Value], zero_sum: str) -> Value:

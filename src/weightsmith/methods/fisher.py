@@ -64,14 +64,16 @@ class Fisher:
         """Average the experts element by element; the base plays no part."""
         if not site.statistics:
             return weighted_average(experts, normalized(self.weight))
-        fishers = [self._fisher(squares(s), i) for i, s in enumerate(site.statistics)]
+        fishers = [self._fisher(squares(s), site, i) for i, s in enumerate(site.statistics)]
         weights = [f if w == 1.0 else f * w for f, w in zip(fishers, self.weight, strict=True)]
         return element_average(experts, weights, uninformed=self.uninformed)
 
-    def _fisher(self, fisher: Value, expert: int) -> Value:
+    def _fisher(self, fisher: Value, site: Site, expert: int) -> Value:
         raised = fisher
         if self.floor > 0.0 and (expert == 0 or self.floor_on == "all"):
             raised = maximum(fisher, self.floor)
         if self.smoothing > 0.0:
             raised = raised + self.smoothing
-        return scaled(raised, self.normalize, measured=fisher, constant=self.smoothing)
+        return scaled(
+            raised, self.normalize, site, expert, measured=fisher, constant=self.smoothing
+        )

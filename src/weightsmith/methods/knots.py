@@ -27,7 +27,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value, add_all, whole, whole_parts
+from weightsmith.tensors.graph import Site, Value, add_all, whole, whole_parts
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
 _ROUNDING = 8.0
@@ -94,32 +94,35 @@ class Knots(SpectralRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         if self.merger == "linear":
-            return base + self._merged(deltas, None) * self.scale
+            return base + self._merged(deltas, None, site) * self.scale
         joint = JointBasis(
             self.axis == "inputs", self.basis == "scaled", self.how(site), view, site.name
         )
         count = len(deltas)
         parts = whole_parts(joint, *deltas, base, parts=count + joint.blocks(count))
         signed = self.zero_sum if self.merger.endswith("ties") else None
-        merged = self._merged(self._sparse(parts[:count], site), signed)
+        merged = self._merged(self._sparse(parts[:count], site), signed, site)
         rebuild = ByMatrix(FromBasis(self.axis == "inputs"), view, site.name)
         return base + whole(rebuild, merged, *parts[count:]) * self.scale
 
     def _sparse(self, coefficients: Sequence[Value], site: Site) -> list[Value]:
         if self.merger == "ties":
-            scope = Scope.MODEL if self.scope == "model" else Scope.TENSOR
             anyone = add_all([abs(c) for c in coefficients]) > 0.0
             return [
-                keep_largest(c, density, scope, site, among=anyone)
-                for c, density in zip(coefficients, self.density, strict=True)
+                keep_largest(
+                    c, density, site.over(self.scope, "trim", i, density), site, among=anyone
+                )
+                for i, (c, density) in enumerate(zip(coefficients, self.density, strict=True))
             ]
         return [
             keep_at_random(c, density, site.uniform(i), "probability")
             for i, (c, density) in enumerate(zip(coefficients, self.density, strict=True))
         ]
 
-    def _merged(self, vectors: Sequence[Value], zero_sum: str | None) -> Value:
-        return merge_vectors(vectors, self.weight, normalize=self.normalize, zero_sum=zero_sum)
+    def _merged(self, vectors: Sequence[Value], zero_sum: str | None, site: Site) -> Value:
+        return merge_vectors(
+            vectors, self.weight, site=site, normalize=self.normalize, zero_sum=zero_sum
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,16 @@ from typing import Any
 
 from weightsmith.methods.span import root
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scalar, Site, Value
-from weightsmith.tensors.layers import layer_dot
+from weightsmith.tensors.graph import Scalar, Site, Value, dot
 
 
 def layer_squares(base: Value, deltas: Sequence[Value], site: Site) -> list[Scalar]:
     """||theta_0||^2 and ||tau_1||^2, ..., ||tau_N||^2 of every layer of the stack: L times N + 1 numbers."""
-    return [layer_dot(x, x, site, layer) for layer in range(site.layers) for x in (base, *deltas)]
+    found = []
+    for layer in range(site.layers):
+        found.append(dot(base, base, site.over_layer(layer, "base")))
+        found += [dot(d, d, site.over_layer(layer, "change", i)) for i, d in enumerate(deltas)]
+    return found
 
 
 def layer_changes(

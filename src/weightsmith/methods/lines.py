@@ -17,7 +17,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
 )
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Scope, Site, Value, add_all, apply, scalar, total
+from weightsmith.tensors.graph import Number, Site, Value, add_all, apply, scalar, total
 
 
 @method(
@@ -71,30 +71,30 @@ class Lines:
         """Scale the merged task vector by depth and add it to the base."""
         base, deltas = task_vectors(base, experts)
         merged = self._merged(deltas, site)
-        alpha: Number = self.alpha if self.alpha is not None else self._share(deltas, merged)
+        alpha: Number = self.alpha if self.alpha is not None else self._share(deltas, merged, site)
         if site.layer is None:
             return base + merged * alpha
         beta: Number = self.beta if self.beta is not None else 1.0 - scalar(alpha)
         return base + merged * (scalar(alpha) + scalar(beta) * depth_of(site))
 
-    def _share(self, deltas: list[Value], merged: Value) -> Number:
+    def _share(self, deltas: list[Value], merged: Value, site: Site) -> Number:
         if len(deltas) == 1:
             raise RecipeError(
                 "lines with one expert needs alpha, the scale of its first block between 0 and 1, which the paper "
                 "searches on validation data; its L1 norms tell it for merges of several experts only."
             )
-        return l1_share(deltas[1:] if self.merger == "first" else deltas, merged)
+        return l1_share(deltas[1:] if self.merger == "first" else deltas, merged, site)
 
     def _merged(self, deltas: list[Value], site: Site) -> Value:
         if self.merger == "first":
             return deltas[0]
         if self.merger == "sum":
-            return merge_vectors(deltas, self.weight, normalize="none", zero_sum=None)
+            return merge_vectors(deltas, self.weight, site=site, normalize="none", zero_sum=None)
         trimmed = [
-            keep_largest(d, density, Scope.MODEL, site)
-            for d, density in zip(deltas, self.density, strict=True)
+            keep_largest(d, density, site.over_model("trim", i, density), site)
+            for i, (d, density) in enumerate(zip(deltas, self.density, strict=True))
         ]
-        return merge_vectors(trimmed, self.weight, normalize="absolute", zero_sum="zero")
+        return merge_vectors(trimmed, self.weight, site=site, normalize="absolute", zero_sum="zero")
 
 
 @modifier(
@@ -137,9 +137,10 @@ def depth_of(site: Site) -> float:
     return site.layer / (site.layers - 1) if site.layers > 1 else 1.0
 
 
-def l1_share(deltas: Sequence[Value], merged: Value) -> Number:
+def l1_share(deltas: Sequence[Value], merged: Value, site: Site) -> Number:
     """(||sum_i tau_i||_1 / ||tau_M||_1) / N over the model; 1/N if nothing changed."""
-    before, after = total(abs(add_all(deltas)), Scope.MODEL), total(abs(merged), Scope.MODEL)
+    before = total(abs(add_all(deltas)), site.over_model("sum of the task vectors"))
+    after = total(abs(merged), site.over_model("merged task vector"))
     return apply(_share, before, after, len(deltas))
 
 

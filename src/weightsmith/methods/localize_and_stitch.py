@@ -10,7 +10,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.multi_task import PARTS, part_parameter, task_number
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import density_parameter, lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Scope, Site, Value, above, add_all, largest_share, where
+from weightsmith.tensors.graph import Extent, Site, Value, above, add_all, largest_share, where
 
 _EMBEDDINGS = "embedding position_embedding type_embedding"
 
@@ -60,7 +60,10 @@ class LocalizeAndStitch:
             t = task_number(self.task, len(experts), site, "localize_and_stitch")
         if is_excluded(site, self.exclude):
             return base if self.part == "model" else deltas[0] * 0.0
-        regions = [region(d, density) for d, density in zip(deltas, self.density, strict=True)]
+        regions = [
+            region(d, density, site.over_model("region", i, density))
+            for i, (d, density) in enumerate(zip(deltas, self.density, strict=True))
+        ]
         if self.part == "mask" and t is not None:
             return regions[t]
         shares = add_all([where(r, 1.0, 0.0) for r in regions])
@@ -72,11 +75,11 @@ class LocalizeAndStitch:
         return base + (merged if t is None else where(regions[t], merged, 0.0))
 
 
-def region(delta: Value, density: float) -> Value:
-    """Mask of the floor(density N) largest magnitudes of the model; of everything at density 1."""
+def region(delta: Value, density: float, extent: Extent) -> Value:
+    """Mask of the floor(density N) largest magnitudes of the extent; of everything at density 1."""
     if density >= 1.0:
         return abs(delta) >= 0.0
-    return above(abs(delta), largest_share(abs(delta), density, Scope.MODEL))
+    return above(abs(delta), largest_share(abs(delta), density, extent))
 
 
 def is_excluded(site: Site, roles: str) -> bool:

@@ -15,7 +15,7 @@ The base is the recipe's, also where the method itself has none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
@@ -109,33 +109,12 @@ def modified(
     """The experts after all modifiers, one after the other."""
     result = list(experts)
     for step, one in enumerate(chain):
-        changed = one.modify(base, result, site)
-        result = [_named(f"{step}.{i}", base, expert) for i, expert in enumerate(changed)]
+        own = replace(site, merge=f"{site.merge}/modify[{step}]")
+        result = list(one.modify(base, result, own))
     return result
 
 
-def _named(name: str, base: Value | None, expert: Value) -> Value:
-    """The expert under a name that is the same in every tensor, however its modifier came to it there.
-
-    A layer may be scaled and another not; statistics of the whole model still run over both.
-    """
-    if base is None:
-        return Named(expert, f"modified {name}")
-    delta = Named(expert - base, f"modified delta {name}")
-    return Displaced(expert, base, delta, f"modified {name}")
-
-
-class Named(Value):
-    """A copy of a value with a name that stands for it where statistics of different tensors are told apart."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, same: Value, name: str) -> None:
-        super().__init__(same.op, same.inputs, same.attributes, same.is_mask)
-        self.name = name
-
-
-class Displaced(Named):
+class Displaced(Value):
     """An expert given by its task vector: where its base is subtracted again, nothing is rounded.
 
     `whole` is the expert itself; nothing but that difference tells the two apart.
@@ -143,8 +122,8 @@ class Displaced(Named):
 
     __slots__ = ("base", "delta")
 
-    def __init__(self, whole: Value, base: Value, delta: Value, name: str = "") -> None:
-        super().__init__(whole, name)
+    def __init__(self, whole: Value, base: Value, delta: Value) -> None:
+        super().__init__(whole.op, whole.inputs, whole.attributes, whole.is_mask)
         self.base = base
         self.delta = delta
 

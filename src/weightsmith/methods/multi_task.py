@@ -8,7 +8,7 @@ from typing import Any
 from weightsmith.errors import RecipeError
 from weightsmith.methods.registry import per_expert, shared
 from weightsmith.methods.task_vectors import keep_largest, merge_vectors
-from weightsmith.tensors.graph import Scope, Site, Value, above, add_all, largest_share
+from weightsmith.tensors.graph import Extent, Site, Value, above, add_all, largest_share
 
 PARTS = ("model", "shared", "mask")
 
@@ -90,20 +90,30 @@ def multi_task_vector(deltas: Sequence[Value], vector: str, density: float, site
     """sum_i tau_i, or the sum of the trimmed task vectors that agree with the elected sign."""
     if vector == "sum":
         return add_all(deltas)
-    trimmed = [keep_largest(d, density, Scope.MODEL, site) for d in deltas]
-    return merge_vectors(trimmed, [1.0] * len(trimmed), normalize="none", zero_sum="zero")
+    trimmed = [
+        keep_largest(d, density, site.over_model("trim", i, density), site)
+        for i, d in enumerate(deltas)
+    ]
+    return merge_vectors(
+        trimmed, [1.0] * len(trimmed), site=site, normalize="none", zero_sum="zero"
+    )
 
 
 def task_mask(
-    delta: Value, together: Value, rule: str, mask_lambda: float, mask_density: float
+    delta: Value,
+    together: Value,
+    rule: str,
+    mask_lambda: float,
+    mask_density: float,
+    extent: Extent,
 ) -> Value:
     """Mask of the elements of the multi-task vector that serve one task.
 
     tall:       |tau_t| > lambda_t |tau - tau_t|
-    magnitude:  the floor(density N) largest |tau_t| of the model
+    magnitude:  the floor(density N) largest |tau_t| of the extent, the model
     """
     if rule == "tall":
         return abs(delta) > abs(together - delta) * mask_lambda
     if mask_density >= 1.0:
         return abs(delta) > 0.0
-    return above(abs(delta), largest_share(abs(delta), mask_density, Scope.MODEL))
+    return above(abs(delta), largest_share(abs(delta), mask_density, extent))

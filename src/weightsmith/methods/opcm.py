@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, 
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
-    Scope,
     Site,
     Value,
     add_all,
@@ -23,6 +22,7 @@ from weightsmith.tensors.graph import (
     dot,
     whole,
 )
+from weightsmith.tensors.model_statistics import ModelStatistic
 
 _RULES = (
     "others",
@@ -108,18 +108,19 @@ class Opcm(SpectralRules):
         merged = self._folded(base, deltas, factor, site, count)
         if merged is None:
             return base
-        new = deltas[1:] if self.previous else deltas
-        squares = [dot(d, d, Scope.MODEL, label=f"opcm.expert.{i}") for i, d in enumerate(new)]
-        length = dot(merged, merged, Scope.MODEL, label="opcm.merged")
+        first = 1 if self.previous else 0
+        new = deltas[first:]
+        squares = [dot(d, d, site.over_model("expert", first + i)) for i, d in enumerate(new)]
+        length = dot(merged, merged, site.over_model("merged"))
         return base + merged * apply(_rescale, length, count + len(new), norm_sum, *squares)
 
-    def state(self, statistics: dict[str, float]) -> dict[str, float]:
-        """What the next merge has to know, from the labelled statistics of this one: count, lambda and norm."""
+    def state(self, statistics: Mapping[ModelStatistic, float]) -> dict[str, float]:
+        """What the next merge has to know, from the statistics of this one: count, lambda and norm."""
         count, _, norm_sum = self._state(None)
-        norms = [v for k, v in statistics.items() if k.startswith("opcm.expert.")]
+        norms = [v for k, v in statistics.items() if k.name == "expert"]
         count += len(norms)
         norm = (norm_sum + sum(v**0.5 for v in norms)) / count
-        length = statistics["opcm.merged"] ** 0.5
+        length = next(v for k, v in statistics.items() if k.name == "merged") ** 0.5
         return {
             "previous_count": count,
             "previous_lambda": length / norm if norm else 1.0,

@@ -16,7 +16,7 @@ from weightsmith.methods.matrices import EMBEDDING_ROLES, in_dtype_of, in_float6
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import merge_vectors
 from weightsmith.tensors.graph import (
-    Scope,
+    Extent,
     Site,
     Value,
     above,
@@ -89,18 +89,23 @@ class Ota:
         vectors = [e if base is None else e - base for e in experts]
         if not site.statistics:
             return self._placed(base, weighted_average(vectors, normalized(self.weight)))
-        moments = [scaled(squares(s), self.normalize) for s in site.statistics]
+        moments = [
+            scaled(squares(s), self.normalize, site, i) for i, s in enumerate(site.statistics)
+        ]
         roots = [sqrt(squares(s)) for s in site.statistics]
         ranked = (
             roots if base is None else [r * abs(v) for r, v in zip(roots, vectors, strict=True)]
         )
-        masks = [self._mask(r, d) for r, d in zip(ranked, self.density, strict=True)]
+        masks = [
+            self._mask(r, d, site.over(self.scope, "mask", i, d))
+            for i, (r, d) in enumerate(zip(ranked, self.density, strict=True))
+        ]
         if self.rescale == "size":
             vectors = [
                 v if m is None else whole(SizeOf(site.role, len(site.shape)), where(m, v, 0.0), v)
                 for v, m in zip(vectors, masks, strict=True)
             ]
-        merged = self._reduced(vectors, moments, masks, has_base=base is not None)
+        merged = self._reduced(vectors, moments, masks, site, has_base=base is not None)
         present = [m for m in masks if m is not None]
         if len(present) == len(masks):
             anyone = reduce(operator.or_, present)
@@ -108,18 +113,18 @@ class Ota:
             merged = where(anyone, merged, 0.0 if keeps_base else _mean(experts, base))
         return self._placed(base, merged)
 
-    def _mask(self, ranked: Value, density: float) -> Value | None:
+    def _mask(self, ranked: Value, density: float, extent: Extent) -> Value | None:
         """Mask of the elements that are kept; None where all are."""
         if density >= 1.0:
             return None
-        scope = Scope.MODEL if self.scope == "model" else Scope.TENSOR
-        return above(ranked, largest_share(ranked, density, scope))
+        return above(ranked, largest_share(ranked, density, extent))
 
     def _reduced(
         self,
         vectors: Sequence[Value],
         moments: Sequence[Value],
         masks: Sequence[Value | None],
+        site: Site,
         *,
         has_base: bool,
     ) -> Value:
@@ -133,7 +138,7 @@ class Ota:
         kept = [v if m is None else where(m, v, 0.0) for v, m in zip(vectors, masks, strict=True)]
         if self.reduce == "linear":
             return weighted_average(kept, weights)
-        return merge_vectors(kept, weights, normalize="signed", zero_sum="zero")
+        return merge_vectors(kept, weights, site=site, normalize="signed", zero_sum="zero")
 
     def _by_curvature(
         self, vectors: Sequence[Value], moments: Sequence[Value], masks: Sequence[Value | None]

@@ -12,7 +12,6 @@ from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Number,
     Scalar,
-    Scope,
     Site,
     Value,
     above,
@@ -29,6 +28,7 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.shares import floor_of_share
 
 _CODE = {"density": 0.2}
@@ -89,12 +89,14 @@ class Pcb:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Score, drop, weigh, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        clipped = [self._clipped(d) for d in deltas]
+        clipped = [self._clipped(i, d, site) for i, d in enumerate(deltas)]
         if self.between == "softmax":
             vectors = [c.vector for c in clipped]
-            weights = [renormalised(s, self.density) for s in softmax_scores(vectors)]
+            scores = softmax_scores(vectors, site)
+            weights = [renormalised(s, self.density, site, i) for i, s in enumerate(scores)]
         else:
-            weights = [tail_weights(s, self.density) for s in self._code_scores(deltas, clipped)]
+            scores = self._code_scores(deltas, clipped)
+            weights = [tail_weights(s, self.density, site, i) for i, s in enumerate(scores)]
         merged = add_all(
             [
                 s * c.vector if w == 1.0 else s * (c.vector * w)
@@ -105,10 +107,15 @@ class Pcb:
         merged = merged / where(divisor.equals(0.0), 1.0, divisor)
         return base + (merged if self.scale == 1.0 else merged * self.scale)
 
-    def _clipped(self, delta: Value) -> Clipped:
+    def _clipped(self, task: int, delta: Value, site: Site) -> Clipped:
         magnitude = abs(delta)
-        low = largest(magnitude, LowerQuantile(self.clamp), Scope.MODEL).magnitude
-        high = largest(magnitude, UpperQuantile(self.clamp), Scope.MODEL).magnitude
+        low, high = (
+            largest(magnitude, rule, site.over_model(name, task, self.clamp)).magnitude
+            for name, rule in (
+                ("lower clamp", LowerQuantile(self.clamp)),
+                ("upper clamp", UpperQuantile(self.clamp)),
+            )
+        )
         if self.clamp > 0.0:
             magnitude = clamp(magnitude, low, high)
             delta = sign(delta) * magnitude
@@ -175,7 +182,7 @@ class FromBelow:
         return min(below, population - 1) + 1
 
 
-def softmax_scores(deltas: Sequence[Value]) -> list[Value]:
+def softmax_scores(deltas: Sequence[Value], site: Site) -> list[Value]:
     """alpha_i beta_i up to a factor of each task, which the norms of the weights cancel.
 
     With e_ij = exp(Norm(tau_i tau_j) - 1), beta_i is the sum of e_ij / sum e_ij, and alpha_i is e_ii^N.
@@ -185,24 +192,25 @@ def softmax_scores(deltas: Sequence[Value]) -> list[Value]:
     within = []
     for i in range(n):
         for j in range(i, n):
-            power = exp(_below_peak(deltas[i] * deltas[j]))
-            share = apply(scalars.divide, 1.0, total(power, Scope.MODEL))
+            product = site.over_model(f"product with {site.identity(j)}", i)
+            power = exp(_below_peak(deltas[i] * deltas[j], product))
+            share = apply(scalars.divide, 1.0, total(power, product.part("total")))
             shares[i, j] = shares[j, i] = power * share
             if i == j:
                 within.append(_whole_power(power, n))
     return [w * add_all([shares[i, j] for j in range(n)]) for i, w in enumerate(within)]
 
 
-def renormalised(score: Value, density: float) -> Value:
+def renormalised(score: Value, density: float, site: Site, task: int) -> Value:
     """Norm of non-negative scores of which all but the floor(density N) largest are set to 0."""
     if density >= 1.0:
-        return _min_max(score, otherwise=1.0)
-    cut = largest_share(score, density, Scope.MODEL)
-    factor = apply(_reciprocal, peak(score, Scope.MODEL))
+        return _min_max(score, site.over_model("score", task), otherwise=1.0)
+    cut = largest_share(score, density, site.over_model("kept scores", task, density))
+    factor = apply(_reciprocal, peak(score, site.over_model("score", task).part("peak")))
     return where(above(score, cut), score * factor, 0.0)
 
 
-def tail_weights(score: Value, density: float) -> Value:
+def tail_weights(score: Value, density: float, site: Site, task: int) -> Value:
     """Norm(max(s, t)), t being element floor(N (1 - density)) of s in ascending order; 1 for all that is t where
     nothing is above it.
 
@@ -211,10 +219,11 @@ def tail_weights(score: Value, density: float) -> Value:
     """
     above_zero, below_zero = maximum(score, 0.0), maximum(-score, 0.0)
     from_below = FromBelow(density)
-    positive = largest(above_zero, FromAbove(from_below), Scope.MODEL).magnitude
-    negative = largest(below_zero, from_below, Scope.MODEL).magnitude
+    kept = site.over_model("kept scores", task, density)
+    positive = largest(above_zero, FromAbove(from_below), kept.part("positive")).magnitude
+    negative = largest(below_zero, from_below, kept.part("negative")).magnitude
     threshold = apply(_signed, positive, negative)
-    top = peak(score, Scope.MODEL)
+    top = peak(score, site.over_model("score", task).part("peak"))
     spread = normalised(maximum(score, threshold), threshold, top)
     is_flat = value(apply(_is_flat, threshold, top)) > 0.0
     return where(is_flat & (score >= threshold) & (score > 0.0), 1.0, spread)
@@ -248,15 +257,15 @@ def _spread(low: Any, high: Any) -> Any:
     return scalars.where(high == low, 1.0, high - low)
 
 
-def _min_max(x: Value, otherwise: float = 0.0) -> Value:
-    low, high = -peak(-x, Scope.MODEL), peak(x, Scope.MODEL)
+def _min_max(x: Value, extent: ModelStatistic, otherwise: float = 0.0) -> Value:
+    low, high = -peak(-x, extent.part("least")), peak(x, extent.part("peak"))
     norm = normalised(x, low, high)
     return norm if otherwise == 0.0 else norm + apply(_is_flat, low, high) * otherwise
 
 
-def _below_peak(x: Value) -> Value:
+def _below_peak(x: Value, extent: ModelStatistic) -> Value:
     """Norm(x) - 1, with one product for each element; 0 where x is constant."""
-    low, high = -peak(-x, Scope.MODEL), peak(x, Scope.MODEL)
+    low, high = -peak(-x, extent.part("least")), peak(x, extent.part("peak"))
     return (x - high) * apply(_steepness, low, high)
 
 

@@ -71,7 +71,7 @@ class Sce:
         selected = deltas if mask is None else [where(mask, d, 0.0) for d in deltas]
         rule = EnergyShares(self.uniform_below * site.numel)
         weights = solve(rule, [dot(d, d) for d in selected], len(selected))
-        agrees = agreement(deltas, self.zero_sum)
+        agrees = agreement(deltas, self.zero_sum, site=site)
         shares = [where(a, w, 0.0) for a, w in zip(agrees, weights, strict=True)]
         mixed = add_all([d * s for d, s in zip(deltas, shares, strict=True)])
         merged = mixed / self._divisor(add_all(shares))

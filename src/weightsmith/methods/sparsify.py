@@ -9,7 +9,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.modifiers import displaced, modifier
 from weightsmith.methods.registry import REQUIRED, Base, shared
 from weightsmith.methods.task_vectors import keep_at_random, keep_largest, restore_l1, task_vectors
-from weightsmith.tensors.graph import Scope, Site, Value, where
+from weightsmith.tensors.graph import Site, Value, where
 
 
 @modifier(
@@ -61,14 +61,14 @@ class Sparsify:
         rescale = self.rescale
         if rescale == "auto":
             rescale = "probability" if self.keep == "random" else "none"
-        scope = Scope.MODEL if self.scope == "model" else Scope.TENSOR
+        extent = site.over(self.scope, "sparsify", index, self.density)
         if self.keep == "random":
             kept = keep_at_random(delta, self.density, site.uniform(index), rescale)
         else:
-            kept = keep_largest(delta, self.density, scope, site)
+            kept = keep_largest(delta, self.density, extent, site)
             if rescale == "probability" and self.density > 0.0:
                 kept = kept / self.density
         if rescale == "l1":
-            kept = restore_l1(kept, delta, self.density, 0.0, scope)
+            kept = restore_l1(kept, delta, self.density, 0.0, extent)
         whole = where(kept.equals(0.0), base, expert) if rescale == "none" else None
         return displaced(base, kept, whole)

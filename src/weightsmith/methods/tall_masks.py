@@ -62,5 +62,12 @@ class TallMasks:
         if self.part == "shared":
             return together
         t = task_number(self.task, len(experts), site, "tall_masks")
-        mask = task_mask(deltas[t], together, self.masks, self.mask_lambda[t], self.mask_density)
+        mask = task_mask(
+            deltas[t],
+            together,
+            self.masks,
+            self.mask_lambda[t],
+            self.mask_density,
+            site.over_model("mask", t, self.mask_density),
+        )
         return mask if self.part == "mask" else base + where(mask, together, 0.0)

@@ -55,4 +55,6 @@ class TaskArithmetic:
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Add the weighted task vectors to the base."""
         base, deltas = task_vectors(base, experts)
-        return fuse(base, deltas, self.weight, normalize=self.normalize, scale=self.scale)
+        return fuse(
+            base, deltas, self.weight, site=site, normalize=self.normalize, scale=self.scale
+        )

@@ -28,6 +28,7 @@ from weightsmith.methods.span import plain_sum
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Cut,
+    Extent,
     Scope,
     Site,
     Value,
@@ -38,6 +39,7 @@ from weightsmith.tensors.graph import (
     largest,
     largest_share,
     minimum,
+    part,
     peak,
     row_rank,
     sign,
@@ -133,32 +135,32 @@ def task_vectors(base: Value | None, experts: Sequence[Value]) -> tuple[Value, l
 def keep_largest(
     delta: Value,
     density: float,
-    scope: Scope,
+    extent: Extent,
     site: Site,
     *,
     at_least: int = 0,
     among: Value | None = None,
     one_more: bool = False,
 ) -> Value:
-    """Zero all but the floor(density N) elements of largest magnitude, N counted in the scope, of all or of a mask.
+    """Zero all but the floor(density N) elements of largest magnitude, N counted in the extent, of all or of a mask.
 
-    In row and tensor scope `at_least` elements survive a density above 0. With `one_more` it is one element more.
+    Over a row or tensor `at_least` elements survive a density above 0. With `one_more` it is one element more.
     """
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return delta * 0.0
-    if scope is Scope.ROW:
+    if extent is Scope.ROW:
         wanted = max(floor_of_share(density, site.row_length) + one_more, at_least)
         return _largest_of_rows(delta, min(wanted, site.row_length), site.row_length)
     if one_more:
-        return _selected(delta, largest(abs(delta), OneMore(density, at_least), scope))
-    if scope is Scope.TENSOR and at_least > density * site.numel:
+        return _selected(delta, largest(abs(delta), OneMore(density, at_least), extent))
+    if extent is Scope.TENSOR and at_least > density * site.numel:
         return _selected(delta, largest(abs(delta), at_least))
     if among is not None:
-        k = apply(CountOfShare(density), count(among, scope))
-        return _selected(delta, largest(abs(delta), k, scope))
-    return _selected(delta, largest_share(abs(delta), density, scope))
+        k = apply(CountOfShare(density), count(among, part(extent, "counted")))
+        return _selected(delta, largest(abs(delta), k, extent))
+    return _selected(delta, largest_share(abs(delta), density, extent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,12 +303,14 @@ def _selected(delta: Value, cut: Cut) -> Value:
 
 
 def restore_l1(
-    kept: Value, delta: Value, density: float, floor: float, scope: Scope = Scope.TENSOR
+    kept: Value, delta: Value, density: float, floor: float, extent: Extent = Scope.TENSOR
 ) -> Value:
     """kept * sum|delta| / sum|kept|; as it is for density 1 and where a sum is 0 or below `floor`."""
     if density >= 1.0 or density <= 0.0:
         return kept
-    return kept * apply(_l1_ratio, total(abs(delta), scope), total(abs(kept), scope), floor)
+    before = total(abs(delta), part(extent, "before"))
+    after = total(abs(kept), part(extent, "after"))
+    return kept * apply(_l1_ratio, before, after, floor)
 
 
 def _l1_ratio(before: Any, after: Any, floor: Any) -> Any:
@@ -322,6 +326,7 @@ def fuse(
     vectors: Sequence[Value],
     weights: Sequence[float],
     *,
+    site: Site,
     normalize: str,
     scale: float,
     zero_sum: str | None = None,
@@ -329,7 +334,7 @@ def fuse(
 ) -> Value:
     """base + scale * merged, merged from weighted vectors; with `zero_sum` after an election of signs."""
     merged = merge_vectors(
-        vectors, weights, normalize=normalize, zero_sum=zero_sum, election=election
+        vectors, weights, site=site, normalize=normalize, zero_sum=zero_sum, election=election
     )
     return base + (merged if scale == 1.0 else merged * scale)
 
@@ -362,6 +367,7 @@ def merge_vectors(
     vectors: Sequence[Value],
     weights: Sequence[float],
     *,
+    site: Site,
     normalize: str,
     zero_sum: str | None,
     election: Election | None = None,
@@ -376,7 +382,8 @@ def merge_vectors(
         return merged if divisor == 1.0 else merged / divisor
     election = election or Election()
     weighted = weigh(vectors, weights)
-    agrees = agreement(election.ballots(vectors, weighted), zero_sum, election.vote)
+    ballots = election.ballots(vectors, weighted)
+    agrees = agreement(ballots, zero_sum, election.vote, site=site)
     merged = add_all(
         [election.restored(v, where(a, v, 0.0)) for a, v in zip(agrees, weighted, strict=True)]
     )
@@ -401,24 +408,26 @@ def _share(weight: float, normalize: str) -> float:
     return abs(weight) if normalize == "absolute" else weight
 
 
-def agreement(vectors: Sequence[Value], zero_sum: str, vote: str = "mass") -> list[Value]:
+def agreement(
+    vectors: Sequence[Value], zero_sum: str, vote: str = "mass", *, site: Site
+) -> list[Value]:
     """Masks of the elements whose sign is the elected one, that of the sum (vote mass) or of the sum of signs (count).
 
     Zeros agree with nothing but zero.
     """
     signs = [sign(v) for v in vectors]
-    elected = elect_sign(add_all(vectors if vote == "mass" else signs), zero_sum)
+    elected = elect_sign(add_all(vectors if vote == "mass" else signs), zero_sum, site)
     return [s.equals(elected) for s in signs]
 
 
-def elect_sign(sums: Value, zero_sum: str) -> Value:
+def elect_sign(sums: Value, zero_sum: str, site: Site) -> Value:
     """-1, 0 or +1 per element; where the sum is 0, what `zero_sum` says."""
     elected = sign(sums)
     if zero_sum == "zero":
         return elected
     if zero_sum == "positive":
         return where(sums >= 0.0, 1.0, -1.0)
-    votes = total(elected, Scope.MODEL)
+    votes = total(elected, site.over_model("elected signs"))
     return where(
         sums.equals(0.0), apply(_sign, votes if zero_sum == "majority" else -votes), elected
     )

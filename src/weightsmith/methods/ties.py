@@ -24,9 +24,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value, maximum, minimum, value, where
+from weightsmith.tensors.graph import Site, Value, maximum, minimum, value, where
 
-_SCOPES = {"model": Scope.MODEL, "tensor": Scope.TENSOR, "row": Scope.ROW}
 _REFERENCE = {"trim_count": "one_more", "zero_sum": "majority"}
 
 
@@ -100,7 +99,7 @@ class Ties:
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     trim_scope: str = shared(
-        "model", choices=tuple(_SCOPES), doc="over what the largest elements are sought"
+        "model", choices=("model", "tensor", "row"), doc="over what the largest elements are sought"
     )
     trim_count: str = shared(
         "floor",
@@ -127,16 +126,17 @@ class Ties:
         """Trim, elect, merge, and add to the base."""
         base, deltas = task_vectors(base, experts)
         trimmed = [
-            self._trim(delta, density, site)
-            for delta, density in zip(deltas, self.density, strict=True)
+            self._trim(i, delta, density, site)
+            for i, (delta, density) in enumerate(zip(deltas, self.density, strict=True))
         ]
         if self.agreeing == "max":
-            merged = self._largest(trimmed)
+            merged = self._largest(trimmed, site)
             return base + (merged if self.scale == 1.0 else merged * self.scale)
         return fuse(
             base,
             trimmed,
             self.weight,
+            site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,
@@ -147,19 +147,20 @@ class Ties:
     def _election(self) -> Election:
         return Election(self.vote, self.weight_stage)
 
-    def _trim(self, delta: Value, density: float, site: Site) -> Value:
-        scope = _SCOPES[self.trim_scope]
+    def _trim(self, expert: int, delta: Value, density: float, site: Site) -> Value:
+        extent = site.over(self.trim_scope, "trim", expert, density)
         one_more = self.trim_count == "one_more"
         kept = keep_largest(
-            delta, density, scope, site, at_least=self.keep_at_least, one_more=one_more
+            delta, density, extent, site, at_least=self.keep_at_least, one_more=one_more
         )
         if self.rescale != "l1":
             return kept
-        return restore_l1(kept, delta, density, self.rescale_floor, scope)
+        return restore_l1(kept, delta, density, self.rescale_floor, extent)
 
-    def _largest(self, trimmed: Sequence[Value]) -> Value:
+    def _largest(self, trimmed: Sequence[Value], site: Site) -> Value:
         weighted = weigh(trimmed, self.weight)
-        agrees = agreement(self._election.ballots(trimmed, weighted), self.zero_sum, self.vote)
+        ballots = self._election.ballots(trimmed, weighted)
+        agrees = agreement(ballots, self.zero_sum, self.vote, site=site)
         kept = [where(a, v, 0.0) for a, v in zip(agrees, weighted, strict=True)]
         high, low = reduce(maximum, kept, value(0.0)), reduce(minimum, kept, value(0.0))
         # Weights of both signs after the election leave values of both signs.

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from weightsmith.methods import registry
 from weightsmith.methods.registry import MethodSpec
-from weightsmith.recipes.combine import Combiner, Output, coarsest, output_item, stored_dtype
+from weightsmith.recipes.combine import (
+    Combiner,
+    Output,
+    coarsest,
+    merge_place,
+    output_item,
+    stored_dtype,
+)
 from weightsmith.recipes.expressions import (
     Atom,
     Call,
@@ -16,7 +23,7 @@ from weightsmith.recipes.expressions import (
     parse_expression,
     sole_name,
 )
-from weightsmith.recipes.formula import Formula, Merge, Stored, Sum
+from weightsmith.recipes.formula import Formula, Merge, Place, Stored, Sum
 from weightsmith.recipes.modifier_calls import measures_from_base
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.recipes.selectors import TensorPlace
@@ -85,7 +92,7 @@ def _item(
         return None
     if not first.dtype.is_float:
         return combiner.exact(base, inputs, output)
-    tensors = _Tensors(items, merges)
+    tensors = _Tensors(items, merges, merge_place(output, first))
     return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
 
 
@@ -116,6 +123,7 @@ class _Tensors:
 
     items: Mapping[str, Item]
     of: _Merges
+    place: Place
 
     def combination(self, combination: Combination, path: str = "") -> Formula:
         terms = tuple(
@@ -148,6 +156,8 @@ class _Tensors:
             per_expert=per_expert,
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
             scope_id=f"{self.of.scope}/{call.method}{path}",
+            place=self.place,
+            seed=self.of.combiner.seed,
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),

@@ -19,8 +19,8 @@ from weightsmith.recipes.formula import (
     Merge,
     OutputTensor,
     Same,
-    Sum,
     TaskBundle,
+    distinct_leaves,
 )
 from weightsmith.recipes.schema import RecipeDocument
 from weightsmith.tensors.dtypes import DType
@@ -125,23 +125,8 @@ def _own_dtype(
 
 def _work(merge: Merge, checkpoints: Mapping[str, Checkpoint]) -> DType:
     return work_dtype(
-        checkpoints[leaf.checkpoint].tensors[leaf.tensor].dtype for leaf in _leaves(merge)
+        checkpoints[leaf.checkpoint].tensors[leaf.tensor].dtype for leaf in distinct_leaves(merge)
     )
-
-
-def _leaves(formula: Formula) -> list[Leaf]:
-    if isinstance(formula, Leaf):
-        return [formula]
-    inner: Sequence[Formula] = ()
-    if isinstance(formula, Same):
-        inner = formula.leaves
-    elif isinstance(formula, Sum):
-        inner = [term for _, term in formula.terms]
-    elif isinstance(formula, Merge):
-        inner = [*([] if formula.base is None else [formula.base]), *formula.experts]
-    else:
-        inner = [formula.inner]
-    return [leaf for part in inner for leaf in _leaves(part)]
 
 
 def _parts(

@@ -50,16 +50,23 @@ def check_methods(
     return check.findings
 
 
-def refuse_inner_vocabularies(document: RecipeDocument, path: str = "") -> None:
-    """Raise RecipeError for a tokenizer section or chat template of a recipe inside a recipe."""
+_OUTERMOST = {
+    "tokenizer": "whose result is the only one with a tokenizer",
+    "tokenizer_source": "whose result is the only one with a tokenizer",
+    "chat_template": "whose result is the only one with a tokenizer",
+    "equal_magnitudes": "and is one rule for all that it contains",
+}
+
+
+def refuse_outermost_keys(document: RecipeDocument, path: str = "") -> None:
+    """Raise RecipeError for a key of a recipe inside a recipe that only the outermost one can have."""
     for nested, inner in _nested(document):
-        for key in ("tokenizer", "tokenizer_source", "chat_template"):
+        for key, why in _OUTERMOST.items():
             if getattr(nested, key) is not None:
                 raise RecipeError(
-                    f"{path}{inner}.{key}: `{key}` belongs to the outermost recipe, whose result is the only one with "
-                    "a tokenizer; move it there."
+                    f"{path}{inner}.{key}: `{key}` belongs to the outermost recipe, {why}; move it there."
                 )
-        refuse_inner_vocabularies(nested, f"{path}{inner}.")
+        refuse_outermost_keys(nested, f"{path}{inner}.")
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.findings import Severity
 from weightsmith.recipes.continuing import with_previous_state
-from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge, Same
+from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge, Place, Same
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import Section, Treatment, values
 from weightsmith.recipes.selectors import TensorPlace
@@ -71,13 +71,14 @@ class Combiner:
     """Makes formulas under the recipe's policies and notes what does not fit.
 
     `input_dtype` is what inputs are rounded to before merging (mergekit's `dtype`), `output_dtype` what results are
-    stored in, each None for "as they are".
+    stored in, each None for "as they are"; `seed` is that of random masks.
     """
 
     problems: Problems
     missing: str
     input_dtype: DType | None
     output_dtype: DType | None
+    seed: int
     # Whether a statistics file that a method goes by, by its label, is of any tensor that was merged.
     uses: dict[str, bool] = field(default_factory=dict)
 
@@ -169,6 +170,8 @@ class Combiner:
             per_expert=per_expert,
             labels=tuple(treatment.labels[i] for i, _ in experts),
             scope_id=treatment.scope,
+            place=merge_place(output, base if base is not None else experts[0][1]),
+            seed=self.seed,
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
@@ -356,6 +359,20 @@ class Combiner:
         formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
         dtype = item.dtype if not item.dtype.is_float else self.stored([item])
         return output_item(output, place, formula, dtype)
+
+
+def merge_place(output: Output, like: Item) -> Place:
+    """The place of an output tensor, shaped like one of its inputs."""
+    place = output.place
+    return Place(
+        place.name,
+        like.shape,
+        place.kind.value,
+        place.layer,
+        output.layers,
+        output.block,
+        like.input_first,
+    )
 
 
 def output_item(output: Output, like: Item, formula: Formula, dtype: DType) -> Item:

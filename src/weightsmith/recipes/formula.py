@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
@@ -55,9 +56,28 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    """A method applied to a base and experts.
+class Place:
+    """Where in the result of its own recipe a tensor is merged: what a method may depend on, besides numbers.
 
+    `role` is the kind (`attention.q`), `layer` the number of its block (None outside the stacks) of `layers` blocks in
+    the stack with the name prefix `stack`. `input_first`: a matrix stored as (inputs, outputs).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    layers: int
+    stack: str | None
+    input_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A method applied to a base and experts at a `place` of the result.
+
+    A recipe inside a recipe may be used at other places, more than once or not at all; its merges stay where they are
+    in its own result, with the random numbers and statistics that it has on its own. `seed` is that of random masks.
     `shared` and `per_expert` hold only what the recipe gives (the preset's defaults fill the rest when the
     method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
@@ -74,6 +94,8 @@ class Merge:
     per_expert: tuple[Assignments, ...]
     labels: tuple[str, ...]
     scope_id: str
+    place: Place
+    seed: int
     modifiers: tuple[Modification, ...] = ()
     origin: Formula | None = None
     statistics: tuple[Stored, ...] = ()
@@ -103,6 +125,39 @@ class Cast:
 
 
 Formula = Leaf | Merge | Sum | Same | Cast
+
+
+def inner_formulas(formula: Formula) -> tuple[Formula, ...]:
+    """The formulas that a formula computes from, the base first."""
+    if isinstance(formula, Cast):
+        return (formula.inner,)
+    if isinstance(formula, Sum):
+        return tuple(term for _, term in formula.terms)
+    if isinstance(formula, Merge):
+        first = formula.origin if formula.base is None else formula.base
+        statistics = [leaf for stored in formula.statistics for leaf in stored.leaves]
+        return (*(() if first is None else (first,)), *formula.experts, *statistics)
+    return formula.leaves if isinstance(formula, Same) else ()
+
+
+def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
+    """Every stored tensor that a formula reads, in the order of reading, each once."""
+    return tuple(dict.fromkeys(_leaves(formula)))
+
+
+def _leaves(formula: Formula) -> Iterator[Leaf]:
+    if isinstance(formula, Leaf):
+        yield formula
+    for inner in inner_formulas(formula):
+        yield from _leaves(inner)
+
+
+def merges_in(formula: Formula) -> Iterator[Merge]:
+    """Every merge of a formula, those that others compute from first."""
+    for inner in inner_formulas(formula):
+        yield from merges_in(inner)
+    if isinstance(formula, Merge):
+        yield formula
 
 
 class Form(enum.Enum):
@@ -208,8 +263,10 @@ class Resolved:
     `base` are labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where
     the result has other layers than the donor (None where the layers are the donor's own), and `stack` the
     name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
-    promoted dtype of its inputs. `statistics` are the labels of statistics files among the checkpoints, and
-    `vocabulary` what becomes of tokens and tables. `findings` with severity error must stop the plan.
+    promoted dtype of its inputs. `measured` are tensors of recipes inside the recipe that no output is made of, over
+    which statistics of the whole of such a result run too. `statistics` are the labels of statistics files among the
+    checkpoints, `equal_magnitudes` decides what thresholds over the model take of equals, and `vocabulary`
+    what becomes of tokens and tables. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]
@@ -228,3 +285,5 @@ class Resolved:
     stack: str | None = None
     statistics: tuple[str, ...] = ()
     vocabulary: Outcome | None = None
+    measured: tuple[OutputTensor, ...] = ()
+    equal_magnitudes: EqualMagnitudes = EqualMagnitudes.HASH

@@ -16,6 +16,7 @@ from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.combine import rounded
 from weightsmith.recipes.formula import Formula, Leaf, Same
+from weightsmith.recipes.postprocess import as_written
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import unused_label
 from weightsmith.recipes.statistics import Measured
@@ -105,12 +106,17 @@ class Inputs:
             is_rounded = made.semantics == "mergekit" or made.output_dtype is not None
             items = {
                 item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
-                for item in made.items
+                for item in as_written(made)
             }
             self._views[key] = View(
                 label, items, made.donor.checkpoint, made.donor.ties, is_recipe=True
             )
         return self._views[key]
+
+    @property
+    def recipe_views(self) -> list[View]:
+        """The results of recipes inside the recipe."""
+        return [view for view in self._views.values() if view.is_recipe]
 
     def label_of(self, view: View) -> str:
         """The label of the checkpoint that a view's configuration comes from."""

@@ -16,7 +16,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
-from weightsmith.recipes.checks import check_methods, refuse_inner_vocabularies
+from weightsmith.recipes.checks import check_methods, refuse_outermost_keys
 from weightsmith.recipes.document import YamlDocument, parse_documents
 from weightsmith.recipes.mistakes import recipe_error
 from weightsmith.recipes.overrides import override
@@ -53,7 +53,7 @@ def load(
         documents = parse_documents(text, label)
     raw = loader.complete(documents, base_dir, overrides, name, ())
     document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
-    refuse_inner_vocabularies(document)
+    refuse_outermost_keys(document)
     return Recipe(document, base_dir, tuple(dict.fromkeys(loader.findings)))
 
 

@@ -49,6 +49,7 @@ class Result:
     stack: str | None
     semantics: str
     output_dtype: DType | None
+    seed: int
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class _Work:
     document: RecipeDocument
     semantics: str
     scope: str
+    seed: int
     donor: View
     base: View | None
     combiner: Combiner
@@ -89,18 +91,25 @@ class Resolver:
         self.inputs = inputs
         self._problems = inputs.problems
 
-    def result(self, document: RecipeDocument, *, inherited: str, scope: str) -> Result:
-        """Resolve one recipe; `scope` tells its merges from those of other recipes."""
+    def result(
+        self, document: RecipeDocument, *, inherited: str, scope: str, seed: int = 0
+    ) -> Result:
+        """Resolve one recipe; `scope` tells its merges from those of other recipes.
+
+        `inherited` is the semantics and `seed` the seed where the recipe has none of its own.
+        """
         semantics = document.semantics or inherited
-        named = self._named_views(document, semantics, scope)
+        seed = seed if document.seed is None else document.seed
+        named = self._named_views(document, semantics, scope, seed)
         if self.inputs.untie(named):
-            named = self._named_views(document, semantics, scope)
+            named = self._named_views(document, semantics, scope, seed)
         self.inputs.check_ties(named)
-        base = self._base(document, semantics, scope)
+        base = self._base(document, semantics, scope, seed)
         donor = base or named[0]
         if document.donor is not None:
-            donor = self.view(document.donor, semantics, scope)
-        work = _Work(document, semantics, scope, donor, base, self._combiner(document, semantics))
+            donor = self.view(document.donor, semantics, scope, seed)
+        combiner = self._combiner(document, semantics, seed)
+        work = _Work(document, semantics, scope, seed, donor, base, combiner)
         if document.expression is not None:
             self._expression(work, document.expression)
         elif document.modules is not None:
@@ -110,7 +119,7 @@ class Resolver:
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
         return Result(
-            items=tuple(post_steps(document, work.items, work.bases, semantics, scope)),
+            items=tuple(post_steps(document, work.items, work.bases, semantics, scope, seed)),
             donor=donor,
             base=base,
             inputs=tuple(named),
@@ -119,19 +128,24 @@ class Resolver:
             stack=donor.main_stack,
             semantics=semantics,
             output_dtype=work.combiner.output_dtype,
+            seed=seed,
         )
 
-    def view(self, model: ModelLike, semantics: str, scope: str) -> View:
+    def view(self, model: ModelLike, semantics: str, scope: str, seed: int) -> View:
         """The tensors of a model: a checkpoint's, or those that a recipe gives."""
         if isinstance(model, ModelRef):
             return self.inputs.checkpoint_view(str(model))
         return self.inputs.recipe_view(
-            (semantics, repr(plain(model))),
+            (semantics, seed, repr(plain(model))),
             model.name or "merge",
-            lambda label: self.result(model, inherited=semantics, scope=f"{scope}/{label}"),
+            lambda label: self.result(
+                model, inherited=semantics, scope=f"{scope}/{label}", seed=seed
+            ),
         )
 
-    def _named_views(self, document: RecipeDocument, semantics: str, scope: str) -> list[View]:
+    def _named_views(
+        self, document: RecipeDocument, semantics: str, scope: str, seed: int
+    ) -> list[View]:
         """Every model that is merged, in the order of the recipe; the base last."""
         models: list[ModelLike] = [entry.model for entry in document.models or ()]
         models += [source.model for part in document.slices or () for source in part.sources]
@@ -139,13 +153,13 @@ class Resolver:
             models += [entry.model for entry in module.models or ()]
             models += [source.model for part in module.slices or () for source in part.sources]
         models += list((document.checkpoints or {}).values())
-        views = [self.view(model, semantics, scope) for model in models]
-        base = self._base(document, semantics, scope)
+        views = [self.view(model, semantics, scope, seed) for model in models]
+        base = self._base(document, semantics, scope, seed)
         if base is not None:
             views.append(base)
         return list({id(view): view for view in views}.values())
 
-    def _base(self, document: RecipeDocument, semantics: str, scope: str) -> View | None:
+    def _base(self, document: RecipeDocument, semantics: str, scope: str, seed: int) -> View | None:
         model = document.base_model
         if document.expression is not None:
             names = document.checkpoints or {}
@@ -153,9 +167,9 @@ class Resolver:
                 model = names.get("base")
             elif isinstance(model, ModelRef) and str(model) in names:
                 model = names[str(model)]
-        return None if model is None else self.view(model, semantics, scope)
+        return None if model is None else self.view(model, semantics, scope, seed)
 
-    def _combiner(self, document: RecipeDocument, semantics: str) -> Combiner:
+    def _combiner(self, document: RecipeDocument, semantics: str, seed: int) -> Combiner:
         wanted = _dtype(document.dtype)
         output = _dtype(document.out_dtype) or wanted
         for dtype in (wanted, output):
@@ -164,11 +178,13 @@ class Resolver:
                     f"dtype {dtype} cannot hold weights; use float32, bfloat16, float16 or float64."
                 )
         rounding = wanted if semantics == "mergekit" else None
-        return Combiner(self._problems, document.missing or "error", rounding, output)
+        return Combiner(self._problems, document.missing or "error", rounding, output, seed)
 
     def _expression(self, work: _Work, text: str) -> None:
         models = (work.document.checkpoints or {}).items()
-        views = {name: self.view(model, work.semantics, work.scope) for name, model in models}
+        views = {
+            name: self.view(model, work.semantics, work.scope, work.seed) for name, model in models
+        }
         measured = {
             name: [self.inputs.measured(str(file), views[name]) for file in files]
             for name, files in (work.document.statistics or {}).items()
@@ -204,7 +220,7 @@ class Resolver:
         self._place(work, place_models(section, donor, self._problems, flat=flat))
 
     def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> Source:
-        view = self.view(entry.model, work.semantics, work.scope)
+        view = self.view(entry.model, work.semantics, work.scope, work.seed)
         measured = tuple(self.inputs.measured(str(f), view) for f in entry.statistics or ())
         return Source(view, start, entry.parameters or {}, statistics=measured)
 
@@ -214,7 +230,7 @@ class Resolver:
             where = f"{frame.where}slices[{i}]"
             base = frame.base
             if part.base_model is not None:
-                base = self.view(part.base_model, work.semantics, work.scope)
+                base = self.view(part.base_model, work.semantics, work.scope, work.seed)
             given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
@@ -290,7 +306,7 @@ class Resolver:
 
             base = work.base
             if module.base_model is not None:
-                base = self.view(module.base_model, work.semantics, work.scope)
+                base = self.view(module.base_model, work.semantics, work.scope, work.seed)
             levels = (module.parameters or {}, work.document.parameters or {})
             scope = f"{work.scope}/{name}"
             frame = _Frame(module, f"modules.{name}.", scope, base, levels, restrict)
@@ -356,7 +372,7 @@ class Resolver:
         if rule is None:
             return treatment_of(section)
         if rule.keep is not None:
-            kept = self.view(rule.keep, work.semantics, work.scope)
+            kept = self.view(rule.keep, work.semantics, work.scope, work.seed)
             return replace(treatment_of(section), keep=kept)
         # Statistics over the whole model go on across a rule that only changes parameters.
         changes = rule.merge_method is not None or rule.semantics is not None

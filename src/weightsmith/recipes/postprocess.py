@@ -12,10 +12,10 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.formula import Assertion, Formula, Merge
 from weightsmith.recipes.schema import Clause, RecipeDocument, Step
-from weightsmith.recipes.sections import values
+from weightsmith.recipes.sections import distinct_labels, values
 from weightsmith.recipes.selectors import Match, TensorPlace
 from weightsmith.recipes.settings import lookups
-from weightsmith.recipes.views import Item
+from weightsmith.recipes.views import Item, depth_of, item_place
 
 if TYPE_CHECKING:
     from weightsmith.recipes.merging import Resolver, Result
@@ -27,13 +27,14 @@ def post_steps(
     bases: Mapping[str, Item],
     semantics: str,
     scope: str,
+    seed: int,
 ) -> list[Item]:
     """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
     merges = {item.name: item.formula for item in items if isinstance(item.formula, Merge)}
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
-        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}")
+        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}", seed)
     return result
 
 
@@ -45,6 +46,7 @@ def _stepped(
     semantics: str,
     where: str,
     scope: str,
+    seed: int,
 ) -> list[Item]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
@@ -85,8 +87,10 @@ def _stepped(
             base=base.formula if uses_base and base is not None else None,
             experts=(item.formula, *experts),
             per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
-            labels=("merged", *(behind.labels if behind is not None else ())),
+            labels=distinct_labels(["merged", *(behind.labels if behind is not None else ())]),
             scope_id=scope,
+            place=item_place(item),
+            seed=seed,
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
@@ -115,6 +119,34 @@ def tied_outputs(result: Result) -> list[Item]:
     Of an embedding and a head that the configuration declares tied only the embedding is written; other tied
     tensors are written under each of their names with the values of one.
     """
+    return _with_ties(result)
+
+
+def as_written(result: Result) -> list[Item]:
+    """The outputs of a recipe inside a recipe as they would be read from a folder that it had been written to.
+
+    Tied tensors are one, under each of their names. Depths are those in the stack that was made, not in the slices
+    that it was made from.
+    """
+    items = _with_ties(result, drop=False)
+    layers: dict[str | None, set[int]] = {}
+    for item in items:
+        if item.layer is not None:
+            layers.setdefault(item.block, set()).add(item.layer)
+    ordered = {block: sorted(found) for block, found in layers.items()}
+    return [
+        item
+        if item.layer is None or result.semantics == "mergekit"
+        else replace(item, depth=_depth(item.layer, ordered[item.block]))
+        for item in items
+    ]
+
+
+def _depth(layer: int, layers: Sequence[int]) -> float:
+    return depth_of(layers.index(layer), len(layers))
+
+
+def _with_ties(result: Result, *, drop: bool = True) -> list[Item]:
     groups = [
         set(group)
         for group in result.donor.ties
@@ -133,7 +165,8 @@ def tied_outputs(result: Result) -> list[Item]:
             if name == leader:
                 continue
             if (
-                is_declared
+                drop
+                and is_declared
                 and by_name[name].kind is Kind.HEAD
                 and by_name[leader].kind is Kind.EMBEDDING
             ):
@@ -186,7 +219,7 @@ def _assertion(
             bounds.high,
         )
     assert clause.equal is not None
-    view = resolver.view(clause.equal.to, result.semantics, where)
+    view = resolver.view(clause.equal.to, result.semantics, where, result.seed)
     chosen = _selected(clause.equal.match, outputs, where)
     found = {item.name: view.items.get(item.name) for item in chosen}
     return Assertion(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from weightsmith.adapters.opening import open_model
 from weightsmith.adapters.references import located, parse_reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.bundling import bundled
-from weightsmith.recipes.formula import OutputTensor, Resolved
+from weightsmith.recipes.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.merging import Resolver
 from weightsmith.recipes.postprocess import assertions, tied_outputs
 from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.seams import seam_findings
 from weightsmith.recipes.tokenizers import align_checkpoints
-from weightsmith.recipes.views import Item
+from weightsmith.recipes.views import Item, View
 from weightsmith.recipes.vocabulary_comparison import compare_vocabularies
+from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
 from weightsmith.tensors.sizes import parse_size
 
 Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
@@ -43,6 +45,7 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         vocabulary = compare_vocabularies(document, result, outputs, inputs)
     checks = assertions(document, resolver, result, outputs)
     tensors = tuple(_output_tensor(item) for item in outputs)
+    measured = _measured_only(tensors, inputs.recipe_views)
     bundle = None
     if document.bundle is not None:
         tensors, bundle = bundled(document, tensors, inputs.checkpoints)
@@ -67,7 +70,31 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         stack=result.stack,
         statistics=tuple(measured.label for measured in inputs.statistics.values()),
         vocabulary=vocabulary,
+        measured=measured,
+        equal_magnitudes=EqualMagnitudes(document.equal_magnitudes or "hash"),
     )
+
+
+def _measured_only(
+    outputs: Sequence[OutputTensor], inner: Sequence[View]
+) -> tuple[OutputTensor, ...]:
+    """Tensors of recipes inside the recipe that belong to a merge of the outputs, but are in none of them."""
+    merges = [merge for output in outputs for merge in merges_in(output.formula)]
+    scopes = {merge.scope_id for merge in merges}
+    reached = {(merge.scope_id, merge.place.name) for merge in merges}
+    found = []
+    for view in inner:
+        for item in view.items.values():
+            own = {
+                (merge.scope_id, merge.place.name)
+                for merge in merges_in(item.formula)
+                if merge.scope_id in scopes
+            }
+            if not own <= reached:
+                reached |= own
+                name = f"{item.name} of {view.label}"
+                found.append(_output_tensor(replace(item, name=name, tied_to=None)))
+    return tuple(found)
 
 
 def shard_bytes(given: str | int | None) -> int:

@@ -287,6 +287,7 @@ class RecipeDocument(Part):
     shard_size: StrictStr | StrictInt | None = None
     nonfinite: Literal["error", "propagate"] | None = None
     missing: Literal["error", "base", "skip"] | None = None
+    equal_magnitudes: Literal["hash", "index", "file"] | None = None
     untie: StrictBool | None = None
     bundle: BundleForm | None = None
     adapter: AdapterForm | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.roles import Kind
-from weightsmith.recipes.formula import Formula, Leaf
+from weightsmith.recipes.formula import Formula, Leaf, Place
 from weightsmith.tensors.dtypes import DType
 
 LayerKey = tuple[int, str]
@@ -78,6 +78,19 @@ class View:
         return replace(
             self, items={n: i for n, i in self.items.items() if n in wanted}, _layers=None
         )
+
+
+def item_place(item: Item) -> Place:
+    """Where a tensor of a recipe's result is merged."""
+    return Place(
+        item.name,
+        item.shape,
+        item.kind.value,
+        item.layer,
+        item.layers,
+        item.block,
+        item.input_first,
+    )
 
 
 def rest_of(item: Item) -> str:

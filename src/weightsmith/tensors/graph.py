@@ -27,6 +27,7 @@ from typing import Any
 from weightsmith.errors import UsageError
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.random import stream_key
 
 Attributes = tuple[Any, ...]
@@ -45,6 +46,10 @@ class Scope(enum.IntEnum):
     TENSOR = 2
     ROW = 3
     COLUMN = 4
+
+
+# What a reduction runs over: a row or tensor, or the whole model, where it needs a name (`Site.over_model`).
+Extent = Scope | ModelStatistic
 
 
 class Node:
@@ -203,9 +208,9 @@ class Cut(Node):
 
     __slots__ = ("scope",)
 
-    def __init__(self, source: Value, k: Scalar, scope: Scope, rule: Rule) -> None:
-        super().__init__("largest", (source, k), (rule,))
-        self.scope = scope
+    def __init__(self, source: Value, k: Scalar, extent: Extent, rule: Rule) -> None:
+        self.scope, named = _scope_and_name(extent)
+        super().__init__("largest", (source, k), (rule, *named))
 
     @property
     def magnitude(self) -> Scalar:
@@ -319,48 +324,77 @@ def row_rank(x: Value) -> Value:
 # Reductions -----------------------------------------------------------------------------------------------------
 
 
-def total(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
+def total(x: Value, extent: Extent = Scope.TENSOR) -> Scalar:
     """Sum over row, tensor or model, in float64."""
-    return Scalar("total", (x,), scope=scope)
+    return _reduction("total", (x,), extent)
 
 
-def dot(x: Value, y: Value, scope: Scope = Scope.TENSOR, *, label: str | None = None) -> Scalar:
-    """Sum of products, products and sum in float64.
-
-    In model scope, sums with one label are one statistic, however differently their tensors come to it.
-    """
-    return Scalar("dot", (x, y), () if label is None else (label,), scope=scope)
+def dot(x: Value, y: Value, extent: Extent = Scope.TENSOR) -> Scalar:
+    """Sum of products, products and sum in float64."""
+    return _reduction("dot", (x, y), extent)
 
 
-def norm(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
+def norm(x: Value, extent: Extent = Scope.TENSOR) -> Scalar:
     """Euclidean (Frobenius) norm."""
-    return apply(_sqrt, dot(x, x, scope))
+    return apply(_sqrt, dot(x, x, extent))
 
 
-def count(mask: Value, scope: Scope = Scope.TENSOR) -> Scalar:
+def count(mask: Value, extent: Extent = Scope.TENSOR) -> Scalar:
     """How many elements a mask selects (exact)."""
-    return Scalar("total", (mask,), scope=scope)
+    return _reduction("total", (mask,), extent)
 
 
-def peak(x: Value, scope: Scope = Scope.TENSOR) -> Scalar:
+def peak(x: Value, extent: Extent = Scope.TENSOR) -> Scalar:
     """The largest element; -inf over nothing."""
-    return Scalar("peak", (x,), scope=scope)
+    return _reduction("peak", (x,), extent)
 
 
-def largest(x: Value, k: Number | Callable[[int], int], scope: Scope = Scope.TENSOR) -> Cut:
+def _reduction(op: str, values: tuple[Value, ...], extent: Extent) -> Scalar:
+    scope, named = _scope_and_name(extent)
+    return Scalar(op, values, named, scope)
+
+
+def _scope_and_name(extent: Extent) -> tuple[Scope, tuple[ModelStatistic, ...]]:
+    if isinstance(extent, ModelStatistic):
+        return Scope.MODEL, (extent,)
+    if extent is Scope.MODEL:
+        raise UsageError(
+            "A reduction over the model needs a name, by which those of its tensors belong together; reduce over "
+            "`site.over_model(NAME)` instead of Scope.MODEL."
+        )
+    return extent, ()
+
+
+def part(extent: Extent, name: str) -> Extent:
+    """The extent of one of several reductions of a function; over the model it needs a name of its own."""
+    return extent.part(name) if isinstance(extent, ModelStatistic) else extent
+
+
+def statistic_of(node: Node) -> ModelStatistic | None:
+    """The name of a reduction over the model, None for any other node."""
+    return next((a for a in node.attributes if isinstance(a, ModelStatistic)), None)
+
+
+def adds_to(reduction: Node) -> bool:
+    """Whether the tensor that a reduction was traced for is among those that it runs over."""
+    statistic = statistic_of(reduction)
+    return statistic is None or statistic.counts
+
+
+def largest(x: Value, k: Number | Callable[[int], int], extent: Extent = Scope.TENSOR) -> Cut:
     """The cut that selects exactly the k elements with the largest magnitude (none for k <= 0).
 
     Exact for every input: found from streamed histograms of the bit patterns, never from a sort.
-    Equal magnitudes are taken in the order of their flat index (and of the tensors in the plan, for
-    model scope). Zeros are never selected, so fewer than k elements are selected where fewer are
-    nonzero. `k` may be a function (of a module, or a frozen dataclass) of the number of elements in the scope.
+    Equal magnitudes are taken in the order of their flat index; over the model, in that of `order.tie_ranks`. Zeros are
+    never selected, so fewer than k elements are selected where fewer are
+    nonzero. `k` may be a function (of a module, or a frozen dataclass) of the number of elements in the extent.
     """
-    return Cut(x, scalar(0.0 if callable(k) else k), scope, k if callable(k) else "k")
+    return Cut(x, scalar(0.0 if callable(k) else k), extent, k if callable(k) else "k")
 
 
-def largest_share(x: Value, share: Number, scope: Scope = Scope.TENSOR, of: str = "all") -> Cut:
-    """As `largest` with k = floor(share * N), N being how many elements of the scope there are, or are "nonzero"."""
-    return Cut(x, scalar(share), scope, of)
+def largest_share(x: Value, share: Number, extent: Extent = Scope.TENSOR, of: str = "all") -> Cut:
+    """As `largest` with k = floor(share * N), N being how many elements of the extent there are, or are "nonzero"."""
+    return Cut(x, scalar(share), extent, of)
 
 
 def apply(function: Callable[..., Any], *arguments: Number) -> Scalar:
@@ -379,16 +413,6 @@ def solve(
     """As `apply`, for a function that returns `outputs` numbers (a tiny solver on a Gram matrix, say)."""
     solved = Scalar("apply", tuple(scalar(a) for a in arguments), (function,))
     return tuple(Scalar("item", (solved,), (i,)) for i in range(outputs))
-
-
-def gram(values: Sequence[Value], scope: Scope = Scope.TENSOR) -> list[list[Scalar]]:
-    """The N x N matrix of dot products, each computed once."""
-    n = len(values)
-    rows: list[list[Scalar]] = [[scalar(0.0)] * n for _ in range(n)]
-    for i in range(n):
-        for j in range(i, n):
-            rows[i][j] = rows[j][i] = dot(values[i], values[j], scope)
-    return rows
 
 
 def _sqrt(x: Any) -> Any:
@@ -469,6 +493,7 @@ class Site:
 
     `input_first`: a matrix stored as (inputs, outputs), the transpose of the usual. `statistics` has one entry for
     each expert, or is empty where this tensor has none. `stored` is the coarsest dtype that an expert was stored in.
+    `merge` is the same for all tensors of one merge of a recipe, over which statistics of the model run.
     """
 
     name: str
@@ -482,6 +507,7 @@ class Site:
     stack: str = ""
     statistics: tuple[Statistic, ...] = ()
     stored: DType = DType.FLOAT32
+    merge: str = ""
 
     @property
     def numel(self) -> int:
@@ -495,5 +521,32 @@ class Site:
 
     def uniform(self, expert: int) -> Value:
         """The uniform random numbers of the `expert`-th input at this tensor, keyed by seed, model and tensor name."""
-        label = self.labels[expert] if expert < len(self.labels) else f"expert-{expert}"
-        return uniform(stream_key(self.seed, label, self.name))
+        return uniform(stream_key(self.seed, self._label(expert), self.name))
+
+    def over_model(self, name: str, expert: int | None = None, *parameters: Any) -> ModelStatistic:
+        """The extent of a reduction over all tensors of this merge, called `name`, of one of the experts or of all.
+
+        `parameters` are those that make it another statistic where they have other values (see `ModelStatistic`).
+        """
+        return ModelStatistic(self.merge, name, self.identity(expert), parameters)
+
+    def over(self, scope: str, name: str, expert: int | None = None, *parameters: Any) -> Extent:
+        """The extent that a parameter calls "row", "tensor" or "model"; the rest names it as in `over_model`."""
+        if scope == "model":
+            return self.over_model(name, expert, *parameters)
+        return {"row": Scope.ROW, "tensor": Scope.TENSOR}[scope]
+
+    def over_layer(self, layer: int, name: str, expert: int | None = None) -> ModelStatistic:
+        """The extent of a reduction over all tensors of a layer of this stack that is known throughout the stack."""
+        where, counts = (self.stack, layer), self.layer == layer
+        return ModelStatistic(self.merge, name, self.identity(expert), (), where, counts)
+
+    def _label(self, expert: int) -> str:
+        return self.labels[expert] if expert < len(self.labels) else f"expert-{expert}"
+
+    def identity(self, expert: int | None) -> str:
+        """What tells an expert from the others of the merge: its label, which is the same where others are missing."""
+        if expert is None:
+            return ""
+        label = self._label(expert)
+        return label if self.labels.count(label) < 2 else f"{label}#{expert}"

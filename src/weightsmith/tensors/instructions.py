@@ -22,14 +22,15 @@ from weightsmith.tensors.program import (
 
 _FLOATS = [dtype.value for dtype in DType if dtype.is_float]
 _PIECE_REDUCTIONS = frozenset((*ROW_REDUCTIONS, "dot_wide"))
-_SINGLE = "fill fill_rows fill_row_results fill_columns where uniform above row_rank histogram collect widen".split()
+_SELECTING = "above row_rank histogram collect equal".split()
+_SINGLE = ["fill", "fill_rows", "fill_row_results", "fill_columns", "where", "uniform", "widen"]
 
 _PAIRS = frozenset("add_add add_mul mul_add mul_sub mul_mul div_add div_sub".split())
 _SECOND = frozenset(("add", "sub", "mul"))
 _COMMUTATIVE = frozenset(("add", "mul"))
 
 OPCODES = frozenset(
-    {*BINARY, *UNARY, *_SINGLE, *_PAIRS, *_PIECE_REDUCTIONS}
+    {*BINARY, *UNARY, *_SINGLE, *_SELECTING, *_PAIRS, *_PIECE_REDUCTIONS}
     | {*ROW_REDUCTIONS.values(), *COLUMN_REDUCTIONS.values()}
     | {f"{verb}_{name}" for verb in ("load", "store", "round") for name in _FLOATS}
 ) - {"round_float64"}
@@ -265,7 +266,7 @@ class _Assembler:
 
     def _sink(self, sink: Sink) -> int:
         operands = [self._operand(i) for i in sink.inputs]
-        slot = self._take_slots(2 if sink.op == "collect" else 1)
+        slot = self._take_slots(2 if sink.op in ("collect", "equal") else 1)
         if sink.op in COLUMN_REDUCTIONS.values():
             self._emit(sink.op, self._reductions, [operands[0], operands[-1], sink.request], slot)
             self._reductions += 1

@@ -25,6 +25,7 @@ from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
+    Equal,
     Histogram,
     HistogramPart,
     PassSpec,
@@ -314,7 +315,7 @@ class NativePass:
                 call.give(slot, np.empty((runs, columns.width), dtype=np.float64))
             elif isinstance(request, Histogram):
                 call.give(slot, np.zeros(HISTOGRAM_BINS + _HISTOGRAM_REST, dtype=np.uint64))
-            elif isinstance(request, Collect):
+            elif isinstance(request, (Collect, Equal)):
                 size = min(request.limit, count)
                 call.give(slot, np.empty(size, dtype=np.uint64))
                 call.give(slot + 1, np.empty(size, dtype=np.int64))
@@ -375,7 +376,7 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
     found = call.outputs[slot]
     if isinstance(request, Histogram):
         return HistogramPart(found[:HISTOGRAM_BINS], int(found[HISTOGRAM_BINS]))
-    if isinstance(request, Collect):
+    if isinstance(request, (Collect, Equal)):
         inside, above = call.tally(slot)
         nonzero, _ = call.tally(slot + 1)
         taken = min(inside, len(found))

@@ -9,7 +9,7 @@ picks the k-th exactly, equal keys by lower index:
 * a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
 * a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key
   with more equal elements than the limit is resolved piece of memory by piece of memory, in index
-  order.
+  order, or by their ranks (`equal_magnitudes`).
 
 The engine asks `request()`, streams the tensor (or every tensor of the model), hands the tiles' answers to `absorb` in
 order, and stops when `result` is there.
@@ -26,11 +26,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.tensors.equal_magnitudes import Ranks, RankSearch, lowest
 from weightsmith.tensors.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
     CutPoint,
+    Equal,
     Histogram,
     HistogramPart,
     Request,
@@ -54,11 +56,13 @@ def key_to_magnitude(key: int, key_bits: int) -> float:
 
 def bounded(request: Request | None) -> bool:
     """True for requests whose collected lists may be dropped when there are too many (one tile's alone may not)."""
-    return isinstance(request, Collect) and request.only_part is None
+    if isinstance(request, Collect):
+        return request.only_part is None
+    return isinstance(request, Equal)
 
 
 class CollectedParts:
-    """Gathers the tiles' answers to `Collect`, dropping the lists (never the counts) once too much was collected.
+    """Gathers the tiles' answers to `Collect` or `Equal`, dropping lists (never counts) once too much was collected.
 
     Thread-safe; one may serve all tensors of a model.
     """
@@ -113,11 +117,17 @@ def gate_for(request: Request | None) -> Gate | None:
 class Selection:
     """Find the k-th largest of `population` magnitudes; k may be a share of those that are not zero.
 
-    Keys have `key_bits` bits: 31 for float32, 63 for float64.
+    Keys have `key_bits` bits: 31 for float32, 63 for float64. With `ranks`, which gives the rank at an index, equal
+    magnitudes are taken in the order of their ranks and not of their indices.
     """
 
     def __init__(
-        self, k: int | ShareOf, population: int, key_bits: int, limit: int = _COLLECT_LIMIT
+        self,
+        k: int | ShareOf,
+        population: int,
+        key_bits: int,
+        limit: int = _COLLECT_LIMIT,
+        ranks: Ranks | None = None,
     ) -> None:
         # The rule until the first full round has counted the nonzero elements; `k` is a guess up to then.
         self._rule = None if isinstance(k, int) else k
@@ -134,6 +144,8 @@ class Selection:
         self._sampled, self._sampled_from, self._expected = 0.0, 0.0, 0.0
         self._refined = False
         self._tie_part: tuple[int, int] | None = None
+        self._ranks = ranks
+        self._rank_search: RankSearch | None = None
         self._end_if_empty()
 
     @property
@@ -183,6 +195,8 @@ class Selection:
 
     def request(self) -> Request:
         """What to ask of every tile in the next round."""
+        if self._rank_search is not None:
+            return self._rank_search.request()
         if self._tie_part is not None:
             return Collect(self.low, self.high, 1 << 62, only_part=self._tie_part[0])
         if self._guess is not None and self._holds_too_many(*self._guess):
@@ -207,12 +221,15 @@ class Selection:
             self._end_if_empty()
             if self.result is not None:
                 return
-        if self._tie_part is not None:
+        if self._rank_search is not None and isinstance(asked, Equal):
+            self._rank_search.absorb(asked, [p for p in parts if isinstance(p, CollectPart)])
+            self._resolve_ranked()
+        elif self._tie_part is not None:
             (part,) = [p for p in parts if isinstance(p, CollectPart)]
             self._resolve(self.low, int(part.indices[self._tie_part[1] - 1]))
         elif isinstance(asked, Histogram):
             self._narrow(asked, [p for p in parts if isinstance(p, HistogramPart)])
-        else:
+        elif isinstance(asked, Collect):
             self._pick(asked, [p for p in parts if isinstance(p, CollectPart)])
 
     def _narrow(self, asked: Histogram, parts: Sequence[HistogramPart]) -> None:
@@ -271,11 +288,18 @@ class Selection:
         key = int(np.partition(keys, position)[position])
         ties_wanted = wanted - int(np.count_nonzero(keys > np.uint64(key)))
         equal = indices[keys == np.uint64(key)]
-        self._resolve(key, int(equal[ties_wanted - 1]))
+        if self._ranks is None or ties_wanted == len(equal):
+            self._resolve(key, int(equal[ties_wanted - 1]))
+        else:
+            rank, index = lowest(ties_wanted, self._ranks(equal), equal)
+            self._resolve(key, index, rank)
 
     def _finish_ties(self, key: int, parts: Sequence[CollectPart], wanted: int) -> None:
         """All collected keys are equal: skip tiles by their counts, then look inside one (or ask again)."""
         self.low = self.high = key
+        if self._ranks is not None:
+            self._rank_search = RankSearch(key, wanted, sum(part.inside for part in parts))
+            return self._resolve_ranked()
         for ordinal, part in enumerate(parts):
             if wanted > part.inside:
                 wanted -= part.inside
@@ -286,8 +310,15 @@ class Selection:
                 return None
         raise AssertionError("the k-th key lies in the bracket")
 
-    def _resolve(self, key: int, last_index: int) -> None:
-        self.result = CutPoint(key, last_index, key_to_magnitude(key, self.key_bits))
+    def _resolve_ranked(self) -> None:
+        assert self._rank_search is not None
+        if self._rank_search.result is not None:
+            rank, index = self._rank_search.result
+            self._resolve(self.low, index, rank)
+
+    def _resolve(self, key: int, last_index: int, last_rank: int | None = None) -> None:
+        magnitude = key_to_magnitude(key, self.key_bits)
+        self.result = CutPoint(key, last_index, magnitude, last_rank)
 
     def _end_if_empty(self) -> None:
         if self.k <= 0:
@@ -323,7 +354,8 @@ def _joined_indices(parts: Sequence[CollectPart]) -> NDArray[np.int64]:
     return np.concatenate([p.indices for p in parts]) if parts else np.empty(0, np.int64)
 
 
-def local_cut(cut: CutPoint, offset: int, numel: int) -> CutPoint:
+def local_cut(cut: CutPoint, offset: int, numel: int, rank_key: int = 0) -> CutPoint:
     """A model-wide cut as one tensor sees it, whose elements have global indices [offset, offset + numel)."""
     last = cut.last_index - offset
-    return CutPoint(cut.key, ALL_INDICES if last >= numel else max(last, -1), cut.magnitude)
+    last = ALL_INDICES if last >= numel else max(last, -1)
+    return CutPoint(cut.key, last, cut.magnitude, cut.last_rank, rank_key)

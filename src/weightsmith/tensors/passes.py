@@ -28,14 +28,18 @@ _REMEMBERED = 256
 
 @dataclass(frozen=True, slots=True)
 class CutPoint:
-    """A known cut: elements with |x| above `key` are selected, and those equal to it with flat index <= `last_index`.
+    """A known cut: elements with |x| above `key` are selected, and some of those equal to it.
 
-    Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes.
+    Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes. Of equals those with
+    flat index <= `last_index` are selected, or, with a `last_rank`, those whose rank (see `equal_magnitudes`, under
+    the tensor's `rank_key`) is lower, or is that at such an index.
     """
 
     key: int
     last_index: int
     magnitude: float
+    last_rank: int | None = None
+    rank_key: int = 0
 
 
 Known = Mapping[Node, float | CutPoint | Any]
@@ -65,7 +69,22 @@ class Collect:
     only_part: int | None = None
 
 
-Request = Histogram | Collect
+@dataclass(frozen=True, slots=True)
+class Equal:
+    """Ask for every element of magnitude `key` whose rank lies in [low, high] (at most `limit` per tile).
+
+    The answer has ranks for keys, and counts those of a lower rank as above. `rank_key` is the tensor's (see
+    `equal_magnitudes`).
+    """
+
+    key: int
+    low: int
+    high: int
+    limit: int
+    rank_key: int = 0
+
+
+Request = Histogram | Collect | Equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +97,7 @@ class HistogramPart:
 
 @dataclass(frozen=True, slots=True)
 class CollectPart:
-    """One tile's answer to `Collect`.
+    """One tile's answer to `Collect`, or to `Equal`.
 
     `inside` counts the keys in range, also where lists are cut, and `nonzero` all keys but 0.
     """

@@ -29,6 +29,7 @@ from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value
 from weightsmith.tensors.passes import (
     Collect,
     CutPoint,
+    Equal,
     Histogram,
     PassSpec,
     Request,
@@ -44,6 +45,7 @@ UNARY = frozenset(("neg", "abs", "sign", "sqrt", "exp", "log", "not"))
 ROW_REDUCTIONS = {"total": "row_total", "dot": "row_dot", "peak": "row_peak"}
 COLUMN_REDUCTIONS = {"total": "column_total", "dot": "column_dot", "peak": "column_peak"}
 _WIDEN_FROM = 3  # dot products in one pass
+_REQUEST_INTEGERS: dict[type[Any], int] = {Histogram: 2, Collect: 3, Equal: 5}
 _LISTINGS = 256  # that are remembered
 
 # One value of a pass: operation, positions of its inputs, and a place in a table or a dtype's name. A plain tuple,
@@ -136,7 +138,9 @@ class _Blank:
             point = spec.known[cut]
             if not isinstance(point, CutPoint):
                 raise UsageError(_NOT_MEASURED)
-            integers[place : place + 2] = min(point.key, limit), point.last_index
+            rank = -1 if point.last_rank is None else point.last_rank
+            cut_integers = (min(point.key, limit), point.last_index, rank, point.rank_key)
+            integers[place : place + 4] = cut_integers
         for place, ordinal in self.requests:
             asked = _request_integers(spec.reductions[ordinal][1], limit)
             integers[place : place + len(asked)] = asked
@@ -178,6 +182,8 @@ def _is_array(known: Any) -> bool:
 
 def _request_integers(request: Request | None, limit: int) -> tuple[int, ...]:
     assert request is not None
+    if isinstance(request, Equal):
+        return request.key, request.low, request.high, request.limit, request.rank_key
     low = request.low if request.low <= limit else -1
     if isinstance(request, Histogram):
         return low, request.shift
@@ -429,7 +435,7 @@ class _Lister:
             raise UsageError(_NOT_MEASURED)
         if cut not in self._places:
             self._open_cuts.append((len(self._listing.integers), cut))
-        place = self._table(cut, 0, 0)
+        place = self._table(cut, 0, 0, 0, 0)
         return self._entry("above", (self._magnitude(x),), place)
 
     def _known_value(self, node: Value) -> int:
@@ -452,12 +458,12 @@ class _Lister:
         return position
 
     def _reduction(self, reduction: Scalar | Cut, kind: type[Any], ordinal: int) -> Sink:
-        if issubclass(kind, (Histogram, Collect)):
+        if kind in _REQUEST_INTEGERS:
             asked = (self._magnitude(reduction.inputs[0]),)
             owner = ("request", ordinal)
             if owner not in self._places:
                 self._open_requests.append((len(self._listing.integers), ordinal))
-            blanks = (0, 0) if kind is Histogram else (0, 0, 0)
+            blanks = (0,) * _REQUEST_INTEGERS[kind]
             return Sink(kind.__name__.lower(), asked, self._table(owner, *blanks))
         if isinstance(reduction, Cut):
             raise UsageError(

@@ -14,6 +14,7 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Node, Scalar
 from weightsmith.tensors.passes import (
     Collect,
+    Equal,
     Histogram,
     PassSpec,
     Request,
@@ -24,6 +25,7 @@ from weightsmith.tensors.passes import (
 from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
+    collect_equal,
     collect_keys,
     count_keys,
     magnitude_keys,
@@ -94,6 +96,8 @@ class TorchPass:
     ) -> Any:
         if isinstance(request, Histogram):
             return count_keys(magnitude_keys(values[0]), request)
+        if isinstance(request, Equal):
+            return collect_equal(magnitude_keys(values[0]), request, start)
         if isinstance(request, Collect):
             return collect_keys(magnitude_keys(values[0]), request, start)
         if isinstance(reduction, Scalar) and reduction.columns is not None:

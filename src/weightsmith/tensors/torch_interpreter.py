@@ -24,6 +24,7 @@ from weightsmith.tensors.passes import (
     Collect,
     CollectPart,
     CutPoint,
+    Equal,
     Histogram,
     HistogramPart,
     evaluate_scalar,
@@ -263,7 +264,13 @@ def magnitude_keys(x: Tensor) -> Tensor:
 
 def _above(x: Tensor, cut: CutPoint, frame: _Frame) -> Tensor:
     keys = magnitude_keys(frame.full(x))
-    if cut.last_index >= frame.start + frame.count - 1:
+    if cut.last_rank is not None:
+        mask = keys > cut.key
+        tied = torch.nonzero(keys == cut.key).flatten()
+        ranks, indices = tie_ranks(cut.rank_key, tied + frame.start), tied + frame.start
+        equal = (ranks == cut.last_rank) & (indices <= cut.last_index)
+        mask[tied] = (ranks < cut.last_rank) | equal
+    elif cut.last_index >= frame.start + frame.count - 1:
         mask = keys >= cut.key
     elif cut.last_index < frame.start:
         mask = keys > cut.key
@@ -276,6 +283,22 @@ def _row_rank(x: Tensor, frame: _Frame) -> Tensor:
     order = torch.argsort(magnitude_keys(x.expand(frame.shape)), dim=-1, stable=True)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places).to(frame.work)
+
+
+def tie_ranks(key: int, indices: Tensor) -> Tensor:
+    """Ranks of elements at flat indices (see `weightsmith.tensors.equal_magnitudes`)."""
+    x = indices + key
+    x = (x ^ _shifted_wide(x, 30)) * _signed_wide(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted_wide(x, 27)) * _signed_wide(0x94D049BB133111EB)
+    return _shifted_wide(x ^ _shifted_wide(x, 31), 1)
+
+
+def _signed_wide(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def _shifted_wide(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def uniform_tile(key: tuple[Any, ...], start: int, count: int, device: torch.device) -> Tensor:
@@ -383,3 +406,14 @@ def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
     return CollectPart(
         on_host[at].astype(np.uint64), at.astype(np.int64) + start, inside, above, nonzero
     )
+
+
+def collect_equal(keys: Tensor, request: Equal, start: int) -> CollectPart:
+    """Answer an `Equal` request for a tile that begins at flat index `start`."""
+    indices = torch.nonzero(keys == request.key).flatten() + start
+    ranks = tie_ranks(request.rank_key, indices)
+    at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
+    below, inside = int((ranks < request.low).sum()), at.numel()
+    at = at[: request.limit]
+    found = ranks[at].cpu().numpy().astype(np.uint64), indices[at].cpu().numpy()
+    return CollectPart(*found, inside, below, 0)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, walk
-from weightsmith.tensors.layers import adds_to
+from weightsmith.tensors.equal_magnitudes import EqualMagnitudes, model_ranks, rank_key
+from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, adds_to, statistic_of, walk
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.order import Selection, local_cut
 from weightsmith.tensors.passes import (
     Collect,
+    CollectPart,
     CutPoint,
     Histogram,
+    HistogramPart,
+    Request,
     has_row_nodes,
     reduction_levels,
     selected_count,
@@ -23,6 +28,7 @@ from weightsmith.tensors.passes import (
 )
 from weightsmith.tensors.torch_interpreter import (
     Interpreter,
+    collect_equal,
     collect_keys,
     column_numbers,
     count_keys,
@@ -46,44 +52,38 @@ def evaluate_model(
     outputs: Mapping[str, Value],
     sources: Mapping[str, Sequence[Tensor]],
     *,
-    groups: Mapping[Node, Any] | None = None,
     work: torch.dtype | None = None,
+    equal_magnitudes: EqualMagnitudes = EqualMagnitudes.HASH,
 ) -> dict[str, Tensor]:
-    """Values of many tensors' graphs, with model-scope reductions taken over all of them.
+    """Values of many tensors' graphs, with model-scope reductions of one name taken over all of them.
 
-    `groups` says which model-scope reductions of different tensors are one (by default: those at the same position of
-    each graph). Tensors that take part in them are computed in float64 if one of them is.
+    Tensors that take part in them are computed in float64 if one of them is. `equal_magnitudes` decides what a
+    threshold over the model takes of equals; the order of files is that of `outputs`.
     """
     works = dict.fromkeys(outputs, work) | _joint_work(outputs, sources, work)
     known: dict[str, dict[Node, Any]] = {name: {} for name in outputs}
+    order = list(outputs) if equal_magnitudes is EqualMagnitudes.FILE else sorted(outputs)
     while True:
         progressed = False
-        pending: dict[Any, list[tuple[str, Scalar | Cut]]] = {}
-        late: set[Any] = set()
-        for name, output in outputs.items():
-            levels = reduction_levels([output], known[name])
-            late |= {groups[r] for later in levels[1:] for r in later if groups and r in groups}
-            model_position = 0
+        pending: dict[ModelStatistic, dict[str, list[Scalar | Cut]]] = {}
+        late: set[ModelStatistic | None] = set()
+        for name in order:
+            levels = reduction_levels([outputs[name]], known[name])
+            late |= {statistic_of(r) for later in levels[1:] for r in later}
             for reduction in levels[0] if levels else []:
                 progressed = True
-                if reduction.scope is Scope.MODEL:
-                    key = groups[reduction] if groups else model_position
-                    model_position += 1
-                    pending.setdefault(key, []).append((name, reduction))
+                statistic = statistic_of(reduction)
+                if statistic is not None:
+                    pending.setdefault(statistic, {}).setdefault(name, []).append(reduction)
                 else:
-                    measured = _measure([reduction], [sources[name]], [known[name]], works[name])
-                    known[name].update(zip([reduction], measured, strict=True))
+                    known[name][reduction] = _measured(
+                        reduction, sources[name], known[name], works[name]
+                    )
         ready = {key: members for key, members in pending.items() if key not in late} or pending
         for members in ready.values():
-            names = [name for name, _ in members]
-            measured = _measure(
-                [r for _, r in members],
-                [sources[n] for n in names],
-                [known[n] for n in names],
-                works[names[0]],
-            )
-            for (name, reduction), result in zip(members, measured, strict=True):
-                known[name][reduction] = result
+            found = _measured_over(members, sources, known, works, equal_magnitudes)
+            for name, reductions in members.items():
+                known[name].update(dict.fromkeys(reductions, found[name]))
         if not progressed:
             break
     return {
@@ -149,48 +149,90 @@ def _with_whole_nodes(
     return known
 
 
-def _measure(
-    reductions: Sequence[Scalar | Cut],
-    sources: Sequence[Sequence[Tensor]],
-    known: Sequence[dict[Node, Any]],
+def _measured(
+    reduction: Scalar | Cut,
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
     work: torch.dtype | None,
-) -> list[Any]:
-    first = reductions[0]
-    count = 2 if first.op == "dot" else 1
-    values = [
-        _run_whole(r.inputs[:count], s, k, work)
-        for r, s, k in zip(reductions, sources, known, strict=True)
-        if adds_to(r)
-    ]
+) -> Any:
+    values = _reduced(reduction, sources, known, work)
+    if isinstance(reduction, Cut):
+        (cut,) = _cuts(reduction, {"": values[0]}, known, None)
+        return cut
+    if reduction.columns is not None:
+        return column_numbers(reduction.op, [t.reshape(-1) for t in values], reduction.columns)
+    return reduce_piece(reduction.op, [t.reshape(-1) for t in values])
+
+
+def _measured_over(
+    members: Mapping[str, Sequence[Scalar | Cut]],
+    sources: Mapping[str, Sequence[Tensor]],
+    known: Mapping[str, dict[Node, Any]],
+    works: Mapping[str, torch.dtype | None],
+    equal_magnitudes: EqualMagnitudes,
+) -> dict[str, Any]:
+    """What a statistic over several tensors is for each of them."""
+    firsts = {name: reductions[0] for name, reductions in members.items()}
+    values = {
+        name: _reduced(first, sources[name], known[name], works[name])
+        for name, first in firsts.items()
+        if adds_to(first)
+    }
+    name, first = next(iter(firsts.items()))
     if isinstance(first, Cut):
-        return _measure_cut(first, [v[0] for v in values], known[0])
+        magnitudes = {n: v[0] for n, v in values.items()}
+        return dict(
+            zip(firsts, _cuts(first, magnitudes, known[name], equal_magnitudes), strict=True)
+        )
     if not values:
-        return [torch.zeros((), dtype=torch.float64)] * len(reductions)
-    if first.columns is not None:
-        columns = first.columns
-        return [column_numbers(first.op, [t.reshape(-1) for t in v], columns) for v in values]
-    parts = torch.stack([reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values])
-    return [parts.max() if first.op == "peak" else parts.sum()] * len(reductions)
+        return dict.fromkeys(firsts, torch.zeros((), dtype=torch.float64))
+    pieces = [reduce_piece(first.op, [t.reshape(-1) for t in v]) for v in values.values()]
+    parts = torch.stack(pieces)
+    return dict.fromkeys(firsts, parts.max() if first.op == "peak" else parts.sum())
 
 
-def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> list[CutPoint]:
-    population = sum(v.numel() for v in values)
-    k = selected_count(cut, known, population)
-    keys = [magnitude_keys(v).reshape(-1) for v in values]
-    selection = Selection(k, population, 63 if values[0].dtype is torch.float64 else 31)
-    offsets = np.cumsum([0] + [v.numel() for v in values])
+def _reduced(
+    reduction: Scalar | Cut,
+    sources: Sequence[Tensor],
+    known: dict[Node, Any],
+    work: torch.dtype | None,
+) -> list[Tensor]:
+    return _run_whole(reduction.inputs[: 2 if reduction.op == "dot" else 1], sources, known, work)
+
+
+def _cuts(
+    cut: Cut,
+    values: Mapping[str, Tensor],
+    known: dict[Node, Any],
+    equal_magnitudes: EqualMagnitudes | None,
+) -> list[CutPoint]:
+    """A threshold over tensors in their order, as each of them sees it."""
+    sizes = [v.numel() for v in values.values()]
+    k = selected_count(cut, known, sum(sizes))
+    keys = [magnitude_keys(v).reshape(-1) for v in values.values()]
+    ranks = None
+    if equal_magnitudes is EqualMagnitudes.HASH:
+        ranks = model_ranks(list(zip(values, sizes, strict=True)))
+    key_bits = 63 if any(v.dtype is torch.float64 for v in values.values()) else 31
+    selection = Selection(k, sum(sizes), key_bits, ranks=ranks)
+    offsets = np.cumsum([0, *sizes])
     while selection.result is None:
         asked = selection.request()
         part = asked.only_part if isinstance(asked, Collect) else None
         chosen = range(len(keys)) if part is None else [part]
-        parts: list[Any] = [
-            count_keys(keys[i], asked)
-            if isinstance(asked, Histogram)
-            else collect_keys(keys[i], asked, int(offsets[i]))
-            for i in chosen
-        ]
+        names = list(values)
+        parts = [_answer(keys[i], asked, names[i], int(offsets[i])) for i in chosen]
         selection.absorb(asked, parts)
     return [
-        local_cut(selection.result, int(o), v.numel())
-        for o, v in zip(offsets, values, strict=False)
+        local_cut(selection.result, int(offset), size, rank_key(name))
+        for name, offset, size in zip(values, offsets, sizes, strict=False)
     ]
+
+
+def _answer(keys: Tensor, asked: Request, tensor: str, offset: int) -> HistogramPart | CollectPart:
+    if isinstance(asked, Histogram):
+        return count_keys(keys, asked)
+    if isinstance(asked, Collect):
+        return collect_keys(keys, asked, offset)
+    part = collect_equal(keys, replace(asked, rank_key=rank_key(tensor)), 0)
+    return replace(part, indices=part.indices + offset)
