@@ -228,10 +228,7 @@ class Machine {
         const int64_t key = tile_.integers[in.b], last = tile_.integers[in.b + 1];
         const int64_t rank = tile_.integers[in.b + 2];
         const int64_t first = tile_.start + at_;
-        if (rank >= 0) {
-            above_loop(x, out, 0, n_, key);
-            return add_equal(x, out, key, Ranked{uint64_t(tile_.integers[in.b + 3]), rank, last});
-        }
+        if (rank >= 0) return above_ranked(x, out, key, Ranked{uint64_t(tile_.integers[in.b + 3]), rank, last});
         const int64_t tied = last < first ? 0 : last - first + 1 < n_ ? last - first + 1 : n_;
         above_loop(x, out, 0, tied, key - 1);
         above_loop(x, out, tied, n_, key);
@@ -250,13 +247,26 @@ class Machine {
         int64_t rank, last;
     };
 
-    void add_equal(const T* x, T* out, int64_t key, Ranked bound) const {
+    // Ranks are worked out for equals alone, eight flags being looked at together. The registers may be one.
+    void above_ranked(const T* x, T* out, int64_t key, Ranked bound) const {
         typedef typename KeyOf<T>::type Key;
-        const int64_t first = tile_.start + at_;
+        const Key equal = Key(key);
+        uint8_t* flags = reinterpret_cast<uint8_t*>(staging_);
+        WS_VECTOR_LOOP
         for (int64_t i = 0; i < n_; ++i) {
-            if (key_at(x, i) != Key(key)) continue;
-            const int64_t rank = tie_rank(bound.rank_key, first + i);
-            out[i] = rank < bound.rank || (rank == bound.rank && first + i <= bound.last) ? T(1) : T(0);
+            const Key own = key_at(x, i);
+            flags[i] = own == equal ? 1 : 0;
+            out[i] = own > equal ? T(1) : T(0);
+        }
+        std::memset(flags + n_, 0, 8);
+        const int64_t first = tile_.start + at_;
+        uint64_t word;
+        for (int64_t group = 0; group < n_; group += 8) {
+            for (std::memcpy(&word, flags + group, 8); word; word &= word - 1) {
+                const int64_t i = group + (__builtin_ctzll(word) >> 3);
+                const int64_t rank = tie_rank(bound.rank_key, first + i);
+                if (rank < bound.rank || (rank == bound.rank && first + i <= bound.last)) out[i] = T(1);
+            }
         }
     }
 

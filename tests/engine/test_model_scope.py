@@ -19,9 +19,21 @@ from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.tiles import model_sample_runs, sample_step
+from weightsmith.engine.trace import Member
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scope, Value, above, largest_share, source, walk, where
+from weightsmith.tensors.graph import (
+    Extent,
+    Scope,
+    Value,
+    above,
+    largest_share,
+    source,
+    statistic_of,
+    walk,
+    where,
+)
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.torch_memory import evaluate_model
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
@@ -77,19 +89,22 @@ def test_mixed_precisions_come_out_in_memory_as_on_disk(tmp_path: Path) -> None:
         assert found[name].equal(tensor)
 
 
-@pytest.mark.parametrize("scope", [Scope.TENSOR, Scope.MODEL])
+MODEL = ModelStatistic("merge", "threshold")
+
+
+@pytest.mark.parametrize("extent", [Scope.TENSOR, MODEL])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_cut_keeps_a_share_of_what_is_not_zero(backend: str, scope: Scope) -> None:
+def test_a_cut_keeps_a_share_of_what_is_not_zero(backend: str, extent: Extent) -> None:
     """300,001 elements of which a third is zero, in tensors of two sizes, so that sampling is needed too."""
     numbers = torch.randperm(300_001, generator=torch.Generator().manual_seed(6)).float()
     numbers[numbers % 3 == 1] = 0.0
     parts = {"first": numbers[:1000], "second": numbers[1000:]}
     x = source(0)
-    graphs = {n: where(above(x, largest_share(x, 0.25, scope, "nonzero")), x, 0.0) for n in parts}
+    graphs = {n: where(above(x, largest_share(x, 0.25, extent, "nonzero")), x, 0.0) for n in parts}
     found = engine_results(graphs, parts, backend)
     in_memory = evaluate_model(graphs, {n: [t] for n, t in parts.items()})
     for name, part in parts.items():
-        pool = numbers if scope is Scope.MODEL else part
+        pool = numbers if extent is MODEL else part
         k = int(torch.count_nonzero(pool)) // 4
         threshold = pool.sort(descending=True).values[k - 1]
         assert found[name].equal(torch.where(part >= threshold, part, 0.0))
@@ -103,8 +118,8 @@ def engine_results(graphs: dict[str, Value], tensors: Tensors, backend: str) -> 
     for name, graph in graphs.items():
         shape, data = tuple(tensors[name].shape), tensors[name].numpy().view(np.uint8).data
         stored = MemoryTensor(name, DType.FLOAT32, shape, data)
-        cuts = {node: "cut" for node in walk([graph]) if getattr(node, "scope", 0) == Scope.MODEL}
-        jobs.append(TensorJob(name, shape, graph, [stored], settings, groups=cuts))
+        members = {n: Member(s, name) for n in walk([graph]) if (s := statistic_of(n)) is not None}
+        jobs.append(TensorJob(name, shape, graph, [stored], settings, members))
     scheduler = Scheduler(2)
     resolve_model_scope(jobs, scheduler)
     sinks = {job.name: _Bytes(4 * job.numel) for job in jobs}

@@ -16,6 +16,7 @@ from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.trace import Member
 from weightsmith.methods import registry
 from weightsmith.methods.arcee_fusion import ArceeFusion, softmax
 from weightsmith.tensors import graph, native
@@ -23,6 +24,7 @@ from weightsmith.tensors.by_column import column_total
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scope, Site, Value, source, walk
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.passes import (
     Backend,
     PassSpec,
@@ -89,6 +91,9 @@ def computed(
 
     Scheduler(threads).run([run()])
     return np.frombuffer(sink.data, dtype=np.float32).reshape(shape)
+
+
+MODEL = ModelStatistic("merge", "threshold")
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
@@ -167,14 +172,15 @@ def test_a_sample_of_a_whole_model_computes_its_own_rows() -> None:
     shape = (700, 500)
     x = source(0) / graph.total(abs(source(0)), Scope.ROW)
     scaled = x + graph.norm(x)
-    cut = graph.largest_share(scaled, 0.1, Scope.MODEL)
+    cut = graph.largest_share(scaled, 0.1, MODEL)
     output = graph.where(graph.above(scaled, cut), 1.0, 0.0)
     backend = Recorded(backend_of(BACKENDS[-1]))
     settings = Settings(backend, 1 << 18)
-    jobs = []
-    for array in drawn(shape):
-        stored = MemoryTensor("t", DType.FLOAT32, shape, bytearray(array.tobytes()))
-        jobs.append(TensorJob("t", shape, output, [stored], settings, groups={cut: "cut"}))
+    jobs: list[TensorJob] = []
+    for name, array in zip("ab", drawn(shape), strict=True):
+        stored = MemoryTensor(name, DType.FLOAT32, shape, bytearray(array.tobytes()))
+        members = {cut: Member(MODEL, name)}
+        jobs.append(TensorJob(name, shape, output, [stored], settings, members))
     scheduler = Scheduler(1)
     resolve_model_scope(jobs, scheduler)
     sinks = [Collected(4 * math.prod(shape), 4) for _ in jobs]

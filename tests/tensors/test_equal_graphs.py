@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weightsmith.methods.modifiers import Named
+from weightsmith.methods.modifiers import Displaced
 from weightsmith.tensors import graph
 from weightsmith.tensors.equal_graphs import shared_graph, walked
 from weightsmith.tensors.graph import Scope, Site, Value, source, walk, whole
-from weightsmith.tensors.layers import LayerPart, layer_dot
+from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.passes import reduction_levels, used_sources
 
 
@@ -37,10 +37,12 @@ def merged(**changes: Any) -> Value:
         "counts": True,
         "name": "a",
     } | changes
-    delta = Named(source(facts["index"]) - source(0), facts["name"])
+    delta = source(facts["index"]) - source(0)
+    delta = Displaced(delta, source(0), delta)
     size = graph.apply(Times(facts["factor"]), graph.dot(delta, delta, facts["scope"]))
-    part = LayerPart("stack", 1, facts["counts"])
-    layer = graph.Scalar("dot", (delta, delta), (part,), scope=Scope.MODEL)
+    layer = graph.dot(
+        delta, delta, ModelStatistic("m", facts["name"], layer=("s", 1), counts=facts["counts"])
+    )
     kept = graph.uniform((facts["seed"], 2)) < 0.5
     changed: Value = facts["operation"](
         delta * size, graph.where(kept, delta * facts["weight"], 0.0)
@@ -67,7 +69,7 @@ def test_graphs_that_are_built_alike_are_one_object() -> None:
         {"factor": 3.0},
         {"operation": operator.sub},
         {"scope": Scope.ROW},
-        {"scope": Scope.MODEL},
+        {"scope": ModelStatistic("m", "a")},
         {"seed": 2},
         {"index": 2},
         {"counts": False},
@@ -121,7 +123,7 @@ def test_what_is_remembered_of_a_graph_depends_on_what_is_known() -> None:
 def test_a_site_of_another_layer_makes_another_statistic() -> None:
     def at(layer: int) -> Value:
         site = Site("x", (4,), stack="s", layer=layer)
-        return source(0) * layer_dot(source(0), source(0), site, 1)
+        return source(0) * graph.dot(source(0), source(0), site.over_layer(1, "norm"))
 
     assert twin(at(1)) is twin(at(1))
     assert twin(at(0)) is not twin(at(1))

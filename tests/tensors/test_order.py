@@ -160,6 +160,7 @@ def test_a_rule_gives_the_rank_from_the_number_of_elements():
     import torch
 
     from weightsmith.tensors.graph import Scope, above, largest, source, where
+    from weightsmith.tensors.model_statistics import ModelStatistic
     from weightsmith.tensors.torch_memory import evaluate_model
 
     def third(population: int) -> int:
@@ -167,7 +168,10 @@ def test_a_rule_gives_the_rank_from_the_number_of_elements():
 
     arrays = {"a": np.array([1.0, -9.0, 3.0]), "b": np.array([8.0, 0.5, -2.0, 7.0, 4.0, 0.1])}
     x = source(0)
-    graphs = {n: where(above(x, largest(x, third, Scope.MODEL)), x, 0.0) for n in arrays}
+    graphs = {
+        n: where(above(x, largest(x, third, ModelStatistic("merge", "threshold"))), x, 0.0)
+        for n in arrays
+    }
     found = evaluate_model(graphs, {n: [torch.from_numpy(a)] for n, a in arrays.items()})
     assert found["a"].tolist() == [0.0, -9.0, 0.0]
     assert found["b"].tolist() == [8.0, 0.0, 0.0, 7.0, 0.0, 0.0]

@@ -91,7 +91,7 @@ class RankSearch:
         self.result: tuple[int, int] | None = (
             (HIGHEST_RANK, HIGHEST_RANK) if wanted >= count else None
         )
-        self._key, self._wanted = key, wanted
+        self._key, self._wanted, self._sigmas = key, wanted, _SIGMAS
         # Invariant: the rank lies in [low, high], where `inside` are, and `below` are lower.
         self._low, self._high, self._below, self._inside = 0, HIGHEST_RANK, 0, count
 
@@ -99,7 +99,8 @@ class RankSearch:
         """What to ask of every tile in the next round."""
         span = self._high - self._low
         share = (self._wanted - self._below) / self._inside
-        half = (_SIGMAS * math.sqrt(self._inside * share * (1.0 - share)) + _SIGMAS) / self._inside
+        spread = math.sqrt(self._inside * share * (1.0 - share)) + 1.0
+        half = self._sigmas * spread / self._inside
         low = self._low + int(span * max(0.0, share - half))
         high = self._low + math.ceil(span * min(1.0, share + half))
         return Equal(self._key, low, min(high, self._high), 1 << 62)
@@ -122,3 +123,5 @@ class RankSearch:
             ranks = np.concatenate([p.keys for p in held]).astype(np.int64)
             indices = np.concatenate([p.indices for p in held])
             self.result = lowest(self._wanted - below, ranks, indices)
+        else:
+            self._sigmas /= 2.0  # so that the next bracket is a part of this one
