@@ -21,7 +21,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.methods import registry
 from weightsmith.tensors import graph, native
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scalar, Site, Value
+from weightsmith.tensors.graph import Cut, Node, Scalar, Value
 from weightsmith.tensors.passes import (
     Backend,
     Collect,
@@ -32,6 +32,7 @@ from weightsmith.tensors.passes import (
     has_row_nodes,
     reduction_levels,
 )
+from weightsmith.tensors.site import Site
 
 ROW = 4096
 TILE = 1 << 18

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.adapters.opening import open_model
-from weightsmith.engine.plan import Action, make_plan
+from weightsmith.engine.plan import make_plan
+from weightsmith.engine.planned_tensors import Action
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,

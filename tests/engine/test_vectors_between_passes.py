@@ -23,7 +23,7 @@ from weightsmith.tensors import graph, native
 from weightsmith.tensors.by_column import column_total
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scope, Site, Value, source, walk
+from weightsmith.tensors.graph import Scope, Value, source, walk
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.passes import (
     Backend,
@@ -33,6 +33,7 @@ from weightsmith.tensors.passes import (
     pass_roots,
     rows_to_keep,
 )
+from weightsmith.tensors.site import Site
 from weightsmith.tensors.torch_backend import TorchBackend
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from weightsmith.methods import registry
-from weightsmith.tensors.graph import Site, Statistic, Value, source
+from weightsmith.tensors.graph import Value, source
+from weightsmith.tensors.site import Site, Statistic
 from weightsmith.tensors.torch_memory import evaluate, evaluate_model
 
 

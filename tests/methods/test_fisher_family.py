@@ -7,7 +7,8 @@ import pytest
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
-from weightsmith.tensors.graph import Site, Statistic, source
+from weightsmith.tensors.graph import source
+from weightsmith.tensors.site import Site, Statistic
 
 RNG = np.random.default_rng(11)
 SHAPE = (3, 4)

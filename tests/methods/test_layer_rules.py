@@ -10,7 +10,8 @@ import weightsmith
 from weightsmith.errors import RecipeError
 from weightsmith.methods import modifiers
 from weightsmith.methods.layer_swapping import middle_block, swap_share
-from weightsmith.tensors.graph import Site, source
+from weightsmith.tensors.graph import source
+from weightsmith.tensors.site import Site
 from weightsmith.tensors.torch_memory import evaluate
 
 LAYERS = 6

@@ -10,7 +10,8 @@ import weightsmith
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.methods.registry import REQUIRED, Base
-from weightsmith.tensors.graph import Site, source
+from weightsmith.tensors.graph import source
+from weightsmith.tensors.site import Site
 from weightsmith.tensors.torch_memory import evaluate
 
 

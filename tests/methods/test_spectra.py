@@ -9,8 +9,8 @@ import torch
 from weightsmith.checkpoints import Kind
 from weightsmith.methods.matrices import EMBEDDING_ROLES, MatrixRules, MatrixView, fused_parts
 from weightsmith.methods.spectra import Decomposition
-from weightsmith.tensors.graph import Site
 from weightsmith.tensors.singular import embedded, exact, gram_spectrum, signs
+from weightsmith.tensors.site import Site
 
 RULES = {
     "others": "average",

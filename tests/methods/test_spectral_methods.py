@@ -515,7 +515,8 @@ def test_knots_trims_over_the_whole_model_unless_told_otherwise(merge_model, mer
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_torch_and_numpy_agree(name):
-    from weightsmith.tensors.graph import Site, source, walk
+    from weightsmith.tensors.graph import source, walk
+    from weightsmith.tensors.site import Site
 
     base, experts = draw(2)
     spec = registry.get(name)

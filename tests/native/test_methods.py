@@ -12,7 +12,7 @@ from weightsmith.methods import registry
 from weightsmith.tensors import native
 from weightsmith.tensors.columns import ColumnSums
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scope, Site, source, walk
+from weightsmith.tensors.graph import Cut, Node, Scope, source, walk
 from weightsmith.tensors.order import Selection
 from weightsmith.tensors.passes import (
     Collect,
@@ -20,6 +20,7 @@ from weightsmith.tensors.passes import (
     reduction_levels,
     selected_count,
 )
+from weightsmith.tensors.site import Site
 
 SHAPE = (24, 130)
 VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}

@@ -13,9 +13,10 @@ import pytest
 from weightsmith.methods.modifiers import Displaced
 from weightsmith.tensors import graph
 from weightsmith.tensors.equal_graphs import shared_graph, walked
-from weightsmith.tensors.graph import Scope, Site, Value, source, walk, whole
+from weightsmith.tensors.graph import Scope, Value, source, walk, whole
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.passes import reduction_levels, used_sources
+from weightsmith.tensors.site import Site
 
 
 @dataclass(frozen=True, slots=True)

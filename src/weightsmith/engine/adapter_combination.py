@@ -33,8 +33,9 @@ from weightsmith.engine.linearity import Term, coefficients
 from weightsmith.errors import UsageError
 from weightsmith.methods import registry
 from weightsmith.methods.metrics_weighted import MetricsWeighted
-from weightsmith.tensors.graph import Scope, Site, Value, is_reduction, source, walk
+from weightsmith.tensors.graph import Scope, Value, is_reduction, source, walk
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.site import Site
 from weightsmith.wording import counted
 
 SPACES: dict[str, Space] = {"dense": Dense(), "knots": Knots(), "core": CoreSpace()}

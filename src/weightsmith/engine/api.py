@@ -24,7 +24,8 @@ from weightsmith.recipes.combine import coarsest
 from weightsmith.recipes.expressions import Expression, checkpoint
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
-from weightsmith.tensors.graph import Site, Value, source
+from weightsmith.tensors.graph import Value, source
+from weightsmith.tensors.site import Site
 
 if TYPE_CHECKING:
     from torch import Tensor

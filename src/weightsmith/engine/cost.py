@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.stored_bytes import product_operations, stored_bytes
 from weightsmith.recipes.formula import distinct_leaves
 

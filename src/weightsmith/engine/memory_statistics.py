@@ -10,7 +10,8 @@ from weightsmith.engine.memory_checks import comparable
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.methods.registry import MethodSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Statistic, source
+from weightsmith.tensors.graph import source
+from weightsmith.tensors.site import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,8 @@ from weightsmith.tensors.passes import PassSpec, work_dtype
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
-    from weightsmith.engine.plan import Plan, PlannedTensor
+    from weightsmith.engine.plan import Plan
+    from weightsmith.engine.planned_tensors import PlannedTensor
     from weightsmith.engine.tensor_job import Finished, Settings
     from weightsmith.recipes.formula import Leaf
 

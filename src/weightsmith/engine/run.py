@@ -17,7 +17,8 @@ from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.nonfinite import check_finite, located
 from weightsmith.engine.output import OutputShards
-from weightsmith.engine.plan import Action, Plan, PlannedTensor, require_runnable
+from weightsmith.engine.plan import Plan, require_runnable
+from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.scratch import Scratch

@@ -9,7 +9,8 @@ from typing import Any
 from weightsmith.checkpoints import merge_state
 from weightsmith.checkpoints.merge_state import MergeState, TensorState
 from weightsmith.engine.journal import Journal, TensorRecord
-from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.trace import Member
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry

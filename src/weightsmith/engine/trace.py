@@ -23,8 +23,6 @@ from weightsmith.tensors.graph import (
     Cut,
     Node,
     Scalar,
-    Site,
-    Statistic,
     Value,
     add_all,
     rounded,
@@ -34,6 +32,7 @@ from weightsmith.tensors.graph import (
     walk,
 )
 from weightsmith.tensors.model_statistics import ModelStatistic
+from weightsmith.tensors.site import Site, Statistic
 
 
 @dataclass(frozen=True, slots=True)

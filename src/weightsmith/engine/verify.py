@@ -15,7 +15,8 @@ from weightsmith.deltas import PackedBits, Repeated
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.plan import Action, Plan, PlannedTensor, make_plan
+from weightsmith.engine.plan import Plan, make_plan
+from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.recorded import recorded_opener
 from weightsmith.engine.run import model_results, run, tensor_job

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.engine.plan import Plan, PlannedTensor
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.planned_tensors import PlannedTensor
 from weightsmith.errors import UsageError
 from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightsmith.engine.cost import Cost, input_bytes, predict
-from weightsmith.engine.plan import Action, Plan, PlannedTensor
+from weightsmith.engine.plan import Plan
+from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.stored_bytes import stored_bytes
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary

@@ -8,18 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.methods.registry import Base, method
-from weightsmith.tensors.graph import (
-    Scope,
-    Site,
-    Value,
-    apply,
-    exp,
-    largest,
-    log,
-    peak,
-    total,
-    where,
-)
+from weightsmith.tensors.graph import Scope, Value, apply, exp, largest, log, peak, total, where
+from weightsmith.tensors.site import Site
 
 _SMOOTHING = 1e-8
 

@@ -21,7 +21,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 _PAPER = "Davari and Belilovsky, ECCV 2024, arXiv:2312.06795"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale_floor": 1e-7}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -10,15 +10,8 @@ from weightsmith.methods.modifiers import deltas_of, displaced, modifier
 from weightsmith.methods.registry import Base, shared
 from weightsmith.methods.span import root
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
-    Scalar,
-    Site,
-    Value,
-    dot,
-    solve,
-    value,
-    where,
-)
+from weightsmith.tensors.graph import Scalar, Value, dot, solve, value, where
+from weightsmith.tensors.site import Site
 
 
 @modifier(

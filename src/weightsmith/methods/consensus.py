@@ -16,7 +16,8 @@ from weightsmith.methods.multi_task import (
 )
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Site, Value, add_all, where
+from weightsmith.tensors.graph import Value, add_all, where
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -9,8 +9,6 @@ from typing import Any
 
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
-    Site,
-    Statistic,
     Value,
     add_all,
     apply,
@@ -22,6 +20,7 @@ from weightsmith.tensors.graph import (
     total,
     where,
 )
+from weightsmith.tensors.site import Site, Statistic
 
 
 def squares(statistic: Statistic) -> Value:

@@ -22,7 +22,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value
+from weightsmith.tensors.graph import Scope, Value
+from weightsmith.tensors.site import Site
 
 _PAPER = "Yu et al., ICML 2024, arXiv:2311.03099"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale": "l1", "rescale_floor": 1e-7}

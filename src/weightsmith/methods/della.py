@@ -22,7 +22,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Site, Value
+from weightsmith.tensors.graph import Scope, Value
+from weightsmith.tensors.site import Site
 
 _PAPER = "Deep et al., 2024, arXiv:2406.11617"
 _MERGEKIT = {

@@ -20,18 +20,9 @@ from weightsmith.methods.span import root
 from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, require_finite
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
-    Site,
-    Value,
-    above,
-    add_all,
-    apply,
-    dot,
-    largest_share,
-    where,
-    whole,
-)
+from weightsmith.tensors.graph import Value, above, add_all, apply, dot, largest_share, where, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # Residual of the conjugate gradients, relative to the right-hand side, at which they stop.

@@ -16,7 +16,6 @@ from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Scalar,
-    Site,
     Value,
     add_all,
     apply,
@@ -26,6 +25,7 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
+from weightsmith.tensors.site import Site
 
 
 @method(

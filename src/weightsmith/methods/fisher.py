@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from weightsmith.methods.curvature import element_average, scaled, squares
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.tensors.graph import Site, Value, maximum
+from weightsmith.tensors.graph import Value, maximum
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -10,7 +10,8 @@ from weightsmith.methods.linear import normalized
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.span import root, symmetric, total, upper_triangle
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Site, Value, linear_combination, solve
+from weightsmith.tensors.graph import Value, linear_combination, solve
+from weightsmith.tensors.site import Site
 
 
 @method(

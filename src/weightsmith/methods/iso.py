@@ -12,9 +12,10 @@ from weightsmith.methods.rounding import shares_alike, strength_of_sum
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
 from weightsmith.tensors.singular import Spectrum
+from weightsmith.tensors.site import Site
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
 _PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusionbench": {"lambda": 1.5}}

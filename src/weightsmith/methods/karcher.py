@@ -19,7 +19,8 @@ from weightsmith.methods.span import (
 )
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Scalar, Site, Value, linear_combination, solve
+from weightsmith.tensors.graph import Number, Scalar, Value, linear_combination, solve
+from weightsmith.tensors.site import Site
 
 # Sine of the angle from the antipode below which a direction points nowhere, as the antipode itself.
 _ANTIPODE = 1e-7

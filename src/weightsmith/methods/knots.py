@@ -27,7 +27,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Site, Value, add_all, whole, whole_parts
+from weightsmith.tensors.graph import Value, add_all, whole, whole_parts
+from weightsmith.tensors.site import Site
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
 _ROUNDING = 8.0

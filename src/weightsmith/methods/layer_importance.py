@@ -10,7 +10,8 @@ from weightsmith.methods.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Site, Value, linear_combination, solve
+from weightsmith.tensors.graph import Value, linear_combination, solve
+from weightsmith.tensors.site import Site
 
 
 @method(

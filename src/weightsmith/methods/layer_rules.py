@@ -7,7 +7,8 @@ from typing import Any
 
 from weightsmith.methods.span import root
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scalar, Site, Value, dot
+from weightsmith.tensors.graph import Scalar, Value, dot
+from weightsmith.tensors.site import Site
 
 
 def layer_squares(base: Value, deltas: Sequence[Value], site: Site) -> list[Scalar]:

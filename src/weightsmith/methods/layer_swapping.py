@@ -10,7 +10,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.linear import interpolate
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Scalar, Site, Value, solve, value, where
+from weightsmith.tensors.graph import Scalar, Value, solve, value, where
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.tensors.graph import Site, Value, add_all, linear_combination
+from weightsmith.tensors.graph import Value, add_all, linear_combination
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -17,7 +17,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
 )
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Site, Value, add_all, apply, scalar, total
+from weightsmith.tensors.graph import Number, Value, add_all, apply, scalar, total
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -10,7 +10,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.multi_task import PARTS, part_parameter, task_number
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import density_parameter, lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Extent, Site, Value, above, add_all, largest_share, where
+from weightsmith.tensors.graph import Extent, Value, above, add_all, largest_share, where
+from weightsmith.tensors.site import Site
 
 _EMBEDDINGS = "embedding position_embedding type_embedding"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Site, Value, where
+from weightsmith.tensors.graph import Value, where
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -16,7 +16,8 @@ import numpy as np
 
 from weightsmith.methods.registry import shared
 from weightsmith.methods.span import plain_sum
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 # Roles whose rows are looked up by token, position or class: no linear maps between activations.
 EMBEDDING_ROLES = ("embedding", "position_embedding", "type_embedding", "head")

@@ -10,7 +10,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.curvature import softmax
 from weightsmith.methods.linear import weighted_average
 from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -9,7 +9,8 @@ from typing import Any
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.span import root, symmetric, total, upper_triangle
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scope, Site, Value, add_all, apply
+from weightsmith.tensors.graph import Scope, Value, add_all, apply
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -22,7 +22,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.methods.registry import REQUIRED, Base, Parameter, declared_parameters
 from weightsmith.naming import nearest
-from weightsmith.tensors.graph import Operand, Site, Value
+from weightsmith.tensors.graph import Operand, Value
+from weightsmith.tensors.site import Site
 
 
 class Modify(Protocol):

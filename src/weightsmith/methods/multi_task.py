@@ -8,7 +8,8 @@ from typing import Any
 from weightsmith.errors import RecipeError
 from weightsmith.methods.registry import per_expert, shared
 from weightsmith.methods.task_vectors import keep_largest, merge_vectors
-from weightsmith.tensors.graph import Extent, Site, Value, above, add_all, largest_share
+from weightsmith.tensors.graph import Extent, Value, above, add_all, largest_share
+from weightsmith.tensors.site import Site
 
 PARTS = ("model", "shared", "mask")
 

@@ -18,7 +18,8 @@ from weightsmith.methods.span import (
     vectors_described,
 )
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Site, Value, linear_combination, solve
+from weightsmith.tensors.graph import Number, Value, linear_combination, solve
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.tensors.graph import Site, Value, clamp, maximum, where
+from weightsmith.tensors.graph import Value, clamp, maximum, where
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -14,15 +14,9 @@ from weightsmith.methods.span import root
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
-    Site,
-    Value,
-    add_all,
-    apply,
-    dot,
-    whole,
-)
+from weightsmith.tensors.graph import Value, add_all, apply, dot, whole
 from weightsmith.tensors.model_statistics import ModelStatistic
+from weightsmith.tensors.site import Site
 
 _RULES = (
     "others",

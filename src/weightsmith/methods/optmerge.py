@@ -13,8 +13,9 @@ from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -17,7 +17,6 @@ from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import merge_vectors
 from weightsmith.tensors.graph import (
     Extent,
-    Site,
     Value,
     above,
     largest_share,
@@ -26,6 +25,7 @@ from weightsmith.tensors.graph import (
     where,
     whole,
 )
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.methods.registry import Base, method, per_expert
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 
 @method(

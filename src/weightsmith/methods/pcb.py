@@ -12,7 +12,6 @@ from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Number,
     Scalar,
-    Site,
     Value,
     above,
     add_all,
@@ -30,6 +29,7 @@ from weightsmith.tensors.graph import (
 )
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 _CODE = {"density": 0.2}
 # Spreads below it are no normal numbers in float32, nor are their reciprocals.

@@ -9,7 +9,8 @@ from typing import Any
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Site, Value, add_all, apply, count, maximum, where
+from weightsmith.tensors.graph import Number, Value, add_all, apply, count, maximum, where
+from weightsmith.tensors.site import Site
 
 _PAPER = "Reinforced Agent Merging, 2026, arXiv:2601.13572"
 _EPSILON = "|tau| up to which an element counts as unchanged"

@@ -9,7 +9,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.curvature import squares
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Site, Statistic, Value, add_all, where
+from weightsmith.tensors.graph import Value, add_all, where
+from weightsmith.tensors.site import Site, Statistic
 
 
 @method(

@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 
 class Base(enum.Enum):

@@ -20,7 +20,8 @@ from weightsmith.methods.matrices import (
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import require_finite
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
+from weightsmith.tensors.site import Site
 
 # Elements that are scaled at a time.
 _BLOCK = 1 << 15

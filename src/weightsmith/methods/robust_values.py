@@ -10,7 +10,8 @@ from weightsmith.methods.linear import weighted_average
 from weightsmith.methods.modifiers import modifier
 from weightsmith.methods.registry import Base, shared
 from weightsmith.methods.trimmed_mean import without_extremes
-from weightsmith.tensors.graph import Site, Value, add_all, maximum, minimum, where
+from weightsmith.tensors.graph import Value, add_all, maximum, minimum, where
+from weightsmith.tensors.site import Site
 
 
 @modifier(

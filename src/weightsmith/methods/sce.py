@@ -16,7 +16,6 @@ from weightsmith.methods.task_vectors import (
 )
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
-    Site,
     Value,
     above,
     add_all,
@@ -26,6 +25,7 @@ from weightsmith.tensors.graph import (
     solve,
     where,
 )
+from weightsmith.tensors.site import Site
 
 
 @method(

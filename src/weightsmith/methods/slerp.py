@@ -8,7 +8,8 @@ from typing import Any
 
 from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.span import arc_coefficients, cosine, span_combination
-from weightsmith.tensors.graph import Number, Site, Value, dot, solve
+from weightsmith.tensors.graph import Number, Value, dot, solve
+from weightsmith.tensors.site import Site
 
 
 @method(

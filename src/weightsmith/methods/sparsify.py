@@ -9,7 +9,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.modifiers import displaced, modifier
 from weightsmith.methods.registry import REQUIRED, Base, shared
 from weightsmith.methods.task_vectors import keep_at_random, keep_largest, restore_l1, task_vectors
-from weightsmith.tensors.graph import Site, Value, where
+from weightsmith.tensors.graph import Value, where
+from weightsmith.tensors.site import Site
 
 
 @modifier(

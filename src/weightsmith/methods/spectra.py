@@ -23,8 +23,8 @@ from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, i
 from weightsmith.methods.registry import shared
 from weightsmith.methods.rounding import EXACT, Rounding, rounding_of
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Site
 from weightsmith.tensors.singular import Spectrum, exact, falling, gram_spectrum, signs
+from weightsmith.tensors.site import Site
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5

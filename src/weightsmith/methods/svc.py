@@ -17,7 +17,8 @@ from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
+from weightsmith.tensors.site import Site
 
 
 @method(

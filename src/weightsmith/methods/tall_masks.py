@@ -20,7 +20,8 @@ from weightsmith.methods.multi_task import (
 )
 from weightsmith.methods.registry import Base, method
 from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Site, Value, where
+from weightsmith.tensors.graph import Value, where
+from weightsmith.tensors.site import Site
 
 
 @method(

@@ -16,7 +16,8 @@ from weightsmith.methods.task_vectors import (
     task_vectors,
     weight_parameter,
 )
-from weightsmith.tensors.graph import Site, Value
+from weightsmith.tensors.graph import Value
+from weightsmith.tensors.site import Site
 
 
 @method(

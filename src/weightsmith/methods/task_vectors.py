@@ -30,7 +30,6 @@ from weightsmith.tensors.graph import (
     Cut,
     Extent,
     Scope,
-    Site,
     Value,
     above,
     add_all,
@@ -49,6 +48,7 @@ from weightsmith.tensors.graph import (
     whole,
 )
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 # Weights that sum to less than this are not divided by; mergekit's threshold.
 _NO_WEIGHT = 1e-8

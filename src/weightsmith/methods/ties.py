@@ -24,7 +24,8 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Site, Value, maximum, minimum, value, where
+from weightsmith.tensors.graph import Value, maximum, minimum, value, where
+from weightsmith.tensors.site import Site
 
 _REFERENCE = {"trim_count": "one_more", "zero_sum": "majority"}
 

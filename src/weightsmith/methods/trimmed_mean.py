@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from weightsmith.errors import RecipeError
 from weightsmith.methods.linear import weighted_average
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Site, Value, maximum, minimum
+from weightsmith.tensors.graph import Value, maximum, minimum
+from weightsmith.tensors.site import Site
 
 
 @method(

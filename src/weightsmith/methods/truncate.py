@@ -11,8 +11,9 @@ from weightsmith.methods.matrices import embeddings_parameter, others_parameter
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Site, Value, linear_combination, whole
+from weightsmith.tensors.graph import Value, linear_combination, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 
 @method(

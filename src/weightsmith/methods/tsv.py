@@ -12,8 +12,9 @@ from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, constant
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.truncate import LowRank
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
 

@@ -14,17 +14,8 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.by_column import column_dot
 from weightsmith.tensors.columns import Columns
-from weightsmith.tensors.graph import (
-    Site,
-    Value,
-    add_all,
-    exp,
-    maximum,
-    solve,
-    total,
-    value,
-    where,
-)
+from weightsmith.tensors.graph import Value, add_all, exp, maximum, solve, total, value, where
+from weightsmith.tensors.site import Site
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
 

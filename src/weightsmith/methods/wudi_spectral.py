@@ -20,8 +20,9 @@ from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Site, Value, whole
+from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.site import Site
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
 _COST = "O(N m n min(m, n) + min(N m, n)^3)"
