@@ -108,6 +108,8 @@ def recipes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     if method != "localize_and_stitch":
         for model in inner["models"]:
             model["parameters"] = {"weight": draw(GRADIENTS)}
+    if method == "linear":
+        inner["parameters"] = {"normalize": False}
     rule = draw(KEEPS)
     if rule is not None and (rule.get("keep") in (None, "@base", *names)):
         inner["rules"] = [rule]

@@ -35,7 +35,7 @@ class LocalizeAndStitch:
     Density 1 is the plain average of the task vectors. `exclude` names roles (`embedding`, `norm`, `attention.q`,
     or a family such as `attention`) of tensors that stay at the base and do not count in N; preset
     `language_models` excludes embeddings as the authors' code does. Exactly floor(density N) elements are taken, equal
-    magnitudes in the order of flat index, never zeros. Model scope; cost O(N) per weight, two to three passes.
+    magnitudes by rank (`equal_magnitudes`), never zeros. Model scope; cost O(N) per weight, two to three passes.
 
     With `task` the region of that expert alone is transplanted, theta_0 + lambda m_t sum_i m_i tau_i / sum_i m_i: its
     own change where no other region lies. `weightsmith bundle create` stores theta_0, the stitched vector and every

@@ -9,8 +9,8 @@
     scale       theta = theta_0 + lambda tau
 
 A density of 1 or more leaves a task vector untouched, 0 gives zeros, and otherwise floor(density N) elements
-are kept exactly where a magnitude decides, equal magnitudes in the order of their flat index. Zero deltas stay
-zero in every stage.
+are kept exactly where a magnitude decides, equal magnitudes in the order of their flat index, or over the model by their rank. Zero deltas
+stay zero in every stage.
 """
 
 from __future__ import annotations

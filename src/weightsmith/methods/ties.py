@@ -67,8 +67,8 @@ class Ties:
         tau = sum_{i: sign = g} w_i tau^_i / sum_{i: sign = g} |w_i|         disjoint mean (normalize: none for the sum)
         theta = theta_0 + lambda tau
 
-    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Equal magnitudes are kept in the order of
-    flat index, so exactly floor(density N) are kept. Where task vectors cancel the paper's sign is 0 and the base
+    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Of equal magnitudes those
+    of lowest rank are kept (`equal_magnitudes`; per tensor or row, of lowest index): exactly floor(density N) in all. Where task vectors cancel the paper's sign is 0 and the base
     stays. Zeros never vote and never count. The authors' three disjoint merges are dis-mean (the default), dis-sum
     (normalize: none) and dis-max (agreeing: max), of which the last takes the w_i tau^_i of largest magnitude among
     those that agree.

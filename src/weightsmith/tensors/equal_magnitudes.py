@@ -1,7 +1,7 @@
 """Which of equal magnitudes a threshold over the whole model takes, without favouring a tensor or a part of it.
 
-In bfloat16 many elements share the magnitude at a threshold (6 to 8 % of a task vector have been measured), and taking
-them in the order of tensors gives them all to the first. So every element has a rank that depends on the name of its
+In bfloat16 many elements share the magnitude at a threshold, and taking them in the order of tensors gives them all to
+the first. So every element has a rank that depends on the name of its
 tensor and on its flat index i alone, and those of lowest rank are taken:
 
     x = K + i                           K: the first 8 bytes of BLAKE2b of the tensor's name, little-endian
