@@ -99,6 +99,7 @@ def recipes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
         "base_model": "@base",
         "models": [{"model": name} for name in names],
         "missing": "base",
+        "semantics": "paper",
         "seed": draw(st.integers(0, 3)),
         # What is written keeps all digits, so that nothing but an inner dtype rounds.
         "dtype": draw(
