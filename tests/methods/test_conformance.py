@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.methods.registry import REQUIRED, Base
+from weightsmith.tensors.equal_graphs import shared_graph
+from weightsmith.tensors.graph import Cut, source, statistic_of, value, walk
+from weightsmith.tensors.site import Site
 
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (3, 0), (0, 3), (4, 1), (1, 6), (2, 3, 4), (2, 3, 3, 2)]
 NAMES = registry.names()
@@ -117,3 +121,42 @@ def test_float64_inputs_are_merged_in_float64(name, merge):
             merge(name, base if has_base else None, experts[:n], shared=shared, preset=preset).dtype
             == np.float64
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_a_statistic_of_the_model_means_one_number(name):
+    """Two numbers of one name would be joined over the tensors of a model, silently."""
+    spec = registry.get(name)
+    site = Site("layers.1.w", (4, 6), layer=1, layers=3, stack="layers", labels=("a", "b", "c"))
+    for preset, n, has_base, required_values in every_way(name):
+        for extra in variants(spec):
+            shared = {**extra, **required_values}
+            try:
+                built = spec.build(shared, [{}] * n, preset=preset)
+                graph = built.combine(
+                    source(0) if has_base else None, [source(1 + i) for i in range(n)], site
+                )
+            except RecipeError:
+                continue
+            known = {}
+            for node in walk([graph]):
+                statistic = statistic_of(node)
+                if statistic is not None:
+                    first = known.setdefault(statistic, node)
+                    assert twin(node) is twin(first), f"{preset} {extra} {statistic}"
+
+
+def variants(spec):
+    """The defaults, and every choice of every parameter by itself."""
+    yield {}
+    for key, parameter in spec.parameters.items():
+        if parameter.choices and not parameter.per_expert:
+            yield from ({key: choice} for choice in parameter.choices)
+    if "trim" in spec.parameters:
+        yield {"trim": 0.5}
+
+
+def twin(node):
+    """The first graph that is built as the number's is."""
+    root = value(node.magnitude if isinstance(node, Cut) else node)
+    return shared_graph(root)[root]
