@@ -190,6 +190,33 @@ def test_mergekits_dialect_notes_numbers_that_yaml_reads_as_text():
     assert "line 3" in note.message
 
 
+IDLE = {"density": 0.2, "rescale": "l1", "int8_mask": True}
+
+
+@pytest.mark.parametrize(("native", "severity"), [(True, "warning"), (False, "note")])
+def test_parameters_of_mergekit_that_do_nothing_are_named(native, severity):
+    model = {"model": "b", "parameters": {"weight": 1, "density": 0.5}}
+    document = {"merge_method": "task_arithmetic", "base_model": "a", "models": [model]}
+    document |= {"parameters": IDLE} | ({"weightsmith": 1} if native else {})
+    recipe = Recipe.load(document)
+    found = {f.subject: f.severity.value for f in recipe.findings if f.code == "unused-parameter"}
+    assert found == dict.fromkeys(
+        [*(f"parameters.{key}" for key in IDLE), "models[0].parameters.density"], severity
+    )
+    assert all("has no effect, because" in f.message for f in recipe.findings)
+
+
+def test_a_parameter_that_does_something_elsewhere_is_refused_in_a_native_recipe():
+    document = {
+        "weightsmith": 1,
+        "merge_method": "linear",
+        "models": [{"model": "b"}],
+        "parameters": {"density": 0.5},
+    }
+    with pytest.raises(RecipeError, match="linear has no parameter 'density'"):
+        Recipe.load(document)
+
+
 def test_mergekits_dialect_warns_of_parameters_without_effect():
     recipe = load(THEIRS.replace("weight: 1", "weight: 1, density: 0.5, int8_mask: true"))
     found = {finding.subject: finding.severity.value for finding in recipe.findings}

@@ -10,7 +10,6 @@ from weightsmith.methods.registry import REQUIRED, Base, method, per_expert
 from weightsmith.methods.task_vectors import (
     density_parameter,
     fuse,
-    int8_mask_parameter,
     keep_between,
     lambda_parameter,
     normalize_parameter,
@@ -62,7 +61,6 @@ class Breadcrumbs:
     rescale: str = rescale_parameter("none", random=False)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Mask, and add to the base."""
@@ -96,7 +94,6 @@ class BreadcrumbsTies:
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter()
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Mask, elect, merge, and add to the base."""

@@ -10,7 +10,6 @@ from weightsmith.methods.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.task_vectors import (
     density_parameter,
     fuse,
-    int8_mask_parameter,
     keep_at_random,
     keep_largest,
     lambda_parameter,
@@ -69,7 +68,6 @@ class DareLinear:
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, and add to the base."""
@@ -112,7 +110,6 @@ class DareTies:
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter(majority=True)
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, elect, merge, and add to the base."""

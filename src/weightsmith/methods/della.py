@@ -11,7 +11,6 @@ from weightsmith.methods.task_vectors import (
     Election,
     density_parameter,
     fuse,
-    int8_mask_parameter,
     keep_by_rank,
     lambda_parameter,
     normalize_parameter,
@@ -80,7 +79,6 @@ class DellaLinear:
     rescale: str = rescale_parameter("probability", random=True)
     rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Prune, and add to the base."""
@@ -136,7 +134,6 @@ class Della:
         choices=tuple(_ADAPTIVE),
         doc="over what the number of elements is made up for that the election removed from a task vector",
     )
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Prune, elect, merge, and add to the base."""

@@ -10,7 +10,6 @@ from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.span import total as add
 from weightsmith.methods.task_vectors import (
     agreement,
-    int8_mask_parameter,
     task_vectors,
     zero_sum_parameter,
 )
@@ -62,7 +61,6 @@ class Sce:
         0.0, low=0.0, doc="lower bound of the sum of weights; 0: exact zero becomes 1"
     )
     zero_sum: str = zero_sum_parameter("positive")
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Select, calculate, erase, and add to the base."""

@@ -9,8 +9,8 @@
     scale       theta = theta_0 + lambda tau
 
 A density of 1 or more leaves a task vector untouched, 0 gives zeros, and otherwise floor(density N) elements
-are kept exactly where a magnitude decides, equal magnitudes in the order of their flat index, or over the model by their rank. Zero deltas
-stay zero in every stage.
+are kept exactly where a magnitude decides, equal magnitudes in the order of their flat index, or over the model by
+their rank. Zero deltas stay zero in every stage.
 """
 
 from __future__ import annotations
@@ -113,11 +113,6 @@ def rescale_floor_parameter() -> Any:
     return shared(
         0.0, low=0.0, doc="with rescale l1: L1 norm below which a task vector is not rescaled"
     )
-
-
-def int8_mask_parameter() -> Any:
-    """mergekit's switch for a smaller scratch buffer."""
-    return shared(False, doc="accepted from mergekit recipes; no result depends on it")
 
 
 # Delta ----------------------------------------------------------------------------------------------------------

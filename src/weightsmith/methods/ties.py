@@ -12,7 +12,6 @@ from weightsmith.methods.task_vectors import (
     agreement,
     density_parameter,
     fuse,
-    int8_mask_parameter,
     keep_largest,
     lambda_parameter,
     normalize_parameter,
@@ -67,10 +66,11 @@ class Ties:
         tau = sum_{i: sign = g} w_i tau^_i / sum_{i: sign = g} |w_i|         disjoint mean (normalize: none for the sum)
         theta = theta_0 + lambda tau
 
-    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Of equal magnitudes those
-    of lowest rank are kept (`equal_magnitudes`; per tensor or row, of lowest index): exactly floor(density N) in all. Where task vectors cancel the paper's sign is 0 and the base
-    stays. Zeros never vote and never count. The authors' three disjoint merges are dis-mean (the default), dis-sum
-    (normalize: none) and dis-max (agreeing: max), of which the last takes the w_i tau^_i of largest magnitude among
+    The paper has w_i = 1, density 0.2 and lambda 1 without validation data. Of equal magnitudes those of lowest rank
+    are kept (`equal_magnitudes`; per tensor or row, of lowest index): exactly floor(density N) in all. Where task
+    vectors cancel the paper's sign is 0 and the base stays. Zeros never vote and never count. The authors' three
+    disjoint merges are dis-mean (the default), dis-sum (normalize: none) and dis-max (agreeing: max), of which the
+    last takes the w_i tau^_i of largest magnitude among
     those that agree.
 
     What goes by this name elsewhere differs, and each difference has a parameter. Presets put them together:
@@ -121,7 +121,6 @@ class Ties:
         doc="whether the election sees task vectors with their weights, or the weights come after it",
     )
     zero_sum: str = zero_sum_parameter(majority=True)
-    int8_mask: bool = int8_mask_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Trim, elect, merge, and add to the base."""

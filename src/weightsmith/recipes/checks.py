@@ -255,17 +255,18 @@ class _Check:
         else:
             why = f"{located}: {named} has no parameter {key!r}"
             advice = _advice(key, methods)
+        idle = dialect.without_effect(key, methods)
+        if idle is not None:
+            self._note_idle(key, place, idle, lenient)
+            return
         if not lenient:
             raise RecipeError(f"{why}; {advice}.")
         theirs = [m for m in methods if key in dialect.PARAMETERS.get(m, ())]
-        if key in dialect.WITHOUT_EFFECT:
-            note = f"{located}: {key} saves memory in mergekit and never changes a result"
-            self.findings.append(Finding(Severity.NOTE, "unused-parameter", place, note))
-        elif theirs and not is_shared:
+        if theirs and not is_shared:
             raise RecipeError(
                 f"{located}: {key} of mergekit's {theirs[0]} is not supported; leave it out."
             )
-        elif is_shared or key in _every_parameter() or key in dialect.LEGACY:
+        if is_shared or key in _every_parameter() or key in dialect.LEGACY:
             self.findings.append(
                 Finding(
                     Severity.WARNING,
@@ -277,6 +278,13 @@ class _Check:
             )
         else:
             raise RecipeError(f"{why}, which mergekit would ignore without a word; {advice}.")
+
+    def _note_idle(self, key: str, place: str, why: str, lenient: bool) -> None:
+        """A parameter of mergekit's that does nothing, there or here: a note in its dialect, else a warning."""
+        severity = Severity.NOTE if lenient else Severity.WARNING
+        message = f"{self.where(place)}: {key} has no effect, because {why}"
+        advice = "" if lenient else "leave it out"
+        self.findings.append(Finding(severity, "unused-parameter", place, message, advice))
 
 
 def _methods(uses: Iterable[Use]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from weightsmith.findings import Finding, Severity
@@ -32,8 +32,14 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
     "ram": frozenset({"epsilon"}),
     "ramplus_tl": frozenset({"r", "alpha", "epsilon"}),
 }
-# Parameters that mergekit reads for these methods without any effect on the result.
-WITHOUT_EFFECT = frozenset({"int8_mask"})
+# Parameters that mergekit reads without any effect on the result, and why: for all methods, and for one of them.
+_WITHOUT_EFFECT = {"int8_mask": "it only saves memory in mergekit"}
+_WITHOUT_EFFECT_IN = {
+    "task_arithmetic": {
+        "density": "task_arithmetic drops no elements",
+        "rescale": "task_arithmetic drops no elements that it could make up for",
+    }
+}
 # Words of older versions that today's mergekit ignores, and with it this dialect.
 LEGACY = frozenset({"embed_slerp", "consensus_method"})
 _UNUSED = {
@@ -41,6 +47,12 @@ _UNUSED = {
     "override_architecture": "because roles follow from names, shapes and the configuration",
 }
 _DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+def without_effect(key: str, methods: Iterable[str]) -> str | None:
+    """Why a parameter that mergekit knows changes no result of these methods; None if it is no such parameter."""
+    own = [_WITHOUT_EFFECT_IN[method] for method in methods if method in _WITHOUT_EFFECT_IN]
+    return next((idle[key] for idle in (_WITHOUT_EFFECT, *own) if key in idle), None)
 
 
 def findings(document: YamlDocument) -> list[Finding]:
