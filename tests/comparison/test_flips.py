@@ -69,11 +69,14 @@ def test_items_that_both_have_wrong_count_as_inconsistent_only_with_different_an
     flips = find_flips(old, new)
     assert flips.inconsistent == ("t-1",)
     assert flips.inconsistency == 0.25
+    # NFR_mc of MUSCLE counts the negative flip, t-2, too.
+    assert flips.changed_wrong_rate == 0.5
 
 
 def test_inconsistency_is_unknown_without_answers():
     flips = find_flips(right_and_wrong("t", [0]), right_and_wrong("t", [0]))
     assert flips.inconsistency is None
+    assert flips.changed_wrong_rate is None
 
 
 def test_models_on_different_items_are_refused():
@@ -91,8 +94,26 @@ def test_gain_minus_regression_is_the_improvement_of_the_score(generator):
     old = bits("t", generator.gamma(2, 1, 50) * lengths, lengths)
     new = bits("t", generator.gamma(2, 1, 50) * lengths, lengths)
     graded = find_regressions(old, new)
-    assert graded.gain - graded.regression == pytest.approx(old.value - new.value)
-    assert graded.gain > 0 < graded.regression
+    difference = graded.overall_gain - graded.overall_regression
+    assert difference == pytest.approx(old.value - new.value)
+    assert graded.overall_gain > 0 < graded.overall_regression
+
+
+def test_gain_and_regression_are_means_over_the_items_that_changed():
+    """d is 0.5, -0.2 and -0.4 at weights 10, 20 and 40; the fourth stays."""
+    lengths = [10.0, 20.0, 40.0, 30.0]
+    old = bits("t", [20, 20, 40, 30], lengths)
+    new = bits("t", [15, 24, 56, 30], lengths)
+    graded = find_regressions(old, new)
+    assert graded.gain == pytest.approx(0.5)
+    assert graded.regression == pytest.approx((20 * 0.2 + 40 * 0.4) / 60)
+    assert graded.overall_gain == pytest.approx(5 / 100)
+    assert graded.overall_regression == pytest.approx(20 / 100)
+
+
+def test_without_a_gain_the_mean_gain_is_zero():
+    graded = find_regressions(bits("t", [1], [1]), bits("t", [2], [1]))
+    assert (graded.gain, graded.overall_gain, graded.regression) == (0.0, 0.0, 1.0)
 
 
 def test_changes_within_the_tolerance_do_not_count():
@@ -100,8 +121,9 @@ def test_changes_within_the_tolerance_do_not_count():
     graded = find_regressions(old, new, tolerance=0.2)
     assert graded.regressed == ("t-1",)
     assert graded.improved == ("t-2",)
-    assert graded.regression == pytest.approx(0.5 / 3)
-    assert graded.gain == pytest.approx(0.6 / 3)
+    assert (graded.regression, graded.gain) == (pytest.approx(0.5), pytest.approx(0.6))
+    assert graded.overall_regression == pytest.approx(0.5 / 3)
+    assert graded.overall_gain == pytest.approx(0.6 / 3)
 
 
 def test_a_negative_tolerance_is_refused():

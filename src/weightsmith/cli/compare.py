@@ -188,7 +188,7 @@ def _show_flips(title: str, tasks: Sequence[TaskComparison]) -> None:
         "rate",
         "trust",
         "errors kept",
-        "inconsistent",
+        "changed, wrong",
     )
     rows = [
         (
@@ -200,7 +200,7 @@ def _show_flips(title: str, tasks: Sequence[TaskComparison]) -> None:
             _share(flips.positive_rate),
             _share(flips.backward_trust),
             _share(flips.backward_errors),
-            _share(flips.inconsistency),
+            _share(flips.changed_wrong_rate),
         )
         for task in tasks
         if (flips := task.change.flips) is not None

@@ -8,9 +8,10 @@ Of N items, with acc1 and acc2 the accuracies of the old and the new model:
     backward trust      BTC = #(both right) / #(old right)        = 1 - NFR / acc1
     backward errors     BEC = #(both wrong) / #(new wrong)
     inconsistency       #(both wrong, answers differ) / N
+    NFR_mc              #(new wrong, answers differ) / N          = NFR + inconsistency
 
-Yan et al., CVPR 2021 (flips); Srivastava et al., KDD 2020 (BTC, BEC); Echterhoff et al., EMNLP Findings 2024
-(MUSCLE: inconsistency, and gain and regression of graded metrics).
+Yan et al., CVPR 2021 (flips); Srivastava et al., KDD 2020 (BTC, BEC); Echterhoff et al., EMNLP Findings 2024 (MUSCLE,
+sec. 3.2: NFR_mc, and gain and regression of graded metrics). Inconsistency is the part of NFR_mc that is no flip.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.metrics import Floats
@@ -83,6 +85,13 @@ class Flips:
         """Share of items that both have wrong with different answers; None where answers are not known."""
         return None if self.inconsistent is None else len(self.inconsistent) / self.items
 
+    @property
+    def changed_wrong_rate(self) -> float | None:
+        """NFR_mc: share of items that the new model has wrong with another answer; None where answers are unknown."""
+        if self.inconsistent is None:
+            return None
+        return (len(self.negative) + len(self.inconsistent)) / self.items
+
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it, rates and ids."""
         return {
@@ -95,6 +104,7 @@ class Flips:
             "backward_trust": self.backward_trust,
             "backward_errors": self.backward_errors,
             "inconsistency": self.inconsistency,
+            "changed_wrong_rate": self.changed_wrong_rate,
             "negative": list(self.negative),
             "positive": list(self.positive),
             "inconsistent": None if self.inconsistent is None else list(self.inconsistent),
@@ -105,18 +115,22 @@ class Flips:
 class Graded:
     """What happened to the items of a task whose metric has degrees.
 
-    With d the improvement of an item's score (turned where lower is better) and w its weight,
+    With d the improvement of an item's score (turned where lower is better), w its weight, and t the tolerance,
 
-        gain = sum of w max(0, d) / sum of w,   regression = sum of w max(0, -d) / sum of w
+        gain       = sum w d / sum w    over the items with d > t        (MUSCLE's m_g; 0 without any)
+        regression = sum w (-d) / sum w over the items with d < -t       (m_r)
 
-    over items where |d| is above the tolerance. `regressed` and `improved` are the ids of those items. At tolerance 0
-    gain - regression is the improvement of the task's score (before an exponential, for perplexity: in nats).
+    and the same sums over the weights of all items are `overall_gain` and `overall_regression`, whose difference at
+    tolerance 0 is the improvement of the task's score (before an exponential, for perplexity: in nats). `regressed` and
+    `improved` are the ids of the items that count.
     """
 
     items: int
     tolerance: float
     gain: float
     regression: float
+    overall_gain: float
+    overall_regression: float
     improved: tuple[str, ...]
     regressed: tuple[str, ...]
 
@@ -137,6 +151,8 @@ class Graded:
             "tolerance": self.tolerance,
             "gain": self.gain,
             "regression": self.regression,
+            "overall_gain": self.overall_gain,
+            "overall_regression": self.overall_regression,
             "improved_rate": self.improved_rate,
             "regressed_rate": self.regressed_rate,
             "improved": list(self.improved),
@@ -177,15 +193,27 @@ def find_regressions(old: ItemScores, new: ItemScores, tolerance: float = 0.0) -
         raise UsageError(f"A tolerance must be 0 or more, not {tolerance}.")
     sign = 1.0 if old.higher_is_better else -1.0
     better = sign * (_per_item(new) - _per_item(old))
-    shares = old.weights / old.weights.sum()
+    gained, lost = better > tolerance, better < -tolerance
+    gain, regression = _weighted(old.weights, better, gained), _weighted(old.weights, -better, lost)
+    whole = float(old.weights.sum())
     return Graded(
         items=len(old),
         tolerance=tolerance,
-        gain=float((shares * np.where(better > tolerance, better, 0.0)).sum()),
-        regression=float((shares * np.where(better < -tolerance, -better, 0.0)).sum()),
-        improved=_named(old.ids, better > tolerance),
-        regressed=_named(old.ids, better < -tolerance),
+        gain=_ratio(gain, float(old.weights[gained].sum())),
+        regression=_ratio(regression, float(old.weights[lost].sum())),
+        overall_gain=_ratio(gain, whole),
+        overall_regression=_ratio(regression, whole),
+        improved=_named(old.ids, gained),
+        regressed=_named(old.ids, lost),
     )
+
+
+def _weighted(weights: Floats, scores: Floats, chosen: NDArray[np.bool_]) -> float:
+    return float((weights[chosen] * scores[chosen]).sum())
+
+
+def _ratio(total: float, weight: float) -> float:
+    return total / weight if weight else 0.0
 
 
 def _per_item(items: ItemScores) -> Floats:

@@ -76,8 +76,11 @@ FIGURES: Mapping[str, Figure] = {
     "backward_trust": _flip(lambda flips: flips.backward_trust),
     "backward_errors": _flip(lambda flips: flips.backward_errors),
     "inconsistency": _flip(lambda flips: flips.inconsistency),
+    "changed_wrong": _flip(lambda flips: flips.changed_wrong_rate),
     "regression": _graded(lambda graded: graded.regression),
     "gain": _graded(lambda graded: graded.gain),
+    "overall_regression": _graded(lambda graded: graded.overall_regression),
+    "overall_gain": _graded(lambda graded: graded.overall_gain),
     "improvement": _improvement,
     "retained": _skill("retained"),
     "normalized_score": _skill("normalized"),
@@ -90,6 +93,7 @@ _NEEDS = {
     "forgetting": "--base and tasks of group `general`",
     "generalization": "--base and tasks of group `unseen`",
     "inconsistency": "answers of both models",
+    "changed_wrong": "answers of both models",
 }
 
 

@@ -29,7 +29,8 @@ class Sparsify:
     N counts the elements of the tensor, or of the whole model (scope: model). Equal magnitudes are kept in the order
     of their flat index, over the model by rank (`equal_magnitudes`). Random masks are those of DARE for the same
     seed, model and tensor. rescale says what makes up for the dropped elements: division by the density (probability),
-    which is the default of random masks (auto), the L1 norm before (l1), or nothing. Density 1 changes nothing, density 0 leaves the base.
+    which is the default of random masks (auto), the L1 norm before (l1), or nothing. Density 1 changes nothing,
+    density 0 leaves the base.
     """
 
     density: float = shared(REQUIRED, low=0.0, high=1.0, doc="share of elements that are kept")
