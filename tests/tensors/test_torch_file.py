@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +21,6 @@ from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.pickle_reader import parse_torch_file, read_torch_file
 from weightsmith.tensors.stored import StoredTensor
-from weightsmith.tensors.zip_members import check_crcs
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
@@ -234,16 +235,52 @@ def test_a_changed_byte_never_gives_another_error_than_ours(tmp_path: Path, zipp
     assert refused > 50
 
 
-def test_a_flipped_bit_in_a_tensor_is_found_by_the_crc(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda tensor, buffer: tensor.read_into(0, 1, buffer),
+        lambda tensor, buffer: tensor.read_rows(np.array([0]), 1, buffer),
+    ],
+    ids=["read_into", "read_rows"],
+)
+def test_a_flipped_bit_anywhere_in_a_storage_is_found_before_any_of_it_is_used(
+    tmp_path: Path, read: Any
+) -> None:
     path = tmp_path / "x.bin"
-    torch.save({"w": torch.arange(10.0)}, path)
-    check_crcs(path)
-    (tensor,) = read_torch_file(path)
+    torch.save({"w": torch.arange(10.0), "v": torch.ones(3)}, path)
+    tensor, _ = read_torch_file(path)
     content = bytearray(path.read_bytes())
-    content[tensor.offset + 5] ^= 1
+    content[tensor.offset + 37] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"data/0.*CRC-32"):
-        check_crcs(path)
+    damaged, sound = read_torch_file(path)
+    buffer = memoryview(bytearray(4))
+    with pytest.raises(CheckpointError, match=r"data/0.*CRC-32, so the file is damaged: fetch"):
+        read(damaged, buffer)
+    sound.read_into(0, 1, buffer)
+    assert bytes(buffer) == np.float32(1).tobytes()
+
+
+def test_a_flipped_bit_in_the_pickle_is_found_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    torch.save({"weight": torch.arange(10.0)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"weight", b"height", 1))
+    with pytest.raises(CheckpointError, match=r"data.pkl.*CRC-32"):
+        read_torch_file(path)
+
+
+def test_an_archive_without_crcs_is_read(tmp_path: Path) -> None:
+    from torch.serialization import set_crc32_options
+
+    set_crc32_options(False)
+    try:
+        torch.save({"w": torch.arange(10.0)}, tmp_path / "x.bin")
+    finally:
+        set_crc32_options(True)
+    (tensor,) = read_torch_file(tmp_path / "x.bin")
+    buffer = bytearray(40)
+    pickle.loads(pickle.dumps(tensor)).read_into(0, 10, memoryview(buffer))
+    assert np.frombuffer(buffer, np.float32).tolist() == list(range(10))
 
 
 def test_reading_loads_neither_torch_nor_the_pickle_module_of_anyone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from weightsmith.tensors.stored import StoredTensor
 from weightsmith.tensors.strict_json import collection_paused
 from weightsmith.tensors.strided import contiguous_strides, span_elements
 from weightsmith.tensors.torch_globals import PickledTensor, Storage, find_global, storage_of
-from weightsmith.tensors.zip_members import LOCAL_SIGNATURE, ZipMember, read_members
+from weightsmith.tensors.zip_members import LOCAL_SIGNATURE, MemberBytes, ZipMember, read_members
 
 LARGEST_PICKLE_BYTES = 64_000_000
 
@@ -42,6 +42,14 @@ class TorchFile:
     wrapper: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a storage begins in the file, and the member of the archive that it is, if it is one."""
+
+    offset: int
+    member: MemberBytes | None = None
+
+
 def read_torch_file(path: Path) -> list[StoredTensor]:
     """The tensors of a torch file in the order of its dict, checked as `parse_torch_file` does."""
     return parse_torch_file(path).tensors
@@ -60,13 +68,13 @@ def parse_torch_file(path: Path) -> TorchFile:
         first = read_bytes(descriptor, path, 0, min(4, identity.size), "the first bytes")
         try:
             if first == LOCAL_SIGNATURE:
-                root, offsets = _load_archive(descriptor, path, identity)
+                root, places = _load_archive(descriptor, path, identity)
             else:
-                root, offsets = _load_legacy(descriptor, path, identity)
+                root, places = _load_legacy(descriptor, path, identity)
         except PickleRefused as error:
             raise _refusal(path, f"the pickle is refused because {error}") from None
         state, wrapper = _state_dict(root, path)
-        return TorchFile(_stored(state, offsets, path, identity), wrapper)
+        return TorchFile(_stored(state, places, path, identity), wrapper)
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
@@ -75,8 +83,8 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
 
 def _load_archive(
     descriptor: int, path: Path, identity: FileIdentity
-) -> tuple[Any, dict[str, int]]:
-    """The root object of a zip archive, and the absolute byte of each storage."""
+) -> tuple[Any, dict[str, _Place]]:
+    """The root object of a zip archive, and where each storage lies."""
     members, found = read_members(path)
     if found != identity:
         raise CheckpointError(changed(path))
@@ -87,8 +95,9 @@ def _load_archive(
         raise _refusal(
             path, f"its data.pkl has {pickled.size} bytes, the limit is {LARGEST_PICKLE_BYTES}"
         )
+    MemberBytes(path, pickled, identity).check()
     data = read_bytes(descriptor, path, pickled.offset, pickled.size, "data.pkl")
-    offsets: dict[str, int] = {}
+    places: dict[str, _Place] = {}
 
     def load_storage(persistent_id: Any) -> Storage:
         storage = storage_of(persistent_id)
@@ -98,10 +107,11 @@ def _load_archive(
             raise PickleRefused(
                 f"storage {shown(storage.key)} of {storage.nbytes} bytes has {size} in the archive"
             )
-        offsets[storage.key] = member.offset
+        if storage.key not in places:
+            places[storage.key] = _Place(member.offset, MemberBytes(path, member, identity))
         return storage
 
-    return PickleMachine(data, find_global, load_storage).run(), offsets
+    return PickleMachine(data, find_global, load_storage).run(), places
 
 
 def _prefix(members: Mapping[str, ZipMember], path: Path) -> str:
@@ -122,8 +132,10 @@ def _check_little_endian(descriptor: int, path: Path, member: ZipMember | None) 
         )
 
 
-def _load_legacy(descriptor: int, path: Path, identity: FileIdentity) -> tuple[Any, dict[str, int]]:
-    """The root object of a file from before torch 1.6, and the absolute byte of each storage.
+def _load_legacy(
+    descriptor: int, path: Path, identity: FileIdentity
+) -> tuple[Any, dict[str, _Place]]:
+    """The root object of a file from before torch 1.6, and where each storage lies.
 
     Such a file is five pickles - magic number, version, facts of the system, the object, the keys
     of its storages - and then, for each key, a 64-bit count of elements and the elements.
@@ -161,8 +173,8 @@ def _load_legacy(descriptor: int, path: Path, identity: FileIdentity) -> tuple[A
 
 def _legacy_offsets(
     descriptor: int, path: Path, position: int, storages: list[Storage]
-) -> dict[str, int]:
-    offsets: dict[str, int] = {}
+) -> dict[str, _Place]:
+    places: dict[str, _Place] = {}
     for storage in storages:
         what = f"the size of storage {shown(storage.key)}"
         count = int.from_bytes(read_bytes(descriptor, path, position, 8, what), "little")
@@ -171,9 +183,9 @@ def _legacy_offsets(
             raise PickleRefused(
                 f"storage {shown(storage.key)} has {count} elements, not {storage.nbytes // itemsize}"
             )
-        offsets[storage.key] = position + 8
+        places[storage.key] = _Place(position + 8)
         position += 8 + storage.nbytes
-    return offsets
+    return places
 
 
 def _tensors_only(value: Any) -> bool:
@@ -207,7 +219,7 @@ def _state_dict(root: Any, path: Path) -> tuple[dict[Any, PickledTensor], str | 
 
 def _stored(
     state: Mapping[Any, PickledTensor],
-    offsets: Mapping[str, int],
+    places: Mapping[str, _Place],
     path: Path,
     identity: FileIdentity,
 ) -> list[StoredTensor]:
@@ -217,7 +229,8 @@ def _stored(
             raise _refusal(
                 path, f"a tensor has the name {shown(name)}, which is not printable text"
             )
-        offset = offsets[found.storage.key] + found.offset
+        place = places[found.storage.key]
+        offset = place.offset + found.offset
         end = (
             offset
             + (span_elements(found.shape, found.strides or contiguous_strides(found.shape)))
@@ -229,6 +242,15 @@ def _stored(
                 "it is truncated, fetch it again."
             )
         tensors.append(
-            StoredTensor(name, found.dtype, found.shape, path, offset, found.strides, identity)
+            StoredTensor(
+                name,
+                found.dtype,
+                found.shape,
+                path,
+                offset,
+                found.strides,
+                identity,
+                place.member,
+            )
         )
     return tensors

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from weightsmith.tensors.zip_members import MemberBytes
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -140,6 +142,7 @@ class StoredTensor(Shaped):
     offset: int
     strides: tuple[int, ...] | None = None
     identity: FileIdentity | None = None
+    member: MemberBytes | None = None
 
     @property
     def location(self) -> str:
@@ -166,6 +169,8 @@ class StoredTensor(Shaped):
             )
         if start == stop:
             return
+        if self.member is not None:
+            self.member.check()
         view = view.cast("B")
         with OPEN_FILES.opened(self.file, self.identity) as (descriptor, identity):
             if self.strides is None:
@@ -189,6 +194,8 @@ class StoredTensor(Shaped):
             raise ValueError(
                 f"a buffer of {buffer.nbytes} bytes cannot take {len(rows)} rows of {self.location}"
             )
+        if self.member is not None:
+            self.member.check()
         view = memoryview(buffer).cast("B")
         with OPEN_FILES.opened(self.file, self.identity) as (descriptor, identity):
             done = 0

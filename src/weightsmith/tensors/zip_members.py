@@ -9,6 +9,7 @@ are refused, so that a few kilobytes cannot stand for gigabytes and one file can
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,25 +77,47 @@ def read_members(path: Path) -> tuple[dict[str, ZipMember], FileIdentity]:
     return members, identity
 
 
-def check_crcs(path: Path) -> None:
-    """Read every member once and compare its CRC-32; raises `CheckpointError` naming the first
-    damaged one.
+class MemberBytes:
+    """The bytes of a member, which are compared with their CRC-32 once, before the first of them is handed out.
+
+    A CRC of 0 was not computed (`torch.serialization.set_crc32_options`), and says nothing.
     """
-    members, identity = read_members(path)
-    with OPEN_FILES.opened(path, identity) as (descriptor, _):
-        for member in members.values():
-            crc = 0
+
+    __slots__ = ("_identity", "_is_checked", "_lock", "_member", "_path")
+
+    def __init__(self, path: Path, member: ZipMember, identity: FileIdentity) -> None:
+        self._path, self._member, self._identity = path, member, identity
+        self._is_checked = member.crc == 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[MemberBytes], tuple[Path, ZipMember, FileIdentity]]:
+        """A copy in another process checks for itself."""
+        return MemberBytes, (self._path, self._member, self._identity)
+
+    def check(self) -> None:
+        """Read the member if that has not been done; raises `CheckpointError` where its CRC-32 is another."""
+        if self._is_checked:
+            return
+        with self._lock:
+            if not self._is_checked:
+                self._compare()
+                self._is_checked = True
+
+    def _compare(self) -> None:
+        path, member = self._path, self._member
+        what = f"the member {shown(member.name)}"
+        crc = 0
+        with OPEN_FILES.opened(path, self._identity) as (descriptor, _):
             for start in range(0, member.size, _CHUNK):
                 length = min(_CHUNK, member.size - start)
-                what = f"the member {shown(member.name)}"
-                crc = zlib.crc32(
-                    read_bytes(descriptor, path, member.offset + start, length, what), crc
-                )
-            if crc != member.crc:
-                raise _refusal(
-                    path, f"the bytes of member {shown(member.name)} do not match their CRC-32"
-                )
-        check_unchanged(descriptor, identity, path)
+                chunk = read_bytes(descriptor, path, member.offset + start, length, what)
+                crc = zlib.crc32(chunk, crc)
+            check_unchanged(descriptor, self._identity, path)
+        if crc != member.crc:
+            raise CheckpointError(
+                f"{shown(path)}: the bytes of member {shown(member.name)} do not match their CRC-32, so the file is "
+                "damaged: fetch it again."
+            )
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
