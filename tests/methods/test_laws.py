@@ -50,7 +50,7 @@ TRANSLATED = (
 # OptMerge's default takes steps of one size, whatever the size of task vectors.
 SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion", "optmerge"}
 # Iterations that start elsewhere, or stop within a tolerance.
-ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6, "geometric_median": 1e-5}
+ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}
 SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}
 
 
