@@ -182,11 +182,12 @@ class _Distances:
         lengths = np.linalg.norm(self.points[1:], axis=1)
         units, others = self.points[1:] / lengths[:, None], self.weights[1:]
         pull = others @ units
-        size = np.linalg.norm(pull)
+        size = float(np.linalg.norm(pull))
         along = pull / size
-        bend = (others / lengths) @ (1.0 - (units @ along) ** 2)
-        step = lengths.min() / 2.0
-        step = min(step, (size - self.weights[0]) / bend) if bend > 0.0 else step
+        bend = float((others / lengths) @ (1.0 - (units @ along) ** 2))
+        step = float(lengths.min()) / 2.0
+        if bend > 0.0:
+            step = min(step, (size - float(self.weights[0])) / bend)
         while self._slope(step * along)[2] @ along > 0.0:
             step /= 2.0
         return np.asarray(step * along)
@@ -200,7 +201,7 @@ class _Distances:
             after = self.weights @ self.lengths(x + share * step)
             if rise <= 0.0 or (rise <= fall / 2.0 and after <= before * (1.0 + _PRECISION)):
                 break
-            share *= max(0.1, fall / (fall + rise))
+            share *= max(0.1, float(fall / (fall + rise)))
         return share * step
 
 
@@ -262,4 +263,4 @@ def _slopes(squares: Floats, weights: Floats, distances: Floats, c: Floats) -> F
 def _matrix(n: int, squares: Sequence[float]) -> Floats:
     matrix = np.zeros((n, n))
     matrix[np.tril_indices(n, -1)] = squares
-    return matrix + matrix.T
+    return np.asarray(matrix + matrix.T)
