@@ -167,6 +167,23 @@ def test_scale(name, merge, data, power):
     close(scaled / factor, merged, base, experts)
 
 
+@pytest.mark.parametrize(
+    ("name", "preset"), [("sce", "paper"), ("pcb", "paper"), ("pcb", "pcb_es")]
+)
+@pytest.mark.parametrize("power", [-50, 60])
+def test_products_of_float32_numbers_keep_all_their_digits_down_to_changes_of_1e_18(
+    name, preset, merge, power
+):
+    """The docstrings say so; a change of 2^-60, as most are here, has a square of 2^-120."""
+    base = np.zeros(2000, np.float32)
+    drawn = np.random.default_rng(0).standard_normal((3, 2000)).astype(np.float32)
+    experts = [np.float32(2.0**-10) * e for e in drawn]
+    merged = merge(name, base, experts, preset=preset)
+    scaled = merge(name, base, [np.float32(2.0**power) * e for e in experts], preset=preset)
+    np.testing.assert_array_equal(scaled, np.float32(2.0**power) * merged)
+    assert np.abs(merged).max() > 0
+
+
 ELEMENTWISE = (
     "linear soup ema lawa wma wise_ft expo trimmed_mean task_arithmetic ties dare_linear dare_ties breadcrumbs "
     "breadcrumbs_ties sce ram ramplus_tl nearswap passthrough lines slerp nuslerp multislerp karcher model_stock "
