@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 from tests.comparison.conftest import right_and_wrong
 
-from weightsmith.comparison.paired import mcnemar, paired_difference
+from weightsmith.comparison.flips import find_flips
+from weightsmith.comparison.paired import flips_difference, mcnemar, paired_difference
 from weightsmith.comparison.resampling import Estimate, draws_of, two_sided_p
 from weightsmith.errors import UsageError
 
@@ -85,6 +86,67 @@ def test_the_interval_of_a_difference_has_its_stated_coverage():
         found = Estimate.of(second - first)
         covered += found.low <= truth <= found.high
     assert 0.90 <= covered / rounds <= 0.99
+
+
+def flips_of(negative, positive, items):
+    both = items - negative - positive
+    columns = [
+        np.repeat([1, 0, 1], [negative, positive, both]),
+        np.repeat([0, 1, 1], [negative, positive, both]),
+    ]
+    return find_flips(*(right_and_wrong("t", column) for column in columns))
+
+
+def test_the_interval_from_flips_is_bonett_and_prices():
+    found = flips_difference(flips_of(12, 7, 100), higher_is_better=True)
+    p, n = Fraction(8, 102), Fraction(13, 102)
+    width = 1.959963984540054 * float((p + n - (p - n) ** 2) / 102) ** 0.5
+    expected = (-0.05, float(p - n) - width, float(p - n) + width)
+    estimate = found.estimate
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(expected, abs=1e-12)
+    assert found.p_value == mcnemar(12, 7).mid_p
+    one = flips_difference(flips_of(0, 1, 1), higher_is_better=True).estimate
+    assert (one.value, one.high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("items", "positive", "negative"),
+    [
+        (1000, 0.002, 0.001),
+        (1000, 0.002, 0.002),
+        (1000, 0.003, 0.001),
+        (1000, 0.004, 0.0),
+        (1000, 0.0005, 0.0005),
+        (300, 0.01, 0.01),
+        (200, 0.03, 0.005),
+        (50, 0.02, 0.02),
+        (50, 0.3, 0.1),
+        (20, 0.05, 0.1),
+    ],
+)
+def test_the_interval_from_flips_covers_also_where_few_are_expected(items, positive, negative):
+    """By enumeration of all numbers of flips; the percentile interval of resamples covers .86 in the first case."""
+    truth, covered = positive - negative, 0.0
+    for flipped in range(int(stats.binom.ppf(1 - 1e-6, items, positive + negative)) + 1):
+        chance = stats.binom.pmf(flipped, items, positive + negative)
+        split = stats.binom.pmf(np.arange(flipped + 1), flipped, positive / (positive + negative))
+        for up in np.flatnonzero(chance * split > 1e-9):
+            found = flips_difference(flips_of(flipped - up, up, items), higher_is_better=True)
+            if found.estimate.low <= truth <= found.estimate.high:
+                covered += chance * split[up]
+    assert 0.945 <= covered <= 1.0
+
+
+@pytest.mark.parametrize(("positive", "verdict"), [(0, "same"), (4, "same"), (6, "better")])
+def test_a_handful_of_flips_one_way_is_needed_for_a_verdict(positive, verdict):
+    """Of n flips that all go one way, mid-p is 2^-n: below .05 from five on, and surely from six."""
+    better = flips_difference(flips_of(0, positive, 1000), higher_is_better=True)
+    worse = flips_difference(flips_of(positive, 0, 1000), higher_is_better=True)
+    assert better.verdict == verdict
+    assert worse.verdict == verdict.replace("better", "worse")
+    assert better.p_value == pytest.approx(0.5**positive)
+    turned = flips_difference(flips_of(0, positive, 1000), higher_is_better=False)
+    assert turned.verdict == worse.verdict
 
 
 def test_p_values_are_uniform_where_there_is_no_difference():

@@ -133,37 +133,3 @@ def test_trimmed_mean_ignores_one_broken_expert(merge):
 def test_trimmed_mean_refuses_to_trim_everything(merge):
     with pytest.raises(RecipeError, match="at least 5 experts, but has 4"):
         merge("trimmed_mean", None, draw(4), shared={"k": 2})
-
-
-def weiszfeld(points, w, steps=20000):
-    x = np.average(points, 0, w)
-    for _ in range(steps):
-        pull = w / np.maximum(np.linalg.norm(points - x, axis=1), 1e-12)
-        x = pull @ points / pull.sum()
-    return x
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_geometric_median_minimises_the_sum_of_distances(merge, seed):
-    rng = np.random.default_rng(seed)
-    points, w = rng.normal(size=(5, 12)), rng.uniform(0.5, 1.5, size=5)
-    merged = merge("geometric_median", None, list(points), per_expert=weights(*w))
-    np.testing.assert_allclose(merged, weiszfeld(points, w), atol=1e-6)
-
-
-def test_geometric_median_stays_with_the_majority(merge):
-    good = [np.full(8, 1.0) + 1e-3 * x for x in draw(3, (8,))]
-    merged = merge("geometric_median", None, [*good, np.full(8, 1e6)])
-    assert np.abs(merged - 1.0).max() < 0.01
-
-
-def test_geometric_median_of_a_majority_at_one_point_is_that_point(merge):
-    point, *others = draw(3)
-    merged = merge("geometric_median", None, [point, others[0], point, others[1], point])
-    np.testing.assert_allclose(merged, point, atol=1e-5)
-
-
-def test_geometric_median_of_a_fermat_triangle(merge):
-    corners = [np.array([0.0, 0.0]), np.array([1.0, 0.0]), np.array([0.5, np.sqrt(3) / 2])]
-    merged = merge("geometric_median", None, corners)
-    np.testing.assert_allclose(merged, [0.5, np.sqrt(3) / 6], atol=1e-9)

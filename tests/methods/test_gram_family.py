@@ -8,10 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 from weightsmith import merge_state_dicts
-from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError
+from weightsmith.errors import CompatibilityError, NonFiniteError
 from weightsmith.methods import gram, registry
 from weightsmith.methods.gram_matrices import require_gram
-from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
 from weightsmith.tensors.dtypes import DType
 
 RNG = np.random.default_rng(7)
@@ -361,38 +360,6 @@ def test_swudi_moves_the_leading_directions_only(merge, tasks, share):
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
-def test_rank_rules_count_what_they_say():
-    values = np.array([4.0, 1.0, 1.0, 0.25])
-    images = np.array([8.0, 1.0, 0.0, 0.25])
-    spectrum = Spectrum(values, images, 4, 6)
-    shares = values / values.sum()
-    omega = 0.56 * (4 / 6) ** 3 - 0.95 * (4 / 6) ** 2 + 1.82 * (4 / 6) + 1.43
-    expected = {
-        "root_participation": np.ceil(4.5**2 / 6.25),
-        "participation": np.ceil(6.25**2 / 18.0625),
-        "stable_rank": np.ceil(6.25 / 4),
-        "entropy": np.ceil(np.exp(-(shares * np.log(shares)).sum())),
-        "gavish_donoho": (np.sqrt(values) > omega * 1.0).sum(),
-    }
-    for rule, count in expected.items():
-        assert RANK_RULES[rule](np, spectrum, 0.0) == count, rule
-    assert RANK_RULES["cumulative"](np, spectrum, 0.8) == 2
-    # The loss that each direction removes is image / value: 2, 1, 0, 1 of 4.
-    assert RANK_RULES["loss_elbow"](np, spectrum, 0.25) == 2
-    assert RANK_RULES["loss_elbow"](np, spectrum, 0.0) == 4
-    # Steps are image / value^2: .5, 1, 0, 4 of 5.5; with little regard for them all directions move.
-    assert RANK_RULES["risk"](np, spectrum, 0.0) == 4
-    assert RANK_RULES["risk"](np, spectrum, 1.0) == 2
-    assert set(expected) | {"cumulative", "loss_elbow", "risk"} == set(RANK_RULES)
-
-
-@pytest.mark.parametrize("rule", list(RANK_RULES))
-def test_every_rank_rule_keeps_the_loss_between_start_and_minimum(merge, tasks, rule):
-    found = spectral(merge, "aswudi", tasks, rank_rule=rule)
-    minimiser = merge("wudi", np.zeros((5, 12)), tasks)
-    assert loss(minimiser, tasks) - 1e-12 <= loss(found, tasks) <= loss(sum(tasks), tasks)
-
-
 # OptMerge ---------------------------------------------------------------------------------------------------------
 
 
@@ -507,11 +474,6 @@ def test_the_catalogue_says_what_they_cost(name):
     spec = registry.get(name)
     assert "O(" in spec.cost
     assert all(registry.get(other) for other in spec.generalises)
-
-
-def test_unknown_rank_rules_are_refused(merge):
-    with pytest.raises(RecipeError, match="rank_rule"):
-        merge("aswudi", np.ones((2, 2)), [np.ones((2, 2))], shared={"rank_rule": "guess"})
 
 
 @pytest.mark.parametrize("method", ["wudi", "iwudi", "swudi", "aswudi"])

@@ -162,6 +162,7 @@ def test_the_state_follows_from_the_statistics():
         "kernels": "others",
         "fused": "whole",
         "orientation": "auto",
+        "exempt": "",
         "svd": "auto",
         "rank_tolerance": None,
         "alpha": 0.5,

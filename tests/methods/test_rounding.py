@@ -74,6 +74,51 @@ def test_errors_are_estimated_within_a_third(shape, drawn, dtype):
     assert lengths.max() < found.row_length
 
 
+UNEVEN = {
+    "equal": lambda rng, m, n: np.full((m, n), 1.0) + 0.3 * rng.random((m, n)),
+    "normal": lambda rng, m, n: 0.05 * rng.normal(size=(m, n)),
+    "heavy tails": lambda rng, m, n: 0.03 * rng.standard_t(3, size=(m, n)),
+    "rows": lambda rng, m, n: 0.05 * rng.normal(size=(m, n)) * np.exp(rng.normal(size=(m, 1)) / 2),
+    "columns": lambda rng, m, n: 0.05 * rng.normal(size=(m, n)) * np.exp(rng.normal(size=(1, n))),
+    "both": lambda rng, m, n: (
+        0.05 * rng.normal(size=(m, n)) * np.exp(0.3 * rng.normal(size=(m, 1)) * rng.normal(size=n))
+    ),
+    "one column": lambda rng, m, n: (
+        0.05 * rng.normal(size=(m, n)) * (1 + 19.0 * (np.arange(n) < 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("of", list(UNEVEN))
+@pytest.mark.parametrize("shape", [(24, 24), (32, 48), (16, 64)])
+def test_errors_of_small_matrices_of_any_kind_are_not_above_the_estimate(of, shape):
+    """Of 200, two may be: e (sqrt m + sqrt n) with a margin of a tenth missed up to all of the uneven ones."""
+    rng = np.random.default_rng(5)
+    missed, tightest = 0, np.inf
+    for _ in range(200):
+        weights = UNEVEN[of](rng, *shape)
+        base = stored_as(weights * (0.7 + 0.1 * rng.random(shape)), DType.BFLOAT16)
+        stored = stored_as(weights, DType.BFLOAT16)
+        largest = np.linalg.norm(stored.astype(np.float64) - weights, 2)
+        found = rounding_of(np, base, stored - base, DType.BFLOAT16).strength
+        missed += largest > found
+        tightest = min(tightest, found / largest)
+    assert missed <= 2
+    assert tightest < 1.3  # the estimate is no bound that nothing comes near
+
+
+@pytest.mark.parametrize("of", ["rows", "columns", "one column"])
+def test_no_direction_is_made_of_rounding_where_weights_are_uneven(merge, of):
+    """A change of rank 4 in a matrix with small and large rows has four directions, of one strength in iso_c."""
+    rng = np.random.default_rng(6)
+    for _ in range(2):
+        base = stored_as(UNEVEN[of](rng, 48, 40), DType.BFLOAT16).astype(np.float64)
+        tau = rng.normal(size=(48, 4)) @ rng.normal(size=(4, 40))
+        tau *= 0.5 * np.linalg.norm(base) / np.linalg.norm(tau)
+        found = from_stored(merge, "iso_c", base, [tau], DType.BFLOAT16)
+        assert rank_of(found) == 4
+
+
 @pytest.mark.parametrize(("step", "alike"), [(0.0, "same"), (1e-3, "near"), (0.5, "apart")])
 def test_errors_of_several_tasks_add_up_as_far_as_they_are_alike(step, alike):
     rng = np.random.default_rng(1)
@@ -92,9 +137,10 @@ def test_errors_of_several_tasks_add_up_as_far_as_they_are_alike(step, alike):
         if alike == "same" and weights == (1.0, -1.0):
             assert found == largest == 0.0
         elif weights != (1.0, -1.0) or alike == "apart":
-            assert 0.95 * largest < found < 1.3 * largest
+            # Errors that are alike in part are no independent ones, and their longest rows may be others.
+            assert largest < found < 1.35 * largest
     beside = np.linalg.svd(np.concatenate(errors, 1), compute_uv=False)[0]
-    assert 0.95 * beside < strength_side_by_side(parts, shares) < 1.3 * beside
+    assert beside < strength_side_by_side(parts, shares) < 1.3 * beside
 
 
 def test_rows_and_columns_that_were_left_alone_have_no_errors():

@@ -257,6 +257,19 @@ def test_model_stock_mean_angle_averages_angles(merge):
     close(merge("model_stock", base, experts, shared={"mean": "angle"}), expected)
 
 
+@pytest.mark.parametrize("signs", ["++-", "+-", "++--", "+++--", "+++---"])
+def test_model_stock_keeps_the_base_where_no_vectors_have_the_mean_angle(merge, signs):
+    """Numbers of two signs have angles of 0 and 180 degrees: for three t is -1.5 / 0, and for four it would be 4."""
+    experts = [
+        np.array([s + 0.1 * i]) for i, s in enumerate(1.0 if s == "+" else -1.0 for s in signs)
+    ]
+    n = len(signs)
+    c = np.cos(np.mean([np.pi * (signs[i] != signs[j]) for i in range(n) for j in range(i)]))
+    assert 1 + (n - 1) * c < 1e-9
+    shared = {"bounded": False, "mean": "angle"}
+    np.testing.assert_array_equal(merge("model_stock", np.zeros(1), experts, shared=shared), 0.0)
+
+
 def test_model_stock_of_equal_norms_and_orthogonal_noise_is_nearest_to_the_centre(merge):
     # theta_i = theta_0 + d + n_i with n_i orthogonal to d and to each other, all of equal length.
     base, d = np.zeros(5), np.array([1.0, 0, 0, 0, 0])

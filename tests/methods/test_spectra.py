@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from weightsmith.checkpoints import Kind
+from weightsmith.errors import RecipeError
 from weightsmith.methods.matrices import EMBEDDING_ROLES, MatrixRules, MatrixView, fused_parts
 from weightsmith.methods.spectra import Decomposition
 from weightsmith.tensors.singular import embedded, exact, gram_spectrum, signs
@@ -19,6 +20,7 @@ RULES = {
     "kernels": "others",
     "fused": "whole",
     "orientation": "auto",
+    "exempt": "",
 }
 
 
@@ -44,6 +46,16 @@ def test_rules_say_what_stacks_kernels_and_embeddings_are():
         for rule in ("average", "sum", "base"):
             assert view((9, 4), role, embeddings=rule) is None
     assert view((9, 4), "norm", embeddings="base") is not None
+
+
+def test_exempt_roles_are_no_matrices_and_follow_the_others():
+    assert view((4, 6), "attention.q", exempt="attention, head") is None
+    assert view((4, 6), "head", exempt="attention head") is None
+    assert view((4, 6), "mlp.up", exempt="attention head") is not None
+    rules = MatrixRules(**{**RULES, "others": "sum", "exempt": "head"})
+    assert rules.rule(Site("t", (4, 6), role="head")) == "sum"
+    with pytest.raises(RecipeError, match=r"exempt names 'heads', which is no role"):
+        view((4, 6), exempt="heads")
 
 
 def test_roles_that_the_rules_name_exist():

@@ -60,6 +60,7 @@ class Kind(enum.Enum):
     EXPERT_FUSED = "expert.fused"
     CONVOLUTION = "convolution"
     LINEAR = "linear"
+    TEXT_PROJECTION = "linear.text_projection"
     BUFFER = "buffer"
     OTHER = "other"
 
@@ -247,6 +248,8 @@ class _Classifier:
         outside = None if module.in_block else self._outside_block(fields, every, shape)
         if outside is not None:
             return outside
+        if len(shape) == 2 and lower & words.TEXT_PROJECTION:
+            return Kind.TEXT_PROJECTION
         return Kind.LINEAR if len(shape) == 2 and not module.direct else Kind.OTHER
 
     def _is_router(self, leaf: str, every: list[frozenset[str]], siblings: set[str]) -> bool:

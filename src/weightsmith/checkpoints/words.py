@@ -37,6 +37,9 @@ BUFFER = frozenset(
 )
 ROUTER_LEAF = frozenset("router shared_expert_gate shared_experts_gate moe_gate wg".split())
 
+# From a text tower to the space that it shares with another one: CLIP's matrix, however it is stored.
+TEXT_PROJECTION = frozenset(("text_projection",))
+
 ATTENTION = frozenset(
     """attn attention att selfattention encdecattention crossattention attentions mha
     selfattn""".split()

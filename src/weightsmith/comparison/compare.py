@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.comparison.flips import Flips, Graded, find_flips, find_regressions
-from weightsmith.comparison.paired import McNemar, PairedDifference, mcnemar_of, paired_difference
+from weightsmith.comparison.paired import (
+    McNemar,
+    PairedDifference,
+    flips_difference,
+    mcnemar_of,
+    paired_difference,
+)
 from weightsmith.comparison.resampling import Draws, aligned, draws_of
 from weightsmith.comparison.skill import SkillReport, measure_skill
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.metrics import Floats
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 
 SCHEMA = 1
@@ -208,35 +215,42 @@ def _task(
 ) -> TaskComparison:
     task = score.task
     first, second = old.items[task], aligned(old, new, task)
-    difference = paired_difference(
-        draws.score(old, task),
-        draws.score(new, task),
-        higher_is_better=second.higher_is_better,
-    )
+
+    def resampled() -> tuple[Floats, Floats]:
+        return draws.score(old, task), draws.score(new, task)
+
     return TaskComparison(
         task=task,
         metric=score.metric,
         group=score.group,
         old=old.score(task),
         new=score,
-        change=_change(first, second, difference, tolerance),
+        change=_change(first, second, resampled, tolerance),
         slices=_slices(first, second, tolerance),
     )
 
 
 def _change(
-    old: ItemScores, new: ItemScores, difference: PairedDifference, tolerance: float
+    old: ItemScores,
+    new: ItemScores,
+    resampled: Callable[[], tuple[Floats, Floats]],
+    tolerance: float,
 ) -> Change:
-    flips = find_flips(old, new) if new.binary else None
-    return Change(
-        items=len(old),
-        old=old.value,
-        new=new.value,
-        difference=difference,
-        flips=flips,
-        mcnemar=None if flips is None else mcnemar_of(flips),
-        graded=None if new.binary else find_regressions(old, new, tolerance),
-    )
+    """The change between scores of the same items; `resampled` gives the draws of both, which flips do without."""
+    higher = new.higher_is_better
+    if new.binary:
+        flips = find_flips(old, new)
+        difference = flips_difference(flips, higher_is_better=higher)
+        return Change(
+            len(old), old.value, new.value, difference, flips, mcnemar_of(flips), graded=None
+        )
+    difference = paired_difference(*resampled(), higher_is_better=higher)
+    graded = find_regressions(old, new, tolerance)
+    return Change(len(old), old.value, new.value, difference, None, None, graded)
+
+
+def _resampled(old: ItemScores, new: ItemScores) -> Callable[[], tuple[Floats, Floats]]:
+    return lambda: (draws_of(old), draws_of(new))
 
 
 def _slices(old: ItemScores, new: ItemScores, tolerance: float) -> tuple[tuple[str, Change], ...]:
@@ -248,8 +262,5 @@ def _slices(old: ItemScores, new: ItemScores, tolerance: float) -> tuple[tuple[s
     for name in sorted(set(named)):
         places = [i for i, own in enumerate(named) if own == name]
         first, second = old.chosen(places), new.chosen(places)
-        difference = paired_difference(
-            draws_of(first), draws_of(second), higher_is_better=new.higher_is_better
-        )
-        found.append((name, _change(first, second, difference, tolerance)))
+        found.append((name, _change(first, second, _resampled(first, second), tolerance)))
     return tuple(found)

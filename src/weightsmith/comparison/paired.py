@@ -1,9 +1,10 @@
-"""Tests of two models on the same items: McNemar's for right and wrong, the paired bootstrap for every metric."""
+"""Two models on the same items: tests and intervals from flips for right and wrong, else from paired resamples."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from weightsmith.comparison.flips import Flips
 from weightsmith.comparison.resampling import Estimate, two_sided_p
 from weightsmith.errors import UsageError
+from weightsmith.evaluation.intervals import COVERAGE
 from weightsmith.evaluation.metrics import Floats
 
 
@@ -39,7 +41,7 @@ class McNemar:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """New minus old score with its paired bootstrap interval and p value, in the metric's own direction."""
+    """New minus old score with its interval and p value, in the metric's own direction."""
 
     estimate: Estimate
     p_value: float
@@ -83,6 +85,27 @@ def mcnemar(negative: int, positive: int) -> McNemar:
 def mcnemar_of(flips: Flips) -> McNemar:
     """McNemar's test of flips."""
     return mcnemar(len(flips.negative), len(flips.positive))
+
+
+def flips_difference(flips: Flips, *, higher_is_better: bool) -> PairedDifference:
+    """The difference of the shares that two models have right, its interval from flips and McNemar's mid-p value.
+
+    Of N items of which n became wrong and p right, d = (p - n) / N has the interval of Bonett and Price (2012),
+
+        (p~ - n~) +- z sqrt((p~ + n~ - (p~ - n~)^2) / (N + 2)),   p~ = (p + 1) / (N + 2),  n~ = (n + 1) / (N + 2)
+
+    within [-1, 1]. It covers what it says with few flips, too, where resamples often hold none: with 2 flips one way
+    and 1 the other to be expected of 1,000 items, a percentile interval covers 86 %, this one 99 %. Without flips it is
+    no point.
+    """
+    items = flips.items
+    positive, negative = ((len(x) + 1) / (items + 2) for x in (flips.positive, flips.negative))
+    middle = positive - negative
+    z = NormalDist().inv_cdf((1 + COVERAGE) / 2)
+    width = z * math.sqrt((positive + negative - middle**2) / (items + 2))
+    value = (len(flips.positive) - len(flips.negative)) / items
+    estimate = Estimate(value, max(-1.0, middle - width), min(1.0, middle + width))
+    return PairedDifference(estimate, mcnemar_of(flips).mid_p, higher_is_better)
 
 
 def paired_difference(old: Floats, new: Floats, *, higher_is_better: bool) -> PairedDifference:

@@ -23,7 +23,7 @@ from weightsmith.evaluation.scores import Evaluation, ItemScores
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95 % bootstrap percentile interval [low, high]."""
+    """A number with its 95 % interval [low, high]."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Estimate:
 
     @classmethod
     def of(cls, draws: Floats) -> Estimate:
-        """Value and interval of draws of shape [1 + R]."""
+        """Value and percentile interval of draws of shape [1 + R]."""
         tail = (1 - COVERAGE) / 2
         low, high = np.quantile(draws[1:], (tail, 1 - tail))
         return cls(float(draws[0]), float(low), float(high))

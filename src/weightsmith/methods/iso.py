@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.methods.matrices import in_float64
+from weightsmith.methods.named_roles import TEXT_PROJECTION
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.rounding import shares_alike, strength_of_sum
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
@@ -18,7 +19,10 @@ from weightsmith.tensors.singular import Spectrum
 from weightsmith.tensors.site import Site
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
-_PRESETS = {"reference": {"rank_tolerance": 0.0}, "fusionbench": {"lambda": 1.5}}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "reference": {"rank_tolerance": 0.0, "exempt": TEXT_PROJECTION},
+    "fusionbench": {"lambda": 1.5},
+}
 
 
 @method(
@@ -38,10 +42,11 @@ class IsoCommon(SpectralRules):
     U, S and V have the directions above rank_tolerance only, and the mean is over them: a matrix of full rank gives the
     paper's result, while one of low rank does not send strength into directions that no task changed. Unless
     rank_tolerance is given, those are also all that the rounding of stored weights makes: errors of a unit in the last
-    place / sqrt 12 each, with singular values up to (sqrt m + sqrt n) times that; an M without any other is added as it
-    is. With rank_tolerance 0, preset reference, all have the same strength. The nuclear norm of M's directions is kept.
-    Task vectors that are no matrix are averaged (others). lambda is chosen on validation data; FusionBench reports 1.5
-    (preset fusionbench). O(m n min(m, n)) time; four matrices in float64.
+    place / sqrt 12 each, with singular values up to the lengths of their longest row and column; an M without any other
+    is added as it is. With rank_tolerance 0, preset reference, all have the same strength. The nuclear norm of M's
+    directions is kept. Task vectors that are no matrix are averaged (others), and in preset reference so is CLIP's text
+    projection, as in the authors' code (exempt). lambda is chosen on validation data; FusionBench reports 1.5 (preset
+    fusionbench). O(m n min(m, n)) time; four matrices in float64.
     """
 
     weight: tuple[float, ...] = strength_parameter()

@@ -27,7 +27,7 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Value, add_all, whole, whole_parts
+from weightsmith.tensors.graph import Value, whole, whole_parts
 from weightsmith.tensors.site import Site
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
@@ -52,13 +52,13 @@ class Knots(SpectralRules):
 
     The inner merge is that of ties (each T_i trimmed to the share `density` of its elements, signs elected, mean of
     those that agree), of dare_linear or dare_ties (elements kept with probability `density` and divided by it), or
-    linear, which is task arithmetic exactly, whatever the basis. The share counts coefficients, of which there are as
-    many rows as the common basis has directions (those in which no task has any left out), over the whole model or each
-    tensor (scope). Directions that the rounding of stored weights makes are none, unless rank_tolerance is given. axis:
+    linear, which is task arithmetic exactly, whatever the basis. The share counts coefficients over the whole model or
+    each tensor (scope), of which each direction of the common basis has one for every input, zeros included, as in the
+    authors' code. Directions that the rounding of stored weights makes are none, unless rank_tolerance is given. axis:
     inputs stacks task vectors on top of each other instead. With basis "scaled" (preset core_space) the V_i are merged
     and S is part of the basis. Task vectors that are no matrix are averaged (others). The sign of each basis vector is
     arbitrary, and no result depends on it; among equal singular values the basis is arbitrary, and results do. The
-    authors' runs use density .2 and lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 4 matrices in float64.
+    authors' runs use density .2 and lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 5 matrices in float64.
     """
 
     weight: tuple[float, ...] = weight_parameter()
@@ -100,18 +100,17 @@ class Knots(SpectralRules):
             self.axis == "inputs", self.basis == "scaled", self.how(site), view, site.name
         )
         count = len(deltas)
-        parts = whole_parts(joint, *deltas, base, parts=count + joint.blocks(count))
+        places, *parts = whole_parts(joint, *deltas, base, parts=1 + count + joint.blocks(count))
         signed = self.zero_sum if self.merger.endswith("ties") else None
-        merged = self._merged(self._sparse(parts[:count], site), signed, site)
+        merged = self._merged(self._sparse(parts[:count], places, site), signed, site)
         rebuild = ByMatrix(FromBasis(self.axis == "inputs"), view, site.name)
         return base + whole(rebuild, merged, *parts[count:]) * self.scale
 
-    def _sparse(self, coefficients: Sequence[Value], site: Site) -> list[Value]:
+    def _sparse(self, coefficients: Sequence[Value], places: Value, site: Site) -> list[Value]:
         if self.merger == "ties":
-            anyone = add_all([abs(c) for c in coefficients]) > 0.0
             return [
                 keep_largest(
-                    c, density, site.over(self.scope, "trim", i, density), site, among=anyone
+                    c, density, site.over(self.scope, "trim", i, density), site, among=places > 0.0
                 )
                 for i, (c, density) in enumerate(zip(coefficients, self.density, strict=True))
             ]
@@ -128,7 +127,9 @@ class Knots(SpectralRules):
 
 @dataclass(frozen=True, slots=True)
 class JointBasis:
-    """T_1 .. T_N, and U cut into blocks of columns, all of the tensor's shape: rows and columns missing are zero."""
+    """Where coefficients are (1, elsewhere 0), T_1 .. T_N, and U cut into blocks of columns, all of the tensor's shape:
+    rows and columns missing are zero.
+    """
 
     turned: bool
     scaled: bool
@@ -146,7 +147,7 @@ class JointBasis:
         count = len(arrays) - 1
         blocks = self.blocks(count)
         if 0 in arrays[0].shape:
-            return [arrays[0]] * (count + blocks)
+            return [arrays[0]] * (1 + count + blocks)
         require_finite(linalg, arrays, self.tensor)
         groups = zip(*(self.view.split(array) for array in arrays), strict=True)
         found = [self._parts(linalg, matrices, blocks) for matrices in groups]
@@ -162,7 +163,8 @@ class JointBasis:
         if values.shape[0] and constant(values[0]) <= floor:
             roundings = [EXACT] * len(sides)
         noise = _ROUNDING * float(linalg.finfo(matrices[0].dtype).eps)
-        pieces = []
+        places = linalg.ones_like(sides[0][: values.shape[0]])
+        pieces = [_padded(linalg, places, rows, 0)]
         for task, rounding in zip(sides, roundings, strict=True):
             images = _without_noise(linalg, left.T @ in_float64(linalg, task), noise, rounding)
             images = images / values[:, None] if self.scaled else images

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.checkpoints.roles import Kind
-from weightsmith.errors import RecipeError
 from weightsmith.methods.multi_task import PARTS, part_parameter, task_number
+from weightsmith.methods.named_roles import has_role
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.task_vectors import density_parameter, lambda_parameter, task_vectors
 from weightsmith.tensors.graph import Extent, Value, above, add_all, largest_share, where
@@ -59,7 +58,7 @@ class LocalizeAndStitch:
         t = None
         if self.task or self.part == "mask":
             t = task_number(self.task, len(experts), site, "localize_and_stitch")
-        if is_excluded(site, self.exclude):
+        if has_role(site, self.exclude, "exclude"):
             return base if self.part == "model" else deltas[0] * 0.0
         regions = [
             region(d, density, site.over_model("region", i, density))
@@ -81,15 +80,3 @@ def region(delta: Value, density: float, extent: Extent) -> Value:
     if density >= 1.0:
         return abs(delta) >= 0.0
     return above(abs(delta), largest_share(abs(delta), density, extent))
-
-
-def is_excluded(site: Site, roles: str) -> bool:
-    """Whether the tensor's role is among the named ones; raises RecipeError for a name that is no role."""
-    known = {kind.value for kind in Kind} | {kind.value.partition(".")[0] for kind in Kind}
-    named = roles.replace(",", " ").split()
-    for name in named:
-        if name not in known:
-            raise RecipeError(
-                f"exclude names {name!r}, which is no role; known are {', '.join(sorted(known))}."
-            )
-    return any(site.role == name or site.role.startswith(f"{name}.") for name in named)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsmith.methods.named_roles import has_role
 from weightsmith.methods.registry import shared
 from weightsmith.methods.span import plain_sum
 from weightsmith.tensors.graph import Value
@@ -104,7 +105,7 @@ class MatrixRules:
 
     Two-axis weights are matrices. Three-axis ones are stacks of experts (E, outputs, inputs), taken one by one
     (stacks: slices), or like the others. Kernels, embeddings and heads follow their own rules; 0-d and 1-d tensors
-    follow `others`.
+    follow `others`, and so do the roles that are exempt.
     """
 
     others: str = others_parameter()
@@ -122,8 +123,14 @@ class MatrixRules:
         doc="axes of stored matrices; auto: as inferred from the checkpoint (input first for GPT-2's Conv1D)",
     )
 
+    exempt: str = shared(
+        "", doc="roles, separated by spaces, of tensors that are not taken as matrices"
+    )
+
     def view(self, site: Site) -> MatrixView | None:
         """How the tensor is seen as matrices; None where it follows the rule for others."""
+        if has_role(site, self.exempt, "exempt"):
+            return None
         if site.role in EMBEDDING_ROLES and self.embeddings != "spectral":
             return None
         shape = site.shape

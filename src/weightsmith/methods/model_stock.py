@@ -12,6 +12,9 @@ from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Scope, Value, add_all, apply
 from weightsmith.tensors.site import Site
 
+# 1 + (N - 1) c up to which t is not told from its pole: cosines of float32 numbers are no more exact.
+_POLE = 1e-6
+
 
 @method(
     "model_stock",
@@ -31,9 +34,11 @@ class ModelStock:
 
     Per tensor, or per row (last axis) with `filter_wise`; a 1-d tensor is one row. The derivation assumes one
     common angle between 0 and 90 degrees, so c is bounded to [0, 1] and t lies in [0, 1]; mergekit does not
-    bound it, and extrapolates away from experts that disagree. A pair with a zero d_i has cosine 0. mergekit
-    divides by max(|d_i| |d_j|, 1e-6) instead, which pulls tensors with small deltas to the base. `mean: angle`
-    averages the angles and not their cosines.
+    bound it, and extrapolates away from experts that disagree. Even then (bounded: false) the base stays where
+    1 + (N - 1) c <= 1e-6: there t has its pole, which peers' rounding turns into ratios of 1e16, and below it are
+    angles that no N vectors have in common, which mean: angle gives for four numbers of two signs. A pair with a
+    zero d_i has cosine 0. mergekit divides by max(|d_i| |d_j|, 1e-6) instead, which pulls tensors with small deltas
+    to the base. `mean: angle` averages the angles and not their cosines.
     """
 
     filter_wise: bool = shared(False, doc="one t per row instead of one per tensor")
@@ -71,7 +76,7 @@ class StockRatio:
         if self.bounded:
             c = scalars.clamp(c, 0.0, 1.0)
         denominator = 1.0 + (self.n - 1) * c
-        singular = abs(denominator) < 1e-6
+        singular = denominator <= _POLE
         return scalars.where(singular, 0.0, c / scalars.where(singular, 1.0, denominator))
 
     def _cosine(self, product: Any, norms: Any) -> Any:

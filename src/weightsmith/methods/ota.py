@@ -15,17 +15,23 @@ from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.matrices import EMBEDDING_ROLES, in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.task_vectors import merge_vectors
+from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
     Extent,
     Value,
     above,
+    apply,
     largest_share,
     maximum,
     sqrt,
+    total,
     where,
     whole,
 )
 from weightsmith.tensors.site import Site
+
+# What the authors' code does where a recipe says nothing: it masks no element.
+_CODE = {"density": 1.0, "masked": "average", "epsilon": 1e-8}
 
 
 @method(
@@ -36,7 +42,7 @@ from weightsmith.tensors.site import Site
     statistics=("adam", "fisher", "gradients"),
     cost="O(N m n), and as much reading again for the second moments",
     generalises=("task_arithmetic", "ties"),
-    presets={"reference": {"epsilon": 1e-8}, "hf_ota": {"power": 1.0, "epsilon": 1e-24}},
+    presets={"reference": _CODE, "hf_ota": {**_CODE, "power": 1.0, "epsilon": 1e-28}},
 )
 @dataclass(frozen=True, slots=True)
 class Ota:
@@ -49,12 +55,15 @@ class Ota:
     files; a diagonal Fisher serves as well. Grafting reverts the elements that matter least to the base: the paper
     reports densities from .11 to .46 per expert, over the whole model (scope: model). Elements that no expert keeps
     are the base's (masked: base) or the mean of the experts (masked: average); which these are is read from the masks
-    themselves, so a large epsilon cannot make a kept element pass for a masked one, as it can in the authors' code
-    (default there: 1e-8, far above usual v^power). `reduce: linear` takes the mean over all experts of what the masks
-    left, `reduce: ties` the mean over those that agree with the elected sign; the authors' code leaves the masks
-    out of both. `rescale` restores each masked task vector's size: largest singular value of matrices, largest column
-    norm of embeddings and heads, root mean square of the rest. Without a base the experts are averaged in place of
-    task vectors, and masks rank v alone. Tensors without statistics: the mean of task vectors with weights w_i.
+    themselves, so a large epsilon cannot make a kept element pass for a masked one, as it can in the authors' code.
+    `reduce: linear` takes the mean over all experts of what the masks left, `reduce: ties` the mean over those that
+    agree with the elected sign; the authors' code leaves the masks out of both. `rescale` restores each masked task
+    vector's size: largest singular value of matrices, largest column norm of embeddings and heads, root mean square of
+    the rest. Without a base the experts are averaged in place of task vectors, and masks rank v alone. Tensors without
+    statistics: the mean of task vectors with weights w_i.
+    Preset reference has the defaults of the authors' code, which masks nothing, falls back to the mean of the experts,
+    and adds 1e-8, far above usual v^power; preset hf_ota those of its file of that name, without grafting. Where its
+    files graft, they keep s_i above a threshold of each expert and fall back to the base: density and `masked` here.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="factor of each expert's weights")
@@ -65,8 +74,9 @@ class Ota:
     epsilon: float = shared(0.0, low=0.0, doc="added to every weight of an element that is kept")
     normalize: str = shared(
         "none",
-        choices=("none", "model", "mean"),
-        doc="divide each second moment by its Euclidean norm, or its mean, over the model",
+        choices=("none", "model", "mean", "tensor_mean"),
+        doc="divide each second moment by its Euclidean norm, or its mean, over the model; tensor_mean: each v^power "
+        "by epsilon plus its mean over the tensor, which the authors' code calls global",
     )
     scope: str = shared("model", choices=("model", "tensor"), doc="over what densities are meant")
     reduce: str = shared(
@@ -89,9 +99,8 @@ class Ota:
         vectors = [e if base is None else e - base for e in experts]
         if not site.statistics:
             return self._placed(base, weighted_average(vectors, normalized(self.weight)))
-        moments = [
-            scaled(squares(s), self.normalize, site, i) for i, s in enumerate(site.statistics)
-        ]
+        rule = self.normalize if self.normalize != "tensor_mean" else "none"
+        moments = [scaled(squares(s), rule, site, i) for i, s in enumerate(site.statistics)]
         roots = [sqrt(squares(s)) for s in site.statistics]
         ranked = (
             roots if base is None else [r * abs(v) for r, v in zip(roots, vectors, strict=True)]
@@ -129,7 +138,7 @@ class Ota:
         has_base: bool,
     ) -> Value:
         if self.reduce == "curvature":
-            return self._by_curvature(vectors, moments, masks)
+            return self._by_curvature(vectors, moments, masks, site)
         if not has_base:
             raise RecipeError(
                 f"ota: reduce {self.reduce} merges task vectors and needs a base; give `base_model:`, or leave it out."
@@ -141,11 +150,17 @@ class Ota:
         return merge_vectors(kept, weights, site=site, normalize="signed", zero_sum="zero")
 
     def _by_curvature(
-        self, vectors: Sequence[Value], moments: Sequence[Value], masks: Sequence[Value | None]
+        self,
+        vectors: Sequence[Value],
+        moments: Sequence[Value],
+        masks: Sequence[Value | None],
+        site: Site,
     ) -> Value:
         weights = []
         for moment, mask, factor in zip(moments, masks, self.weight, strict=True):
             weight = power(moment, self.power)
+            if self.normalize == "tensor_mean":
+                weight = weight / apply(MeanAbove(site.numel, self.epsilon), total(weight))
             weight = weight + self.epsilon if self.epsilon > 0.0 else weight
             weight = weight if factor == 1.0 else weight * factor
             weights.append(weight if mask is None else where(mask, weight, 0.0))
@@ -161,6 +176,19 @@ class Ota:
     def _placed(self, base: Value | None, merged: Value) -> Value:
         merged = merged if self.scale == 1.0 else merged * self.scale
         return merged if base is None else base + merged
+
+
+@dataclass(frozen=True, slots=True)
+class MeanAbove:
+    """sum / count + constant; 1 where that is 0, so that zeros stay zero."""
+
+    count: int
+    constant: float
+
+    def __call__(self, whole_sum: Any) -> Any:
+        """One number."""
+        mean = whole_sum / max(self.count, 1) + self.constant
+        return scalars.where(mean > 0, mean, 1.0)
 
 
 def _mean(experts: Sequence[Value], base: Value | None) -> Value:

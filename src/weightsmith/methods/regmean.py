@@ -77,6 +77,7 @@ class RegMean:
             kernels="matrix",
             fused="whole",
             orientation=self.orientation,
+            exempt="",
         ).view(site)
         width = site.statistics[0].shape[-1]
         if view is None or view.inputs != width:

@@ -47,7 +47,9 @@ class Sce:
     a single one) change the base, as their variance is zero. `selection: weights` is what the authors' code
     does: selected elements only set the weights w_i. Exact zero alone counts as zero: mergekit weighs experts
     uniformly where the sum of their mean squares is below 1e-6, which is so for most fine-tunes, and divides by
-    at least 1e-6.
+    at least 1e-6. Variances have the precision of the weights: in float32 those of changes below about 1e-18 lose
+    digits, and below 1e-22 they are zero. No step of training is so small, and a scale that kept them would
+    take one more pass over the models.
     """
 
     select_topk: float = shared(

@@ -1,4 +1,8 @@
-"""How many leading directions of a spectrum count: rules on eigenvalues, and on what each direction is worth."""
+"""How many leading directions of a spectrum count: rules on eigenvalues, and on what each direction is worth.
+
+They are the rules of ASWUDI's code (Wei et al., ICLR 2026) on the eigenvalues l_1 >= ... >= l_n of its matrix C, which
+has n rows; where that code raises small eigenvalues to 1e-8, here those that are rounding are left out.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,18 @@ from weightsmith.methods.gram import number
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Eigenvalues l_j, falling, and the squared length of the residual in each direction.
+    """The eigenvalues l_j that are not rounding, falling, and what the rules know beside them.
 
-    `rows` is the number of rows that the Gram matrix was made from, `inputs` its size.
+    `outputs` and `inputs` are the sizes m and n of one task vector, `rows` those of all that C was made from.
+    `lengths` gives two numbers for each direction v_j: ||T_0 v_j||^2 of the start and ||D v_j||^2 of D = T* C. They
+    cost a product of matrices, which most rules do without.
     """
 
     values: Any
-    images: Any
-    rows: int
+    outputs: int
     inputs: int
+    rows: int
+    lengths: Callable[[], tuple[Any, Any]]
 
     @property
     def rank(self) -> int:
@@ -41,8 +48,9 @@ def participation(_: Any, spectrum: Spectrum, __: float) -> int:
 
 
 def stable_rank(_: Any, spectrum: Spectrum, __: float) -> int:
-    """ceil(sum l / l_max)."""
-    return _up(number((spectrum.values / spectrum.values[0]).sum()))
+    """ceil(sum l^2 / l_max^2), which is ||C||^2 / ||C||_2^2."""
+    shares = spectrum.values / spectrum.values[0]
+    return _up(number((shares * shares).sum()))
 
 
 def entropy(linalg: Any, spectrum: Spectrum, _: float) -> int:
@@ -52,9 +60,29 @@ def entropy(linalg: Any, spectrum: Spectrum, _: float) -> int:
 
 
 def gavish_donoho(linalg: Any, spectrum: Spectrum, _: float) -> int:
-    """How many singular values sqrt l exceed omega(beta) times their median (Gavish and Donoho, 2014).
+    """How many sqrt l exceed omega times the median of all n, the lower of two, as ASWUDI's code counts them.
 
-    omega = 0.56 b^3 - 0.95 b^2 + 1.82 b + 1.43 for the aspect b <= 1; missing eigenvalues count as 0.
+        omega = sqrt(2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1))) / mu,   b = min(m, n) / max(m, n)
+        mu = sqrt((1 - b)^2 + b), or sqrt(2 + sqrt 3) for b >= 0.9999
+
+    This is not the rule of the paper that it is named after: b is that of one task vector while l belongs to all, and
+    mu stands for the median of the Marchenko-Pastur law. See `hard_threshold`.
+    """
+    short, long = sorted((spectrum.outputs, spectrum.inputs))
+    b = short / long
+    optimum = math.sqrt(2.0 * (b + 1.0) + 8.0 * b / (b + 1.0 + math.sqrt(b * b + 14.0 * b + 1.0)))
+    middle = math.sqrt((1.0 - b) ** 2 + b) if b < 0.9999 else math.sqrt(2.0 + math.sqrt(3.0))
+    place = spectrum.inputs // 2
+    roots = linalg.sqrt(spectrum.values)
+    median = number(roots[place]) if place < spectrum.rank else 0.0
+    return int((roots > optimum / middle * median).sum())
+
+
+def hard_threshold(linalg: Any, spectrum: Spectrum, _: float) -> int:
+    """How many singular values sqrt l of all task vectors above each other exceed omega times their median.
+
+    That is the rule of Gavish and Donoho (2014) for noise of unknown size: omega = 0.56 b^3 - 0.95 b^2 + 1.82 b + 1.43
+    for the aspect b <= 1 of the (rows, n) matrix; singular values that are rounding count as 0.
     """
     short, long = sorted((spectrum.rows, spectrum.inputs))
     aspect = short / long
@@ -66,32 +94,52 @@ def gavish_donoho(linalg: Any, spectrum: Spectrum, _: float) -> int:
 
 def cumulative(linalg: Any, spectrum: Spectrum, level: float) -> int:
     """The smallest K whose eigenvalues have the share `level` of the sum."""
-    return _first_above(linalg, spectrum.values, level)
+    sums = linalg.cumsum(spectrum.values, 0)
+    return int((sums < level * sums[-1] * (1.0 - _ROUNDING)).sum()) + 1
 
 
 def loss_elbow(linalg: Any, spectrum: Spectrum, level: float) -> int:
-    """The smallest K after which at most the share `level` of the removable loss is left."""
-    return _first_above(linalg, spectrum.images / spectrum.values, 1.0 - level)
+    """The smallest K for which fit(K) <= level fit(0), see `_fits`."""
+    fits = _fits(linalg, spectrum)
+    return int((fits > level * fits[0] * (1.0 + _ROUNDING)).sum())
 
 
-def risk(linalg: Any, spectrum: Spectrum, level: float) -> int:
-    """The K of least (share of the removable loss that is left) + level (share of the whole squared step)."""
-    gains = linalg.cumsum(spectrum.images / spectrum.values, 0)
-    steps = linalg.cumsum(spectrum.images / (spectrum.values * spectrum.values), 0)
-    if number(gains[-1]) == 0.0:
-        return 1
-    risks = (1.0 - gains / gains[-1]) + level * (steps / steps[-1])
-    return int(linalg.argmin(risks)) + 1
+def wudi_risk(linalg: Any, spectrum: Spectrum, level: float) -> int:
+    """The K, counted from 0, of least fit(K) + level norm(K), the first of equal ones.
+
+    norm(K) = ||T_K||^2, of T_K = T_0 + (T* - T_0) V_K V_K^T, in the directions v_j.
+    """
+    starts, targets = spectrum.lengths()
+    inside = targets / (spectrum.values * spectrum.values)
+    norms = _from(linalg, starts) + _up_to(linalg, inside)
+    return int(linalg.argmin(_fits(linalg, spectrum) + level * norms))
 
 
-def _first_above(linalg: Any, terms: Any, level: float) -> int:
-    sums = linalg.cumsum(terms, 0)
-    return int((sums < level * sums[-1] * (1.0 - 1e-12)).sum()) + 1
+def _fits(linalg: Any, spectrum: Spectrum) -> Any:
+    """fit(K) for K = 0 .. rank: the sum over j > K of l_j^2 ||T_0 v_j||^2 + ||D v_j||^2.
+
+    That is ||T_K C - D||^2 without the products -2 l_j <T_0 v_j, D v_j>, which ASWUDI's code leaves out.
+    """
+    starts, targets = spectrum.lengths()
+    return _from(linalg, spectrum.values * spectrum.values * starts + targets)
+
+
+def _from(linalg: Any, terms: Any) -> Any:
+    """Sums of all terms, of all but the first, ... and of none."""
+    return linalg.flip(_up_to(linalg, linalg.flip(terms, (0,))), (0,))
+
+
+def _up_to(linalg: Any, terms: Any) -> Any:
+    """Sums of no term, of the first, of the first two, ... and of all."""
+    return linalg.concatenate([terms[:1] * 0.0, linalg.cumsum(terms, 0)])
 
 
 def _up(x: float) -> int:
     return math.ceil(x - 1e-9)
 
+
+# Sums of shares that differ by less are equal.
+_ROUNDING = 1e-12
 
 RANK_RULES: Mapping[str, Callable[[Any, Spectrum, float], int]] = {
     "root_participation": root_participation,
@@ -99,7 +147,8 @@ RANK_RULES: Mapping[str, Callable[[Any, Spectrum, float], int]] = {
     "stable_rank": stable_rank,
     "entropy": entropy,
     "gavish_donoho": gavish_donoho,
+    "hard_threshold": hard_threshold,
     "cumulative": cumulative,
     "loss_elbow": loss_elbow,
-    "risk": risk,
+    "wudi_risk": wudi_risk,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.methods.matrices import in_float64
+from weightsmith.methods.named_roles import TEXT_PROJECTION
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, constant
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
@@ -29,7 +30,10 @@ def strength_parameter() -> Any:
     title="TSV-Merge (task singular vectors)",
     paper=_PAPER,
     base=Base.REQUIRED,
-    presets={"reference": {"smallest_rank": 0}, "lossless": {"rank_share": 1.0}},
+    presets={
+        "reference": {"smallest_rank": 0, "exempt": TEXT_PROJECTION},
+        "lossless": {"rank_share": 1.0, "exempt": TEXT_PROJECTION},
+    },
     cost="O(N m n min(m, n))",
 )
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,11 @@ class TsvMerge(LeadingRules):
     rank_share is 1/N unless given, so that all tasks together have the rank of the matrix. Task vectors that are no
     matrix are averaged (others). A tensor with fewer rows or columns than tasks keeps one direction of each; the
     authors' code drops it (preset reference: smallest_rank 0), and keeps all triplets in its lossless form (preset
-    lossless). Whitening by eigenvectors of U^T U, its other form, is the same formula. Equal task vectors give their
-    truncation, since directions that U lacks are not invented. Unless rank_tolerance is given, nor are those that the
-    rounding of stored weights makes, of a task or between two; a task vector without any other is added as it is. O(N m
-    n min(m, n)) time; N + 3 matrices in float64.
+    lossless). Both presets average CLIP's text projection as that code does, whose fine-tunes leave it alone (exempt).
+    Whitening by eigenvectors of U^T U, its other form, is the same formula. Equal task vectors give their truncation,
+    since directions that U lacks are not invented. Unless rank_tolerance is given, nor are those that the rounding of
+    stored weights makes, of a task or between two; a task vector without any other is added as it is. O(N m n min(m,
+    n)) time; N + 3 matrices in float64.
     """
 
     weight: tuple[float, ...] = strength_parameter()

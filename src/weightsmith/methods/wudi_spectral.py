@@ -11,9 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from weightsmith.methods.gram import GramRules, cut_of, directions, rounding_floor, task_problem
+from weightsmith.errors import RecipeError
+from weightsmith.methods.gram import (
+    Directions,
+    GramRules,
+    Reduced,
+    cut_of,
+    directions,
+    rounding_floor,
+    task_problem,
+)
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.spectra import ByMatrix
 from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
@@ -26,6 +36,8 @@ from weightsmith.tensors.site import Site
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
 _COST = "O(N m n min(m, n) + min(N m, n)^3)"
+# x of ASWUDI's rules where it is not given, as in its authors' code.
+_LEVELS = {"cumulative": 0.95, "loss_elbow": 0.01, "wudi_risk": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +129,27 @@ class Filtered:
         cut = cut_of(linalg, matrices[0], self.tolerance)
         found = directions(linalg, reduced.gram, cut, floor)
         images = reduced.residual @ found.basis
-        lengths = (images * images).sum(0)
-        lengths = lengths if reduced.lift is None else lengths * found.values
-        spectrum = Spectrum(found.values, lengths, problem.rows, int(matrices[0].shape[1]))
+        outputs, inputs = matrices[0].shape
+        lengths = partial(_lengths, linalg, problem.start, reduced, found, images)
+        spectrum = Spectrum(found.values, int(outputs), int(inputs), problem.rows, lengths)
         gains = self.gains.at(linalg, spectrum)
         return problem.start + reduced.step((images * (gains / found.values)) @ found.basis.T)
+
+
+def _lengths(
+    linalg: Any, start: Any, reduced: Reduced, found: Directions, images: Any
+) -> tuple[Any, Any]:
+    """||T_0 v||^2 and ||D v||^2 of the eigenvectors v of C, from `images`, the residual in the directions found.
+
+    D = T_0 C + (D - T_0 C). Those found are v, or b with v = R^T b / sqrt l.
+    """
+    if reduced.lift is None:
+        starts, gaps = start @ found.basis, images
+    else:
+        roots = linalg.sqrt(found.values)
+        starts, gaps = start @ (reduced.lift.T @ found.basis) / roots, images * roots
+    targets = starts * found.values + gaps
+    return (starts * starts).sum(0), (targets * targets).sum(0)
 
 
 @method(
@@ -208,18 +236,22 @@ class ASWudi(SpectralWudi):
     """WUDI's minimiser within the leading directions of each matrix, as many as its spectrum suggests.
 
         T = T_0 + (T* - T_0) V_K V_K^T;   theta = theta_0 + lambda T
-        root_participation   K = ceil((sum sqrt l)^2 / sum l)
+        root_participation   K = ceil((sum sqrt l)^2 / sum l)         participation_sqrt in the authors' code
         participation        K = ceil((sum l)^2 / sum l^2)
-        stable_rank          K = ceil(sum l / l_max)
+        stable_rank          K = ceil(sum l^2 / l_max^2)
         entropy              K = ceil(exp(-sum p log p)) with p = l / sum l
-        gavish_donoho        number of sqrt l above omega(beta) times their median
-        cumulative           smallest K with a share x of sum l
-        loss_elbow           smallest K that leaves at most x of the loss that all directions remove
-        risk                 K of least (loss left) + x (squared step), each as a share of its largest
+        cumulative           smallest K with a share x (.95) of sum l; cumvar_x in the authors' code
+        gavish_donoho        number of sqrt l > omega(m, n) median(sqrt l), which the authors advise for full fine-tunes
+                             of language models; omega is theirs and not that of Gavish and Donoho
+        hard_threshold       number of singular values of all tau_i / ||tau_i|| above each other that exceed
+                             omega(min(N m, n) / max(N m, n)) times their median, as Gavish and Donoho (2014) have it
+        loss_elbow           smallest K with fit(K) <= x fit(0), x = .01
+        wudi_risk            K of least fit(K) + x ||T||^2, x = 1
+        fit(K) = sum_{j > K} l_j^2 ||T_0 v_j||^2 + ||D v_j||^2,   D = T* C
 
-    Outside of the subspace T stays at T_0 = sum_i tau_i, so large models are merged with lambda near 1/N or from the
-    mean (start: mean). x is `level`, or .95, .01 and .1 of cumulative, loss_elbow and risk; the authors' formula of the
-    last is not spelled out. T*, V, l and tensors that are no matrix are as in `iwudi`.
+    All are the authors', as their code computes them, but for hard_threshold; at least one direction moves. Outside of
+    the subspace T stays at T_0 = sum_i tau_i, so large models are merged with lambda near 1/N or from the mean (start:
+    mean). x is `level`. T*, V, l and tensors that are no matrix are as in `iwudi`.
     """
 
     ranks: str = shared(
@@ -229,11 +261,14 @@ class ASWudi(SpectralWudi):
         doc="how many directions move",
     )
     level: float | None = shared(
-        None, low=0.0, high=1.0, optional=True, doc="x of the rules that have one"
+        None, low=0.0, optional=True, doc="x of the rules that have one; a share but for wudi_risk"
     )
 
     def filter(self) -> Gains:
         """f."""
-        usual = {"cumulative": 0.95, "loss_elbow": 0.01, "risk": 0.1}
-        level = self.level if self.level is not None else usual.get(self.ranks, 0.0)
+        level = self.level if self.level is not None else _LEVELS.get(self.ranks, 0.0)
+        if level > 1.0 and self.ranks != "wudi_risk":
+            raise RecipeError(
+                f"aswudi: level is a share with rank_rule {self.ranks} and must lie in [0, 1], but is {level:g}."
+            )
         return Gains("none", 0.0, self.ranks, level)

@@ -71,8 +71,9 @@ class Subtokens:
 
     variant: `mean`; `sum`; `weighted_mean`, with weights 1, 2, ..., n / (n (n + 1) / 2) that are largest at the end
     for embeddings, whose last piece is what the next layer sees, and at the beginning for heads, which have to
-    start the token; `first_last`, the extreme of that: the last piece's row for embeddings, the first's for heads.
-    A token without pieces gets the mean of the rows in use.
+    start the token (mergekit's code weighs them the other way round, against its comment and its `first_last`);
+    `first_last`, the extreme of that: the last piece's row for embeddings, the first's for heads. A token without
+    pieces gets the mean of the rows in use.
     """
 
     variant: str = "mean"
