@@ -272,7 +272,8 @@ def test_localize_and_stitch_at_density_1_is_the_average_and_disjoint_regions_ar
 def test_localize_and_stitch_takes_exactly_k_of_equal_changes(merge):
     base, expert = np.zeros(10), np.ones(10)
     merged = merge("localize_and_stitch", base, [expert], shared={"density": 0.3})
-    np.testing.assert_array_equal(merged, [1.0] * 3 + [0.0] * 7)
+    assert np.isin(merged, (0.0, 1.0)).all()
+    assert merged.sum() == 3
 
 
 def test_excluded_roles_stay_at_the_base_and_shift_nothing(merge_model):

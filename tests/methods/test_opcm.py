@@ -8,6 +8,7 @@ import pytest
 from weightsmith.errors import RecipeError
 from weightsmith.methods.opcm import Fold, Opcm
 from weightsmith.methods.spectra import Decomposition
+from weightsmith.tensors.model_statistics import ModelStatistic
 
 
 def draw(n, shape=(12, 9), seed=0):
@@ -154,6 +155,12 @@ def test_folding_in_steps_with_the_state_is_folding_at_once(merge):
     close(merge("opcm", base, [first], shared=state), first)
 
 
+def measured(merged, *experts):
+    """The squared norms of a merge, by the names that they have there."""
+    found = {ModelStatistic("m", "expert", f"e{i}"): square for i, square in enumerate(experts)}
+    return {ModelStatistic("m", "merged"): merged, **found}
+
+
 def test_the_state_follows_from_the_statistics():
     spec = {
         "others": "sum",
@@ -171,12 +178,12 @@ def test_the_state_follows_from_the_statistics():
     fresh = Opcm(
         **spec, previous=False, previous_count=None, previous_lambda=None, previous_norm=None
     )
-    state = fresh.state({"opcm.merged": 36.0, "opcm.expert.0": 4.0, "opcm.expert.1": 16.0})
+    state = fresh.state(measured(36.0, 4.0, 16.0))
     assert state == {"previous_count": 2, "previous_lambda": 2.0, "previous_norm": 3.0}
     later = Opcm(**spec, previous=True, **state)
-    grown = later.state({"opcm.merged": 81.0, "opcm.expert.0": 9.0})
+    grown = later.state(measured(81.0, 9.0))
     assert grown == {"previous_count": 3, "previous_lambda": 3.0, "previous_norm": 3.0}
-    still = fresh.state({"opcm.merged": 0.0, "opcm.expert.0": 0.0})
+    still = fresh.state(measured(0.0, 0.0))
     assert still == {"previous_count": 1, "previous_lambda": 1.0, "previous_norm": 0.0}
 
 
