@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,14 +24,7 @@ from weightsmith.cli.adapter_options import (
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
-from weightsmith.cli.output import (
-    Table,
-    findings_json,
-    show_findings,
-    show_json,
-    show_line,
-    show_table,
-)
+from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.text import duration, percent
 from weightsmith.cli.transplant import key_and_value
@@ -214,6 +208,39 @@ def resize(
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """An adapter that has been made of others, and what each change lost; `each` asks for a row for every tensor."""
+
+    out: Path
+    method: str
+    adapter: Adapter
+    lost: Mapping[str, float]
+    findings: Sequence[Finding]
+    seconds: float
+    each: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(s.nbytes for u in self.adapter.updates.values() for s in u.sources)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "out": str(self.out),
+            "method": self.method,
+            "bytes": self.nbytes,
+            "seconds": self.seconds,
+            "largest_loss": max(self.lost.values(), default=0.0),
+            "tensors": [
+                {"tensor": u.target, "rank": u.rank, "lost": _lost(self.lost, u.target)}
+                for u in self.adapter.updates.values()
+            ],
+            "findings": [finding.to_mapping() for finding in self.findings],
+        }
+
+
 def _show(
     out: Path,
     method: str,
@@ -228,28 +255,17 @@ def _show(
     """Tell ranks and losses of what has been written."""
     from weightsmith.adapters.reading import open_adapter
 
-    made = open_adapter(_adapter_in(out))
-    nbytes = sum(source.nbytes for u in made.updates.values() for source in u.sources)
-    largest = max(lost.values(), default=0.0)
-    if as_json:
-        tensors = [
-            {"tensor": u.target, "rank": u.rank, "lost": _lost(lost, u.target)}
-            for u in made.updates.values()
-        ]
-        facts = {
-            "schema": 1,
-            "out": str(out),
-            "method": method,
-            "bytes": nbytes,
-            "largest_loss": largest,
-        }
-        show_json({**facts, "tensors": tensors, "findings": findings_json(findings)})
-        return
-    show_table(_by_tensor(made, lost) if each else _by_layer(made, lost))
-    if not quiet:
+    adapter = open_adapter(_adapter_in(out))
+    if not (quiet or as_json):
         show_findings(findings, to_stderr=True)
-    ranks = ranks_text([u.rank for u in made.updates.values() if u.rank])
-    show_line(f"{out}  {format_size(nbytes)}  rank {ranks}  {duration(time.monotonic() - begun)}")
+    made = _Made(out, method, adapter, lost, findings, time.monotonic() - begun, each)
+    present(made, _blocks, as_json=as_json)
+
+
+def _blocks(made: _Made) -> Iterator[Block]:
+    yield _by_tensor(made.adapter, made.lost) if made.each else _by_layer(made.adapter, made.lost)
+    ranks = ranks_text([u.rank for u in made.adapter.updates.values() if u.rank])
+    yield Data(f"{made.out}  {format_size(made.nbytes)}  rank {ranks}  {duration(made.seconds)}")
 
 
 def _by_tensor(made: Adapter, lost: Mapping[str, float]) -> Table:

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.merge import run_recipe
-from weightsmith.cli.options import Machine, machine_options, output_options, quiet_option
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    quiet_option,
+)
 from weightsmith.cli.text import counted
+from weightsmith.cli.written import run_recipe
 from weightsmith.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def merge(
     base: str,
@@ -55,6 +62,7 @@ def merge(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write BASE with every ADAPTER applied as the checkpoint OUT.
@@ -74,6 +82,7 @@ def merge(
         force=force,
         fresh=fresh,
         quiet=quiet,
+        as_json=as_json,
     )
 
 

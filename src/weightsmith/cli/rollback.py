@@ -10,16 +10,17 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import interruptible
-from weightsmith.cli.merge import show_result
 from weightsmith.cli.options import (
     Machine,
     by_reference,
     inputs_option,
+    json_option,
     machine_options,
     quiet_option,
 )
 from weightsmith.cli.output import show_line
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.written import Written, show_written
 
 if TYPE_CHECKING:
     from weightsmith.engine.rollback import RolledBack
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @inputs_option
 @machine_options
+@json_option
 @quiet_option
 def rollback(
     merged: Path,
@@ -57,6 +59,7 @@ def rollback(
     by: str | None,
     inputs: tuple[tuple[str, Path], ...],
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Make in NEW what MERGED would have been without one of its models.
@@ -80,10 +83,11 @@ def rollback(
             progress=progress,
             **options,
         )
-    if not quiet:
+    if not (quiet or as_json):
         for line in _notes(made):
             show_line(line)
-    show_result(new, made.manifest.digest, time.monotonic() - begun)
+    done = Written(new, made.manifest, time.monotonic() - begun, more=made.to_mapping())
+    show_written(done, as_json=as_json)
     return 0
 
 

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.merge import run_recipe
-from weightsmith.cli.options import Machine, machine_options, output_options, quiet_option
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    quiet_option,
+)
+from weightsmith.cli.written import run_recipe
 
 if TYPE_CHECKING:
     from weightsmith.recipes import Recipe
@@ -71,6 +77,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
 @click.option("--dry-run", is_flag=True, help="Show the plan, with the rule's error, and stop.")
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def transplant(
     model: str,
@@ -87,6 +94,7 @@ def transplant(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write MODEL with the tokenizer of DONOR into the new folder OUT.
@@ -114,6 +122,7 @@ def transplant(
         force=force,
         fresh=fresh,
         quiet=quiet,
+        as_json=as_json,
     )
 
 
