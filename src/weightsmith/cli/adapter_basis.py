@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.adapter_options import (
     base_option,
     bytes_of,
@@ -207,7 +208,7 @@ def _held_blocks(held: _Held) -> Iterator[Block]:
     examples=("adapter basis extract basis.safetensors math math-again",),
 )
 @_BASIS
-@click.argument("name")
+@click.argument("name", shell_complete=completing.adapters)
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
 @peft_dialect_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.adapter_options import (
     base_option,
     bound_options,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from weightsmith.adapters.adapter import Adapter, Update
     from weightsmith.adapters.writing import Dialect
     from weightsmith.findings import Finding
+
+
+# Those that `adapter combine` has beside the methods of recipes.
+_OWN_METHODS = ("cat", "svd", "lego", "magnitude_prune", "core_space")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -63,6 +68,7 @@ def numbers(text: str) -> tuple[float, ...]:
     default="linear",
     show_default=True,
     metavar="METHOD",
+    shell_complete=completing.names(completing.methods, *_OWN_METHODS),
     help="linear, task_arithmetic, cat, svd, lego, magnitude_prune, metrics_weighted, knots, core_space, or any of "
     "`weightsmith methods`.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import (
     Machine,
@@ -44,7 +45,11 @@ if TYPE_CHECKING:
     metavar="NUMBER",
     help="What an adapter's change is multiplied with; once for all, or once for each in their order.",
 )
-@click.option("--dtype", help="What tensors are stored in; default: as in BASE.")
+@click.option(
+    "--dtype",
+    shell_complete=completing.names(completing.dtypes),
+    help="What tensors are stored in; default: as in BASE.",
+)
 @click.option("--recipe", "only_recipe", is_flag=True, help="Show the recipe and merge nothing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
 @machine_options

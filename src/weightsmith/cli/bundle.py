@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.options import (
     Machine,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Keep many fine-tunes of one base in one folder.",
     examples=("bundle create emr.yaml tasks", "bundle extract tasks math math-model"),
 )
 def bundle() -> None:
@@ -137,7 +137,7 @@ def _blocks(bundle: _Bundle) -> Iterator[Block]:
     examples=("bundle extract tasks math math-model",),
 )
 @click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.argument("task")
+@click.argument("task", shell_complete=completing.tasks)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--base", metavar="PATH", help="Where the base lies now, if BUNDLE does not store it."

@@ -12,7 +12,7 @@ import click
 
 from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option, report_option
+from weightsmith.cli.options import device_option, json_option, report_option
 from weightsmith.cli.output import Block, Cell, Interval, Table, present
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
@@ -46,7 +46,6 @@ class ListingCommand(SavingCommand):
 
 @click.command(
     cls=ListingCommand,
-    short_help="Compare two versions: scores, flips, retained skill, gates.",
     examples=(
         "compare old new --suite suite.yaml",
         "compare old.json new.json --gate 'negative_flips<0.02'",
@@ -74,7 +73,7 @@ class ListingCommand(SavingCommand):
     show_default=True,
     help="By how much an item's graded score may move without counting as changed.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where models run.")
+@device_option
 @report_option
 @json_option
 @save_option

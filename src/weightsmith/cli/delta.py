@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.options import (
@@ -37,7 +38,6 @@ _LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Keep a fine-tune as small changes of its base.",
     examples=(
         "delta pack finetune --base base package",
         "delta pack finetune --base base package --budget 1/16",
@@ -80,6 +80,7 @@ def delta() -> None:
 @click.option(
     "--codecs",
     metavar="NAME,...",
+    shell_complete=completing.names(completing.codecs, listed=True),
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
@@ -240,7 +241,7 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     examples=("delta materialise library french checkpoint",),
 )
 @_LIBRARY
-@click.argument("name")
+@click.argument("name", shell_complete=completing.members)
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
 @machine_options

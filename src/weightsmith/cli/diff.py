@@ -27,7 +27,6 @@ _BASE_COLUMNS = ("|A-C|/|C|", "|B-C|/|C|", "cosine of A-C, B-C")
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Show how two checkpoints differ, per layer and role.",
     examples=(
         "diff base expert",
         "diff expert-1 expert-2 --base base --json",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option, report_option, size
+from weightsmith.cli.options import device_option, json_option, report_option, size
 from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
@@ -26,7 +26,6 @@ _EVERY_SECONDS = 5.0
 
 @click.command(
     cls=SavingCommand,
-    short_help="Score a checkpoint or a recipe on the tasks of a suite.",
     examples=(
         "evaluate merged --suite family/suite.test.yaml",
         "evaluate ties.yaml --suite family/suite.validation.yaml --task greek --save scores.json",
@@ -36,13 +35,7 @@ _EVERY_SECONDS = 5.0
 @click.option("--suite", required=True, metavar="FILE", help="The suite: a YAML file of tasks.")
 @click.option("--task", "tasks", multiple=True, help="Do this task only; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first items of each task only.")
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="cpu|cuda|cuda:N|mps",
-    help="Where the model runs.",
-)
+@device_option
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Items at a time; default: the task's."
 )

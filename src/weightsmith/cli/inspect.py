@@ -24,7 +24,6 @@ _TENSORS = ("name", "dtype", "shape", "role", "layer", "file")
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Show what a checkpoint's headers and config say.",
     examples=(
         "inspect merged",
         "inspect merged --tensors --json",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.compare import estimate
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option, report_option
+from weightsmith.cli.options import device_option, json_option, report_option
 from weightsmith.cli.output import Block, Interval, Table, present
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import check_save, save, save_option
@@ -63,7 +64,6 @@ def _counts(text: str) -> list[int]:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Rank merge methods on a family.",
     examples=(
         "league --family vision-tiny --methods linear,task_arithmetic,ties",
         "league --family vision --methods all --out league --budget 30m",
@@ -77,12 +77,24 @@ def _counts(text: str) -> list[int]:
     required=True,
     type=_names,
     metavar="NAME|DIR[,...]",
+    shell_complete=completing.names(completing.families, listed=True),
     help="A family that was built, or several of other sizes.",
 )
 @click.option(
-    "--methods", required=True, type=_names, metavar="M1,M2,...|all", help="The methods to rank."
+    "--methods",
+    required=True,
+    type=_names,
+    metavar="M1,M2,...|all",
+    shell_complete=completing.names(completing.methods, "all", listed=True),
+    help="The methods to rank.",
 )
-@click.option("--split", default="test", show_default=True, help="What scores are reported on.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    shell_complete=completing.names(completing.splits),
+    help="What scores are reported on.",
+)
 @click.option(
     "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N experts each time."
 )
@@ -97,7 +109,7 @@ def _counts(text: str) -> list[int]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where measurements are kept; default: in the cache.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where models run.")
+@device_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @report_option
 @json_option

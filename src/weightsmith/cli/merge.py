@@ -37,7 +37,6 @@ _MOST_LOSSES = 5
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Make a checkpoint from a recipe.",
     examples=(
         "merge ties.yaml merged",
         "merge ties.yaml merged --memory 1GiB --threads 8",

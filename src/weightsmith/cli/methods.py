@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Cell, Data, Table, Text, present
@@ -26,14 +27,15 @@ _MODIFIER_PARAMETERS = ("parameter", "allowed", "default", "meaning")
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="List the merge methods and modifiers, or explain one.",
     examples=(
         "methods",
         "methods ties",
         "methods clip",
     ),
 )
-@click.argument("name", required=False)
+@click.argument(
+    "name", required=False, shell_complete=completing.names(completing.methods_and_modifiers)
+)
 @click.option("--markdown", is_flag=True, help="Write Markdown.")
 @json_option
 def methods(name: str | None, markdown: bool, as_json: bool) -> int:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Show what a merge will read, compute and write.",
     examples=(
         "plan ties.yaml",
         "plan ties.yaml --set parameters.density=0.3",

@@ -21,7 +21,6 @@ from weightsmith.cli.written import write
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Make an output again from its manifest, bit for bit.",
     examples=(
         "replay merged again",
         "replay merged again --input base=/new/place/base",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Write a report as one HTML file.",
     examples=(
         "report ties.yaml -o report.html",
         "report expert-1 expert-2 --base base -o report.html --pictures pictures",

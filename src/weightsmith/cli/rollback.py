@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Take a contributor out of a merge again.",
     examples=(
         "rollback merged without-law --without expert-law",
         "rollback merged without-law --without expert-law --by subtraction",

@@ -30,7 +30,6 @@ _COLUMNS = (
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Measure the seams between stacked layers.",
     examples=(
         "seams depth-upscale.yaml",
         "seams merged --json",

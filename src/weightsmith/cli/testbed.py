@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import json_option
@@ -25,7 +26,6 @@ _EVERY_SECONDS = 5.0
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Build real model families to merge and to evaluate.",
     examples=("testbed list", "testbed build vision-tiny"),
 )
 def testbed() -> None:
@@ -113,7 +113,7 @@ def _list_blocks(found: _Families) -> Iterator[Block]:
     short_help="Train a family.",
     examples=("testbed build vision-tiny", "testbed build vision --out families/vision"),
 )
-@click.argument("name")
+@click.argument("name", shell_complete=completing.names(completing.families))
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Where to, if not into the cache."
 )
@@ -165,7 +165,7 @@ def _built_blocks(built: _Built) -> Iterator[Block]:
     short_help="Show where a family lies.",
     examples=("testbed path vision-tiny",),
 )
-@click.argument("name")
+@click.argument("name", shell_complete=completing.names(completing.families))
 @json_option
 def path(name: str, as_json: bool) -> int:
     """Show the folder of the family NAME in the cache, built or not."""

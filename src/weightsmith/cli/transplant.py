@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import (
     Machine,
@@ -38,7 +39,6 @@ def key_and_value(text: str) -> tuple[str, Any]:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Give a model another model's tokenizer.",
     examples=(
         "transplant model donor transplanted",
         "transplant model donor transplanted --rule least_squares --parameter ridge=0.01",
@@ -72,7 +72,11 @@ def key_and_value(text: str) -> tuple[str, Any]:
 @click.option(
     "--pad-to-multiple-of", type=click.IntRange(min=1), help="Round the number of rows up."
 )
-@click.option("--dtype", help="The dtype of the result; default: the model's.")
+@click.option(
+    "--dtype",
+    shell_complete=completing.names(completing.dtypes),
+    help="The dtype of the result; default: the model's.",
+)
 @click.option("--recipe", "only_recipe", is_flag=True, help="Print the recipe and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, with the rule's error, and stop.")
 @machine_options

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Check that an output is still what its manifest says.",
     examples=(
         "verify merged",
         "verify merged --recompute 10 --input base=/new/place/base",
