@@ -10,15 +10,17 @@ from importlib import import_module
 def door(
     package: str, names: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package that hands on `names`, each with the module that has it.
+    """`__getattr__`, `__dir__` and `__all__` of a package that hands on `names`.
 
-    A module is imported when one of its names is used, so the package costs nothing, whatever lies behind its door.
+    Each name has its module, or `module:name` where it is called otherwise there. A module is imported when one of its
+    names is used, so the package costs nothing, whatever lies behind its door.
     """
 
     def fetch(name: str) -> object:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(import_module(names[name]), name)
+        module, _, own = names[name].partition(":")
+        value: object = getattr(import_module(module), own or name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -18,10 +18,8 @@ from weightsmith.cli.adapter_options import (
     dtype_option,
     force_option,
     layers_of,
-    opened_base,
     ranks_text,
     tensors_option,
-    write,
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
@@ -190,27 +188,23 @@ def resize(
     The best approximation of its rank, found from the factors alone. One of --rank, --energy and --error is needed;
     with several each must hold, but --rank is never exceeded.
     """
-    from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.bounds import Bound
-    from weightsmith.adapters.combining import combine
-    from weightsmith.adapters.reading import open_adapter
-    from weightsmith.adapters.writing import check_output
-    from weightsmith.engine.adapter_api import dialect_for
+    if rank is None and energy is None and error is None:
+        raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
+    from weightsmith.engine.adapter_api import resize_adapter
 
     begun = time.monotonic()
-    bound = Bound(rank, energy, error)
-    if bound.is_open:
-        raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
-    opened = open_adapter(adapter)
-    to = dialect_for(opened, cast("Dialect | None", dialect))
-    place = check_output(out, to, force=force)
-    model = opened_base(base)
-    resized, report = combine(
-        [load_changes(opened, model)], "linear", [1.0], bound=bound, base=model, labels=[adapter]
+    made = resize_adapter(
+        adapter,
+        out,
+        rank=rank,
+        energy=energy,
+        error=error,
+        base=base,
+        dialect=cast("Dialect | None", dialect),
+        dtype=dtype,
+        force=force,
     )
-    write(resized, place, to, model, dtype=dtype, force=force)
-    lost = {t.key: t.lost for t in report.tensors}
-    _show(out, "resize", lost, report.findings, begun, each=each, as_json=as_json, quiet=quiet)
+    _show(out, "resize", made.lost, made.findings, begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -240,7 +234,12 @@ class _Made:
             "seconds": self.seconds,
             "largest_loss": max(self.lost.values(), default=0.0),
             "tensors": [
-                {"tensor": u.target, "rank": u.rank, "lost": _lost(self.lost, u.target)}
+                {
+                    "tensor": u.target,
+                    "component": u.component,
+                    "rank": u.rank,
+                    "lost": _lost(self.lost, u.key),
+                }
                 for u in self.adapter.updates.values()
             ],
             "findings": [finding.to_mapping() for finding in self.findings],
@@ -275,23 +274,23 @@ def _blocks(made: _Made) -> Iterator[Block]:
 
 
 def _by_tensor(made: Adapter, lost: Mapping[str, float]) -> Table:
-    updates = sorted(made.updates.values(), key=lambda u: natural_key(u.target))
-    rows = [(u.target, str(u.rank or "-"), percent(_lost(lost, u.target))) for u in updates]
+    updates = sorted(made.updates.values(), key=lambda u: natural_key(u.key))
+    rows = [(u.key, str(u.rank or "-"), percent(_lost(lost, u.key))) for u in updates]
     return Table("Changes", ("tensor", "rank", "lost by truncation"), rows, frozenset({1, 2}))
 
 
 def _by_layer(made: Adapter, lost: Mapping[str, float]) -> Table:
     """A row for each block, with the largest loss of its tensors, and for each tensor outside of blocks."""
-    layers = layers_of([u.target for u in made.updates.values()])
+    layers = layers_of([u.key for u in made.updates.values()])
     groups: dict[str, list[Update]] = {}
-    for update in sorted(made.updates.values(), key=lambda u: natural_key(u.target)):
-        groups.setdefault(layers[update.target], []).append(update)
+    for update in sorted(made.updates.values(), key=lambda u: natural_key(u.key)):
+        groups.setdefault(layers[update.key], []).append(update)
     rows = [
         (
             place,
             str(len(updates)),
             ranks_text([u.rank for u in updates if u.rank]),
-            percent(max(_lost(lost, u.target) for u in updates)),
+            percent(max(_lost(lost, u.key) for u in updates)),
         )
         for place, updates in groups.items()
     ]
@@ -305,6 +304,6 @@ def _adapter_in(out: Path) -> Path:
     return inner if out.is_dir() and inner.is_file() else out
 
 
-def _lost(lost: Mapping[str, float], target: str) -> float:
-    """The largest share that a tensor lost, over its experts."""
-    return max((s for key, s in lost.items() if key.partition("[")[0] == target), default=0.0)
+def _lost(lost: Mapping[str, float], key: str) -> float:
+    """The largest share that a tensor lost, over its experts; `key` is the update's, with its component."""
+    return max((s for name, s in lost.items() if name.partition("[")[0] == key), default=0.0)

@@ -14,7 +14,6 @@ from weightsmith.cli.adapter_options import (
     bytes_of,
     dtype_option,
     force_option,
-    opened_base,
     ranks_text,
 )
 from weightsmith.cli.documented import DocumentedCommand
@@ -25,6 +24,7 @@ from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
     from weightsmith.adapters.converting import Conversion
+    from weightsmith.adapters.writing import Dialect
 
 
 @click.command(
@@ -85,19 +85,17 @@ def convert(
     LoRA keeps its factors. LoHa, LoKr and full changes become products of the rank that they have, or of the rank or
     energy that is asked for. An adapter whose initialisation changed the base needs --initial.
     """
-    from weightsmith.adapters.converting import convert as converted
-    from weightsmith.adapters.writing import Dialect
-    from weightsmith.tensors.dtypes import DType
+    from weightsmith.engine.adapter_api import convert_adapter
 
-    made = converted(
+    made = convert_adapter(
         adapter,
         out,
         cast("Dialect", dialect),
-        base=opened_base(base),
+        base=base,
         initial=initial,
         rank=rank,
         energy=energy,
-        dtype=None if dtype is None else DType.parse(dtype),
+        dtype=dtype,
         component=component,
         force=force,
     )

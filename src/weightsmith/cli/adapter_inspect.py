@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weightsmith.cli.adapter_options import opened_base, ranks_text
+from weightsmith.cli.adapter_options import ranks_text
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Table, present
@@ -53,9 +53,9 @@ def inspect(adapter: str, base: str | None, component: str | None, as_json: bool
     `norm` is the Frobenius norm of the change with its scale, `share` the same of the base's tensor; `directions` are
     its singular values above 0.001 of the largest, `effective` is the exponential of the entropy of all of them.
     """
-    from weightsmith.adapters.facts import inspect_adapter
+    from weightsmith.engine.adapter_api import inspect_adapter
 
-    facts = inspect_adapter(adapter, opened_base(base), component=component)
+    facts = inspect_adapter(adapter, base, component=component)
     present(facts, _blocks, as_json=as_json)
     return 0
 

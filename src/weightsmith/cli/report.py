@@ -74,20 +74,18 @@ def report(
     changed of the base, and how their changes meet; the checkpoints are streamed for it. The file needs neither
     network nor scripts.
     """
-    from weightsmith.reports.evaluation_sections import read_evaluations
-    from weightsmith.reports.league_sections import read_league
-    from weightsmith.reports.subjects import report_of_subjects
-    from weightsmith.reports.writing import write_report
+    from weightsmith.reports.making import report as make
 
     check_place(file)
-    made = report_of_subjects(
+    written = make(
         subjects,
+        file,
         base=base,
-        evaluations=read_evaluations(evaluations),
-        league=None if league is None else read_league(league),
+        evaluations=evaluations,
+        league=league,
+        pictures=pictures,
         threads=threads,
     )
-    written = write_report(made, file, pictures=pictures)
     present(_Files(file, tuple(written[1:])), _blocks, as_json=as_json)
     return 0
 
