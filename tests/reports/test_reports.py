@@ -259,6 +259,16 @@ def test_a_league_is_sorted_and_says_what_is_missing(league):
     assert "it needs statistics" in page
 
 
+def test_a_league_table_has_no_column_without_a_figure(league):
+    (table,) = tables(report_of_league(league), "League table")
+    assert table.columns == (
+        *("method", "setting", "parameters", "normalised", "mean", "unseen", "CPU s", "memory"),
+    )
+    assert table.right == frozenset(range(3, 8))
+    settings = {row[0]: row[1] for row in table.rows}
+    assert (settings["base"], settings["experts"], settings["average"]) == ("", "", "")
+
+
 @pytest.mark.parametrize("damage", ["rows", "family", "experts"])
 def test_a_damaged_league_is_refused(league, damage):
     del league[damage]

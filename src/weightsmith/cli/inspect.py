@@ -82,7 +82,8 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
         ("layers", f"{s.blocks} in {s.prefix or 'the top'} ({s.parameters:,} parameters)")
         for s in summary.stacks
     ]
-    facts.append(("output head", summary.tying))
+    if summary.vocabulary is not None:
+        facts.append(("vocabulary head", summary.tying))
     facts += [("tied", " = ".join(group)) for group in summary.ties]
     if summary.vocabulary is not None:
         facts.append(("vocabulary", f"{summary.vocabulary:,} rows"))
