@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 
-from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, questions
+from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, question_of, questions
 from weightsmith.methods import modifiers, registry
 
 
@@ -20,6 +21,16 @@ def test_every_method_answers_one_question():
     )
     assert set(told.values()) == {1}
     assert sorted(MODIFIERS.answers) == own(modifiers.names(), modifiers.get)
+
+
+def test_a_method_of_another_package_stands_among_others(monkeypatch):
+    ties = registry.get("ties")
+    monkeypatch.setitem(registry._REGISTRY, "mine", replace(ties, name="mine", title="My own"))
+    *_, others, modify = questions()
+    assert others.answers["mine"] == "My own"
+    assert modify is MODIFIERS
+    assert question_of("mine") == "Others"
+    assert question_of("ties").startswith("Experts disagree")
 
 
 def test_names_and_lines_fit_80_columns_below_one_another():

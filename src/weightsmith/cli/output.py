@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from weightsmith.cli.tables import Cell as Cell
 from weightsmith.cli.tables import Interval as Interval
@@ -80,9 +80,14 @@ def present(found: Found, blocks: Callable[[Found], Iterable[Block]], *, as_json
             show_line(block)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody reads along; a stream that was closed when Python started is None."""
+    return stream is not None and stream.isatty()
+
+
 def show_table(table: Table) -> None:
     """Write a table and an empty line to stdout: drawn to fit a terminal, plain elsewhere."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         from rich.console import Console
 
         draw_table(table, Console())
@@ -94,7 +99,7 @@ def show_table(table: Table) -> None:
 def show_line(text: str = "") -> None:
     """Write a sentence to stdout, harmless to a terminal and broken between words where it is narrow."""
     line = harmless(text)
-    print(broken(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line)
+    print(broken(line, shutil.get_terminal_size().columns) if is_terminal(sys.stdout) else line)
 
 
 def broken(line: str, width: int) -> str:
@@ -124,7 +129,7 @@ def broken(line: str, width: int) -> str:
 def _filled(text: str) -> Iterator[str]:
     """The lines of a text; on a terminal those of a paragraph are one, and only what is indented stays as it is."""
     lines = text.splitlines()
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         yield from lines
         return
     for is_prose, run in itertools.groupby(lines, key=lambda line: line[:1].strip() != ""):
@@ -140,7 +145,7 @@ def show_findings(findings: Iterable[Finding], *, to_stderr: bool = False) -> No
         text = harmless(finding.message)
         fix = harmless(finding.fix)
         stream = sys.stderr if to_stderr else sys.stdout
-        if stream.isatty():
+        if is_terminal(stream):
             _show_rich_finding(head, text, fix, _STYLES[finding.severity], to_stderr)
         else:
             print(f"{head}: {text}" + (f"\n  fix: {fix}" if fix else ""), file=stream)
