@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import termios
 
 import numpy as np
 import pytest
@@ -133,6 +138,21 @@ def test_an_interruption_says_what_is_kept(folder, capfd, monkeypatch):  # noqa:
     assert out == ""
     code, _, err = run(capfd, "one", "--suite", "suite.yaml", "--no-cache", "--quiet")
     assert "nothing was kept" in err
+
+
+def test_a_line_that_changes_is_no_wider_than_its_terminal(monkeypatch):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
+    times = iter([0.0, 0.0, 2.0])
+    with os.fdopen(slave, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        telling = Telling(False, clock=lambda: next(times))
+        telling.task("a task with a long name", 2, 6)
+        telling.advance(10_000, 100_000)
+        shown = os.read(master, 1000).decode()
+    os.close(master)
+    line = "task 2 of 6  a task with a long name   10 %  10,000 of 100,000 rows"
+    assert shown == f"\r\x1b[K{line[:39]}"
 
 
 def test_progress_has_rate_and_remaining_time():

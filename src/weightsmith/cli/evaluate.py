@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -189,6 +190,9 @@ class Telling:
         if self._quiet:
             return
         if self._live:
+            if passing:
+                # A line that wraps cannot be written over.
+                text = text[: os.get_terminal_size(self._stream.fileno()).columns - 1]
             print(f"\r\x1b[K{text}", end="" if passing else "\n", file=self._stream, flush=True)
         else:
             self._write(text)
