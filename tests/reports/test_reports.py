@@ -241,7 +241,14 @@ def test_a_comparison_shows_differences_flips_slices_and_skill(evaluation):
     report = report_of_comparison(found)
     titles = [s.title for s in report.sections if s.blocks]
     assert titles == ["Differences", "Flips", "Slices", "Against parent fr", "Skill"]
+    (differences,) = tables(report, "new against old")
+    # The same p as in the terminal's table, and no other beside it.
+    place = differences.columns.index("p")
+    assert float(differences.rows[0][place]) == pytest.approx(
+        found.tasks[0].change.mcnemar.mid_p, rel=0.06
+    )
     (flips,) = tables(report, "Flips between")
+    assert "p" not in flips.columns
     lost = found.tasks[0].change.flips
     assert flips.rows[0][2] == str(len(lost.negative))
     (became,) = tables(report, "became wrong")

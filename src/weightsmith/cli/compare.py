@@ -18,7 +18,7 @@ from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 
 if TYPE_CHECKING:
-    from weightsmith.comparison.compare import Change, Comparison, TaskComparison
+    from weightsmith.comparison.compare import Comparison, TaskComparison
     from weightsmith.comparison.gates import GateResult
     from weightsmith.comparison.resampling import Estimate
     from weightsmith.reports.page import Report
@@ -165,18 +165,13 @@ def _scores(tasks: Sequence[TaskComparison]) -> Table:
             interval(task.old.value, task.old.low, task.old.high),
             interval(task.new.value, task.new.low, task.new.high),
             estimate(task.change.difference.estimate, signed=True),
-            _p(task.change),
+            f"{task.change.p_value:.2g}",
             task.change.difference.verdict,
         )
         for task in tasks
     ]
     title = "Scores with 95 % intervals; p is McNemar's (mid-p), or that of the paired bootstrap"
     return Table(title, heads, rows, frozenset(range(2, 7)), spare=(2,))
-
-
-def _p(change: Change) -> str:
-    number = change.mcnemar.mid_p if change.mcnemar is not None else change.difference.p_value
-    return f"{number:.2g}"
 
 
 def _flips(title: str, tasks: Sequence[TaskComparison]) -> Iterator[Block]:
