@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -58,15 +59,36 @@ def test_importing_the_package_costs_a_few_milliseconds():
     assert cpu_seconds("import weightsmith") - cpu_seconds("pass") < 0.06
 
 
-@pytest.mark.parametrize("name", sorted(weightsmith._MODULE_OF))
+PUBLIC = dir(weightsmith)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_resolves(name):
     value = getattr(weightsmith, name)
     assert callable(value)
     assert value.__doc__
 
 
-def test_public_names_are_listed_before_they_are_loaded():
-    assert set(weightsmith._MODULE_OF) <= set(dir(weightsmith))
+def test_only_public_names_are_listed_loaded_or_not():
+    assert weightsmith.__all__ == PUBLIC
+    assert not [name for name in PUBLIC if name.startswith("_")]
+    assert set("merge plan inspect diff rollback report pack_delta extract_adapter".split()) <= set(
+        PUBLIC
+    )
+    # Once all are loaded, nothing has come to them.
+    assert dir(weightsmith) == PUBLIC
+
+
+def test_a_star_import_gives_the_public_names():
+    names = loaded_names("from weightsmith import *")
+    assert names >= set(PUBLIC)
+
+
+def loaded_names(statement: str) -> set[str]:
+    """Names that a statement gives to an empty namespace."""
+    namespace: dict[str, object] = {}
+    exec(statement, namespace)
+    return set(namespace)
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -74,16 +96,33 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = weightsmith.mergee
 
 
-def test_type_checkers_see_the_names_that_are_handed_out():
-    tree = ast.parse((SOURCE / "__init__.py").read_text())
-    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+def doors() -> dict[str, ast.Module]:
+    """The packages that hand on names, with their source."""
+    trees = {
+        ".".join(("weightsmith", *file.relative_to(SOURCE).parent.parts)): ast.parse(
+            file.read_text()
+        )
+        for file in sorted(SOURCE.rglob("__init__.py"))
+    }
+    return {name: tree for name, tree in trees.items() if "door(" in ast.unparse(tree)}
+
+
+@pytest.mark.parametrize("package", doors())
+def test_type_checkers_see_the_names_that_are_handed_out(package):
+    guarded = next(node for node in doors()[package].body if isinstance(node, ast.If))
     declared = {
-        alias.name: node.module
+        alias.asname: f"{node.module}:{alias.name}"
         for node in guarded.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert declared == weightsmith._MODULE_OF
+    loaded = importlib.import_module(package)
+    assert sorted(declared) == loaded.__all__
+    for name, place in declared.items():
+        module, _, own = place.partition(":")
+        assert getattr(loaded, name) is getattr(importlib.import_module(module), own)
+        # A module of that name would take the name's place once it is imported.
+        assert importlib.util.find_spec(f"{package}.{name}") is None
 
 
 def test_the_version_is_the_one_that_was_installed():

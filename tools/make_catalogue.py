@@ -13,6 +13,8 @@ from click.testing import CliRunner
 
 from weightsmith.cli.main import weightsmith as command_line
 from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
+from weightsmith.inspection.method_guide import MODIFIERS as MODIFIER_QUESTION
+from weightsmith.inspection.method_guide import QUESTIONS
 from weightsmith.methods import modifiers, registry
 from weightsmith.methods.modifiers import ModifierSpec
 from weightsmith.methods.registry import MethodSpec
@@ -65,13 +67,23 @@ def catalogue() -> str:
     specs = [registry.get(name) for name in registry.names()]
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(spec) for spec in specs)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    methods = INTRODUCTION + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
+    methods = INTRODUCTION + _guide() + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
     known = [modifiers.get(name) for name in modifiers.names()]
     rows = [MODIFIER_COLUMNS, tuple("---" for _ in MODIFIER_COLUMNS)]
     rows += [_modifier_row(spec) for spec in known]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     sections = "\n".join(_section(spec) for spec in known)
     return f"{methods}\n{MODIFIERS}{table}\n\n{sections}"
+
+
+def _guide() -> str:
+    """What `weightsmith methods` prints: which methods answer which question, the first to try first."""
+    lines = [
+        f"- {question.title}: "
+        + "; ".join(f"[{name}](#{name}) ({line})" for name, line in question.answers.items())
+        for question in (*QUESTIONS, MODIFIER_QUESTION)
+    ]
+    return "By what they are for, the first to try first:\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _modifier_row(spec: ModifierSpec) -> tuple[str, ...]:

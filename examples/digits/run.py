@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import family
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -51,8 +52,13 @@ def shade(share: float) -> str:
 
 def compare(folder: Path, names: list[str]) -> dict[str, float]:
     """Print which share of each digit every checkpoint reads; returns the means."""
-    table = Table(title="Held-out images read right, in percent")
-    table.add_column("checkpoint")
+    table = Table(
+        title="Held-out images read right, in percent",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("checkpoint", no_wrap=True)
     for digit in range(family.CLASSES):
         table.add_column(str(digit), justify="right")
     table.add_column("all", justify="right")

@@ -6,8 +6,11 @@ loads neither numpy nor torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from weightsmith.adapters.reading import open_adapter as open_adapter
@@ -15,47 +18,55 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.statistics_writer import write_statistics as write_statistics
     from weightsmith.comparison.compare import compare as compare
     from weightsmith.engine.adapter_api import combine_adapters as combine_adapters
+    from weightsmith.engine.adapter_api import convert_adapter as convert_adapter
     from weightsmith.engine.adapter_api import extract_adapter as extract_adapter
+    from weightsmith.engine.adapter_api import inspect_adapter as inspect_adapter
+    from weightsmith.engine.adapter_api import resize_adapter as resize_adapter
     from weightsmith.engine.api import merge as merge
     from weightsmith.engine.api import merge_state_dicts as merge_state_dicts
     from weightsmith.engine.api import open as open  # noqa: A004 - weightsmith.open is its name
     from weightsmith.engine.api import plan as plan
     from weightsmith.engine.api import replay as replay
+    from weightsmith.engine.api import rollback as rollback
     from weightsmith.engine.api import verify as verify
     from weightsmith.errors import WeightsmithError as WeightsmithError
     from weightsmith.evaluation.evaluate import evaluate as evaluate
+    from weightsmith.inspection.checkpoint_summary import summarize_checkpoint as inspect
+    from weightsmith.inspection.difference import compare_checkpoints as diff
+    from weightsmith.packages.packing import pack as pack_delta
+    from weightsmith.packages.unpacking import unpack as unpack_delta
     from weightsmith.recipes import Recipe as Recipe
+    from weightsmith.reports.making import report as report
 
-__version__ = "0.1.0"
-
-_MODULE_OF = {
-    "Recipe": "weightsmith.recipes",
-    "WeightsmithError": "weightsmith.errors",
-    "combine_adapters": "weightsmith.engine.adapter_api",
-    "compare": "weightsmith.comparison.compare",
-    "evaluate": "weightsmith.evaluation.evaluate",
-    "extract_adapter": "weightsmith.engine.adapter_api",
-    "merge": "weightsmith.engine.api",
-    "merge_state_dicts": "weightsmith.engine.api",
-    "open": "weightsmith.engine.api",
-    "open_adapter": "weightsmith.adapters.reading",
-    "plan": "weightsmith.engine.api",
-    "read_statistics": "weightsmith.checkpoints.statistics",
-    "replay": "weightsmith.engine.api",
-    "verify": "weightsmith.engine.api",
-    "write_statistics": "weightsmith.checkpoints.statistics_writer",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module that holds a public name."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'weightsmith' has no attribute {name!r}")
-    value: object = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, loaded or not."""
-    return sorted({*globals(), *_MODULE_OF})
+    # Names that are called otherwise where they come from are handed on by this list alone.
+    __all__ = ["diff", "inspect", "pack_delta", "unpack_delta"]
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Recipe": "weightsmith.recipes",
+            "WeightsmithError": "weightsmith.errors",
+            "combine_adapters": "weightsmith.engine.adapter_api",
+            "compare": "weightsmith.comparison.compare",
+            "convert_adapter": "weightsmith.engine.adapter_api",
+            "diff": "weightsmith.inspection.difference:compare_checkpoints",
+            "evaluate": "weightsmith.evaluation.evaluate",
+            "extract_adapter": "weightsmith.engine.adapter_api",
+            "inspect": "weightsmith.inspection.checkpoint_summary:summarize_checkpoint",
+            "inspect_adapter": "weightsmith.engine.adapter_api",
+            "merge": "weightsmith.engine.api",
+            "merge_state_dicts": "weightsmith.engine.api",
+            "open": "weightsmith.engine.api",
+            "open_adapter": "weightsmith.adapters.reading",
+            "pack_delta": "weightsmith.packages.packing:pack",
+            "plan": "weightsmith.engine.api",
+            "read_statistics": "weightsmith.checkpoints.statistics",
+            "replay": "weightsmith.engine.api",
+            "report": "weightsmith.reports.making",
+            "resize_adapter": "weightsmith.engine.adapter_api",
+            "rollback": "weightsmith.engine.api",
+            "unpack_delta": "weightsmith.packages.unpacking:unpack",
+            "verify": "weightsmith.engine.api",
+            "write_statistics": "weightsmith.checkpoints.statistics_writer",
+        },
+    )

@@ -34,6 +34,16 @@ class Finding:
         """The message and its fix in one line."""
         return f"{self.message}; {self.fix}" if self.fix else self.message
 
+    def to_mapping(self) -> dict[str, str]:
+        """As JSON has it."""
+        return {
+            "severity": self.severity.value,
+            "code": self.code,
+            "subject": self.subject,
+            "message": self.message,
+            "fix": self.fix,
+        }
+
 
 def errors_among(findings: Iterable[Finding]) -> list[Finding]:
     """The findings that must stop a plan, in their order."""

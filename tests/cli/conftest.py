@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from safetensors.numpy import save_file
 
 from weightsmith.cli.main import execute
+
+from .workshop import build
 
 SHAPES = {
     "model.embed_tokens.weight": (32, 8),
@@ -117,6 +127,16 @@ def shell(*arguments: object, cwd: Path, **environment: str) -> Result:
     return Result(finished.returncode, finished.stdout, finished.stderr)
 
 
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of everything, which no test changes; see `workshop.LINES`."""
+    root = tmp_path_factory.mktemp("workshop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        build(root)
+    return root
+
+
 @pytest.fixture(name="shell")
 def shell_fixture() -> Callable[..., Result]:
     """`shell` for tests."""
@@ -127,3 +147,70 @@ def shell_fixture() -> Callable[..., Result]:
 def save_fixture() -> Callable[..., None]:
     """`save` for tests."""
     return save
+
+
+class Terminal:
+    """A pseudo-terminal in the place of stdout, whose text is kept without its escape sequences."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.text = ""
+
+    def __enter__(self) -> Terminal:
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, self.columns, 0, 0))
+        sys.stdout.flush()
+        self._master, self._saved, self._stdout = master, os.dup(1), sys.stdout
+        os.dup2(slave, 1)
+        os.close(slave)
+        sys.stdout = os.fdopen(os.dup(1), "w")
+        # The kernel keeps a few kilobytes only, so somebody must read while the command writes.
+        self._chunks: list[bytes] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        # Reading fails once the last writer has left.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(self._master, 1 << 16):
+                self._chunks.append(chunk)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.close()
+        sys.stdout = self._stdout
+        os.dup2(self._saved, 1)
+        os.close(self._saved)
+        self._reader.join()
+        os.close(self._master)
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(self._chunks).decode())
+        self.text = plain.replace("\r\n", "\n")
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on the terminal, without spaces at ends of lines."""
+        return [line.rstrip() for line in self.text.splitlines()]
+
+
+WIDTHS = (60, 80, 100, 140)
+
+
+def shown_at(columns: int, arguments: Sequence[object], names: Sequence[str]) -> Terminal:
+    """A command line at a width, having checked that no line is too long and that every name is there whole."""
+    with Terminal(columns) as terminal:
+        assert execute([str(argument) for argument in arguments]) in (0, 1)
+    # No line break is put into a path, nor into the line that says where a result lies, which is data.
+    own = [x for x in terminal.lines if " " in x.strip() and not x.startswith("../at-")]
+    too_long = [line for line in own if cell_len(line) > columns]
+    assert not too_long, terminal.text
+    missing = [name for name in names if name not in terminal.text]
+    assert not missing, terminal.text
+    return terminal
+
+
+@pytest.fixture(name="shown_at")
+def shown_at_fixture(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
+    """`shown_at` for tests, with nothing else that says how wide a terminal is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return shown_at

@@ -229,6 +229,29 @@ def test_resize_to_the_rank_that_is_there_takes_no_more_and_loses_nothing(adapte
     )
 
 
+@pytest.mark.usefixtures("family")
+def test_what_a_component_loses_is_told_under_its_name(capsys):
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for prefix in ("unet", "text_encoder"):
+        tensors[f"{prefix}.block.to_q.lora_A.weight"] = rng.normal(size=(2, 4)).astype(np.float32)
+        tensors[f"{prefix}.block.to_q.lora_B.weight"] = rng.normal(size=(3, 2)).astype(np.float32)
+    save_file(tensors, "pipeline.safetensors")
+    arguments = ("resize", "pipeline.safetensors", "small.safetensors", "--rank", "1")
+    shown = run_json(capsys, *arguments)
+    lost = {tensor["component"]: tensor["lost"] for tensor in shown["tensors"]}
+    for component, share in lost.items():
+        up = tensors[f"{component}.block.to_q.lora_B.weight"].astype(np.float64)
+        values = np.linalg.svd(
+            up @ tensors[f"{component}.block.to_q.lora_A.weight"], compute_uv=False
+        )
+        assert share == pytest.approx(values[1] / np.linalg.norm(values), rel=1e-5)
+    assert sorted(lost) == ["text_encoder", "unet"]
+    text = run(capsys, *arguments, "--force", "--quiet")
+    assert "text_encoder.block.to_q" in text
+    assert " 0 %" not in text
+
+
 def test_resize_of_a_file_without_its_base_keeps_its_names(adapters, capsys):
     run(capsys, "convert", "math-lora", "math.safetensors", "--to", "kohya", "--dtype", "bfloat16")
     run(capsys, "resize", "math.safetensors", "small.safetensors", "--rank", "2", "--quiet")

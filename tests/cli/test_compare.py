@@ -51,7 +51,7 @@ def test_planted_flips_are_listed_with_their_items(saved, capsys):
 
 
 def test_slices_have_their_own_flips(saved, capsys):
-    assert execute(["compare", saved["old"], saved["new"], "--json", "-"]) == 0
+    assert execute(["compare", saved["old"], saved["new"], "--json"]) == 0
     (task,) = json.loads(capsys.readouterr().out)["tasks"]
     lost = {one["slice"]: one["flips"]["negative"] for one in task["slices"]}
     assert lost == {"even": ["42"], "odd": ["3", "17"]}
@@ -60,7 +60,7 @@ def test_slices_have_their_own_flips(saved, capsys):
 def test_a_failing_gate_ends_with_1_and_says_what_was_found(saved, capsys):
     arguments = ["compare", saved["old"], saved["new"], "--gate", "negative_flips<0.02"]
     assert execute(arguments) == 1
-    assert "FAILS  negative_flips<0.02  negative_flips is 0.03" in capsys.readouterr().out
+    assert "negative_flips<0.02  FAILS  negative_flips is 0.03" in capsys.readouterr().out
 
 
 def test_gates_that_hold_end_with_0(saved):
@@ -76,7 +76,7 @@ def test_a_malformed_gate_is_refused_before_anything_is_evaluated(capsys):
 def test_parents_and_base_give_retained_skill(saved, tmp_path, capsys):
     out = tmp_path / "found.json"
     arguments = ["compare", saved["old"], saved["new"], "--parents", saved["parent"], saved["old"]]
-    assert execute([*arguments, "--base", saved["base"], "--json", str(out)]) == 0
+    assert execute([*arguments, "--base", saved["base"], "--save", str(out)]) == 0
     skill = json.loads(out.read_text())["skill"]
     assert skill["experts"] == {"greek": "greek"}
     assert skill["retained"]["value"] == pytest.approx(0.39 / 0.55)

@@ -54,6 +54,7 @@ def test_lossy_packages_and_json(weightsmith):
     assert content["goal"] == "error"
     assert content["error"] <= 0.2
     assert content["bytes"] > 0
+    assert (content.pop("out"), content.pop("seconds") > 0) == ("package", True)
     assert json.loads(weightsmith("delta", "show", "package", "--json").out) == content
 
 

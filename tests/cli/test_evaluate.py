@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import termios
 
 import numpy as np
 import pytest
@@ -13,6 +18,9 @@ from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.main import execute
 from weightsmith.evaluation.plain_models import residual_perceptron
 from weightsmith.evaluation.scores import Evaluation, TaskScore
+
+from .conftest import WIDTHS
+from .json_table import check
 
 CONFIG = {"model_type": "digits-mlp", "hidden_size": 8, "num_hidden_layers": 1, "num_labels": 10}
 
@@ -65,6 +73,13 @@ def test_scores_are_shown_with_interval_and_number_of_items(folder, capfd):  # n
     assert "found in the cache" in err
 
 
+@pytest.mark.usefixtures("folder")
+def test_scores_fit_every_terminal(shown_at):
+    for columns in WIDTHS:
+        names = ["all", "few", "accuracy", "50", "95 % interval"]
+        shown_at(columns, ["evaluate", "one", "--suite", "suite.yaml", "--quiet"], names)
+
+
 def test_a_recipe_is_scored_and_nothing_is_written(folder, capfd):
     before = sorted(path.name for path in folder.iterdir())
     code, out, _ = run(capfd, "average.yaml", "--suite", "suite.yaml", "--no-cache", "--quiet")
@@ -75,14 +90,16 @@ def test_a_recipe_is_scored_and_nothing_is_written(folder, capfd):
 
 def test_json_has_every_item(folder, capfd):
     code, out, err = run(
-        capfd, "one", "--suite", "suite.yaml", "--json", "-", "--quiet", "--task", "few"
+        capfd, "one", "--suite", "suite.yaml", "--json", "--quiet", "--task", "few"
     )
     assert code == 0
     assert err == ""
-    found = Evaluation.from_mapping(json.loads(out))
+    document = json.loads(out)
+    found = Evaluation.from_mapping(document)
+    check("evaluate", [document])
     assert [score.task for score in found.scores] == ["few"]
     assert len(found.items["few"]) == 10
-    code, out, _ = run(capfd, "one", "--suite", "suite.yaml", "--json", "scores.json", "--quiet")
+    code, out, _ = run(capfd, "one", "--suite", "suite.yaml", "--save", "scores.json", "--quiet")
     assert code == 0
     assert "one on digits" in out
     written = Evaluation.from_mapping(json.loads((folder / "scores.json").read_text()))
@@ -121,6 +138,21 @@ def test_an_interruption_says_what_is_kept(folder, capfd, monkeypatch):  # noqa:
     assert out == ""
     code, _, err = run(capfd, "one", "--suite", "suite.yaml", "--no-cache", "--quiet")
     assert "nothing was kept" in err
+
+
+def test_a_line_that_changes_is_no_wider_than_its_terminal(monkeypatch):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
+    times = iter([0.0, 0.0, 2.0])
+    with os.fdopen(slave, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        telling = Telling(False, clock=lambda: next(times))
+        telling.task("a task with a long name", 2, 6)
+        telling.advance(10_000, 100_000)
+        shown = os.read(master, 1000).decode()
+    os.close(master)
+    line = "task 2 of 6  a task with a long name   10 %  10,000 of 100,000 rows"
+    assert shown == f"\r\x1b[K{line[:39]}"
 
 
 def test_progress_has_rate_and_remaining_time():

@@ -9,6 +9,9 @@ import pytest
 from weightsmith.cli.league import LeagueLines
 from weightsmith.cli.main import execute
 
+from .conftest import WIDTHS
+from .json_table import check
+
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
@@ -25,10 +28,24 @@ def test_a_league_shows_ranks_costs_and_what_was_left_out(family, tmp_path, caps
         assert words in shown
     assert "slerp   it merges 1 expert, not 3" in shown
     assert execute([*arguments, "--out", str(tmp_path), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    document = json.loads(capsys.readouterr().out)
+    check("league", [dict(document)])
+    rows = document["rows"]
     ties = next(row for row in rows if (row["name"], row["setting"]) == ("ties", "tuned"))
     assert ties["cost"]["peak_bytes"] > 1e7
     assert ties["rank"]["low"] <= ties["rank"]["value"] <= ties["rank"]["high"]
+
+
+def test_a_league_fits_every_terminal_with_the_names_of_its_methods(family, tmp_path, shown_at):
+    arguments = ["league", "--family", family, "--methods", "linear,breadcrumbs_ties", "--quiet"]
+    names = ["breadcrumbs_ties", "linear, tuned", "normalised", "experts", "average"]
+    for columns in (*WIDTHS, 170):
+        screen = shown_at(columns, [*arguments, "--out", tmp_path], names)
+        assert ("[" in screen.text) is (columns == 170)
+        # All tasks are those of an expert, so there is nothing unseen to tell of.
+        assert "unseen" not in screen.text
+    for columns in WIDTHS:
+        shown_at(columns, [*arguments, "--out", tmp_path, "--experts", "2,3"], ["breadcrumbs_ties"])
 
 
 def test_several_numbers_of_experts_are_a_scaling_study(family, tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.cli.output import Table, folded, plain_table
 from weightsmith.cli.progress import Lines
+from weightsmith.cli.tables import Table, folded, plain_table
 from weightsmith.cli.text import counted, duration, harmless, percent
 from weightsmith.tensors.sizes import format_size, parse_size
 

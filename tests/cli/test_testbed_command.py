@@ -12,6 +12,8 @@ from weightsmith.cli.main import execute
 from weightsmith.cli.testbed import BuildLines
 from weightsmith.testbeds.families import FAMILIES, Blueprint, Family, Step
 
+from .json_table import check
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -44,8 +46,8 @@ def toy(monkeypatch):
 
 @pytest.mark.usefixtures("toy")
 def test_list_shows_every_family_and_whether_it_is_built(cache, capsys):
-    assert execute(["testbed", "build", "toy", "--quiet"]) == 0
-    capsys.readouterr()
+    assert execute(["testbed", "build", "toy", "--quiet", "--json"]) == 0
+    check("testbed build", [json.loads(capsys.readouterr().out)])
     assert execute(["testbed", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["families"]}
     assert list(rows) == list(FAMILIES)

@@ -10,6 +10,8 @@ import pytest
 from weightsmith.recipes import Recipe
 
 from ..engine.vocabulary_models import load, make_model, tokenizer_at, weights  # noqa: TID252 - two rooms share it
+from .conftest import WIDTHS
+from .json_table import check
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,22 @@ def test_the_recipe_is_printed_and_can_be_merged(weightsmith, folder, tmp_path):
     two = weightsmith("transplant", model, donor, str(tmp_path / "second"), *options)
     assert (one.code, two.code) == (0, 0), one.err + two.err
     assert one.out.split()[1] == two.out.split()[1]
+
+
+def test_a_dry_run_and_a_recipe_are_shown_as_json_too(weightsmith, folder, tmp_path):
+    arguments = ("transplant", str(folder / "model"), str(folder / "donor"), str(tmp_path / "out"))
+    plan = json.loads(weightsmith(*arguments, "--k", "4", "--dry-run", "--json").out)
+    assert plan["runnable"]
+    recipe = json.loads(weightsmith(*arguments, "--k", "4", "--recipe", "--json").out)["recipe"]
+    assert recipe["tokenizer"]["missing"] == {"rule": "omp", "k": 4}
+    made = json.loads(weightsmith(*arguments, "--k", "4", "--json", "--quiet").out)
+    check("transplant", [dict(made)])
+    assert made["out"] == str(tmp_path / "out")
+
+
+def test_a_plan_with_a_vocabulary_fits_every_terminal(shown_at, folder):
+    for columns in WIDTHS:
+        shown_at(columns, ["plan", folder / "union.yaml"], ["donor", "model", "omp", "eos_token"])
 
 
 def test_a_dry_run_measures_and_writes_nothing(weightsmith, folder, tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
-from weightsmith.recipes import load, resolve
+from weightsmith.recipes import load
 from weightsmith.recipes.formula import Formula, OutputTensor, Resolved
+from weightsmith.recipes.resolve import resolve
 
 HIDDEN = 4
 

@@ -10,8 +10,9 @@ import yaml
 
 from weightsmith.checkpoints import assemble
 from weightsmith.errors import RecipeError
-from weightsmith.recipes import Recipe, load, resolve
+from weightsmith.recipes import Recipe, load
 from weightsmith.recipes.formula import Cast, Leaf, Merge
+from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import StoredTensor
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.recipes import load, resolve
+from weightsmith.recipes import load
 from weightsmith.recipes.combine import keeps_values
 from weightsmith.recipes.formula import Cast, Leaf, Merge, Same
-from weightsmith.recipes.resolve import shard_bytes
+from weightsmith.recipes.resolve import resolve, shard_bytes
 from weightsmith.tensors.dtypes import DType
 
 NORM = "model.norm.weight"

@@ -241,7 +241,14 @@ def test_a_comparison_shows_differences_flips_slices_and_skill(evaluation):
     report = report_of_comparison(found)
     titles = [s.title for s in report.sections if s.blocks]
     assert titles == ["Differences", "Flips", "Slices", "Against parent fr", "Skill"]
+    (differences,) = tables(report, "new against old")
+    # The same p as in the terminal's table, and no other beside it.
+    place = differences.columns.index("p")
+    assert float(differences.rows[0][place]) == pytest.approx(
+        found.tasks[0].change.mcnemar.mid_p, rel=0.06
+    )
     (flips,) = tables(report, "Flips between")
+    assert "p" not in flips.columns
     lost = found.tasks[0].change.flips
     assert flips.rows[0][2] == str(len(lost.negative))
     (became,) = tables(report, "became wrong")
@@ -257,6 +264,16 @@ def test_a_league_is_sorted_and_says_what_is_missing(league):
     assert page.index(">ties</text>") < page.index(">average</text>") < page.index(">base</text>")
     assert "The budget was spent" in page
     assert "it needs statistics" in page
+
+
+def test_a_league_table_has_no_column_without_a_figure(league):
+    (table,) = tables(report_of_league(league), "League table")
+    assert table.columns == (
+        *("method", "setting", "parameters", "normalised", "mean", "unseen", "CPU s", "memory"),
+    )
+    assert table.right == frozenset(range(3, 8))
+    settings = {row[0]: row[1] for row in table.rows}
+    assert (settings["base"], settings["experts"], settings["average"]) == ("", "", "")
 
 
 @pytest.mark.parametrize("damage", ["rows", "family", "experts"])

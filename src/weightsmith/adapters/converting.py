@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,18 @@ class Conversion:
     def error(self) -> float:
         """The largest share of a change that was lost."""
         return max((tensor.error for tensor in self.tensors), default=0.0)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "dialect": self.dialect,
+            "dtype": str(self.dtype),
+            "lost": self.error,
+            "tensors": [
+                {"tensor": t.target, "form": t.form.value, "rank": t.rank, "lost": t.error}
+                for t in self.tensors
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

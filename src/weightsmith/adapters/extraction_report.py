@@ -44,7 +44,7 @@ class ExtractedTensor:
         """error / change; 0 where there is nothing to lose."""
         return (self.error or 0.0) / self.change if self.change else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "tensor": self.key,
@@ -95,7 +95,7 @@ class ExtractionReport:
         """The tensors whose whole change is lost."""
         return tuple(t for t in self.tensors if t.treatment is Treatment.LEFT_OUT)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "change": self.change,
@@ -105,7 +105,8 @@ class ExtractionReport:
             "dtype": str(self.dtype),
             "unchanged": self.unchanged,
             "left_out": len(self.left_out),
-            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "tensors": [tensor.to_mapping() for tensor in self.tensors],
+            "findings": [finding.to_mapping() for finding in self.findings],
         }
 
 

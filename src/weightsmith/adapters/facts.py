@@ -6,6 +6,7 @@ import collections
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,26 @@ class TensorFacts:
         """Singular values above `COUNTED` times the largest."""
         return sum(value > self.values[0] * COUNTED for value in self.values)
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "tensor": self.target,
+            "component": self.component,
+            "form": self.form.value,
+            "shape": None if self.shape is None else list(self.shape),
+            "dtypes": [str(dtype) for dtype in self.dtypes],
+            "bytes": self.nbytes,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "scale": self.scale,
+            "dora": self.is_dora,
+            "norm": self.norm,
+            "share": self.share,
+            "directions": self.directions,
+            "effective_rank": self.effective_rank,
+            "singular_values": list(self.values),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
@@ -101,6 +122,20 @@ class AdapterFacts:
     def ranks(self) -> tuple[int, ...]:
         """The ranks that occur, rising."""
         return tuple(sorted({tensor.rank for tensor in self.tensors if tensor.rank is not None}))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.name,
+            "dialect": self.dialect,
+            "base": self.base_reference,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "norm": self.norm,
+            "ranks": list(self.ranks),
+            "forms": dict(self.forms),
+            "tensors": [tensor.to_mapping() for tensor in self.tensors],
+        }
 
 
 def adapter_facts(

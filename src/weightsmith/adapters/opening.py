@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from weightsmith.adapters.adapter import Adapter
 from weightsmith.adapters.references import AdapterReference, parse_reference
 from weightsmith.checkpoints import Attached, BareAdapter, Checkpoint, open_checkpoint
 from weightsmith.checkpoints.locate import find_location
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.stored import LazyTensor
+
+if TYPE_CHECKING:
+    from weightsmith.adapters.adapter import Adapter
 
 # How factors are called in all dialects.
 _FACTOR = re.compile(

@@ -158,7 +158,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
     """
     from weightsmith.checkpoints.bundles import member_of, open_member, refuse_whole
-    from weightsmith.checkpoints.packages import is_package, open_package
+    from weightsmith.checkpoints.package_header import is_package
 
     member = member_of(path)
     if member is not None:
@@ -168,6 +168,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     is_folder = folder.is_dir()
     refuse_whole(folder)
     if is_package(folder):
+        from weightsmith.checkpoints.packages import open_package
+
         return open_package(
             folder, source=str(path), hub_id=location.hub_id, revision=location.revision
         )

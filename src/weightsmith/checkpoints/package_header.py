@@ -131,7 +131,11 @@ class PackageHeader:
 
     def to_json(self) -> bytes:
         """The sealed text, which `read_header` reads back."""
-        content = {
+        return sealed(self.to_mapping())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
             "schema": SCHEMA,
             "weightsmith": self.version,
             "goal": self.goal,
@@ -147,7 +151,6 @@ class PackageHeader:
             "tensors": {name: tensor_json(tensor) for name, tensor in self.tensors.items()},
             "files": dict(sorted(self.files.items())),
         }
-        return sealed(content)
 
 
 def _codec_of(tensor: PackedTensor) -> str:

@@ -28,7 +28,6 @@ from weightsmith.checkpoints.package_header import (
     read_header,
     stream_name,
 )
-from weightsmith.checkpoints.package_header import is_package as is_package
 from weightsmith.deltas.renamed import renamed
 from weightsmith.deltas.rounded import RoundedTensor
 from weightsmith.deltas.rows import JoinedRows, SomeRows

@@ -15,7 +15,6 @@ from weightsmith.cli.documented import DocumentedGroup
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Combine, convert, resize and extract adapters.",
     examples=(
         "adapter extract finetune base adapter --energy 0.9",
         "adapter combine math code --out both --method ties",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.adapter_options import (
     base_option,
     bytes_of,
@@ -18,7 +21,7 @@ from weightsmith.cli.adapter_options import (
 )
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Data, Table, present
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -106,34 +109,49 @@ def create(
         form=form,
     )
     write_basis(made, out, force=force)
-    nbytes, stored = (
-        bytes_of(out),
-        sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources),
-    )
-    if as_json:
-        tensors = [
-            {
-                "tensor": t.key,
-                "directions": t.directions,
-                "ratio": t.ratio,
-                "expected_error": t.expected,
-                "errors": list(t.errors),
-            }
-            for t in made.report
-        ]
-        facts = {"schema": 1, "out": str(out), "bytes": nbytes, "adapter_bytes": stored}
-        show_json({**facts, "labels": list(made.labels), "tensors": tensors})
-        return 0
+    stored = sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources)
+    present(_Created(out, made, bytes_of(out), stored), _created_blocks, as_json=as_json)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Created:
+    """A basis that has been written, in the place of adapters of `adapter_bytes`."""
+
+    out: Path
+    basis: ReversibleBasis
+    nbytes: int
+    adapter_bytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "out": str(self.out),
+            "bytes": self.nbytes,
+            "adapter_bytes": self.adapter_bytes,
+            "labels": list(self.basis.labels),
+            "tensors": [
+                {
+                    "tensor": t.key,
+                    "directions": t.directions,
+                    "ratio": t.ratio,
+                    "expected_error": t.expected,
+                    "errors": list(t.errors),
+                }
+                for t in self.basis.report
+            ],
+        }
+
+
+def _created_blocks(made: _Created) -> Iterator[Block]:
     rows = [
         (t.key, str(t.directions), f"{t.ratio:.2f}", f"{100 * max(t.errors):.3g} %")
-        for t in made.report
+        for t in made.basis.report
     ]
     columns = ("tensor", "directions", "ratio", "largest error")
-    show_table(Table("Bases", columns, rows, frozenset({1, 2, 3})))
-    show_line(
-        f"{out}  {format_size(nbytes)} for {format_size(stored)} of {counted(len(opened), 'adapter')}"
-    )
-    return 0
+    yield Table("Bases", columns, rows, frozenset({1, 2, 3}))
+    adapters = f"{format_size(made.adapter_bytes)} of {counted(len(made.basis.labels), 'adapter')}"
+    yield Data(f"{made.out}  {format_size(made.nbytes)} for {adapters}")
 
 
 @basis.command(
@@ -145,28 +163,43 @@ def create(
 @json_option
 def show(file: Path, as_json: bool) -> int:
     """Show the adapters of BASIS and its size."""
-    made = _opened(file)
-    numbers = sum(tensor.numbers for tensor in made.tensors.values())
-    if as_json:
-        show_json(
-            {
-                "schema": 1,
-                "labels": list(made.labels),
-                "form": made.form,
-                "base": made.base_reference,
-                "dtype": str(made.dtype),
-                "numbers": numbers,
-                "bytes": bytes_of(file),
-                "tensors": {key: t.directions.shape[1] for key, t in made.tensors.items()},
-            }
-        )
-        return 0
-    rows = [(str(number), label) for number, label in enumerate(made.labels, start=1)]
-    show_table(Table("Adapters", ("number", "adapter"), rows, frozenset({0})))
-    show_line(f"base     {made.base_reference or 'not named'}")
-    show_line(f"form     {made.form}, {counted(len(made.tensors), 'tensor')}")
-    show_line(f"size     {numbers:,} numbers in {made.dtype}, {format_size(bytes_of(file))}")
+    present(_Held(_opened(file), bytes_of(file)), _held_blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a basis holds."""
+
+    basis: ReversibleBasis
+    nbytes: int
+
+    @property
+    def numbers(self) -> int:
+        """How many are stored."""
+        return sum(tensor.numbers for tensor in self.basis.tensors.values())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        made = self.basis
+        return {
+            "labels": list(made.labels),
+            "form": made.form,
+            "base": made.base_reference,
+            "dtype": str(made.dtype),
+            "numbers": self.numbers,
+            "bytes": self.nbytes,
+            "tensors": {key: t.directions.shape[1] for key, t in made.tensors.items()},
+        }
+
+
+def _held_blocks(held: _Held) -> Iterator[Block]:
+    made = held.basis
+    rows = [(label, str(number)) for number, label in enumerate(made.labels, start=1)]
+    yield Table("Adapters", ("adapter", "number"), rows, frozenset({1}))
+    yield f"base     {made.base_reference or 'not named'}"
+    yield f"form     {made.form}, {counted(len(made.tensors), 'tensor')}"
+    yield f"size     {held.numbers:,} numbers in {made.dtype}, {format_size(held.nbytes)}"
 
 
 @basis.command(
@@ -175,11 +208,12 @@ def show(file: Path, as_json: bool) -> int:
     examples=("adapter basis extract basis.safetensors math math-again",),
 )
 @_BASIS
-@click.argument("name")
+@click.argument("name", shell_complete=completing.adapters)
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
 @peft_dialect_option
 @dtype_option
+@json_option
 @force_option
 def extract(
     file: Path,
@@ -188,6 +222,7 @@ def extract(
     base: str | None,
     dialect: Literal["peft", "kohya", "diffusers"],
     dtype: str | None,
+    as_json: bool,
     force: bool,
 ) -> int:
     """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
@@ -196,8 +231,32 @@ def extract(
     place = check_output(out, dialect, force=force)
     made = _opened(file).recovered(name)
     write(made, place, dialect, opened_base(base), dtype=dtype, force=force)
-    show_line(f"{out}  {format_size(bytes_of(place))}")
+    written = _Extracted(out, name, dialect, bytes_of(place))
+    present(written, _extracted_blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Extracted:
+    """An adapter that has been rebuilt from a basis."""
+
+    out: Path
+    adapter: str
+    dialect: str
+    nbytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "out": str(self.out),
+            "adapter": self.adapter,
+            "dialect": self.dialect,
+            "bytes": self.nbytes,
+        }
+
+
+def _extracted_blocks(written: _Extracted) -> Iterator[Block]:
+    yield Data(f"{written.out}  {format_size(written.nbytes)}")
 
 
 def _opened(file: Path) -> ReversibleBasis:

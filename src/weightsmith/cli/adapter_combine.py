@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.adapter_options import (
     base_option,
     bound_options,
@@ -16,21 +18,12 @@ from weightsmith.cli.adapter_options import (
     dtype_option,
     force_option,
     layers_of,
-    opened_base,
     ranks_text,
     tensors_option,
-    write,
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
-from weightsmith.cli.output import (
-    Table,
-    findings_json,
-    show_findings,
-    show_json,
-    show_line,
-    show_table,
-)
+from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.text import duration, percent
 from weightsmith.cli.transplant import key_and_value
@@ -41,6 +34,10 @@ if TYPE_CHECKING:
     from weightsmith.adapters.adapter import Adapter, Update
     from weightsmith.adapters.writing import Dialect
     from weightsmith.findings import Finding
+
+
+# Those that `adapter combine` has beside the methods of recipes.
+_OWN_METHODS = ("cat", "svd", "lego", "magnitude_prune", "core_space")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -69,6 +66,7 @@ def numbers(text: str) -> tuple[float, ...]:
     default="linear",
     show_default=True,
     metavar="METHOD",
+    shell_complete=completing.names(completing.methods, *_OWN_METHODS),
     help="linear, task_arithmetic, cat, svd, lego, magnitude_prune, metrics_weighted, knots, core_space, or any of "
     "`weightsmith methods`.",
 )
@@ -190,28 +188,62 @@ def resize(
     The best approximation of its rank, found from the factors alone. One of --rank, --energy and --error is needed;
     with several each must hold, but --rank is never exceeded.
     """
-    from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.bounds import Bound
-    from weightsmith.adapters.combining import combine
-    from weightsmith.adapters.reading import open_adapter
-    from weightsmith.adapters.writing import check_output
-    from weightsmith.engine.adapter_api import dialect_for
+    if rank is None and energy is None and error is None:
+        raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
+    from weightsmith.engine.adapter_api import resize_adapter
 
     begun = time.monotonic()
-    bound = Bound(rank, energy, error)
-    if bound.is_open:
-        raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
-    opened = open_adapter(adapter)
-    to = dialect_for(opened, cast("Dialect | None", dialect))
-    place = check_output(out, to, force=force)
-    model = opened_base(base)
-    resized, report = combine(
-        [load_changes(opened, model)], "linear", [1.0], bound=bound, base=model, labels=[adapter]
+    made = resize_adapter(
+        adapter,
+        out,
+        rank=rank,
+        energy=energy,
+        error=error,
+        base=base,
+        dialect=cast("Dialect | None", dialect),
+        dtype=dtype,
+        force=force,
     )
-    write(resized, place, to, model, dtype=dtype, force=force)
-    lost = {t.key: t.lost for t in report.tensors}
-    _show(out, "resize", lost, report.findings, begun, each=each, as_json=as_json, quiet=quiet)
+    _show(out, "resize", made.lost, made.findings, begun, each=each, as_json=as_json, quiet=quiet)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """An adapter that has been made of others, and what each change lost; `each` asks for a row for every tensor."""
+
+    out: Path
+    method: str
+    adapter: Adapter
+    lost: Mapping[str, float]
+    findings: Sequence[Finding]
+    seconds: float
+    each: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(s.nbytes for u in self.adapter.updates.values() for s in u.sources)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "out": str(self.out),
+            "method": self.method,
+            "bytes": self.nbytes,
+            "seconds": self.seconds,
+            "largest_loss": max(self.lost.values(), default=0.0),
+            "tensors": [
+                {
+                    "tensor": u.target,
+                    "component": u.component,
+                    "rank": u.rank,
+                    "lost": _lost(self.lost, u.key),
+                }
+                for u in self.adapter.updates.values()
+            ],
+            "findings": [finding.to_mapping() for finding in self.findings],
+        }
 
 
 def _show(
@@ -228,48 +260,37 @@ def _show(
     """Tell ranks and losses of what has been written."""
     from weightsmith.adapters.reading import open_adapter
 
-    made = open_adapter(_adapter_in(out))
-    nbytes = sum(source.nbytes for u in made.updates.values() for source in u.sources)
-    largest = max(lost.values(), default=0.0)
-    if as_json:
-        tensors = [
-            {"tensor": u.target, "rank": u.rank, "lost": _lost(lost, u.target)}
-            for u in made.updates.values()
-        ]
-        facts = {
-            "schema": 1,
-            "out": str(out),
-            "method": method,
-            "bytes": nbytes,
-            "largest_loss": largest,
-        }
-        show_json({**facts, "tensors": tensors, "findings": findings_json(findings)})
-        return
-    show_table(_by_tensor(made, lost) if each else _by_layer(made, lost))
-    if not quiet:
+    adapter = open_adapter(_adapter_in(out))
+    if not (quiet or as_json):
         show_findings(findings, to_stderr=True)
-    ranks = ranks_text([u.rank for u in made.updates.values() if u.rank])
-    show_line(f"{out}  {format_size(nbytes)}  rank {ranks}  {duration(time.monotonic() - begun)}")
+    made = _Made(out, method, adapter, lost, findings, time.monotonic() - begun, each)
+    present(made, _blocks, as_json=as_json)
+
+
+def _blocks(made: _Made) -> Iterator[Block]:
+    yield _by_tensor(made.adapter, made.lost) if made.each else _by_layer(made.adapter, made.lost)
+    ranks = ranks_text([u.rank for u in made.adapter.updates.values() if u.rank])
+    yield Data(f"{made.out}  {format_size(made.nbytes)}  rank {ranks}  {duration(made.seconds)}")
 
 
 def _by_tensor(made: Adapter, lost: Mapping[str, float]) -> Table:
-    updates = sorted(made.updates.values(), key=lambda u: natural_key(u.target))
-    rows = [(u.target, str(u.rank or "-"), percent(_lost(lost, u.target))) for u in updates]
+    updates = sorted(made.updates.values(), key=lambda u: natural_key(u.key))
+    rows = [(u.key, str(u.rank or "-"), percent(_lost(lost, u.key))) for u in updates]
     return Table("Changes", ("tensor", "rank", "lost by truncation"), rows, frozenset({1, 2}))
 
 
 def _by_layer(made: Adapter, lost: Mapping[str, float]) -> Table:
     """A row for each block, with the largest loss of its tensors, and for each tensor outside of blocks."""
-    layers = layers_of([u.target for u in made.updates.values()])
+    layers = layers_of([u.key for u in made.updates.values()])
     groups: dict[str, list[Update]] = {}
-    for update in sorted(made.updates.values(), key=lambda u: natural_key(u.target)):
-        groups.setdefault(layers[update.target], []).append(update)
+    for update in sorted(made.updates.values(), key=lambda u: natural_key(u.key)):
+        groups.setdefault(layers[update.key], []).append(update)
     rows = [
         (
             place,
             str(len(updates)),
             ranks_text([u.rank for u in updates if u.rank]),
-            percent(max(_lost(lost, u.target) for u in updates)),
+            percent(max(_lost(lost, u.key) for u in updates)),
         )
         for place, updates in groups.items()
     ]
@@ -283,6 +304,6 @@ def _adapter_in(out: Path) -> Path:
     return inner if out.is_dir() and inner.is_file() else out
 
 
-def _lost(lost: Mapping[str, float], target: str) -> float:
-    """The largest share that a tensor lost, over its experts."""
-    return max((s for key, s in lost.items() if key.partition("[")[0] == target), default=0.0)
+def _lost(lost: Mapping[str, float], key: str) -> float:
+    """The largest share that a tensor lost, over its experts; `key` is the update's, with its component."""
+    return max((s for name, s in lost.items() if name.partition("[")[0] == key), default=0.0)

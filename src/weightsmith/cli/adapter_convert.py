@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,14 +14,17 @@ from weightsmith.cli.adapter_options import (
     bytes_of,
     dtype_option,
     force_option,
-    opened_base,
     ranks_text,
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import show_json, show_line
+from weightsmith.cli.output import Block, Data, present
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.adapters.converting import Conversion
+    from weightsmith.adapters.writing import Dialect
 
 
 @click.command(
@@ -80,45 +85,41 @@ def convert(
     LoRA keeps its factors. LoHa, LoKr and full changes become products of the rank that they have, or of the rank or
     energy that is asked for. An adapter whose initialisation changed the base needs --initial.
     """
-    from weightsmith.adapters.converting import convert as converted
-    from weightsmith.adapters.writing import Dialect
-    from weightsmith.tensors.dtypes import DType
+    from weightsmith.engine.adapter_api import convert_adapter
 
-    made = converted(
+    made = convert_adapter(
         adapter,
         out,
         cast("Dialect", dialect),
-        base=opened_base(base),
+        base=base,
         initial=initial,
         rank=rank,
         energy=energy,
-        dtype=None if dtype is None else DType.parse(dtype),
+        dtype=dtype,
         component=component,
         force=force,
     )
-    nbytes = bytes_of(out)
-    if as_json:
-        tensors = [
-            {"tensor": t.target, "form": t.form.value, "rank": t.rank, "lost": t.error}
-            for t in made.tensors
-        ]
-        show_json(
-            {
-                "schema": 1,
-                "out": str(out),
-                "dialect": made.dialect,
-                "dtype": str(made.dtype),
-                "bytes": nbytes,
-                "lost": made.error,
-                "tensors": tensors,
-            }
-        )
-        return 0
-    ranks = ranks_text([t.rank for t in made.tensors])
-    show_line(
-        f"{out}  {made.dialect}  {counted(len(made.tensors), 'tensor')} of rank {ranks} in {made.dtype}  "
-        f"{format_size(nbytes)}"
-    )
-    if made.error:
-        show_line(f"lost at most {100 * made.error:.3g} % of a change")
+    present(_Converted(out, made, bytes_of(out)), _blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Converted:
+    """An adapter that has been written in another dialect."""
+
+    out: Path
+    made: Conversion
+    nbytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"out": str(self.out), "bytes": self.nbytes, **self.made.to_mapping()}
+
+
+def _blocks(converted: _Converted) -> Iterator[Block]:
+    made, size = converted.made, format_size(converted.nbytes)
+    ranks = ranks_text([t.rank for t in made.tensors])
+    what = f"{counted(len(made.tensors), 'tensor')} of rank {ranks} in {made.dtype}"
+    yield Data(f"{converted.out}  {made.dialect}  {what}  {size}")
+    if made.error:
+        yield f"lost at most {100 * made.error:.3g} % of a change"

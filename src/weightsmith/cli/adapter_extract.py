@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,14 +20,7 @@ from weightsmith.cli.adapter_options import (
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
-from weightsmith.cli.output import (
-    Table,
-    findings_json,
-    show_findings,
-    show_json,
-    show_line,
-    show_table,
-)
+from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.text import duration, percent, shape
 from weightsmith.naming import natural_key
@@ -146,18 +140,34 @@ def extract(
             force=force,
             progress=progress.stage,
         )
-    if as_json:
-        findings = {"findings": findings_json(report.findings)}
-        show_json(
-            {"schema": 1, "out": str(out), "dense_bytes": dense, **report.to_json(), **findings}
-        )
-        return 0
-    show_table(_by_tensor(report) if each else _by_layer(report, tuned))
-    _show_totals(report, dense)
-    if not quiet:
+    made = _Extracted(out, tuned, report, dense, time.monotonic() - begun, each)
+    if not (quiet or as_json):
         show_findings(report.findings, to_stderr=True)
-    show_line(f"{out}  {duration(time.monotonic() - begun)}")
+    present(made, _blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Extracted:
+    """An adapter that has been extracted; `each` asks for a row for every tensor."""
+
+    out: Path
+    finetune: Checkpoint
+    report: ExtractionReport
+    dense_bytes: int
+    seconds: float
+    each: bool
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        made = {"out": str(self.out), "dense_bytes": self.dense_bytes, "seconds": self.seconds}
+        return made | self.report.to_mapping()
+
+
+def _blocks(made: _Extracted) -> Iterator[Block]:
+    yield _by_tensor(made.report) if made.each else _by_layer(made.report, made.finetune)
+    yield from _totals(made.report, made.dense_bytes)
+    yield Data(f"{made.out}  {duration(made.seconds)}")
 
 
 def _by_layer(report: ExtractionReport, finetune: Checkpoint) -> Table:
@@ -199,7 +209,7 @@ def _by_tensor(report: ExtractionReport) -> Table:
         for tensor in sorted(report.tensors, key=lambda t: natural_key(t.key))
     ]
     columns = ("tensor", "shape", "how", "rank", "signal", "bytes", "lost")
-    return Table("Changes", columns, rows, frozenset({3, 4, 5, 6}))
+    return Table("Changes", columns, rows, frozenset({3, 4, 5, 6}), spare=(4, 1))
 
 
 def _ranks(tensors: Sequence[ExtractedTensor]) -> str:
@@ -222,19 +232,19 @@ def _lost(tensors: Sequence[ExtractedTensor]) -> str:
     return percent(error / change)
 
 
-def _show_totals(report: ExtractionReport, dense: int) -> None:
+def _totals(report: ExtractionReport, dense: int) -> Iterator[str]:
     written = [t for t in report.tensors if t.nbytes]
-    show_line(
+    yield (
         f"lost     {percent(report.relative)} of the change: {report.error:.4g} of {report.change:.4g} "
         "(Frobenius norms)"
     )
-    show_line(
+    yield (
         f"size     {format_size(report.nbytes)} in {len(written)} of {len(report.tensors)} changed tensors, "
         f"{100 * report.nbytes / dense:.3g} % of the fine-tune"
     )
     if report.left_out:
         shown = ", ".join(t.key for t in report.left_out[:3])
         more = f" and {len(report.left_out) - 3} more" if len(report.left_out) > 3 else ""
-        show_line(f"left out {shown}{more}")
+        yield f"left out {shown}{more}"
     if report.unchanged:
-        show_line(f"the same {report.unchanged} tensors")
+        yield f"the same {report.unchanged} tensors"

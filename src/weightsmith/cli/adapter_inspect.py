@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from weightsmith.cli.adapter_options import opened_base, ranks_text
+from weightsmith.cli.adapter_options import ranks_text
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.text import counted, percent, shape
 from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
@@ -29,6 +30,7 @@ _COLUMNS = (
     "effective",
 )
 _NUMBERS = range(3, 9)
+_SPARE = ("effective", "directions", "shape")
 _TOLD_BELOW = tuple(_COLUMNS.index(name) for name in ("form", "scale"))
 
 
@@ -51,28 +53,28 @@ def inspect(adapter: str, base: str | None, component: str | None, as_json: bool
     `norm` is the Frobenius norm of the change with its scale, `share` the same of the base's tensor; `directions` are
     its singular values above 0.001 of the largest, `effective` is the exponential of the entropy of all of them.
     """
-    from weightsmith.adapters.facts import inspect_adapter
+    from weightsmith.engine.adapter_api import inspect_adapter
 
-    facts = inspect_adapter(adapter, opened_base(base), component=component)
-    if as_json:
-        show_json(_content(facts))
-        return 0
-    show_table(_table(facts))
-    show_line(f"dialect  {facts.dialect}")
-    show_line(f"base     {facts.base_reference or 'not named'}")
+    facts = inspect_adapter(adapter, base, component=component)
+    present(facts, _blocks, as_json=as_json)
+    return 0
+
+
+def _blocks(facts: AdapterFacts) -> Iterator[Block]:
+    yield _table(facts)
+    yield f"dialect  {facts.dialect}"
+    yield f"base     {facts.base_reference or 'not named'}"
     forms = ", ".join(
         f"{counted(count, 'tensor')} {form if form == 'replaced' else f'of {form}'}"
         for form, count in facts.forms.items()
     )
-    show_line(f"forms    {forms}{', with magnitudes (DoRA)' if facts.is_dora else ''}")
-    show_line(f"rank     {ranks_text(list(facts.ranks)) if facts.ranks else 'none'}")
+    yield f"forms    {forms}{', with magnitudes (DoRA)' if facts.is_dora else ''}"
+    yield f"rank     {ranks_text(list(facts.ranks)) if facts.ranks else 'none'}"
     scales = sorted({tensor.scale for tensor in facts.tensors})
-    show_line(
-        f"scale    {' to '.join(f'{scale:.4g}' for scale in dict.fromkeys(scales[:1] + scales[-1:]))}"
-    )
-    show_line(f"size     {facts.parameters:,} numbers, {format_size(facts.nbytes)}")
-    show_line(f"norm     {facts.norm:.4g}")
-    return 0
+    ends = dict.fromkeys(scales[:1] + scales[-1:])
+    yield f"scale    {' to '.join(f'{scale:.4g}' for scale in ends)}"
+    yield f"size     {facts.parameters:,} numbers, {format_size(facts.nbytes)}"
+    yield f"norm     {facts.norm:.4g}"
 
 
 def _table(facts: AdapterFacts) -> Table:
@@ -82,9 +84,9 @@ def _table(facts: AdapterFacts) -> Table:
     same = {i for i in _TOLD_BELOW if len({row[i] for row in rows}) == 1}
     kept = [i for i in range(len(_COLUMNS)) if i not in same]
     right = frozenset(place for place, i in enumerate(kept) if i in _NUMBERS)
-    return Table(
-        "Changes", [_COLUMNS[i] for i in kept], [[r[i] for i in kept] for r in rows], right
-    )
+    heads = [_COLUMNS[i] for i in kept]
+    spare = tuple(heads.index(name) for name in _SPARE)
+    return Table("Changes", heads, [[r[i] for i in kept] for r in rows], right, spare)
 
 
 def _row(tensor: TensorFacts) -> tuple[str, ...]:
@@ -102,37 +104,3 @@ def _row(tensor: TensorFacts) -> tuple[str, ...]:
         "-" if tensor.share is None else percent(tensor.share),
         *spread,
     )
-
-
-def _content(facts: AdapterFacts) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "name": facts.name,
-        "dialect": facts.dialect,
-        "base": facts.base_reference,
-        "parameters": facts.parameters,
-        "bytes": facts.nbytes,
-        "norm": facts.norm,
-        "ranks": list(facts.ranks),
-        "forms": facts.forms,
-        "tensors": [
-            {
-                "tensor": t.target,
-                "component": t.component,
-                "form": t.form.value,
-                "shape": None if t.shape is None else list(t.shape),
-                "dtypes": [str(dtype) for dtype in t.dtypes],
-                "bytes": t.nbytes,
-                "rank": t.rank,
-                "alpha": t.alpha,
-                "scale": t.scale,
-                "dora": t.is_dora,
-                "norm": t.norm,
-                "share": t.share,
-                "directions": t.directions,
-                "effective_rank": t.effective_rank,
-                "singular_values": list(t.values),
-            }
-            for t in facts.tensors
-        ],
-    }

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.merge import run_recipe
-from weightsmith.cli.options import Machine, machine_options, output_options, quiet_option
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    quiet_option,
+)
 from weightsmith.cli.text import counted
+from weightsmith.cli.written import run_recipe
 from weightsmith.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +45,16 @@ if TYPE_CHECKING:
     metavar="NUMBER",
     help="What an adapter's change is multiplied with; once for all, or once for each in their order.",
 )
-@click.option("--dtype", help="What tensors are stored in; default: as in BASE.")
+@click.option(
+    "--dtype",
+    shell_complete=completing.names(completing.dtypes),
+    help="What tensors are stored in; default: as in BASE.",
+)
 @click.option("--recipe", "only_recipe", is_flag=True, help="Show the recipe and merge nothing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def merge(
     base: str,
@@ -55,6 +67,7 @@ def merge(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write BASE with every ADAPTER applied as the checkpoint OUT.
@@ -74,6 +87,7 @@ def merge(
         force=force,
         fresh=fresh,
         quiet=quiet,
+        as_json=as_json,
     )
 
 

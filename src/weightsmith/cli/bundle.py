@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
-from weightsmith.cli.merge import run_plan
 from weightsmith.cli.options import (
     Machine,
     json_option,
@@ -19,14 +20,17 @@ from weightsmith.cli.options import (
     overrides_option,
     quiet_option,
 )
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.text import counted
+from weightsmith.cli.written import run_plan
 from weightsmith.tensors.sizes import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.checkpoints.bundles import BundleHeader
 
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Keep many fine-tunes of one base in one folder.",
     examples=("bundle create emr.yaml tasks", "bundle extract tasks math math-model"),
 )
 def bundle() -> None:
@@ -50,6 +54,7 @@ def bundle() -> None:
 @overrides_option
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def create(
     recipe: Path,
@@ -59,6 +64,7 @@ def create(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Make the bundle OUT of the experts in RECIPE, whose method is tall_masks, emr or localize_and_stitch.
@@ -69,13 +75,14 @@ def create(
     from weightsmith.recipes import Recipe
     from weightsmith.recipes.schema import BundleForm
 
+    begun = time.monotonic()
     loaded = Recipe.load(recipe, overrides=overrides)
     form = loaded.document.bundle or BundleForm()
     if refer_to_base:
         form = form.model_copy(update={"base": "reference"})
     document = loaded.document.model_copy(update={"bundle": form})
     made = make_plan(replace(loaded, document=document), **Machine(**machine).options())
-    return run_plan(made, out, time.monotonic(), force=force, fresh=fresh, quiet=quiet)
+    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)
 
 
 @bundle.command(
@@ -90,26 +97,38 @@ def list_(folder: Path, as_json: bool) -> int:
     """Show the tasks of BUNDLE, its method and base, and its size, from headers alone."""
     from weightsmith.checkpoints.bundles import open_packed, read_header
 
-    header = read_header(folder)
-    packed = open_packed(folder)
-    stored = sum(tensor.nbytes for tensor in packed.tensors.values())
-    if as_json:
-        content = header.to_json() | {"bytes": stored}
+    stored = sum(tensor.nbytes for tensor in open_packed(folder).tensors.values())
+    present(_Bundle(read_header(folder), stored), _blocks, as_json=as_json)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """A bundle as its header describes it, and its bytes."""
+
+    header: BundleHeader
+    nbytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it, without what is said of every tensor."""
+        content = self.header.to_json() | {"bytes": self.nbytes}
         del content["tensors"]
-        show_json(content)
-        return 0
+        return content
+
+
+def _blocks(bundle: _Bundle) -> Iterator[Block]:
+    header = bundle.header
     rows = [
-        (str(number), task.label, task.reference, task.digest)
+        (task.label, str(number), task.reference, task.digest)
         for number, task in enumerate(header.tasks, start=1)
     ]
-    show_table(Table("Tasks", ("number", "task", "expert", "digest"), rows, frozenset({0})))
+    yield Table("Tasks", ("task", "number", "expert", "digest"), rows, frozenset({1}), spare=(2,))
     base = "stored" if header.stores_base else f"referred to, digest {header.base_digest}"
     coded = sum(tensor.coded for tensor in header.tensors.values())
-    show_line(f"method  {header.method}")
-    show_line(f"base    {header.base_reference} ({base})")
-    show_line(f"tensors {counted(coded, 'coded tensor')} of {len(header.tensors)}")
-    show_line(f"size    {format_size(stored)}")
-    return 0
+    yield f"method  {header.method}"
+    yield f"base    {header.base_reference} ({base})"
+    yield f"tensors {counted(coded, 'coded tensor')} of {len(header.tensors)}"
+    yield f"size    {format_size(bundle.nbytes)}"
 
 
 @bundle.command(
@@ -118,13 +137,14 @@ def list_(folder: Path, as_json: bool) -> int:
     examples=("bundle extract tasks math math-model",),
 )
 @click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.argument("task")
+@click.argument("task", shell_complete=completing.tasks)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--base", metavar="PATH", help="Where the base lies now, if BUNDLE does not store it."
 )
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def extract(
     folder: Path,
@@ -134,6 +154,7 @@ def extract(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write TASK (its label, or its number from 1) of BUNDLE as the checkpoint OUT, with a manifest of its own.
@@ -143,7 +164,8 @@ def extract(
     from weightsmith.checkpoints.bundles import open_member
     from weightsmith.packages.unpacking import copy_plan
 
+    begun = time.monotonic()
     reference = f"{folder}#{task}"
     member = open_member(folder.resolve(), task, source=reference, base=base)
     made = copy_plan(member, reference, **Machine(**machine).options())
-    return run_plan(made, out, time.monotonic(), force=force, fresh=fresh, quiet=quiet)
+    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import report_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.output import Block, Cell, Interval, Table, present
 from weightsmith.cli.report import check_place, write_beside
+from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 
 if TYPE_CHECKING:
-    from weightsmith.comparison.compare import Change, Comparison, TaskComparison
+    from weightsmith.comparison.compare import Comparison, TaskComparison
     from weightsmith.comparison.gates import GateResult
     from weightsmith.comparison.resampling import Estimate
     from weightsmith.reports.page import Report
@@ -27,7 +27,7 @@ _SHOWN_IDS = 10
 _LISTS = frozenset({"--parents", "--gate"})
 
 
-class ListingCommand(DocumentedCommand):
+class ListingCommand(SavingCommand):
     """A command two of whose options take all arguments up to the next option: `--parents A B C --base D`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -46,7 +46,6 @@ class ListingCommand(DocumentedCommand):
 
 @click.command(
     cls=ListingCommand,
-    short_help="Compare two versions: scores, flips, retained skill, gates.",
     examples=(
         "compare old new --suite suite.yaml",
         "compare old.json new.json --gate 'negative_flips<0.02'",
@@ -74,15 +73,10 @@ class ListingCommand(DocumentedCommand):
     show_default=True,
     help="By how much an item's graded score may move without counting as changed.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where models run.")
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write everything found to FILE (- for stdout, instead of tables).",
-)
+@device_option
 @report_option
+@json_option
+@save_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def compare(
     old: str,
@@ -93,18 +87,20 @@ def compare(
     gates: Sequence[str],
     tolerance: float,
     device: str,
-    json_file: Path | None,
     report_file: Path | None,
+    as_json: bool,
+    save_file: Path | None,
     quiet: bool,
 ) -> int:
     """Compare the model NEW with OLD, which it is to replace.
 
-    Models are checkpoints, recipes, or what `evaluate --json` wrote. The exit code is 1 if a gate does not hold.
+    Models are checkpoints, recipes, or what `evaluate --save` wrote. The exit code is 1 if a gate does not hold.
     """
     from weightsmith.comparison.compare import compare as compare_models
     from weightsmith.comparison.gates import check_gates, parse_gate
 
     check_place(report_file)
+    check_save(save_file)
     parsed = [parse_gate(gate) for gate in gates]
     options: dict[str, Any] = {"tolerance": tolerance, "device": device, "progress": Telling(quiet)}
     try:
@@ -113,13 +109,23 @@ def compare(
         what = "finished tasks are kept, and the same command goes on from there"
         print(f"weightsmith: interrupted: {what}.", file=sys.stderr)
         return INTERRUPTED
-    results = check_gates(found, parsed)
+    judged = _Judged(found, check_gates(found, parsed))
     write_beside(report_file, lambda: _report(found))
-    if json_file is not None:
-        _write(found, results, json_file)
-    if json_file is None or str(json_file) != "-":
-        _show(found, results)
-    return 0 if all(result.passed for result in results) else 1
+    save(judged, save_file)
+    present(judged, _blocks, as_json=as_json)
+    return 0 if all(result.passed for result in judged.gates) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A comparison with what its gates say."""
+
+    comparison: Comparison
+    gates: Sequence[GateResult]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return self.comparison.to_mapping() | {"gates": [gate.to_mapping() for gate in self.gates]}
 
 
 def _report(found: Comparison) -> Report:
@@ -128,30 +134,25 @@ def _report(found: Comparison) -> Report:
     return report_of_comparison(found)
 
 
-def _write(found: Comparison, results: Sequence[GateResult], path: Path) -> None:
-    from weightsmith.tensors.writer import write_file
-
-    content = found.to_mapping() | {"gates": [result.to_mapping() for result in results]}
-    if str(path) == "-":
-        show_json(content)
-    else:
-        text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-        write_file(path.absolute(), text.encode())
-
-
-def _show(found: Comparison, results: Sequence[GateResult]) -> None:
-    show_line(f"old  {found.old}")
-    show_line(f"new  {found.new}")
-    show_line()
-    show_table(_scores(found.tasks))
-    _show_flips("Flips from old to new", found.tasks)
-    _show_graded(found.tasks)
-    _show_slices(found.tasks)
+def _blocks(judged: _Judged) -> Iterator[Block]:
+    found = judged.comparison
+    yield f"old  {found.old}"
+    yield f"new  {found.new}"
+    yield ""
+    yield _scores(found.tasks)
+    yield from _flips("Flips from old to new", found.tasks)
+    yield from _graded(found.tasks)
+    yield from _slices(found.tasks)
     for parent in found.parents:
-        _show_flips(f"Flips from the parent {parent.subject} to new", parent.tasks)
-    _show_skill(found)
-    _show_ids(found.tasks)
-    _show_gates(results)
+        yield from _flips(f"Flips from the parent {parent.subject} to new", parent.tasks)
+    yield from _skill(found)
+    yield from _ids(found.tasks)
+    if judged.gates:
+        rows = [
+            (result.gate.text, "holds" if result.passed else "FAILS", result.sentence)
+            for result in judged.gates
+        ]
+        yield Table("Gates", ("gate", "", "found"), rows)
 
 
 def _scores(tasks: Sequence[TaskComparison]) -> Table:
@@ -164,21 +165,16 @@ def _scores(tasks: Sequence[TaskComparison]) -> Table:
             interval(task.old.value, task.old.low, task.old.high),
             interval(task.new.value, task.new.low, task.new.high),
             estimate(task.change.difference.estimate, signed=True),
-            _p(task.change),
+            f"{task.change.p_value:.2g}",
             task.change.difference.verdict,
         )
         for task in tasks
     ]
     title = "Scores with 95 % intervals; p is McNemar's (mid-p), or that of the paired bootstrap"
-    return Table(title, heads, rows, frozenset(range(2, 7)))
+    return Table(title, heads, rows, frozenset(range(2, 7)), spare=(2,))
 
 
-def _p(change: Change) -> str:
-    number = change.mcnemar.mid_p if change.mcnemar is not None else change.difference.p_value
-    return f"{number:.2g}"
-
-
-def _show_flips(title: str, tasks: Sequence[TaskComparison]) -> None:
+def _flips(title: str, tasks: Sequence[TaskComparison]) -> Iterator[Block]:
     heads = (
         "task",
         "negative",
@@ -206,10 +202,10 @@ def _show_flips(title: str, tasks: Sequence[TaskComparison]) -> None:
         if (flips := task.change.flips) is not None
     ]
     if rows:
-        show_table(Table(title, heads, rows, frozenset(range(1, 9))))
+        yield Table(title, heads, rows, frozenset(range(1, 9)), spare=(8, 7, 6, 3))
 
 
-def _show_graded(tasks: Sequence[TaskComparison]) -> None:
+def _graded(tasks: Sequence[TaskComparison]) -> Iterator[Block]:
     rows = [
         (
             task.task,
@@ -223,10 +219,10 @@ def _show_graded(tasks: Sequence[TaskComparison]) -> None:
     ]
     if rows:
         heads = ("task", "gain", "regression", "items better", "items worse")
-        show_table(Table("Graded items from old to new", heads, rows, frozenset(range(1, 5))))
+        yield Table("Graded items from old to new", heads, rows, frozenset(range(1, 5)))
 
 
-def _show_slices(tasks: Sequence[TaskComparison]) -> None:
+def _slices(tasks: Sequence[TaskComparison]) -> Iterator[Block]:
     rows = [
         (
             task.task,
@@ -243,10 +239,10 @@ def _show_slices(tasks: Sequence[TaskComparison]) -> None:
     ]
     if rows:
         heads = ("task", "slice", "items", "old", "new", "new - old", "negative", "positive")
-        show_table(Table("Slices", heads, rows, frozenset(range(2, 8))))
+        yield Table("Slices", heads, rows, frozenset(range(2, 8)))
 
 
-def _show_skill(found: Comparison) -> None:
+def _skill(found: Comparison) -> Iterator[Block]:
     skill = found.skill
     if skill is None:
         return
@@ -262,7 +258,7 @@ def _show_skill(found: Comparison) -> None:
     ]
     if rows:
         heads = ("task", "parent", "parent gained", "retained", "new over parent")
-        show_table(Table("Skill of the parents in new", heads, rows, frozenset(range(2, 5))))
+        yield Table("Skill of the parents in new", heads, rows, frozenset(range(2, 5)))
     summary = [
         (name, estimate(value))
         for name, value in (
@@ -274,40 +270,30 @@ def _show_skill(found: Comparison) -> None:
         if value is not None
     ]
     if summary:
-        show_table(Table("Over tasks", ("", ""), summary, frozenset({1})))
+        yield Table("Over tasks", ("", ""), summary, frozenset({1}))
 
 
-def _show_ids(tasks: Sequence[TaskComparison]) -> None:
+def _ids(tasks: Sequence[TaskComparison]) -> Iterator[Block]:
     for task in tasks:
         lost = () if task.change.flips is None else task.change.flips.negative
         if lost:
             more = f" and {len(lost) - _SHOWN_IDS:,} more" if len(lost) > _SHOWN_IDS else ""
-            show_line(f"{task.task} lost {', '.join(lost[:_SHOWN_IDS])}{more}")
+            yield (f"{task.task} lost {', '.join(lost[:_SHOWN_IDS])}{more}")
     if any(task.change.flips and task.change.flips.negative for task in tasks):
-        show_line()
+        yield ""
 
 
-def _show_gates(results: Sequence[GateResult]) -> None:
-    if not results:
-        return
-    rows = [
-        ("holds" if result.passed else "FAILS", result.gate.text, result.sentence)
-        for result in results
-    ]
-    show_table(Table("Gates", ("", "gate", "found"), rows))
-
-
-def interval(value: float, low: float, high: float) -> str:
+def interval(value: float, low: float, high: float) -> Interval:
     """A score with its interval: `0.842 [0.817, 0.866]`."""
-    return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return Interval(f"{value:.4g}", f"[{low:.4g}, {high:.4g}]")
 
 
-def estimate(found: Estimate | None, *, signed: bool = False) -> str:
+def estimate(found: Estimate | None, *, signed: bool = False) -> Cell:
     """An estimate with its interval, or a dash."""
     if found is None:
         return "-"
-    value: Any = f"{found.value:+.4g}" if signed else f"{found.value:.4g}"
-    return f"{value} [{found.low:.4g}, {found.high:.4g}]"
+    value = f"{found.value:+.4g}" if signed else f"{found.value:.4g}"
+    return Interval(value, f"[{found.low:.4g}, {found.high:.4g}]")
 
 
 def _share(value: float | None) -> str:

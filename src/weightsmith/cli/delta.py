@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import interruptible
-from weightsmith.cli.merge import show_result
 from weightsmith.cli.options import (
     Machine,
     json_option,
@@ -20,13 +20,16 @@ from weightsmith.cli.options import (
     output_options,
     quiet_option,
 )
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Data, Table, present
 from weightsmith.cli.progress import open_progress
-from weightsmith.cli.text import counted
+from weightsmith.cli.text import counted, duration
+from weightsmith.cli.written import write
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.engine.manifest import Manifest
+    from weightsmith.checkpoints.package_header import PackageHeader
+    from weightsmith.packages.library import Member
+    from weightsmith.packages.sharing import Deduped, Removal
 
 _BASE = click.option("--base", metavar="PATH", help="Where the base lies now, if not where it was.")
 _PACKAGE = click.argument("package", type=click.Path(path_type=Path))
@@ -35,7 +38,6 @@ _LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Keep a fine-tune as small changes of its base.",
     examples=(
         "delta pack finetune --base base package",
         "delta pack finetune --base base package --budget 1/16",
@@ -78,6 +80,7 @@ def delta() -> None:
 @click.option(
     "--codecs",
     metavar="NAME,...",
+    shell_complete=completing.names(completing.codecs, listed=True),
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
@@ -117,11 +120,8 @@ def pack(
             force=force,
             progress=progress,
         )
-    if as_json:
-        show_json(_content(out))
-        return 0
-    _show_summary(out)
-    show_result(out, header.digest, time.monotonic() - begun)
+    made = _Package(out, header, time.monotonic() - begun)
+    present(made, _package_blocks, as_json=as_json)
     return 0
 
 
@@ -138,6 +138,7 @@ def pack(
 @_BASE
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def unpack(
     package: str,
@@ -146,16 +147,24 @@ def unpack(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write PACKAGE as the checkpoint OUT, with a manifest of its own.
 
     The base, every stream and every tensor that comes out are compared with their digests.
     """
-    from weightsmith.packages.unpacking import unpack as write
+    from weightsmith.packages.unpacking import unpack as unpacked
 
+    begun = time.monotonic()
     options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
-    return _written(out, quiet, partial(write, package, out, **options))
+    return write(
+        out,
+        begun,
+        lambda progress: unpacked(package, out, progress=progress, **options),
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @delta.command(
@@ -168,12 +177,10 @@ def unpack(
 @json_option
 def show(package: Path, tensors: bool, as_json: bool) -> int:
     """Show the codecs of PACKAGE, their bytes and measured errors, and its base, from headers alone."""
-    if as_json:
-        show_json(_content(package))
-        return 0
-    _show_summary(package)
-    if tensors:
-        _show_tensors(package)
+    from weightsmith.checkpoints.package_header import read_header
+
+    found = _Package(package, read_header(package), with_tensors=tensors)
+    present(found, _package_blocks, as_json=as_json)
     return 0
 
 
@@ -189,39 +196,7 @@ def list_(library: Path, as_json: bool) -> int:
     """Show the members of LIBRARY: packages and the tasks of bundles, with base, codecs, bytes, ratio and error."""
     from weightsmith.packages.library import members
 
-    found = members(library)
-    if as_json:
-        listed = [
-            {
-                "name": m.name,
-                "kind": m.kind,
-                "base": m.base,
-                "base_digest": m.base_digest,
-                "codecs": dict(m.codecs),
-                "bytes": m.nbytes,
-                "dense_bytes": m.dense_bytes,
-                "ratio": m.ratio,
-                "error": m.error,
-                "problem": m.problem,
-            }
-            for m in found
-        ]
-        show_json({"schema": 1, "members": listed})
-        return 0
-    rows = [
-        (
-            m.name,
-            Path(m.base).name,
-            m.problem or _mix(m.codecs),
-            format_size(m.nbytes),
-            f"{100 * m.ratio:.1f} %",
-            "" if m.error is None else _error(m.error),
-        )
-        for m in found
-    ]
-    columns = ("name", "base", "codecs", "size", "of dense", "error")
-    show_table(Table("Members", columns, rows, frozenset({3, 4, 5})))
-    show_line(f"{counted(len(found), 'member')}, {format_size(sum(m.nbytes for m in found))}")
+    present(_Library(members(library)), _library_blocks, as_json=as_json)
     return 0
 
 
@@ -239,15 +214,7 @@ def dedupe(library: Path, as_json: bool) -> int:
     """
     from weightsmith.packages.sharing import dedupe as share
 
-    done = share(library)
-    if as_json:
-        facts = {"streams": done.streams, "packages": done.packages, "freed": done.freed}
-        show_json({"schema": 1, **facts})
-        return 0
-    freed = format_size(done.freed)
-    show_line(
-        f"{counted(done.streams, 'shared stream')}, {counted(done.packages, 'package')} made smaller, {freed} freed"
-    )
+    present(share(library), _shared_blocks, as_json=as_json)
     return 0
 
 
@@ -263,16 +230,8 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     """Remove shared streams that no package of LIBRARY refers to, and leftovers of interrupted writes."""
     from weightsmith.packages.sharing import gc as collect
 
-    found = collect(library, dry_run=dry_run)
-    total = sum(removal.nbytes for removal in found)
-    if as_json:
-        listed = [{"path": str(removal.path), "bytes": removal.nbytes} for removal in found]
-        show_json({"schema": 1, "removed": not dry_run, "bytes": total, "paths": listed})
-        return 0
-    for removal in found:
-        show_line(f"{removal.path}  {format_size(removal.nbytes)}")
-    word = "would be freed" if dry_run else "freed"
-    show_line(f"{counted(len(found), 'thing')}, {format_size(total)} {word}")
+    found = _Collected(collect(library, dry_run=dry_run), removed=not dry_run)
+    present(found, _collected_blocks, as_json=as_json)
     return 0
 
 
@@ -282,11 +241,12 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     examples=("delta materialise library french checkpoint",),
 )
 @_LIBRARY
-@click.argument("name")
+@click.argument("name", shell_complete=completing.members)
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def materialise(
     library: Path,
@@ -296,44 +256,47 @@ def materialise(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write the member NAME of LIBRARY (a package, or BUNDLE#TASK) as the checkpoint OUT."""
-    from weightsmith.packages.library import materialise as write
+    from weightsmith.packages.library import materialise as made_of
 
-    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
-    return _written(out, quiet, partial(write, library, name, out, **options))
-
-
-def _written(out: Path, quiet: bool, write: Callable[..., Manifest]) -> int:
-    """Have a checkpoint written at `out` and show what it became."""
     begun = time.monotonic()
-    with interruptible(out), open_progress(quiet) as progress:
-        manifest = write(progress=progress)
-    show_result(out, manifest.digest, time.monotonic() - begun)
-    return 0
+    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
+    return write(
+        out,
+        begun,
+        lambda progress: made_of(library, name, out, progress=progress, **options),
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
-def _content(package: Path) -> dict[str, Any]:
-    """A package's header as JSON has it, with its bytes."""
-    import json
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """A package as its header describes it; with `seconds`, as it has just been made."""
 
-    from weightsmith.checkpoints.package_header import FILE_NAME, read_header
+    place: Path
+    header: PackageHeader
+    seconds: float | None = None
+    with_tensors: bool = False
 
-    header = read_header(package)
-    content: dict[str, Any] = json.loads((package / FILE_NAME).read_bytes())
-    del content["seal"]
-    return content | {
-        "codecs": header.codecs(),
-        "bytes": header.coded_bytes,
-        "dense_bytes": header.dense_bytes,
-    }
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it: what the header has, and its sums."""
+        header = self.header
+        made = {} if self.seconds is None else {"out": str(self.place), "seconds": self.seconds}
+        return {
+            **header.to_mapping(),
+            "codecs": header.codecs(),
+            "bytes": header.coded_bytes,
+            "dense_bytes": header.dense_bytes,
+            **made,
+        }
 
 
-def _show_summary(package: Path) -> None:
-    from weightsmith.checkpoints.package_header import read_header
-
-    header = read_header(package)
+def _package_blocks(package: _Package) -> Iterator[Block]:
+    header = package.header
     sizes: dict[str, list[float]] = {}
     for tensor in header.tensors.values():
         for piece in tensor.pieces:
@@ -346,29 +309,92 @@ def _show_summary(package: Path) -> None:
         for codec, (count, nbytes, error) in sorted(sizes.items())
     ]
     columns = ("codec", "tensors", "size", "largest error")
-    show_table(Table("Codecs", columns, rows, frozenset({1, 2, 3})))
+    yield Table("Codecs", columns, rows, frozenset({1, 2, 3}))
     share = header.coded_bytes / max(header.dense_bytes, 1)
     dense = format_size(header.dense_bytes)
-    show_line(f"of      {header.reference}")
-    show_line(f"base    {header.base_reference}, digest {header.base_digest}")
-    show_line(f"size    {format_size(header.coded_bytes)}, {100 * share:.1f} % of {dense}")
-    show_line(f"error   {_error(header.error)}")
+    yield f"of      {header.reference}"
+    yield f"base    {header.base_reference}, digest {header.base_digest}"
+    yield f"size    {format_size(header.coded_bytes)}, {100 * share:.1f} % of {dense}"
+    yield f"error   {_error(header.error)}"
+    if package.with_tensors:
+        yield ""
+        yield _tensors(header)
+    if package.seconds is not None:
+        yield Data(f"{package.place}  {header.digest}  {duration(package.seconds)}")
 
 
-def _show_tensors(package: Path) -> None:
-    from weightsmith.checkpoints.package_header import read_header
-
+def _tensors(header: PackageHeader) -> Table:
     rows = []
-    for name, tensor in read_header(package).tensors.items():
+    for name, tensor in header.tensors.items():
         codecs = " + ".join(piece.codec for piece in tensor.pieces)
         nbytes = sum(piece.nbytes for piece in tensor.pieces)
         codec = f"as {tensor.same_as}" if tensor.same_as is not None else codecs
-        shape = " x ".join(map(str, tensor.shape))
-        rows.append(
-            (name, shape, str(tensor.dtype), codec, format_size(nbytes), _error(tensor.error))
-        )
+        lengths = " x ".join(map(str, tensor.shape))
+        error = _error(tensor.error)
+        rows.append((name, lengths, str(tensor.dtype), codec, format_size(nbytes), error))
     columns = ("tensor", "shape", "dtype", "codec", "size", "error")
-    show_table(Table("Tensors", columns, rows, frozenset({4, 5})))
+    return Table("Tensors", columns, rows, frozenset({4, 5}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """What a library holds."""
+
+    members: Sequence[Member]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"members": [member.to_mapping() for member in self.members]}
+
+
+def _library_blocks(library: _Library) -> Iterator[Block]:
+    rows = [
+        (
+            m.name,
+            Path(m.base).name,
+            m.problem or _mix(m.codecs),
+            format_size(m.nbytes),
+            f"{100 * m.ratio:.1f} %",
+            "" if m.error is None else _error(m.error),
+        )
+        for m in library.members
+    ]
+    columns = ("name", "base", "codecs", "size", "of dense", "error")
+    yield Table("Members", columns, rows, frozenset({3, 4, 5}), spare=(1, 4))
+    total = format_size(sum(m.nbytes for m in library.members))
+    yield f"{counted(len(library.members), 'member')}, {total}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """What no package needs, and whether it has been removed."""
+
+    removals: Sequence[Removal]
+    removed: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(removal.nbytes for removal in self.removals)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        paths = [{"path": str(r.path), "bytes": r.nbytes} for r in self.removals]
+        return {"removed": self.removed, "bytes": self.nbytes, "paths": paths}
+
+
+def _collected_blocks(collected: _Collected) -> Iterator[Block]:
+    for removal in collected.removals:
+        yield Data(f"{removal.path}  {format_size(removal.nbytes)}")
+    word = "freed" if collected.removed else "would be freed"
+    things = counted(len(collected.removals), "thing")
+    yield f"{things}, {format_size(collected.nbytes)} {word}"
+
+
+def _shared_blocks(done: Deduped) -> Iterator[Block]:
+    freed = format_size(done.freed)
+    streams, packages = counted(done.streams, "shared stream"), counted(done.packages, "package")
+    yield f"{streams}, {packages} made smaller, {freed} freed"
 
 
 def _mix(codecs: Mapping[str, int]) -> str:

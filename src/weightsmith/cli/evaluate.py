@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import report_option, size
-from weightsmith.cli.output import Table, show_line, show_table
+from weightsmith.cli.options import device_option, json_option, report_option, size
+from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.report import check_place, write_beside
+from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 from weightsmith.cli.text import counted, duration, harmless
 
 if TYPE_CHECKING:
@@ -26,30 +26,17 @@ _EVERY_SECONDS = 5.0
 
 
 @click.command(
-    cls=DocumentedCommand,
-    short_help="Score a checkpoint or a recipe on the tasks of a suite.",
+    cls=SavingCommand,
     examples=(
         "evaluate merged --suite family/suite.test.yaml",
-        "evaluate ties.yaml --suite family/suite.validation.yaml --task greek --json scores.json",
+        "evaluate ties.yaml --suite family/suite.validation.yaml --task greek --save scores.json",
     ),
 )
 @click.argument("subject", metavar="CHECKPOINT|RECIPE")
 @click.option("--suite", required=True, metavar="FILE", help="The suite: a YAML file of tasks.")
 @click.option("--task", "tasks", multiple=True, help="Do this task only; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first items of each task only.")
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    help="Also write all scores, those of items included, as JSON; - is stdout, without the table.",
-)
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="cpu|cuda|cuda:N|mps",
-    help="Where the model runs.",
-)
+@device_option
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Items at a time; default: the task's."
 )
@@ -59,19 +46,22 @@ _EVERY_SECONDS = 5.0
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads of a recipe's merge.")
 @click.option("--no-cache", is_flag=True, help="Compute every score anew, and keep none.")
 @report_option
+@json_option
+@save_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def evaluate(
     subject: str,
     suite: str,
     tasks: tuple[str, ...],
     limit: int | None,
-    json_file: str | None,
     device: str,
     batch_size: int | None,
     memory: int | None,
     threads: int | None,
     no_cache: bool,
     report_file: Path | None,
+    as_json: bool,
+    save_file: Path | None,
     quiet: bool,
 ) -> int:
     """Score a checkpoint, or what a recipe makes, on the tasks of a suite.
@@ -81,9 +71,9 @@ def evaluate(
     found again; after Ctrl-C the same command goes on with the task that was interrupted.
     """
     from weightsmith.evaluation.evaluate import evaluate as evaluated
-    from weightsmith.tensors.writer import write_file
 
     check_place(report_file)
+    check_save(save_file)
     telling = Telling(quiet)
     try:
         found = evaluated(
@@ -101,13 +91,8 @@ def evaluate(
     except KeyboardInterrupt:
         return _interrupted(telling.done, kept=not no_cache)
     write_beside(report_file, lambda: _report(found))
-    text = json.dumps(found.to_mapping(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-    if json_file == "-":
-        print(text, end="")
-        return 0
-    if json_file is not None:
-        write_file(Path(json_file).absolute(), text.encode())
-    _show(found)
+    save(found, save_file)
+    present(found, _blocks, as_json=as_json)
     return 0
 
 
@@ -117,15 +102,13 @@ def _report(found: Evaluation) -> Report:
     return report_of_evaluation(found)
 
 
-def _show(found: Evaluation) -> None:
+def _blocks(found: Evaluation) -> Iterator[Block]:
     rows = [score_row(score) for score in found.scores]
     title = f"{found.subject} on {found.suite}"
     columns = ("task", "metric", "score", "95 % interval", "items", "better")
-    show_table(Table(title, columns, rows, frozenset({2, 3, 4})))
+    yield Table(title, columns, rows, frozenset({2, 3, 4}), spare=(5,))
     if found.cached:
-        show_line(
-            f"{counted(len(found.cached), 'task')} of {len(found.scores)} found in the cache."
-        )
+        yield f"{counted(len(found.cached), 'task')} of {len(found.scores)} found in the cache."
 
 
 def score_row(score: TaskScore) -> tuple[str, ...]:
@@ -207,6 +190,9 @@ class Telling:
         if self._quiet:
             return
         if self._live:
+            if passing:
+                # A line that wraps cannot be written over.
+                text = text[: os.get_terminal_size(self._stream.fileno()).columns - 1]
             print(f"\r\x1b[K{text}", end="" if passing else "\n", file=self._stream, flush=True)
         else:
             self._write(text)

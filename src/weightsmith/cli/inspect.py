@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Table, findings_json, show_findings, show_json, show_table
+from weightsmith.cli.output import Block, Findings, Table, present
 from weightsmith.cli.text import shape
 from weightsmith.findings import errors_among
 from weightsmith.tensors.sizes import format_size
@@ -17,10 +18,12 @@ from weightsmith.tensors.sizes import format_size
 if TYPE_CHECKING:
     from weightsmith.inspection.checkpoint_summary import CheckpointSummary
 
+_ROLES = ("role", "tensors", "parameters", "bytes")
+_TENSORS = ("name", "dtype", "shape", "role", "layer", "file")
+
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Show what a checkpoint's headers and config say.",
     examples=(
         "inspect merged",
         "inspect merged --tensors --json",
@@ -38,24 +41,19 @@ def inspect(checkpoint: str, tensors: bool, as_json: bool) -> int:
     from weightsmith.inspection.checkpoint_summary import summarize_checkpoint
 
     summary = summarize_checkpoint(checkpoint)
-    if as_json:
-        show_json(_as_json(summary, tensors))
-    else:
-        _show(summary, tensors)
+    present(summary if tensors else replace(summary, tensors=()), _blocks, as_json=as_json)
     return 1 if errors_among(summary.findings) else 0
 
 
-def _show(summary: CheckpointSummary, tensors: bool) -> None:
-    show_table(Table("Checkpoint", ("", ""), _facts(summary)))
+def _blocks(summary: CheckpointSummary) -> Iterator[Block]:
+    yield Table("Checkpoint", ("", ""), _facts(summary))
     if summary.roles:
         roles = [
             (r.role, f"{r.tensors:,}", f"{r.parameters:,}", format_size(r.nbytes))
             for r in summary.roles
         ]
-        show_table(
-            Table("Roles", ("role", "tensors", "parameters", "bytes"), roles, frozenset({1, 2, 3}))
-        )
-    if tensors:
+        yield Table("Roles", _ROLES, roles, frozenset({1, 2, 3}))
+    if summary.tensors:
         rows = [
             (
                 t.name,
@@ -67,18 +65,14 @@ def _show(summary: CheckpointSummary, tensors: bool) -> None:
             )
             for t in summary.tensors
         ]
-        show_table(
-            Table(
-                "Tensors", ("name", "dtype", "shape", "role", "layer", "file"), rows, frozenset({4})
-            )
-        )
-    show_findings(summary.findings)
+        yield Table("Tensors", _TENSORS, rows, frozenset({4}), spare=(5, 4))
+    yield Findings(summary.findings)
 
 
 def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
     facts = [("path", str(summary.path)), ("layout", summary.layout)]
     facts += [("adapter", adapter) for adapter in summary.adapters]
-    if not summary.tensors:
+    if not summary.roles:
         return facts
     facts.append(("parameters", f"{summary.parameters:,} ({format_size(summary.nbytes)})"))
     facts.append(
@@ -88,7 +82,8 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
         ("layers", f"{s.blocks} in {s.prefix or 'the top'} ({s.parameters:,} parameters)")
         for s in summary.stacks
     ]
-    facts.append(("output head", summary.tying))
+    if summary.vocabulary is not None:
+        facts.append(("vocabulary head", summary.tying))
     facts += [("tied", " = ".join(group)) for group in summary.ties]
     if summary.vocabulary is not None:
         facts.append(("vocabulary", f"{summary.vocabulary:,} rows"))
@@ -96,31 +91,3 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
     for key, value in (summary.config or {}).items():
         facts.append((f"config {key}", ", ".join(value) if isinstance(value, list) else str(value)))
     return facts
-
-
-def _as_json(summary: CheckpointSummary, tensors: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "schema": 1,
-        "path": str(summary.path),
-        "layout": summary.layout,
-        "files": summary.files,
-        **({"adapters": summary.adapters} if summary.adapters else {}),
-        "parameters": summary.parameters,
-        "bytes": summary.nbytes,
-        "dtypes": summary.dtypes or {},
-        "roles": [
-            {"role": r.role, "tensors": r.tensors, "parameters": r.parameters, "bytes": r.nbytes}
-            for r in summary.roles
-        ],
-        "stacks": [asdict(stack) for stack in summary.stacks],
-        "layers": summary.layers,
-        "output_head": summary.tying,
-        "ties": summary.ties,
-        "vocabulary": summary.vocabulary,
-        "tokenizer_files": summary.tokenizer_files,
-        "config": summary.config,
-        "findings": findings_json(summary.findings),
-    }
-    if tensors:
-        content["tensors"] = [asdict(tensor) for tensor in summary.tensors]
-    return content

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.compare import estimate
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option, report_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.output import Block, Interval, Table, present
 from weightsmith.cli.report import check_place, write_beside
+from weightsmith.cli.saving import check_save, save, save_option
+from weightsmith.cli.tables import without_blanks
 from weightsmith.cli.text import duration, harmless
 from weightsmith.tensors.sizes import format_size
 
@@ -60,7 +64,6 @@ def _counts(text: str) -> list[int]:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Rank merge methods on a family.",
     examples=(
         "league --family vision-tiny --methods linear,task_arithmetic,ties",
         "league --family vision --methods all --out league --budget 30m",
@@ -74,12 +77,24 @@ def _counts(text: str) -> list[int]:
     required=True,
     type=_names,
     metavar="NAME|DIR[,...]",
+    shell_complete=completing.names(completing.families, listed=True),
     help="A family that was built, or several of other sizes.",
 )
 @click.option(
-    "--methods", required=True, type=_names, metavar="M1,M2,...|all", help="The methods to rank."
+    "--methods",
+    required=True,
+    type=_names,
+    metavar="M1,M2,...|all",
+    shell_complete=completing.names(completing.methods, "all", listed=True),
+    help="The methods to rank.",
 )
-@click.option("--split", default="test", show_default=True, help="What scores are reported on.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    shell_complete=completing.names(completing.splits),
+    help="What scores are reported on.",
+)
 @click.option(
     "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N experts each time."
 )
@@ -94,10 +109,11 @@ def _counts(text: str) -> list[int]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where measurements are kept; default: in the cache.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where models run.")
+@device_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @report_option
 @json_option
+@save_option
 def league(
     families: list[str],
     methods: list[str],
@@ -110,6 +126,7 @@ def league(
     quiet: bool,
     report_file: Path | None,
     as_json: bool,
+    save_file: Path | None,
 ) -> int:
     """Merge a family's experts with every method and rank the results.
 
@@ -122,41 +139,45 @@ def league(
     from weightsmith.engine.places import cache_root
 
     check_place(report_file)
+    check_save(save_file)
     opened = [open_family(name) for name in families]
     folder = out or cache_root() / "leagues"
     progress = Silent() if quiet else LeagueLines(_to_stderr)
+    shown = _Shown(as_json, report_file, save_file)
     options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
     if len(opened) == 1 and len(experts or []) < 2:
         family = opened[0].first(experts[0]) if experts else opened[0]
         if statistics is not None:
             family = family.measured(statistics)
         options["budget_seconds"] = budget
-        ended = _league(family, methods, folder, as_json, report_file, **options)
+        ended = _league(family, methods, folder, shown, **options)
     elif statistics is not None:
         raise click.UsageError("A scaling study has no --statistics; give one family at a time.")
     elif budget is not None:
         raise click.UsageError("A scaling study has no --budget; Ctrl-C keeps what is finished.")
     else:
-        ended = _scaling(opened, methods, experts or [], folder, as_json, report_file, **options)
+        ended = _scaling(opened, methods, experts or [], folder, shown, **options)
     return _exit_code(ended, folder)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Where a result goes beside the terminal, and in which form it comes there."""
+
+    as_json: bool
+    report_file: Path | None
+    save_file: Path | None
+
+
 def _league(
-    family: Family,
-    methods: Sequence[str],
-    out: Path,
-    as_json: bool,
-    report_file: Path | None,
-    **options: Any,
+    family: Family, methods: Sequence[str], out: Path, shown: _Shown, **options: Any
 ) -> str:
     from weightsmith.comparison.league import run_league
 
     found = run_league(family, methods, out, **options)
-    write_beside(report_file, lambda: _report(found))
-    if as_json:
-        show_json(found.to_mapping())
-    else:
-        _show_league(found)
+    write_beside(shown.report_file, lambda: _report(found))
+    save(found, shown.save_file)
+    present(found, _league_blocks, as_json=shown.as_json)
     return found.ended
 
 
@@ -171,18 +192,15 @@ def _scaling(
     methods: Sequence[str],
     counts: Sequence[int],
     out: Path,
-    as_json: bool,
-    report_file: Path | None,
+    shown: _Shown,
     **options: Any,
 ) -> str:
     from weightsmith.comparison.scaling import run_scaling
 
     found = run_scaling(families, methods, counts, out, **options)
-    write_beside(report_file, lambda: _report(found))
-    if as_json:
-        show_json(found.to_mapping())
-    else:
-        _show_scaling(found)
+    write_beside(shown.report_file, lambda: _report(found))
+    save(found, shown.save_file)
+    present(found, _scaling_blocks, as_json=shown.as_json)
     return found.ended
 
 
@@ -196,9 +214,9 @@ def _exit_code(ended: str, out: Path) -> int:
     return INTERRUPTED
 
 
-def _show_league(found: League) -> None:
-    show_line(f"{found.family}: {len(found.experts)} experts, scores on {found.split}")
-    show_line()
+def _league_blocks(found: League) -> Iterator[Block]:
+    yield f"{found.family}: {len(found.experts)} experts, scores on {found.split}"
+    yield ""
     heads = ("", "scale", "mean", "normalised", "retained", "unseen", "rank", "CPU", "memory")
     rows = [
         (
@@ -214,13 +232,14 @@ def _show_league(found: League) -> None:
         )
         for row in found.rows
     ]
-    show_table(Table("League", heads, rows, frozenset(range(2, 9))))
-    show_table(_by_task(found))
+    table = Table("League", heads, rows, frozenset(range(2, 9)), spare=(8, 7, 5, 4, 2))
+    yield without_blanks(table)
+    yield _by_task(found)
     if found.left_out:
         reasons = [(out.method, out.reason) for out in found.left_out]
-        show_table(Table("Left out", ("method", "reason"), reasons))
+        yield Table("Left out", ("method", "reason"), reasons)
     if any(row.at_edge for row in found.rows):
-        show_line("* The best scale is at the edge of the grid; another may be better.")
+        yield ("* The best scale is at the edge of the grid; another may be better.")
 
 
 def _by_task(found: League) -> Table:
@@ -244,11 +263,11 @@ def _parameters(row: LeagueRow) -> str:
     return f"{given} *" if row.at_edge else given
 
 
-def _rank(found: Estimate) -> str:
-    return f"{found.value:g} [{found.low:g}, {found.high:g}]"
+def _rank(found: Estimate) -> Interval:
+    return Interval(f"{found.value:g}", f"[{found.low:g}, {found.high:g}]")
 
 
-def _show_scaling(found: Scaling) -> None:
+def _scaling_blocks(found: Scaling) -> Iterator[Block]:
     heads = ("method", "family", "parameters", "experts", "normalised", "retained", "unseen")
     rows = [
         (
@@ -262,9 +281,8 @@ def _show_scaling(found: Scaling) -> None:
         )
         for row in found.rows
     ]
-    show_table(
-        Table("Scaling, each method with its tuned scale", heads, rows, frozenset(range(2, 7)))
-    )
+    title = "Scaling, each method with its tuned scale"
+    yield without_blanks(Table(title, heads, rows, frozenset(range(2, 7)), spare=(6,)))
 
 
 class LeagueLines:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -17,33 +17,36 @@ from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.text import harmless
 from weightsmith.errors import ResourceError, WeightsmithError
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 UNEXPECTED = 3
 
-# In the order of use; the module has the command under its own name.
-COMMANDS = (
-    "plan",
-    "merge",
-    "verify",
-    "replay",
-    "rollback",
-    "inspect",
-    "diff",
-    "seams",
-    "methods",
-    "adapter",
-    "bundle",
-    "delta",
-    "transplant",
-    "testbed",
-    "evaluate",
-    "compare",
-    "league",
-    "report",
-)
+# In the order of use, with what the help says of each; the module of that name has the command.
+COMMANDS = {
+    "plan": "Show what a merge will read, compute and write.",
+    "merge": "Make a checkpoint from a recipe.",
+    "verify": "Check that an output is still what its manifest says.",
+    "replay": "Make an output again from its manifest, bit for bit.",
+    "rollback": "Take a contributor out of a merge again.",
+    "inspect": "Show what a checkpoint's headers and config say.",
+    "diff": "Show how two checkpoints differ, per layer and role.",
+    "seams": "Measure the seams between stacked layers.",
+    "methods": "List the merge methods and modifiers, or explain one.",
+    "adapter": "Combine, convert, resize and extract adapters.",
+    "bundle": "Keep many fine-tunes of one base in one folder.",
+    "delta": "Keep a fine-tune as small changes of its base.",
+    "transplant": "Give a model another model's tokenizer.",
+    "testbed": "Build real model families to merge and to evaluate.",
+    "evaluate": "Score a checkpoint or a recipe on the tasks of a suite.",
+    "compare": "Compare two versions: scores, flips, retained skill, gates.",
+    "league": "Rank merge methods on a family.",
+    "report": "Write a report as one HTML file.",
+}
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when it is asked for, and none to list them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,6 +56,22 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"weightsmith.cli.{cmd_name}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with a sentence each."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, or options of the group."""
+        from click.shell_completion import CompletionItem
+
+        named = [
+            CompletionItem(name, help=sentence)
+            for name, sentence in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -12,6 +12,7 @@ from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.options import (
     Machine,
+    json_option,
     machine_options,
     output_options,
     overrides_option,
@@ -19,17 +20,16 @@ from weightsmith.cli.options import (
     report_option,
     size,
 )
-from weightsmith.cli.output import show_findings, show_line
-from weightsmith.cli.plan import planned, show_plan
+from weightsmith.cli.output import show_findings
+from weightsmith.cli.plan import planned
 from weightsmith.cli.progress import Quiet, open_progress
 from weightsmith.cli.report import check_place, write_beside
-from weightsmith.cli.text import duration
+from weightsmith.cli.written import Written, show_written
 from weightsmith.findings import Finding, Severity
 
 if TYPE_CHECKING:
     from weightsmith.engine.manifest import Manifest
     from weightsmith.engine.plan import Plan
-    from weightsmith.recipes import Recipe
     from weightsmith.reports.page import Report
 
 _MOST_LOSSES = 5
@@ -37,7 +37,6 @@ _MOST_LOSSES = 5
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Make a checkpoint from a recipe.",
     examples=(
         "merge ties.yaml merged",
         "merge ties.yaml merged --memory 1GiB --threads 8",
@@ -51,6 +50,7 @@ _MOST_LOSSES = 5
 @click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
 @click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
 @report_option
+@json_option
 @quiet_option
 def merge(
     recipe: Path,
@@ -62,6 +62,7 @@ def merge(
     ray: str | None,
     report_file: Path | None,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Make the checkpoint that RECIPE describes in the new folder OUT.
@@ -78,9 +79,11 @@ def merge(
         with open_progress(quiet) as progress:
             manifest = _run(made, out, ray, force, fresh, progress)
         write_beside(report_file, lambda: _report(made, manifest, out))
+    lost = losses(manifest)
     if not quiet:
-        show_findings(losses(manifest), to_stderr=True)
-    show_result(out, manifest.digest, time.monotonic() - begun)
+        show_findings(lost, to_stderr=True)
+    found = (*made.findings, *lost)
+    show_written(Written(out, manifest, time.monotonic() - begun, found), as_json=as_json)
     return 0
 
 
@@ -115,46 +118,3 @@ def _report(made: Plan, manifest: Manifest, out: Path) -> Report:
     from weightsmith.reports.subjects import report_of_merge
 
     return report_of_merge(made, manifest, out)
-
-
-def run_recipe(
-    recipe: Recipe,
-    out: Path,
-    machine: Machine,
-    begun: float,
-    *,
-    only_recipe: bool,
-    dry_run: bool,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-) -> int:
-    """Merge by a recipe that a command has made: show it with --recipe, or its plan with --dry-run, else run it."""
-    from weightsmith.engine.plan import make_plan
-
-    if only_recipe:
-        for line in recipe.dump().splitlines():
-            show_line(line)
-        return 0
-    made = make_plan(recipe, **machine.options())
-    if dry_run:
-        return show_plan(made)
-    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet)
-
-
-def run_plan(made: Plan, out: Path, begun: float, *, force: bool, fresh: bool, quiet: bool) -> int:
-    """Run a plan into `out`, its notes before and one line on the result behind; `begun` is when the command did."""
-    from weightsmith.engine.run import run
-
-    with interruptible(out):
-        if not quiet and not made.errors:
-            show_findings(made.findings, to_stderr=True)
-        with open_progress(quiet) as progress:
-            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
-    show_result(out, manifest.digest, time.monotonic() - begun)
-    return 0
-
-
-def show_result(out: Path, digest: str, seconds: float) -> None:
-    """The last line: where, which digest, how long."""
-    show_line(f"{out}  {digest}  {duration(seconds)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.output import Table, show_line, show_table
+from weightsmith.cli.options import json_option
+from weightsmith.cli.output import Block, Cell, Data, Table, Text, present
 
 if TYPE_CHECKING:
+    from weightsmith.inspection.method_guide import Question
     from weightsmith.methods.modifiers import ModifierSpec
     from weightsmith.methods.registry import MethodSpec, Parameter
 
@@ -22,36 +27,173 @@ _MODIFIER_PARAMETERS = ("parameter", "allowed", "default", "meaning")
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="List the merge methods and modifiers, or explain one.",
     examples=(
         "methods",
         "methods ties",
         "methods clip",
     ),
 )
-@click.argument("name", required=False)
+@click.argument(
+    "name", required=False, shell_complete=completing.names(completing.methods_and_modifiers)
+)
 @click.option("--markdown", is_flag=True, help="Write Markdown.")
-def methods(name: str | None, markdown: bool) -> int:
-    """List all merge methods and modifiers, or print the formula, parameters and source of the one called NAME."""
+@json_option
+def methods(name: str | None, markdown: bool, as_json: bool) -> int:
+    """List all merge methods and modifiers by what they are for, or explain the one called NAME.
+
+    An explanation is the formula, the parameters with their defaults, and the source. In a list, what stands first
+    under a heading is to be tried first.
+    """
     from weightsmith.methods import modifiers, registry
 
     if name is None:
-        _show(_list([registry.get(known) for known in registry.names()]), markdown)
-        if markdown:
-            show_line()
-        _show(_modifiers([modifiers.get(known) for known in modifiers.names()]), markdown)
+        present(_Catalogue(), _markdown_lists if markdown else _guide, as_json=as_json)
         return 0
     spec = modifiers.get(name) if name in modifiers.names() else registry.get(name)
-    show_line(f"# {spec.title}" if markdown else f"{spec.name}: {spec.title}")
-    show_line()
-    for line in cleandoc(spec.implementation.__doc__ or "").splitlines():
-        show_line(line)
-    show_line()
-    for fact, value in _facts(spec):
-        show_line(f"- {fact}: {value}" if markdown else f"{fact}: {value}")
-    show_line()
-    _show(_parameters(spec), markdown)
+    present(_Explained(spec), _markdown_page if markdown else _page, as_json=as_json)
     return 0
+
+
+class _Catalogue:
+    """All methods and modifiers; what only needs their names and lines imports none of them."""
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """What they are for, and a line on each."""
+        from weightsmith.inspection.method_guide import questions
+
+        return questions()
+
+    @property
+    def methods(self) -> list[MethodSpec]:
+        """The methods, by name."""
+        from weightsmith.methods import registry
+
+        return [registry.get(name) for name in registry.names()]
+
+    @property
+    def modifiers(self) -> list[ModifierSpec]:
+        """The modifiers, by name."""
+        from weightsmith.methods import modifiers
+
+        return [modifiers.get(name) for name in modifiers.names()]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "methods": [_facts_json(spec) for spec in self.methods],
+            "modifiers": [_facts_json(spec) for spec in self.modifiers],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Explained:
+    """A method or a modifier."""
+
+    spec: MethodSpec | ModifierSpec
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        spec = self.spec
+        doc = cleandoc(spec.implementation.__doc__ or "")
+        parameters = [_parameter_json(spec, key, p) for key, p in spec.parameters.items()]
+        return {**_facts_json(spec), "doc": doc, "parameters": parameters}
+
+
+def _facts_json(spec: MethodSpec | ModifierSpec) -> dict[str, Any]:
+    from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
+    from weightsmith.inspection.method_guide import question_of
+    from weightsmith.methods.modifiers import ModifierSpec
+
+    shared = {
+        "name": spec.name,
+        "title": spec.title,
+        "question": question_of(spec.name),
+        "base": spec.base.value,
+        "paper": spec.paper,
+    }
+    if isinstance(spec, ModifierSpec):
+        facts = facts_of_modifier(spec)
+        return {**shared, "kind": facts.kind, "passes": facts.passes}
+    facts = facts_of(spec)
+    return {
+        **shared,
+        "kind": facts.kind,
+        "passes": facts.passes,
+        "cost": facts.cost,
+        "experts": list(spec.experts),
+        "statistics": list(spec.statistics),
+        "generalises": list(spec.generalises),
+        "presets": ["paper", *sorted(spec.presets)],
+    }
+
+
+def _parameter_json(
+    spec: MethodSpec | ModifierSpec, key: str, parameter: Parameter
+) -> dict[str, Any]:
+    from weightsmith.methods.modifiers import ModifierSpec
+    from weightsmith.methods.registry import REQUIRED
+
+    presets = () if isinstance(spec, ModifierSpec) else ("paper", *sorted(spec.presets))
+    defaults = (
+        {"paper": parameter.default}
+        if isinstance(spec, ModifierSpec)
+        else {preset: spec.defaults(preset)[key] for preset in presets}
+    )
+    return {
+        "key": key,
+        "per_expert": parameter.per_expert,
+        "type": parameter.kind.__name__,
+        "low": parameter.low,
+        "high": parameter.high,
+        "choices": list(parameter.choices),
+        "optional": parameter.optional,
+        # A preset that leaves a parameter to the recipe has no default of it.
+        "defaults": {p: value for p, value in defaults.items() if value is not REQUIRED},
+        "meaning": parameter.doc,
+    }
+
+
+def _guide(catalogue: _Catalogue) -> Iterator[Block]:
+    questions = catalogue.questions
+    *methods, modifiers = (len(question.answers) for question in questions)
+    counted = f"{sum(methods)} methods and {modifiers} modifiers"
+    yield f"{counted} by what they are for, under each head the first to try first."
+    yield ""
+    for question in questions:
+        yield Table(question.title, ("", ""), list(question.answers.items()))
+    yield "`weightsmith methods NAME` explains one: formula, parameters, defaults, source."
+
+
+def _markdown_lists(catalogue: _Catalogue) -> Iterator[Block]:
+    yield from _markdown_table(_list(catalogue.methods))
+    yield ""
+    yield from _markdown_table(_modifiers(catalogue.modifiers))
+
+
+def _page(explained: _Explained) -> Iterator[Block]:
+    spec = explained.spec
+    yield f"{spec.name}: {spec.title}"
+    yield ""
+    yield Text(cleandoc(spec.implementation.__doc__ or ""))
+    yield ""
+    for fact, value in _facts(spec):
+        yield f"{fact}: {value}"
+    yield ""
+    table = _parameters(spec)
+    yield table if table.rows else table.title
+
+
+def _markdown_page(explained: _Explained) -> Iterator[Block]:
+    spec = explained.spec
+    yield Data(f"# {spec.title}")
+    yield ""
+    yield from map(Data, cleandoc(spec.implementation.__doc__ or "").splitlines())
+    yield ""
+    for fact, value in _facts(spec):
+        yield Data(f"- {fact}: {value}")
+    yield ""
+    yield from _markdown_table(_parameters(spec))
 
 
 def _list(specs: list[MethodSpec]) -> Table:
@@ -169,15 +311,12 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _show(table: Table, markdown: bool) -> None:
-    if not markdown:
-        show_table(table) if table.rows else show_line(table.title)
-        return
-    cells = [tuple(_markdown(cell) for cell in row) for row in (table.columns, *table.rows)]
+def _markdown_table(table: Table) -> Iterator[Data]:
+    lines = [tuple(map(_escaped, row)) for row in (table.columns, *table.rows)]
     rule = tuple("---:" if i in table.right else "---" for i in range(len(table.columns)))
-    for line in (cells[0], rule, *cells[1:]):
-        show_line(f"| {' | '.join(line)} |")
+    for line in (lines[0], rule, *lines[1:]):
+        yield Data(f"| {' | '.join(line)} |")
 
 
-def _markdown(cell: str) -> str:
-    return cell.replace("|", r"\|")
+def _escaped(cell: Cell) -> str:
+    return str(cell).replace("|", r"\|")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.tensors.sizes import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -71,6 +72,7 @@ def machine_options(command: Command) -> Command:
                 default="cpu",
                 show_default=True,
                 metavar="cpu|cuda|cuda:N|mps",
+                shell_complete=completing.names(completing.devices),
                 help="Where to compute.",
             ),
             click.option(
@@ -84,6 +86,18 @@ def machine_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def device_option(command: Command) -> Command:
+    """Add --device, for models that are run."""
+    return click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="cpu|cuda|cuda:N|mps",
+        shell_complete=completing.names(completing.devices),
+        help="Where models run.",
+    )(command)
 
 
 def overrides_option(command: Command) -> Command:

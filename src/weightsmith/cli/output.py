@@ -1,107 +1,140 @@
-"""Writing results: tables with rich on a terminal, plain aligned text elsewhere, and JSON."""
+"""Showing what a command found: one result, told as tables and lines for people or as one JSON document.
+
+Data goes to stdout and talk to stderr. A command makes its result, and a function that tells it in blocks; `present`
+decides between the two forms, so that `--json` means the same everywhere.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TextIO, TypeVar
 
+from weightsmith.cli.tables import Cell as Cell
+from weightsmith.cli.tables import Interval as Interval
+from weightsmith.cli.tables import Table as Table
+from weightsmith.cli.tables import draw_table, plain_table
 from weightsmith.cli.text import harmless
 from weightsmith.findings import Finding, Severity
 
-# A column of names gets at least as many characters as most parts of a name have.
-_NARROWEST = 16
+SCHEMA = 1
+_GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table to show; `right` holds the positions of columns of numbers."""
+class Result(Protocol):
+    """What a command found."""
 
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    right: frozenset[int] = frozenset()
+    def to_mapping(self) -> dict[str, Any]:
+        """All of it as plain data, the keys in the order in which they are written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Findings among the blocks of a result, errors first."""
+
+    findings: Iterable[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A line for scripts and files among the blocks of a result: a narrow terminal does not break it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Paragraphs and indented formulas among the blocks of a result; a terminal gets paragraphs as wide as it is."""
+
+    text: str
+
+
+Block = str | Data | Text | Table | Findings
+Found = TypeVar("Found", bound=Result)
+
+
+def present(found: Found, blocks: Callable[[Found], Iterable[Block]], *, as_json: bool) -> None:
+    """Write a result to stdout: with --json its mapping, else its blocks one below the other."""
+    if as_json:
+        print(json_text(found.to_mapping()))
+        return
+    for block in blocks(found):
+        if isinstance(block, Table):
+            show_table(block)
+        elif isinstance(block, Findings):
+            show_findings(block.findings)
+        elif isinstance(block, Data):
+            print(harmless(block.text))
+        elif isinstance(block, Text):
+            for line in _filled(block.text):
+                show_line(line)
+        else:
+            show_line(block)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody reads along; a stream that was closed when Python started is None."""
+    return stream is not None and stream.isatty()
 
 
 def show_table(table: Table) -> None:
-    """Write a table and an empty line to stdout."""
-    if sys.stdout.isatty():
-        _show_rich(table)
+    """Write a table and an empty line to stdout: drawn to fit a terminal, plain elsewhere."""
+    if is_terminal(sys.stdout):
+        from rich.console import Console
+
+        draw_table(table, Console())
     else:
         print(plain_table(table))
         print()
 
 
-def plain_table(table: Table) -> str:
-    """A table as text: the title, a line of column names (if they have any), and a line for each row."""
-    head = [table.columns] if any(table.columns) else []
-    lines = [[harmless(cell) for cell in row] for row in (*head, *table.rows)]
-    widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(table.columns))]
-    aligned = []
-    for line in lines:
-        cells = [
-            cell.rjust(width) if i in table.right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        aligned.append("  ".join(cells).rstrip())
-    return "\n".join([table.title, *(f"  {line}" for line in aligned)])
-
-
-def _show_rich(table: Table) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console()
-    drawn = RichTable(
-        title=Text(table.title, "bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        show_header=any(table.columns),
-    )
-    for i, name in enumerate(table.columns):
-        number = i in table.right
-        drawn.add_column(
-            Text(name),
-            justify="right" if number else "left",
-            overflow="fold",
-            no_wrap=number,
-        )
-    room = _room_for_names(table, console.width)
-    for row in table.rows:
-        first, *rest = (harmless(cell) for cell in row)
-        drawn.add_row(Text(folded(first, room)), *map(Text, rest))
-    console.print(drawn)
-
-
-def _room_for_names(table: Table, width: int) -> int:
-    """Characters that the first column may take where nothing beside it is folded, two being between columns."""
-    lines = [[harmless(cell) for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    return max(_NARROWEST, width - sum(widths[1:]) - 2 * len(widths))
-
-
-def folded(name: str, width: int) -> str:
-    """A dotted name in as many lines as it needs, broken behind dots: `model.layers.3.` and `mlp.up_proj.weight`."""
-    if len(name) <= width or " " in name:
-        return name
-    lines = [""]
-    for part in name.replace(".", ".\n").splitlines():
-        if lines[-1] and len(lines[-1] + part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
 def show_line(text: str = "") -> None:
-    """Write one line to stdout, harmless to a terminal."""
-    print(harmless(text))
+    """Write a sentence to stdout, harmless to a terminal and broken between words where it is narrow."""
+    line = harmless(text)
+    print(broken(line, shutil.get_terminal_size().columns) if is_terminal(sys.stdout) else line)
+
+
+def broken(line: str, width: int) -> str:
+    """A line in as many as it needs, broken between words.
+
+    What follows stands below the words behind a gap, such as those behind a name, or a little further in than the line.
+    """
+    if len(line) <= width:
+        return line
+    margin = len(line) - len(line.lstrip())
+    gap = _GAP.search(line, margin)
+    hang = margin + 2 if margin else 0
+    if gap is not None and gap.end() <= width // 2:
+        hang = gap.end()
+    else:
+        # What stands far to the right comes nearer before it goes to another line.
+        line = line[:margin] + _GAP.sub("   ", line[margin:])
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _filled(text: str) -> Iterator[str]:
+    """The lines of a text; on a terminal those of a paragraph are one, and only what is indented stays as it is."""
+    lines = text.splitlines()
+    if not is_terminal(sys.stdout):
+        yield from lines
+        return
+    for is_prose, run in itertools.groupby(lines, key=lambda line: line[:1].strip() != ""):
+        together = list(run)
+        yield from [" ".join(together)] if is_prose else together
 
 
 def show_findings(findings: Iterable[Finding], *, to_stderr: bool = False) -> None:
@@ -112,7 +145,7 @@ def show_findings(findings: Iterable[Finding], *, to_stderr: bool = False) -> No
         text = harmless(finding.message)
         fix = harmless(finding.fix)
         stream = sys.stderr if to_stderr else sys.stdout
-        if stream.isatty():
+        if is_terminal(stream):
             _show_rich_finding(head, text, fix, _STYLES[finding.severity], to_stderr)
         else:
             print(f"{head}: {text}" + (f"\n  fix: {fix}" if fix else ""), file=stream)
@@ -128,9 +161,10 @@ def _show_rich_finding(head: str, text: str, fix: str, style: str, to_stderr: bo
     Console(stderr=to_stderr).print(line)
 
 
-def show_json(content: Any) -> None:
-    """Write JSON to stdout: escaped to ASCII, keys in the order given, and no NaN."""
-    print(json.dumps(_finite(content), indent=1, ensure_ascii=True, allow_nan=False))
+def json_text(content: Mapping[str, Any]) -> str:
+    """JSON with its schema: escaped to ASCII, keys in the order given, and no NaN."""
+    document = {"schema": SCHEMA, **content}
+    return json.dumps(_finite(document), indent=1, ensure_ascii=True, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:
@@ -142,17 +176,3 @@ def _finite(content: Any) -> Any:
     if isinstance(content, float):
         return float(content) if content - content == 0 else None
     return content
-
-
-def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """Findings as JSON has them."""
-    return [
-        {
-            "severity": f.severity.value,
-            "code": f.code,
-            "subject": f.subject,
-            "message": f.message,
-            "fix": f.fix,
-        }
-        for f in findings
-    ]

@@ -9,15 +9,18 @@ from typing import Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.interruption import interruptible
-from weightsmith.cli.merge import show_result
-from weightsmith.cli.options import Machine, by_reference, inputs_option, machine_options
-from weightsmith.cli.progress import open_progress
+from weightsmith.cli.options import (
+    Machine,
+    by_reference,
+    inputs_option,
+    json_option,
+    machine_options,
+)
+from weightsmith.cli.written import write
 
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Make an output again from its manifest, bit for bit.",
     examples=(
         "replay merged again",
         "replay merged again --input base=/new/place/base",
@@ -27,9 +30,15 @@ from weightsmith.cli.progress import open_progress
 @click.argument("new", type=click.Path(path_type=Path))
 @inputs_option
 @machine_options
+@json_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def replay(
-    out: Path, new: Path, inputs: tuple[tuple[str, Path], ...], quiet: bool, **machine: Any
+    out: Path,
+    new: Path,
+    inputs: tuple[tuple[str, Path], ...],
+    quiet: bool,
+    as_json: bool,
+    **machine: Any,
 ) -> int:
     """Run the merge that is on record in OUT again into NEW, and require the same bits.
 
@@ -38,8 +47,11 @@ def replay(
     begun = time.monotonic()
     from weightsmith.engine.verify import replay as run_again
 
-    with interruptible(new), open_progress(quiet) as progress:
-        options = Machine(**machine).options()
-        made = run_again(out, new, inputs=by_reference(inputs), progress=progress, **options)
-    show_result(new, made.digest, time.monotonic() - begun)
-    return 0
+    options = {"inputs": by_reference(inputs), **Machine(**machine).options()}
+    return write(
+        new,
+        begun,
+        lambda progress: run_again(out, new, progress=progress, **options),
+        quiet=quiet,
+        as_json=as_json,
+    )

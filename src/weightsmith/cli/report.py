@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.output import show_line
+from weightsmith.cli.options import json_option
+from weightsmith.cli.output import Block, Data, present
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Write a report as one HTML file.",
     examples=(
         "report ties.yaml -o report.html",
         "report expert-1 expert-2 --base base -o report.html --pictures pictures",
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     "evaluations",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="What `evaluate --json` wrote; repeatable.",
+    help="What `evaluate --save` wrote; repeatable.",
 )
-@click.option("--league", type=click.Path(path_type=Path), help="What `league --json` wrote.")
+@click.option("--league", type=click.Path(path_type=Path), help="What `league --save` wrote.")
 @click.option(
     "-o",
     "--output",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Also write every picture there, as SVG and PNG.",
 )
+@json_option
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -63,6 +65,7 @@ def report(
     league: Path | None,
     file: Path,
     pictures: Path | None,
+    as_json: bool,
     threads: int | None,
 ) -> int:
     """Write a report on one RECIPE, or on checkpoints, as one HTML file.
@@ -71,23 +74,37 @@ def report(
     changed of the base, and how their changes meet; the checkpoints are streamed for it. The file needs neither
     network nor scripts.
     """
-    from weightsmith.reports.evaluation_sections import read_evaluations
-    from weightsmith.reports.league_sections import read_league
-    from weightsmith.reports.subjects import report_of_subjects
-    from weightsmith.reports.writing import write_report
+    from weightsmith.reports.making import report as make
 
     check_place(file)
-    made = report_of_subjects(
+    written = make(
         subjects,
+        file,
         base=base,
-        evaluations=read_evaluations(evaluations),
-        league=None if league is None else read_league(league),
+        evaluations=evaluations,
+        league=league,
+        pictures=pictures,
         threads=threads,
     )
-    written = write_report(made, file, pictures=pictures)
-    more = f" and {counted(len(written) - 1, 'picture')}" if len(written) > 1 else ""
-    show_line(f"{file}{more}")
+    present(_Files(file, tuple(written[1:])), _blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """A report that has been written, and its pictures."""
+
+    file: Path
+    pictures: Sequence[Path]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"out": str(self.file), "pictures": [str(picture) for picture in self.pictures]}
+
+
+def _blocks(files: _Files) -> Iterator[Block]:
+    more = f" and {counted(len(files.pictures), 'picture')}" if files.pictures else ""
+    yield Data(f"{files.file}{more}")
 
 
 def check_place(file: Path | None) -> None:

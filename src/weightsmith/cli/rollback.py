@@ -10,16 +10,17 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import interruptible
-from weightsmith.cli.merge import show_result
 from weightsmith.cli.options import (
     Machine,
     by_reference,
     inputs_option,
+    json_option,
     machine_options,
     quiet_option,
 )
 from weightsmith.cli.output import show_line
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.written import Written, show_written
 
 if TYPE_CHECKING:
     from weightsmith.engine.rollback import RolledBack
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Take a contributor out of a merge again.",
     examples=(
         "rollback merged without-law --without expert-law",
         "rollback merged without-law --without expert-law --by subtraction",
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 )
 @inputs_option
 @machine_options
+@json_option
 @quiet_option
 def rollback(
     merged: Path,
@@ -57,6 +58,7 @@ def rollback(
     by: str | None,
     inputs: tuple[tuple[str, Path], ...],
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Make in NEW what MERGED would have been without one of its models.
@@ -80,10 +82,11 @@ def rollback(
             progress=progress,
             **options,
         )
-    if not quiet:
+    if not (quiet or as_json):
         for line in _notes(made):
             show_line(line)
-    show_result(new, made.manifest.digest, time.monotonic() - begun)
+    done = Written(new, made.manifest, time.monotonic() - begun, more=made.to_mapping())
+    show_written(done, as_json=as_json)
     return 0
 
 

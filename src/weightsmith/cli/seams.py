@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Table, present
 
 if TYPE_CHECKING:
     from weightsmith.inspection.seams import LayerChange, SeamMeasures, SeamReport
@@ -29,7 +30,6 @@ _COLUMNS = (
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Measure the seams between stacked layers.",
     examples=(
         "seams depth-upscale.yaml",
         "seams merged --json",
@@ -53,11 +53,7 @@ def seams(source: str, threads: int | None, as_json: bool) -> int:
     stream before the right layer than in its source. Of a checkpoint, runs of layers that repeat earlier ones byte
     for byte are found. Only layers beside seams, and what writes before them, are read of a recipe's sources.
     """
-    report = _report(source, threads)
-    if as_json:
-        show_json(_as_json(report))
-    else:
-        _show(report)
+    present(_report(source, threads), _blocks, as_json=as_json)
     return 0
 
 
@@ -74,18 +70,16 @@ def _report(source: str, threads: int | None) -> SeamReport:
     return seams_of_checkpoint(open_model(source), threads=threads)
 
 
-def _show(report: SeamReport) -> None:
+def _blocks(report: SeamReport) -> Iterator[Block]:
     for stack, layers in report.origins.items():
-        show_line(
-            f"{stack}: {len(layers)} layers, {len(report.repeated[stack])} used more than once"
-        )
-    show_line(f"{report.parameters:,} parameters in all")
-    show_line()
+        yield f"{stack}: {len(layers)} layers, {len(report.repeated[stack])} used more than once"
+    yield f"{report.parameters:,} parameters in all"
+    yield ""
     rows = [row for found in report.seams for row in _rows(found)]
     if rows:
-        show_table(Table("Seams", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS)))))
+        yield Table("Seams", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS))))
     else:
-        show_line("No seams: all layers follow each other as in their source.")
+        yield "No seams: all layers follow each other as in their source."
 
 
 def _rows(found: SeamMeasures) -> list[tuple[str, ...]]:
@@ -108,46 +102,3 @@ def _name(origin: LayerOrigin) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _as_json(report: SeamReport) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "parameters": report.parameters,
-        "stacks": [
-            {
-                "stack": stack,
-                "layers": [_origin(origin) for origin in layers],
-                "repeated": [_origin(origin) for origin in report.repeated[stack]],
-            }
-            for stack, layers in report.origins.items()
-        ],
-        "seams": [
-            {
-                "stack": found.seam.stack,
-                "after": found.seam.after,
-                "left": _origin(found.seam.left),
-                "right": _origin(found.seam.right),
-                "successor": _plain(found.successor),
-                "predecessor": _plain(found.predecessor),
-                "written": found.written,
-            }
-            for found in report.seams
-        ],
-    }
-
-
-def _origin(origin: LayerOrigin) -> dict[str, Any]:
-    return {"checkpoint": origin.checkpoint, "stack": origin.stack, "layer": origin.layer}
-
-
-def _plain(change: LayerChange | None) -> dict[str, Any] | None:
-    if change is None:
-        return None
-    return {
-        "instead_of": _origin(change.compared_with),
-        "norms": change.norms,
-        "reads": change.reads,
-        "writes": change.writes,
-        "write_ratio": change.write_ratio,
-    }

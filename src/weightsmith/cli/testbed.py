@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.output import Block, Data, Table, present
 from weightsmith.cli.text import duration, harmless
+
+if TYPE_CHECKING:
+    from weightsmith.testbeds.families import Family
 
 _EVERY_SECONDS = 5.0
 
 
 @click.group(
     cls=DocumentedGroup,
-    short_help="Build real model families to merge and to evaluate.",
     examples=("testbed list", "testbed build vision-tiny"),
 )
 def testbed() -> None:
@@ -41,39 +45,67 @@ def testbed() -> None:
 @json_option
 def list_(as_json: bool) -> int:
     """Show the families, what they need, and which are built."""
-    from weightsmith.testbeds.build import RECORD
     from weightsmith.testbeds.families import FAMILIES
+
+    families = _Families(tuple(map(_placed, FAMILIES.values())))
+    present(families, _list_blocks, as_json=as_json)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A family, where it lies in the cache, and whether it is built."""
+
+    family: Family
+    folder: Path
+    is_built: bool
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        family = self.family
+        return {
+            "name": family.name,
+            "title": family.title,
+            "needs": list(family.needs),
+            "download_megabytes": family.download_megabytes,
+            "cpu_minutes": family.cpu_minutes,
+            "path": str(self.folder),
+            "is_built": self.is_built,
+        }
+
+
+def _placed(family: Family) -> _Placed:
+    from weightsmith.testbeds.build import RECORD
     from weightsmith.testbeds.places import family_folder
 
-    built = {name: (family_folder(name) / RECORD).is_file() for name in FAMILIES}
-    if as_json:
-        rows_json = [
-            {
-                "name": family.name,
-                "title": family.title,
-                "needs": list(family.needs),
-                "download_megabytes": family.download_megabytes,
-                "cpu_minutes": family.cpu_minutes,
-                "path": str(family_folder(name)),
-                "is_built": built[name],
-            }
-            for name, family in FAMILIES.items()
-        ]
-        show_json({"schema": 1, "families": rows_json})
-        return 0
+    folder = family_folder(family.name)
+    return _Placed(family, folder, (folder / RECORD).is_file())
+
+
+@dataclass(frozen=True, slots=True)
+class _Families:
+    """All families."""
+
+    families: Sequence[_Placed]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"families": [one.to_mapping() for one in self.families]}
+
+
+def _list_blocks(found: _Families) -> Iterator[Block]:
     rows = [
         (
-            family.name,
-            family.title,
-            f"{family.download_megabytes} MB",
-            duration(60 * family.cpu_minutes),
-            "yes" if built[name] else "no",
+            one.family.name,
+            one.family.title,
+            f"{one.family.download_megabytes} MB",
+            duration(60 * one.family.cpu_minutes),
+            "yes" if one.is_built else "no",
         )
-        for name, family in FAMILIES.items()
+        for one in found.families
     ]
     heads = ("family", "what it is", "download", "CPU time", "built")
-    show_table(Table("Families", heads, rows, frozenset({2, 3})))
-    return 0
+    yield Table("Families", heads, rows, frozenset({2, 3}))
 
 
 @testbed.command(
@@ -81,7 +113,7 @@ def list_(as_json: bool) -> int:
     short_help="Train a family.",
     examples=("testbed build vision-tiny", "testbed build vision --out families/vision"),
 )
-@click.argument("name")
+@click.argument("name", shell_complete=completing.names(completing.families))
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Where to, if not into the cache."
 )
@@ -89,8 +121,9 @@ def list_(as_json: bool) -> int:
 @click.option(
     "--fresh", is_flag=True, help="Discard an interrupted build instead of going on with it."
 )
+@json_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def build(name: str, out: Path | None, force: bool, fresh: bool, quiet: bool) -> int:
+def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, quiet: bool) -> int:
     """Train the family NAME and write its checkpoints, data, suites and family.json.
 
     One that is built already is left as it is. An interrupted build keeps what it finished and goes on.
@@ -105,8 +138,26 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, quiet: bool) ->
         line = "finished members are safe, and the same command goes on from there"
         print(f"weightsmith: interrupted: {line}.", file=sys.stderr)
         return INTERRUPTED
-    show_line(f"{folder}  {duration(time.monotonic() - begun)}")
+    built = _Built(name, folder, time.monotonic() - begun)
+    present(built, _built_blocks, as_json=as_json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A family that has been built, or was there already."""
+
+    name: str
+    folder: Path
+    seconds: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"name": self.name, "path": str(self.folder), "seconds": self.seconds}
+
+
+def _built_blocks(built: _Built) -> Iterator[Block]:
+    yield Data(f"{built.folder}  {duration(built.seconds)}")
 
 
 @testbed.command(
@@ -114,14 +165,18 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, quiet: bool) ->
     short_help="Show where a family lies.",
     examples=("testbed path vision-tiny",),
 )
-@click.argument("name")
-def path(name: str) -> int:
+@click.argument("name", shell_complete=completing.names(completing.families))
+@json_option
+def path(name: str, as_json: bool) -> int:
     """Show the folder of the family NAME in the cache, built or not."""
     from weightsmith.testbeds.families import find_family
-    from weightsmith.testbeds.places import family_folder
 
-    show_line(str(family_folder(find_family(name).name)))
+    present(_placed(find_family(name)), _path_blocks, as_json=as_json)
     return 0
+
+
+def _path_blocks(found: _Placed) -> Iterator[Block]:
+    yield Data(str(found.folder))
 
 
 class BuildLines:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.merge import run_recipe
-from weightsmith.cli.options import Machine, machine_options, output_options, quiet_option
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    output_options,
+    quiet_option,
+)
+from weightsmith.cli.written import run_recipe
 
 if TYPE_CHECKING:
     from weightsmith.recipes import Recipe
@@ -32,7 +39,6 @@ def key_and_value(text: str) -> tuple[str, Any]:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Give a model another model's tokenizer.",
     examples=(
         "transplant model donor transplanted",
         "transplant model donor transplanted --rule least_squares --parameter ridge=0.01",
@@ -66,11 +72,16 @@ def key_and_value(text: str) -> tuple[str, Any]:
 @click.option(
     "--pad-to-multiple-of", type=click.IntRange(min=1), help="Round the number of rows up."
 )
-@click.option("--dtype", help="The dtype of the result; default: the model's.")
+@click.option(
+    "--dtype",
+    shell_complete=completing.names(completing.dtypes),
+    help="The dtype of the result; default: the model's.",
+)
 @click.option("--recipe", "only_recipe", is_flag=True, help="Print the recipe and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, with the rule's error, and stop.")
 @machine_options
 @output_options
+@json_option
 @quiet_option
 def transplant(
     model: str,
@@ -87,6 +98,7 @@ def transplant(
     force: bool,
     fresh: bool,
     quiet: bool,
+    as_json: bool,
     **machine: Any,
 ) -> int:
     """Write MODEL with the tokenizer of DONOR into the new folder OUT.
@@ -114,6 +126,7 @@ def transplant(
         force=force,
         fresh=fresh,
         quiet=quiet,
+        as_json=as_json,
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import by_reference, inputs_option, json_option
-from weightsmith.cli.output import show_json, show_line
+from weightsmith.cli.output import Block, present
 from weightsmith.cli.text import counted
+
+if TYPE_CHECKING:
+    from weightsmith.engine.verify import Verification
 
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Check that an output is still what its manifest says.",
     examples=(
         "verify merged",
         "verify merged --recompute 10 --input base=/new/place/base",
@@ -39,24 +44,15 @@ def verify(out: Path, recompute: int, inputs: tuple[tuple[str, Path], ...], as_j
     from weightsmith.engine.verify import verify as check
 
     found = check(out, recompute=recompute, inputs=by_reference(inputs))
-    if as_json:
-        show_json(
-            {
-                "schema": 1,
-                "ok": found.ok,
-                "problems": list(found.problems),
-                "tensors": found.tensors,
-                "files": found.files,
-                "recomputed": list(found.recomputed),
-            }
-        )
-        return 0 if found.ok else 1
-    for problem in found.problems:
-        show_line(f"problem: {problem}")
-    checked = [counted(found.tensors, "tensor"), counted(found.files, "file")]
-    again = (
-        f", {counted(len(found.recomputed), 'tensor')} computed again" if found.recomputed else ""
-    )
-    state = "is as recorded" if found.ok else f"differs in {counted(len(found.problems), 'point')}"
-    show_line(f"{out} {state}: {' and '.join(checked)} checked{again}.")
+    present(found, partial(_blocks, out), as_json=as_json)
     return 0 if found.ok else 1
+
+
+def _blocks(out: Path, found: Verification) -> Iterator[Block]:
+    for problem in found.problems:
+        yield f"problem: {problem}"
+    checked = f"{counted(found.tensors, 'tensor')} and {counted(found.files, 'file')} checked"
+    if found.recomputed:
+        checked += f", {counted(len(found.recomputed), 'tensor')} computed again"
+    state = "is as recorded" if found.ok else f"differs in {counted(len(found.problems), 'point')}"
+    yield f"{out} {state}: {checked}."

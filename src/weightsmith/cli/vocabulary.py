@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from weightsmith.cli.output import Table, show_line, show_table
+from weightsmith.cli.output import Block, Table
 
 if TYPE_CHECKING:
     from weightsmith.inspection.vocabulary_summary import Measured, VocabularySummary
     from weightsmith.vocabularies.alignment import TableReport
 
 
-def show_vocabulary(summary: VocabularySummary) -> None:
-    """Tables of what happens to rows and special tokens, and how well the rules for missing rows do."""
-    show_table(
-        Table(
-            f"Vocabulary: {summary.source}, {summary.tokens:,} tokens in {summary.rows:,} rows",
-            ("checkpoint", "table", "in place", "moved", "borrowed", "made", "zero", "left out"),
-            [_row(report) for report in summary.tables],
-            frozenset({2, 3, 4, 6, 7}),
-        )
+def vocabulary_blocks(summary: VocabularySummary) -> Iterator[Block]:
+    """What happens to rows and special tokens, and how well the rules for missing rows do."""
+    yield Table(
+        f"Vocabulary: {summary.source}, {summary.tokens:,} tokens in {summary.rows:,} rows",
+        ("checkpoint", "table", "in place", "moved", "borrowed", "made", "zero", "left out"),
+        [_row(report) for report in summary.tables],
+        frozenset({2, 3, 4, 6, 7}),
     )
-    show_table(
-        Table(
-            "Special tokens",
-            ("role", "token", "id", "own row of"),
-            [
-                (
-                    special.role,
-                    repr(special.text),
-                    f"{special.id:,}",
-                    ", ".join(
-                        f"{label}: {'none' if row is None else format(row, ',')}"
-                        for label, row in special.rows.items()
-                    ),
-                )
-                for special in summary.special
-            ],
-            frozenset({2}),
+    special = [
+        (
+            token.role,
+            repr(token.text),
+            f"{token.id:,}",
+            ", ".join(
+                f"{label}: {'none' if row is None else format(row, ',')}"
+                for label, row in token.rows.items()
+            ),
         )
-    )
+        for token in summary.special
+    ]
+    yield Table("Special tokens", ("role", "token", "id", "own row of"), special, frozenset({2}))
     if summary.measured:
-        show_table(
-            Table(
-                "Error on held-out tokens",
-                ("checkpoint", "table", "rule", "error", "zero", "mean", "cosine"),
-                [_error_row(one) for one in summary.measured],
-                frozenset({3, 4, 5, 6}),
-            )
-        )
+        heads = ("checkpoint", "table", "rule", "error", "zero", "mean", "cosine")
+        rows = [_error_row(one) for one in summary.measured]
+        yield Table("Error on held-out tokens", heads, rows, frozenset({3, 4, 5, 6}))
         for one in summary.measured:
             if one.held_out is None:
-                show_line(f"{one.rule} on {one.tensor} of {one.checkpoint}: {one.problem}")
-    show_line(f"Chat template: {summary.template}.")
+                yield f"{one.rule} on {one.tensor} of {one.checkpoint}: {one.problem}"
+    yield f"Chat template: {summary.template}."
 
 
 def _row(report: TableReport) -> tuple[str, ...]:

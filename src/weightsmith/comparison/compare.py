@@ -38,6 +38,11 @@ class Change:
     mcnemar: McNemar | None
     graded: Graded | None
 
+    @property
+    def p_value(self) -> float:
+        """McNemar's mid-p where items are right or wrong, else that of the paired bootstrap: one for each change."""
+        return self.difference.p_value if self.mcnemar is None else self.mcnemar.mid_p
+
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
         return {

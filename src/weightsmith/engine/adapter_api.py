@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from weightsmith.adapters import facts
 from weightsmith.adapters.adapter import Adapter
 from weightsmith.adapters.as_changes import load_changes
 from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.combining import combine
+from weightsmith.adapters.converting import Conversion, convert
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.extraction_report import ExtractionReport
 from weightsmith.adapters.lego import Lego
@@ -180,6 +183,82 @@ def extract_adapter(
     )
     write_adapter(adapter, place, dialect, base=original, force=force)
     return report
+
+
+def resize_adapter(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    base: str | Path | None = None,
+    dialect: Dialect | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+) -> Combined:
+    """Write an adapter with the leading singular directions of each change, the best approximation of its rank.
+
+    One of `rank`, `energy` and `error` is needed; with several each must hold, but `rank` is never exceeded. `base`,
+    `dialect` and `dtype` are as for `combine_adapters`. Raises UsageError without a bound, and what reading and writing
+    adapters raise.
+    """
+    bound = Bound(rank, energy, error)
+    if bound.is_open:
+        raise UsageError(
+            "Nothing says how much of the adapter to keep; give a rank, energy or error."
+        )
+    opened = open_adapter(adapter)
+    to = dialect_for(opened, dialect)
+    place = check_output(Path(out), to, force=force)
+    model = None if base is None else open_model(base)
+    made, report = combine(
+        [load_changes(opened, model)],
+        "linear",
+        [1.0],
+        bound=bound,
+        base=model,
+        labels=[str(adapter)],
+    )
+    typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
+    write_adapter(typed, place, to, base=model, force=force)
+    return Combined(Path(out), {t.key: t.lost for t in report.tensors}, report.findings)
+
+
+def convert_adapter(
+    adapter: str | Path,
+    out: str | Path,
+    dialect: Dialect,
+    *,
+    base: str | Path | None = None,
+    initial: str | Path | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: str | None = None,
+    component: str | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Write an adapter in another dialect: the same change of the same weights (see `adapters.converting.convert`)."""
+    return convert(
+        adapter,
+        out,
+        dialect,
+        base=None if base is None else open_model(base),
+        initial=initial,
+        rank=rank,
+        energy=energy,
+        dtype=None if dtype is None else DType.parse(dtype),
+        component=component,
+        force=force,
+    )
+
+
+def inspect_adapter(
+    adapter: str | Path, base: str | Path | None = None, *, component: str | None = None
+) -> facts.AdapterFacts:
+    """Form, rank, scale and size of every change of an adapter; with `base` also beside the base's tensors."""
+    model = None if base is None else open_model(base)
+    return facts.inspect_adapter(str(adapter), model, component=component)
 
 
 def dialect_for(adapter: Adapter, asked: Dialect | None) -> Dialect:

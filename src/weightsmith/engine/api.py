@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from weightsmith.checkpoints.roles import Kind, Role, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks, place
@@ -29,6 +29,8 @@ from weightsmith.tensors.site import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from weightsmith.engine.rollback import RolledBack
 
 RecipeLike = Recipe | Expression | Mapping[str, Any] | str | Path
 
@@ -94,6 +96,30 @@ def verify(
 def replay(folder: str | Path, new: str | Path, **options: Any) -> Manifest:
     """Run the merge on record in `folder` again into `new`, bit for bit (see `weightsmith.engine.verify.replay`)."""
     return verification.replay(Path(folder), Path(new), **options)
+
+
+def rollback(
+    folder: str | Path,
+    new: str | Path,
+    without: str,
+    *,
+    by: Literal["replay", "subtraction"] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> RolledBack:
+    """Make in `new` what the merge in `folder` would have been without one of its models.
+
+    `without` is the model as the manifest has it, or the last part of that; `by` defaults to a replay where all other
+    inputs are found, else to a subtraction. `options` are as for `plan` (see `weightsmith.engine.rollback.rollback`).
+    """
+    from weightsmith.engine.rollback import Way
+    from weightsmith.engine.rollback import rollback as roll_back
+
+    way = None if by is None else Way(by)
+    return roll_back(
+        Path(folder), Path(new), without, by=way, inputs=inputs, progress=progress, **options
+    )
 
 
 def merge_state_dicts(

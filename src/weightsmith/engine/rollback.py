@@ -57,6 +57,20 @@ class RolledBack:
             max((b.smallest for b in found), default=0.0),
         )
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it: what the manifest does not say. `bound` is null for a replay, which is exact."""
+        bound = None
+        if self.bounds:
+            worst = self.worst
+            bound = {"merged": worst.merged, "result": worst.result, "inputs": worst.inputs}
+        return {
+            "without": self.contributor,
+            "by": self.way.value,
+            "gone": list(self.gone),
+            "config_of_contributor": self.was_donor,
+            "bound": bound,
+        }
+
 
 def rollback(
     folder: Path,

@@ -18,10 +18,11 @@ from weightsmith.engine.rounding import Bound, bound_of
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import CheckpointError, RecipeError
 from weightsmith.findings import Severity
-from weightsmith.recipes import Recipe, resolve
+from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import OutputTensor, Resolved, Same
 from weightsmith.recipes.mentioned import merged_model
 from weightsmith.recipes.references import ModelRef
+from weightsmith.recipes.resolve import resolve
 from weightsmith.recipes.schema import RecipeDocument
 from weightsmith.tensors.dtypes import DType
 

@@ -48,6 +48,16 @@ class Verification:
         """True if nothing is wrong."""
         return not self.problems
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "tensors": self.tensors,
+            "files": self.files,
+            "recomputed": list(self.recomputed),
+        }
+
 
 def verify(
     folder: Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,36 @@ class CheckpointSummary:
     config: Mapping[str, Any] | None = None
     tensors: tuple[TensorRow, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it; what does not apply, such as adapters and tensors that were not asked for, is left out."""
+        return {
+            "path": str(self.path),
+            "layout": self.layout,
+            "files": list(self.files),
+            **({"adapters": list(self.adapters)} if self.adapters else {}),
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "dtypes": dict(self.dtypes or {}),
+            "roles": [
+                {
+                    "role": row.role,
+                    "tensors": row.tensors,
+                    "parameters": row.parameters,
+                    "bytes": row.nbytes,
+                }
+                for row in self.roles
+            ],
+            "stacks": [asdict(stack) for stack in self.stacks],
+            "layers": self.layers,
+            "output_head": self.tying,
+            "ties": [list(group) for group in self.ties],
+            "vocabulary": self.vocabulary,
+            "tokenizer_files": list(self.tokenizer_files),
+            "config": self.config,
+            **({"tensors": [asdict(tensor) for tensor in self.tensors]} if self.tensors else {}),
+            "findings": [finding.to_mapping() for finding in self.findings],
+        }
 
 
 def summarize_checkpoint(path: str | Path) -> CheckpointSummary:

@@ -37,6 +37,10 @@ class Mismatch:
     a: str
     b: str
 
+    def to_mapping(self) -> dict[str, str]:
+        """As JSON has it."""
+        return {"name": self.name, "a": self.a, "b": self.b}
+
 
 @dataclass(frozen=True, slots=True)
 class TensorDifference:
@@ -86,6 +90,29 @@ class Difference:
         return not (
             self.missing or self.extra or self.shapes or self.dtypes or self.total.other_bits
         )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        has_base = self.base is not None
+
+        def measured(one: TensorDifference | GroupDifference) -> dict[str, Any]:
+            place = {"block": one.block, "layer": one.layer, "role": one.role}
+            return place | one.measures.to_mapping(with_base=has_base)
+
+        return {
+            "a": str(self.a),
+            "b": str(self.b),
+            "base": None if self.base is None else str(self.base),
+            "identical": self.identical,
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+            "shapes": [mismatch.to_mapping() for mismatch in self.shapes],
+            "dtypes": [mismatch.to_mapping() for mismatch in self.dtypes],
+            "not_in_base": list(self.not_in_base),
+            "total": self.total.to_mapping(with_base=has_base),
+            "groups": [measured(group) for group in self.groups],
+            "tensors": [{"name": tensor.name} | measured(tensor) for tensor in self.tensors],
+        }
 
 
 def compare_checkpoints(

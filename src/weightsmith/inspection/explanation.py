@@ -11,6 +11,7 @@ from typing import Any
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import PlannedTensor
 from weightsmith.errors import UsageError
+from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Modification, Same, Sum
@@ -26,7 +27,8 @@ class Explanation:
     """How one output tensor comes about.
 
     `formula` is a tree of plain data: every node has a `kind` (tensor, method, sum, round, same), a tensor its
-    file and byte, a method its parameters with where each is from. `lines` are the same as text.
+    file and byte, a method its parameters with where each is from. `lines` are the same as text. `findings` are the
+    plan's errors and warnings.
     """
 
     name: str
@@ -42,11 +44,11 @@ class Explanation:
     tied_to: str | None
     formula: Mapping[str, Any]
     lines: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return {
-            "schema": 1,
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype,
@@ -59,6 +61,7 @@ class Explanation:
             "read_bytes": self.read_bytes,
             "tied_to": self.tied_to,
             "formula": self.formula,
+            "findings": [finding.to_mapping() for finding in self.findings],
         }
 
 
@@ -81,6 +84,7 @@ def explain_tensor(plan: Plan, name: str) -> Explanation:
         tied_to=output.tied_to,
         formula=formula,
         lines=(f"output = {_head(formula)}", *_body(formula, 1)),
+        findings=tuple(f for f in plan.findings if f.severity is not Severity.NOTE),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from weightsmith.tensors.scalars import exact_sum
 
@@ -62,6 +63,26 @@ class Measures:
     def delta_cosine(self) -> float | None:
         """Cosine between a - base and b - base; None where one of them is 0."""
         return _cosine(self.uv, self.uu, self.vv)
+
+    def to_mapping(self, *, with_base: bool) -> dict[str, Any]:
+        """As JSON has it; what was measured from a base is left out without one."""
+        content: dict[str, Any] = {
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "relative_delta": self.relative_delta,
+            "cosine": self.cosine,
+            "changed": self.changed,
+            "changed_share": self.changed_share,
+            "largest_delta": self.largest,
+            "different_tensors": self.other_bits,
+        }
+        if with_base:
+            content |= {
+                "delta_a": self.delta_a,
+                "delta_b": self.delta_b,
+                "delta_cosine": self.delta_cosine,
+            }
+        return content
 
 
 def together(parts: Iterable[Measures]) -> Measures:

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weightsmith.engine.cost import Cost, input_bytes, predict
 from weightsmith.engine.plan import Plan
@@ -28,6 +29,18 @@ class InputRow:
     bytes_read: int
     dtypes: tuple[str, ...]
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "reference": self.reference,
+            "path": str(self.path),
+            "part": self.part,
+            "tensors": self.tensors,
+            "tensors_read": self.tensors_read,
+            "bytes_read": self.bytes_read,
+            "dtypes": list(self.dtypes),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
@@ -38,6 +51,16 @@ class StepRow:
     tensors: int
     elements: int
     read_bytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "what": self.what,
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "passes": self.passes,
+            "read_bytes": self.read_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +82,26 @@ class PlanSummary:
     findings: tuple[Finding, ...]
     errors: int
     vocabulary: VocabularySummary | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary.to_mapping()}
+        return {
+            "runnable": not self.errors,
+            "digest": self.digest,
+            "inputs": [row.to_mapping() for row in self.inputs],
+            "computed": [row.to_mapping() for row in self.steps],
+            "read_bytes": self.read_bytes,
+            "write_bytes": self.write_bytes,
+            "shards": self.shards,
+            "peak_memory_bytes": self.peak_bytes,
+            "memory_bytes": self.memory_bytes,
+            "seconds": {"warm": self.cost.warm_seconds, "cold": self.cost.cold_seconds},
+            "backend": self.backend,
+            "threads": self.threads,
+            **vocabulary,
+            "findings": [finding.to_mapping() for finding in self.findings],
+        }
 
 
 def summarize_plan(plan: Plan) -> PlanSummary:

@@ -38,6 +38,16 @@ class LayerChange:
     writes: float | None
     write_ratio: float | None
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "instead_of": self.compared_with.to_mapping(),
+            "norms": self.norms,
+            "reads": self.reads,
+            "writes": self.writes,
+            "write_ratio": self.write_ratio,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class SeamMeasures:
@@ -55,6 +65,18 @@ class SeamMeasures:
     predecessor: LayerChange | None
     written: float | None
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "stack": self.seam.stack,
+            "after": self.seam.after,
+            "left": self.seam.left.to_mapping(),
+            "right": self.seam.right.to_mapping(),
+            "successor": None if self.successor is None else self.successor.to_mapping(),
+            "predecessor": None if self.predecessor is None else self.predecessor.to_mapping(),
+            "written": self.written,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class SeamReport:
@@ -64,6 +86,21 @@ class SeamReport:
     repeated: Mapping[str, tuple[LayerOrigin, ...]]
     seams: tuple[SeamMeasures, ...]
     parameters: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "parameters": self.parameters,
+            "stacks": [
+                {
+                    "stack": stack,
+                    "layers": [origin.to_mapping() for origin in layers],
+                    "repeated": [origin.to_mapping() for origin in self.repeated[stack]],
+                }
+                for stack, layers in self.origins.items()
+            ],
+            "seams": [found.to_mapping() for found in self.seams],
+        }
 
 
 def seams_of_plan(plan: Plan, *, threads: int | None = None) -> SeamReport:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
+from weightsmith.methods import index, registry
 from weightsmith.methods.registry import REQUIRED, Base, Parameter, declared_parameters
 from weightsmith.naming import nearest
 from weightsmith.tensors.graph import Operand, Value
@@ -73,9 +73,12 @@ _T = TypeVar("_T", bound=type)
 
 
 def modifier(name: str, *, title: str, paper: str, base: Base) -> Callable[[_T], _T]:
-    """Register a frozen dataclass as a modifier."""
+    """Register a frozen dataclass as a modifier; raises UsageError where another module has one of that name."""
 
     def register(implementation: _T) -> _T:
+        known = _REGISTRY.get(name)
+        owner = None if known is None else known.implementation.__module__
+        index.require_free(name, "modifier", implementation.__module__, owner)
         parameters = declared_parameters(implementation)
         _REGISTRY[name] = ModifierSpec(name, title, paper, base, parameters, implementation)
         return implementation
@@ -84,15 +87,16 @@ def modifier(name: str, *, title: str, paper: str, base: Base) -> Callable[[_T],
 
 
 def names() -> list[str]:
-    """Names of all modifiers, sorted."""
-    registry.names()
-    return sorted(_REGISTRY)
+    """Names of all modifiers, sorted; none is imported for it."""
+    return sorted({*_REGISTRY, *index.modules_of("modifier")})
 
 
 def get(name: str) -> ModifierSpec:
-    """The modifier called `name`; raises RecipeError with the nearest name otherwise."""
-    known = names()
+    """The modifier called `name`, whose module is imported; raises RecipeError with the nearest name otherwise."""
     if name not in _REGISTRY:
+        index.load(name, "modifier")
+    if name not in _REGISTRY:
+        known = names()
         near = nearest(name, known)
         if near is not None:
             advice = f"did you mean {near}?"

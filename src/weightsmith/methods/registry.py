@@ -20,15 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
+from weightsmith.methods import index
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.site import Site
 
@@ -307,9 +305,15 @@ def method(
     step: Mapping[str, Any] | None = None,
     step_unless: str = "",
 ) -> Callable[[_T], _T]:
-    """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`)."""
+    """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`).
+
+    Raises UsageError where another module has a method of that name.
+    """
 
     def register(implementation: _T) -> _T:
+        known = _REGISTRY.get(name)
+        owner = None if known is None else known.implementation.__module__
+        index.require_free(name, "method", implementation.__module__, owner)
         _REGISTRY[name] = MethodSpec(
             name=name,
             title=title,
@@ -355,32 +359,22 @@ def _parameter(declared: dataclasses.Field[Any]) -> Parameter:
     )
 
 
-@functools.cache
-def _load_all() -> None:
-    import weightsmith.methods as package
-
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-        if module != "registry":
-            importlib.import_module(f"{package.__name__}.{module}")
-
-
 def names() -> list[str]:
-    """Names of all methods, sorted."""
-    _load_all()
-    return sorted(_REGISTRY)
+    """Names of all methods, sorted; none is imported for it."""
+    return sorted({*_REGISTRY, *index.modules_of("method")})
 
 
 def get(name: str) -> MethodSpec:
-    """The method called `name`; raises RecipeError with the nearest names otherwise."""
-    _load_all()
+    """The method called `name`, whose module is imported; raises RecipeError with the nearest names otherwise."""
+    if name not in _REGISTRY:
+        index.load(name, "method")
     if name not in _REGISTRY:
         import difflib
 
-        near = difflib.get_close_matches(name, _REGISTRY, n=3)
+        known = names()
+        near = difflib.get_close_matches(name, known, n=3)
         hint = (
-            f"; did you mean {' or '.join(near)}?"
-            if near
-            else f"; known are {', '.join(sorted(_REGISTRY))}."
+            f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(known)}."
         )
         raise RecipeError(f"There is no merge method called {name!r}{hint}")
     return _REGISTRY[name]

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from weightsmith.packages.library import Member as Member
-from weightsmith.packages.library import materialise as materialise
-from weightsmith.packages.library import members as members
-from weightsmith.packages.packing import pack as pack
-from weightsmith.packages.sharing import dedupe as dedupe
-from weightsmith.packages.sharing import gc as gc
-from weightsmith.packages.unpacking import unpack as unpack
+from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.packages.library import Member as Member
+    from weightsmith.packages.library import materialise as materialise
+    from weightsmith.packages.library import members as members
+    from weightsmith.packages.packing import pack as pack
+    from weightsmith.packages.sharing import dedupe as dedupe
+    from weightsmith.packages.sharing import gc as gc
+    from weightsmith.packages.unpacking import unpack as unpack
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Member": "weightsmith.packages.library",
+            "dedupe": "weightsmith.packages.sharing",
+            "gc": "weightsmith.packages.sharing",
+            "materialise": "weightsmith.packages.library",
+            "members": "weightsmith.packages.library",
+            "pack": "weightsmith.packages.packing",
+            "unpack": "weightsmith.packages.unpacking",
+        },
+    )

@@ -54,6 +54,21 @@ class Member:
         """Bytes on disk by bytes of the checkpoint."""
         return self.nbytes / self.dense_bytes if self.dense_bytes else 0.0
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "base": self.base,
+            "base_digest": self.base_digest,
+            "codecs": dict(self.codecs),
+            "bytes": self.nbytes,
+            "dense_bytes": self.dense_bytes,
+            "ratio": self.ratio,
+            "error": self.error,
+            "problem": self.problem,
+        }
+
 
 def folders_of(library: Path) -> list[Path]:
     """The folders in a library that may be members, by name; links, hidden folders and unfinished ones are left out.

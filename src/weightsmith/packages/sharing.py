@@ -11,8 +11,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from weightsmith.checkpoints.package_header import STREAMS, read_header
 from weightsmith.checkpoints.packages import SHARED, shared_file, shared_stream
@@ -41,6 +42,10 @@ class Deduped:
     streams: int
     packages: int
     freed: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,21 @@
-"""The recipe language: reading recipes, and resolving them against the headers of checkpoints."""
+"""The recipe language: reading recipes, and resolving them against the headers of checkpoints (`recipes.resolve`)."""
 
 from __future__ import annotations
 
-from weightsmith.recipes.loading import load
-from weightsmith.recipes.overrides import override
-from weightsmith.recipes.recipe import Recipe
-from weightsmith.recipes.resolve import resolve
+from typing import TYPE_CHECKING
 
-__all__ = ["Recipe", "load", "override", "resolve"]
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.loading import load as load
+    from weightsmith.recipes.overrides import override as override
+    from weightsmith.recipes.recipe import Recipe as Recipe
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Recipe": "weightsmith.recipes.recipe",
+            "load": "weightsmith.recipes.loading",
+            "override": "weightsmith.recipes.overrides",
+        },
+    )

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
-from weightsmith.recipes.expressions import (
-    Combination,
-    called_methods,
-    measured_names,
-    parse_expression,
-)
 from weightsmith.recipes.schema import Module, RecipeDocument, Slice, Step
 from weightsmith.recipes.statistics import METRICS
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.expressions import Combination
 
 # Semantics that every method has: one without mergekit's preset does the same there as in its paper.
 _GENERAL = (registry.PAPER, "mergekit")
@@ -105,6 +102,8 @@ class _Check:
         self._require_use_of_statistics([*uses, *rules])
         methods = _methods([*uses, *rules])
         if document.expression is not None:
+            from weightsmith.recipes.expressions import called_methods, parse_expression
+
             read = parse_expression(document.expression, document.checkpoints or {}, semantics)
             methods += called_methods(read)
             self._measured_operands(read, document)
@@ -197,6 +196,8 @@ class _Check:
 
     def _measured_operands(self, read: Combination, document: RecipeDocument) -> None:
         """Every checkpoint that a method weighs by its statistics has some, and all that are given are used."""
+        from weightsmith.recipes.expressions import measured_names
+
         try:
             used = measured_names(read)
         except RecipeError as problem:

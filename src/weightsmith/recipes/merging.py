@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.arithmetic import expression_items
 from weightsmith.recipes.combine import Combiner
-from weightsmith.recipes.correspondence import in_donors_names
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.modifying import closest
-from weightsmith.recipes.modules import split_modules
 from weightsmith.recipes.placement import Placed, place_models, place_slices
 from weightsmith.recipes.postprocess import post_steps
 from weightsmith.recipes.recipe import plain
@@ -181,6 +178,8 @@ class Resolver:
         return Combiner(self._problems, document.missing or "error", rounding, output, seed)
 
     def _expression(self, work: _Work, text: str) -> None:
+        from weightsmith.recipes.arithmetic import expression_items
+
         models = (work.document.checkpoints or {}).items()
         views = {
             name: self.view(model, work.semantics, work.scope, work.seed) for name, model in models
@@ -291,6 +290,9 @@ class Resolver:
         )
 
     def _modules(self, work: _Work, modules: Mapping[str, Module]) -> None:
+        from weightsmith.recipes.correspondence import in_donors_names
+        from weightsmith.recipes.modules import split_modules
+
         split = split_modules(work.donor, modules)
         for name, module in modules.items():
             if not split.names.get(name):

@@ -16,7 +16,8 @@ MERGEKIT = "mergekit"
 class Part(BaseModel):
     """A mapping in a recipe; `mergekit_keys` are those that mergekit's dialect has there."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # Built when a recipe is read: the whole document at once, and not each part by itself.
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
     mergekit_keys: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,11 @@ class Recipe:
 
     def dump(self) -> str:
         """The recipe as canonical YAML, which `load` reads back to an equal recipe."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        # A merge asks for it five times: the plan's digest, the manifest's, the folder's and the card's.
         return dump_yaml(self.to_mapping())
 
     def to_mergekit(self) -> str:

@@ -23,7 +23,7 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 class AdapterRef(BaseModel):
     """An adapter by path or Hub id; `scale` is what its change is multiplied with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     path: str
     revision: str | None = None
@@ -49,7 +49,7 @@ class ModelRef(BaseModel):
     A local path that exists is taken as it is, `@` and `+` included.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     path: str
     revision: str | None = None

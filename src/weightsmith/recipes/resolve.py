@@ -9,16 +9,16 @@ from weightsmith.adapters.opening import open_model
 from weightsmith.adapters.references import located, parse_reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.bundling import bundled
 from weightsmith.recipes.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.merging import Resolver
 from weightsmith.recipes.postprocess import assertions, tied_outputs
 from weightsmith.recipes.recipe import Recipe
+from weightsmith.recipes.schema import RecipeDocument
 from weightsmith.recipes.seams import seam_findings
-from weightsmith.recipes.tokenizers import align_checkpoints
 from weightsmith.recipes.views import Item, View
 from weightsmith.recipes.vocabulary_comparison import compare_vocabularies
+from weightsmith.recipes.vocabulary_sections import Tokenizer
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
 from weightsmith.tensors.sizes import parse_size
 
@@ -38,7 +38,13 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     document = recipe.document
     inputs = Inputs(opener_of(recipe, opened), unties=bool(document.untie))
     resolver = Resolver(inputs)
-    vocabulary = align_checkpoints(document, inputs, recipe.semantics)
+    section = _tokenizer_section(document)
+    vocabulary = None
+    if section is not None:
+        # Most recipes have none, and the aligning of vocabularies is a third of what reads recipes.
+        from weightsmith.recipes.tokenizers import align_checkpoints
+
+        vocabulary = align_checkpoints(document, section, inputs, recipe.semantics)
     result = resolver.result(document, inherited="paper", scope="merge")
     outputs = tied_outputs(result)
     if vocabulary is None:
@@ -48,6 +54,8 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     measured = _measured_only(tensors, inputs.recipe_views)
     bundle = None
     if document.bundle is not None:
+        from weightsmith.recipes.bundling import bundled
+
         tensors, bundle = bundled(document, tensors, inputs.checkpoints)
     return Resolved(
         outputs=tensors,
@@ -106,6 +114,13 @@ def shard_bytes(given: str | int | None) -> int:
         return _DEFAULT_SHARD if given is None else parse_size(given)
     except ValueError as problem:
         raise RecipeError(f"shard_size: {problem}.") from None
+
+
+def _tokenizer_section(document: RecipeDocument) -> Tokenizer | None:
+    """The tokenizer section of a recipe, however it is written."""
+    if document.tokenizer is None and document.tokenizer_source is not None:
+        return Tokenizer(source=document.tokenizer_source)
+    return document.tokenizer
 
 
 def opener_of(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:

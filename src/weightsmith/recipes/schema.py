@@ -334,7 +334,3 @@ class RecipeDocument(Part):
         return bool(modules) and all(
             m.merge_method or (m.slices and all(s.merge_method for s in m.slices)) for m in modules
         )
-
-
-for _model in (ModelEntry, SliceSource, Slice, Module, Rule, Step, Equal, RecipeDocument):
-    _model.model_rebuild()

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.findings import Finding, Severity
@@ -26,6 +27,10 @@ class LayerOrigin:
     def neighbour(self, step: int) -> LayerOrigin:
         """The layer `step` further on; it need not exist."""
         return LayerOrigin(self.checkpoint, self.stack, self.layer + step)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"checkpoint": self.checkpoint, "stack": self.stack, "layer": self.layer}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Match(BaseModel):
     searched in the output tensor's name; `glob` a pattern for the whole name.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     role: StrictStr | tuple[StrictStr, ...] | None = None
     layers: tuple[StrictInt, StrictInt] | None = None

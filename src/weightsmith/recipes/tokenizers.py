@@ -45,22 +45,14 @@ from weightsmith.vocabularies.vocabulary import AddedFlags, Vocabulary
 from weightsmith.wording import counted
 
 
-def section_of(document: RecipeDocument) -> Tokenizer | None:
-    """The tokenizer section of a recipe, however it is written."""
-    if document.tokenizer is None and document.tokenizer_source is not None:
-        return Tokenizer(source=document.tokenizer_source)
-    return document.tokenizer
-
-
-def align_checkpoints(document: RecipeDocument, inputs: Inputs, semantics: str) -> Outcome | None:
-    """Open and align every checkpoint of a recipe with a tokenizer section; None where it has none.
+def align_checkpoints(
+    document: RecipeDocument, section: Tokenizer, inputs: Inputs, semantics: str
+) -> Outcome | None:
+    """Open and align every checkpoint of a recipe with a tokenizer section; None where none has a tokenizer.
 
     Raises RecipeError for a section that means nothing for these checkpoints, and TokenizerError for a tokenizer that
     cannot be read.
     """
-    section = section_of(document)
-    if section is None:
-        return None
     work = _Section(document, section, inputs, semantics)
     work.open()
     if not work.has_tokenizers():

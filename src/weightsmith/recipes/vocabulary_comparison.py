@@ -13,15 +13,13 @@ from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Same, Sum
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.views import Item
 from weightsmith.tensors.messages import shown
-from weightsmith.vocabularies.library import Library
 from weightsmith.vocabularies.outcome import Outcome
 from weightsmith.vocabularies.papers import Change
-from weightsmith.vocabularies.templates import resolve_chat_template
-from weightsmith.vocabularies.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from weightsmith.recipes.merging import Result
     from weightsmith.recipes.schema import RecipeDocument
+    from weightsmith.vocabularies.vocabulary import Vocabulary
 
 _TABLES = (Kind.EMBEDDING, Kind.HEAD)
 
@@ -33,7 +31,6 @@ def compare_vocabularies(
 
     Raises RecipeError for a `chat_template:` that means nothing.
     """
-    library = Library()
     donor = inputs.label_of(result.donor)
     mixed = _mixed(outputs)
     labels = [donor, *(label for label in inputs.checkpoints if label != donor)]
@@ -44,6 +41,14 @@ def compare_vocabularies(
         for label in labels
         if label not in statistics and inputs.checkpoints[label].tokenizer_files
     }
+    if not checkpoints and document.chat_template is None:
+        rows = inputs.checkpoints[donor].vocab_size or 0
+        return Outcome(rows=rows, template=f"that of {donor!r}")
+    # Readers of tokenizers are many, and most small networks have none.
+    from weightsmith.vocabularies.library import Library
+    from weightsmith.vocabularies.templates import resolve_chat_template
+
+    library = Library()
     look = library.outline if library.share_tokens(list(checkpoints.values())) else library.read
     for label, checkpoint in checkpoints.items():
         vocabulary = _read(look, label, checkpoint, inputs)

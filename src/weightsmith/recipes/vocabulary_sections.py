@@ -174,7 +174,3 @@ class Tokenizer(Part):
                 "a token of no characters is never found in a text; leave it out of `tokens`"
             )
         return self
-
-
-for _part in (TokenRow, MissingRows, Tokenizer):
-    _part.model_rebuild()

@@ -20,6 +20,21 @@ _NOT_FINISHED = {
     "interrupted": "The league was interrupted before all methods were measured.",
 }
 
+_COLUMNS = (
+    "method",
+    "setting",
+    "parameters",
+    "rank",
+    "normalised",
+    "retained",
+    "mean",
+    "general",
+    "unseen",
+    "CPU s",
+    "memory",
+)
+_WORDS = frozenset({"method", "setting", "parameters"})
+
 
 def read_league(file: Path) -> Mapping[str, Any]:
     """What `league --json` wrote; raises UsageError for another file."""
@@ -132,23 +147,14 @@ def _point(row: Mapping[str, Any]) -> Point:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> DataTable:
+    """A row for each method and setting; figures that no row has, such as those of unseen tasks, have no column."""
+    cells = [_row(row) for row in rows]
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] not in ("", ABSENT) for row in cells)]
     return DataTable(
         "League table; 95 % intervals in brackets",
-        (
-            "method",
-            "setting",
-            "rank",
-            "normalised",
-            "retained",
-            "mean",
-            "general",
-            "unseen",
-            "CPU s",
-            "memory",
-            "parameters",
-        ),
-        tuple(_row(row) for row in rows),
-        frozenset(range(2, 10)),
+        tuple(_COLUMNS[i] for i in shown),
+        tuple(tuple(row[i] for i in shown) for row in cells),
+        frozenset(place for place, i in enumerate(shown) if _COLUMNS[i] not in _WORDS),
     )
 
 
@@ -157,12 +163,13 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     given = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
     return (
         str(row["name"]),
-        str(row["setting"]),
+        # Base, experts and average have one setting, which is called as they are.
+        str(row["setting"]) if row["setting"] != row["name"] else "",
+        given + (" (at the edge of its grid)" if row.get("at_edge") else ""),
         _ranked(row["rank"]),
         *(written(row[key]) for key in ("normalized", "retained", "mean", "general", "unseen")),
         ABSENT if cost is None else number(float(cost["cpu_seconds"]), 2),
         ABSENT if cost is None else format_size(int(cost["peak_bytes"])),
-        given + (" (at the edge of its grid)" if row.get("at_edge") else ""),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from weightsmith.vocabularies.alignment import TableReport
 from weightsmith.vocabularies.papers import Change
+
+if TYPE_CHECKING:
+    from weightsmith.vocabularies.alignment import TableReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from weightsmith.checkpoints.donor import donor_files, is_template, tokenizer_fi
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.findings import Finding
 from weightsmith.vocabularies.special_ids import consistent
-from weightsmith.vocabularies.templates import with_template
 
 if TYPE_CHECKING:
     from weightsmith.vocabularies.vocabulary import Vocabulary
@@ -68,6 +67,8 @@ def papers(
     if carried is not None and carried != generation:
         files[_GENERATION] = (json.dumps(carried, indent=2, ensure_ascii=False) + "\n").encode()
     if change.template is not None:
+        from weightsmith.vocabularies.templates import with_template
+
         files |= with_template(files, change.template)
     return Papers(made, dict(sorted(files.items())), tuple(findings))
 
