@@ -57,7 +57,7 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     )
     loaded = fresh(program)
     methods = {name for name in loaded if name.startswith("weightsmith.methods.")}
-    shared = "index registry modifiers task_vectors span matrices".split()
+    shared = "index registry modifiers task_vectors span matrices named_roles".split()
     assert methods <= {f"weightsmith.methods.{name}" for name in ("ties", *shared)}
     rooms = {".".join(name.split(".")[:2]) for name in loaded}
     assert not rooms & {

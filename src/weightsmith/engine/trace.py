@@ -140,7 +140,8 @@ class Tracer:
         chain = [self._modifier(m, name) for m in merge.modifiers]
         changed = modifiers.modified(chain, origin, experts, site)
         result = self._method(merge, name).combine(base, changed, site)
-        for node in walk([result], place.members):
+        # What modifiers measure counts for tensors too in which the method has no use for it.
+        for node in walk([result, *changed], place.members):
             statistic = statistic_of(node)
             if statistic is not None and node not in place.members:
                 place.members[node] = Member(statistic, at.name)
