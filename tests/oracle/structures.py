@@ -79,6 +79,18 @@ def has_weights(rule: Rule, _: Variant) -> bool:
     return "weight" in registry.get(rule.name).parameters
 
 
+def as_mergekit(_: Rule, variant: Variant) -> bool:
+    """mergekit's defaults, which also count the base among the models."""
+    return variant.get("preset") == "mergekit"
+
+
+def knows_base(rule: Rule, variant: Variant) -> bool:
+    """A base may stand in the recipe and is no model of its own."""
+    return variant.get("base", True) and (
+        takes_base(rule, variant) or not as_mergekit(rule, variant)
+    )
+
+
 # Structures -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +169,10 @@ def slices(rule: Rule, variant: Variant, stored: Stored) -> Case | None:
     whole = plain_recipe(rule, variant, stored)
     parts = []
     for start, stop in ((0, 2), (1, layers)):
-        sources = [{**model, "layer_range": [start, stop]} for model in whole["models"]]
+        models = list(whole["models"])
+        if as_mergekit(rule, variant) and takes_base(rule, variant):
+            models.append({"model": stored.base})
+        sources = [{**model, "layer_range": [start, stop]} for model in models]
         parts.append({"sources": sources})
     made = {k: v for k, v in whole.items() if k != "models"} | {"slices": parts}
     return Case(made, rule(stacked, variant), stacked.base)
@@ -174,7 +189,7 @@ def rules(rule: Rule, variant: Variant, stored: Stored) -> Case:
     inner = _of_role(family, "mlp")
     ways: list[dict[str, Any]] = [
         {"match": {"role": "norm"}, "keep": keep},
-        {"match": {"role": "attention"}, "merge_method": "soup"},
+        {"match": {"role": "attention"}, "merge_method": "soup", "semantics": "paper"},
     ]
     parameters = dict(variant)
     if has_weights(rule, variant):
@@ -206,7 +221,8 @@ def missing(rule: Rule, variant: Variant, stored: Stored) -> Case:
 def gradients(rule: Rule, variant: Variant, stored: Stored) -> Case:
     """Weights along the depth, 0 and 1 among them."""
     family = rule.cut(stored.family, variant)
-    lists = WEIGHT_LISTS[: len(family.experts)]
+    # A single weight of zero could not be normalised.
+    lists = WEIGHT_LISTS[: len(family.experts)] if len(family.experts) > 1 else [[0.5, 1.0]]
     weights = {n: [gradient(w, p) for w in lists] for n, p in family.places.items()}
     made = plain_recipe(rule, {**variant, "weight": list(lists)}, stored)
     return Case(made, rule(family, {**variant, "weight": weights}), family.base)
@@ -231,7 +247,7 @@ def then_lines(rule: Rule, variant: Variant, stored: Stored) -> Case:
     return Case(plain_recipe(rule, variant, stored, then=["lines"]), scaled, family.base)
 
 
-@structure(unmeasured)
+@structure(unmeasured, knows_base)
 def modify(rule: Rule, variant: Variant, stored: Stored) -> Case:
     """Experts are sparsified and clipped over the whole model before they are merged."""
     family = rule.cut(stored.family, variant)
@@ -242,13 +258,8 @@ def modify(rule: Rule, variant: Variant, stored: Stored) -> Case:
     changed = family
     for name, parameters in steps:
         changed = MODIFIERS[name].function(changed, parameters)
-    made = plain_recipe(rule, variant, stored, modify=[{n: p} for n, p in steps])
-    if "base_model" not in made:
-        if not variant.get("base", True):
-            changed = family
-            made.pop("modify")
-        else:
-            made["base_model"] = stored.base
+    listed = [{n: p} for n, p in steps]
+    made = plain_recipe(rule, variant, stored, base_model=stored.base, modify=listed)
     return Case(made, rule(changed, variant), family.base)
 
 
@@ -278,7 +289,8 @@ def storage(rule: Rule, variant: Variant, stored: Stored) -> Case:
     labels = [path, *family.labels[1:]]
     changed = family.of([first, *family.experts[1:]], labels)
     base = stored.base if takes_base(rule, variant) else None
-    return Case(recipe(rule, variant, labels, base), rule(changed, variant), family.base)
+    made = recipe(rule, variant, labels, base, out_dtype="float64")
+    return Case(made, rule(changed, variant), family.base)
 
 
 # Pieces ---------------------------------------------------------------------------------------------------------------
