@@ -17,6 +17,12 @@ class Defect:
     concerns: Callable[[str, Variant], bool]
 
 
+MODEL_WIDE = frozenset(
+    "ties dare_ties pcb emr consensus tall_masks localize_and_stitch layer_importance lines".split()
+)
+NESTED = frozenset({"nested_expert", "nested_base", "rounded_expert", "missing"})
+"""Methods that can measure something over the whole model."""
+
 DEFECTS: tuple[Defect, ...] = ()
 
 

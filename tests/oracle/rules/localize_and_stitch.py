@@ -42,7 +42,8 @@ def localize_and_stitch(family: Family, parameters: dict) -> dict[str, np.ndarra
     for i, share in enumerate(each(given, "density", "", len(family.experts))):
         deltas = [family.deltas(n)[i] for n in taken]
         whole = joined(deltas)
-        chosen = largest(whole, count(share, whole.size)) & (whole != 0)
+        # With everything selected the paper's masks are ones; else no region has elements that the task left alone.
+        chosen = largest(whole, count(share, whole.size)) & ((whole != 0) | (share == 1))
         masks.append(dict(zip(taken, parted(chosen, deltas), strict=True)))
     for name in taken:
         number = sum(m[name].astype(int) for m in masks)

@@ -11,7 +11,8 @@ The authors' files, with c_i = sign(tau_i) clip(|tau_i|, two quantiles) and n_i 
     beta_i = tanh(tau_i sum_j tau_j) (raw), tanh(tau_i sum_j n_j) (normalised), sum_j tanh(n_i n_j) (pairs)
     s_i = Norm(max(alpha_i beta_i, its 1 - density quantile)), and c_i takes the place of tau_i
 
-The quantiles q and 1 - q are the elements floor(P q) and floor(P (1 - q) - 1) in ascending order, from 0.
+Of the quantiles that clip, q and 1 - q, the lower is the element floor(P q) and the upper floor(P (1 - q) - 1) in
+ascending order, counted from 0; that of the scores, 1 - density, is a lower one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def pcb(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     tasks = [joined([family.deltas(n)[i] for n in names]) for i in range(count_of)]
     weights = [
         joined(
-            [np.full(x.shape, each(given, "weight", n, count_of)[i]) for n, x in zip(names, shapes)]
+            [
+                np.full(x.shape, each(given, "weight", n, count_of)[i])
+                for n, x in zip(names, shapes, strict=True)
+            ]
         )
         for i in range(count_of)
     ]
@@ -109,16 +113,14 @@ def _scores_of_code(
         else:
             between = sum(np.tanh(normed[i] * other) for other in normed)
         score = within * between
-        scores.append(_norm(np.maximum(score, _upper(score, given["density"]))))
+        lowest = math.floor(score.size * (1 - Fraction(repr(given["density"]))))
+        scores.append(_norm(np.maximum(score, np.sort(score)[lowest])))
     return clipped, scores
 
 
 def _clipped(x: np.ndarray, share: float) -> np.ndarray:
+    """Magnitudes between their quantiles `share` and 1 - `share`."""
     magnitudes = np.abs(x)
-    lowest = np.sort(magnitudes)[count(share, x.size)]
-    return np.sign(x) * np.clip(magnitudes, lowest, _upper(magnitudes, share))
-
-
-def _upper(x: np.ndarray, share: float) -> float:
-    """The quantile 1 - share."""
-    return float(np.sort(x)[max(math.floor(x.size * (1 - Fraction(repr(share))) - 1), 0)])
+    ordered = np.sort(magnitudes)
+    highest = math.floor(x.size * (1 - Fraction(repr(share))) - 1)
+    return np.sign(x) * np.clip(magnitudes, ordered[count(share, x.size)], ordered[highest])

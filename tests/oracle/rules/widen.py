@@ -60,7 +60,8 @@ def _weights(
     turned = {"input_first": True, "output_first": False}.get(
         given["orientation"], place.input_first
     )
-    along = 1 if place.role.endswith("embedding") or turned else 0
+    turned = turned and base.ndim == 2  # a kernel's outputs come first in every library
+    along = 1 if place.role == "embedding" or turned else 0
     sizes, angles = [], []
     for expert in experts:
         mine = expert.reshape(matrix.shape)
