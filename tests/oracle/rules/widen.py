@@ -5,11 +5,12 @@
     S_i = softmax over experts of r_i;   S_i = s where r_i > t mean(r_i)
     w_i = (S_i of magnitudes + S_i of directions) / 2;   W = W_0 + lambda sum_i w_i (W_i - W_0)
 
-A column holds the weights of one input, of an embedding it is a token's row. Tensors without columns: r_i = |tau_i|.
+A column holds the weights of one input, of an embedding it is a token's (or position's) row. Tensors without columns: r_i = |tau_i|.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def _weights(
         given["orientation"], place.input_first
     )
     turned = turned and base.ndim == 2  # a kernel's outputs come first in every library
-    along = 1 if place.role == "embedding" or turned else 0
+    along = 1 if place.role.endswith("embedding") or turned else 0
     sizes, angles = [], []
     for expert in experts:
         mine = expert.reshape(matrix.shape)
@@ -87,6 +88,11 @@ def _significance(scores: list[np.ndarray], given: dict[str, Any]) -> list[np.nd
     powers = np.exp(np.stack(scores))
     shares = powers / powers.sum(axis=0)
     return [
-        np.where(r > given["above_average"] * r.mean(), given["calibration"], share)
+        np.where(r > given["above_average"] * _mean(r), given["calibration"], share)
         for r, share in zip(scores, shares, strict=True)
     ]
+
+
+def _mean(scores: np.ndarray) -> float:
+    """The mean, rounded once: the middle one of an odd number of ranks is no larger than their mean."""
+    return math.fsum(scores.ravel()) / scores.size
