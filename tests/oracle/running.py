@@ -28,7 +28,7 @@ TORCH = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.b
 
 @dataclass(frozen=True)
 class Stored:
-    """A family on disk. Its labels are the experts' folders, as recipes name them."""
+    """A family on disk. Its labels are the names of the experts' folders, which random masks depend on."""
 
     folder: Path
     dtype: str
@@ -39,6 +39,10 @@ class Stored:
     def base(self) -> str:
         """The base's folder."""
         return str(self.folder / "base")
+
+    def expert(self, number: int) -> str:
+        """The folder of an expert, counted from 0."""
+        return str(self.folder / self.family.labels[number])
 
     def write(self, name: str, tensors: Tensors, **how: Any) -> str:
         """One more model of this dtype, made once; its folder."""
@@ -59,7 +63,7 @@ class Stored:
                 path,
                 arrays,
                 kind=kind,
-                of=self.family.labels[expert],
+                of=self.expert(expert),
                 data="numbers drawn for a test",
                 samples=len(next(iter(values.values()))) if kind == "gradients" else 16,
             )
@@ -74,11 +78,10 @@ def _narrow(values: np.ndarray, kind: str) -> np.ndarray:
 def store(family: Family, folder: Path, dtype: str) -> Stored:
     """Write a base and its experts."""
     write_model(folder / "base", family.base, dtype=dtype)
-    labels = []
-    for i, expert in enumerate(family.experts):
-        write_model(folder / f"expert-{i}", expert, dtype=dtype)
-        labels.append(str(folder / f"expert-{i}"))
-    return Stored(folder, dtype, replace(family, labels=tuple(labels)))
+    labels = tuple(f"expert-{i}" for i in range(len(family.experts)))
+    for label, expert in zip(labels, family.experts, strict=True):
+        write_model(folder / label, expert, dtype=dtype)
+    return Stored(folder, dtype, replace(family, labels=labels))
 
 
 def write_model(
@@ -164,11 +167,15 @@ def plain_recipe(rule: Rule, variant: Variant, stored: Stored, **more: Any) -> d
 def models_of(rule: Rule, variant: Variant, stored: Stored) -> list[Any]:
     """The experts of a variant, with their statistics where the rule has such."""
     family = rule.cut(stored.family, variant)
+    numbers = range(len(family.experts))
     if rule.statistics is None:
-        return list(family.labels)
+        return [stored.expert(i) for i in numbers]
     return [
-        {"model": label, "statistics": stored.statistics(rule.statistics, i, family.statistics[i])}
-        for i, label in enumerate(family.labels)
+        {
+            "model": stored.expert(i),
+            "statistics": stored.statistics(rule.statistics, i, family.statistics[i]),
+        }
+        for i in numbers
     ]
 
 
@@ -191,9 +198,18 @@ def written(made: Mapping[str, Any], folder: Path, backend: str) -> Tensors:
 
 
 def in_memory(
-    rule: Rule, variant: Variant, family: Family, tied: Mapping[str, str] | None = None
+    rule: Rule,
+    variant: Variant,
+    family: Family,
+    tied: Mapping[str, str] | None = None,
+    modify: Mapping[str, Any] | None = None,
+    based: bool = False,
 ) -> Tensors:
-    """What `merge_state_dicts` makes of a family in float64; `tied` are further names of tensors."""
+    """What `merge_state_dicts` makes of a family in float64.
+
+    `tied` are further names of tensors. `modify` is a modifier with its parameters; `based`: it works on task vectors
+    even where the method has no base.
+    """
     for_all, each = parameters_of(variant, len(family.experts))
 
     def state(tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -203,22 +219,25 @@ def in_memory(
     merged = weightsmith.merge_state_dicts(
         rule.name,
         [state(e) for e in family.experts],
-        base=state(family.base) if takes_base(rule, variant) else None,
+        base=state(family.base) if based or takes_base(rule, variant) else None,
         parameters=for_all,
         per_expert=each,
         preset=variant.get("preset", "paper"),
         seed=family.seed,
         labels=family.labels,
+        modify=[modify] if modify else (),
         statistics=[
-            {
-                n: [torch.from_numpy(x) for x in v] if isinstance(v, list) else torch.from_numpy(v)
-                for n, v in mine.items()
-            }
-            for mine in family.statistics
+            {n: _as_torch(v) for n, v in measured.items()} for measured in family.statistics
         ],
         **({"statistics_kind": rule.statistics} if rule.statistics else {}),
     )
     return {n: x.numpy() for n, x in merged.items()}
+
+
+def _as_torch(values: np.ndarray | list[np.ndarray]) -> torch.Tensor | list[torch.Tensor]:
+    if isinstance(values, list):
+        return [torch.from_numpy(x) for x in values]
+    return torch.from_numpy(values)
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------

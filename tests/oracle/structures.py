@@ -106,8 +106,8 @@ def nested_expert(rule: Rule, variant: Variant, stored: Stored) -> Case:
         "name": "blend",
         "merge_method": "linear",
         "semantics": "paper",
-        "models": [{"model": family.labels[k]} for k in (one, other)],
-        "rules": [{"match": {"role": "embedding"}, "keep": family.labels[one]}],
+        "models": [{"model": stored.expert(k)} for k in (one, other)],
+        "rules": [{"match": {"role": "embedding"}, "keep": stored.expert(one)}],
     }
     return _with_first(rule, variant, stored, inner, made, "blend")
 
@@ -127,7 +127,7 @@ def rounded_expert(rule: Rule, variant: Variant, stored: Stored) -> Case:
         "merge_method": "task_arithmetic",
         "semantics": "paper",
         "base_model": stored.base,
-        "models": [{"model": family.labels[k]} for k in (0, 3)],
+        "models": [{"model": stored.expert(k)} for k in (0, 3)],
         "parameters": {"weight": [0.2, 1.0]},
         "dtype": "bfloat16",
     }
@@ -147,7 +147,7 @@ def nested_base(rule: Rule, variant: Variant, stored: Stored) -> Case:
         "merge_method": "wise_ft",
         "semantics": "paper",
         "base_model": stored.base,
-        "models": [{"model": family.labels[3]}],
+        "models": [{"model": stored.expert(3)}],
         "parameters": {"alpha": 0.25},
         "rules": [{"match": {"role": "norm"}, "keep": stored.base}],
     }
@@ -183,7 +183,7 @@ def rules(rule: Rule, variant: Variant, stored: Stored) -> Case:
     """Norms are kept, attention is averaged, and the other layers' matrices have weights of their own."""
     family = rule.cut(stored.family, variant)
     based = takes_base(rule, variant)
-    keep, kept = (stored.base, family.base) if based else (family.labels[0], family.experts[0])
+    keep, kept = (stored.base, family.base) if based else (stored.expert(0), family.experts[0])
     norms = _of_role(family, "norm")
     attention = _of_role(family, "attention")
     inner = _of_role(family, "mlp")
@@ -211,9 +211,9 @@ def missing(rule: Rule, variant: Variant, stored: Stored) -> Case:
     rest = {n: x for n, x in family.experts[0].items() if n not in lacking}
     path = stored.write("partial", rest)
     filled = rest | {n: family.base[n] for n in lacking}
-    labels = [path, *family.labels[1:]]
-    completed = family.of([filled, *family.experts[1:]], labels)
-    made = recipe(rule, variant, labels, stored.base, missing="base", donor=stored.base)
+    models = [path, *models_of(rule, variant, stored)[1:]]
+    completed = family.of([filled, *family.experts[1:]], ["partial", *family.labels[1:]])
+    made = recipe(rule, variant, models, stored.base, missing="base", donor=stored.base)
     return Case(made, rule(completed, variant), family.base)
 
 
@@ -267,11 +267,12 @@ def modify(rule: Rule, variant: Variant, stored: Stored) -> Case:
 def shards(rule: Rule, variant: Variant, stored: Stored) -> Case:
     """The experts lie in files of another order than the base."""
     family = rule.cut(stored.family, variant)
+    names = [f"sharded-{i}" for i in range(len(family.experts))]
     paths = [
-        stored.write(f"sharded-{i}", expert, shards=i + 2, backwards=True)
-        for i, expert in enumerate(family.experts)
+        stored.write(name, expert, shards=i + 2, backwards=True)
+        for i, (name, expert) in enumerate(zip(names, family.experts, strict=True))
     ]
-    moved = family.of(family.experts, paths)
+    moved = family.of(family.experts, names)
     base = stored.base if takes_base(rule, variant) else None
     return Case(recipe(rule, variant, paths, base), rule(moved, variant), family.base)
 
@@ -286,10 +287,10 @@ def storage(rule: Rule, variant: Variant, stored: Stored) -> Case:
     first |= {n: bfloat16(first[n]) for n in half}
     first |= {n: first[n].astype(np.float32).astype(np.float64) for n in single}
     path = stored.write("mixed", first, dtypes=half | single)
-    labels = [path, *family.labels[1:]]
-    changed = family.of([first, *family.experts[1:]], labels)
+    models = [path, *models_of(rule, variant, stored)[1:]]
+    changed = family.of([first, *family.experts[1:]], ["mixed", *family.labels[1:]])
     base = stored.base if takes_base(rule, variant) else None
-    made = recipe(rule, variant, labels, base, out_dtype="float64")
+    made = recipe(rule, variant, models, base, out_dtype="float64")
     return Case(made, rule(changed, variant), family.base)
 
 
@@ -306,9 +307,8 @@ def _with_first(
 ) -> Case:
     """The case whose first expert is the recipe `inner`, which makes `made` and is called `name`."""
     family = rule.cut(stored.family, variant)
-    labels = [name, *family.labels[1:]]
-    changed = family.of([made, *family.experts[1:]], labels)
-    models: list[Any] = [{"model": dict(inner)}, *family.labels[1:]]
+    changed = family.of([made, *family.experts[1:]], [name, *family.labels[1:]])
+    models: list[Any] = [{"model": dict(inner)}, *models_of(rule, variant, stored)[1:]]
     base = stored.base if takes_base(rule, variant) else None
     return Case(
         recipe(rule, variant, models, base, donor=stored.base),

@@ -5,7 +5,8 @@
     S_i = softmax over experts of r_i;   S_i = s where r_i > t mean(r_i)
     w_i = (S_i of magnitudes + S_i of directions) / 2;   W = W_0 + lambda sum_i w_i (W_i - W_0)
 
-A column holds the weights of one input, of an embedding it is a token's (or position's) row. Tensors without columns: r_i = |tau_i|.
+A column holds the weights of one input, of an embedding it is a token's (or position's) row. Tensors without columns
+take r_i = |tau_i|.
 """
 
 from __future__ import annotations
