@@ -7,6 +7,7 @@ A module `rules/NAME.py` has a function NAME(family, parameters) and
     STATISTICS          the kind of statistics that the experts come with (none)
     TOLERANCE           largest error in float64 as a share of the largest change (1e-12)
     TOLERANCE_FLOAT32   the same where the work precision is float32 (2e-6)
+    EQUAL               variants that are tried with many equal magnitudes, for methods that compare them ([])
     SKIPS               structures that mean nothing to the method, with the reason ({})
 """
 
@@ -36,6 +37,7 @@ class Rule:
     statistics: str | None = None
     tolerance: float = 1e-12
     tolerance_float32: float = 2e-6
+    equal: tuple[Variant, ...] = ()
     skips: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, family: Family, variant: Variant) -> Tensors:
@@ -65,6 +67,7 @@ def load(folder: Path, package: str) -> dict[str, Rule]:
             getattr(module, "STATISTICS", None),
             getattr(module, "TOLERANCE", 1e-12),
             getattr(module, "TOLERANCE_FLOAT32", 2e-6),
+            tuple(getattr(module, "EQUAL", ())),
             getattr(module, "SKIPS", {}),
         )
     return found

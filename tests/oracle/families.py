@@ -1,8 +1,9 @@
 """Small models of four shapes for oracles: a base, four experts, and what is known of each tensor.
 
 The numbers are drawn so that every difference expert - base is exact in the work precision, and so that no expert has
-two elements of equal magnitude besides its zeros: what an oracle leaves to chance, nobody decides. A tenth of each
-expert's elements, and all of one norm of its second expert, are the base's own.
+two elements of equal magnitude besides its zeros: what an oracle leaves to chance, nobody decides. ("coarse" numbers
+are the exception, for those oracles that know which of equals count.) A tenth of each expert's elements, and all of
+one norm of the second expert, are the base's own.
 """
 
 from __future__ import annotations
@@ -238,7 +239,18 @@ def _bfloat16(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.
     return draw(), [draw() for _ in range(EXPERTS)]
 
 
-_DRAWS: Mapping[str, _Draw] = {"float64": _float64, "float32": _float32, "bfloat16": _bfloat16}
+def _coarse(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Multiples of 2^-7 that bfloat16 has, and of a dozen magnitudes."""
+    base = rng.integers(-16, 17, size) / 2.0**5
+    return base, [base + rng.integers(-12, 13, size) / 2.0**7 for _ in range(EXPERTS)]
+
+
+_DRAWS: Mapping[str, _Draw] = {
+    "float64": _float64,
+    "float32": _float32,
+    "bfloat16": _bfloat16,
+    "coarse": _coarse,
+}
 
 
 def _drawn(
@@ -249,7 +261,7 @@ def _drawn(
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     draw = _DRAWS[dtype]
     base, experts = draw(rng, sum(sizes))
-    while (again := _alike(base, experts)).any():
+    while dtype != "coarse" and (again := _alike(base, experts)).any():
         fresh, others = draw(rng, int(again.sum()))
         base[again] = fresh
         for expert, other in zip(experts, others, strict=True):

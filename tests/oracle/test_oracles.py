@@ -21,6 +21,7 @@ from .running import Stored, computed, error, in_memory, plain_recipe, store, wr
 from .structures import STRUCTURES, Case
 
 SHAPES = list(BUILDERS)
+FLOAT32 = {f"{d} {b}" for d in ("float32", "bfloat16") for b in ("native", "torch")}
 WITHOUT_ORACLE: dict[str, str] = {}
 """Methods that have no oracle, with the reason."""
 
@@ -52,6 +53,7 @@ def record() -> Iterator[Callable[..., None]]:
                 "structure": structure,
                 "shape": shape,
                 "error": found,
+                "tolerance": rule.tolerance_float32 if structure in FLOAT32 else rule.tolerance,
             }
         )
 
@@ -77,6 +79,8 @@ def cases(structure: str) -> list[object]:
 
 
 def _applies(structure: str, rule: Rule, variant: Variant) -> bool:
+    if structure == "equal":
+        return variant in rule.equal
     return structure not in STRUCTURES or STRUCTURES[structure].applies(rule, variant)
 
 
@@ -175,6 +179,19 @@ def test_a_tied_head_counts_once(rule, variants, record) -> None:
         got = in_memory(rule, variant, family, {"lm_head.weight": embedding})
         found[label(variant)] = error(want, got, family.base)
         record(rule, variant, "tied", family.name, found[label(variant)])
+    compared(found, rule.tolerance)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("rule", "variants"), cases("equal"))
+def test_equal_magnitudes_agree(rule, variants, record) -> None:
+    found = {}
+    for variant in variants:
+        for shape in SHAPES:
+            family = rule.cut(BUILDERS[shape]("coarse"), variant)
+            off = error(rule(family, variant), in_memory(rule, variant, family), family.base)
+            found[f"{label(variant)} {shape}"] = off
+            record(rule, variant, "equal", shape, off)
     compared(found, rule.tolerance)
 
 

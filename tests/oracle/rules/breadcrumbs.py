@@ -39,6 +39,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 0.5, "gamma": 0.05, "normalize": "absolute", "weight": [0.5, 1.0, -0.25]},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5, "normalize": "signed"},
 ]
+EQUAL = VARIANTS
 
 
 def breadcrumbs(family: Family, parameters: dict) -> dict[str, np.ndarray]:

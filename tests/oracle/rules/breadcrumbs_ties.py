@@ -27,6 +27,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 0.5, "gamma": 0.1, "rescale": "l1", "lambda": 0.6},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5},
 ]
+EQUAL = VARIANTS
 
 
 def breadcrumbs_ties(family: Family, parameters: dict) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"masks": "magnitude", "mask_density": 0.5},
     {"experts": 4, "k": 2},
 ]
+EQUAL = VARIANTS
 
 
 def consensus(family: Family, parameters: dict) -> dict[str, np.ndarray]:

@@ -40,6 +40,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 0.4, "drop": "magnitude", "rescale": "l1"},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5, "normalize": "signed"},
 ]
+EQUAL = VARIANTS
 
 
 def dare_linear(family: Family, parameters: dict) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from .dare_linear import PRESETS as DARE
 from .dare_linear import dropped
 from .shared.consensus import disjoint
-from .shared.order import count, joined, largest, parted
+from .shared.order import count, largest_of_model
 from .shared.values import with_preset
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 0.4, "drop": "magnitude", "zero_sum": "minority"},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5},
 ]
+EQUAL = VARIANTS
 
 
 def dare_ties(family: Family, parameters: dict) -> dict[str, np.ndarray]:
@@ -48,9 +49,9 @@ def dare_ties(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     sparse = dropped(family, given)
     if given["trim"] < 1:
         for i in range(len(family.experts)):
-            parts = [sparse[n][i] for n in sparse]
-            whole = joined(parts)
-            kept = np.where(largest(whole, count(given["trim"], whole.size)), whole, 0.0)
-            for name, part in zip(sparse, parted(kept, parts), strict=True):
-                sparse[name][i] = part
+            parts = {n: sparse[n][i] for n in sparse}
+            size = sum(x.size for x in parts.values())
+            masks = largest_of_model(parts, count(given["trim"], size))
+            for name, part in parts.items():
+                sparse[name][i] = np.where(masks[name], part, 0.0)
     return disjoint(family, sparse, given)

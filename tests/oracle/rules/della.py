@@ -37,6 +37,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"adaptive": "tensor", "weight": [0.5, 1.0, 2.0]},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5},
 ]
+# Task vectors divided by probabilities that depend on other elements cancel up to rounding only.
+EQUAL = [v for v in VARIANTS if v.get("ranking") != "magnitude"]
 
 
 def della(family: Family, parameters: dict) -> dict[str, np.ndarray]:

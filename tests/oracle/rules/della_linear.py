@@ -40,6 +40,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"ranking": "magnitude", "density": 0.5, "epsilon": 0.3, "rescale": "none"},
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "density": 0.5},
 ]
+EQUAL = VARIANTS
 
 
 def della_linear(family: Family, parameters: dict) -> dict[str, np.ndarray]:

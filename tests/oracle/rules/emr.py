@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"task": "3"},
     {"experts": 1},
 ]
+EQUAL = VARIANTS
 
 
 def emr(family: Family, parameters: dict) -> dict[str, np.ndarray]:

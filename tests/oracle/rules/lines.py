@@ -30,6 +30,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"merger": "first"},
     {"experts": 1, "alpha": 0.4},
 ]
+EQUAL = VARIANTS
 
 
 def lines(family: Family, parameters: dict) -> dict[str, np.ndarray]:

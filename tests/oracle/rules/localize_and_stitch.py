@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .shared.order import count, joined, largest, parted
+from .shared.order import count, largest_of_model
 from .shared.values import each, with_preset
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 1.0},
     {"experts": 1, "density": 0.3},
 ]
+EQUAL = VARIANTS
 
 
 def localize_and_stitch(family: Family, parameters: dict) -> dict[str, np.ndarray]:
@@ -40,11 +41,10 @@ def localize_and_stitch(family: Family, parameters: dict) -> dict[str, np.ndarra
     taken = [n for n, p in family.places.items() if not _excluded(p.role, given["exclude"])]
     masks = []
     for i, share in enumerate(each(given, "density", "", len(family.experts))):
-        deltas = [family.deltas(n)[i] for n in taken]
-        whole = joined(deltas)
+        deltas = {n: family.deltas(n)[i] for n in taken}
+        chosen = largest_of_model(deltas, count(share, sum(d.size for d in deltas.values())))
         # With everything selected the paper's masks are ones; else no region has elements that the task left alone.
-        chosen = largest(whole, count(share, whole.size)) & ((whole != 0) | (share == 1))
-        masks.append(dict(zip(taken, parted(chosen, deltas), strict=True)))
+        masks.append({n: m & ((deltas[n] != 0) | (share == 1)) for n, m in chosen.items()})
     for name in taken:
         number = sum(m[name].astype(int) for m in masks)
         total = sum(m[name] * d for m, d in zip(masks, family.deltas(name), strict=True))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..families import Family
 
 VARIANTS: list[dict[str, Any]] = [{}, {"lambda": 1.0, "experts": 4}, {"experts": 1}]
+EQUAL = VARIANTS
 
 
 def magmax(family: Family, parameters: dict) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"preset": "mergekit", "epsilon": 0.02},
     {"experts": 1, "epsilon": 0.03},
 ]
+EQUAL = VARIANTS
 
 
 def ram(family: Family, parameters: dict) -> dict[str, np.ndarray]:

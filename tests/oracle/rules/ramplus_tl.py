@@ -19,6 +19,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"preset": "mergekit", "epsilon": 0.04},
     {"experts": 1},
 ]
+EQUAL = VARIANTS
 
 
 def ramplus_tl(family: Family, parameters: dict) -> dict[str, np.ndarray]:

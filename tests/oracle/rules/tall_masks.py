@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"mask_lambda": 0.0},
     {"experts": 1},
 ]
+EQUAL = VARIANTS
 
 
 def tall_masks(family: Family, parameters: dict) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"preset": "mergekit", "weight": [1.0, 0.5, 0.7], "normalize": "signed"},
     {"experts": 1, "weight": [-0.5]},
 ]
+EQUAL = VARIANTS
 
 
 def task_arithmetic(family: Family, parameters: dict) -> dict[str, np.ndarray]:

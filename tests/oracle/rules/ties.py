@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .shared.consensus import disjoint
-from .shared.order import count, joined, largest, parted
+from .shared.order import count, joined, largest, largest_of_model, parted
 from .shared.values import each, with_preset
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"density": 1.0},
     {"experts": 1},
 ]
+EQUAL = VARIANTS
 
 
 def ties(family: Family, parameters: dict) -> dict[str, np.ndarray]:
@@ -104,12 +105,16 @@ def trimmed(family: Family, given: dict[str, Any]) -> dict[str, list[np.ndarray]
         }
     result: dict[str, list[np.ndarray]] = {n: [] for n in names}
     for i in range(count_of):
-        deltas = [family.deltas(n)[i] for n in names]
-        whole = joined(deltas)
-        kept = number_kept(whole.size, shares[names[0]][i], given)
-        trimmed_whole = _rescaled(whole, np.where(largest(whole, kept), whole, 0.0), given)
-        for n, part in zip(names, parted(trimmed_whole, deltas), strict=True):
-            result[n].append(part)
+        # Tensors that are given another share have a threshold of their own.
+        for share in dict.fromkeys(shares[n][i] for n in names):
+            deltas = {n: family.deltas(n)[i] for n in names if shares[n][i] == share}
+            size = sum(d.size for d in deltas.values())
+            masks = largest_of_model(deltas, number_kept(size, share, given))
+            whole = joined(list(deltas.values()))
+            kept = joined([np.where(masks[n], d, 0.0) for n, d in deltas.items()])
+            parts = parted(_rescaled(whole, kept, given), list(deltas.values()))
+            for n, part in zip(deltas, parts, strict=True):
+                result[n].append(part)
     return result
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..families import Family
 
 VARIANTS: list[dict[str, Any]] = [{}, {"k": 0}, {"experts": 4}]
+EQUAL = VARIANTS
 
 
 def trimmed_mean(family: Family, parameters: dict) -> dict[str, np.ndarray]:

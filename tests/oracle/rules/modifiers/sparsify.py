@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..shared.order import count, joined, largest, parted
+from ..shared.order import count, largest, largest_of_model
 from ..shared.randomness import uniform
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def sparsify(family: Family, parameters: dict) -> Family:
                 for n in names
             ]
         elif given["scope"] == "model":
-            whole = joined(deltas)
-            masks = parted(largest(whole, count(share, whole.size)), deltas)
+            whole = dict(zip(names, deltas, strict=True))
+            kept = count(share, sum(d.size for d in deltas))
+            masks = list(largest_of_model(whole, kept).values())
         else:
             masks = [largest(d, count(share, d.size)) for d in deltas]
         made = {}

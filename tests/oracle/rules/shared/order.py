@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
+
+from .randomness import ranks
 
 
 def count(share: float, size: int) -> int:
@@ -20,6 +22,15 @@ def largest(x: np.ndarray, k: int) -> np.ndarray:
     mask = np.zeros(flat.size, bool)
     mask[np.argsort(-flat, kind="stable")[:k]] = True
     return mask.reshape(x.shape)
+
+
+def largest_of_model(arrays: Mapping[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    """Masks of the k elements of largest magnitude of a model; of equals those of the lowest documented rank."""
+    flat = np.abs(joined(list(arrays.values())))
+    order = np.concatenate([ranks(name, x.size) for name, x in arrays.items()])
+    mask = np.zeros(flat.size, bool)
+    mask[np.lexsort((order, -flat))[:k]] = True
+    return dict(zip(arrays, parted(mask, list(arrays.values())), strict=True))
 
 
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

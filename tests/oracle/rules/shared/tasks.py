@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..ties import ties
-from .order import count, joined, largest, parted
+from .order import count, largest_of_model
 from .values import each
 
 DEFAULTS: dict[str, Any] = {
@@ -33,17 +33,16 @@ def task_masks(
     """m_t = [ |tau_t| > lambda_t |tau - tau_t| ], or the largest |tau_t| of the model."""
     masks: dict[str, list[np.ndarray]] = {n: [] for n in family.places}
     for t in range(len(family.experts)):
-        deltas = [family.deltas(n)[t] for n in family.places]
+        deltas = {n: family.deltas(n)[t] for n in family.places}
         if given["masks"] == "magnitude":
-            whole = joined(deltas)
             share = each(given, "mask_density", "", len(family.experts))[t]
-            chosen = largest(whole, count(share, whole.size)) & (whole != 0)
-            found = parted(chosen, deltas)
+            chosen = largest_of_model(deltas, count(share, sum(d.size for d in deltas.values())))
+            found = {n: m & (deltas[n] != 0) for n, m in chosen.items()}
         else:
-            found = []
-            for name, delta in zip(family.places, deltas, strict=True):
+            found = {}
+            for name, delta in deltas.items():
                 factor = each(given, "mask_lambda", name, len(family.experts))[t]
-                found.append(np.abs(delta) > factor * np.abs(vector[name] - delta))
-        for name, mask in zip(family.places, found, strict=True):
+                found[name] = np.abs(delta) > factor * np.abs(vector[name] - delta)
+        for name, mask in found.items():
             masks[name].append(mask)
     return masks
