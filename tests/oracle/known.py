@@ -10,20 +10,27 @@ from .catalogue import Variant
 
 @dataclass(frozen=True)
 class Defect:
-    """A structure in which some methods are wrong, and why."""
+    """Structures in which some methods are wrong, and why."""
 
     reason: str
     structures: frozenset[str]
     concerns: Callable[[str, Variant], bool]
 
 
-MODEL_WIDE = frozenset(
-    "ties dare_ties pcb emr consensus tall_masks localize_and_stitch layer_importance lines".split()
-)
-NESTED = frozenset({"nested_expert", "nested_base", "rounded_expert", "missing"})
-"""Methods that can measure something over the whole model."""
+def _leaves_tensors_alone(method: str, variant: Variant) -> bool:
+    """Some tensors are the base's whatever the experts are."""
+    if method == "localize_and_stitch":
+        return variant.get("preset") == "language_models" or bool(variant.get("exclude"))
+    return method == "layer_swapping" and variant.get("rest") == "base"
 
-DEFECTS: tuple[Defect, ...] = ()
+
+DEFECTS = (
+    Defect(
+        "a modifier's statistic of the model leaves out the tensors that the method then leaves at the base",
+        frozenset({"modify"}),
+        _leaves_tensors_alone,
+    ),
+)
 
 
 def known(method: str, variant: Variant, structure: str) -> str | None:

@@ -18,6 +18,8 @@ from .catalogue import MODIFIERS, ORACLES, Rule, Variant
 from .families import Family, Place, Tensors
 from .running import Stored, models_of, plain_recipe, recipe, takes_base
 
+# No share times a number of elements is next to a whole number, where rounding would decide about an element.
+SHARE_LISTS = ([0.41, 0.61], [0.5], [0.33, 0.53, 1.0], [0.4])
 WEIGHT_LISTS = ([0.0, 1.0], [1.0, 0.5], [0.25, 1.0, 0.0], [0.5])
 
 
@@ -77,6 +79,12 @@ def has_several(rule: Rule, variant: Variant) -> bool:
 def has_weights(rule: Rule, _: Variant) -> bool:
     """The method takes a weight of each expert."""
     return "weight" in registry.get(rule.name).parameters
+
+
+def has_shares(rule: Rule, _: Variant) -> bool:
+    """The method takes a density of each expert."""
+    density = registry.get(rule.name).parameters.get("density")
+    return density is not None and density.per_expert
 
 
 def as_mergekit(_: Rule, variant: Variant) -> bool:
@@ -226,6 +234,16 @@ def gradients(rule: Rule, variant: Variant, stored: Stored) -> Case:
     weights = {n: [gradient(w, p) for w in lists] for n, p in family.places.items()}
     made = plain_recipe(rule, {**variant, "weight": list(lists)}, stored)
     return Case(made, rule(family, {**variant, "weight": weights}), family.base)
+
+
+@structure(has_shares)
+def shares(rule: Rule, variant: Variant, stored: Stored) -> Case:
+    """Densities along the depth: over the model, each share has a threshold of its own."""
+    family = rule.cut(stored.family, variant)
+    lists = SHARE_LISTS[: len(family.experts)]
+    given = {n: [gradient(w, p) for w in lists] for n, p in family.places.items()}
+    made = plain_recipe(rule, {**variant, "density": list(lists)}, stored)
+    return Case(made, rule(family, {**variant, "density": given}), family.base)
 
 
 @structure(has_base)

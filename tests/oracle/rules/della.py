@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mergekit": {**MAGPRUNE["mergekit"], "normalize": "signed", "zero_sum": "positive"},
 }
+SKIPS = {"shares": "density and epsilon bound each other, so that few lists go with every variant"}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"density": [0.3, 0.5, 1.0], "epsilon": [0.2, 0.1, 0.0], "weight": [0.5, 1.0, 2.0]},

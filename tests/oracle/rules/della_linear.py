@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mergekit": {"density": 1.0, "epsilon": 0.15, "rescale": "l1", "rescale_floor": 1e-7},
 }
+SKIPS = {"shares": "density and epsilon bound each other, so that few lists go with every variant"}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"density": [0.3, 0.5, 1.0], "epsilon": [0.2, 0.1, 0.0], "weight": [0.5, 1.0, -0.25]},

@@ -39,12 +39,7 @@ def localize_and_stitch(family: Family, parameters: dict) -> dict[str, np.ndarra
     given = with_preset(parameters, PRESETS)
     merged = {n: family.base[n] for n in family.places}
     taken = [n for n, p in family.places.items() if not _excluded(p.role, given["exclude"])]
-    masks = []
-    for i, share in enumerate(each(given, "density", "", len(family.experts))):
-        deltas = {n: family.deltas(n)[i] for n in taken}
-        chosen = largest_of_model(deltas, count(share, sum(d.size for d in deltas.values())))
-        # With everything selected the paper's masks are ones; else no region has elements that the task left alone.
-        masks.append({n: m & ((deltas[n] != 0) | (share == 1)) for n, m in chosen.items()})
+    masks = [_region(family, i, taken, given["density"]) for i in range(len(family.experts))]
     for name in taken:
         number = sum(m[name].astype(int) for m in masks)
         total = sum(m[name] * d for m, d in zip(masks, family.deltas(name), strict=True))
@@ -53,6 +48,19 @@ def localize_and_stitch(family: Family, parameters: dict) -> dict[str, np.ndarra
             change = change * masks[int(given["task"]) - 1][name]
         merged[name] = family.base[name] + given["lambda"] * change
     return merged
+
+
+def _region(family: Family, i: int, names: list[str], density: Any) -> dict[str, np.ndarray]:
+    """m_i, with a threshold of its own for each share that tensors are given."""
+    count_of = len(family.experts)
+    shares = {n: each({"density": density}, "density", n, count_of)[i] for n in names}
+    found = {}
+    for share in dict.fromkeys(shares.values()):
+        deltas = {n: family.deltas(n)[i] for n in names if shares[n] == share}
+        chosen = largest_of_model(deltas, count(share, sum(d.size for d in deltas.values())))
+        # With everything selected the paper's masks are ones; else no region has elements that the task left alone.
+        found |= {n: m & ((deltas[n] != 0) | (share == 1)) for n, m in chosen.items()}
+    return found
 
 
 def _excluded(role: str, words: str) -> bool:

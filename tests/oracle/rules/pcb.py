@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .shared.order import count, joined, largest, parted
+from .shared.order import count, joined, largest_of_model, parted
 from .shared.values import each, with_preset
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def pcb(family: Family, parameters: dict) -> dict[str, np.ndarray]:
         for i in range(count_of)
     ]
     if given["between"] == "softmax":
-        parts, scores = tasks, _scores(tasks, given["density"])
+        like = dict(zip(names, shapes, strict=True))
+        parts, scores = tasks, _scores(tasks, like, given["density"])
     else:
         parts, scores = _scores_of_code(tasks, given)
     total = sum(s * w * p for s, w, p in zip(scores, weights, parts, strict=True))
@@ -85,15 +86,18 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def _scores(tasks: list[np.ndarray], density: float) -> list[np.ndarray]:
+def _scores(
+    tasks: list[np.ndarray], like: dict[str, np.ndarray], density: float
+) -> list[np.ndarray]:
     """The paper's s_i."""
     scores = []
     for mine in tasks:
         within = _softmax(len(tasks) * _norm(mine * mine))
         between = sum(_softmax(_norm(mine * other)) for other in tasks)
         score = within * between
-        kept = largest(score, count(density, score.size))
-        scores.append(_norm(np.where(kept, score, 0.0)))
+        tensors = dict(zip(like, parted(score, list(like.values())), strict=True))
+        kept = largest_of_model(tensors, count(density, score.size))
+        scores.append(_norm(np.where(joined(list(kept.values())), score, 0.0)))
     return scores
 
 
