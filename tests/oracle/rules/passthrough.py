@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..families import Family
 
 EXPERTS = 1
+SKIPS = {"storage": "without a base a tensor is computed in the precision of its own dtype"}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"scale": 0.75},
