@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,13 @@ import torch
 
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.methods import modifiers, registry
-from weightsmith.tensors.random import stream_key
 
 from .catalogue import MODIFIERS, ORACLES, RULES, label
 from .families import BUILDERS, llama
 from .rules.shared.order import count, largest
-from .running import store
-from .test_oracles import WITHOUT_ORACLE
+from .running import error, store
+from .structures import bfloat16, gradient
+from .test_oracles import WITHOUT_ORACLE, compared
 
 SOURCES = [RULES.parent / "families.py", *sorted(RULES.rglob("*.py"))]
 ALLOWED = {"__future__", "collections", "dataclasses", "fractions", "functools", "hashlib"}
@@ -113,12 +112,43 @@ def test_a_family_is_the_same_every_time() -> None:
     assert all(np.array_equal(one.base[n], two.base[n]) for n in one.places)
 
 
-def test_keys_of_random_streams_have_known_values() -> None:
-    # BLAKE2b of eight bytes, by hashlib as the documentation says.
-    import hashlib
+def test_an_error_is_a_share_of_the_largest_change() -> None:
+    base = {"a": np.zeros(2), "b": np.ones(3)}
+    want = {"a": np.array([0.0, 0.5]), "b": np.ones(3)}
+    got = {"a": np.array([0.0, 0.5]), "b": np.array([1.0, 1.0, 1.001])}
+    assert error(want, want, base) == 0
+    assert error(want, got, base) == pytest.approx(0.002)
 
-    text = b"weightsmith random stream 1\x003\x00model\x00a.weight"
-    digest = hashlib.blake2b(text, digest_size=8).digest()
-    words = tuple(int.from_bytes(digest[k : k + 4], "little") for k in (0, 4))
-    assert stream_key(3, "model", "a.weight") == words
-    assert sys.byteorder in ("little", "big")
+
+@pytest.mark.parametrize(
+    "got",
+    [{"a": np.array([np.nan])}, {}, {"a": np.zeros((1, 1))}, {"a": np.ones(1), "b": np.ones(1)}],
+    ids=["not a number", "missing", "another shape", "one too many"],
+)
+def test_what_is_no_result_is_no_small_error(got) -> None:
+    with pytest.raises(AssertionError):
+        error({"a": np.ones(1)}, got, {"a": np.zeros(1)})
+
+
+def test_every_case_beyond_the_tolerance_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"'one': '0.1', 'three': 'nan'"):
+        compared({"one": 0.1, "two": 1e-13, "three": float("nan")}, 1e-12)
+    with pytest.raises(AssertionError):
+        compared({}, 1e-12)
+
+
+def test_bfloat16_rounds_as_torch_does() -> None:
+    x = np.random.default_rng(0).normal(size=1000) * 2.0 ** np.arange(-20, 20).repeat(25)
+    assert np.array_equal(bfloat16(x), torch.from_numpy(x).to(torch.bfloat16).double().numpy())
+    halves = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, 0.0, -(1 + 2.0**-8)])
+    assert list(bfloat16(halves)) == [1, 1 + 2.0**-6, 0, -1]
+
+
+def test_gradients_are_spread_over_the_layers() -> None:
+    place = llama().places
+    values = [0.0, 1.0, 0.25]
+    at = {n: gradient(values, p) for n, p in place.items()}
+    assert at["model.embed_tokens.weight"] == at["model.layers.0.mlp.up_proj.weight"] == 0
+    assert at["model.layers.1.mlp.up_proj.weight"] == pytest.approx(2 / 3)
+    assert at["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0.75)
+    assert at["model.layers.3.mlp.up_proj.weight"] == 0.25
