@@ -12,7 +12,7 @@ NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format types imports docs-check check parity faults fuzz gpu ray browser \
+.PHONY: help demo test lint format types imports docs-check check parity oracle faults fuzz gpu ray browser \
         bench clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make check       what CI runs: lint, types, imports, test, docs-check"
 	@echo "make format      rewrite the code in the house's format"
 	@echo "make parity      compare with mergekit 0.1.5 and FusionBench 0.2.33 in environments of their own"
+	@echo "make oracle      compare every method with plain numpy, and write docs/oracle.md"
 	@echo "make faults | fuzz | gpu | ray    the marked tests"
 	@echo "make browser     look at reports in a headless Chromium"
 	@echo "make bench       time weightsmith, mergekit and the floor side by side"
@@ -87,6 +88,11 @@ check: lint types imports test docs-check
 parity: .venv/.ready .venv-parity/.ready .venv-fusionbench/.ready
 	$(PARITY)/python -m pytest -m parity tests/parity tests/methods --ignore tests/parity/fusionbench
 	$(FUSIONBENCH)/python -m pytest -m parity tests/parity/fusionbench
+
+oracle: .venv/.ready
+	rm -rf build/oracle && mkdir -p build/oracle
+	ORACLE_RESULTS=build/oracle $(BIN)/python -m pytest -n auto -m oracle tests/oracle
+	$(BIN)/python tools/make_oracle_table.py build/oracle
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults

@@ -1,0 +1,89 @@
+"""The oracles that there are: one module of `rules` per method, one of `rules.modifiers` per modifier.
+
+A module `rules/NAME.py` has a function NAME(family, parameters) and
+
+    VARIANTS            parameter sets; `preset`, `experts` (how many) and `base` (False: without) are not the method's
+    EXPERTS             how many experts a variant has that does not say so (3)
+    STATISTICS          the kind of statistics that the experts come with (none)
+    TOLERANCE           largest error in float64 as a share of the largest change (1e-12)
+    TOLERANCE_FLOAT32   the same where the work precision is float32 (2e-6)
+    EQUAL               variants that are tried with many equal magnitudes, for methods that compare them ([])
+    SKIPS               structures that mean nothing to the method, with the reason ({})
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .families import Family, Tensors, measured
+
+ROOT = Path(__file__).parent
+RULES = ROOT / "rules"
+Variant = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An oracle and what is tried with it."""
+
+    name: str
+    function: Callable[[Family, dict[str, Any]], Any]
+    variants: tuple[Variant, ...]
+    experts: int = 3
+    statistics: str | None = None
+    tolerance: float = 1e-12
+    tolerance_float32: float = 2e-6
+    equal: tuple[Variant, ...] = ()
+    skips: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, family: Family, variant: Variant) -> Tensors:
+        """What the method makes of a family."""
+        return self.function(family, dict(variant))
+
+    def count(self, variant: Variant) -> int:
+        """The number of experts of a variant."""
+        return variant.get("experts", self.experts)
+
+    def cut(self, family: Family, variant: Variant) -> Family:
+        """The family with as many experts as a variant has, and with what was measured on them."""
+        with_all = family if self.statistics is None else measured(family, self.statistics)
+        return with_all.first(self.count(variant))
+
+
+def load(folder: Path, package: str) -> dict[str, Rule]:
+    """The oracles of a folder by name."""
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        module = importlib.import_module(f".{package}.{path.stem}", __package__)
+        found[path.stem] = Rule(
+            path.stem,
+            getattr(module, path.stem),
+            tuple(module.VARIANTS),
+            getattr(module, "EXPERTS", 3),
+            getattr(module, "STATISTICS", None),
+            getattr(module, "TOLERANCE", 1e-12),
+            getattr(module, "TOLERANCE_FLOAT32", 2e-6),
+            tuple(getattr(module, "EQUAL", ())),
+            getattr(module, "SKIPS", {}),
+        )
+    return found
+
+
+ORACLES = load(RULES, "rules")
+MODIFIERS = load(RULES / "modifiers", "rules.modifiers")
+
+
+def label(variant: Variant) -> str:
+    """A variant in words, as a part of a test's name."""
+    words = [f"{key}={_value(value)}" for key, value in variant.items()]
+    return ",".join(words) or "defaults"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "(" + " ".join(map(str, value)) + ")"
+    return str(value)

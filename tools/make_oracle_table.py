@@ -1,0 +1,121 @@
+"""Write docs/oracle.md from what a run of the oracles found (`make oracle` does both).
+
+python tools/make_oracle_table.py FOLDER      FOLDER has the JSON files of ORACLE_RESULTS=FOLDER pytest -m oracle
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "oracle.md"
+WORK_PRECISIONS = ("float32", "bfloat16")
+INTRODUCTION = """\
+# Oracles
+
+*This page is written by `make oracle` from its own run; run it instead of changing the page.*
+
+Every method and modifier is written a second time in `tests/oracle/rules`, from its paper, in plain float64 numpy that
+imports nothing of weightsmith. `make oracle` runs both on small models of four shapes - a decoder with matrices and
+norms (llama), two towers with a 4-d convolution and a scalar (clip), matrices stored inputs first (gpt2), experts
+fused in 3-d tensors (mixture) - and compares every element:
+
+- **memory**: `merge_state_dicts` in float64, of the four shapes; **tied**: of a model whose head is its embedding;
+- **recipes** of float64 checkpoints: a recipe as a model or as the base, one that is rounded to bfloat16, slices, rules
+  with another method and `keep`, `missing: base`, weights along the depth with 0 and 1 among them, `then:`, `modify:`,
+  files in other orders, and tensors stored in different dtypes. The oracle makes them in one or two steps;
+- **equal**: numbers so coarse that many magnitudes are equal, where a method's result depends on which count as larger;
+- **files** in float32 and bfloat16, computed in float32 by the native and by the torch backend, written as float32.
+
+An error is the largest difference of any element, as a share of the largest change that the merge makes to the base.
+**float64** is the largest one of memory, tied, recipes and equal, **float32** that of files. What exceeds a method's
+tolerance (1e-12 and 2e-6, unless the oracle gives a reason for another) fails the run.
+"""
+
+
+@dataclass
+class Method:
+    """What was found of a method or modifier."""
+
+    variants: set[str] = field(default_factory=set)
+    shapes: set[str] = field(default_factory=set)
+    structures: set[str] = field(default_factory=set)
+    comparisons: int = 0
+    float64: float = 0.0
+    float32: float | None = None
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Take one comparison."""
+        structure, error = str(row["structure"]), float(str(row["error"]))
+        self.variants.add(str(row["variant"]))
+        self.shapes.add(str(row["shape"]).removesuffix("-tied"))
+        self.structures.add(structure)
+        self.comparisons += 1
+        if structure.startswith(WORK_PRECISIONS):
+            self.float32 = max(self.float32 or 0.0, error)
+        else:
+            self.float64 = max(self.float64, error)
+
+
+def gathered(rows: Iterable[Mapping[str, object]]) -> dict[str, Method]:
+    """The comparisons of each method."""
+    found: dict[str, Method] = {}
+    for row in rows:
+        found.setdefault(str(row["method"]), Method()).add(row)
+    return dict(sorted(found.items()))
+
+
+def page(methods: Mapping[str, Method], failures: int, machine: str, date: str) -> str:
+    """The whole page."""
+    comparisons = sum(m.comparisons for m in methods.values())
+    lines = [
+        INTRODUCTION,
+        f"Run on {date}, {machine}: {comparisons} comparisons, {failures} beyond their tolerance.",
+        "",
+        "| method | variants | shapes | structures | comparisons | float64 | float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {len(m.variants)} | {len(m.shapes)} | {len(m.structures)} | {m.comparisons} "
+        f"| {_shown(m.float64)} | {_shown(m.float32)} |"
+        for name, m in methods.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(error: float | None) -> str:
+    if error is None:
+        return ""
+    return "0" if error == 0 else f"{error:.1e}"
+
+
+def machine() -> str:
+    """The kind of machine, without its name."""
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page from a folder of results."""
+    rows = [
+        row
+        for path in sorted(Path(arguments[0]).glob("*.json"))
+        for row in json.loads(path.read_text())
+    ]
+    if not rows:
+        print(f"{arguments[0]} has no results; run `make oracle`.", file=sys.stderr)
+        return 1
+    failures = sum(not row["error"] <= row["tolerance"] for row in rows)
+    today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
+    PAGE.write_text(page(gathered(rows), failures, machine(), today))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
