@@ -4,10 +4,12 @@ A module `rules/NAME.py` has a function NAME(family, parameters) and
 
     VARIANTS            parameter sets; `preset`, `experts` (how many) and `base` (False: without) are not the method's
     EXPERTS             how many experts a variant has that does not say so (3)
-    STATISTICS          the kind of statistics that the experts come with (none)
+    STATISTICS          the kind of statistics that the experts come with where a variant has no `statistics` (none)
     TOLERANCE           largest error in float64 as a share of the largest change (1e-12)
     TOLERANCE_FLOAT32   the same where the work precision is float32 (2e-6)
     EQUAL               variants that are tried with many equal magnitudes, for methods that compare them ([])
+    EXACT               parameters that count what rounding of stored weights may have made ({})
+    STRUCTURED          how many variants, from the first, are tried in structures and from files (all)
     SKIPS               structures that mean nothing to the method, with the reason ({})
 """
 
@@ -19,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .families import Family, Tensors, measured
+from .families import Family, Tensors
+from .measured import measured
 
 ROOT = Path(__file__).parent
 RULES = ROOT / "rules"
@@ -38,6 +41,8 @@ class Rule:
     tolerance: float = 1e-12
     tolerance_float32: float = 2e-6
     equal: tuple[Variant, ...] = ()
+    exact: Mapping[str, Any] = field(default_factory=dict)
+    structured: int | None = None
     skips: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, family: Family, variant: Variant) -> Tensors:
@@ -48,9 +53,22 @@ class Rule:
         """The number of experts of a variant."""
         return variant.get("experts", self.experts)
 
+    def kind(self, variant: Variant) -> str | None:
+        """The kind of statistics that the experts of a variant come with."""
+        return variant.get("statistics", self.statistics)
+
+    def exactly(self, variant: Variant) -> Variant:
+        """A variant that takes rounded weights for exact ones, as the oracles do."""
+        return {**self.exact, **variant}
+
+    def tried(self, structure: str) -> tuple[Variant, ...]:
+        """The variants that are tried in a structure."""
+        return self.variants if structure == "memory" else self.variants[: self.structured]
+
     def cut(self, family: Family, variant: Variant) -> Family:
         """The family with as many experts as a variant has, and with what was measured on them."""
-        with_all = family if self.statistics is None else measured(family, self.statistics)
+        kind = self.kind(variant)
+        with_all = family if kind is None else measured(family, kind)
         return with_all.first(self.count(variant))
 
 
@@ -68,6 +86,8 @@ def load(folder: Path, package: str) -> dict[str, Rule]:
             getattr(module, "TOLERANCE", 1e-12),
             getattr(module, "TOLERANCE_FLOAT32", 2e-6),
             tuple(getattr(module, "EQUAL", ())),
+            getattr(module, "EXACT", {}),
+            getattr(module, "STRUCTURED", None),
             getattr(module, "SKIPS", {}),
         )
     return found

@@ -18,7 +18,7 @@ from weightsmith.methods import registry
 from .catalogue import Rule, Variant
 from .families import Family, Tensors
 
-RESERVED = frozenset({"preset", "experts", "base"})
+RESERVED = frozenset({"preset", "experts", "base", "statistics"})
 _NUMPY = {"float64": np.float64, "float32": np.float32}
 TORCH = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -168,12 +168,13 @@ def models_of(rule: Rule, variant: Variant, stored: Stored) -> list[Any]:
     """The experts of a variant, with their statistics where the rule has such."""
     family = rule.cut(stored.family, variant)
     numbers = range(len(family.experts))
-    if rule.statistics is None:
+    kind = rule.kind(variant)
+    if kind is None:
         return [stored.expert(i) for i in numbers]
     return [
         {
             "model": stored.expert(i),
-            "statistics": stored.statistics(rule.statistics, i, family.statistics[i]),
+            "statistics": stored.statistics(kind, i, family.statistics[i]),
         }
         for i in numbers
     ]
@@ -229,7 +230,7 @@ def in_memory(
         statistics=[
             {n: _as_torch(v) for n, v in measured.items()} for measured in family.statistics
         ],
-        **({"statistics_kind": rule.statistics} if rule.statistics else {}),
+        statistics_kind=rule.kind(variant),
     )
     return {n: x.numpy() for n, x in merged.items()}
 

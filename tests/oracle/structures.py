@@ -41,6 +41,8 @@ class Structure:
 
 
 STRUCTURES: dict[str, Structure] = {}
+# In which weights are rounded to a narrow dtype.
+ROUNDED = frozenset({"rounded_expert", "storage"})
 
 
 def structure(
