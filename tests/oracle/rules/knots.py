@@ -4,7 +4,8 @@
 
 T is TIES of the T_i: of each the share `density` of largest magnitude is kept, counted over all coefficients of the
 model (or tensor); the sign of sum_i w_i T_i is elected; T is the mean of the w_i T_i that agree, divided by the sum of
-their |w_i| (absolute), of their w_i (signed), or not at all. With `merger: linear` nothing is trimmed or elected.
+their |w_i| (absolute), of their w_i (signed), or not at all. With `merger: dare_ties` coefficients are dropped at
+random instead, with `dare_linear` nothing is elected either, and with `linear` nothing trimmed or elected.
 `axis: inputs` puts task vectors on top of each other; with `basis: scaled` (preset core_space) T_i = V_i^T and U S is
 the basis. Coefficients that are 0 for every task are counted as well, as the authors' code does.
 """
@@ -27,6 +28,7 @@ from .shared.matrices import (
     unmerged,
 )
 from .shared.order import count, largest, largest_of_model
+from .shared.randomness import uniform
 from .shared.spectra import directions
 from .shared.values import each, shared, with_preset
 
@@ -52,6 +54,8 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"preset": "core_space"},
     {"merger": "linear", "weight": [1.0, -0.5, 2.0]},
+    {"merger": "dare_ties", "density": [0.4, 0.6, 1.0], "lambda": 0.6},
+    {"merger": "dare_linear", "density": 0.5, "axis": "inputs"},
     {"axis": "inputs", "lambda": 0.6},
     {"axis": "inputs", "preset": "core_space", "density": [0.3, 0.5, 1.0]},
     {"scope": "tensor", "density": 0.5, "weight": [1.0, 0.5, 2.0]},
@@ -81,9 +85,11 @@ def knots(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     how = with_preset(parameters, PRESETS)
     experts = len(family.experts)
     aligned = {n: _aligned(family, n, how) for n, p in family.places.items() if is_matrix(p, how)}
-    if how["merger"] == "ties":
-        for task, density in enumerate(each(how, "density", "", experts)):
+    for task, density in enumerate(each(how, "density", "", experts)):
+        if how["merger"] == "ties":
             _trim(aligned, task, density, how["scope"])
+        elif how["merger"] != "linear":
+            _drop(aligned, task, density, family)
     merged = {}
     for name, base in family.base.items():
         place, weights = family.places[name], each(how, "weight", name, experts)
@@ -137,12 +143,20 @@ def _trim(aligned: Mapping[str, Aligned], task: int, density: float, scope: str)
         coefficients[~masks[name]] = 0.0
 
 
+def _drop(aligned: Mapping[str, Aligned], task: int, density: float, family: Family) -> None:
+    """Keep each coefficient of a task with a probability, and divide what is kept by it, in place."""
+    for name, found in aligned.items():
+        own = found.coefficients[task]
+        kept = uniform(family.seed, family.label(task), name, own.shape) < density
+        own[...] = np.where(kept, own, 0.0) / density
+
+
 def _merged(
     coefficients: Sequence[np.ndarray], weights: Sequence[float], how: Mapping[str, Any]
 ) -> np.ndarray:
     weighted = np.array([w * t for w, t in zip(weights, coefficients, strict=True)])
     shares = np.abs(weights) if how["normalize"] == "absolute" else np.array(weights)
-    if how["merger"] == "linear":
+    if how["merger"] in ("linear", "dare_linear"):
         divisor = 1.0 if how["normalize"] == "none" else shares.sum()
         return np.asarray(weighted.sum(0) / divisor)
     agrees = np.sign(weighted) == np.sign(weighted.sum(0))
