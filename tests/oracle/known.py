@@ -1,4 +1,4 @@
-"""Where weightsmith is known to be wrong. Every entry goes as soon as it is right, since the tests then say so."""
+"""Where weightsmith is known to differ. Every entry goes as soon as it agrees, since the tests then say so."""
 
 from __future__ import annotations
 
@@ -6,50 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .catalogue import Variant
-from .structures import STRUCTURES
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Structures in which some methods are wrong, and why."""
+    """Structures in which some methods differ from their oracles, and why."""
 
     reason: str
     structures: frozenset[str]
     concerns: Callable[[str, Variant, str], bool]
 
 
-def _leaves_tensors_alone(method: str, variant: Variant, _: str) -> bool:
-    """Some tensors are the base's whatever the experts are."""
-    if method == "localize_and_stitch":
-        return variant.get("preset") == "language_models" or bool(variant.get("exclude"))
-    return method == "layer_swapping" and variant.get("rest") == "base"
-
-
-def _is_approached(method: str, variant: Variant, structure: str) -> bool:
-    """The median is found step by step, and not on the way."""
-    if method != "geometric_median":
-        return False
-    several, weights = variant.get("experts", 3) > 2, variant.get("weight")
-    if structure == "gradients":  # where two experts have different weights, too
-        return variant.get("experts") != 1
-    if structure == "tied":
-        return several and weights is not None and len(weights) == 3
-    return several and (structure != "files" or weights != [3.0, 1.0, 1.0])
-
-
-ALL = frozenset(
-    [*STRUCTURES, "memory", "files", "tied", "equal"],
-)
 DEFECTS = (
     Defect(
-        "two hundred of Weiszfeld's steps end before the median where it lies near an expert",
-        ALL,
-        _is_approached,
+        "embeddings and heads are averaged, which the authors' vision code leaves at the base",
+        frozenset({"memory"}),
+        lambda method, variant, _: method == "wudi" and variant.get("preset") == "original",
     ),
     Defect(
-        "a modifier's statistic of the model leaves out the tensors that the method then leaves at the base",
-        frozenset({"modify"}),
-        _leaves_tensors_alone,
+        "in directions that rank_tolerance counts as 0 the result is the mean of the task vectors",
+        frozenset({"memory"}),
+        lambda method, variant, _: (
+            method == "wudi" and float(variant.get("rank_tolerance", 0.0)) > 0.01
+        ),
     ),
 )
 

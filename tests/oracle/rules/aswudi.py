@@ -40,8 +40,8 @@ _LEVELS = {"cumulative": 0.95, "loss_elbow": 0.01, "wudi_risk": 1.0}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"rank_rule": "participation", "start": "mean"},
-    {"rank_rule": "stable_rank"},
     {"rank_rule": "entropy", "weight": [1.0, 0.5, 2.0]},
+    {"rank_rule": "stable_rank"},
     {"rank_rule": "gavish_donoho"},
     {"rank_rule": "cumulative"},
     {"rank_rule": "cumulative", "level": 0.5, "start": "zero", "lambda": 0.5},
@@ -57,7 +57,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # As wudi on the leading directions.
 TOLERANCE = 1e-9
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

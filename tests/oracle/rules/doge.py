@@ -28,8 +28,7 @@ from .shared.matrices import (
     put_together,
     unmerged,
 )
-from .shared.order import count as count_of
-from .shared.order import largest_of_model
+from .shared.order import largest_by_share
 from .shared.spectra import directions
 from .shared.values import with_preset
 
@@ -66,7 +65,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Conjugate gradients of the rows' problem stop at 1e-10 of the right-hand side.
 TOLERANCE = 1e-7
-STRUCTURED = 4
+STRUCTURED = 3
 # Values that differ by a smaller share of the largest are equal.
 _ALIKE = 1e-6
 EXACT = EXACT_RANKS
@@ -97,10 +96,8 @@ def _largest(
     family: Family, task: int, names: Sequence[str], density: float
 ) -> dict[str, np.ndarray]:
     taus = {name: family.deltas(name)[task] for name in names}
-    if density >= 1.0 or not taus:
-        return {name: np.ones(tau.shape, dtype=bool) for name, tau in taus.items()}
-    kept = largest_of_model(taus, count_of(density, sum(tau.size for tau in taus.values())))
-    return {name: kept[name] & (tau != 0) for name, tau in taus.items()}
+    sizes = {name: tau.size for name, tau in taus.items()}
+    return largest_by_share(taus, dict.fromkeys(taus, density), sizes)
 
 
 def _shift(

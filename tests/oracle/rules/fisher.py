@@ -49,7 +49,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Sums of a few float64 numbers.
 TOLERANCE = 1e-12
-STRUCTURED = 4
+STRUCTURED = 3
 
 
 def fisher(family: Family, parameters: dict) -> dict[str, np.ndarray]:

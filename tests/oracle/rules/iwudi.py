@@ -37,7 +37,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Filters damp the directions that the minimiser of wudi has to divide by.
 TOLERANCE = 1e-9
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

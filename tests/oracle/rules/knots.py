@@ -27,7 +27,7 @@ from .shared.matrices import (
     put_together,
     unmerged,
 )
-from .shared.order import count, largest, largest_of_model
+from .shared.order import count, largest, largest_by_share
 from .shared.randomness import uniform
 from .shared.spectra import directions
 from .shared.values import each, shared, with_preset
@@ -66,7 +66,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # One decomposition; in the scaled basis coefficients of weak directions are divided by their values.
 TOLERANCE = 1e-9
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 # Coefficients below this share of a task's largest are rounding: the task has nothing in that direction.
 _ROUNDING = 1e-12
@@ -85,11 +85,13 @@ def knots(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     how = with_preset(parameters, PRESETS)
     experts = len(family.experts)
     aligned = {n: _aligned(family, n, how) for n, p in family.places.items() if is_matrix(p, how)}
-    for task, density in enumerate(each(how, "density", "", experts)):
+    densities = {name: each(how, "density", name, experts) for name in aligned}
+    for task in range(experts):
+        own = {name: shares[task] for name, shares in densities.items()}
         if how["merger"] == "ties":
-            _trim(aligned, task, density, how["scope"])
+            _trim(aligned, task, own, how["scope"])
         elif how["merger"] != "linear":
-            _drop(aligned, task, density, family)
+            _drop(aligned, task, own, family)
     merged = {}
     for name, base in family.base.items():
         place, weights = family.places[name], each(how, "weight", name, experts)
@@ -132,21 +134,25 @@ def _without_rounding(coefficients: np.ndarray) -> np.ndarray:
     return np.where(sizes > _ROUNDING * sizes.max(initial=0.0), coefficients, 0.0)
 
 
-def _trim(aligned: Mapping[str, Aligned], task: int, density: float, scope: str) -> None:
+def _trim(
+    aligned: Mapping[str, Aligned], task: int, densities: Mapping[str, float], scope: str
+) -> None:
     """Zero all but the largest coefficients of a task, in place."""
     own = {name: found.coefficients[task] for name, found in aligned.items()}
     if scope == "model":
-        masks = largest_of_model(own, count(density, sum(a.size for a in aligned.values())))
+        masks = largest_by_share(own, densities, {n: a.size for n, a in aligned.items()})
     else:
-        masks = {n: largest(t, count(density, aligned[n].size)) for n, t in own.items()}
+        masks = {n: largest(t, count(densities[n], aligned[n].size)) for n, t in own.items()}
     for name, coefficients in own.items():
         coefficients[~masks[name]] = 0.0
 
 
-def _drop(aligned: Mapping[str, Aligned], task: int, density: float, family: Family) -> None:
+def _drop(
+    aligned: Mapping[str, Aligned], task: int, densities: Mapping[str, float], family: Family
+) -> None:
     """Keep each coefficient of a task with a probability, and divide what is kept by it, in place."""
     for name, found in aligned.items():
-        own = found.coefficients[task]
+        own, density = found.coefficients[task], densities[name]
         kept = uniform(family.seed, family.label(task), name, own.shape) < density
         own[...] = np.where(kept, own, 0.0) / density
 

@@ -70,7 +70,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # One decomposition for each expert but the first, and one norm of everything.
 TOLERANCE = 1e-11
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

@@ -52,7 +52,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # The minimiser divides by eigenvalues of C; a descent of 300 steps adds up their rounding.
 TOLERANCE = 1e-8
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

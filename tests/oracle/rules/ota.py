@@ -26,7 +26,7 @@ import numpy as np
 from .shared.averages import average, model_norm, squares
 from .shared.matrices import LOOKED_UP
 from .shared.order import count as count_of
-from .shared.order import joined, largest, largest_of_model
+from .shared.order import joined, largest, largest_by_share
 from .shared.values import each, shared, with_preset
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"preset": "reference"},
-    {"preset": "hf_ota"},
     {"statistics": "fisher", "scope": "tensor", "density": [0.2, 0.5, 0.9]},
     {"statistics": "gradients", "power": 1.0, "weight": [0.5, 2.0, 0.0]},
     {"power": 0.0, "density": 0.7, "masked": "average"},
+    {"preset": "hf_ota"},
+    {"preset": "reference"},
     {"normalize": "model", "power": 0.25, "epsilon": 1e-3},
     {"normalize": "mean", "power": 1.0, "density": 1.0, "lambda": 0.6},
     {"normalize": "tensor_mean", "power": 1.0, "epsilon": 1e-13},
@@ -71,20 +71,24 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Elementwise, but for the largest singular values of rescale.
 TOLERANCE = 1e-11
-STRUCTURED = 4
+STRUCTURED = 3
 
 
 def ota(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     """Grafted task vectors, averaged by element."""
     how = with_preset(parameters, PRESETS)
     count = len(family.experts)
-    densities = each(how, "density", "", count)
+    densities = {n: each(how, "density", n, count) for n in family.base}
     start = {n: b if how["base"] else np.zeros_like(b) for n, b in family.base.items()}
     taus = [{n: expert[n] - start[n] for n in start} for expert in family.experts]
     moments = squares(family)
     masks = [
-        _kept(_saliency(v, tau if how["base"] else None), density, how["scope"])
-        for v, tau, density in zip(moments, taus, densities, strict=True)
+        _kept(
+            _saliency(v, tau if how["base"] else None),
+            {n: densities[n][i] for n in v},
+            how["scope"],
+        )
+        for i, (v, tau) in enumerate(zip(moments, taus, strict=True))
     ]
     scaled = [_scaled(v, how["normalize"]) for v in moments]
     merged = {}
@@ -121,14 +125,17 @@ def _saliency(
     return {name: v * taus[name] ** 2 for name, v in moments.items()}
 
 
-def _kept(saliency: Mapping[str, np.ndarray], density: float, scope: str) -> dict[str, np.ndarray]:
-    """m_i. Equal saliencies are kept in the order of their index."""
-    if density >= 1.0:
-        return {n: np.ones(s.shape, dtype=bool) for n, s in saliency.items()}
-    if scope == "tensor":
-        return {n: largest(s, count_of(density, s.size)) & (s > 0) for n, s in saliency.items()}
-    kept = largest_of_model(saliency, count_of(density, sum(s.size for s in saliency.values())))
-    return {n: kept[n] & (s > 0) for n, s in saliency.items()}
+def _kept(
+    saliency: Mapping[str, np.ndarray], densities: Mapping[str, float], scope: str
+) -> dict[str, np.ndarray]:
+    """m_i, tensors that are given another density having a threshold of their own."""
+    sizes = {n: s.size for n, s in saliency.items()}
+    if scope == "model":
+        return largest_by_share(saliency, densities, sizes)
+    return {
+        n: largest(s, count_of(densities[n], s.size)) & (s > 0) | (densities[n] >= 1.0)
+        for n, s in saliency.items()
+    }
 
 
 def _scaled(moments: Mapping[str, np.ndarray], rule: str) -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Gram matrices of fewer samples than inputs are solved down to eigenvalues of 1e-3 of the largest.
 TOLERANCE = 1e-9
-STRUCTURED = 4
+STRUCTURED = 3
 # Eigenvalues of Gram matrices below this share of the largest are rounding.
 _REAL = 1e-12
 

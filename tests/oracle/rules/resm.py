@@ -34,7 +34,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # As tsv_m: two decompositions of float64 matrices.
 TOLERANCE = 1e-11
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

@@ -54,7 +54,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # One decomposition; factors turn on quotients of inner products of its directions with the tasks.
 TOLERANCE = 1e-10
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

@@ -31,7 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # As wudi on the leading directions.
 TOLERANCE = 1e-9
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

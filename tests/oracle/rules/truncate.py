@@ -51,7 +51,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Products and sums of a few dozen float64 numbers, over the gap between neighbouring singular values.
 TOLERANCE = 1e-11
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

@@ -30,7 +30,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # One decomposition of a float64 matrix, over the gap between neighbouring singular values.
 TOLERANCE = 1e-11
-STRUCTURED = 4
+STRUCTURED = 3
 EXACT = EXACT_RANKS
 
 

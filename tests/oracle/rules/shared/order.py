@@ -33,6 +33,21 @@ def largest_of_model(arrays: Mapping[str, np.ndarray], k: int) -> dict[str, np.n
     return dict(zip(arrays, parted(mask, list(arrays.values())), strict=True))
 
 
+def largest_by_share(
+    arrays: Mapping[str, np.ndarray], shares: Mapping[str, float], sizes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Masks of the largest magnitudes of a model, with a threshold of its own for each share that tensors are given.
+
+    `sizes` are the numbers of elements that the share counts. Zeros are in no mask but that of share 1.
+    """
+    found: dict[str, np.ndarray] = {}
+    for share in dict.fromkeys(shares.values()):
+        group = {n: x for n, x in arrays.items() if shares[n] == share}
+        masks = largest_of_model(group, count(share, sum(sizes[n] for n in group)))
+        found |= {n: m & (arrays[n] != 0) | (share >= 1.0) for n, m in masks.items()}
+    return found
+
+
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """All elements of a model as one vector."""
     return np.concatenate([np.ravel(a) for a in arrays])
