@@ -155,7 +155,7 @@ def _clip() -> list[Place]:
         Place("vision_model.post_layernorm.weight", (vision,), "norm"),
         Place("vision_model.post_layernorm.bias", (vision,), "norm"),
         Place("visual_projection.weight", (shared, vision), "linear"),
-        Place("text_projection.weight", (shared, text), "linear"),
+        Place("text_projection.weight", (shared, text), "linear.text_projection"),
     ]
 
 
