@@ -57,6 +57,12 @@ class Update:
         """What an adapter keeps the update under: the target, behind its component if it names one."""
         return self.target if self.component is None else f"{self.component}.{self.target}"
 
+    @property
+    def stored(self) -> tuple[LazyTensor, ...]:
+        """Everything that the adapter stores of it."""
+        more = (t for t in (self.magnitude, self.replacement) if t is not None)
+        return (*self.sources, *more)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:

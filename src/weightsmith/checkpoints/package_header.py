@@ -117,6 +117,15 @@ class PackageHeader:
         }
 
     @property
+    def of_base(self) -> dict[str, str]:
+        """The digest of each tensor of the base that is decoded with, by its name there."""
+        return {
+            tensor.base: tensor.base_digest
+            for tensor in self.tensors.values()
+            if tensor.base is not None and tensor.base_digest is not None
+        }
+
+    @property
     def coded_bytes(self) -> int:
         """Bytes of all streams, each counted where it is used."""
         return sum(piece.nbytes for tensor in self.tensors.values() for piece in tensor.pieces)

@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, LazyTensor
+from weightsmith.tensors.stored import FromSources, LazyTensor, ReadingCost
 from weightsmith.tensors.widening import WORDS, widen
 
 # Elements computed at a time. Blocks begin at multiples of their rows whatever part is read, so that each element comes
 # out of the same product and its bits do not depend on the tile.
 _BLOCK = 1 << 16
+# Bytes of a number of a factor in memory.
+_NUMBER = 8
 # Tensors whose factors are held: those that threads read at this moment, and a few more.
-_HELD = 16
+MOST_HELD = 16
+# What a thread takes for a block: the change, the base, their sum and what is handed out.
+BLOCK_BYTES = 4 * _NUMBER * _BLOCK
 _holders: collections.OrderedDict[int, ChangedTensor] = collections.OrderedDict()
 _holders_lock = threading.Lock()
 
@@ -30,10 +34,11 @@ _holders_lock = threading.Lock()
 class ChangedTensor(FromSources):
     """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
 
-    `load` gives the change when the first element is asked for; `factors` are the stored tensors behind it. With
-    `magnitude` g it is g (base + change) / ||base + change|| by row, or by column where `by_column` (DoRA; Liu et al.
-    2024, arXiv:2402.09353), g having one number for each row, or for each column or equally many columns side by side
-    (the kernel of one input of a convolution). Rows and columns of norm 0 stay 0.
+    `load` gives the change when the first element is asked for; `factors` are the stored tensors that it is the product
+    of, `beside` others that it is read from. With `magnitude` g it is g (base + change) / ||base + change|| by row, or
+    by column where `by_column` (DoRA; Liu et al. 2024, arXiv:2402.09353), g having one number for each row, or for each
+    column or equally many columns side by side (the kernel of one input of a convolution). Rows and columns of norm 0
+    stay 0.
     """
 
     base: LazyTensor
@@ -41,13 +46,14 @@ class ChangedTensor(FromSources):
     load: Callable[[], Change]
     magnitude: LazyTensor | None = None
     by_column: bool = False
+    beside: tuple[LazyTensor, ...] = ()
     _loaded: list[tuple[Change, Matrix | None]] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes it from again: all but what was loaded, and the lock."""
-        parts = (self.base, self.factors, self.load, self.magnitude, self.by_column)
-        return type(self), parts
+        made_of = (self.base, self.factors, self.load, self.magnitude, self.by_column, self.beside)
+        return type(self), made_of
 
     @property
     def name(self) -> str:
@@ -68,7 +74,23 @@ class ChangedTensor(FromSources):
     def sources(self) -> tuple[LazyTensor, ...]:
         """The stored tensors that it is computed from."""
         magnitude = () if self.magnitude is None else (self.magnitude,)
-        return (self.base, *self.factors, *magnitude)
+        return (self.base, *self.factors, *magnitude, *self.beside)
+
+    @property
+    def cost(self) -> ReadingCost:
+        """That of the sources; the factors are held in float64, and multiplied rows x columns x rank times.
+
+        The rank is taken from the sizes of the factors: a pair of them has rank times as many numbers as the tensor has
+        rows and columns.
+        """
+        below = ReadingCost.of(self.sources)
+        numbers = sum(factor.numel for factor in self.factors)
+        border = max(1, sum(matrix_shape(self.shape)))
+        return ReadingCost(
+            below.stored_bytes,
+            below.held_bytes + _NUMBER * numbers,
+            below.products + self.numel * numbers // border,
+        )
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Compute elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
@@ -116,7 +138,7 @@ class ChangedTensor(FromSources):
         with _holders_lock:
             _holders[id(self)] = self
             _holders.move_to_end(id(self))
-            while len(_holders) > _HELD:
+            while len(_holders) > MOST_HELD:
                 _, oldest = _holders.popitem(last=False)
                 oldest._loaded.clear()
 

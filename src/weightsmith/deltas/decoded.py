@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,11 @@ class DecodedTensor(FromSources):
     _compiled: list[TilePass] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The sources and the constants."""
+        return (*self.sources, *self.constants)
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Decode elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
         compiled = self._pass()
@@ -78,23 +83,3 @@ def _read(source: LazyTensor, start: int, stop: int) -> memoryview:
 
 def _number(constant: LazyTensor) -> float:
     return float(np.frombuffer(_read(constant, 0, 1), _NUMBERS[constant.dtype])[0])
-
-
-def stored_parts(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-    """What lies behind lazy tensors: the parts of decoded ones, packed masks and checked tensors, down to files."""
-    found: list[LazyTensor] = []
-    for tensor in tensors:
-        inner = _behind(tensor)
-        found.extend(stored_parts(inner) if inner else [tensor])
-    return found
-
-
-def _behind(tensor: LazyTensor) -> tuple[LazyTensor, ...]:
-    """The tensors that a lazy one is made of, one step down; none for one that lies in a file."""
-    if isinstance(tensor, DecodedTensor):
-        return (*tensor.sources, *tensor.constants)
-    if hasattr(tensor, "sources"):
-        # A table whose rows come from several tensors.
-        return tuple(tensor.sources)
-    inner = getattr(tensor, "packed", None) or getattr(tensor, "stored", None)
-    return () if inner is None else (inner,)

@@ -24,7 +24,7 @@ from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.adapter_plan import AdapterResult
 from weightsmith.engine.in_memory import Forgotten, MemoryShards
-from weightsmith.engine.manifest import Input, Manifest
+from weightsmith.engine.manifest import BehindInput, Input, Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import check_expected, check_source, compute_tensors
@@ -229,6 +229,7 @@ def _manifest(
             revision=None,
             digest=checkpoint_digest(digests),
             tensors=digests,
+            behind=() if one is not None else _behind_base(result, out),
         )
     return Manifest(
         version=__version__,
@@ -244,6 +245,14 @@ def _manifest(
         digest=checkpoint_digest(outputs),
         lost=losses,
     )
+
+
+def _behind_base(result: AdapterResult, out: Path) -> tuple[BehindInput, ...]:
+    """What the base is decoded with, as far as it is read: where an adapter replaces one of its tensors."""
+    if result.base is None:
+        return ()
+    read = (t.original for t in result.targets.values() if t.original is not None)
+    return manifests.behind_inputs(result.base, read, out)
 
 
 def _header_digest(path: Path) -> str:

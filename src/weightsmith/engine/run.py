@@ -58,13 +58,15 @@ def run(
     expected: Mapping[str, str] | None = None,
     sources: Mapping[str, Mapping[str, str]] | None = None,
     compute: Compute | None = None,
+    reads: Sequence[Path] = (),
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
     `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With
     `expected`, tensors must come out with these digests; with `sources`, what is read of a
     checkpoint must have these digests, by reference and tensor, where one is given. `compute` does
-    the work (default: threads of this process). The output folder appears whole or not at all, and
+    the work (default: threads of this process). `reads` are places that the caller reads beside the
+    plan's inputs: no output is put there. The output folder appears whole or not at all, and
     if an interrupted run of the plan had published it already, there is nothing to do but to tidy
     up. A plan whose result is an adapter is run by `adapter_run`. Raises RecipeError if the plan
     has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
@@ -72,9 +74,7 @@ def run(
     """
     require_runnable(plan)
     try:
-        out = check_place(
-            out, [place for c in plan.resolved.checkpoints.values() for place in c.places]
-        )
+        out = check_place(out, (*plan.inputs, *reads))
         if plan.adapter is not None:
             from weightsmith.engine.adapter_run import run_adapter
 

@@ -113,6 +113,16 @@ def _card(
             )
             for own, found in zip(checkpoint.attached, given.adapters, strict=True)
         ]
+        parents += [
+            Parent(
+                one.hub_id or Path(one.reference).name,
+                f"base of {name}",
+                one.digest,
+                one.hub_id is not None,
+                one.revision,
+            )
+            for one in given.behind
+        ]
     return model_card(
         title,
         parents,

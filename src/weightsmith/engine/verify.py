@@ -84,7 +84,7 @@ def replay(
     """
     manifest = manifests.read(folder)
     plan = _plan_again(folder, manifest, inputs or {}, **options)
-    return run(plan, new, progress=progress, expected=manifest.outputs)
+    return run(plan, new, progress=progress, expected=manifest.outputs, reads=(folder,))
 
 
 def _file_problems(folder: Path, manifest: Manifest) -> list[str]:

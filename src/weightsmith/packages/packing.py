@@ -92,9 +92,7 @@ def pack(
     tuned, origin = _as_stored(open_model(finetune)), open_checkpoint(base)
     goal = goal_of(budget, error, sum(tensor.nbytes for tensor in tuned.tensors.values()))
     check_codecs(goal, codecs)
-    # A base may be made from another one, which then is an input as well.
-    behind = {file.parent for file in (*tuned.files(), *origin.files())}
-    place = check_place(Path(out), [*tuned.places, *origin.places, *sorted(behind)])
+    place = check_place(Path(out), (*tuned.inputs, *origin.inputs))
     _check_free(place, force)
     packer = _Packer(
         tuned, origin, place, goal, codecs, thread_count(threads), progress or Silence()
