@@ -79,7 +79,7 @@ def _found(
     except CheckpointError as error:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not store its base {reference!r}, which is not to be found: put it "
-            f"back, or say where it is with --base, or with --input {reference}=PATH where a record is replayed."
+            "back, or say where it is with --base (--input REF=PATH where a record is replayed)."
         ) from error
 
 
