@@ -351,12 +351,12 @@ def test_an_output_that_exists_or_is_an_input_is_refused(family):
     pack(tuned, family.base, place, budget="1/4", force=True)
     assert read_header(place).goal == "budget"
     (place / "mine.txt").write_text("kept")
-    with pytest.raises(OutputError, match="remove it yourself"):
+    with pytest.raises(OutputError, match=r"holds 'mine.txt', which was not written"):
         pack(tuned, family.base, place, force=True)
     other = family.root / "other"
     other.mkdir()
     (other / "mine.txt").write_text("kept")
-    with pytest.raises(OutputError, match="remove it yourself"):
+    with pytest.raises(OutputError, match="was not written by weightsmith"):
         pack(tuned, family.base, other, force=True)
     assert not list(family.root.glob("*.partial"))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.donor import is_inside
-from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import is_printable_name, shown
 

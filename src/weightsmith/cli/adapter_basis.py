@@ -92,12 +92,15 @@ def create(
     to the adapters' type.
     """
     from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.basis_files import write_basis
+    from weightsmith.adapters.basis_files import check_basis, write_basis
     from weightsmith.adapters.reading import open_adapter
     from weightsmith.adapters.reversible import reversible_basis
+    from weightsmith.engine.adapter_api import inputs_of
 
     model = opened_base(base)
     opened = [open_adapter(path) for path in adapters]
+    reads = inputs_of(opened, model)
+    check_basis(out, force=force, reads=reads)
     made = reversible_basis(
         [load_changes(adapter, model) for adapter in opened],
         [adapter.path.stem if adapter.path.is_file() else adapter.name for adapter in opened],
@@ -105,7 +108,7 @@ def create(
         error=error,
         form=form,
     )
-    write_basis(made, out, force=force)
+    write_basis(made, out, force=force, reads=reads)
     nbytes, stored = (
         bytes_of(out),
         sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources),
@@ -193,9 +196,11 @@ def extract(
     """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
     from weightsmith.adapters.writing import check_output
 
-    place = check_output(out, dialect, force=force)
+    model = opened_base(base)
+    reads = (file, *(() if model is None else model.inputs))
+    place = check_output(out, dialect, force=force, reads=reads)
     made = _opened(file).recovered(name)
-    write(made, place, dialect, opened_base(base), dtype=dtype, force=force)
+    write(made, place, dialect, model, dtype=dtype, force=force, reads=reads)
     show_line(f"{out}  {format_size(bytes_of(place))}")
     return 0
 

@@ -195,7 +195,7 @@ def resize(
     from weightsmith.adapters.combining import combine
     from weightsmith.adapters.reading import open_adapter
     from weightsmith.adapters.writing import check_output
-    from weightsmith.engine.adapter_api import dialect_for
+    from weightsmith.engine.adapter_api import dialect_for, inputs_of
 
     begun = time.monotonic()
     bound = Bound(rank, energy, error)
@@ -203,12 +203,13 @@ def resize(
         raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
     opened = open_adapter(adapter)
     to = dialect_for(opened, cast("Dialect | None", dialect))
-    place = check_output(out, to, force=force)
     model = opened_base(base)
+    reads = inputs_of([opened], model)
+    place = check_output(out, to, force=force, reads=reads)
     resized, report = combine(
         [load_changes(opened, model)], "linear", [1.0], bound=bound, base=model, labels=[adapter]
     )
-    write(resized, place, to, model, dtype=dtype, force=force)
+    write(resized, place, to, model, dtype=dtype, force=force, reads=reads)
     lost = {t.key: t.lost for t in report.tensors}
     _show(out, "resize", lost, report.findings, begun, each=each, as_json=as_json, quiet=quiet)
     return 0

@@ -129,7 +129,7 @@ def _report(found: Comparison) -> Report:
 
 
 def _write(found: Comparison, results: Sequence[GateResult], path: Path) -> None:
-    from weightsmith.tensors.writer import write_file
+    from weightsmith.publishing.files import write_file
 
     content = found.to_mapping() | {"gates": [result.to_mapping() for result in results]}
     if str(path) == "-":

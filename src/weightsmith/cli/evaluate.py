@@ -81,7 +81,7 @@ def evaluate(
     found again; after Ctrl-C the same command goes on with the task that was interrupted.
     """
     from weightsmith.evaluation.evaluate import evaluate as evaluated
-    from weightsmith.tensors.writer import write_file
+    from weightsmith.publishing.files import write_file
 
     check_place(report_file)
     telling = Telling(quiet)

@@ -15,19 +15,19 @@ from typing import Any
 from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
-from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
 from weightsmith.errors import VerificationError
+from weightsmith.publishing.records import MANIFEST, Recorded, file_digest, file_names
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.stored import LazyTensor, behind
 
-FILE_NAME = "weightsmith-manifest.json"
+FILE_NAME = MANIFEST
 # The first form knows nothing of what is behind inputs.
 SCHEMAS = (1, 2)
 _WEIGHTS = ".safetensors"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,11 @@ class Manifest:
     files: Mapping[str, str]
     digest: str
     lost: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> Recorded:
+        """What is on record about the files of the folder."""
+        return Recorded(FILE_NAME, self.files, self.shards, self.outputs)
 
     @property
     def schema(self) -> int:
@@ -258,36 +263,16 @@ def behind_inputs(
 def small_file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
     return {
-        name: _file_digest(folder / name)
-        for name in _file_names(folder)
+        name: file_digest(folder / name)
+        for name in file_names(folder)
         if not name.endswith(_WEIGHTS) and name != FILE_NAME
     }
-
-
-def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a folder that are not on record, by name relative to it."""
-    known = {FILE_NAME, *manifest.shards, *manifest.files}
-    return [name for name in _file_names(folder) if name not in known]
 
 
 def digest_of(folder: Path) -> str | None:
     """SHA-256 of a folder's manifest as it lies there, or None if there is none."""
     path = folder / FILE_NAME
-    return _file_digest(path) if path.is_file() else None
-
-
-def _file_names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a regular file; what else lies there has the digest of nothing."""
-    state = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                state.update(chunk)
-    return state.hexdigest()
+    return file_digest(path) if path.is_file() else None
 
 
 def read(folder: Path) -> Manifest:

@@ -19,8 +19,9 @@ from weightsmith.engine.staging import Staging
 from weightsmith.engine.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.methods import modifiers, registry
+from weightsmith.publishing.files import write_file
 from weightsmith.recipes.formula import merges_in
-from weightsmith.tensors.writer import sync_folder, write_file
+from weightsmith.tensors.writer import sync_folder
 from weightsmith.vocabularies.papers import Papers
 
 INDEX = "model.safetensors.index.json"

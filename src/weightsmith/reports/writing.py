@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from weightsmith.errors import OutputError
+from weightsmith.publishing.files import write_file
 from weightsmith.reports.drawing import save_png, save_svg
 from weightsmith.reports.page import Report, render
-from weightsmith.tensors.writer import write_file
 
 
 def write_report(report: Report, file: Path, *, pictures: Path | None = None) -> list[Path]:
