@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.json_file import check_json_file, write_json_file
 from weightsmith.cli.options import report_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from weightsmith.reports.page import Report
 
 _SHOWN_IDS = 10
+# What the file of --json is sealed as.
+_KIND = "comparison"
 _LISTS = frozenset({"--parents", "--gate"})
 
 
@@ -104,7 +107,12 @@ def compare(
     from weightsmith.comparison.compare import compare as compare_models
     from weightsmith.comparison.gates import check_gates, parse_gate
 
-    check_place(report_file)
+    file = None if json_file is None or str(json_file) == "-" else json_file
+    reads: tuple[Path, ...] = ()
+    if report_file is not None or file is not None:
+        reads = (*places_read(old, new, *parents, base), *suite_files(suite))
+    check_place(report_file, reads)
+    check_json_file(file, _KIND, reads, report_file)
     parsed = [parse_gate(gate) for gate in gates]
     options: dict[str, Any] = {"tolerance": tolerance, "device": device, "progress": Telling(quiet)}
     try:
@@ -114,11 +122,14 @@ def compare(
         print(f"weightsmith: interrupted: {what}.", file=sys.stderr)
         return INTERRUPTED
     results = check_gates(found, parsed)
-    write_beside(report_file, lambda: _report(found))
-    if json_file is not None:
-        _write(found, results, json_file)
-    if json_file is None or str(json_file) != "-":
+    write_beside(report_file, lambda: _report(found), reads)
+    content = found.to_mapping() | {"gates": [result.to_mapping() for result in results]}
+    if file is not None:
+        write_json_file(file, content, _KIND, reads)
+    if file is json_file:
         _show(found, results)
+    else:
+        show_json(content)
     return 0 if all(result.passed for result in results) else 1
 
 
@@ -126,17 +137,6 @@ def _report(found: Comparison) -> Report:
     from weightsmith.reports.subjects import report_of_comparison
 
     return report_of_comparison(found)
-
-
-def _write(found: Comparison, results: Sequence[GateResult], path: Path) -> None:
-    from weightsmith.publishing.files import write_file
-
-    content = found.to_mapping() | {"gates": [result.to_mapping() for result in results]}
-    if str(path) == "-":
-        show_json(content)
-    else:
-        text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-        write_file(path.absolute(), text.encode())
 
 
 def _show(found: Comparison, results: Sequence[GateResult]) -> None:

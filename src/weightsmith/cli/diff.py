@@ -10,6 +10,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, report_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.reading import places_read
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import counted
 
@@ -57,9 +58,10 @@ def diff(
     """
     from weightsmith.inspection.difference import compare_checkpoints
 
-    check_place(report_file)
+    reads = () if report_file is None else places_read(a, b, base)
+    check_place(report_file, reads)
     found = compare_checkpoints(a, b, base=base, threads=threads)
-    write_beside(report_file, lambda: _report(found))
+    write_beside(report_file, lambda: _report(found), reads)
     if as_json:
         show_json(_as_json(found))
     else:

@@ -13,8 +13,10 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.json_file import check_json_file, write_json_file
 from weightsmith.cli.options import report_option, size
 from weightsmith.cli.output import Table, show_line, show_table
+from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import counted, duration, harmless
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from weightsmith.reports.page import Report
 
 _EVERY_SECONDS = 5.0
+# What the file of --json is sealed as.
+_KIND = "evaluation"
 
 
 @click.command(
@@ -81,9 +85,13 @@ def evaluate(
     found again; after Ctrl-C the same command goes on with the task that was interrupted.
     """
     from weightsmith.evaluation.evaluate import evaluate as evaluated
-    from weightsmith.publishing.files import write_file
 
-    check_place(report_file)
+    file = None if json_file in (None, "-") else Path(str(json_file))
+    reads: tuple[Path, ...] = ()
+    if report_file is not None or file is not None:
+        reads = (*places_read(subject), *suite_files(suite))
+    check_place(report_file, reads)
+    check_json_file(file, _KIND, reads, report_file)
     telling = Telling(quiet)
     try:
         found = evaluated(
@@ -100,13 +108,12 @@ def evaluate(
         )
     except KeyboardInterrupt:
         return _interrupted(telling.done, kept=not no_cache)
-    write_beside(report_file, lambda: _report(found))
-    text = json.dumps(found.to_mapping(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    write_beside(report_file, lambda: _report(found), reads)
     if json_file == "-":
-        print(text, end="")
+        print(json.dumps(found.to_mapping(), indent=1, ensure_ascii=True, allow_nan=False))
         return 0
-    if json_file is not None:
-        write_file(Path(json_file).absolute(), text.encode())
+    if file is not None:
+        write_json_file(file, found.to_mapping(), _KIND, reads)
     _show(found)
     return 0
 

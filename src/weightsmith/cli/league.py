@@ -120,10 +120,13 @@ def league(
     from weightsmith.comparison.family import open_family
     from weightsmith.comparison.league import Silent
     from weightsmith.engine.places import cache_root
+    from weightsmith.publishing.places import refuse_inputs
 
-    check_place(report_file)
     opened = [open_family(name) for name in families]
     folder = out or cache_root() / "leagues"
+    reads = (*(family.folder for family in opened), *(() if statistics is None else (statistics,)))
+    check_place(report_file, reads)
+    refuse_inputs(folder / "entries", reads)
     progress = Silent() if quiet else LeagueLines(_to_stderr)
     options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
     if len(opened) == 1 and len(experts or []) < 2:
@@ -131,13 +134,15 @@ def league(
         if statistics is not None:
             family = family.measured(statistics)
         options["budget_seconds"] = budget
-        ended = _league(family, methods, folder, as_json, report_file, **options)
+        ended = _league(family, methods, folder, as_json, report_file, reads, **options)
     elif statistics is not None:
         raise click.UsageError("A scaling study has no --statistics; give one family at a time.")
     elif budget is not None:
         raise click.UsageError("A scaling study has no --budget; Ctrl-C keeps what is finished.")
     else:
-        ended = _scaling(opened, methods, experts or [], folder, as_json, report_file, **options)
+        ended = _scaling(
+            opened, methods, experts or [], folder, as_json, report_file, reads, **options
+        )
     return _exit_code(ended, folder)
 
 
@@ -147,12 +152,13 @@ def _league(
     out: Path,
     as_json: bool,
     report_file: Path | None,
+    reads: Sequence[Path],
     **options: Any,
 ) -> str:
     from weightsmith.comparison.league import run_league
 
     found = run_league(family, methods, out, **options)
-    write_beside(report_file, lambda: _report(found))
+    write_beside(report_file, lambda: _report(found), reads)
     if as_json:
         show_json(found.to_mapping())
     else:
@@ -173,12 +179,13 @@ def _scaling(
     out: Path,
     as_json: bool,
     report_file: Path | None,
+    reads: Sequence[Path],
     **options: Any,
 ) -> str:
     from weightsmith.comparison.scaling import run_scaling
 
     found = run_scaling(families, methods, counts, out, **options)
-    write_beside(report_file, lambda: _report(found))
+    write_beside(report_file, lambda: _report(found), reads)
     if as_json:
         show_json(found.to_mapping())
     else:

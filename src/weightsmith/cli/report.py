@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.output import show_line
+from weightsmith.cli.reading import places_read
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
@@ -76,7 +77,12 @@ def report(
     from weightsmith.reports.subjects import report_of_subjects
     from weightsmith.reports.writing import write_report
 
-    check_place(file)
+    reads = (
+        *places_read(*subjects, base),
+        *evaluations,
+        *(() if league is None else (league,)),
+    )
+    check_place(file, reads)
     made = report_of_subjects(
         subjects,
         base=base,
@@ -84,25 +90,28 @@ def report(
         league=None if league is None else read_league(league),
         threads=threads,
     )
-    written = write_report(made, file, pictures=pictures)
+    written = write_report(made, file, pictures=pictures, reads=reads)
     more = f" and {counted(len(written) - 1, 'picture')}" if len(written) > 1 else ""
     show_line(f"{file}{more}")
     return 0
 
 
-def check_place(file: Path | None) -> None:
-    """Refuse a --report that could not be written, before the work that it would show."""
+def check_place(file: Path | None, reads: Iterable[Path] = ()) -> None:
+    """Refuse a --report that may not or could not be written, before the work that it would show.
+
+    `reads` is what the command reads.
+    """
     if file is not None:
         from weightsmith.reports.drawing import require_matplotlib
         from weightsmith.reports.writing import check_report_file
 
-        check_report_file(file)
+        check_report_file(file, reads)
         require_matplotlib()
 
 
-def write_beside(file: Path | None, make: Callable[[], Report]) -> None:
+def write_beside(file: Path | None, make: Callable[[], Report], reads: Iterable[Path] = ()) -> None:
     """Write what --report asks for, if it was given."""
     if file is not None:
         from weightsmith.reports.writing import write_report
 
-        write_report(make(), file)
+        write_report(make(), file, reads=reads)

@@ -91,6 +91,7 @@ def check_file(place: Path, kind: str, reads: Iterable[Path] = ()) -> Earlier:
     --force, and none changes it. Raises OutputError for anything else and as `check_place` does. A pipe or device is
     written to and never replaced.
     """
+    place = place.expanduser()
     if _is_stream(place):
         return Earlier(None)
     if place.is_dir() and not place.is_symlink():
@@ -110,6 +111,7 @@ def publish_file(place: Path, data: bytes, kind: str, reads: Iterable[Path] = ()
 
     Raises what `check_file` does, and OutputError or ResourceError where it cannot be written.
     """
+    place = place.expanduser()
     if _is_stream(place):
         try:
             with place.open("wb") as stream:
@@ -118,7 +120,7 @@ def publish_file(place: Path, data: bytes, kind: str, reads: Iterable[Path] = ()
             raise failure(error, place, "written", len(data)) from error
         return
     earlier = check_file(place, kind, reads)
-    place = Path(os.path.abspath(place.expanduser()))
+    place = Path(os.path.abspath(place))
     with staged_file(place) as staged:
         pwrite_all(staged.descriptor, data, 0, place)
         staged.publish(earlier)

@@ -29,6 +29,30 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
     out = Path(os.path.abspath(out.expanduser()))
     if not out.name:
         raise OutputError(f"{shown(out)} cannot be an output; name a place below it.")
+    refuse_inputs(out, reads)
+    if out.is_symlink():
+        raise OutputError(f"The output {shown(out)} is a symbolic link; name the real place.")
+    if not out.parent.is_dir():
+        raise OutputError(
+            f"The folder {shown(out.parent)} for the output does not exist; create it first."
+        )
+    if not os.access(out.parent, os.W_OK):
+        raise OutputError(
+            f"The folder {shown(out.parent)} cannot be written to; choose another place for the output."
+        )
+    for folder in Path(os.path.realpath(out)).parents:
+        if any((folder / name).is_file() for name in RECORDS):
+            raise OutputError(
+                f"The output {shown(out)} lies inside {shown(folder)}, whose record names all that is in it; choose a "
+                "place outside of it."
+            )
+    return out
+
+
+def refuse_inputs(out: Path, reads: Iterable[Path]) -> None:
+    """Raise OutputError for an output that is, lies inside, or would hold one of the folders and files that are
+    read.
+    """
     real = Path(os.path.realpath(out))
     staged = staging_folder(real)
     for path in reads:
@@ -45,20 +69,3 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
             raise OutputError(
                 f"The output {shown(out)} contains the input {shown(path)}; choose another place."
             )
-    if out.is_symlink():
-        raise OutputError(f"The output {shown(out)} is a symbolic link; name the real place.")
-    if not out.parent.is_dir():
-        raise OutputError(
-            f"The folder {shown(out.parent)} for the output does not exist; create it first."
-        )
-    if not os.access(out.parent, os.W_OK):
-        raise OutputError(
-            f"The folder {shown(out.parent)} cannot be written to; choose another place for the output."
-        )
-    for folder in real.parents:
-        if any((folder / name).is_file() for name in RECORDS):
-            raise OutputError(
-                f"The output {shown(out)} lies inside {shown(folder)}, whose record names all that is in it; choose a "
-                "place outside of it."
-            )
-    return out
