@@ -7,7 +7,7 @@ shape, rank, adapters and digests. For tensor X it holds `X::mean`, `X::directio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _PARTS = ("mean", "directions", "coefficients")
 
 
 def write_basis(
-    basis: ReversibleBasis, out: Path, *, force: bool = False, reads: Iterable[Path] = ()
+    basis: ReversibleBasis, out: Path, *, force: bool = False, reads: Sequence[Path] = ()
 ) -> None:
     """Write a basis to a .safetensors file, whole or not at all; numbers are rounded to its dtype.
 
@@ -55,7 +55,7 @@ def write_basis(
     put(Files("", tensors, metadata, kind="basis"), out, force=force, reads=reads)
 
 
-def check_basis(out: Path, *, force: bool = False, reads: Iterable[Path] = ()) -> Path:
+def check_basis(out: Path, *, force: bool = False, reads: Sequence[Path] = ()) -> Path:
     """The absolute place of a basis, before the work for it; raises as `write_basis` does."""
     if out.suffix != SUFFIX:
         raise UsageError(f"A basis is one {SUFFIX} file; {shown(out)} does not end like that.")

@@ -31,6 +31,7 @@ from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,9 @@ def _loaded(
             assert update.load is not None
             assert update.shape is not None
             change = update.load()
-            added[target] = change.rows(0, change.shape[0]).reshape(update.shape).astype(np.float32)
+            added[target] = narrow(
+                change.rows(0, change.shape[0]).reshape(update.shape), DType.FLOAT32
+            )
             continue
         if update.magnitude is not None and update.replacement is None:
             magnitudes[target] = _magnitude(update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ class Files:
 
 
 def check_place(
-    out: Path, *, force: bool, reads: Iterable[Path] = (), kind: str = "adapter"
+    out: Path, *, force: bool, reads: Sequence[Path] = (), kind: str = "adapter"
 ) -> Path:
     """The absolute place of an output, once it is clear that something may be put there.
 
@@ -79,7 +79,7 @@ def check_place(
     return out
 
 
-def put(files: Files, out: Path, *, force: bool = False, reads: Iterable[Path] = ()) -> None:
+def put(files: Files, out: Path, *, force: bool = False, reads: Sequence[Path] = ()) -> None:
     """Write an adapter: a file where `out` ends in .safetensors, else a folder.
 
     It is written beside its place, made durable and renamed, so that `out` is there whole or not at all; after an

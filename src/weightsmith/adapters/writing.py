@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +15,7 @@ from weightsmith.adapters.storing import SUFFIX, Files, check_place, put
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import OutputError, UsageError
+from weightsmith.publishing.places import refuse_inputs
 from weightsmith.tensors.messages import shown
 
 Dialect = Literal["peft", "kohya", "diffusers"]
@@ -26,7 +28,7 @@ def write_adapter(
     *,
     base: Checkpoint | None = None,
     force: bool = False,
-    reads: Iterable[Path] = (),
+    reads: Sequence[Path] = (),
     magnitudes: Mapping[str, Matrix] | None = None,
     component: str | None = None,
     task: str | None = None,
@@ -72,7 +74,7 @@ def adapter_files(
 
 
 def check_output(
-    out: str | Path, dialect: Dialect, *, force: bool = False, reads: Iterable[Path] = ()
+    out: str | Path, dialect: Dialect, *, force: bool = False, reads: Sequence[Path] = ()
 ) -> Path:
     """The absolute place of an output, before the work for it begins.
 
@@ -84,6 +86,7 @@ def check_output(
             f"{dialect!r} is no dialect that is written; take {', '.join(get_args(Dialect))}."
         )
     place = Path(out)
+    refuse_inputs(Path(os.path.abspath(place.expanduser())), reads)
     is_file = place.suffix == SUFFIX
     if (dialect == "peft" and is_file) or (dialect == "kohya" and not is_file):
         kind = "a folder, whose name does not" if is_file else "one file, whose name must"

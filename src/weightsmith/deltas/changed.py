@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
+from weightsmith.errors import NonFiniteError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import FromSources, LazyTensor, ReadingCost
 from weightsmith.tensors.widening import WORDS, widen
@@ -93,7 +94,11 @@ class ChangedTensor(FromSources):
         )
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Compute elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
+        """Compute elements [start, stop); thread-safe.
+
+        Raises CheckpointError as the sources do, and NonFiniteError where an element of the base is finite and what
+        becomes of it is not.
+        """
         if start == stop:
             return
         change, gain = self._parts()
@@ -104,22 +109,43 @@ class ChangedTensor(FromSources):
         )
         for first in range(start // columns // step * step, -(-stop // columns), step):
             last = min(first + step, rows)
-            block = self._block(change, gain, first, last).reshape(-1)
+            # What is too large becomes infinite here, and is refused below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                block = self._block(change, gain, first, last).astype(out.dtype)
+            if not np.isfinite(block).all():
+                self._refuse(block, gain, first)
             low, high = max(start, first * columns), min(stop, last * columns)
-            out[low - start : high - start] = block[low - first * columns : high - first * columns]
+            part = slice(low - first * columns, high - first * columns)
+            out[low - start : high - start] = block.reshape(-1)[part]
 
     def _block(self, change: Change, gain: Matrix | None, first: int, last: int) -> Matrix:
-        changed = self._sum(change, first, last)
+        changed = self._base_rows(first, last, change.shape[1]) + change.rows(first, last)
         if gain is None:
             return changed
         if self.by_column:
             return changed * gain
         return changed * over_norms(gain[first:last], np.linalg.norm(changed, axis=1))[:, None]
 
-    def _sum(self, change: Change, first: int, last: int) -> Matrix:
-        columns = change.shape[1]
-        base = read_elements(self.base, first * columns, last * columns)
-        return base.reshape(last - first, columns) + change.rows(first, last)
+    def _base_rows(self, first: int, last: int, columns: int) -> Matrix:
+        rows = read_elements(self.base, first * columns, last * columns)
+        return rows.reshape(last - first, columns)
+
+    def _refuse(self, block: NDArray[Any], gain: Matrix | None, first: int) -> None:
+        """Raise NonFiniteError for an element that is not finite though the base is: factors are, when they are loaded.
+
+        What the base itself does not have in finite numbers is for those to judge who read it.
+        """
+        base = np.isfinite(self._base_rows(first, first + len(block), block.shape[1]))
+        if gain is not None:
+            # Norms take in a whole row, or a whole column.
+            base &= np.isfinite(gain) if self.by_column else base.all(axis=1, keepdims=True)
+        found = np.flatnonzero(base & ~np.isfinite(block))
+        if found.size:
+            raise NonFiniteError(
+                f"{self.location}: the change overflows {self.dtype} at element "
+                f"{first * block.shape[1] + int(found[0])}; give the adapter a smaller strength, or look for damage in "
+                "its scale and factors."
+            )
 
     def _parts(self) -> tuple[Change, Matrix | None]:
         """The change, and what rows (or columns, these over their norms) are multiplied with."""
@@ -152,7 +178,10 @@ class ChangedTensor(FromSources):
         step = max(1, _BLOCK // columns)
         squares = np.zeros(columns)
         for first in range(0, rows, step):
-            squares += np.square(self._sum(change, first, min(first + step, rows))).sum(axis=0)
+            last = min(first + step, rows)
+            with np.errstate(over="ignore", invalid="ignore"):
+                changed = self._base_rows(first, last, columns) + change.rows(first, last)
+                squares += np.square(changed).sum(axis=0)
         return column_factors(gain, squares)
 
 

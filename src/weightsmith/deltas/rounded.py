@@ -24,7 +24,9 @@ class RoundedTensor(FromStored):
     def __init__(self, stored: LazyTensor, dtype: DType) -> None:
         self.stored = stored
         self.name, self.shape = stored.name, stored.shape
-        self._rounded = DecodedTensor(stored.name, dtype, stored.shape, (stored,), _first)
+        self._rounded = DecodedTensor(
+            stored.name, dtype, stored.shape, (stored,), _first, may_overflow=True
+        )
 
     @property
     def dtype(self) -> DType:

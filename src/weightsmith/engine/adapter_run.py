@@ -36,6 +36,8 @@ from weightsmith.publishing.files import write_file
 from weightsmith.publishing.records import header_digest, manifest_problem
 from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.narrowing import narrow
 from weightsmith.tensors.writer import sync_folder
 
 _WEIGHTS = ".safetensors"
@@ -151,7 +153,7 @@ class _Collected(MemoryShards):
         """The result in memory."""
         result = self._result
         replaced = {
-            name: (read_matrix(original) + whole).astype(np.float32)
+            name: narrow(read_matrix(original) + whole, DType.FLOAT32)
             for name, whole in self.ordered(self.whole).items()
             if (original := result.targets[name].original) is not None
         }
