@@ -19,6 +19,7 @@ from weightsmith.cli.adapter_options import (
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -109,6 +110,7 @@ def create(
         form=form,
     )
     write_basis(made, out, force=force, reads=reads)
+    STREAMS.done()
     nbytes, stored = (
         bytes_of(out),
         sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources),
@@ -201,6 +203,7 @@ def extract(
     place = check_output(out, dialect, force=force, reads=reads)
     made = _opened(file).recovered(name)
     write(made, place, dialect, model, dtype=dtype, force=force, reads=reads)
+    STREAMS.done()
     show_line(f"{out}  {format_size(bytes_of(place))}")
     return 0
 

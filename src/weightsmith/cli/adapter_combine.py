@@ -32,6 +32,7 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, percent
 from weightsmith.cli.transplant import key_and_value
 from weightsmith.naming import natural_key
@@ -227,6 +228,7 @@ def _show(
     quiet: bool,
 ) -> None:
     """Tell ranks and losses of what has been written."""
+    STREAMS.done()
     from weightsmith.adapters.reading import open_adapter
 
     made = open_adapter(_adapter_in(out))

@@ -18,6 +18,7 @@ from weightsmith.cli.adapter_options import (
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import show_json, show_line
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -96,6 +97,7 @@ def convert(
         component=component,
         force=force,
     )
+    STREAMS.done()
     nbytes = bytes_of(out)
     if as_json:
         tensors = [

@@ -28,6 +28,7 @@ from weightsmith.cli.output import (
     show_table,
 )
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, percent, shape
 from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
@@ -146,6 +147,7 @@ def extract(
             force=force,
             progress=progress.stage,
         )
+    STREAMS.done()
     if as_json:
         findings = {"findings": findings_json(report.findings)}
         show_json(

@@ -22,6 +22,7 @@ from weightsmith.cli.options import (
 )
 from weightsmith.cli.output import Table, show_json, show_line, show_table
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -117,6 +118,7 @@ def pack(
             force=force,
             progress=progress,
         )
+    STREAMS.done()
     if as_json:
         show_json(_content(out))
         return 0
@@ -240,6 +242,7 @@ def dedupe(library: Path, as_json: bool) -> int:
     from weightsmith.packages.sharing import dedupe as share
 
     done = share(library)
+    STREAMS.done()
     if as_json:
         facts = {"streams": done.streams, "packages": done.packages, "freed": done.freed}
         show_json({"schema": 1, **facts})
@@ -264,6 +267,8 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     from weightsmith.packages.sharing import gc as collect
 
     found = collect(library, dry_run=dry_run)
+    if not dry_run:
+        STREAMS.done()
     total = sum(removal.nbytes for removal in found)
     if as_json:
         listed = [{"path": str(removal.path), "bytes": removal.nbytes} for removal in found]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightsmith.cli.streams import STREAMS
 from weightsmith.errors import UsageError
 
 
@@ -30,3 +31,4 @@ def write_json_file(
     from weightsmith.publishing.seals import sealed_json
 
     publish_file(file, sealed_json(content, kind), kind, reads)
+    STREAMS.done()

@@ -24,6 +24,7 @@ from weightsmith.cli.output import show_findings, show_line
 from weightsmith.cli.plan import planned, show_plan
 from weightsmith.cli.progress import Quiet, open_progress
 from weightsmith.cli.report import check_place, write_beside
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
@@ -171,5 +172,6 @@ def run_plan(made: Plan, out: Path, begun: float, *, force: bool, fresh: bool, q
 
 
 def show_result(out: Path, digest: str, seconds: float) -> None:
-    """The last line: where, which digest, how long."""
+    """The last line: where, which digest, how long; the result is there."""
+    STREAMS.done()
     show_line(f"{out}  {digest}  {duration(seconds)}")

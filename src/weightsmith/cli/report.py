@@ -11,6 +11,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.output import show_line
 from weightsmith.cli.reading import places_read
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def report(
         threads=threads,
     )
     written = write_report(made, file, pictures=pictures, reads=reads)
+    STREAMS.done()
     more = f" and {counted(len(written) - 1, 'picture')}" if len(written) > 1 else ""
     show_line(f"{file}{more}")
     return 0
@@ -115,3 +117,4 @@ def write_beside(file: Path | None, make: Callable[[], Report], reads: Iterable[
         from weightsmith.reports.writing import write_report
 
         write_report(make(), file, reads=reads)
+        STREAMS.done()

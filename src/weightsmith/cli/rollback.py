@@ -20,6 +20,7 @@ from weightsmith.cli.options import (
 )
 from weightsmith.cli.output import show_line
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 
 if TYPE_CHECKING:
     from weightsmith.engine.rollback import RolledBack
@@ -80,6 +81,7 @@ def rollback(
             progress=progress,
             **options,
         )
+    STREAMS.done()
     if not quiet:
         for line in _notes(made):
             show_line(line)

@@ -14,6 +14,7 @@ from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Table, show_json, show_line, show_table
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, harmless
 
 _EVERY_SECONDS = 5.0
@@ -105,6 +106,7 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, quiet: bool) ->
         line = "finished members are safe, and the same command goes on from there"
         print(f"weightsmith: interrupted: {line}.", file=sys.stderr)
         return INTERRUPTED
+    STREAMS.done()
     show_line(f"{folder}  {duration(time.monotonic() - begun)}")
     return 0
 

@@ -9,6 +9,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import by_reference, inputs_option, json_option
 from weightsmith.cli.output import show_json, show_line
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 
 
@@ -39,6 +40,8 @@ def verify(out: Path, recompute: int, inputs: tuple[tuple[str, Path], ...], as_j
     from weightsmith.engine.verify import verify as check
 
     found = check(out, recompute=recompute, inputs=by_reference(inputs))
+    # The exit code is the answer.
+    STREAMS.done()
     if as_json:
         show_json(
             {
