@@ -177,6 +177,27 @@ def test_a_replacement_loses_no_file_that_someone_put_into_the_family(tmp_path):
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("name", ["base/config.json", "family.json"])
+def test_a_family_that_somebody_changed_is_not_replaced(tmp_path, name):
+    out = build("toy", tmp_path / "family")
+    text = (out / name).read_text()
+    (out / name).write_text(text.replace("after", "mine").replace("a toy", "mine"))
+    with pytest.raises(OutputError, match=r"changed since"):
+        build("toy", out, force=True)
+    assert "mine" in (out / name).read_text()
+
+
+def test_a_family_with_a_record_of_an_earlier_version_is_replaced(toy, tmp_path):
+    """It has no seal."""
+    out = build("toy", tmp_path / "family")
+    record = json.loads((out / "family.json").read_text())
+    del record["seal"]
+    (out / "family.json").write_text(json.dumps(record, indent=2) + "\n")
+    build("toy", out, force=True)
+    assert len(toy.made) == 6
+
+
+@pytest.mark.usefixtures("toy")
 def test_another_family_is_not_overwritten(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "family.json").write_text('{"family": "vision"}')

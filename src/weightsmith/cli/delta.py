@@ -82,7 +82,7 @@ def delta() -> None:
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is a package and nothing else.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is a package that nobody changed.")
 @json_option
 @quiet_option
 def pack(

@@ -287,6 +287,10 @@ def read(folder: Path) -> Manifest:
             )
         return _from_json(content)
     except FileNotFoundError:
+        if not folder.exists():
+            raise VerificationError(
+                f"There is no folder {str(folder)!r}; give an output of `weightsmith merge`."
+            ) from None
         raise VerificationError(
             f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`."
         ) from None

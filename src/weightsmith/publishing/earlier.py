@@ -79,13 +79,16 @@ def check_free(place: Path, problem: Problem, *, force: bool) -> Earlier:
     That is nothing, an empty file or folder, and with `force` what `problem` finds nothing wrong with. Raises
     OutputError for anything else, with the file that stands against it.
     """
-    found = look(place)
-    if found.is_nothing or found.is_empty:
-        return found
-    reason = problem(place, force)
+    if not os.path.lexists(place) or _is_bare(place):
+        return look(place)
+    reason = problem(place, False)
     if not force:
         advice = "or give --force to replace it" if not reason else f"for it {reason}"
         raise OutputError(f"The output {shown(place)} exists; choose another name, {advice}.")
+    found = Earlier(None)
+    if not reason:
+        found = look(place)
+        reason = problem(place, True)
     if reason:
         raise OutputError(
             f"The output {shown(place)} {reason}, so --force does not replace it; move that elsewhere, or choose "
@@ -94,6 +97,15 @@ def check_free(place: Path, problem: Problem, *, force: bool) -> Earlier:
     if look(place) != found:
         raise changed(place)
     return found
+
+
+def _is_bare(place: Path) -> bool:
+    """Whether a file or folder has nothing in it, without a look at more than its first entry."""
+    status = os.lstat(place)
+    if not stat.S_ISDIR(status.st_mode):
+        return stat.S_ISREG(status.st_mode) and status.st_size == 0
+    with os.scandir(place) as entries:
+        return next(entries, None) is None
 
 
 def changed(place: Path) -> OutputError:

@@ -85,16 +85,19 @@ class Recorded:
                 found += [(name, tensor) for tensor in parse_file(folder / name).tensors]
             except CheckpointError:
                 return name
-        for name, tensor in found:
-            if tensor.name not in self.tensors:
-                return name
+        if not all(tensor.name in self.tensors for _, tensor in found):
+            return next(name for name, tensor in found if tensor.name not in self.tensors)
         if not thorough:
             return ""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            same = pool.map(lambda one: digest_tensor(one[1]) == self.tensors[one[1].name], found)
-            return next(
-                (name for (name, _), is_same in zip(found, same, strict=True) if not is_same), ""
-            )
+            same = list(pool.map(self._is_same, (tensor for _, tensor in found)))
+        return next((n for (n, _), is_same in zip(found, same, strict=True) if not is_same), "")
+
+    def _is_same(self, tensor: StoredTensor) -> bool:
+        try:
+            return digest_tensor(tensor) == self.tensors[tensor.name]
+        except CheckpointError:
+            return False
 
 
 def manifest_problem(folder: Path, thorough: bool) -> str:
