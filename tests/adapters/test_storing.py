@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -119,6 +121,38 @@ def test_a_folder_that_cannot_be_renamed_brings_the_earlier_one_back(tmp_path, m
         write_adapter(_adapter(3.0), tmp_path / "out", force=True)
     assert _bytes(tmp_path / "out") == before
     assert _left(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("step", ["rename", "look"])
+def test_an_interrupt_between_two_renames_brings_the_earlier_one_back(tmp_path, monkeypatch, step):
+    """Where folders cannot be exchanged, at the moment when none is there."""
+    write_adapter(_adapter(), tmp_path / "out")
+    before, rename, look = _bytes(tmp_path / "out"), os.rename, putting.look
+
+    def interrupted(source, target):
+        rename(source, target)
+        if step == "rename" and target.name == "replaced":
+            raise KeyboardInterrupt
+
+    def looked(place):
+        if step == "look" and place.name == "replaced":
+            raise KeyboardInterrupt
+        return look(place)
+
+    monkeypatch.setattr(putting, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    monkeypatch.setattr(putting, "look", looked)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(_adapter(3.0), tmp_path / "out", force=True)
+    assert _bytes(tmp_path / "out") == before
+    assert _left(tmp_path) == ["out"]
+
+
+def test_a_folder_with_the_name_of_a_file_is_left(tmp_path):
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(OutputError, match="is a folder; name a file"):
+        write_adapter(_adapter(), tmp_path / "out.safetensors", "kohya", force=True)
+    assert (tmp_path / "out.safetensors").is_dir()
 
 
 @pytest.mark.parametrize(("dialect", "name"), OUTPUTS)

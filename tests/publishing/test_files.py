@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from weightsmith.errors import OutputError, ResourceError
-from weightsmith.publishing import files
+from weightsmith.publishing import files, putting, renaming
 from weightsmith.publishing.files import check_file, publish_file, staged_name, write_file
 from weightsmith.publishing.seals import sealed_json, with_seal
 
@@ -217,3 +217,45 @@ def test_a_staged_file_is_known_by_its_name(tmp_path: Path) -> None:
     for name in ("delta.safetensors", "out.partial", ".hidden"):
         (tmp_path / name).touch()
         assert staged_name(tmp_path / name) is None
+
+
+def test_what_is_changed_at_the_last_moment_comes_back_whatever_else_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was exchanged already, and what was put in its place is removed by somebody else."""
+    place = tmp_path / "report.html"
+    publish_file(place, with_seal(b"<p>old</p>\n", "report"), "report")
+
+    def late(first: Path, second: Path) -> bool:
+        monkeypatch.setattr(putting, "exchange", renaming.exchange)
+        place.write_text("mine")
+        renaming.exchange(first, second)
+        place.unlink()
+        return True
+
+    monkeypatch.setattr(putting, "exchange", late)
+    with pytest.raises(OutputError, match="was changed while"):
+        publish_file(place, REPORT, "report")
+    assert place.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_what_cannot_be_put_back_is_kept_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "report.html"
+    publish_file(place, with_seal(b"<p>old</p>\n", "report"), "report")
+
+    def late(first: Path, second: Path) -> bool:
+        monkeypatch.setattr(putting, "exchange", never)
+        place.write_text("mine")
+        return renaming.exchange(first, second)
+
+    def never(*_: Path) -> bool:
+        raise FileExistsError
+
+    monkeypatch.setattr(putting, "exchange", late)
+    with pytest.raises(OutputError, match="was changed while"):
+        publish_file(place, REPORT, "report")
+    (kept,) = tmp_path.glob("report.html.kept-*")
+    assert kept.read_text() == "mine"

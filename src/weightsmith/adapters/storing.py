@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.errors import NonFiniteError
+from weightsmith.errors import NonFiniteError, OutputError
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.files import StagedFile, staged_file, write_file
 from weightsmith.publishing.places import check_place as check_read
@@ -74,7 +74,7 @@ def check_place(
     `reads` is what it is made from. Raises OutputError for a place that is taken, unless `force` and it is an adapter
     (or basis) as weightsmith wrote it, for what is read, for a link, and for a folder above that does not exist.
     """
-    out = check_read(out, reads)
+    out = _checked(out, reads)
     check_free(out, partial(_problem, kind), force=force)
     return out
 
@@ -86,7 +86,7 @@ def put(files: Files, out: Path, *, force: bool = False, reads: Sequence[Path] =
     error nothing is left. Raises OutputError and ResourceError where it cannot be written, and NonFiniteError for
     numbers that are not finite or too large for their dtype.
     """
-    out, problem = check_read(out, reads), partial(_problem, files.kind)
+    out, problem = _checked(out, reads), partial(_problem, files.kind)
     if out.suffix == SUFFIX:
         earlier = check_free(out, problem, force=force)
         with staged_file(out) as staged:
@@ -114,6 +114,14 @@ def write_into(files: Files, folder: Path, weights: str = "") -> None:
         staged.replace()
     for name in sorted(files.papers):
         write_file(folder / name, files.papers[name])
+
+
+def _checked(out: Path, reads: Sequence[Path]) -> Path:
+    """The absolute place, if what is read and what kind of thing lies there do not stand against it."""
+    out = check_read(out, reads)
+    if out.suffix == SUFFIX and out.is_dir():
+        raise OutputError(f"{shown(out)} is a folder; name a file.")
+    return out
 
 
 def _problem(kind: str, place: Path, thorough: bool) -> str:

@@ -1,6 +1,4 @@
-"""What lies at the place of an output before it is made: nothing, nothing of value, or an earlier output of its
-kind.
-"""
+"""What lies at the place of an output before it is made: nothing, or an earlier one that may or may not be replaced."""
 
 from __future__ import annotations
 
@@ -120,6 +118,5 @@ def appeared(place: Path) -> OutputError:
     """The error for something that was not at a place when the run began."""
     return OutputError(
         f"Something has appeared at {shown(place)} while this run went on, and is left as it is; move it elsewhere, "
-        "then "
-        "give the same command again."
+        "then give the same command again."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from weightsmith.publishing.renaming import exchange, rename_into_free
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.writer import sync_file, sync_folder
 
+# How often something is put back at a place where others put and remove things at the same moment.
+_ATTEMPTS = 10
+
 
 def put(staged: Path, place: Path, earlier: Earlier, aside: Path | None = None) -> None:
-    """Give what is staged its name; whatever lay there as `earlier` says lies at `staged` or `aside` afterwards, or is
-    gone.
+    """Give what is staged its name; what lay there as `earlier` says is at `staged` or `aside` afterwards, or gone.
 
     Where folders cannot be exchanged, the earlier one is moved to `aside` first and comes back if the second rename
     fails. Raises OutputError, with the place as it was, where something has appeared or was changed there, and where
@@ -45,22 +48,35 @@ def _replace(staged: Path, place: Path, earlier: Earlier, aside: Path | None) ->
         raise changed(place)
     if exchange(staged, place):
         if look(staged) != earlier:
-            exchange(staged, place)
+            _put_back(staged, place)
             raise changed(place)
     elif aside is None:
         # A file: one step, so that a crash leaves the one or the other; what changes between the look above and this
         # step is lost.
         os.replace(staged, place)
     else:
-        os.rename(place, aside)
         try:
+            os.rename(place, aside)
             if look(aside) != earlier:
                 raise changed(place)
             rename_into_free(staged, place)
         except BaseException:
-            with suppress(FileExistsError):
+            with suppress(FileExistsError, FileNotFoundError):
                 rename_into_free(aside, place)
             raise
+
+
+def _put_back(staged: Path, place: Path) -> None:
+    """Exchange once more, so that what somebody changed is at its place again and nobody removes it as staged."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileExistsError):
+            try:
+                exchange(staged, place)
+            except FileNotFoundError:
+                # What was put there is gone.
+                rename_into_free(staged, place)
+            return
+    os.rename(staged, place.with_name(f"{place.name}.kept-{secrets.token_hex(6)}"))
 
 
 def sync_tree(folder: Path) -> None:

@@ -33,7 +33,6 @@ _DISCARDED = "discarded"
 # How often a run begins again because the one before has just removed its folder.
 _ATTEMPTS = 100
 
-
 _Opened = TypeVar("_Opened", bound="StagingFolder")
 
 
@@ -80,6 +79,7 @@ class StagingFolder:
     ) -> None:
         if self._lock >= 0 and kind is not None and self.is_worthless():
             with suppress(OSError, OutputError):
+                self._settle()
                 self.discard()
         self.close()
 
