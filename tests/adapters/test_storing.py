@@ -2,13 +2,20 @@ import os
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from weightsmith.adapters import storing
 from weightsmith.adapters.low_rank import Factors, LowRankAdapter
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.writing import write_adapter
 from weightsmith.deltas.changes import LowRank
-from weightsmith.errors import CompatibilityError, NonFiniteError, OutputError, UsageError
+from weightsmith.errors import (
+    CompatibilityError,
+    NonFiniteError,
+    OutputError,
+    ResourceError,
+    UsageError,
+)
+from weightsmith.publishing import putting, renaming
 from weightsmith.tensors.dtypes import DType
 
 
@@ -46,12 +53,10 @@ def test_a_folder_with_anything_else_is_never_replaced(tmp_path):
 
 
 def test_a_file_that_is_no_adapter_is_never_replaced(tmp_path):
-    from safetensors.numpy import save_file
-
     save_file({"model.embed.weight": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "text.safetensors").write_text("mine")
     for name in ("model", "text"):
-        with pytest.raises(OutputError, match="no part of an adapter"):
+        with pytest.raises(OutputError, match="was not written by weightsmith"):
             write_adapter(_adapter(), tmp_path / f"{name}.safetensors", "kohya", force=True)
     assert (tmp_path / "text.safetensors").read_text() == "mine"
 
@@ -64,16 +69,24 @@ def test_a_link_and_a_missing_folder_are_refused(tmp_path):
         write_adapter(_adapter(), tmp_path / "none/out")
 
 
+CALLS = [
+    "weightsmith.publishing.seals.pwrite_all",
+    "weightsmith.publishing.files.sync_file",
+    "weightsmith.publishing.putting.sync_folder",
+    "weightsmith.publishing.putting.rename_into_free",
+]
+
+
 @pytest.mark.parametrize(("dialect", "name"), OUTPUTS)
-@pytest.mark.parametrize("call", ["pwrite_all", "sync_file", "sync_folder", "_publish"])
+@pytest.mark.parametrize("call", CALLS)
 def test_a_write_that_fails_anywhere_leaves_nothing(tmp_path, monkeypatch, dialect, name, call):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    if call == "sync_folder" and dialect == "kohya":
+    if call.endswith("sync_folder") and dialect == "kohya":
         pytest.skip("a single file has no folder of its own")
-    monkeypatch.setattr(storing, call, fail)
-    with pytest.raises((OSError, OutputError)):
+    monkeypatch.setattr(call, fail)
+    with pytest.raises((OSError, OutputError, ResourceError)):
         write_adapter(_adapter(), tmp_path / name, dialect)
     assert _left(tmp_path) == []
 
@@ -86,7 +99,7 @@ def test_an_interrupt_keeps_what_was_there_before(tmp_path, monkeypatch, dialect
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storing, "sync_file", interrupted)
+    monkeypatch.setattr("weightsmith.publishing.files.sync_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_adapter(_adapter(3.0), tmp_path / name, dialect, force=True)
     assert _bytes(tmp_path / name) == before
@@ -95,18 +108,92 @@ def test_an_interrupt_keeps_what_was_there_before(tmp_path, monkeypatch, dialect
 
 def test_a_folder_that_cannot_be_renamed_brings_the_earlier_one_back(tmp_path, monkeypatch):
     write_adapter(_adapter(), tmp_path / "out")
-    before, rename = _bytes(tmp_path / "out"), os.rename
+    before, rename = _bytes(tmp_path / "out"), renaming.rename_into_free
 
     def fails_for_the_new(source, target):
-        if str(source).endswith(".partial"):
+        if source.name == "checkpoint":
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", fails_for_the_new)
+    monkeypatch.setattr(putting, "exchange", lambda *_: False)
+    monkeypatch.setattr(putting, "rename_into_free", fails_for_the_new)
     with pytest.raises(OutputError, match="Permission denied"):
         write_adapter(_adapter(3.0), tmp_path / "out", force=True)
     assert _bytes(tmp_path / "out") == before
     assert _left(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("step", ["rename", "look"])
+def test_an_interrupt_between_two_renames_brings_the_earlier_one_back(tmp_path, monkeypatch, step):
+    """Where folders cannot be exchanged, at the moment when none is there."""
+    write_adapter(_adapter(), tmp_path / "out")
+    before, rename, look = _bytes(tmp_path / "out"), os.rename, putting.look
+
+    def interrupted(source, target):
+        rename(source, target)
+        if step == "rename" and target.name == "replaced":
+            raise KeyboardInterrupt
+
+    def looked(place):
+        if step == "look" and place.name == "replaced":
+            raise KeyboardInterrupt
+        return look(place)
+
+    monkeypatch.setattr(putting, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    monkeypatch.setattr(putting, "look", looked)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(_adapter(3.0), tmp_path / "out", force=True)
+    assert _bytes(tmp_path / "out") == before
+    assert _left(tmp_path) == ["out"]
+
+
+def test_a_folder_with_the_name_of_a_file_is_left(tmp_path):
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(OutputError, match="is a folder; name a file"):
+        write_adapter(_adapter(), tmp_path / "out.safetensors", "kohya", force=True)
+    assert (tmp_path / "out.safetensors").is_dir()
+
+
+@pytest.mark.parametrize(("dialect", "name"), OUTPUTS)
+def test_a_downloaded_adapter_is_never_replaced(tmp_path, dialect, name):
+    """It looks like one that weightsmith writes, but for the seal."""
+    place = tmp_path / name
+    weights = place if dialect == "kohya" else place / "adapter_model.safetensors"
+    write_adapter(_adapter(), place, dialect)
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    before = _bytes(place)
+    with pytest.raises(OutputError, match=r"not written by weightsmith, or was changed since"):
+        write_adapter(_adapter(2.0), place, dialect, force=True)
+    assert _bytes(place) == before
+
+
+def test_an_adapter_whose_configuration_was_edited_is_never_replaced(tmp_path):
+    write_adapter(_adapter(), tmp_path / "out")
+    config = tmp_path / "out" / "adapter_config.json"
+    config.write_text(config.read_text().replace("null", '"mine"', 1))
+    with pytest.raises(OutputError, match=r"holds 'adapter_config.json', which was changed"):
+        write_adapter(_adapter(2.0), tmp_path / "out", force=True)
+    assert "mine" in config.read_text()
+
+
+def test_a_trained_adapter_is_never_replaced(tmp_path):
+    """One byte of the data is enough."""
+    write_adapter(_adapter(), tmp_path / "out.safetensors", "kohya")
+    data = bytearray((tmp_path / "out.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "out.safetensors").write_bytes(data)
+    with pytest.raises(OutputError, match="changed since"):
+        write_adapter(_adapter(2.0), tmp_path / "out.safetensors", "kohya", force=True)
+    assert (tmp_path / "out.safetensors").read_bytes() == data
+
+
+@pytest.mark.parametrize(("dialect", "name"), OUTPUTS)
+def test_an_adapter_is_never_put_over_what_it_is_made_from(tmp_path, dialect, name):
+    place = tmp_path / name
+    write_adapter(_adapter(), place, dialect)
+    with pytest.raises(OutputError, match="is also an input"):
+        write_adapter(_adapter(2.0), place, dialect, force=True, reads=[place])
 
 
 def _bytes(path):

@@ -76,3 +76,27 @@ class Family:
 @pytest.fixture
 def family(tmp_path) -> Family:
     return Family(tmp_path)
+
+
+@pytest.fixture
+def write_lora():
+    """A function that writes a LoRA of rank 1 of one matrix, of ones, in PEFT's layout."""
+
+    def write(folder: Path, module: str, shape: tuple[int, int], alpha: float = 1.0) -> Path:
+        folder.mkdir()
+        name = f"base_model.model.{module}.lora_{{}}.weight"
+        factors = {name.format("A"): (1, shape[1]), name.format("B"): (shape[0], 1)}
+        save_file(
+            {n: np.ones(s, np.float32) for n, s in factors.items()},
+            folder / "adapter_model.safetensors",
+        )
+        settings = {
+            "peft_type": "LORA",
+            "r": 1,
+            "lora_alpha": alpha,
+            "target_modules": [module.rpartition(".")[2]],
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        return folder
+
+    return write

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.bundles import open_member, read_header
-from weightsmith.errors import CheckpointError, RecipeError, WeightsmithError
+from weightsmith.errors import CheckpointError, OutputError, RecipeError, WeightsmithError
+from weightsmith.tensors.digests import digest_tensor
 
 
 def shapes(family) -> dict[str, tuple[int, ...]]:
@@ -392,3 +393,28 @@ def test_making_and_reading_a_bundle_takes_memory_that_does_not_depend_on_its_si
     assert max(made, read_back) < big.nbytes
     first = load_file(family.root / "out" / "model.safetensors")["w"]
     assert np.abs(first - big).max() < 0.05
+
+
+def test_the_base_that_a_bundle_refers_to_is_an_input_of_its_tasks(family):
+    family.random(2)
+    out = bundle(family, "emr", 2, form={"base": "reference"})
+    copy = {
+        "weightsmith": 1,
+        "merge_method": "passthrough",
+        "models": [{"model": f"{out}#e1"}],
+    }
+    with pytest.raises(OutputError, match="is also an input"):
+        weightsmith.merge(copy, family.root / "base", force=True)
+    made = weightsmith.merge(copy, family.root / "copied")
+    (base,) = made.inputs["bundle#e1"].behind
+    assert base.path == "../base"
+    digests = {
+        n: digest_tensor(t) for n, t in open_checkpoint(family.root / "base").tensors.items()
+    }
+    assert base.tensors == digests
+
+
+def test_a_bundle_that_stores_its_base_needs_no_other_checkpoint(family):
+    family.random(2)
+    opened = open_checkpoint(f"{bundle(family, 'emr', 2)}#e1")
+    assert opened.inputs == (family.root / "bundle",)

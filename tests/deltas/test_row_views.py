@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from weightsmith.deltas.codecs.codec import ArrayTensor
-from weightsmith.deltas.decoded import stored_parts
 from weightsmith.deltas.rows import JoinedRows, SomeRows
+from weightsmith.tensors.stored import behind
 
 
 def read(tensor, start, stop):
@@ -33,4 +33,6 @@ def test_some_rows_and_joined_rows_read_as_slices_do(shape):
     for start in range(joined.numel + 1):
         for stop in range(start, joined.numel + 1):
             np.testing.assert_array_equal(read(joined, start, stop), flat[start:stop])
-    assert stored_parts([joined]) == [whole] * 4
+    assert [id(t) for t in behind([joined])] == [
+        id(t) for t in (joined, *parts[:1], whole, *parts[1:])
+    ]

@@ -25,6 +25,7 @@ from weightsmith.errors import (
     VerificationError,
 )
 from weightsmith.findings import Severity
+from weightsmith.packages.packing import pack
 
 from ..adapters.peft_family import llama, lora, merged  # noqa: TID252 - two rooms share it
 from .interrupted import Recorder, Stop, merge_in_process
@@ -252,6 +253,26 @@ def test_a_stopped_run_leaves_nothing_half_done(family: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         weightsmith.merge(made, family / "out")
     weightsmith.merge(made, family / "out", force=True)
+
+
+def test_no_output_takes_the_place_of_what_is_behind_the_adapters_base(family: Path) -> None:
+    """The base is a package of a fine-tune, coded against another checkpoint."""
+    tuned = {n: t + 0.01 for n, t in load_file(family / "base/model.safetensors").items()}
+    shutil.copytree(family / "base", family / "tuned")
+    save_file(tuned, family / "tuned/model.safetensors", metadata={"format": "pt"})
+    pack(family / "tuned", family / "base", family / "package")
+    made = recipe(family, "linear", base_model=str(family / "package"))
+    for place in ("base", "base/inside", "package"):
+        with pytest.raises(OutputError, match="input"):
+            weightsmith.merge(made, family / place, force=True)
+    weightsmith.merge(made, family / "out")
+
+
+def test_factors_are_what_a_plan_of_adapters_reads(family: Path) -> None:
+    """A sum reads each factor once; the zeros that stand for a base take nothing."""
+    planned = weightsmith.plan(recipe(family, "linear"))
+    stored = [load_file(family / name / "adapter_model.safetensors") for name in "ab"]
+    assert planned.read_bytes == sum(t.nbytes for file in stored for t in file.values())
 
 
 def test_the_bytes_are_the_same_for_all_threads_and_backends(family: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import weightsmith
-from weightsmith.engine import exchange, staging
+from weightsmith.engine import staging
 from weightsmith.engine.staging import Staging
 from weightsmith.errors import AssertionFailed, NonFiniteError, OutputError, ResourceError
+from weightsmith.publishing import putting, renaming
 from weightsmith.tensors import native, writer
 
 from .conftest import Family
@@ -266,20 +267,15 @@ def test_a_replaced_output_is_there_or_the_new_one_whenever_the_run_dies(
     weightsmith.merge(family.recipe("linear"), out)
     old = bytes_of(out)
     if not can_exchange:
-        monkeypatch.setattr(staging, "exchange", lambda *_: False)
+        monkeypatch.setattr(putting, "exchange", lambda *_: False)
     with monkeypatch.context() as patched:
         if step == "after":
             stop_before(patched, Staging, "discard")
         elif step == "first":
-            stop_before(patched, staging, "exchange")
+            stop_before(patched, putting, "exchange")
         else:
-            rename = os.rename
-            patched.setattr(staging, "exchange", lambda *_: False)
-            patched.setattr(
-                os,
-                "rename",
-                lambda a, b: rename(a, b) if Path(b) != out else (_ for _ in ()).throw(Stop),
-            )
+            patched.setattr(putting, "exchange", lambda *_: False)
+            stop_before(patched, putting, "rename_into_free")
         with pytest.raises(Stop):
             weightsmith.merge(recipe, out, force=True)
     if out.exists():
@@ -294,14 +290,9 @@ def test_an_output_moved_aside_comes_back_if_the_new_one_is_not_wanted_any_more(
     out = family.root / "out"
     weightsmith.merge(family.recipe("linear"), out)
     old = bytes_of(out)
-    monkeypatch.setattr(staging, "exchange", lambda *_: False)
+    monkeypatch.setattr(putting, "exchange", lambda *_: False)
     with monkeypatch.context() as patched:
-        rename = os.rename
-        patched.setattr(
-            os,
-            "rename",
-            lambda a, b: rename(a, b) if Path(b) != out else (_ for _ in ()).throw(Stop),
-        )
+        stop_before(patched, putting, "rename_into_free")
         with pytest.raises(Stop):
             weightsmith.merge(recipe, out, force=True)
     assert not out.exists()
@@ -315,10 +306,10 @@ def test_folders_are_swapped_in_one_step_here(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert exchange.exchange(tmp_path / "a", tmp_path / "b")
+    assert renaming.exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "b").exists()
     with pytest.raises(FileNotFoundError):
-        exchange.exchange(tmp_path / "a", tmp_path / "missing")
+        renaming.exchange(tmp_path / "a", tmp_path / "missing")
 
 
 def test_force_does_not_remove_files_that_are_not_on_record(

@@ -27,12 +27,13 @@ def plan_of(recipe: dict[str, Any], *, tile_elements: int | None = TILE, **optio
 
 
 def main() -> int:
-    """Run it; `limits` of the options are set as resource limits first."""
+    """Run it; `limits` of the options are set as resource limits first, `force` is for the run."""
     recipe, options = json.loads(sys.argv[1]), json.loads(sys.argv[3])
     for name, value in options.pop("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (value, value))
+    force = options.pop("force", False)
     try:
-        run(plan_of(recipe, **options), Path(sys.argv[2]))
+        run(plan_of(recipe, **options), Path(sys.argv[2]), force=force)
     except WeightsmithError as error:
         print(error, file=sys.stderr)
         return error.exit_code

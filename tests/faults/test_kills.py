@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from .conftest import Bench, ended
+from .tampering import counted_calls, logged, needs_strace, tampered
 
 KILLING = (
     "write pwrite64 fsync rename renameat2 ftruncate fallocate unlink unlinkat mkdir rmdir".split()
@@ -75,36 +74,11 @@ def test_a_stopped_run_goes_on(bench: Bench, seconds: float) -> None:
     bench.check(bench.out)
 
 
-def _strace() -> str:
-    """Why system calls cannot be tampered with here, or nothing."""
-    if shutil.which("strace") is None:
-        return "strace is not installed"
-    probe = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "inject=fsync:error=EIO:when=1", "true"]
-    found = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return "" if found.returncode == 0 else f"strace does not work here: {found.stderr.strip()}"
-
-
-def tampered(what: str) -> tuple[str, ...]:
-    """The words before a command that let strace spoil one of its system calls."""
-    call = what.split(":")[0]
-    return ("strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={what}")
-
-
 def calls_of(bench: Bench, names: list[str], log: Path) -> dict[str, int]:
     """How often a merge makes each system call, in the thread that makes it most often."""
-    command = ("strace", "-f", "-qq", "-o", str(log), "-e", f"trace={','.join(names)}")
-    process = bench.start(bench.root / "counted", prefix=command, threads=1)
+    process = bench.start(bench.root / "counted", prefix=logged(log, names), threads=1)
     assert ended(process)[0] == 0
-    counts: dict[tuple[str, str], int] = {}
-    for line in log.read_text().splitlines():
-        thread, _, rest = line.partition(" ")
-        name = rest.strip().partition("(")[0]
-        if name in names:
-            counts[thread, name] = counts.get((thread, name), 0) + 1
-    return {n: max((c for (_, name), c in counts.items() if name == n), default=0) for n in names}
-
-
-needs_strace = pytest.mark.skipif(bool(_strace()), reason=_strace() or "")
+    return counted_calls(log, names)
 
 
 @pytest.mark.faults

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.checkpoints.package_header import read_header
+from weightsmith.checkpoints.package_header import FILE_NAME, STREAMS, read_header
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,
@@ -24,8 +24,10 @@ from weightsmith.errors import (
     ResourceError,
     UsageError,
 )
+from weightsmith.packages import packing
 from weightsmith.packages.goal import budget_bytes
 from weightsmith.packages.packing import pack
+from weightsmith.packages.sharing import dedupe
 from weightsmith.packages.unpacking import unpack
 from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
@@ -351,13 +353,80 @@ def test_an_output_that_exists_or_is_an_input_is_refused(family):
     pack(tuned, family.base, place, budget="1/4", force=True)
     assert read_header(place).goal == "budget"
     (place / "mine.txt").write_text("kept")
-    with pytest.raises(OutputError, match="remove it yourself"):
+    with pytest.raises(OutputError, match=r"holds 'mine.txt', which was not written"):
         pack(tuned, family.base, place, force=True)
     other = family.root / "other"
     other.mkdir()
     (other / "mine.txt").write_text("kept")
-    with pytest.raises(OutputError, match="remove it yourself"):
+    with pytest.raises(OutputError, match="was not written by weightsmith"):
         pack(tuned, family.base, other, force=True)
+    assert not list(family.root.glob("*.partial"))
+
+
+def flipped(place):
+    """A bit of the streams, the header of their file being as it was."""
+    data = bytearray((place / STREAMS).read_bytes())
+    data[-1] ^= 1
+    (place / STREAMS).write_bytes(data)
+
+
+def edited(place):
+    (place / "config.json").write_text("{}")
+
+
+def sealed_no_more(place):
+    (place / FILE_NAME).write_text((place / FILE_NAME).read_text().replace("budget", "budged"))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(flipped, STREAMS), (edited, "config.json"), (sealed_no_more, FILE_NAME)],
+)
+def test_a_package_that_was_changed_is_not_replaced(family, change, name):
+    tuned, place = family.finetune("tuned"), family.root / "package"
+    pack(tuned, family.base, place, budget="1/4")
+    change(place)
+    before = {p.name: p.read_bytes() for p in place.iterdir()}
+    with pytest.raises(OutputError, match=rf"holds .*{name}.* was changed since"):
+        pack(tuned, family.base, place, force=True)
+    assert {p.name: p.read_bytes() for p in place.iterdir()} == before
+
+
+def test_a_package_whose_streams_lie_with_others_is_still_its_own(family):
+    tuned, library = family.finetune("tuned", size=1.0), family.root / "library"
+    library.mkdir()
+    for name in ("one", "two"):
+        pack(tuned, family.base, library / name)
+    assert dedupe(library).streams
+    pack(tuned, family.base, library / "one", force=True)
+
+
+def test_a_package_and_a_merge_do_not_replace_each_other(family):
+    """`--force` is for an earlier output of the same kind."""
+    tuned, place = family.finetune("tuned"), family.root / "out"
+    pack(tuned, family.base, place)
+    copy = {"weightsmith": 1, "merge_method": "passthrough", "models": [{"model": str(tuned)}]}
+    with pytest.raises(OutputError, match="was not written by weightsmith"):
+        weightsmith.merge(copy, place, force=True)
+    weightsmith.merge(copy, family.root / "merged")
+    with pytest.raises(OutputError, match="was not written by weightsmith"):
+        pack(tuned, family.base, family.root / "merged", force=True)
+
+
+def test_what_appears_while_a_package_is_made_is_left(family, monkeypatch):
+    tuned, place = family.finetune("tuned"), family.root / "package"
+    write = packing.write_file
+
+    def late(path, data):
+        write(path, data)
+        if path.name == FILE_NAME:
+            place.mkdir()
+            (place / "mine").write_text("precious")
+
+    monkeypatch.setattr(packing, "write_file", late)
+    with pytest.raises(OutputError, match="Something has appeared"):
+        pack(tuned, family.base, place)
+    assert (place / "mine").read_text() == "precious"
     assert not list(family.root.glob("*.partial"))
 
 

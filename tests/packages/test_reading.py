@@ -12,10 +12,10 @@ import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.package_header import FILE_NAME, read_header
 from weightsmith.checkpoints.packages import open_package
-from weightsmith.checkpoints.sealing import sealed
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.packing import pack
 from weightsmith.packages.unpacking import unpack
+from weightsmith.publishing.sealing import sealed
 from weightsmith.tensors.dtypes import DType
 
 

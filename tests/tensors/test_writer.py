@@ -17,7 +17,7 @@ from weightsmith.errors import OutputError, ResourceError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import Shard, plan_layout
 from weightsmith.tensors.safetensors_header import read_header
-from weightsmith.tensors.writer import ShardWriter, pwrite_all, sync_file, sync_folder, write_file
+from weightsmith.tensors.writer import ShardWriter, pwrite_all, sync_file, sync_folder
 
 NUMBERS = np.arange(5000, dtype=np.uint16)
 
@@ -68,7 +68,6 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         ShardWriter.create(tmp_path, one_shard()).close()
-        write_file(tmp_path / "config.json", b"{}")
     finally:
         os.umask(before)
     for file in tmp_path.iterdir():
@@ -252,36 +251,6 @@ def test_a_shard_that_cannot_be_made_durable_is_not_finished(
         writer.finish()
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(descriptor)
-
-
-def test_a_small_file_is_replaced_whole_and_without_leftovers(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    write_file(path, b"old")
-    write_file(path, b"new and longer")
-    assert path.read_bytes() == b"new and longer"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("call", "code", "error"),
-    [
-        ("pwrite", errno.ENOSPC, ResourceError),
-        ("fsync", errno.EIO, OutputError),
-        ("replace", errno.EACCES, OutputError),
-        ("open", errno.EROFS, OutputError),
-    ],
-)
-def test_a_failed_replacement_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, error: type[Exception]
-) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, failing(code))
-        with pytest.raises(error, match=r"config\.json"):
-            write_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_synced_and_a_missing_one_is_an_error(

@@ -10,6 +10,7 @@ import types
 import pytest
 
 from weightsmith.errors import OutputError, ResourceError, UsageError
+from weightsmith.publishing.places import SUFFIX
 from weightsmith.testbeds import build as building
 from weightsmith.testbeds.build import build
 from weightsmith.testbeds.families import FAMILIES, Blueprint, Family, Step, find_family
@@ -99,7 +100,7 @@ def interrupted(toy, out):
     with pytest.raises(KeyboardInterrupt):
         build("toy", out)
     toy.interrupt_at = None
-    return out.with_name(out.name + building.SUFFIX)
+    return out.with_name(out.name + SUFFIX)
 
 
 def test_a_step_whose_files_were_changed_is_made_again_with_all_after_it(toy, tmp_path):
@@ -170,9 +171,30 @@ def test_nothing_else_is_overwritten(tmp_path, force):
 def test_a_replacement_loses_no_file_that_someone_put_into_the_family(tmp_path):
     out = build("toy", tmp_path / "family")
     (out / "merged.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"such as 'merged\.txt'"):
+    with pytest.raises(OutputError, match=r"holds 'merged\.txt', which was not written"):
         build("toy", out, force=True)
     assert (out / "merged.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("name", ["base/config.json", "family.json"])
+def test_a_family_that_somebody_changed_is_not_replaced(tmp_path, name):
+    out = build("toy", tmp_path / "family")
+    text = (out / name).read_text()
+    (out / name).write_text(text.replace("after", "mine").replace("a toy", "mine"))
+    with pytest.raises(OutputError, match=r"changed since"):
+        build("toy", out, force=True)
+    assert "mine" in (out / name).read_text()
+
+
+def test_a_family_with_a_record_of_an_earlier_version_is_replaced(toy, tmp_path):
+    """It has no seal."""
+    out = build("toy", tmp_path / "family")
+    record = json.loads((out / "family.json").read_text())
+    del record["seal"]
+    (out / "family.json").write_text(json.dumps(record, indent=2) + "\n")
+    build("toy", out, force=True)
+    assert len(toy.made) == 6
 
 
 @pytest.mark.usefixtures("toy")
@@ -189,7 +211,7 @@ def test_two_builds_do_not_work_in_one_place(tmp_path):
     staging.mkdir()
     with (staging / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="Another build"):
+        with pytest.raises(OutputError, match="Another run is writing"):
             build("toy", tmp_path / "family")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.deltas.changes import Change
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, stored_in
 
 
 class Form(str, Enum):
@@ -57,6 +58,12 @@ class Update:
         """What an adapter keeps the update under: the target, behind its component if it names one."""
         return self.target if self.component is None else f"{self.component}.{self.target}"
 
+    @property
+    def stored(self) -> tuple[LazyTensor, ...]:
+        """Everything that the adapter stores of it."""
+        more = (t for t in (self.magnitude, self.replacement) if t is not None)
+        return (*self.sources, *more)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
@@ -64,7 +71,7 @@ class Adapter:
 
     `dialect` is `peft`, `kohya`, `diffusers` or `lycoris`; `updates` are by `Update.key`. `flattened`: targets have `_`
     where a base has `.`. `config` is adapter_config.json, or the metadata of a single file; `base_reference` the base
-    that it names, if any.
+    that it names, if any. `initial` is where it lies as it was before training, if it is a change against that.
     """
 
     path: Path
@@ -74,6 +81,14 @@ class Adapter:
     config: Mapping[str, Any] = field(default_factory=dict)
     base_reference: str | None = None
     flattened: bool = False
+    initial: Path | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every folder and file that it is read from, the real places of weight files that are links among them."""
+        files = stored_in(tensor for update in self.updates.values() for tensor in update.stored)
+        known = (self.path, *(() if self.initial is None else (self.initial,)))
+        return tuple(dict.fromkeys((*known, *(Path(os.path.realpath(file)) for file in files))))
 
     @property
     def name(self) -> str:

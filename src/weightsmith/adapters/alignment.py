@@ -12,7 +12,9 @@ from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding, Severity
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
 
 # By key, the factors of each adapter, None for one that leaves the tensor alone.
 Rows = dict[str, list[Factors | None]]
@@ -94,7 +96,7 @@ def whole_tensors(
         original = _base_tensor(target, base, who, [r.shape for _, r in holders])
         changes = [*(w * (r - original) for w, r in holders), *others]
         total = original + sum(change.reshape(original.shape) for change in changes)
-        replaced[target] = total.astype(np.float32)
+        replaced[target] = narrow(total, DType.FLOAT32)
     return replaced, _added(taking, replaced)
 
 

@@ -85,7 +85,9 @@ def combined(base: LazyTensor, updates: Sequence[tuple[Update, float]]) -> LazyT
     if len(counted) == 1 and counted[0][1] == 1.0:
         return applied(counted[0][0], base)
     parts = [(weight, _change(update, base)) for update, weight in counted]
-    sources = tuple(dict.fromkeys(s for update, _ in counted for s in update.sources))
+    read = [s for update, _ in counted for s in update.stored]
+    factors = tuple(dict.fromkeys(s for update, _ in counted for s in update.sources))
+    beside = tuple(s for s in dict.fromkeys(read) if s not in factors)
 
     def load() -> Change:
         found = [(weight, change()) for weight, change in parts]
@@ -95,7 +97,7 @@ def combined(base: LazyTensor, updates: Sequence[tuple[Update, float]]) -> LazyT
             [(w, replace(c, columns=columns) if isinstance(c, Towards) else c) for w, c in found]
         )
 
-    return ChangedTensor(base, sources, load)
+    return ChangedTensor(base, factors, load, beside=beside)
 
 
 def _change(update: Update, base: LazyTensor) -> Callable[[], Change]:

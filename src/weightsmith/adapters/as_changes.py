@@ -27,9 +27,10 @@ from weightsmith.tensors.stored import LazyTensor, Shaped
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """An adapter with its factors in memory; `source` is what the recipe calls it, `stored` what lies behind it.
+    """An adapter with its factors in memory; `source` is what the recipe calls it, `stored` all that it stores.
 
-    `flattened`: its targets have `_` where a base has `.`, and no base told what they are.
+    `by_target` are the stored tensors behind the change of each target. `flattened`: its targets have `_` where a base
+    has `.`, and no base told what they are.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Loaded:
     dialect: str
     adapter: LowRankAdapter
     stored: tuple[LazyTensor, ...]
+    by_target: Mapping[str, tuple[LazyTensor, ...]]
     flattened: bool = False
 
 
@@ -87,13 +89,18 @@ def load_changes(adapter: Adapter, base: Checkpoint | None) -> LowRankAdapter:
 
     Raises what `low_rank_adapter` and `attach` raise.
     """
+    return low_rank_adapter(named_by(base, adapter), base)
+
+
+def named_by(base: Checkpoint | None, adapter: Adapter) -> Adapter:
+    """The adapter by the base's names and in its orientation; as it is where there is no base."""
     if base is None:
-        return low_rank_adapter(adapter)
+        return adapter
     updates = {
         name: replace(update, target=name, component=None)
         for name, update in fitted_updates(base, adapter).items()
     }
-    return low_rank_adapter(replace(adapter, updates=updates, flattened=False), base)
+    return replace(adapter, updates=updates, flattened=False)
 
 
 def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, Target]:
@@ -116,8 +123,11 @@ def changes_of(one: Loaded, targets: Mapping[str, Target]) -> Checkpoint:
     for name, target in targets.items():
         none = NoChange(name, target.shape)
         change = _change(one.adapter, target, own.get(name, []))
-        # What is behind an adapter's tensors is on record once, not for each of them.
-        tensors[name] = none if change is None else ChangedTensor(none, (), _Constant(change))
+        stored = one.by_target.get(name, ())
+        # Factors that are in memory already are none that this tensor holds.
+        tensors[name] = (
+            none if change is None else ChangedTensor(none, (), _Constant(change), beside=stored)
+        )
     return _assembled(tensors, targets, one.path, one.source)
 
 

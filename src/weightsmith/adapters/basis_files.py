@@ -7,7 +7,7 @@ shape, rank, adapters and digests. For tensor X it holds `X::mean`, `X::directio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from weightsmith.adapters.low_rank import Array, Factors
 from weightsmith.adapters.reversible import ReversibleBasis, TensorBasis
-from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, put
-from weightsmith.checkpoints.sealing import sealed, unsealed
+from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, check_place, put
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank
 from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.digests import digest_tensor, piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
@@ -32,13 +32,15 @@ SCHEMA = 1
 _PARTS = ("mean", "directions", "coefficients")
 
 
-def write_basis(basis: ReversibleBasis, out: Path, *, force: bool = False) -> None:
+def write_basis(
+    basis: ReversibleBasis, out: Path, *, force: bool = False, reads: Sequence[Path] = ()
+) -> None:
     """Write a basis to a .safetensors file, whole or not at all; numbers are rounded to its dtype.
 
-    Raises UsageError for another ending, and OutputError and NonFiniteError as `storing.put` does.
+    `reads` are the adapters that it was made from. Raises UsageError for another ending, and OutputError and
+    NonFiniteError as `storing.put` does.
     """
-    if out.suffix != SUFFIX:
-        raise UsageError(f"A basis is one {SUFFIX} file; {shown(out)} does not end like that.")
+    out = check_basis(out, force=force, reads=reads)
     tensors = []
     for key, tensor in basis.tensors.items():
         values = (tensor.mean, tensor.directions, tensor.coefficients)
@@ -50,7 +52,14 @@ def write_basis(basis: ReversibleBasis, out: Path, *, force: bool = False) -> No
                 tensors.append(Stored(f"{name}::{kind}::{number}", array, DType.FLOAT32))
     header = _header(basis, {t.name: _digest(t) for t in tensors})
     metadata = {"format": "pt", BASIS: sealed(header).decode()}
-    put(Files("", tensors, metadata), out, force=force)
+    put(Files("", tensors, metadata, kind="basis"), out, force=force, reads=reads)
+
+
+def check_basis(out: Path, *, force: bool = False, reads: Sequence[Path] = ()) -> Path:
+    """The absolute place of a basis, before the work for it; raises as `write_basis` does."""
+    if out.suffix != SUFFIX:
+        raise UsageError(f"A basis is one {SUFFIX} file; {shown(out)} does not end like that.")
+    return check_place(out, force=force, reads=reads, kind="basis")
 
 
 def open_basis(path: Path) -> ReversibleBasis:

@@ -29,9 +29,10 @@ from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank, Matrix
-from weightsmith.errors import CompatibilityError, OutputError, UsageError
+from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,9 @@ def convert(
     Raises UsageError for bounds with nothing to cut, and what `open_adapter`, `fitted_updates` and `write_adapter`
     raise.
     """
-    _refuse_overlap(Path(source), Path(out))
-    check_output(out, dialect, force=force)
     adapter = open_adapter(source, initial=initial)
+    reads = (*adapter.inputs, *(() if base is None else base.inputs))
+    check_output(out, dialect, force=force, reads=reads)
     taken = _taken(adapter, dialect, base, component)
     bounded = (rank, energy) != (None, None)
     if bounded and not any(_is_product(u) for u in taken.adapter.updates.values()):
@@ -126,6 +127,7 @@ def convert(
         dialect,
         base=taken.base,
         force=force,
+        reads=reads,
         magnitudes=magnitudes,
         component=component,
         task=adapter.config.get("task_type"),
@@ -143,16 +145,6 @@ def _is_product(update: Update) -> bool:
     """Whether a change is stored as something else than factors, a vector, or a tensor that replaces another."""
     is_matrix = update.shape is None or len(update.shape) > 1
     return update.form in (Form.LOHA, Form.LOKR) or (update.form is Form.FULL and is_matrix)
-
-
-def _refuse_overlap(source: Path, out: Path) -> None:
-    if not source.exists():
-        return
-    one, other = source.resolve(), out.expanduser().resolve()
-    if one == other or one in other.parents or other in one.parents:
-        raise OutputError(
-            f"The output {shown(out)} is, holds or lies in the input {shown(source)}; choose another place."
-        )
 
 
 def _taken(
@@ -221,7 +213,9 @@ def _loaded(
             assert update.load is not None
             assert update.shape is not None
             change = update.load()
-            added[target] = change.rows(0, change.shape[0]).reshape(update.shape).astype(np.float32)
+            added[target] = narrow(
+                change.rows(0, change.shape[0]).reshape(update.shape), DType.FLOAT32
+            )
             continue
         if update.magnitude is not None and update.replacement is None:
             magnitudes[target] = _magnitude(update)

@@ -36,7 +36,7 @@ def against_base(adapter: Adapter, initial: Adapter) -> Adapter:
         for key, update in adapter.updates.items()
     }
     config = {**adapter.config, "init_lora_weights": True}
-    return replace(adapter, updates=updates, config=config)
+    return replace(adapter, updates=updates, config=config, initial=initial.path)
 
 
 def _joined(update: Update, before: Update, initial: Adapter) -> Update:

@@ -23,6 +23,7 @@ from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
 
 
 def kohya_files(
@@ -124,7 +125,7 @@ def _changes(adapter: LowRankAdapter, base: Checkpoint | None) -> dict[str, Arra
             raise CompatibilityError(
                 f"{shown(target)} is replaced whole, which kohya's dialect keeps as a change; give the base (--base)."
             )
-        changes[target] = (values - whole(target, values.shape, base)).astype(np.float32)
+        changes[target] = narrow(values - whole(target, values.shape, base), DType.FLOAT32)
     return changes
 
 

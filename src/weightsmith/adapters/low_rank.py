@@ -16,9 +16,10 @@ from weightsmith.adapters.factoring import factored
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import column_factors, over_norms, read_matrix
 from weightsmith.deltas.changes import Change, Full, LowRank, Matrix, Stacked
-from weightsmith.errors import CompatibilityError
+from weightsmith.errors import CompatibilityError, NonFiniteError
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
 from weightsmith.tensors.stored import LazyTensor
 
 Array = NDArray[np.float32]
@@ -92,7 +93,7 @@ def low_rank_adapter(
             continue
         change = _change(adapter, update, base)
         if _is_vector(update, change):
-            added[update.key] = change.rows(0, change.shape[0]).reshape(-1).astype(np.float32)
+            added[update.key] = narrow(change.rows(0, change.shape[0]).reshape(-1), DType.FLOAT32)
             continue
         for found in _factors(update, change, rank, energy):
             factors[found.key] = found
@@ -115,7 +116,8 @@ def _replaced(adapter: Adapter, update: Update, base: Checkpoint | None) -> Arra
     below = update.replacement
     if update.rows is not None or update.magnitude is not None:
         below = _base_tensor(adapter, update, base, "replaces some rows of a table")
-    return read_matrix(applied(update, below)).astype(np.float32)
+    whole: Array = narrow(read_matrix(applied(update, below)), DType.FLOAT32)
+    return whole
 
 
 def _is_vector(update: Update, change: Change) -> bool:
@@ -132,7 +134,9 @@ def _factors(
     shape = update.shape or ((len(parts), *parts[0].shape) if stacked else change.shape)
     found = []
     for number, part in enumerate(parts):
-        low_rank = factored(part, rank=rank, energy=energy)
+        with np.errstate(over="ignore", invalid="ignore"):
+            low_rank = factored(part, rank=rank, energy=energy)
+        _require_bounded(update, low_rank)
         found.append(
             Factors(
                 update.key,
@@ -144,6 +148,21 @@ def _factors(
             )
         )
     return found
+
+
+def _require_bounded(update: Update, change: LowRank) -> None:
+    """Raise NonFiniteError for a change so large that no tensor of float32 could be given it.
+
+    |s sum_k b_ik a_kj| <= |s| r max|b| max|a|.
+    """
+    largest = [float(abs(part).max(initial=0.0)) for part in (change.left, change.right)]
+    with np.errstate(over="ignore"):
+        bound = np.prod([abs(change.scale), change.rank, *largest])
+    if not bound <= np.finfo(np.float32).max:
+        raise NonFiniteError(
+            f"{update.sources[0].location} and its partners make a change that overflows float32: look for damage in "
+            f"its factors and in its scale, which is {update.scale:g}."
+        )
 
 
 def _kind(

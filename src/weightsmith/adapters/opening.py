@@ -33,13 +33,14 @@ class PlacedAdapter:
     place: str
 
 
-def open_model(reference: str | Path) -> Checkpoint:
+def open_model(reference: str | Path, *, bases: Mapping[str, Path] | None = None) -> Checkpoint:
     """Open `BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]...` from headers and configurations.
 
     Without adapters this is `open_checkpoint`. With them the checkpoint has the base's tensors, those that adapters
     change being computed as they are read, tile by tile: W + sum_i strength_i s_i B_i A_i in float64, rounded once to
-    float32. A local path that exists is taken as it is, with `+` in it. Raises CheckpointError for a reference of no
-    such form, for an adapter where a checkpoint must stand, and what opening and attaching raise.
+    float32. A local path that exists is taken as it is, with `+` in it. `bases` is as for `open_checkpoint`. Raises
+    CheckpointError for a reference of no such form, for an adapter where a checkpoint must stand, and what opening and
+    attaching raise.
     """
     text = str(reference)
     try:
@@ -47,13 +48,19 @@ def open_model(reference: str | Path) -> Checkpoint:
     except ValueError as problem:
         raise CheckpointError(str(problem)) from None
     placed = [PlacedAdapter(adapter, adapter.place) for adapter in parts.adapters]
-    return open_with(parts.base, placed, source=text)
+    return open_with(parts.base, placed, source=text, bases=bases)
 
 
-def open_with(base: str, adapters: Sequence[PlacedAdapter], *, source: str) -> Checkpoint:
+def open_with(
+    base: str,
+    adapters: Sequence[PlacedAdapter],
+    *,
+    source: str,
+    bases: Mapping[str, Path] | None = None,
+) -> Checkpoint:
     """The checkpoint at `base` with adapters, called `source` in messages and records; raises as `open_model` does."""
     try:
-        checkpoint = open_checkpoint(base)
+        checkpoint = open_checkpoint(base, bases=bases)
         _refuse_adapter(checkpoint)
     except BareAdapter as problem:
         if adapters:
@@ -103,8 +110,7 @@ def _digest(config: Mapping[str, Any]) -> str:
 def stored_tensors(adapter: Adapter) -> Iterator[LazyTensor]:
     """Everything that an adapter stores, tensor by tensor of its base."""
     for update in adapter.updates.values():
-        yield from update.sources
-        yield from (t for t in (update.magnitude, update.replacement) if t is not None)
+        yield from update.stored
 
 
 def _refuse_adapter(checkpoint: Checkpoint) -> None:

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.errors import CheckpointError, NonFiniteError, OutputError
+from weightsmith.errors import NonFiniteError, OutputError
+from weightsmith.publishing.earlier import check_free
+from weightsmith.publishing.files import StagedFile, staged_file, write_file
+from weightsmith.publishing.places import check_place as check_read
+from weightsmith.publishing.records import (
+    FOREIGN,
+    MANIFEST,
+    Recorded,
+    manifest_problem,
+)
+from weightsmith.publishing.seals import is_sealed_as, write_sealed_tensors
+from weightsmith.publishing.staging import StagingFolder
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.safetensors_header import encode_header, parse_file
+from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.widening import WORDS, widen
-from weightsmith.tensors.writer import pwrite_all, sync_file, sync_folder, write_file
 
 SUFFIX = ".safetensors"
-# The files of an adapter's folder, and a merge's records beside them: what may be replaced when that is asked for.
-KNOWN = (
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.bin",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "weightsmith-manifest.json",
-    "weightsmith-recipe.yaml",
-)
 # The key of the metadata of a file that holds a basis of several adapters.
 BASIS = "weightsmith-basis"
-_ADAPTER_KEYS = ("lora", ".alpha", "hada_", "lokr_", ".diff", "oft_", "w_norm", "b_norm")
+# The key of the metadata with the SHA-256 of the files beside an adapter's weights.
+BESIDE = "weightsmith_files"
+# What an adapter of kohya's is called in a folder, beside the record of the merge that made it.
+KOHYA_WEIGHTS = "adapter.safetensors"
+# The weights of an adapter that is a folder.
+_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", KOHYA_WEIGHTS)
+_CHANGED = f"{FOREIGN}, or was changed since"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,86 +54,102 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
-    """What an adapter consists of: one file of tensors, and small files beside it in a folder."""
+    """What an adapter consists of: one file of tensors, and small files beside it in a folder.
+
+    `kind` is what the file of tensors is sealed as: an adapter, or a basis of several.
+    """
 
     weights: str
     tensors: Sequence[Stored]
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
     papers: Mapping[str, bytes] = field(default_factory=dict)
+    kind: str = "adapter"
 
 
-def check_place(out: Path, *, force: bool) -> Path:
+def check_place(
+    out: Path, *, force: bool, reads: Sequence[Path] = (), kind: str = "adapter"
+) -> Path:
     """The absolute place of an output, once it is clear that something may be put there.
 
-    Raises OutputError for a place that is taken, unless `force` and it is an adapter and nothing else, for a link, and
-    for a folder above that does not exist.
+    `reads` is what it is made from. Raises OutputError for a place that is taken, unless `force` and it is an adapter
+    (or basis) as weightsmith wrote it, for what is read, for a link, and for a folder above that does not exist.
     """
-    out = Path(os.path.abspath(out.expanduser()))
-    if out.is_symlink():
-        raise OutputError(f"The output {shown(out)} is a symbolic link; name the real place.")
-    if not out.parent.is_dir():
-        raise OutputError(
-            f"The folder {shown(out.parent)} for the output does not exist; create it first."
-        )
-    if not os.path.lexists(out):
-        return out
-    if not force:
-        raise OutputError(
-            f"The output {shown(out)} exists; choose another name, or give --force to replace it."
-        )
-    foreign = _foreign(out)
-    if foreign is not None:
-        raise OutputError(
-            f"The output {shown(out)} holds {foreign!r}, which is no part of an adapter, so --force does not replace "
-            "it; move that elsewhere."
-        )
+    out = _checked(out, reads)
+    check_free(out, partial(_problem, kind), force=force)
     return out
 
 
-def put(files: Files, out: Path, *, force: bool = False) -> None:
+def put(files: Files, out: Path, *, force: bool = False, reads: Sequence[Path] = ()) -> None:
     """Write an adapter: a file where `out` ends in .safetensors, else a folder.
 
     It is written beside its place, made durable and renamed, so that `out` is there whole or not at all; after an
     error nothing is left. Raises OutputError and ResourceError where it cannot be written, and NonFiniteError for
     numbers that are not finite or too large for their dtype.
     """
-    out = check_place(out, force=force)
-    staged = out.with_name(f".{out.name[:200]}.{secrets.token_hex(6)}.partial")
-    try:
-        if out.suffix == SUFFIX:
-            _write_tensors(staged, files, out)
-        else:
-            _make_folder(staged)
-            _write_tensors(staged / files.weights, files, out)
-            for name in sorted(files.papers):
-                write_file(staged / name, files.papers[name])
-            sync_folder(staged)
-        _publish(staged, check_place(out, force=force))
-    finally:
-        _remove(staged)
-    sync_folder(out.parent)
+    out, problem = _checked(out, reads), partial(_problem, files.kind)
+    if out.suffix == SUFFIX:
+        earlier = check_free(out, problem, force=force)
+        with staged_file(out) as staged:
+            _write_tensors(staged, files, files.metadata)
+            staged.publish(earlier)
+        return
+    with StagingFolder(out, problem) as staging:
+        earlier = check_free(out, problem, force=force)
+        staging.empty()
+        staging.whole.mkdir()
+        write_into(files, staging.whole)
+        staging.publish(earlier)
 
 
-def _write_tensors(path: Path, files: Files, out: Path) -> None:
+def write_into(files: Files, folder: Path, weights: str = "") -> None:
+    """Write an adapter's files into a folder that is weightsmith's own, its tensors as `weights` where they have no
+    name.
+
+    Raises what `put` does.
+    """
+    digests = {n: hashlib.sha256(data).hexdigest() for n, data in sorted(files.papers.items())}
+    metadata = {**files.metadata, BESIDE: json.dumps(digests)} if digests else files.metadata
+    with staged_file(folder / (files.weights or weights)) as staged:
+        _write_tensors(staged, files, metadata)
+        staged.replace()
+    for name in sorted(files.papers):
+        write_file(folder / name, files.papers[name])
+
+
+def _checked(out: Path, reads: Sequence[Path]) -> Path:
+    """The absolute place, if what is read and what kind of thing lies there do not stand against it."""
+    out = check_read(out, reads)
+    if out.suffix == SUFFIX and out.is_dir():
+        raise OutputError(f"{shown(out)} is a folder; name a file.")
+    return out
+
+
+def _problem(kind: str, place: Path, thorough: bool) -> str:
+    """What stands against replacing an adapter, or a basis of several; see `publishing.earlier.Problem`."""
+    if not place.is_dir():
+        return "" if is_sealed_as(place, kind) else _CHANGED
+    weights = next((name for name in _WEIGHTS if (place / name).is_file()), None)
+    if kind != "adapter" or weights is None:
+        return FOREIGN
+    if (place / MANIFEST).is_file():
+        return manifest_problem(place, thorough)
+    if not is_sealed_as(place / weights, kind):
+        return f"holds {shown(weights)}, which {_CHANGED}"
+    beside = json.loads(parse_file(place / weights).metadata.get(BESIDE, "{}"))
+    return Recorded(weights, beside).problem(place, thorough)
+
+
+def _write_tensors(staged: StagedFile, files: Files, metadata: Mapping[str, str]) -> None:
     # Wider types first, so that each tensor is aligned to its elements; names give the rest of the order.
     tensors = sorted(files.tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
-    entries = [(t.name, t.dtype, t.values.shape) for t in tensors]
-    header = encode_header(entries, dict(sorted(files.metadata.items())))
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise _failure(out, error) from error
-    try:
-        pwrite_all(descriptor, header, 0, path)
-        offset = len(header)
-        for tensor in tensors:
-            words = _words(tensor)
-            pwrite_all(descriptor, words.data, offset, path)
-            offset += words.nbytes
-        sync_file(descriptor, path)
-    finally:
-        os.close(descriptor)
+    write_sealed_tensors(
+        staged.descriptor,
+        staged.place,
+        [(t.name, t.dtype, t.values.shape) for t in tensors],
+        (_words(tensor).data for tensor in tensors),
+        dict(sorted(metadata.items())),
+        files.kind,
+    )
 
 
 def _words(tensor: Stored) -> NDArray[np.uint8]:
@@ -140,65 +161,3 @@ def _words(tensor: Stored) -> NDArray[np.uint8]:
             "store it as float32, or look for the damage in what it was made of."
         )
     return narrowed.view(np.uint8)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise _failure(folder, error) from error
-
-
-def _publish(staged: Path, out: Path) -> None:
-    """Give the finished file or folder its name; an earlier one comes back if that fails."""
-    aside = staged.with_suffix(".replaced")
-    try:
-        if staged.is_dir() and out.exists():
-            os.rename(out, aside)
-            try:
-                os.rename(staged, out)
-            except BaseException:
-                os.rename(aside, out)
-                raise
-        else:
-            os.replace(staged, out)
-    except OSError as error:
-        raise _failure(out, error) from error
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _foreign(out: Path) -> str | None:
-    """The name of something at `out` that is no adapter's, if any."""
-    if out.is_dir():
-        if out.suffix == SUFFIX:
-            return out.name
-        names = sorted(entry.name for entry in out.iterdir())
-        return next((name for name in names if name not in KNOWN or (out / name).is_dir()), None)
-    return None if out.suffix == SUFFIX and _is_adapter_file(out) else out.name
-
-
-def _is_adapter_file(file: Path) -> bool:
-    from weightsmith.checkpoints.weights import read_tensors
-
-    try:
-        if BASIS in parse_file(file).metadata:
-            return True
-        names = [tensor.name for tensor in read_tensors(file)]
-    except (CheckpointError, OSError):
-        return False
-    return bool(names) and all(any(key in name for key in _ADAPTER_KEYS) for name in names)
-
-
-def _failure(out: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
-    return OutputError(
-        f"{shown(out)} cannot be written ({reason}): check the disk and its permissions."
-    )

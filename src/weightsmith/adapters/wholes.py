@@ -19,7 +19,7 @@ from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import NARROW, fits
+from weightsmith.tensors.narrowing import NARROW, fits, narrow
 
 BIAS = ".bias"
 _HEAD = "lm_head.weight"
@@ -61,7 +61,7 @@ def settle(
         if is_lora and target in changes and target.endswith(BIAS):
             found.lora_biases[target.removesuffix(BIAS)] = change
         else:
-            replaced[target] = (whole(target, change.shape, base) + change).astype(np.float32)
+            replaced[target] = narrow(whole(target, change.shape, base) + change, DType.FLOAT32)
     replaced.update(_tied(replaced, base))
     for target in sorted(replaced):
         _place(found, target, replaced, base, modules)

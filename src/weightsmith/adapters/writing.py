@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,10 +11,11 @@ from weightsmith.adapters.diffusers_writing import diffusers_files
 from weightsmith.adapters.kohya_writing import kohya_files
 from weightsmith.adapters.low_rank import LowRankAdapter
 from weightsmith.adapters.peft_writing import peft_files
-from weightsmith.adapters.storing import SUFFIX, check_place, put
+from weightsmith.adapters.storing import SUFFIX, Files, check_place, put
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import OutputError, UsageError
+from weightsmith.publishing.places import refuse_inputs
 from weightsmith.tensors.messages import shown
 
 Dialect = Literal["peft", "kohya", "diffusers"]
@@ -26,6 +28,7 @@ def write_adapter(
     *,
     base: Checkpoint | None = None,
     force: bool = False,
+    reads: Sequence[Path] = (),
     magnitudes: Mapping[str, Matrix] | None = None,
     component: str | None = None,
     task: str | None = None,
@@ -39,24 +42,40 @@ def write_adapter(
     Factors are stored in `adapter.dtype` as they are, with alpha = scale * rank; the same adapter gives the same
     bytes. `base` is the model that the adapter is for: it is needed where whole tensors change, and tells whether the
     head is tied. `magnitudes` are DoRA's, by target; `component` is for diffusers, see `diffusers_files`, and `task` is
-    PEFT's task type. An output that exists is replaced only with `force`, and only if it is an adapter and nothing
-    else.
+    PEFT's task type. An output that exists is replaced only with `force`, and only if it is an adapter as weightsmith
+    wrote it and nothing else; `reads` is what the adapter was made from, where none is put.
 
     Raises CompatibilityError for what the dialect cannot hold, NonFiniteError for numbers that are not finite or too
     large for the dtype, UsageError for an unknown dialect, OutputError and ResourceError where `out` cannot be
     written.
     """
-    out = check_output(out, dialect, force=force)
+    out = check_output(out, dialect, force=force, reads=reads)
+    files = adapter_files(
+        adapter, dialect, base=base, magnitudes=magnitudes, component=component, task=task
+    )
+    put(files, out, force=force, reads=reads)
+
+
+def adapter_files(
+    adapter: LowRankAdapter,
+    dialect: Dialect,
+    *,
+    base: Checkpoint | None = None,
+    magnitudes: Mapping[str, Matrix] | None = None,
+    component: str | None = None,
+    task: str | None = None,
+) -> Files:
+    """What `write_adapter` writes; raises CompatibilityError for what the dialect cannot hold."""
     if dialect == "kohya":
-        files = kohya_files(adapter, base, magnitudes)
-    elif dialect == "diffusers":
-        files = diffusers_files(adapter, base, magnitudes, component=component)
-    else:
-        files = peft_files(adapter, base, magnitudes, task=task)
-    put(files, out, force=force)
+        return kohya_files(adapter, base, magnitudes)
+    if dialect == "diffusers":
+        return diffusers_files(adapter, base, magnitudes, component=component)
+    return peft_files(adapter, base, magnitudes, task=task)
 
 
-def check_output(out: str | Path, dialect: Dialect, *, force: bool = False) -> Path:
+def check_output(
+    out: str | Path, dialect: Dialect, *, force: bool = False, reads: Sequence[Path] = ()
+) -> Path:
     """The absolute place of an output, before the work for it begins.
 
     Raises UsageError for an unknown dialect, and OutputError for a name that does not fit it or a place that is taken
@@ -67,6 +86,7 @@ def check_output(out: str | Path, dialect: Dialect, *, force: bool = False) -> P
             f"{dialect!r} is no dialect that is written; take {', '.join(get_args(Dialect))}."
         )
     place = Path(out)
+    refuse_inputs(Path(os.path.abspath(place.expanduser())), reads)
     is_file = place.suffix == SUFFIX
     if (dialect == "peft" and is_file) or (dialect == "kohya" and not is_file):
         kind = "a folder, whose name does not" if is_file else "one file, whose name must"
@@ -74,4 +94,4 @@ def check_output(out: str | Path, dialect: Dialect, *, force: bool = False) -> P
             f"An adapter in the {dialect} dialect is {kind} end in {SUFFIX}; choose another output than "
             f"{shown(place)}."
         )
-    return check_place(place, force=force)
+    return check_place(place, force=force, reads=reads)

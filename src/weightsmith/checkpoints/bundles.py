@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.checkpoint import Checkpoint, assemble, open_checkpoint
+from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble, open_checkpoint
 from weightsmith.checkpoints.donor import is_inside
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.outside_base import base_tensor, open_base
@@ -199,27 +199,40 @@ def open_packed(folder: Path) -> Checkpoint:
 
 
 def open_member(
-    folder: Path, task: str, *, source: str, base: str | Path | None = None
+    folder: Path,
+    task: str,
+    *,
+    source: str,
+    base: str | Path | None = None,
+    bases: Mapping[str, Path] | None = None,
 ) -> Checkpoint:
     """One task of a bundle as a checkpoint; nothing but headers is read, tensors are decoded as they are read.
 
-    `base` is where the base lies now, for a bundle that does not store it. Raises CheckpointError for an unknown
-    task, parts that are missing or have another form than the header says, and a base that is not there or lacks
-    a tensor; parts and base are compared with their digests when they are first read.
+    `base` is where the base lies now, for a bundle that does not store it; `bases` says it by reference. Raises
+    CheckpointError for an unknown task, parts that are missing or have another form than the header says, and a base
+    that is not there or lacks a tensor; parts and base are compared with their digests when they are first read.
     """
     header = read_header(folder)
     number = _task_number(header, task, folder)
     stored = {tensor.name: tensor for tensor in read_tensors(find_weights(folder))}
     outside = None
     if not header.stores_base:
-        outside = open_base("bundle", folder, header.base_reference, header.base_places, base)
+        outside = open_base(
+            "bundle", folder, header.base_reference, header.base_places, base, bases
+        )
     reader = _Member(folder, header, number, stored, outside)
     tensors = {name: reader.tensor(name, coded) for name, coded in header.tensors.items()}
     config = (
         read_json(folder / "config.json") if is_inside(folder / "config.json", folder) else None
     )
     opened = assemble(tensors, config, path=folder, source=source)
-    return replace(opened, member=header.tasks[number - 1].label)
+    member = header.tasks[number - 1].label
+    if outside is None:
+        return replace(opened, member=member)
+    coded_against = {t.base: t.digests["base"] for t in header.tensors.values() if t.base}
+    return replace(
+        opened, member=member, behind=(Behind(header.base_reference, outside, coded_against),)
+    )
 
 
 def _task_number(header: BundleHeader, task: str, folder: Path) -> int:

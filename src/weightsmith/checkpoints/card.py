@@ -24,9 +24,9 @@ _TAG = re.compile(r"[^a-z0-9._-]+")
 class Parent:
     """One checkpoint that went in.
 
-    `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart;
-    `part` is what it was in the merge (base, expert, adapter of another, statistics), `digest` that of its weights; a
-    checkpoint with adapters has that of its changed weights.
+    `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart; `part` is what it was in
+    the merge (base, expert, adapter or base of another, statistics), `digest` that of its weights; a checkpoint with
+    adapters has that of its changed weights.
     """
 
     name: str

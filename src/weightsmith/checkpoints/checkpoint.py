@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +16,11 @@ from weightsmith.checkpoints.sections import first_of, layer_count_of
 from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
 from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
 from weightsmith.checkpoints.weights import find_weights, read_tensors
-from weightsmith.deltas import stored_parts
 from weightsmith.deltas.renamed import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor, StoredTensor
+from weightsmith.tensors.stored import LazyTensor, stored_in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +45,19 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """A checkpoint that another is decoded with: the base of a delta package, or of a bundle that does not store it.
+
+    `reference` is what the other calls it, `digests` are those that its tensors must have, by name; each is compared
+    before the tensor is used.
+    """
+
+    reference: str
+    checkpoint: Checkpoint
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """What the headers of a checkpoint say; no tensor data is held.
 
@@ -53,6 +66,7 @@ class Checkpoint:
     head is kept; `stacks` are the lists of repeated blocks by their prefix. `member` is the task of
     a bundle. `stored_as` has the dtype that a tensor counts as where it is computed in a wider one while it is read:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied.
+    `behind` are the checkpoints that it is decoded with, which may have others behind them.
     """
 
     path: Path
@@ -68,6 +82,7 @@ class Checkpoint:
     member: str | None = None
     stored_as: Mapping[str, DType] = field(default_factory=dict)
     attached: tuple[Attached, ...] = ()
+    behind: tuple[Behind, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -82,9 +97,24 @@ class Checkpoint:
         return "+".join([name, *(adapter.name for adapter in self.attached)])
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        """The folders and files that it is read from: its own, and those of its adapters."""
-        return (self.path, *(adapter.path for adapter in self.attached))
+    def all_behind(self) -> tuple[Behind, ...]:
+        """The checkpoints behind it and behind these, the nearest first."""
+        return tuple(one for near in self.behind for one in (near, *near.checkpoint.all_behind))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every folder and file that it is read from.
+
+        Its own, those of its adapters, those of all checkpoints behind it, and the real places of weight files that lie
+        in none of these: of links into a cache, of streams that packages share.
+        """
+        known = [self.path, *(adapter.path for adapter in self.attached)]
+        known += [one.checkpoint.path for one in self.all_behind]
+        known += [a.path for one in self.all_behind for a in one.checkpoint.attached]
+        real = {Path(os.path.realpath(place)) for place in known}
+        files = (Path(os.path.realpath(file)) for file in self.files())
+        elsewhere = [f for f in files if real.isdisjoint((f, *f.parents))]
+        return tuple(dict.fromkeys((*known, *elsewhere)))
 
     def dtype_of(self, name: str) -> DType:
         """The dtype that a tensor counts as."""
@@ -140,8 +170,7 @@ class Checkpoint:
 
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
-        parts = stored_parts(list(self.tensors.values()))
-        return tuple(dict.fromkeys(t.file for t in parts if isinstance(t, StoredTensor)))
+        return stored_in(self.tensors.values())
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
@@ -149,11 +178,12 @@ class Checkpoint:
         return tokenizer_files(self.path) if self.is_folder else ()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, bases: Mapping[str, Path] | None = None) -> Checkpoint:
     """Open a checkpoint from its headers: a folder, a weights file, or a Hub id.
 
     A Hub id is `owner/name[@revision]`; `~` in a path is expanded. `BUNDLE#TASK` is one task of a
-    task bundle (see `bundles`), and a delta package is what it decodes to (see `packages`).
+    task bundle (see `bundles`), and a delta package is what it decodes to (see `packages`); `bases`
+    says where the bases lie now that these call by a reference.
     Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
     safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
     """
@@ -162,7 +192,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     member = member_of(path)
     if member is not None:
-        return open_member(*member, source=str(path))
+        return open_member(*member, source=str(path), bases=bases)
     location = find_location(path)
     folder = location.path
     is_folder = folder.is_dir()
@@ -171,7 +201,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from weightsmith.checkpoints.packages import open_package
 
         return open_package(
-            folder, source=str(path), hub_id=location.hub_id, revision=location.revision
+            folder,
+            source=str(path),
+            bases=bases,
+            hub_id=location.hub_id,
+            revision=location.revision,
         )
     weights = find_weights(folder) if is_folder else folder
     config = _read_config(folder) if is_folder else None

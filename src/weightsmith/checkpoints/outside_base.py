@@ -27,11 +27,13 @@ def open_base(
     reference: str,
     places: Sequence[str],
     given: str | Path | None = None,
+    bases: Mapping[str, Path] | None = None,
 ) -> Checkpoint:
     """The base of `folder`, which messages call `what`: `given`, or the first of `places` that exists, or `reference`.
 
-    A place is a path relative to the folder or to the working folder, or a Hub id. Raises CheckpointError where there
-    is none, where the folder is its own base by some detour, and for a chain of more than 32 bases.
+    `bases` has what is given for this reference, and for those of bases behind the base. A place is a path relative to
+    the folder or to the working folder, or a Hub id. Raises CheckpointError where there is none, where the folder is
+    its own base by some detour, and for a chain of more than 32 bases.
     """
     above = _opening.get()
     folder = folder.resolve()
@@ -46,32 +48,38 @@ def open_base(
         )
     token = _opening.set((*above, folder))
     try:
-        return _found(what, folder, reference, places, given)
+        given = (bases or {}).get(reference) if given is None else given
+        return _found(what, folder, reference, places, given, bases)
     finally:
         _opening.reset(token)
 
 
 def _found(
-    what: str, folder: Path, reference: str, places: Sequence[str], given: str | Path | None
+    what: str,
+    folder: Path,
+    reference: str,
+    places: Sequence[str],
+    given: str | Path | None,
+    bases: Mapping[str, Path] | None,
 ) -> Checkpoint:
     from weightsmith.checkpoints.checkpoint import open_checkpoint
 
     if given is not None:
-        return open_checkpoint(given)
+        return open_checkpoint(given, bases=bases)
     for place in places:
         path = _existing(folder, place)
         if path is not None:
-            return open_checkpoint(path)
+            return open_checkpoint(path, bases=bases)
     if not reference:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not say where its base is: say it with --base."
         )
     try:
-        return open_checkpoint(reference)
+        return open_checkpoint(reference, bases=bases)
     except CheckpointError as error:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not store its base {reference!r}, which is not to be found: put it "
-            "back, or say where it is with --base."
+            "back, or say where it is with --base (--input REF=PATH where a record is replayed)."
         ) from error
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.donor import is_inside
-from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import is_printable_name, shown
 
@@ -114,6 +114,15 @@ class PackageHeader:
             for name, tensor in self.tensors.items()
             for piece in tensor.pieces
             for part, digest in piece.parts.items()
+        }
+
+    @property
+    def of_base(self) -> dict[str, str]:
+        """The digest of each tensor of the base that is decoded with, by its name there."""
+        return {
+            tensor.base: tensor.base_digest
+            for tensor in self.tensors.values()
+            if tensor.base is not None and tensor.base_digest is not None
         }
 
     @property

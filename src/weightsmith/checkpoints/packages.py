@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
+from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble
 from weightsmith.checkpoints.donor import is_inside
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.outside_base import base_tensor, open_base, part
@@ -46,19 +46,20 @@ def open_package(
     *,
     source: str,
     base: str | Path | None = None,
+    bases: Mapping[str, Path] | None = None,
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
     """A package as the checkpoint that it decodes to; nothing but headers is read.
 
-    `base` is where the base lies now, if not where the package says. Raises CheckpointError for a package that is
-    damaged, and for a base that is not there, or lacks a tensor or has another form of it; what the base and the
-    streams hold is compared with their digests when it is first read.
+    `base` is where the base lies now, if not where the package says; `bases` says it by reference. Raises
+    CheckpointError for a package that is damaged, and for a base that is not there, or lacks a tensor or has another
+    form of it; what the base and the streams hold is compared with their digests when it is first read.
     """
     header = read_header(folder)
     needs_base = any(tensor.base is not None for tensor in header.tensors.values())
     origin = (
-        open_base("package", folder, header.base_reference, header.base_places, base)
+        open_base("package", folder, header.base_reference, header.base_places, base, bases)
         if needs_base
         else None
     )
@@ -72,7 +73,10 @@ def open_package(
     config = (
         read_json(folder / "config.json") if is_inside(folder / "config.json", folder) else None
     )
-    return assemble(tensors, config, path=folder, source=source, hub_id=hub_id, revision=revision)
+    opened = assemble(tensors, config, path=folder, source=source, hub_id=hub_id, revision=revision)
+    if origin is None:
+        return opened
+    return replace(opened, behind=(Behind(header.base_reference, origin, header.of_base),))
 
 
 def stored_streams(folder: Path, header: PackageHeader) -> dict[str, LazyTensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,14 @@ from numpy.typing import NDArray
 from weightsmith.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
 from weightsmith.checkpoints.statistics import METADATA_ENTRY, StatisticsHeader, checked
-from weightsmith.errors import OutputError, UsageError
+from weightsmith.errors import UsageError
+from weightsmith.publishing.files import check_file, staged_file
+from weightsmith.publishing.seals import write_sealed_tensors
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.safetensors_header import encode_header
 
+# What the file is sealed as.
+KIND = "statistics"
 FORMS = ("dense", "rows_columns", "low_rank", "blocks")
 _DTYPES = {np.dtype(d.value): d for d in (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)}
 _Array = NDArray[Any]
@@ -48,8 +49,8 @@ def write_statistics(
     fisher and adam as row and column sums, as `rank` singular directions, or as means over `block` elements; tensors
     that are no matrix stay dense in the first two. `means` says that given rows and columns are means (Adafactor's)
     instead of sums. `same` maps tensors to those whose statistic is theirs too.
-    The file appears whole or not at all. Raises UsageError for what makes no statistics, and OutputError where the
-    file cannot be written.
+    The file appears whole or not at all, and replaces only statistics that this function wrote and nobody changed.
+    Raises UsageError for what makes no statistics, and OutputError where the file may not or cannot be written.
     """
     from weightsmith import __version__
 
@@ -94,7 +95,8 @@ def write_statistics(
                 + ("one array per sample." if kind == "gradients" else "one array.")
             )
     made = [pair for name in tensors for pair in _stored(name, tensors[name], form, rank, block)]
-    _write(Path(path), made, {METADATA_ENTRY: json.dumps(header.to_json(), sort_keys=True)})
+    metadata = {METADATA_ENTRY: json.dumps(header.to_json(), sort_keys=True)}
+    _write(Path(path), made, metadata, checkpoint.inputs)
 
 
 def _stored(
@@ -132,19 +134,15 @@ def _array(name: str, given: Any) -> _Array:
     return array
 
 
-def _write(path: Path, arrays: Sequence[tuple[str, _Array]], metadata: Mapping[str, str]) -> None:
+def _write(
+    path: Path,
+    arrays: Sequence[tuple[str, _Array]],
+    metadata: Mapping[str, str],
+    reads: Sequence[Path],
+) -> None:
     entries = [(name, _DTYPES[array.dtype], array.shape) for name, array in arrays]
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
-    try:
-        with temporary.open("xb") as file:
-            file.write(encode_header(entries, metadata))
-            for _, array in arrays:
-                file.write(array.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"{shown(path)} cannot be written ({reason}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = (array.reshape(-1).view(np.uint8).data for _, array in arrays)
+    earlier = check_file(path, KIND, reads)
+    with staged_file(path.expanduser().absolute()) as staged:
+        write_sealed_tensors(staged.descriptor, staged.place, entries, data, metadata, KIND)
+        staged.publish(earlier)

@@ -22,6 +22,7 @@ from weightsmith.cli.adapter_options import (
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Data, Table, present
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -95,12 +96,15 @@ def create(
     to the adapters' type.
     """
     from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.basis_files import write_basis
+    from weightsmith.adapters.basis_files import check_basis, write_basis
     from weightsmith.adapters.reading import open_adapter
     from weightsmith.adapters.reversible import reversible_basis
+    from weightsmith.engine.adapter_api import inputs_of
 
     model = opened_base(base)
     opened = [open_adapter(path) for path in adapters]
+    reads = inputs_of(opened, model)
+    check_basis(out, force=force, reads=reads)
     made = reversible_basis(
         [load_changes(adapter, model) for adapter in opened],
         [adapter.path.stem if adapter.path.is_file() else adapter.name for adapter in opened],
@@ -108,7 +112,8 @@ def create(
         error=error,
         form=form,
     )
-    write_basis(made, out, force=force)
+    write_basis(made, out, force=force, reads=reads)
+    STREAMS.done()
     stored = sum(s.nbytes for a in opened for u in a.updates.values() for s in u.sources)
     present(_Created(out, made, bytes_of(out), stored), _created_blocks, as_json=as_json)
     return 0
@@ -228,9 +233,12 @@ def extract(
     """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
     from weightsmith.adapters.writing import check_output
 
-    place = check_output(out, dialect, force=force)
+    model = opened_base(base)
+    reads = (file, *(() if model is None else model.inputs))
+    place = check_output(out, dialect, force=force, reads=reads)
     made = _opened(file).recovered(name)
-    write(made, place, dialect, opened_base(base), dtype=dtype, force=force)
+    write(made, place, dialect, model, dtype=dtype, force=force, reads=reads)
+    STREAMS.done()
     written = _Extracted(out, name, dialect, bytes_of(place))
     present(written, _extracted_blocks, as_json=as_json)
     return 0

@@ -25,6 +25,7 @@ from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, percent
 from weightsmith.cli.transplant import key_and_value
 from weightsmith.naming import natural_key
@@ -258,6 +259,7 @@ def _show(
     quiet: bool,
 ) -> None:
     """Tell ranks and losses of what has been written."""
+    STREAMS.done()
     from weightsmith.adapters.reading import open_adapter
 
     adapter = open_adapter(_adapter_in(out))

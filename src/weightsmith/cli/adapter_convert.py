@@ -19,6 +19,7 @@ from weightsmith.cli.adapter_options import (
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Data, present
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
 
@@ -99,6 +100,7 @@ def convert(
         component=component,
         force=force,
     )
+    STREAMS.done()
     present(_Converted(out, made, bytes_of(out)), _blocks, as_json=as_json)
     return 0
 

@@ -22,6 +22,7 @@ from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, percent, shape
 from weightsmith.naming import natural_key
 from weightsmith.tensors.sizes import format_size
@@ -140,6 +141,7 @@ def extract(
             force=force,
             progress=progress.stage,
         )
+    STREAMS.done()
     made = _Extracted(out, tuned, report, dense, time.monotonic() - begun, each)
     if not (quiet or as_json):
         show_findings(report.findings, to_stderr=True)

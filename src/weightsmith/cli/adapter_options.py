@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-force_option = click.option("--force", is_flag=True, help="Replace OUT if it is an adapter.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace OUT if weightsmith wrote it and nobody changed it."
+)
 tensors_option = click.option(
     "--tensors", "each", is_flag=True, help="Show every tensor instead of layers."
 )
@@ -91,14 +93,15 @@ def write(
     *,
     dtype: str | None,
     force: bool,
+    reads: Sequence[Path],
 ) -> None:
-    """Write an adapter, with factors in the type of --dtype."""
+    """Write an adapter, with factors in the type of --dtype; `reads` is what it was made from."""
     from dataclasses import replace
 
     from weightsmith.adapters.writing import write_adapter
 
     typed = replace(adapter, dtype=dtype_of(dtype, adapter.dtype))
-    write_adapter(typed, out, dialect, base=base, force=force)
+    write_adapter(typed, out, dialect, base=base, force=force, reads=reads)
 
 
 def bytes_of(out: Path) -> int:

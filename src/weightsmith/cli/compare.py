@@ -14,6 +14,7 @@ from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import device_option, json_option, report_option
 from weightsmith.cli.output import Block, Cell, Interval, Table, present
+from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from weightsmith.reports.page import Report
 
 _SHOWN_IDS = 10
+# What the file of --json is sealed as.
+_KIND = "comparison"
 _LISTS = frozenset({"--parents", "--gate"})
 
 
@@ -99,8 +102,11 @@ def compare(
     from weightsmith.comparison.compare import compare as compare_models
     from weightsmith.comparison.gates import check_gates, parse_gate
 
-    check_place(report_file)
-    check_save(save_file)
+    reads: tuple[Path, ...] = ()
+    if report_file is not None or save_file is not None:
+        reads = (*places_read(old, new, *parents, base), *suite_files(suite))
+    check_place(report_file, reads)
+    check_save(save_file, _KIND, reads, report_file)
     parsed = [parse_gate(gate) for gate in gates]
     options: dict[str, Any] = {"tolerance": tolerance, "device": device, "progress": Telling(quiet)}
     try:
@@ -110,8 +116,8 @@ def compare(
         print(f"weightsmith: interrupted: {what}.", file=sys.stderr)
         return INTERRUPTED
     judged = _Judged(found, check_gates(found, parsed))
-    write_beside(report_file, lambda: _report(found))
-    save(judged, save_file)
+    write_beside(report_file, lambda: _report(found), reads)
+    save(judged, save_file, _KIND, reads)
     present(judged, _blocks, as_json=as_json)
     return 0 if all(result.passed for result in judged.gates) else 1
 

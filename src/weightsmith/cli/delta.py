@@ -22,6 +22,7 @@ from weightsmith.cli.options import (
 )
 from weightsmith.cli.output import Block, Data, Table, present
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted, duration
 from weightsmith.cli.written import write
 from weightsmith.tensors.sizes import format_size
@@ -84,7 +85,7 @@ def delta() -> None:
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is a package and nothing else.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is a package that nobody changed.")
 @json_option
 @quiet_option
 def pack(
@@ -120,6 +121,7 @@ def pack(
             force=force,
             progress=progress,
         )
+    STREAMS.done()
     made = _Package(out, header, time.monotonic() - begun)
     present(made, _package_blocks, as_json=as_json)
     return 0
@@ -214,7 +216,9 @@ def dedupe(library: Path, as_json: bool) -> int:
     """
     from weightsmith.packages.sharing import dedupe as share
 
-    present(share(library), _shared_blocks, as_json=as_json)
+    done = share(library)
+    STREAMS.done()
+    present(done, _shared_blocks, as_json=as_json)
     return 0
 
 
@@ -231,6 +235,8 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     from weightsmith.packages.sharing import gc as collect
 
     found = _Collected(collect(library, dry_run=dry_run), removed=not dry_run)
+    if not dry_run:
+        STREAMS.done()
     present(found, _collected_blocks, as_json=as_json)
     return 0
 

@@ -11,6 +11,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option, report_option
 from weightsmith.cli.output import Block, Table, present
+from weightsmith.cli.reading import places_read
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.text import counted
 
@@ -59,9 +60,10 @@ def diff(
     """
     from weightsmith.inspection.difference import compare_checkpoints
 
-    check_place(report_file)
+    reads = () if report_file is None else places_read(a, b, base)
+    check_place(report_file, reads)
     found = compare_checkpoints(a, b, base=base, threads=threads)
-    write_beside(report_file, lambda: _report(found))
+    write_beside(report_file, lambda: _report(found), reads)
     present(found, _blocks, as_json=as_json)
     return 0 if found.identical else 1
 

@@ -14,6 +14,7 @@ import click
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import device_option, json_option, report_option, size
 from weightsmith.cli.output import Block, Table, present
+from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 from weightsmith.cli.text import counted, duration, harmless
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from weightsmith.reports.page import Report
 
 _EVERY_SECONDS = 5.0
+# What the file of --json is sealed as.
+_KIND = "evaluation"
 
 
 @click.command(
@@ -72,8 +75,11 @@ def evaluate(
     """
     from weightsmith.evaluation.evaluate import evaluate as evaluated
 
-    check_place(report_file)
-    check_save(save_file)
+    reads: tuple[Path, ...] = ()
+    if report_file is not None or save_file is not None:
+        reads = (*places_read(subject), *suite_files(suite))
+    check_place(report_file, reads)
+    check_save(save_file, _KIND, reads, report_file)
     telling = Telling(quiet)
     try:
         found = evaluated(
@@ -90,8 +96,8 @@ def evaluate(
         )
     except KeyboardInterrupt:
         return _interrupted(telling.done, kept=not no_cache)
-    write_beside(report_file, lambda: _report(found))
-    save(found, save_file)
+    write_beside(report_file, lambda: _report(found), reads)
+    save(found, save_file, _KIND, reads)
     present(found, _blocks, as_json=as_json)
     return 0
 

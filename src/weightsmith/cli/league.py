@@ -45,6 +45,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+_KIND = "league"
+
+
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
@@ -137,13 +140,16 @@ def league(
     from weightsmith.comparison.family import open_family
     from weightsmith.comparison.league import Silent
     from weightsmith.engine.places import cache_root
+    from weightsmith.publishing.places import refuse_inputs
 
-    check_place(report_file)
-    check_save(save_file)
     opened = [open_family(name) for name in families]
     folder = out or cache_root() / "leagues"
+    reads = (*(family.folder for family in opened), *(() if statistics is None else (statistics,)))
+    check_place(report_file, reads)
+    check_save(save_file, _KIND, reads, report_file)
+    refuse_inputs(folder / "entries", reads)
     progress = Silent() if quiet else LeagueLines(_to_stderr)
-    shown = _Shown(as_json, report_file, save_file)
+    shown = _Shown(as_json, report_file, save_file, reads)
     options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
     if len(opened) == 1 and len(experts or []) < 2:
         family = opened[0].first(experts[0]) if experts else opened[0]
@@ -167,6 +173,7 @@ class _Shown:
     as_json: bool
     report_file: Path | None
     save_file: Path | None
+    reads: Sequence[Path]
 
 
 def _league(
@@ -175,8 +182,8 @@ def _league(
     from weightsmith.comparison.league import run_league
 
     found = run_league(family, methods, out, **options)
-    write_beside(shown.report_file, lambda: _report(found))
-    save(found, shown.save_file)
+    write_beside(shown.report_file, lambda: _report(found), shown.reads)
+    save(found, shown.save_file, _KIND, shown.reads)
     present(found, _league_blocks, as_json=shown.as_json)
     return found.ended
 
@@ -198,8 +205,8 @@ def _scaling(
     from weightsmith.comparison.scaling import run_scaling
 
     found = run_scaling(families, methods, counts, out, **options)
-    write_beside(shown.report_file, lambda: _report(found))
-    save(found, shown.save_file)
+    write_beside(shown.report_file, lambda: _report(found), shown.reads)
+    save(found, shown.save_file, _KIND, shown.reads)
     present(found, _scaling_blocks, as_json=shown.as_json)
     return found.ended
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightsmith import __version__
 from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import harmless
 from weightsmith.errors import ResourceError, WeightsmithError
 
@@ -98,10 +97,9 @@ def weightsmith() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks is shown escaped instead of ending the command.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
+    STREAMS.guard()
+    code = execute(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(STREAMS.exit_code(code))
 
 
 def execute(arguments: list[str]) -> int:
@@ -111,15 +109,12 @@ def execute(arguments: list[str]) -> int:
         code: Any = weightsmith.main(
             rest or ["--help"], prog_name="weightsmith", standalone_mode=False
         )
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _told(_usage_sentence(error), error.exit_code)
     except click.Abort:
         print("weightsmith: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        return _silenced()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1
     except WeightsmithError as error:
@@ -161,25 +156,5 @@ def _usage_sentence(error: click.ClickException) -> str:
 
 
 def _told(sentence: str, code: int) -> int:
-    try:
-        print(f"weightsmith: error: {harmless(sentence, keep_lines=True)}", file=sys.stderr)
-    except BrokenPipeError:
-        return _silenced()
+    print(f"weightsmith: error: {harmless(sentence, keep_lines=True)}", file=sys.stderr)
     return code
-
-
-def _silenced() -> int:
-    """The reader of a pipe has left: say nothing, also not while the interpreter shuts down."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if not _flushes(stream):
-            os.dup2(nowhere, stream.fileno())
-    return 1
-
-
-def _flushes(stream: TextIO) -> bool:
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return False
-    return True

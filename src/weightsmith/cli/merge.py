@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from weightsmith.cli.plan import planned
 from weightsmith.cli.progress import Quiet, open_progress
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.written import Written, show_written
+from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
 
 if TYPE_CHECKING:
@@ -70,21 +72,34 @@ def merge(
     OUT appears whole or not at all. An interrupted merge goes on where it was when the same command is
     given again. The last line says where the result is, its digest, and how long it took.
     """
-    check_place(report_file)
     begun = time.monotonic()
     with interruptible(out):
         made = planned(recipe, overrides, Machine(**machine), shard_size=shard_size)
+        _check_report(report_file, out, made)
         if not quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)
         with open_progress(quiet) as progress:
             manifest = _run(made, out, ray, force, fresh, progress)
-        write_beside(report_file, lambda: _report(made, manifest, out))
     lost = losses(manifest)
     if not quiet:
         show_findings(lost, to_stderr=True)
     found = (*made.findings, *lost)
+    # The result is there before the report is, which may still fail.
     show_written(Written(out, manifest, time.monotonic() - begun, found), as_json=as_json)
+    write_beside(report_file, lambda: _report(made, manifest, out), (*made.inputs, out))
     return 0
+
+
+def _check_report(file: Path | None, out: Path, made: Plan) -> None:
+    if file is None:
+        return
+    if Path(os.path.realpath(out)) in Path(os.path.realpath(file)).parents:
+        raise UsageError(
+            f"The report {str(file)!r} lies in the output, whose record names all that is in it; choose a place "
+            "outside "
+            "of it."
+        )
+    check_place(file, (*made.inputs, out))
 
 
 def losses(manifest: Manifest) -> list[Finding]:

@@ -125,7 +125,9 @@ def inputs_option(command: Command) -> Command:
 
 def output_options(command: Command) -> Command:
     """Add --force and --fresh, for a run that writes OUT and can be continued."""
-    force = click.option("--force", is_flag=True, help="Replace OUT if weightsmith wrote it.")
+    force = click.option(
+        "--force", is_flag=True, help="Replace OUT if weightsmith wrote it and nobody changed it."
+    )
     fresh = click.option(
         "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
     )

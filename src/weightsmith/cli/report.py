@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Data, present
+from weightsmith.cli.reading import places_read
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
@@ -76,7 +78,12 @@ def report(
     """
     from weightsmith.reports.making import report as make
 
-    check_place(file)
+    reads = (
+        *places_read(*subjects, base),
+        *evaluations,
+        *(() if league is None else (league,)),
+    )
+    check_place(file, reads)
     written = make(
         subjects,
         file,
@@ -85,7 +92,9 @@ def report(
         league=league,
         pictures=pictures,
         threads=threads,
+        reads=reads,
     )
+    STREAMS.done()
     present(_Files(file, tuple(written[1:])), _blocks, as_json=as_json)
     return 0
 
@@ -107,19 +116,23 @@ def _blocks(files: _Files) -> Iterator[Block]:
     yield Data(f"{files.file}{more}")
 
 
-def check_place(file: Path | None) -> None:
-    """Refuse a --report that could not be written, before the work that it would show."""
+def check_place(file: Path | None, reads: Iterable[Path] = ()) -> None:
+    """Refuse a --report that may not or could not be written, before the work that it would show.
+
+    `reads` is what the command reads.
+    """
     if file is not None:
         from weightsmith.reports.drawing import require_matplotlib
         from weightsmith.reports.writing import check_report_file
 
-        check_report_file(file)
+        check_report_file(file, reads)
         require_matplotlib()
 
 
-def write_beside(file: Path | None, make: Callable[[], Report]) -> None:
+def write_beside(file: Path | None, make: Callable[[], Report], reads: Iterable[Path] = ()) -> None:
     """Write what --report asks for, if it was given."""
     if file is not None:
         from weightsmith.reports.writing import write_report
 
-        write_report(make(), file)
+        write_report(make(), file, reads=reads)
+        STREAMS.done()

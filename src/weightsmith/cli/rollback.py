@@ -20,6 +20,7 @@ from weightsmith.cli.options import (
 )
 from weightsmith.cli.output import show_line
 from weightsmith.cli.progress import open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.written import Written, show_written
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def rollback(
             progress=progress,
             **options,
         )
+    STREAMS.done()
     if not (quiet or as_json):
         for line in _notes(made):
             show_line(line)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.output import Result, json_text
-from weightsmith.errors import OutputError
+from weightsmith.cli.output import SCHEMA, Result
+from weightsmith.cli.streams import STREAMS
+from weightsmith.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,24 +30,31 @@ def save_option(command: Command) -> Command:
     )(command)
 
 
-def check_save(file: Path | None) -> None:
-    """Refuse a --save that could not be written, before the work that it would hold; raises OutputError."""
+def check_save(
+    file: Path | None, kind: str, reads: Iterable[Path], report_file: Path | None
+) -> None:
+    """Refuse a --save that may not or could not be written, before the work that it would hold.
+
+    `reads` is what the command reads. Raises OutputError, and UsageError where --report names the same file.
+    """
     if file is None:
         return
-    if file.is_dir():
-        raise OutputError(
-            f"{str(file)!r} is a folder; name a file for --save, such as scores.json."
-        )
-    if not file.absolute().parent.is_dir():
-        raise OutputError(f"The folder of {str(file)!r} does not exist; create it for --save.")
+    from weightsmith.publishing.files import check_file
+
+    if report_file is not None and file.absolute() == report_file.absolute():
+        raise UsageError(f"--save and --report both name {str(file)!r}; name two files.")
+    check_file(file, kind, reads)
 
 
-def save(found: Result, file: Path | None) -> None:
-    """Write what --save asks for, if it was given."""
+def save(found: Result, file: Path | None, kind: str, reads: Iterable[Path]) -> None:
+    """Write what --save asks for, if it was given, sealed, so that the same command may replace it."""
     if file is not None:
-        from weightsmith.tensors.writer import write_file
+        from weightsmith.publishing.files import publish_file
+        from weightsmith.publishing.seals import sealed_json
 
-        write_file(file.absolute(), (json_text(found.to_mapping()) + "\n").encode())
+        content = {"schema": SCHEMA, **found.to_mapping()}
+        publish_file(file, sealed_json(content, kind), kind, reads)
+        STREAMS.done()
 
 
 class SavingCommand(DocumentedCommand):

@@ -16,6 +16,7 @@ from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Data, Table, present
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration, harmless
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, 
         line = "finished members are safe, and the same command goes on from there"
         print(f"weightsmith: interrupted: {line}.", file=sys.stderr)
         return INTERRUPTED
+    STREAMS.done()
     built = _Built(name, folder, time.monotonic() - begun)
     present(built, _built_blocks, as_json=as_json)
     return 0

@@ -12,6 +12,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import by_reference, inputs_option, json_option
 from weightsmith.cli.output import Block, present
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def verify(out: Path, recompute: int, inputs: tuple[tuple[str, Path], ...], as_j
     from weightsmith.engine.verify import verify as check
 
     found = check(out, recompute=recompute, inputs=by_reference(inputs))
+    # The exit code is the answer.
+    STREAMS.done()
     present(found, partial(_blocks, out), as_json=as_json)
     return 0 if found.ok else 1
 

@@ -13,6 +13,7 @@ from weightsmith.cli.options import Machine
 from weightsmith.cli.output import Data, present, show_findings
 from weightsmith.cli.plan import show_plan
 from weightsmith.cli.progress import Quiet, open_progress
+from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import duration
 from weightsmith.findings import Finding
 
@@ -56,7 +57,8 @@ class Written:
 
 
 def show_written(made: Written, *, as_json: bool) -> None:
-    """Show what was written: where, which digest, how long."""
+    """Show what was written: where, which digest, how long; the result is there, whatever becomes of what is shown."""
+    STREAMS.done()
     present(made, _line, as_json=as_json)
 
 

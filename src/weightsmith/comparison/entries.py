@@ -17,6 +17,7 @@ from weightsmith.comparison.family import Family
 from weightsmith.errors import ResourceError, UsageError
 from weightsmith.evaluation.scores import Evaluation
 from weightsmith.methods import registry
+from weightsmith.publishing.files import write_file
 
 SCHEMA = 1
 
@@ -122,10 +123,7 @@ class Entries:
             "cost": None if entry.cost is None else entry.cost.to_mapping(),
             "evaluation": replace(entry.evaluation, items=items).to_mapping(),
         }
-        path = self._folder / f"{digest}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content))
-        os.replace(partial, path)
+        write_file(self._folder / f"{digest}.json", json.dumps(content).encode())
 
 
 def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:

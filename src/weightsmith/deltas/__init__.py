@@ -11,5 +11,4 @@ from weightsmith.deltas.changed import matrix_shape as matrix_shape
 from weightsmith.deltas.changed import read_matrix as read_matrix
 from weightsmith.deltas.constant import Repeated as Repeated
 from weightsmith.deltas.decoded import DecodedTensor as DecodedTensor
-from weightsmith.deltas.decoded import stored_parts as stored_parts
 from weightsmith.deltas.verified import VerifiedTensor as VerifiedTensor

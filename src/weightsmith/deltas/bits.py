@@ -75,6 +75,11 @@ class PackedBits(Shaped):
         """File and tensor, for messages."""
         return self.packed.location
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The packed bytes."""
+        return (self.packed,)
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Unpack elements [start, stop) into `buffer`; the bits beyond the last element are left out."""
         first, end = start // 8, packed_bytes(stop)

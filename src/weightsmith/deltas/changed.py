@@ -13,15 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
+from weightsmith.errors import NonFiniteError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, LazyTensor
+from weightsmith.tensors.stored import FromSources, LazyTensor, ReadingCost
 from weightsmith.tensors.widening import WORDS, widen
 
 # Elements computed at a time. Blocks begin at multiples of their rows whatever part is read, so that each element comes
 # out of the same product and its bits do not depend on the tile.
 _BLOCK = 1 << 16
+# Bytes of a number of a factor in memory.
+_NUMBER = 8
 # Tensors whose factors are held: those that threads read at this moment, and a few more.
-_HELD = 16
+MOST_HELD = 16
+# What a thread takes for a block: the change, the base, their sum and what is handed out.
+BLOCK_BYTES = 4 * _NUMBER * _BLOCK
 _holders: collections.OrderedDict[int, ChangedTensor] = collections.OrderedDict()
 _holders_lock = threading.Lock()
 
@@ -30,10 +35,11 @@ _holders_lock = threading.Lock()
 class ChangedTensor(FromSources):
     """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
 
-    `load` gives the change when the first element is asked for; `factors` are the stored tensors behind it. With
-    `magnitude` g it is g (base + change) / ||base + change|| by row, or by column where `by_column` (DoRA; Liu et al.
-    2024, arXiv:2402.09353), g having one number for each row, or for each column or equally many columns side by side
-    (the kernel of one input of a convolution). Rows and columns of norm 0 stay 0.
+    `load` gives the change when the first element is asked for; `factors` are the stored tensors that it is the product
+    of, `beside` others that it is read from. With `magnitude` g it is g (base + change) / ||base + change|| by row, or
+    by column where `by_column` (DoRA; Liu et al. 2024, arXiv:2402.09353), g having one number for each row, or for each
+    column or equally many columns side by side (the kernel of one input of a convolution). Rows and columns of norm 0
+    stay 0.
     """
 
     base: LazyTensor
@@ -41,13 +47,14 @@ class ChangedTensor(FromSources):
     load: Callable[[], Change]
     magnitude: LazyTensor | None = None
     by_column: bool = False
+    beside: tuple[LazyTensor, ...] = ()
     _loaded: list[tuple[Change, Matrix | None]] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes it from again: all but what was loaded, and the lock."""
-        parts = (self.base, self.factors, self.load, self.magnitude, self.by_column)
-        return type(self), parts
+        made_of = (self.base, self.factors, self.load, self.magnitude, self.by_column, self.beside)
+        return type(self), made_of
 
     @property
     def name(self) -> str:
@@ -68,10 +75,30 @@ class ChangedTensor(FromSources):
     def sources(self) -> tuple[LazyTensor, ...]:
         """The stored tensors that it is computed from."""
         magnitude = () if self.magnitude is None else (self.magnitude,)
-        return (self.base, *self.factors, *magnitude)
+        return (self.base, *self.factors, *magnitude, *self.beside)
+
+    @property
+    def cost(self) -> ReadingCost:
+        """That of the sources; the factors are held in float64, and multiplied rows x columns x rank times.
+
+        The rank is taken from the sizes of the factors: a pair of them has rank times as many numbers as the tensor has
+        rows and columns.
+        """
+        below = ReadingCost.of(self.sources)
+        numbers = sum(factor.numel for factor in self.factors)
+        border = max(1, sum(matrix_shape(self.shape)))
+        return ReadingCost(
+            below.stored_bytes,
+            below.held_bytes + _NUMBER * numbers,
+            below.products + self.numel * numbers // border,
+        )
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Compute elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
+        """Compute elements [start, stop); thread-safe.
+
+        Raises CheckpointError as the sources do, and NonFiniteError where an element of the base is finite and what
+        becomes of it is not.
+        """
         if start == stop:
             return
         change, gain = self._parts()
@@ -82,22 +109,43 @@ class ChangedTensor(FromSources):
         )
         for first in range(start // columns // step * step, -(-stop // columns), step):
             last = min(first + step, rows)
-            block = self._block(change, gain, first, last).reshape(-1)
+            # What is too large becomes infinite here, and is refused below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                block = self._block(change, gain, first, last).astype(out.dtype)
+            if not np.isfinite(block).all():
+                self._refuse(block, gain, first)
             low, high = max(start, first * columns), min(stop, last * columns)
-            out[low - start : high - start] = block[low - first * columns : high - first * columns]
+            part = slice(low - first * columns, high - first * columns)
+            out[low - start : high - start] = block.reshape(-1)[part]
 
     def _block(self, change: Change, gain: Matrix | None, first: int, last: int) -> Matrix:
-        changed = self._sum(change, first, last)
+        changed = self._base_rows(first, last, change.shape[1]) + change.rows(first, last)
         if gain is None:
             return changed
         if self.by_column:
             return changed * gain
         return changed * over_norms(gain[first:last], np.linalg.norm(changed, axis=1))[:, None]
 
-    def _sum(self, change: Change, first: int, last: int) -> Matrix:
-        columns = change.shape[1]
-        base = read_elements(self.base, first * columns, last * columns)
-        return base.reshape(last - first, columns) + change.rows(first, last)
+    def _base_rows(self, first: int, last: int, columns: int) -> Matrix:
+        rows = read_elements(self.base, first * columns, last * columns)
+        return rows.reshape(last - first, columns)
+
+    def _refuse(self, block: NDArray[Any], gain: Matrix | None, first: int) -> None:
+        """Raise NonFiniteError for an element that is not finite though the base is: factors are, when they are loaded.
+
+        What the base itself does not have in finite numbers is for those to judge who read it.
+        """
+        base = np.isfinite(self._base_rows(first, first + len(block), block.shape[1]))
+        if gain is not None:
+            # Norms take in a whole row, or a whole column.
+            base &= np.isfinite(gain) if self.by_column else base.all(axis=1, keepdims=True)
+        found = np.flatnonzero(base & ~np.isfinite(block))
+        if found.size:
+            raise NonFiniteError(
+                f"{self.location}: the change overflows {self.dtype} at element "
+                f"{first * block.shape[1] + int(found[0])}; give the adapter a smaller strength, or look for damage in "
+                "its scale and factors."
+            )
 
     def _parts(self) -> tuple[Change, Matrix | None]:
         """The change, and what rows (or columns, these over their norms) are multiplied with."""
@@ -116,7 +164,7 @@ class ChangedTensor(FromSources):
         with _holders_lock:
             _holders[id(self)] = self
             _holders.move_to_end(id(self))
-            while len(_holders) > _HELD:
+            while len(_holders) > MOST_HELD:
                 _, oldest = _holders.popitem(last=False)
                 oldest._loaded.clear()
 
@@ -130,7 +178,10 @@ class ChangedTensor(FromSources):
         step = max(1, _BLOCK // columns)
         squares = np.zeros(columns)
         for first in range(0, rows, step):
-            squares += np.square(self._sum(change, first, min(first + step, rows))).sum(axis=0)
+            last = min(first + step, rows)
+            with np.errstate(over="ignore", invalid="ignore"):
+                changed = self._base_rows(first, last, columns) + change.rows(first, last)
+                squares += np.square(changed).sum(axis=0)
         return column_factors(gain, squares)
 
 

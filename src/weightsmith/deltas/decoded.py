@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from weightsmith.errors import NonFiniteError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.passes import Backend, PassSpec, TilePass
 from weightsmith.tensors.stored import FromSources, LazyTensor
+from weightsmith.tensors.widening import WORDS, widen
 
 # Elements decoded at a time, which bounds the memory of a read.
 _BLOCK = 1 << 18
@@ -37,7 +40,8 @@ class DecodedTensor(FromSources):
     """A `LazyTensor` of elements that `graph(*constants)` computes from the elements of `sources` at the same place.
 
     The graph's source i is `sources[i]`; `constants` are stored single numbers (float32 or float64), read when the
-    first element is asked for. Elements are rounded to `dtype` once, exactly as a merge's output.
+    first element is asked for. Elements are rounded to `dtype` once, exactly as a merge's output; with `may_overflow`
+    what is too large for it becomes infinite.
     """
 
     name: str
@@ -46,11 +50,21 @@ class DecodedTensor(FromSources):
     sources: tuple[LazyTensor, ...]
     graph: Callable[..., Value]
     constants: tuple[LazyTensor, ...] = ()
+    may_overflow: bool = False
     _compiled: list[TilePass] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The sources and the constants."""
+        return (*self.sources, *self.constants)
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Decode elements [start, stop); thread-safe. Raises CheckpointError as the sources do."""
+        """Decode elements [start, stop); thread-safe.
+
+        Raises CheckpointError as the sources do, and, unless it `may_overflow`, NonFiniteError where all sources of an
+        element are finite and the element is not.
+        """
         compiled = self._pass()
         view = memoryview(buffer).cast("B")
         for at in range(start, stop, _BLOCK):
@@ -58,7 +72,21 @@ class DecodedTensor(FromSources):
             parts: list[memoryview | None] = [_read(source, at, end) for source in self.sources]
             size = self.dtype.itemsize
             out = view[(at - start) * size : (end - start) * size]
-            compiled.run(parts, 0, end - at, out)
+            number, _ = compiled.run(parts, 0, end - at, out).nonfinite_output
+            if number and not self.may_overflow:
+                self._refuse(parts, out, at)
+
+    def _refuse(self, parts: Sequence[memoryview | None], out: memoryview, at: int) -> None:
+        finite = np.ones(len(out) // self.dtype.itemsize, bool)
+        for source, part in zip(self.sources, parts, strict=True):
+            if part is not None and source.dtype.is_float:
+                finite &= _is_finite(part, source.dtype)
+        found = np.flatnonzero(finite & ~_is_finite(out, self.dtype))
+        if found.size:
+            raise NonFiniteError(
+                f"{self.location}: what is decoded overflows {self.dtype} at element {at + int(found[0])}; it is "
+                "damaged, or was made for another base: fetch it or make it again."
+            )
 
     def _pass(self) -> TilePass:
         with self._lock:
@@ -76,25 +104,10 @@ def _read(source: LazyTensor, start: int, stop: int) -> memoryview:
     return data
 
 
-def _number(constant: LazyTensor) -> float:
-    return float(np.frombuffer(_read(constant, 0, 1), _NUMBERS[constant.dtype])[0])
-
-
-def stored_parts(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-    """What lies behind lazy tensors: the parts of decoded ones, packed masks and checked tensors, down to files."""
-    found: list[LazyTensor] = []
-    for tensor in tensors:
-        inner = _behind(tensor)
-        found.extend(stored_parts(inner) if inner else [tensor])
+def _is_finite(data: memoryview, dtype: DType) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.isfinite(widen(np.frombuffer(data, WORDS[dtype.itemsize]), dtype))
     return found
 
 
-def _behind(tensor: LazyTensor) -> tuple[LazyTensor, ...]:
-    """The tensors that a lazy one is made of, one step down; none for one that lies in a file."""
-    if isinstance(tensor, DecodedTensor):
-        return (*tensor.sources, *tensor.constants)
-    if hasattr(tensor, "sources"):
-        # A table whose rows come from several tensors.
-        return tuple(tensor.sources)
-    inner = getattr(tensor, "packed", None) or getattr(tensor, "stored", None)
-    return () if inner is None else (inner,)
+def _number(constant: LazyTensor) -> float:
+    return float(np.frombuffer(_read(constant, 0, 1), _NUMBERS[constant.dtype])[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weightsmith.deltas.decoded import DecodedTensor
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, source
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromStored, LazyTensor
 
 # Whether a NaN keeps its sign and payload when it is rounded is left to hardware and library, so all become this one.
 _NAN = {
@@ -18,19 +18,20 @@ _NAN = {
 }
 
 
-class RoundedTensor:
+class RoundedTensor(FromStored):
     """A `LazyTensor` of `stored` in the float dtype `dtype`: rounded once as a merge's output is, NaN to one NaN."""
 
     def __init__(self, stored: LazyTensor, dtype: DType) -> None:
         self.stored = stored
-        self.name, self.dtype, self.shape = stored.name, dtype, stored.shape
-        self.numel, self.nbytes = stored.numel, stored.numel * dtype.itemsize
-        self._rounded = DecodedTensor(stored.name, dtype, stored.shape, (stored,), _first)
+        self.name, self.shape = stored.name, stored.shape
+        self._rounded = DecodedTensor(
+            stored.name, dtype, stored.shape, (stored,), _first, may_overflow=True
+        )
 
     @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
+    def dtype(self) -> DType:
+        """The type that elements are rounded to."""
+        return self._rounded.dtype
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Round elements [start, stop); thread-safe. Raises what the stored tensor raises."""

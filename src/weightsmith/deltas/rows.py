@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor
+from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor, ReadingCost
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,12 @@ class SomeRows(FromStored):
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return (self.last - self.first, *self.stored.shape[1:])
+
+    @property
+    def cost(self) -> ReadingCost:
+        """That of these rows."""
+        whole, rows = self.stored.cost, max(1, self.stored.shape[0])
+        return replace(whole, stored_bytes=whole.stored_bytes * self.shape[0] // rows)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop) of these rows; thread-safe."""

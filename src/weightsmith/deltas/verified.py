@@ -6,28 +6,22 @@ import threading
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.digests import digest_tensor
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import FromStored, LazyTensor
 
 
-class VerifiedTensor:
+class VerifiedTensor(FromStored):
     """A `LazyTensor` that reads itself once, a piece at a time, before it hands out its first element.
 
     `read_into` raises CheckpointError if the digest is another than `digest`; `advice` ends that sentence. Nothing
-    is read before.
+    is read before. The cost of reading leaves that first look out.
     """
 
     def __init__(self, stored: LazyTensor, digest: str, advice: str) -> None:
         self.stored = stored
-        self.name, self.dtype, self.shape = stored.name, stored.dtype, stored.shape
-        self.numel, self.nbytes = stored.numel, stored.nbytes
+        self.name, self.shape = stored.name, stored.shape
         self._digest, self._advice = digest, advice
         self._is_checked = False
         self._lock = threading.Lock()
-
-    @property
-    def location(self) -> str:
-        """File and tensor, for messages."""
-        return self.stored.location
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Check the tensor if that has not been done, then read elements [start, stop)."""

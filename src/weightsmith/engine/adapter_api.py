@@ -22,6 +22,7 @@ from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.storing import SUFFIX
 from weightsmith.adapters.treatments import Choices
 from weightsmith.adapters.writing import Dialect, check_output, write_adapter
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.adapter_combination import (
     combine_loaded,
     has_recipe,
@@ -95,8 +96,9 @@ def combine_adapters(
         document["adapter"] = {key: value for key, value in form.items() if value is not None}
         manifest = run(make_plan(Recipe.load(document)), place, force=force, progress=progress)
         return Combined(place, manifest.lost, (), manifest)
-    place = check_output(place, to, force=force)
     model = None if base is None else open_model(base)
+    reads = inputs_of(opened, model)
+    place = check_output(place, to, force=force, reads=reads)
     is_lego = method == "lego"
     made, report = combine_loaded(
         [load_changes(adapter, model) for adapter in opened],
@@ -113,7 +115,7 @@ def combine_adapters(
         labels=distinct_labels([adapter.name for adapter in opened]),
     )
     typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
-    write_adapter(typed, place, to, base=model, force=force)
+    write_adapter(typed, place, to, base=model, force=force, reads=reads)
     return Combined(place, {t.key: t.lost for t in report.tensors}, report.findings)
 
 
@@ -167,8 +169,9 @@ def extract_adapter(
     One of `rank`, `energy`, `error` and `budget_bytes` is needed; see `adapters.extraction.extract`, which also says
     what is raised. `threads` defaults to the number of cores and does not change the result.
     """
-    place = check_output(out, dialect, force=force)
     tuned, original = open_model(finetune), open_model(base)
+    reads = (*tuned.inputs, *original.inputs)
+    place = check_output(out, dialect, force=force, reads=reads)
     adapter, report = extract(
         tuned,
         original,
@@ -181,7 +184,7 @@ def extract_adapter(
         threads=threads or os.cpu_count() or 1,
         progress=progress,
     )
-    write_adapter(adapter, place, dialect, base=original, force=force)
+    write_adapter(adapter, place, dialect, base=original, force=force, reads=reads)
     return report
 
 
@@ -210,8 +213,9 @@ def resize_adapter(
         )
     opened = open_adapter(adapter)
     to = dialect_for(opened, dialect)
-    place = check_output(Path(out), to, force=force)
     model = None if base is None else open_model(base)
+    reads = inputs_of([opened], model)
+    place = check_output(Path(out), to, force=force, reads=reads)
     made, report = combine(
         [load_changes(opened, model)],
         "linear",
@@ -221,7 +225,7 @@ def resize_adapter(
         labels=[str(adapter)],
     )
     typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
-    write_adapter(typed, place, to, base=model, force=force)
+    write_adapter(typed, place, to, base=model, force=force, reads=reads)
     return Combined(Path(out), {t.key: t.lost for t in report.tensors}, report.findings)
 
 
@@ -259,6 +263,12 @@ def inspect_adapter(
     """Form, rank, scale and size of every change of an adapter; with `base` also beside the base's tensors."""
     model = None if base is None else open_model(base)
     return facts.inspect_adapter(str(adapter), model, component=component)
+
+
+def inputs_of(adapters: Sequence[Adapter], base: Checkpoint | None) -> tuple[Path, ...]:
+    """Every place that adapters, and the base that is given with them, are read from."""
+    places = (place for adapter in adapters for place in adapter.inputs)
+    return (*places, *(() if base is None else base.inputs))
 
 
 def dialect_for(adapter: Adapter, asked: Dialect | None) -> Dialect:

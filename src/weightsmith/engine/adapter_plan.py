@@ -15,11 +15,12 @@ from weightsmith.adapters.as_changes import (
     Loaded,
     Target,
     changes_of,
-    load_changes,
+    named_by,
     targets_of,
     unchanged,
 )
 from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.low_rank import low_rank_adapter
 from weightsmith.adapters.opening import stored_tensors
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.writing import Dialect
@@ -201,14 +202,16 @@ def _bases(document: RecipeDocument) -> set[str]:
 
 
 def _loaded(reference: str, place: BareAdapter, base: Checkpoint | None) -> Loaded:
-    adapter = replace(open_adapter(place.path), source=reference)
+    opened = replace(open_adapter(place.path), source=reference)
+    adapter = named_by(base, opened)
     return Loaded(
         reference,
         place.path,
-        adapter.dialect,
-        load_changes(adapter, base),
-        tuple(dict.fromkeys(stored_tensors(adapter))),
-        adapter.flattened and base is None,
+        opened.dialect,
+        low_rank_adapter(adapter, base),
+        tuple(dict.fromkeys(stored_tensors(opened))),
+        {update.key: update.stored for update in adapter.updates.values()},
+        opened.flattened and base is None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,30 +16,31 @@ from weightsmith.adapters.algebra import zeros as no_change
 from weightsmith.adapters.as_changes import Target
 from weightsmith.adapters.bounds import CutChange, cut_matrix, cut_spectrum
 from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
-from weightsmith.adapters.writing import Dialect, write_adapter
+from weightsmith.adapters.storing import KOHYA_WEIGHTS, write_into
+from weightsmith.adapters.writing import adapter_files
 from weightsmith.checkpoints import open_output
 from weightsmith.deltas import read_matrix
 from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.adapter_plan import AdapterResult
 from weightsmith.engine.in_memory import Forgotten, MemoryShards
-from weightsmith.engine.manifest import Input, Manifest
+from weightsmith.engine.manifest import BehindInput, Input, Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import check_expected, check_source, compute_tensors
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.seal import RECIPE, adapter_card
-from weightsmith.engine.staging import Staging, check_free, staging_folder
+from weightsmith.engine.staging import Staging
+from weightsmith.publishing.earlier import check_free
+from weightsmith.publishing.files import write_file
+from weightsmith.publishing.records import header_digest, manifest_problem
 from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
-from weightsmith.tensors.writer import sync_folder, write_file
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors.writer import sync_folder
 
 _WEIGHTS = ".safetensors"
-_NAMES: Mapping[Dialect, str] = {
-    "peft": "adapter",
-    "kohya": "adapter.safetensors",
-    "diffusers": "adapter",
-}
 
 
 def run_adapter(
@@ -54,13 +54,12 @@ def run_adapter(
 ) -> Manifest:
     """What `run` does for a plan whose result is an adapter; an interrupted run starts afresh."""
     result = _result(plan)
-    if not staging_folder(out).exists():
-        check_free(out, force)
     with Staging(out) as staging:
         if staging.published_plan() == plan.digest:
+            staging.tidy()
             staging.discard()
             return manifests.read(out)
-        check_free(out, force)
+        earlier = check_free(out, manifest_problem, force=force)
         journal = staging.begin(plan.digest, True)
         staging.check_space(plan.write_bytes)
         telling = progress or Silence()
@@ -83,7 +82,7 @@ def run_adapter(
         write_file(folder / manifests.FILE_NAME, content)
         sync_folder(folder)
         journal.seal(hashlib.sha256(content).hexdigest())
-        staging.publish()
+        staging.publish(earlier)
         return manifest
 
 
@@ -154,7 +153,7 @@ class _Collected(MemoryShards):
         """The result in memory."""
         result = self._result
         replaced = {
-            name: (read_matrix(original) + whole).astype(np.float32)
+            name: narrow(read_matrix(original) + whole, DType.FLOAT32)
             for name, whole in self.ordered(self.whole).items()
             if (original := result.targets[name].original) is not None
         }
@@ -191,15 +190,8 @@ def _reference(result: AdapterResult) -> str | None:
 
 def _write(made: LowRankAdapter, result: AdapterResult, folder: Path) -> None:
     """Put the adapter's files into an empty folder."""
-    place = folder / _NAMES[result.dialect]
-    write_adapter(made, place, result.dialect, base=result.base)
-    if not place.is_dir():
-        return
-    inner = folder / ".adapter"
-    os.rename(place, inner)
-    for file in sorted(inner.iterdir()):
-        os.rename(file, folder / file.name)
-    inner.rmdir()
+    files = adapter_files(made, result.dialect, base=result.base)
+    write_into(files, folder, KOHYA_WEIGHTS)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -229,6 +221,7 @@ def _manifest(
             revision=None,
             digest=checkpoint_digest(digests),
             tensors=digests,
+            behind=() if one is not None else _behind_base(result, out),
         )
     return Manifest(
         version=__version__,
@@ -239,17 +232,19 @@ def _manifest(
         donor=plan.resolved.donor,
         inputs=inputs,
         outputs=outputs,
-        shards={file.name: _header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))},
+        shards={file.name: header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))},
         files=manifests.small_file_digests(folder),
         digest=checkpoint_digest(outputs),
         lost=losses,
     )
 
 
-def _header_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        length = file.read(8)
-        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+def _behind_base(result: AdapterResult, out: Path) -> tuple[BehindInput, ...]:
+    """What the base is decoded with, as far as it is read: where an adapter replaces one of its tensors."""
+    if result.base is None:
+        return ()
+    read = (t.original for t in result.targets.values() if t.original is not None)
+    return manifests.behind_inputs(result.base, read, out)
 
 
 def _result(plan: Plan) -> AdapterResult:

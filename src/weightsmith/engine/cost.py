@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
-from weightsmith.engine.stored_bytes import product_operations, stored_bytes
 from weightsmith.recipes.formula import distinct_leaves
+from weightsmith.tensors.stored import ReadingCost
 
 # Bytes per second of one thread that copies from the page cache and digests what it copied.
 _READ_RATE = 4.0e9
@@ -58,7 +58,7 @@ def predict(plan: Plan) -> Cost:
 def input_bytes(plan: Plan) -> int:
     """Bytes of all stored tensors that a plan reads, each counted once."""
     leaves = {leaf for tensor in plan.tensors for leaf in distinct_leaves(tensor.output.formula)}
-    return sum(stored_bytes(plan.leaf(leaf)) for leaf in leaves)
+    return ReadingCost.of(plan.leaf(leaf) for leaf in leaves).stored_bytes
 
 
 def _compute_seconds(plan: Plan, tensor: PlannedTensor) -> float:
@@ -66,5 +66,5 @@ def _compute_seconds(plan: Plan, tensor: PlannedTensor) -> float:
         return 0.0
     sources = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
     elements = sum(source.numel for source in sources)
-    products = sum(map(product_operations, sources))
+    products = ReadingCost.of(sources).products
     return tensor.passes * (elements * _ELEMENT[plan.backend.kind] + products / _PRODUCT_RATE)

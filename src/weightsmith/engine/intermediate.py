@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import Shaped
 
 
-class MemoryTensor:
+class MemoryTensor(Shaped):
     """A `LazyTensor` that a matrix method has left in memory."""
 
     def __init__(self, name: str, dtype: DType, shape: tuple[int, ...], data: memoryview) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
-        self.numel = math.prod(shape)
-        self.nbytes = self.numel * dtype.itemsize
         self.location = f"intermediate result of tensor {name!r}"
         self._data = memoryview(data)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from typing import Any
 from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
-from weightsmith.checkpoints.sealing import sealed, unsealed
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
 from weightsmith.errors import VerificationError
+from weightsmith.publishing.records import MANIFEST, Recorded, file_digest, file_names
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.stored import LazyTensor, behind
 
-FILE_NAME = "weightsmith-manifest.json"
-SCHEMA = 1
+FILE_NAME = MANIFEST
+# The first form knows nothing of what is behind inputs.
+SCHEMAS = (1, 2)
 _WEIGHTS = ".safetensors"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,30 @@ class AdapterInput:
 
 
 @dataclass(frozen=True, slots=True)
+class BehindInput:
+    """A checkpoint that an input is decoded with, such as the base of a delta package.
+
+    `reference` is what the package calls it, `path` where it lay seen from the output, `tensors` the digests of those
+    that were read.
+    """
+
+    reference: str
+    path: str
+    hub_id: str | None
+    revision: str | None
+    digest: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """One input checkpoint: its reference in the recipe, where it lay seen from the output, and digests by tensor.
 
     A table that was brought into another vocabulary's order has the digest of its rows in that order, which covers all
     that they were made from. `tokenizer` has the SHA-256 of the tokenizer files that decided it, empty without one.
     With `adapters`, `model` is the reference of the base, where `path` leads, and a tensor that they change has the
-    digest of its changed values.
+    digest of its changed values. `behind` are the checkpoints that it is decoded with and those behind them, the
+    nearest first.
     """
 
     reference: str
@@ -63,6 +82,7 @@ class Input:
     tokenizer: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     adapters: tuple[AdapterInput, ...] = ()
+    behind: tuple[BehindInput, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The facts as the manifest has them."""
@@ -79,13 +99,16 @@ class Input:
         if self.adapters:
             facts["model"] = self.model
             facts["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        if self.behind:
+            facts["behind"] = [asdict(one) for one in self.behind]
         return facts
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Input:
         """The reverse of `to_json`."""
         adapters = tuple(AdapterInput(**adapter) for adapter in facts.pop("adapters", ()))
-        return cls(**facts, adapters=adapters)
+        behind = tuple(BehindInput(**one) for one in facts.pop("behind", ()))
+        return cls(**facts, adapters=adapters, behind=behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +132,20 @@ class Manifest:
     digest: str
     lost: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def recorded(self) -> Recorded:
+        """What is on record about the files of the folder."""
+        return Recorded(FILE_NAME, self.files, self.shards, self.outputs)
+
+    @property
+    def schema(self) -> int:
+        """The first form that has room for these facts, so that older versions read what they can."""
+        return 2 if any(given.behind for given in self.inputs.values()) else 1
+
     def to_json(self) -> bytes:
         """Canonical text with its seal: the same facts give the same bytes."""
         content = {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "weightsmith": self.version,
             "backend": self.backend,
             "digest": self.digest,
@@ -152,6 +185,7 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
             tokenizer=tokenizers.get(label, {}),
             model=_model(checkpoint),
             adapters=tuple(adapter_input(adapter, out) for adapter in checkpoint.attached),
+            behind=behind_inputs(checkpoint, (checkpoint.tensors[n] for n in read[label]), out),
         )
         for label, checkpoint in plan.resolved.checkpoints.items()
     }
@@ -200,39 +234,45 @@ def adapter_input(adapter: Attached, out: Path) -> AdapterInput:
     )
 
 
+def behind_inputs(
+    checkpoint: Checkpoint, read: Iterable[LazyTensor], out: Path
+) -> tuple[BehindInput, ...]:
+    """What is on record of the checkpoints that one is decoded with, `read` being the tensors that were read of it.
+
+    Their digests are those that it names them by, which each tensor had when it was read.
+    """
+    used = {id(tensor) for tensor in behind(read)}
+    found = []
+    for one in checkpoint.all_behind:
+        base = one.checkpoint
+        digests = {n: digest for n, digest in one.digests.items() if id(base.tensors[n]) in used}
+        if digests:
+            found.append(
+                BehindInput(
+                    reference=one.reference,
+                    path=_place(base, out),
+                    hub_id=base.hub_id,
+                    revision=base.revision,
+                    digest=checkpoint_digest(digests),
+                    tensors=dict(sorted(digests.items())),
+                )
+            )
+    return tuple(found)
+
+
 def small_file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
     return {
-        name: _file_digest(folder / name)
-        for name in _file_names(folder)
+        name: file_digest(folder / name)
+        for name in file_names(folder)
         if not name.endswith(_WEIGHTS) and name != FILE_NAME
     }
-
-
-def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a folder that are not on record, by name relative to it."""
-    known = {FILE_NAME, *manifest.shards, *manifest.files}
-    return [name for name in _file_names(folder) if name not in known]
 
 
 def digest_of(folder: Path) -> str | None:
     """SHA-256 of a folder's manifest as it lies there, or None if there is none."""
     path = folder / FILE_NAME
-    return _file_digest(path) if path.is_file() else None
-
-
-def _file_names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a regular file; what else lies there has the digest of nothing."""
-    state = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                state.update(chunk)
-    return state.hexdigest()
+    return file_digest(path) if path.is_file() else None
 
 
 def read(folder: Path) -> Manifest:
@@ -240,13 +280,17 @@ def read(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     try:
         content = unsealed(path.read_bytes())
-        if content["schema"] != SCHEMA:
+        if content["schema"] not in SCHEMAS:
             raise VerificationError(
-                f"{str(path)!r} has schema {content['schema']!r}, but this version reads {SCHEMA}; "
+                f"{str(path)!r} has schema {content['schema']!r}, but this version reads up to {SCHEMAS[-1]}; "
                 "use a newer weightsmith."
             )
         return _from_json(content)
     except FileNotFoundError:
+        if not folder.exists():
+            raise VerificationError(
+                f"There is no folder {str(folder)!r}; give an output of `weightsmith merge`."
+            ) from None
         raise VerificationError(
             f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`."
         ) from None

@@ -8,14 +8,15 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.adapters.opening import open_model
 from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.deltas.changed import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
-from weightsmith.engine.stored_bytes import change_bytes
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
@@ -76,6 +77,15 @@ class Plan:
         return self.resolved.recipe
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every folder and file that is read: the recipe's, its checkpoints' and those behind them."""
+        checkpoints = list(self.resolved.checkpoints.values())
+        if self.adapter is not None and self.adapter.base is not None:
+            checkpoints.append(self.adapter.base)
+        places = (place for checkpoint in checkpoints for place in checkpoint.inputs)
+        return tuple(dict.fromkeys((*self.recipe.files, *places)))
+
+    @property
     def read_bytes(self) -> int:
         """Bytes read from the inputs, all passes together."""
         return sum(tensor.read_bytes for tensor in (*self.tensors, *self.measured))
@@ -121,7 +131,9 @@ class Plan:
         leaves = {
             leaf for tensor in self.tensors for leaf in distinct_leaves(tensor.output.formula)
         }
-        return change_bytes(map(self.leaf, leaves), self.threads)
+        held = sorted((self.leaf(leaf).cost.held_bytes for leaf in leaves), reverse=True)
+        blocks = self.threads * BLOCK_BYTES if any(held) else 0
+        return sum(held[:MOST_HELD]) + blocks
 
     @property
     def _aligned(self) -> list[AlignedRows]:
@@ -335,7 +347,6 @@ def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -
     yield [backend.kind, backend.device]
     for label, checkpoint in sorted(resolved.checkpoints.items()):
         yield label
-        # Tensors of a statistics file are made from what is stored, and name no file.
         for path in sorted(checkpoint.files() or (checkpoint.path,)):
             status = path.stat()
             yield [path.name, status.st_size, status.st_mtime_ns]

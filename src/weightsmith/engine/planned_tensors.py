@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.stored_bytes import stored_bytes
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
@@ -26,6 +25,7 @@ from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scalar, Scope, walk
 from weightsmith.tensors.passes import has_row_nodes, reduction_levels
+from weightsmith.tensors.stored import ReadingCost
 
 
 class Action(enum.Enum):
@@ -100,7 +100,7 @@ def planned_tensors(
         is_again = tensor.part_of in sites
         if tensor.part_of is not None:
             sites.add(tensor.part_of)
-        read = 0 if is_again else found.passes * sum(map(stored_bytes, stored))
+        read = 0 if is_again else found.passes * ReadingCost.of(stored).stored_bytes
         planned.append(
             PlannedTensor(
                 tensor,

@@ -41,10 +41,14 @@ def recorded_opener(
         given = known.get(reference)
         if given is None:
             return open_model(where.get(reference, reference))
+        # A base that another input is called like is only looked for elsewhere where the caller says so.
+        bases = {
+            one.reference: inputs[one.reference] for one in given.behind if one.reference in inputs
+        }
         opened = (
-            open_model(where.get(reference, reference))
+            open_model(where.get(reference, reference), bases=bases)
             if not given.adapters or reference in inputs
-            else _with_adapters(given, where)
+            else _with_adapters(given, where, bases)
         )
         return replace(opened, hub_id=given.hub_id, revision=given.revision)
 
@@ -52,11 +56,16 @@ def recorded_opener(
 
 
 def _places(manifest: Manifest, folder: Path) -> Iterator[tuple[str, Path | None]]:
-    """Every reference on record, those of bases and adapters among them, and where it lay; a pair lies nowhere."""
+    """Every reference on record and where it lay; a pair lies nowhere, its base and adapters do.
+
+    What inputs are decoded with comes first, so that an input that is called the same counts.
+    """
 
     def seen_from(path: str) -> Path:
         return Path(os.path.normpath(folder / path))
 
+    for given in manifest.inputs.values():
+        yield from ((one.reference, seen_from(one.path)) for one in given.behind)
     for given in manifest.inputs.values():
         if not given.adapters:
             yield given.reference, seen_from(given.path)
@@ -67,7 +76,9 @@ def _places(manifest: Manifest, folder: Path) -> Iterator[tuple[str, Path | None
             yield adapter.reference, seen_from(adapter.path)
 
 
-def _with_adapters(given: Input, where: Mapping[str, Path]) -> Checkpoint:
+def _with_adapters(
+    given: Input, where: Mapping[str, Path], bases: Mapping[str, Path]
+) -> Checkpoint:
     placed = [
         PlacedAdapter(
             AdapterReference(adapter.reference, None, adapter.strength),
@@ -75,7 +86,9 @@ def _with_adapters(given: Input, where: Mapping[str, Path]) -> Checkpoint:
         )
         for adapter in given.adapters
     ]
-    opened = open_with(str(where.get(given.model, given.model)), placed, source=given.reference)
+    opened = open_with(
+        str(where.get(given.model, given.model)), placed, source=given.reference, bases=bases
+    )
     on_record = [
         replace(found, hub_id=adapter.hub_id, revision=adapter.revision)
         for found, adapter in zip(opened.attached, given.adapters, strict=True)

@@ -107,12 +107,12 @@ def rollback(
         if wants_torch(manifest, options):
             options["backend"] = "torch"
         plan = make_plan(reduced, opener=opener, **options)
-        made = run(plan, new, progress=progress, sources=digests)
+        made = run(plan, new, progress=progress, sources=digests, reads=(folder,))
         return RolledBack(made, out.reference, way)
     found = _subtraction_or_hint(folder, manifest, out.reference, reduced, opener, gone)
     plan = make_plan(found.recipe, opener=merged_opener(folder, opener), **options)
     own = {**digests, str(folder): manifest.outputs}
-    made = run(plan, new, progress=progress, sources=own)
+    made = run(plan, new, progress=progress, sources=own, reads=(folder,))
     was_donor = manifest.inputs[manifest.donor].reference == out.reference
     return RolledBack(made, out.reference, way, gone, was_donor, found.bounds)
 

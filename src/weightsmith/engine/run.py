@@ -23,7 +23,7 @@ from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.seal import seal
-from weightsmith.engine.staging import Staging, check_free, check_place, staging_folder
+from weightsmith.engine.staging import Staging
 from weightsmith.engine.state import check_continued, note_state
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
@@ -34,6 +34,9 @@ from weightsmith.errors import (
     VerificationError,
     WeightsmithError,
 )
+from weightsmith.publishing.earlier import check_free
+from weightsmith.publishing.places import check_place
+from weightsmith.publishing.records import manifest_problem
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.open_files import OPEN_FILES
@@ -58,13 +61,15 @@ def run(
     expected: Mapping[str, str] | None = None,
     sources: Mapping[str, Mapping[str, str]] | None = None,
     compute: Compute | None = None,
+    reads: Sequence[Path] = (),
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
     `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With
     `expected`, tensors must come out with these digests; with `sources`, what is read of a
     checkpoint must have these digests, by reference and tensor, where one is given. `compute` does
-    the work (default: threads of this process). The output folder appears whole or not at all, and
+    the work (default: threads of this process). `reads` are places that the caller reads beside the
+    plan's inputs: no output is put there. The output folder appears whole or not at all, and
     if an interrupted run of the plan had published it already, there is nothing to do but to tidy
     up. A plan whose result is an adapter is run by `adapter_run`. Raises RecipeError if the plan
     has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
@@ -72,30 +77,30 @@ def run(
     """
     require_runnable(plan)
     try:
-        out = check_place(
-            out, [place for c in plan.resolved.checkpoints.values() for place in c.places]
-        )
+        out = check_place(out, (*plan.inputs, *reads))
         if plan.adapter is not None:
             from weightsmith.engine.adapter_run import run_adapter
 
             return run_adapter(
                 plan, out, force=force, progress=progress, expected=expected, sources=sources
             )
-        if not staging_folder(out).exists():
-            check_free(out, force)
+        telling = progress or Silence()
         with Staging(out) as staging:
             if not fresh and staging.published_plan() == plan.digest:
+                staging.tidy()
                 staging.discard()
                 return manifests.read(out)
-            check_free(out, force)
+            if force and out.exists():
+                telling.stage("comparing what is to be replaced with its record")
+            earlier = check_free(out, manifest_problem, force=force)
             journal = staging.begin(plan.digest, fresh)
             staging.check_space(plan.write_bytes)
             work = compute or compute_tensors
-            records = _write_tensors(plan, staging, journal, progress or Silence(), work)
+            records = _write_tensors(plan, staging, journal, telling, work)
             check_expected({name: record.digest for name, record in records.items()}, expected)
             _check_sources(plan, records, sources or {})
             manifest = seal(plan, records, staging, journal)
-            staging.publish()
+            staging.publish(earlier)
             return manifest
     except OSError as error:
         raise described(error, out) from error

@@ -6,7 +6,6 @@ it is gone when the process is.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import threading
@@ -16,18 +15,16 @@ from pathlib import Path
 
 from weightsmith.errors import ResourceError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.stored import LazyTensor, Shaped
 
 
-class ScratchTensor:
+class ScratchTensor(Shaped):
     """A `LazyTensor` in the scratch file."""
 
     def __init__(
         self, name: str, dtype: DType, shape: tuple[int, ...], scratch: Scratch, offset: int
     ) -> None:
         self.name, self.dtype, self.shape = name, dtype, shape
-        self.numel = math.prod(shape)
-        self.nbytes = self.numel * dtype.itemsize
         self.location = f"intermediate result of tensor {name!r}"
         self._scratch, self._offset = scratch, offset
 

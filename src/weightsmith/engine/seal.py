@@ -19,8 +19,9 @@ from weightsmith.engine.staging import Staging
 from weightsmith.engine.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.methods import modifiers, registry
+from weightsmith.publishing.files import write_file
 from weightsmith.recipes.formula import merges_in
-from weightsmith.tensors.writer import sync_folder, write_file
+from weightsmith.tensors.writer import sync_folder
 from weightsmith.vocabularies.papers import Papers
 
 INDEX = "model.safetensors.index.json"
@@ -112,6 +113,16 @@ def _card(
                 own.name, f"adapter of {name}", found.digest, own.hub_id is not None, own.revision
             )
             for own, found in zip(checkpoint.attached, given.adapters, strict=True)
+        ]
+        parents += [
+            Parent(
+                one.hub_id or Path(one.reference).name,
+                f"base of {name}",
+                one.digest,
+                one.hub_id is not None,
+                one.revision,
+            )
+            for one in given.behind
         ]
     return model_card(
         title,

@@ -14,8 +14,8 @@ from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.trace import Member
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry
+from weightsmith.publishing.files import write_file
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, distinct_leaves, merges_in
-from weightsmith.tensors.writer import write_file
 
 
 def note_state(plan: Plan, results: Mapping[Member, Any], journal: Journal) -> None:

@@ -26,6 +26,7 @@ from weightsmith.engine.tensor_job import Finished, Settings
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import WeightsmithError
+from weightsmith.publishing.records import header_digest
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import Form, OutputTensor, distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest
@@ -94,7 +95,7 @@ def replay(
     """
     manifest = manifests.read(folder)
     plan = _plan_again(folder, manifest, inputs or {}, **options)
-    return run(plan, new, progress=progress, expected=manifest.outputs)
+    return run(plan, new, progress=progress, expected=manifest.outputs, reads=(folder,))
 
 
 def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -105,7 +106,7 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
             problems.append(f"file {name!r} is missing")
         elif present[name] != digest:
             problems.append(f"file {name!r} was changed")
-    problems += [f"file {name!r} was added" for name in manifests.foreign_files(folder, manifest)]
+    problems += [f"file {name!r} was added" for name in manifest.recorded.foreign(folder)]
     return problems + [
         p
         for name, digest in manifest.shards.items()
@@ -116,16 +117,10 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
 def _header_problem(path: Path, digest: str) -> str:
     """What is wrong with the header of a weight file, which no tensor's digest covers."""
     try:
-        with path.open("rb") as file:
-            length = file.read(8)
-            header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        found = header_digest(path)
     except OSError as error:
         return f"file {path.name!r} cannot be read ({error.strerror or error})"
-    return (
-        ""
-        if hashlib.sha256(length + header).hexdigest() == digest
-        else f"the header of {path.name!r} was changed"
-    )
+    return "" if found == digest else f"the header of {path.name!r} was changed"
 
 
 def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:

@@ -20,7 +20,7 @@ from weightsmith import __version__
 from weightsmith.engine.places import cache_root
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluation.scores import SCHEMA, ItemScores
-from weightsmith.tensors.writer import write_file
+from weightsmith.publishing.files import write_file
 
 _LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 

@@ -89,6 +89,12 @@ class Suite:
     tasks: tuple[Task, ...]
     source: str
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The suite itself, and all files and folders that its tasks name."""
+        named = [path for task in self.tasks for path in (task.data, task.head, task.include)]
+        return (Path(self.source), *(path for path in named if path is not None))
+
     def digest(self) -> str:
         """SHA-256 over the tasks in their order."""
         content = [self.name, *(task.digest() for task in self.tasks)]

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.cost import Cost, input_bytes, predict
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
-from weightsmith.engine.stored_bytes import stored_bytes
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
+from weightsmith.tensors.stored import LazyTensor, ReadingCost, behind
 
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """One input checkpoint: what of it is read (each tensor counted once), and what it is in the merge."""
+    """One input checkpoint: what of it is read (each tensor counted once), and what it is in the merge.
+
+    What an input is decoded with has a row of its own behind it, and its bytes are not counted for the input.
+    """
 
     reference: str
     path: Path
@@ -130,26 +135,40 @@ def _inputs(plan: Plan) -> tuple[InputRow, ...]:
     for tensor in plan.tensors:
         for leaf in distinct_leaves(tensor.output.formula):
             read[leaf.checkpoint].add(leaf.tensor)
-    rows = []
+    rows: list[InputRow] = []
     for label, checkpoint in plan.resolved.checkpoints.items():
         if plan.adapter is not None and not plan.adapter.is_given(label):
             continue
         tensors = [checkpoint.tensors[name] for name in sorted(read[label])]
-        dtypes: Counter[str] = Counter()
-        for stored in tensors:
-            dtypes[stored.dtype.value] += stored.nbytes
-        rows.append(
-            InputRow(
-                reference=checkpoint.source,
-                path=checkpoint.path,
-                part=_part(plan, label),
-                tensors=len(checkpoint.tensors),
-                tensors_read=len(tensors),
-                bytes_read=sum(map(stored_bytes, tensors)),
-                dtypes=tuple(name for name, _ in dtypes.most_common()),
-            )
-        )
+        rows += _rows(checkpoint, checkpoint.source, _part(plan, label), tensors)
     return tuple(rows)
+
+
+def _rows(
+    checkpoint: Checkpoint, reference: str, part: str, read: Sequence[LazyTensor]
+) -> list[InputRow]:
+    """The row of a checkpoint of which some tensors are read, and those of the checkpoints that it is decoded with."""
+    dtypes: Counter[str] = Counter()
+    for tensor in read:
+        dtypes[tensor.dtype.value] += tensor.nbytes
+    used = {id(tensor) for tensor in behind(read)}
+    bytes_read = ReadingCost.of(read).stored_bytes
+    below = []
+    for one in checkpoint.behind:
+        own = [tensor for tensor in one.checkpoint.tensors.values() if id(tensor) in used]
+        bytes_read -= ReadingCost.of(own).stored_bytes
+        what = f"base of {checkpoint.name}"
+        below += _rows(one.checkpoint, one.reference, what, own)
+    row = InputRow(
+        reference=reference,
+        path=checkpoint.path,
+        part=part,
+        tensors=len(checkpoint.tensors),
+        tensors_read=len(read),
+        bytes_read=max(0, bytes_read),
+        dtypes=tuple(name for name, _ in dtypes.most_common()),
+    )
+    return [row, *below]
 
 
 def _part(plan: Plan, label: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from weightsmith.checkpoints import Checkpoint, donor_files
 from weightsmith.checkpoints.donor import is_inside
 from weightsmith.errors import CheckpointError
+from weightsmith.publishing.files import write_file
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.writer import write_file
 
 _CONFIG_AND_CARD = ("config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 

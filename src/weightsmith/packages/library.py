@@ -21,10 +21,10 @@ from weightsmith.checkpoints.package_header import FILE_NAME, STREAMS, is_packag
 from weightsmith.checkpoints.packages import SHARED, shared_file
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.run import run
-from weightsmith.engine.staging import SUFFIX
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.naming import nearest
 from weightsmith.packages.unpacking import copy_plan, unpack
+from weightsmith.publishing.places import SUFFIX
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import LazyTensor

@@ -41,8 +41,8 @@ from weightsmith.deltas.codecs.codec import ArrayTensor
 from weightsmith.deltas.rows import JoinedRows
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import described
-from weightsmith.engine.staging import Staging, check_place
-from weightsmith.errors import CheckpointError, OutputError, WeightsmithError
+from weightsmith.engine.staging import Staging
+from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.carried import carry_files
 from weightsmith.packages.choosing import (
     SAME,
@@ -55,11 +55,15 @@ from weightsmith.packages.goal import Goal, check_codecs, goal_of
 from weightsmith.packages.pacing import paced, thread_count
 from weightsmith.packages.pairs import Pair, pairs_of
 from weightsmith.packages.streams import StreamFile
+from weightsmith.publishing.earlier import check_free
+from weightsmith.publishing.files import write_file
+from weightsmith.publishing.places import check_place
+from weightsmith.publishing.records import FOREIGN, Recorded
 from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.open_files import OPEN_FILES
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.writer import sync_folder, write_file
+from weightsmith.tensors.writer import sync_folder
 
 # What the journal of a package in the making says instead of a plan's digest.
 PLAN = "delta-package"
@@ -92,20 +96,17 @@ def pack(
     tuned, origin = _as_stored(open_model(finetune)), open_checkpoint(base)
     goal = goal_of(budget, error, sum(tensor.nbytes for tensor in tuned.tensors.values()))
     check_codecs(goal, codecs)
-    # A base may be made from another one, which then is an input as well.
-    behind = {file.parent for file in (*tuned.files(), *origin.files())}
-    place = check_place(Path(out), [*tuned.places, *origin.places, *sorted(behind)])
-    _check_free(place, force)
+    place = check_place(Path(out), (*tuned.inputs, *origin.inputs))
     packer = _Packer(
         tuned, origin, place, goal, codecs, thread_count(threads), progress or Silence()
     )
     try:
-        with Staging(place) as staging:
+        with Staging(place, package_problem) as staging:
+            earlier = check_free(place, package_problem, force=force)
             _begin(staging)
             staging.check_space(packer.needed_bytes())
             header = packer.write(staging.checkpoint)
-            _check_free(place, force)
-            staging.publish()
+            staging.publish(earlier)
             return header
     except OSError as failure:
         raise described(failure, place) from failure
@@ -119,25 +120,19 @@ def _as_stored(opened: Checkpoint) -> Checkpoint:
     return replace(opened, tensors=tensors, stored_as={})
 
 
-def _check_free(out: Path, force: bool) -> None:
-    """Raise OutputError if something is at `out`, unless `force` and it is a package and nothing else."""
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise OutputError(
-            f"The output {str(out)!r} exists; choose another name, or give --force to replace a package."
-        )
+def package_problem(folder: Path, thorough: bool) -> str:
+    """What stands against replacing a package: what is in it that `pack` did not write; see `earlier.Problem`."""
     try:
-        own = {FILE_NAME, STREAMS, *read_header(out).files}
+        header = read_header(folder)
     except WeightsmithError:
-        own = set()
-    there = [p.relative_to(out).as_posix() for p in sorted(out.rglob("*")) if not p.is_dir()]
-    foreign = [name for name in there if name not in own]
-    if foreign or not is_package(out):
-        raise OutputError(
-            f"The output {str(out)!r} exists and is not a package and nothing else, so --force does not replace it; "
-            "remove it yourself."
+        is_there = folder.is_dir() and is_package(folder)
+        return (
+            f"holds a {FILE_NAME} that was changed since weightsmith wrote it"
+            if is_there
+            else FOREIGN
         )
+    recorded = Recorded(FILE_NAME, header.files, {STREAMS: None}, header.streams)
+    return recorded.problem(folder, thorough)
 
 
 def _begin(staging: Staging) -> None:

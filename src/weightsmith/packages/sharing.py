@@ -18,11 +18,13 @@ from typing import Any
 from weightsmith.checkpoints.package_header import STREAMS, read_header
 from weightsmith.checkpoints.packages import SHARED, shared_file, shared_stream
 from weightsmith.engine.journal import Journal
-from weightsmith.engine.staging import SUFFIX, Staging
+from weightsmith.engine.staging import Staging
 from weightsmith.errors import CheckpointError, OutputError
 from weightsmith.packages.library import absent_streams, folders_of, own_streams, packages_of
 from weightsmith.packages.packing import PLAN
-from weightsmith.packages.streams import PARTIAL, chunks_of, write_streams
+from weightsmith.packages.streams import chunks_of, write_streams
+from weightsmith.publishing.files import staged_name
+from weightsmith.publishing.places import SUFFIX
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import OPEN_FILES
@@ -137,8 +139,8 @@ def garbage(library: str | Path) -> list[Removal]:
     unneeded = [
         file for file in files if file not in needed and file.name != _LOCK and _is_own(file)
     ]
-    halves = (folder / f".{STREAMS}{PARTIAL}" for folder in packages_of(library))
-    unneeded += [half for half in halves if half.is_file()]
+    for folder in packages_of(library):
+        unneeded += [half for half in sorted(folder.iterdir()) if staged_name(half) == STREAMS]
     unneeded += sorted(e for e in library.glob(f"*{SUFFIX}") if _is_unfinished_package(e))
     return [Removal(path, _size(path)) for path in unneeded]
 
@@ -162,7 +164,7 @@ def gc(library: str | Path, *, dry_run: bool = False) -> list[Removal]:
 
 def _is_own(file: Path) -> bool:
     """Whether a file among the shared ones can only be weightsmith's, by its name."""
-    stem = file.name.removesuffix(PARTIAL).strip(".").removesuffix(".safetensors")
+    stem = (staged_name(file) or file.name).removesuffix(".safetensors")
     return len(stem) == 32 and set(stem) <= set("0123456789abcdef") and not file.is_dir()
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from weightsmith.publishing.files import staged_file
+from weightsmith.publishing.places import SUFFIX
 from weightsmith.tensors.digests import piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.pieces import piece_elements, pieces
 from weightsmith.tensors.safetensors_header import encode_header
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.writer import pwrite_all, sync_file, sync_folder
+from weightsmith.tensors.writer import pwrite_all, sync_file
 
-# How files end whose writing has not come to its end.
-PARTIAL = ".partial"
 METADATA: Mapping[str, str] = {"format": "weightsmith-delta"}
 _CHUNK = 1 << 22
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -28,7 +28,7 @@ class StreamFile:
         self.path = path
         self.nbytes = 0
         self._entries: list[tuple[str, DType, tuple[int, ...]]] = []
-        self._data = path.with_name(f".{path.name}.data{PARTIAL}")
+        self._data = path.with_name(f".{path.name}.data{SUFFIX}")
         self._descriptor = os.open(self._data, _FLAGS, 0o666)
 
     def add(self, stream: LazyTensor, name: str) -> str:
@@ -80,30 +80,20 @@ class StreamFile:
 
 
 def write_streams(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Create or replace a file of streams so that a crash leaves either the old or the whole new one.
+    """Create or replace a file of streams, in a package or among those that packages share.
 
-    Raises what reading the tensors raises, ResourceError or OutputError; then nothing has changed.
+    A crash leaves either the old or the whole new one. Raises what reading the tensors raises, ResourceError or
+    OutputError; then nothing has changed.
     """
     header = encode_header([(name, t.dtype, t.shape) for name, t in tensors.items()], METADATA)
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, _FLAGS, 0o666)
-    try:
-        try:
-            pwrite_all(descriptor, header, 0, path)
-            at = len(header)
-            for tensor in tensors.values():
-                for chunk in chunks_of(tensor):
-                    pwrite_all(descriptor, chunk, at, path)
-                    at += chunk.nbytes
-            sync_file(descriptor, path)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with staged_file(path) as staged:
+        pwrite_all(staged.descriptor, header, 0, path)
+        at = len(header)
+        for tensor in tensors.values():
+            for chunk in chunks_of(tensor):
+                pwrite_all(staged.descriptor, chunk, at, path)
+                at += chunk.nbytes
+        staged.replace()
 
 
 def chunks_of(tensor: LazyTensor) -> Iterator[memoryview]:

@@ -48,13 +48,18 @@ def load(
     if isinstance(source, Mapping):
         documents = [YamlDocument(_plain_data(source), {}, "recipe")]
     else:
-        text, label, folder = _text_of(source)
+        text, label, folder = loader.text_of(source)
         base_dir = base_dir or folder
         documents = parse_documents(text, label)
     raw = loader.complete(documents, base_dir, overrides, name, ())
     document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
     refuse_outermost_keys(document)
-    return Recipe(document, base_dir, tuple(dict.fromkeys(loader.findings)))
+    return Recipe(
+        document,
+        base_dir,
+        tuple(dict.fromkeys(loader.findings)),
+        tuple(dict.fromkeys(loader.files)),
+    )
 
 
 def _plain_data(data: Any) -> Any:
@@ -103,10 +108,18 @@ def _validated(
 
 @dataclass(slots=True)
 class _Loading:
-    """One load, with what it found and how many recipes it has put into one another."""
+    """One load, with what it found, the files it read and how many recipes it has put into one another."""
 
     findings: tuple[Finding, ...] = ()
+    files: tuple[Path, ...] = ()
     nested: int = 0
+
+    def text_of(self, source: str | Path) -> tuple[str, str, Path | None]:
+        """The text of a recipe, what messages call it, and the folder of its file if it is in one."""
+        text, label, folder = _text_of(source)
+        if folder is not None:
+            self.files += (Path(source).absolute(),)
+        return text, label, folder
 
     def complete(
         self,
@@ -181,7 +194,7 @@ class _Loading:
         path = (base_dir or Path()) / Path(text).expanduser()
         if path.resolve() in inside:
             raise RecipeError(f"The recipe {str(path)!r} contains itself; break the circle.")
-        content, label, folder = _text_of(path)
+        content, label, folder = self.text_of(path)
         raw = self.complete(
             parse_documents(content, label), folder, (), None, (*inside, path.resolve())
         )

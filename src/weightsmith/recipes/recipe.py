@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 class Recipe:
     """A checked recipe. Two recipes are equal if they say the same, wherever and however they were written.
 
-    `base_dir` is the folder that relative paths may be meant from; `findings` is what the reading of the text found.
+    `base_dir` is the folder that relative paths may be meant from; `findings` is what the reading of the text found,
+    and `files` are those that it was read from, recipes inside it among them.
     """
 
     document: RecipeDocument
     base_dir: Path | None = field(default=None, compare=False)
     findings: tuple[Finding, ...] = field(default=(), compare=False)
+    files: tuple[Path, ...] = field(default=(), compare=False)
 
     @classmethod
     def load(

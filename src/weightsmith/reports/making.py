@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from weightsmith.reports.evaluation_sections import read_evaluations
@@ -20,11 +20,13 @@ def report(
     league: str | Path | None = None,
     pictures: str | Path | None = None,
     threads: int | None = None,
+    reads: Iterable[Path] = (),
 ) -> list[Path]:
     """Write a report on one recipe file, or on checkpoints, as one HTML file, and return the files that were written.
 
     `base` is what changes are measured from (default: the recipe's, else the first checkpoint). `evaluations` and
     `league` are files that the commands of these names saved; `pictures` is a folder for every picture as SVG and PNG.
+    None of the files takes the place of what the report is made from: the evaluations, the league and `reads`.
     Raises UsageError where there is nothing to report, OutputError where a file cannot be written, and what reading the
     subjects raises. It needs matplotlib.
     """
@@ -36,4 +38,6 @@ def report(
         league=None if league is None else read_league(Path(league)),
         threads=threads,
     )
-    return write_report(made, Path(file), pictures=None if pictures is None else Path(pictures))
+    read = (*reads, *map(Path, evaluations), *(() if league is None else (Path(league),)))
+    folder = None if pictures is None else Path(pictures)
+    return write_report(made, Path(file), pictures=folder, reads=read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.manifest import BehindInput, Input, Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.inspection.plan_summary import PlanSummary, summarize_plan
 from weightsmith.reports.page import DataTable, Facts, Findings, Listing, Section
@@ -92,8 +92,9 @@ def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) ->
         "Inputs on record",
         ("checkpoint", "revision", "tensors read", "digest"),
         tuple(
-            (i.hub_id or i.reference, i.revision or "-", f"{len(i.tensors):,}", i.digest)
-            for i in manifest.inputs.values()
+            row
+            for given in manifest.inputs.values()
+            for row in (_on_record(given), *map(_on_record, given.behind))
         ),
         frozenset({2}),
     )
@@ -101,3 +102,12 @@ def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) ->
     if not with_recipe:
         return [record]
     return [Section("Recipe", (Listing("Recipe", manifest.recipe),)), record]
+
+
+def _on_record(given: Input | BehindInput) -> tuple[str, ...]:
+    return (
+        given.hub_id or given.reference,
+        given.revision or "-",
+        f"{len(given.tensors):,}",
+        given.digest,
+    )

@@ -105,6 +105,11 @@ class OuterProduct(_Dense):
         """File and tensor, for messages."""
         return self.rows.location
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """Rows and columns."""
+        return (self.rows, self.columns)
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop) as float32; thread-safe."""
         if start == stop:
@@ -139,6 +144,11 @@ class LowRankProduct(_Dense):
         """File and tensor, for messages."""
         return self.left.location
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """Both factors."""
+        return (self.left, self.right)
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop) as float32; thread-safe."""
         if start == stop:
@@ -171,6 +181,11 @@ class BlockConstant(_Dense):
     def location(self) -> str:
         """File and tensor, for messages."""
         return self.blocks.location
+
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The numbers of the blocks."""
+        return (self.blocks,)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop) as float32; thread-safe."""

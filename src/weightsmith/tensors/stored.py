@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
     from weightsmith.tensors.zip_members import MemberBytes
 
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingCost:
+    """What it takes to read every element of a tensor once.
+
+    `stored_bytes` come from files, `held_bytes` of memory stay taken from the first reading on, and `products` are
+    multiplications of numbers.
+    """
+
+    stored_bytes: int = 0
+    held_bytes: int = 0
+    products: int = 0
+
+    @classmethod
+    def of(cls, tensors: Iterable[LazyTensor]) -> ReadingCost:
+        """The cost of reading several tensors."""
+        costs = [tensor.cost for tensor in tensors]
+        return cls(
+            sum(cost.stored_bytes for cost in costs),
+            sum(cost.held_bytes for cost in costs),
+            sum(cost.products for cost in costs),
+        )
 
 
 class LazyTensor(Protocol):
@@ -57,6 +80,16 @@ class LazyTensor(Protocol):
         """File and tensor, for messages."""
         ...
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The tensors that it is read from, one step down; none for one that lies in a file or in memory."""
+        ...
+
+    @property
+    def cost(self) -> ReadingCost:
+        """What one reading of all elements takes."""
+        ...
+
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop), in C order, as little-endian bytes of `dtype` into
         `buffer`; thread-safe.
@@ -81,10 +114,25 @@ class _OfSeveral(Protocol):
     def sources(self) -> tuple[LazyTensor, ...]: ...
 
 
+class _Made(Protocol):
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]: ...
+
+
 class Shaped:
-    """Sizes that follow from `dtype` and `shape`."""
+    """Sizes that follow from `dtype` and `shape`, and the facts of a tensor in memory: it is made of no other."""
 
     __slots__ = ()
+
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """None."""
+        return ()
+
+    @property
+    def cost(self: _Made) -> ReadingCost:
+        """That of the parts."""
+        return ReadingCost.of(self.parts)
 
     @property
     def numel(self: _Elements) -> int:
@@ -114,6 +162,11 @@ class FromStored(Shaped):
         """File and tensor, for messages."""
         return self.stored.location
 
+    @property
+    def parts(self: _OfOne) -> tuple[LazyTensor, ...]:
+        """The stored tensor."""
+        return (self.stored,)
+
 
 class FromSources(Shaped):
     """A tensor that is read from several others, `sources`."""
@@ -124,6 +177,11 @@ class FromSources(Shaped):
     def location(self: _OfSeveral) -> str:
         """The sources' files and tensors, for messages."""
         return " with ".join(source.location for source in self.sources)
+
+    @property
+    def parts(self: _OfSeveral) -> tuple[LazyTensor, ...]:
+        """The sources."""
+        return self.sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +206,11 @@ class StoredTensor(Shaped):
     def location(self) -> str:
         """File and tensor, for messages."""
         return f"tensor {shown(self.name)} of {shown(self.file)}"
+
+    @property
+    def cost(self) -> ReadingCost:
+        """Its own bytes."""
+        return ReadingCost(stored_bytes=self.nbytes)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop), in C order, as little-endian bytes into `buffer` (exactly
@@ -264,3 +327,21 @@ def read_runs(tensor: LazyTensor, runs: Sequence[tuple[int, int]], buffer: memor
     for start, count in runs[done:]:
         tensor.read_into(start, start + count, buffer[filled : filled + count * itemsize])
         filled += count * itemsize
+
+
+def behind(tensors: Iterable[LazyTensor]) -> Iterator[LazyTensor]:
+    """The tensors and all that they are read from, down to those in files, each once."""
+    seen: set[int] = set()
+    waiting = list(tensors)[::-1]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor
+            waiting.extend(tensor.parts[::-1])
+
+
+def stored_in(tensors: Iterable[LazyTensor]) -> tuple[Path, ...]:
+    """The files that tensors are read from, in the order in which they come up."""
+    files = (tensor.file for tensor in behind(tensors) if isinstance(tensor, StoredTensor))
+    return tuple(dict.fromkeys(files))

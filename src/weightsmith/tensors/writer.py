@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import threading
 from pathlib import Path
@@ -37,7 +36,7 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _failure(error: OSError, path: Path, doing: str, need: int) -> WeightsmithError:
+def failure(error: OSError, path: Path, doing: str, need: int) -> WeightsmithError:
     """The error for a failed system call: full disks, quotas and limits are resources, the rest is
     output.
     """
@@ -72,7 +71,7 @@ def pwrite_all(descriptor: int, buffer: Buffer, offset: int, path: Path) -> None
             written = os.pwrite(descriptor, view[done:], offset + done)
         except OSError as error:
             doing = f"written at byte {offset + done}"
-            raise _failure(error, path, doing, len(view) - done) from error
+            raise failure(error, path, doing, len(view) - done) from error
         if written == 0:
             raise OutputError(
                 f"{shown(path)} takes no bytes at byte {offset + done}: check the disk."
@@ -87,7 +86,7 @@ def sync_file(descriptor: int, path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise _failure(error, path, "made durable", 0) from error
+        raise failure(error, path, "made durable", 0) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,35 +100,7 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         # Some network file systems cannot sync a folder; they make names durable by themselves.
         if error.errno not in _NO_ALLOCATION:
-            raise _failure(error, folder, "made durable", 0) from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Create or replace a small file so that a crash leaves either the old or the whole new
-    content.
-
-    The new file gets the permissions that the umask leaves. Raises `ResourceError` or
-    `OutputError`.
-    """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
-    except OSError as error:
-        raise _failure(error, path, "created", len(data)) from error
-    try:
-        try:
-            pwrite_all(descriptor, data, 0, path)
-            sync_file(descriptor, path)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _failure(error, path, "put in place", len(data)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+            raise failure(error, folder, "made durable", 0) from error
 
 
 class ShardWriter:
@@ -180,7 +151,7 @@ class ShardWriter:
             matches = matches and read_at(descriptor, memoryview(header), 0) == len(header)
         except OSError as error:
             os.close(descriptor)
-            raise _failure(error, path, "continued", shard.size) from error
+            raise failure(error, path, "continued", shard.size) from error
         if matches and header == shard.header:
             return cls(path, shard, descriptor)
         os.close(descriptor)
@@ -242,7 +213,7 @@ def _open(path: Path, flags: int, size: int) -> int:
             path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | flags, _MODE
         )
     except OSError as error:
-        raise _failure(error, path, "created" if flags else "continued", size) from error
+        raise failure(error, path, "created" if flags else "continued", size) from error
 
 
 def _allocate(descriptor: int, size: int, path: Path) -> None:
@@ -254,8 +225,8 @@ def _allocate(descriptor: int, size: int, path: Path) -> None:
             return
     except OSError as error:
         if error.errno not in _NO_ALLOCATION:
-            raise _failure(error, path, "given its size", size) from error
+            raise failure(error, path, "given its size", size) from error
     if free_bytes(path.parent) < size:
-        raise _failure(
+        raise failure(
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, "given its size", size
         )

@@ -1,40 +1,42 @@
 """Building a family: step by step in a staging folder, each step whole or absent, then one rename.
 
 OUT.partial/
-  lock           held while a build works here
   steps.jsonl    one line per finished step: its files with their digests, its figures, its seconds
   new/           files of the step that is being made
   family/        files of finished steps; renamed to OUT when all are there
+  ...            see `publishing.staging`
 
 A second build of the same family goes on after the last finished step.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from weightsmith.engine.exchange import exchange
 from weightsmith.errors import OutputError, ResourceError
-from weightsmith.tensors.writer import write_file
+from weightsmith.publishing.earlier import check_free
+from weightsmith.publishing.files import write_file
+from weightsmith.publishing.places import check_place
+from weightsmith.publishing.records import FOREIGN, Recorded
+from weightsmith.publishing.sealing import sealed, unsealed
+from weightsmith.publishing.staging import StagingFolder
 from weightsmith.testbeds.families import Blueprint, Family, Step, find_family
 from weightsmith.testbeds.places import family_folder
 from weightsmith.testbeds.sources import Source, fetch, file_digest
 
-SUFFIX = ".partial"
 RECORD = "family.json"
+_STEPS = "steps.jsonl"
+_ALGORITHM = "sha256:"
 _LIBRARIES = ("numpy", "torch", "transformers", "scikit-learn", "pillow")
 
 
@@ -107,22 +109,32 @@ def build(
     family = find_family(name)
     out = (family_folder(name) if out is None else out).expanduser().absolute()
     _check_libraries(family)
-    if _is_taken(out, name):
-        if not force:
-            return out
-        _check_nothing_else(out)
+    if _is_taken(out, name) and not force:
+        return out
     blueprint = family.blueprint()
-    staging = out.with_name(out.name + SUFFIX)
-    staging.mkdir(parents=True, exist_ok=True)
-    with _lock(staging):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out = check_place(out, ())
+    with _BuildFolder(out) as staging:
+        earlier = check_free(out, family_problem, force=force)
         mark = fingerprint(family, blueprint)
-        records = {} if fresh else _finished(staging, mark)
-        _begin(staging, mark, records)
-        _run(blueprint, staging, records, progress or Silent())
-        _seal(family, blueprint, staging, records)
-        _put(staging, out)
-        shutil.rmtree(staging)
+        if not fresh:
+            staging.records |= _finished(staging.folder, mark)
+        _begin(staging.folder, mark, staging.records)
+        _run(blueprint, staging.folder, staging.records, progress or Silent())
+        _seal(family, blueprint, staging.folder, staging.records)
+        staging.publish(earlier)
     return out
+
+
+class _BuildFolder(StagingFolder):
+    """The staging folder of a build; an interrupted one is kept if a step of it is finished."""
+
+    def __init__(self, out: Path) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        super().__init__(out, family_problem, whole="family", beside=(_STEPS, "new"))
+
+    def is_worthless(self) -> bool:
+        return not self.records and not _has_steps(self.folder / _STEPS)
 
 
 def fingerprint(family: Family, blueprint: Blueprint) -> str:
@@ -173,29 +185,25 @@ def _is_taken(out: Path, name: str) -> bool:
     return True
 
 
-def _check_nothing_else(out: Path) -> None:
-    """Raise OutputError if a family's folder has files that its record does not name: they would be lost."""
-    known = {RECORD, *json.loads((out / RECORD).read_bytes()).get("files", ())}
-    other = [path for path in _files(out) if path not in known]
-    if other:
-        raise OutputError(
-            f"{str(out)!r} has files that are not the family's, such as {other[0]!r}, and they would be lost: "
-            "move them away, or choose another place."
-        )
+def family_problem(folder: Path, thorough: bool) -> str:
+    """What stands against replacing a family; see `publishing.earlier.Problem`.
+
+    The record of a family that was built before records were sealed is taken as it is.
+    """
+    try:
+        text = (folder / RECORD).read_bytes()
+        record = json.loads(text)
+        if "seal" in record:
+            unsealed(text)
+        files = {path: str(d).removeprefix(_ALGORITHM) for path, d in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"holds no {RECORD}, or one that {FOREIGN} or was changed since"
+    return Recorded(RECORD, files).problem(folder, thorough)
 
 
-@contextmanager
-def _lock(staging: Path) -> Iterator[None]:
-    with (staging / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            if problem.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise OutputError(
-                f"Another build works in {str(staging)!r}; wait for it, or choose another place."
-            ) from None
-        yield
+def _has_steps(journal: Path) -> bool:
+    """Whether a build that was interrupted before has finished a step: there is a line behind the first."""
+    return journal.is_file() and journal.read_bytes().count(b"\n") > 1
 
 
 def _begin(staging: Path, mark: str, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -205,13 +213,13 @@ def _begin(staging: Path, mark: str, records: Mapping[str, Mapping[str, Any]]) -
     (staging / "family").mkdir(exist_ok=True)
     lines = [{"fingerprint": mark}, *records.values()]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_file(staging / "steps.jsonl", text.encode())
+    write_file(staging / _STEPS, text.encode())
 
 
 def _finished(staging: Path, mark: str) -> dict[str, dict[str, Any]]:
     """The records of finished steps by name, as far as their files are what they were; none of another build's."""
     try:
-        lines = (staging / "steps.jsonl").read_text().splitlines()
+        lines = (staging / _STEPS).read_text().splitlines()
         first, *rest = [json.loads(line) for line in lines if line.endswith("}")]
     except (OSError, ValueError):
         return {}
@@ -260,20 +268,11 @@ def _make(step: Step, staging: Path, progress: Progress) -> dict[str, Any]:
         target = family / path
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / path, target)
-    with (staging / "steps.jsonl").open("a") as journal:
+    with (staging / _STEPS).open("a") as journal:
         journal.write(json.dumps(record) + "\n")
         journal.flush()
         os.fsync(journal.fileno())
     return record
-
-
-def _put(staging: Path, out: Path) -> None:
-    """The finished family at its place; what it replaces stays in the staging folder."""
-    if out.exists():
-        if exchange(staging / "family", out):
-            return
-        os.replace(out, staging / "replaced")
-    os.replace(staging / "family", out)
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -310,4 +309,4 @@ def _seal(
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "files": files,
     }
-    (staging / "family" / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+    write_file(staging / "family" / RECORD, sealed(content))

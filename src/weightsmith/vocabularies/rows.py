@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.stored import LazyTensor, Shaped
+from weightsmith.tensors.stored import LazyTensor, ReadingCost, Shaped
 from weightsmith.tensors.widening import WORDS, widen
 from weightsmith.vocabularies.tables import (
     Identity,
@@ -189,6 +189,19 @@ class AlignedRows(Shaped):
         tables = [self.own, *(table for fill in self.fills for table in fill.rows.tables)]
         return tuple({id(table.tensor): table.tensor for table in tables}.values())
 
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The sources."""
+        return self.sources
+
+    @property
+    def cost(self) -> ReadingCost:
+        """Rows of the source and rows that fills copy count one by one; tables that a rule is fitted to, whole."""
+        below = ReadingCost.of(self.sources)
+        own = self.source.cost.stored_bytes * int((self.rows >= 0).sum()) // max(1, self.own.count)
+        filled = sum(_filling_bytes(fill.rows) for fill in self.fills)
+        return replace(below, stored_bytes=own + filled)
+
     @functools.cached_property
     def identity(self) -> Identity:
         """What the tensor is, as long as the files of `sources` stay the same: for the digest of a plan."""
@@ -262,6 +275,13 @@ class AlignedRows(Shaped):
             out[places] = words
         else:
             out.view(_FLOATS[self.dtype])[places] = widen(words, dtype)
+
+
+def _filling_bytes(rows: Filling) -> int:
+    """Bytes of files that the rows of a fill take, about."""
+    if isinstance(rows, Fitted):
+        return ReadingCost.of(table.tensor for table in rows.tables).stored_bytes
+    return rows.count * rows.width * rows.dtype.itemsize
 
 
 _FLOATS: dict[DType, Any] = {DType.FLOAT32: "<f4", DType.FLOAT64: "<f8"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, fitted
 from weightsmith.deltas.decoded import DecodedTensor
+from weightsmith.errors import NonFiniteError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.stored import LazyTensor
@@ -26,9 +28,23 @@ def fitted_base(stored: StoredChange) -> LazyTensor:
 def on_base(
     stored: StoredChange, change: Callable[[int], NDArray[Any]], block: int = BLOCK
 ) -> LazyTensor:
-    """base + change, `change(i)` being block i of it in float32."""
+    """base + change, `change(i)` being block i of it in float32.
+
+    Reading raises NonFiniteError where the change is not finite.
+    """
+
+    def finite(number: int) -> NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = change(number)
+        if not np.isfinite(found).all():
+            raise NonFiniteError(
+                f"{stored.location}: the change that is decoded overflows float32 in block {number}; it is damaged, "
+                "fetch it or make it again."
+            )
+        return found
+
     decoded = BlockTensor(
-        stored.name, DType.FLOAT32, stored.shape, tuple(stored.parts.values()), change, block
+        stored.name, DType.FLOAT32, stored.shape, tuple(stored.parts.values()), finite, block
     )
     return with_graph(stored, (decoded,), lambda: source(0) + source(1))
 
