@@ -30,9 +30,12 @@ def test_a_saved_document_is_what_json_prints(run, tmp_path):
     assert "Scores with 95 % intervals" in tables
     code, document, err = run("old.json", "new.json", "--json", "--quiet")
     assert (code, err) == (0, "")
-    assert file.read_text() == document
+    saved = json.loads(file.read_text())
+    assert saved.pop("kind") == "comparison"
+    assert saved.pop("seal").startswith("sha256:")
+    assert saved == json.loads(document)
     _, both, _ = run("old.json", "new.json", "--json", "--save", file)
-    assert file.read_text() == both == document
+    assert both == document
 
 
 @pytest.mark.parametrize(
@@ -86,9 +89,16 @@ def test_too_many_arguments_are_still_refused(run):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, workshop):
-    code, out, err = run("no-model", "old.json", "--save", "nowhere/x.json")
+    code, out, err = run("old.json", "new.json", "--save", "nowhere/x.json")
     assert (code, out) == (4, "")
-    assert "create it for --save" in err
-    code, _, err = run("no-model", "old.json", "--save", workshop)
-    assert code == 4
+    assert "nowhere" in err
+    code, out, err = run("old.json", "new.json", "--save", workshop)
+    assert (code, out) == (4, "")
     assert "is a folder" in err
+
+
+def test_what_is_compared_is_never_written_over(run, workshop):
+    before = (workshop / "old.json").read_bytes()
+    code, out, _ = run("old.json", "new.json", "--save", "old.json")
+    assert (code, out) == (4, "")
+    assert (workshop / "old.json").read_bytes() == before

@@ -134,7 +134,7 @@ def test_a_pipe_that_does_not_block_gets_everything(family):
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writer, False)
-    command = [sys.executable, "-m", "weightsmith", "methods"]
+    command = [sys.executable, "-m", "weightsmith", "methods", "--json"]
     process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, cwd=family)
     os.close(writer)
     time.sleep(0.5)
