@@ -54,6 +54,11 @@ def rest(
 
 def subtract(a: int, b: int) -> int:
     return a - b
+
+
+class Lid(Box):
+    def __init__(self) -> None:
+        super().__init__(1.0)
 '''
 
 
@@ -132,7 +137,7 @@ def applied(module, where, change):
     (mutant,) = [
         m for m in sites.mutants_of("box.py", SOURCE) if (m.where, m.change) == (where, change)
     ]
-    live.exchange(mutant.function, live.compiled(mutant, path, SOURCE))
+    live.Living([path]).exchange(mutant.function, live.compiled(mutant, path, SOURCE))
     return names
 
 
@@ -153,6 +158,14 @@ def test_a_function_that_remembers_its_results_is_exchanged(module):
     assert names["rest"](5) == 4
 
 
+def test_a_function_that_would_close_over_less_is_not_exchanged(path):
+    found = {m.change: m for m in sites.mutants_of("box.py", SOURCE) if m.where == "Lid.__init__"}
+    assert live.is_exchangeable(found["1.0 -> 2.0"], path, SOURCE)
+    assert not live.is_exchangeable(found["super().__init__(1.0) -> pass"], path, SOURCE)
+    (default,) = [m for m in sites.mutants_of("box.py", SOURCE) if m.change == "2.0 -> 3.0"]
+    assert not live.is_exchangeable(default, path, SOURCE)
+
+
 def test_probes_tell_which_statements_ran(path, monkeypatch):
     places = list(live.places(path, SOURCE))
     probes = live.Probes(places)
@@ -170,8 +183,8 @@ def test_probes_tell_which_statements_ran(path, monkeypatch):
 
 def test_caches_of_a_file_are_found(module):
     path, names = module
-    assert live.caches([path]) == [names["rest"]]
-    assert live.caches(["/elsewhere.py"]) == []
+    assert live.Living([path]).caches == [names["rest"]]
+    assert live.Living(["/elsewhere.py"]).caches == []
 
 
 def test_tests_are_ordered_by_function_and_cut_by_time():
@@ -187,7 +200,7 @@ def test_measurements_hold_until_the_code_or_the_test_changes(tmp_path):
     code.write_text("1")
     test.write_text("2")
     found = {"test_code.py::test": reach.Tested(1.0, 5)}
-    reach.Memory(memory, [code], []).keep({test: found})
+    reach.Memory(memory, [code], []).keep(test, found)
     assert reach.Memory(memory, [code], []).of(test) == found
     test.write_text("3")
     assert reach.Memory(memory, [code], []).of(test) is None

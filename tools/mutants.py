@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import gc
 import importlib
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +80,8 @@ def main() -> int:
     began = time.monotonic()
     for name in LIBRARIES:
         importlib.import_module(name)
-    verdicts = {}
-    for number, verdict in _run(tasks, options):
-        verdicts[number] = verdict
-        print(Result(tasks[number].group, tasks[number].mutant, verdict).line(), flush=True)
+    terminal = os.dup(sys.stdout.fileno())
+    verdicts = _run(tasks, options, lambda line: os.write(terminal, f"{line}\n".encode()))
     results = [Result(t.group, t.mutant, verdicts[t.number]) for t in tasks]
     print("\nSurvivors\n\n" + survivors(results, ROOT))
     print(f"\nseed {seed}, {time.monotonic() - began:.0f} s")
@@ -127,11 +126,11 @@ def _sample(options: argparse.Namespace, seed: int) -> list[Task]:
 
 
 def _run(
-    tasks: Sequence[Task], options: argparse.Namespace
-) -> Iterator[tuple[int, session.Verdict]]:
+    tasks: Sequence[Task], options: argparse.Namespace, say: Callable[[str], object]
+) -> dict[int, session.Verdict]:
     """The verdict on every task, by its number."""
     sources = {str(f): f.read_bytes() for files in GROUPS.values() for f in files}
-    work = functools.partial(_in_session, tasks, sources, options)
+    work = functools.partial(_in_session, tasks, sources, options, say)
     ((_, ended),) = processes.run_all([(None, work)], 1)
     if ended.value is None:
         raise RuntimeError(f"The session ended by signal {ended.signal}.")
@@ -139,25 +138,40 @@ def _run(
         print("These tests fail without any mistake:", *ended.value.names, sep="\n  ")
         sys.exit(2)
     verdicts, alone, seconds = ended.value
-    yield from verdicts.items()
     jobs = []
     for number, tests in alone.items():
         task = tasks[number]
         source = sources[task.path]
         run = functools.partial(session.imported, task.mutant, task.path, source, tests, seconds)
         jobs.append((number, run))
+    return verdicts | _verdicts(jobs, tasks, options, say)
+
+
+def _verdicts(
+    jobs: Iterable[tuple[int, Callable[[], session.Verdict]]],
+    tasks: Sequence[Task],
+    options: argparse.Namespace,
+    say: Callable[[str], object],
+) -> dict[int, session.Verdict]:
+    found = {}
     for number, ended in processes.run_all(jobs, options.workers):
-        yield number, _verdict(ended)
+        died = session.Verdict(f"signal {ended.signal}", 0)
+        found[number] = died if ended.signal else ended.value
+        say(Result(tasks[number].group, tasks[number].mutant, found[number]).line())
+    return found
 
 
 def _in_session(
-    tasks: Sequence[Task], sources: Mapping[str, bytes], options: argparse.Namespace
+    tasks: Sequence[Task],
+    sources: Mapping[str, bytes],
+    options: argparse.Namespace,
+    say: Callable[[str], object],
 ) -> object:
     """In a fork: collect the tests with probes in the code, and run the mutants of functions."""
     probes = live.Probes(p for path, source in sources.items() for p in live.places(path, source))
     codes = {path: probes.compiled(path, source) for path, source in sources.items()}
     live.substitute(codes.get)
-    work = functools.partial(_with_tests, tasks, sources, options, probes)
+    work = functools.partial(_with_tests, tasks, sources, options, say, probes)
     folders = [folder for folder in TESTS if (ROOT / folder).exists()]
     try:
         return session.Collected.run(folders, work)
@@ -169,6 +183,7 @@ def _with_tests(
     tasks: Sequence[Task],
     sources: Mapping[str, bytes],
     options: argparse.Namespace,
+    say: Callable[[str], object],
     probes: live.Probes,
     collected: session.Collected,
 ) -> object:
@@ -177,12 +192,17 @@ def _with_tests(
         importlib.import_module(".".join(p for p in parts if p != "__init__"))
     shared = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_")]
     memory = Memory(MEMORY, PACKAGE.rglob("*.py"), shared)
-    reach = session.Measurement(probes, options.workers).reach(collected, memory)
+    living = live.Living(sources)
+    # Forks then neither copy nor search what is there already.
+    gc.freeze()
+    reach = session.Measurement(probes, living, options.workers).reach(collected, memory, say)
     seconds = {name: test.seconds for name, test in reach.tests.items()}
     users = _users(sources)
     jobs, alone = [], {}
     for task in tasks:
-        if task.mutant.function is None or reach.runs_at_import(task.place):
+        source = sources[task.path]
+        is_exchangeable = live.is_exchangeable(task.mutant, task.path, source)
+        if not is_exchangeable or reach.runs_at_import(task.place):
             near = reach.of_files([task.path])
             tests = reach.of_files([task.path, *users.get(task.path, ())])
             alone[task.number] = reach.order(tests, options.most, near)
@@ -190,11 +210,10 @@ def _with_tests(
             ordered = reach.order(reach.of_statement(task.place), options.most)
             run = functools.partial(
                 session.exchanged,
-                *(task.mutant, task.path, sources[task.path], collected, ordered, seconds),
+                *(task.mutant, task.path, source, living, collected, ordered, seconds),
             )
             jobs.append((task.number, run))
-    verdicts = {n: _verdict(e) for n, e in processes.run_all(jobs, options.workers)}
-    return verdicts, alone, seconds
+    return _verdicts(jobs, tasks, options, say), alone, seconds
 
 
 def _users(sources: Mapping[str, bytes]) -> dict[str, list[str]]:
@@ -206,13 +225,6 @@ def _users(sources: Mapping[str, bytes]) -> dict[str, list[str]]:
                 used = SOURCE.joinpath(*node.module.split(".")).with_suffix(".py")
                 users.setdefault(str(used), []).append(path)
     return users
-
-
-def _verdict(ended: processes.Ended) -> session.Verdict:
-    if ended.signal:
-        return session.Verdict(f"signal {ended.signal}", 0)
-    verdict: session.Verdict = ended.value
-    return verdict
 
 
 if __name__ == "__main__":

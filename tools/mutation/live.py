@@ -98,29 +98,44 @@ def compiled(mutant: Mutant, path: str, source: bytes) -> types.CodeType:
     return compile(mutant.applied(source), path, "exec", dont_inherit=True)
 
 
-def exchange(function: Function, module: types.CodeType) -> None:
-    """Give every living copy of a function the code that it has in a newly compiled module."""
-    path, code = module.co_filename, _code_of(module, function)
-    # By exact type: asking some of torch's objects for their class gives a warning.
-    living = [
-        thing
-        for thing in gc.get_objects()
-        if type(thing) is types.FunctionType
-        and thing.__code__.co_filename == path
-        and _is(thing.__code__, function)
-    ]
-    if not living:
-        raise LookupError(f"{path}: {function.name} is not there")
-    for thing in living:
-        thing.__code__ = code
+def is_exchangeable(mutant: Mutant, path: str, source: bytes) -> bool:
+    """Whether a mutant lies in a function whose code closes over the same names with and without the mistake."""
+    if mutant.function is None:
+        return False
+    before = _code_of(compile(source, path, "exec", dont_inherit=True), mutant.function)
+    after = _code_of(compiled(mutant, path, source), mutant.function)
+    return before.co_freevars == after.co_freevars
+
+
+class Living:
+    """The functions of some files that are there, and what remembers their results."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._functions: dict[tuple[str, Function], list[types.FunctionType]] = {}
+        self.caches: list[functools._lru_cache_wrapper[object]] = []
+        files = set(paths)
+        for thing in gc.get_objects():
+            # By exact type: asking some of torch's objects for their class gives a warning.
+            if type(thing) is types.FunctionType and thing.__code__.co_filename in files:
+                self._functions.setdefault(_key(thing.__code__), []).append(thing)
+            elif type(thing) is functools._lru_cache_wrapper:
+                code = getattr(thing.__wrapped__, "__code__", None)
+                if code is not None and code.co_filename in files:
+                    self.caches.append(thing)
+
+    def exchange(self, function: Function, module: types.CodeType) -> None:
+        """Give every copy of a function the code that it has in a newly compiled module."""
+        for thing in self._functions[module.co_filename, function]:
+            thing.__code__ = _code_of(module, function)
+
+
+def _key(code: types.CodeType) -> tuple[str, Function]:
+    return code.co_filename, Function(code.co_name, code.co_firstlineno)
 
 
 def _code_of(module: types.CodeType, function: Function) -> types.CodeType:
-    return next(code for code in _inside(module) if _is(code, function))
-
-
-def _is(code: types.CodeType, function: Function) -> bool:
-    return code.co_name == function.name and code.co_firstlineno == function.first_line
+    wanted = (module.co_filename, function)
+    return next(code for code in _inside(module) if _key(code) == wanted)
 
 
 def _inside(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -128,11 +143,3 @@ def _inside(code: types.CodeType) -> Iterator[types.CodeType]:
         if isinstance(constant, types.CodeType):
             yield constant
             yield from _inside(constant)
-
-
-def caches(paths: Iterable[str]) -> list[functools._lru_cache_wrapper[object]]:
-    """What remembers results of functions of these files."""
-    files = set(paths)
-    found = [t for t in gc.get_objects() if type(t) is functools._lru_cache_wrapper]
-    codes = [(cache, getattr(cache.__wrapped__, "__code__", None)) for cache in found]
-    return [cache for cache, code in codes if code is not None and code.co_filename in files]

@@ -56,8 +56,6 @@ def _read(folder: Path, status: int) -> Ended:
     if os.WIFSIGNALED(status):
         return Ended(None, os.WTERMSIG(status))
     result = folder / "result"
-    if not result.exists():
-        return Ended(None, signal.SIGABRT)
     value = pickle.loads(result.read_bytes())
     if isinstance(value, _Failure):
         printed = (folder / _OUTPUT).read_text(errors="replace")[-4000:]
@@ -79,10 +77,10 @@ def _forked(function: Callable[[], Any], folder: Path) -> int:
     try:
         try:
             _confine(folder)
-            value = function()
+            result = pickle.dumps(function())
         except BaseException:  # noqa: BLE001 - the parent raises it
-            value = _Failure(traceback.format_exc())
-        (folder / "partial").write_bytes(pickle.dumps(value))
+            result = pickle.dumps(_Failure(traceback.format_exc()))
+        (folder / "partial").write_bytes(result)
         (folder / "partial").rename(folder / "result")
     finally:
         os._exit(0)

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,10 +90,9 @@ class Memory:
         key, found = self._known.get(str(test_file), (b"", {}))
         return found if key == self._key(test_file) else None
 
-    def keep(self, found: Mapping[Path, dict[str, Tested]]) -> None:
-        """Remember measurements by test file."""
-        for test_file, tests in found.items():
-            self._known[str(test_file)] = (self._key(test_file), tests)
+    def keep(self, test_file: Path, tests: dict[str, Tested]) -> None:
+        """Remember the measurements of a test file."""
+        self._known[str(test_file)] = (self._key(test_file), tests)
         self._file.parent.mkdir(exist_ok=True)
         partial = self._file.with_suffix(".partial")
         partial.write_bytes(pickle.dumps(self._known))

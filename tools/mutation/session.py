@@ -7,6 +7,7 @@ mutant of it gets a session of its own, which imports everything with the mistak
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class TestsFail(Exception):
     """Tests fail without any mistake; `names` are theirs."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(*names)
+        super().__init__(names)
         self.names = names
 
 
@@ -66,6 +67,8 @@ class Collected(_Outcome):
         """Collect the tests of some folders and work on them."""
         plugin = cls(work)
         code = pytest.main([*_OPTIONS, *folders], plugins=[plugin])
+        if isinstance(plugin.result, TestsFail):
+            raise plugin.result
         if not plugin.items or code:
             raise RuntimeError(f"pytest could not collect the tests, and ended with {code}.")
         return plugin.result
@@ -73,7 +76,10 @@ class Collected(_Outcome):
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
-        self.result = self._work(self)
+        try:
+            self.result = self._work(self)
+        except TestsFail as failure:
+            self.result = failure
         return True
 
     def verdict(self, tests: Sequence[str], seconds: Mapping[str, float]) -> Verdict:
@@ -84,12 +90,13 @@ class Collected(_Outcome):
 class Measurement:
     """A plugin that sees which statements each test runs."""
 
-    def __init__(self, probes: live.Probes, workers: int) -> None:
+    def __init__(self, probes: live.Probes, living: live.Living, workers: int) -> None:
         self._probes = probes
+        self._living = living
         self._workers = workers
         self._of_fixtures: dict[tuple[str, str], int] = {}
 
-    def reach(self, collected: Collected, memory: Memory) -> Reach:
+    def reach(self, collected: Collected, memory: Memory, say: Callable[[str], object]) -> Reach:
         """Of all tests, in forks; what is remembered is not run. Raises TestsFail."""
         reach = Reach(self._probes.places, at_import=self._probes.seen())
         by_file: dict[Path, list[pytest.Item]] = {}
@@ -102,17 +109,18 @@ class Measurement:
                 waiting.append((file, functools.partial(self._measured, collected, items)))
             else:
                 reach.tests |= known
-        found: dict[Path, dict[str, Tested]] = {}
         failed: list[str] = []
         for file, ended in processes.run_all(waiting, self._workers):
             if ended.value is None:
                 raise RuntimeError(f"The tests of {file} ended by signal {ended.signal}.")
-            found[file], failing = ended.value
+            tests, failing = ended.value
             failed += failing
-            reach.tests |= found[file]
+            reach.tests |= tests
+            if not failing:
+                memory.keep(file, tests)
+            say(f"{len(tests)} tests of {file.name} measured")
         if failed:
             raise TestsFail(failed)
-        memory.keep(found)
         return reach
 
     def _measured(
@@ -120,9 +128,8 @@ class Measurement:
     ) -> tuple[dict[str, Tested], list[str]]:
         collected.items[items[0].nodeid].config.pluginmanager.register(self)
         found, failed = {}, []
-        caches = live.caches({place.path for place in self._probes.places})
-        for item, following in zip(items, [*items[1:], None], strict=True):
-            for cache in caches:
+        for item, following in itertools.zip_longest(items, items[1:]):
+            for cache in self._living.caches:
                 # Else a test would not run what an earlier one had remembered.
                 cache.cache_clear()
             self._probes.reset()
@@ -159,13 +166,14 @@ def exchanged(
     mutant: Mutant,
     path: str,
     source: bytes,
+    living: live.Living,
     collected: Collected,
     tests: Sequence[str],
     seconds: Mapping[str, float],
 ) -> Verdict:
     """Run tests with a mutant's function exchanged."""
     assert mutant.function is not None
-    live.exchange(mutant.function, live.compiled(mutant, path, source))
+    living.exchange(mutant.function, live.compiled(mutant, path, source))
     return collected.verdict(tests, seconds)
 
 
@@ -206,7 +214,7 @@ def _until_failure(
     began = time.process_time()
     outcome.failed = False
     done = 0
-    for item, following in zip(items, [*items[1:], None], strict=True):
+    for item, following in itertools.zip_longest(items, items[1:]):
         slowest = _CPU_S + _SLOWER * seconds[item.nodeid]
         processes.limit_time(slowest, _WALL_S + 10 * slowest)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
