@@ -187,12 +187,12 @@ def test_caches_of_a_file_are_found(module):
     assert live.Living(["/elsewhere.py"]).caches == []
 
 
-def test_tests_are_ordered_by_function_and_cut_by_time():
-    tests = {"a[1]": 2.0, "a[2]": 1.0, "a[3]": 0.5, "b": 1.5, "c": 9.0}
+def test_quick_tests_and_first_cases_come_first_up_to_a_time():
+    tests = {"a[1]": 2.0, "a[2]": 1.0, "a[3]": 0.5, "b": 1.75, "c": 9.0}
     known = reach.Reach([], {name: reach.Tested(s, 0) for name, s in tests.items()})
-    assert known.order(tests, 100.0) == ["a[3]", "b", "c", "a[2]", "a[1]"]
+    assert known.order(tests, 100.0) == ["a[3]", "b", "a[2]", "a[1]", "c"]
     assert known.order(tests, 100.0, near=["c", "a[1]"]) == ["a[1]", "c", "a[3]", "b", "a[2]"]
-    assert known.order(tests, 2.0) == ["a[3]", "b"]
+    assert known.order(tests, 2.5) == ["a[3]", "b"]
 
 
 def test_measurements_hold_until_the_code_or_the_test_changes(tmp_path):
