@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "weightsmith"
 GRAPH = (
-    "graph passes order equal_graphs scalars columns by_column layers shares singular random pieces "
-    "range_finder grid"
+    "graph site passes order equal_graphs equal_magnitudes model_statistics scalars columns by_column shares "
+    "singular random pieces range_finder grid"
 )
 GROUPS = {
     "methods": sorted((PACKAGE / "methods").glob("*.py")),
