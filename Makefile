@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make test        another interpreter
 #   TORCH="torch>=2.6" make test       another torch than the one that CI runs
 #   make bench BENCH="--size 1b --runs 1"    options of benchmarks/bench.py
+#   make mutants MUTANTS="--seed 7"          options of tools/mutants.py
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,7 +14,7 @@ NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test lint format types imports docs-check check parity oracle faults fuzz gpu ray browser \
-        bench clean
+        mutants bench clean
 
 help:
 	@echo "make demo        train a small family on handwritten digits, merge it, verify it"
@@ -24,6 +25,7 @@ help:
 	@echo "make oracle      compare every method with plain numpy, and write docs/oracle.md"
 	@echo "make faults | fuzz | gpu | ray    the marked tests"
 	@echo "make browser     look at reports in a headless Chromium"
+	@echo "make mutants     whether the tests notice small random mistakes in methods and value graph"
 	@echo "make bench       time weightsmith, mergekit and the floor side by side"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -108,6 +110,9 @@ browser: .venv/.ready
 
 ray: .venv/.ray
 	$(BIN)/python -m pytest -m ray
+
+mutants: .venv/.ready
+	$(BIN)/python tools/mutants.py $(MUTANTS)
 
 bench: .venv/.bench .venv-parity/.ready
 	$(BIN)/python benchmarks/bench.py $(BENCH)
