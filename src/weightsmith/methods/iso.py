@@ -9,7 +9,13 @@ from typing import Any
 from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.rounding import shares_alike, strength_of_sum
-from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
+from weightsmith.methods.spectra import (
+    ByMatrix,
+    Decomposition,
+    SpectralRules,
+    blockwise,
+    constant,
+)
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Site, Value, whole
@@ -133,7 +139,8 @@ class Isotropic:
             return total
         spectra = [s for s, _ in found]
         left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
-        return left @ right * _mean([s.values for s in spectra])
+        factor = blockwise(linalg, left, spectra, Spectrum.paired) @ right
+        return factor * _mean([s.values for s in spectra])
 
     def ranks(self, full: int, tasks: int) -> tuple[int, int]:
         """Numbers of common and of each task's own directions; together they are `full`."""
@@ -151,8 +158,9 @@ class Isotropic:
         found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
         missed = ((images @ found.right.T) / common.values[:, None]) ** 2
         made = floors.own**2 + floors.common**2 * missed.sum(0)
-        is_real = (found.values**2 > made) & (found.values > cut * frobenius(linalg, task))
-        return Spectrum(found.left[:, is_real], found.values[is_real], found.right[is_real])
+        return found.only(
+            (found.values**2 > made) & (found.values > cut * frobenius(linalg, task))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,16 @@ from weightsmith.methods.registry import shared
 from weightsmith.methods.rounding import EXACT, Rounding, rounding_of
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site
-from weightsmith.tensors.singular import Spectrum, exact, falling, gram_spectrum, signs
+from weightsmith.tensors.singular import (
+    Spectrum,
+    differentiable,
+    exact,
+    falling,
+    gram_spectrum,
+    orthonormal,
+    signs,
+    without_gradient,
+)
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5
@@ -56,7 +65,9 @@ class SpectralRules(MatrixRules):
 
     def how(self, site: Site) -> Decomposition:
         """The paths and tolerances to decompose the tensor with."""
-        return Decomposition(self.svd, self.rank_tolerance, stored=site.stored)
+        return Decomposition(
+            self.svd, self.rank_tolerance, stored=site.stored, tensor=site.name
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +91,16 @@ class LeadingRules(SpectralRules):
             self.power_iterations,
             (site.seed, site.name),
             site.stored,
+            site.name,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
-    """How matrices are decomposed (see the module). `key` selects the random sketch, `stored` is the experts' dtype."""
+    """How matrices are decomposed (see the module).
+
+    `key` selects the random sketch, `stored` is the experts' dtype, `tensor` the name that errors give.
+    """
 
     path: str = "auto"
     tolerance: float | None = None
@@ -93,6 +108,7 @@ class Decomposition:
     iterations: int = 2
     key: tuple[int, str] = field(default=(0, ""), repr=False)
     stored: DType = DType.FLOAT32
+    tensor: str = field(default="", repr=False)
 
     def roundings(self, linalg: Any, base: Any, deltas: Sequence[Any]) -> list[Rounding]:
         """What rounding of the weights makes of each task vector; nothing where the tolerance is given."""
@@ -118,11 +134,18 @@ class Decomposition:
         largest = constant(abs(matrix).max()) if 0 not in matrix.shape else 0.0
         if largest == 0.0 or rank == 0:
             return _nothing(matrix)
-        found = self._directions(linalg, matrix / largest, rank, tolerance)
+        scaled, basis = matrix / largest, None
+        if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
+            basis = self._range(linalg, scaled, rank)
+            scaled = basis.T @ scaled
+            found = exact(linalg, without_gradient(scaled))
+        else:
+            found = self._directions(linalg, scaled, rank, tolerance)
         kept = int((found.values > tolerance * found.values[0]).sum())
         kept = max(kept, 1) if rank is None else max(min(kept, rank), 1)
-        found = found.leading(min(kept, int((found.values * largest > floor).sum())))
-        return Spectrum(found.left, found.values * largest, found.right)
+        kept = min(kept, int((found.values * largest > floor).sum()))
+        found = differentiable(scaled, found, slice(kept), self.tensor).times(largest)
+        return found if basis is None else found.within(basis)
 
     def joint_left(
         self, linalg: Any, matrices: Sequence[Any], tolerance: float, floor: float = 0.0
@@ -137,18 +160,20 @@ class Decomposition:
             wide = linalg.concatenate([in_float64(linalg, m) for m in matrices], 1)
             found = self.spectrum(linalg, wide, tolerance=tolerance)
             above = int((found.values > floor).sum())
-            found = found.leading(above) if above else found
+            found = (found.leading(above) if above else found).separated()
             return found.left, found.values
-        gram = 0.0
+        gram: Any = 0.0
         for matrix in matrices:
             scaled = in_float64(linalg, matrix) / largest
             gram = gram + scaled @ scaled.T
-        values, vectors = linalg.linalg.eigh(gram)
+        values, vectors = linalg.linalg.eigh(without_gradient(gram))
         squares, vectors = falling(linalg, values, vectors, None)
         above = int((squares * largest**2 > floor**2).sum())
         kept = max(1, int((squares > tolerance**2 * squares[0]).sum()))
         kept = min(kept, above) if above else kept
-        return vectors[:, :kept], linalg.sqrt(squares[:kept]) * largest
+        found = Spectrum(vectors, squares, vectors.T)
+        found = differentiable(gram, found, slice(kept), self.tensor).separated()
+        return found.left, linalg.sqrt(found.values) * largest
 
     def _is_worth(self, rank: int, matrix: Any) -> bool:
         """Whether a sketch is much narrower than the matrix."""
@@ -165,8 +190,7 @@ class Decomposition:
         """
         found = self.spectrum(linalg, array, tolerance=tolerance)
         made = linalg.sqrt(((found.right * errors) ** 2).sum(1))
-        is_real = found.values > made
-        return found.left[:, is_real] @ found.right[is_real]
+        return found.only(found.values > made).polar()
 
     def polars(
         self, linalg: Any, spectra: Sequence[Spectrum], errors: Sequence[float], tolerance: float
@@ -192,21 +216,20 @@ class Decomposition:
         return min(1.0, epsilon * float(max(array.shape)))
 
     def _directions(self, linalg: Any, matrix: Any, rank: int | None, cut: float) -> Spectrum:
-        if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
-            return self._sketched(linalg, matrix, rank)
+        """The strongest directions, at least `rank` of them; all where gradients ask for what is left out, too."""
+        plain = without_gradient(matrix)
         if self._by_gram(cut):
-            return gram_spectrum(linalg, matrix, rank)
-        return exact(linalg, matrix)
+            return gram_spectrum(linalg, plain, None if plain is not matrix else rank)
+        return exact(linalg, plain)
 
-    def _sketched(self, linalg: Any, matrix: Any, rank: int) -> Spectrum:
+    def _range(self, linalg: Any, matrix: Any, rank: int) -> Any:
+        """An orthonormal basis of a sketch of the columns, sharpened by power iterations."""
         width = rank + self.oversampling
         sketch = matrix @ _like(linalg, matrix, signs((matrix.shape[1], width), *self.key))
-        basis, _ = linalg.linalg.qr(sketch)
+        basis = orthonormal(linalg, sketch)
         for _ in range(self.iterations):
-            other, _ = linalg.linalg.qr(matrix.T @ basis)
-            basis, _ = linalg.linalg.qr(matrix @ other)
-        inner = exact(linalg, basis.T @ matrix)
-        return Spectrum(basis @ inner.left, inner.values, inner.right)
+            basis = orthonormal(linalg, matrix @ orthonormal(linalg, matrix.T @ basis))
+        return basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +255,20 @@ class ByMatrix:
             for matrices in zip(*stacks, strict=True)
         ]
         return self.view.join(linalg, merged)
+
+
+def blockwise(
+    linalg: Any,
+    columns: Any,
+    spectra: Sequence[Spectrum],
+    function: Callable[[Spectrum, Any], Any],
+) -> Any:
+    """A function (`Spectrum.scaled` or `Spectrum.paired`) of the columns that go on with each of several spectra."""
+    blocks, start = [], 0
+    for spectrum in spectra:
+        blocks.append(function(spectrum, columns[:, start : start + spectrum.rank]))
+        start += spectrum.rank
+    return linalg.concatenate(blocks, 1)
 
 
 def constant(entry: Any) -> float:

@@ -108,7 +108,7 @@ class Calibrated:
         """Matrix of the same shape, in float64."""
         base, given, *tasks = matrices
         merged = in_float64(linalg, given)
-        found = self.how.spectrum(linalg, given)
+        found = self.how.spectrum(linalg, given).separated()
         if not found.rank:
             return merged
         count = counted = found.values * 0.0

@@ -10,7 +10,7 @@ f = 1 is WUDI's minimiser and f = 0 its starting point T_0: the sum of the task 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.methods.gram import GramRules, cut_of, directions, rounding_floor, task_problem
@@ -45,7 +45,7 @@ class SpectralWudi(GramRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         function = Filtered(
-            self.weight, self.rank_tolerance, self.start, self.filter(), site.stored
+            self.weight, self.rank_tolerance, self.start, self.filter(), site.stored, site.name
         )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
@@ -56,7 +56,7 @@ class SpectralWudi(GramRules):
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """f(l) of eigenvalues l, falling: a smooth part, and the number of directions that are kept.
+    """f(l) of eigenvalues l: a smooth part, and the number of directions that are kept; the rest stay.
 
     `kind` is none, tikhonov, landweber or exponential, of `strength` a, n or t; `rule` says how many directions
     are kept (all, share, or a rule of `spectral_ranks`), `level` is its number.
@@ -67,26 +67,19 @@ class Gains:
     rule: str = "all"
     level: float = 0.0
 
-    def at(self, linalg: Any, spectrum: Spectrum) -> Any:
-        """One number in [0, 1] per eigenvalue."""
-        values = spectrum.values
-        smooth = self._smooth(linalg, values)
-        kept = self._kept(linalg, spectrum)
-        if kept >= spectrum.rank:
-            return smooth
-        return linalg.concatenate([smooth[:kept], smooth[kept:] * 0.0])
-
-    def _smooth(self, linalg: Any, values: Any) -> Any:
+    def smooth(self, linalg: Any, values: Any, largest: Any) -> Any:
+        """One number in [0, 1] per eigenvalue; `largest` is the largest of all."""
         if self.kind == "tikhonov":
             return values / (values + self.strength)
         if self.kind == "landweber":
-            rate = 0.9 / values[0]
+            rate = 0.9 / largest
             return 1.0 - (1.0 - rate * values) ** self.strength
         if self.kind == "exponential":
             return -linalg.expm1(-self.strength * values)
         return linalg.ones_like(values)
 
-    def _kept(self, linalg: Any, spectrum: Spectrum) -> int:
+    def kept(self, linalg: Any, spectrum: Spectrum) -> int:
+        """How many directions, from the strongest on, move."""
         if self.rule == "all":
             return spectrum.rank
         if self.rule == "share":
@@ -103,6 +96,7 @@ class Filtered:
     start: str
     gains: Gains
     stored: DType
+    tensor: str = field(default="", repr=False)
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -114,13 +108,18 @@ class Filtered:
         reduced = problem.reduced(linalg)
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         cut = cut_of(linalg, matrices[0], self.tolerance)
-        found = directions(linalg, reduced.gram, cut, floor)
-        images = reduced.residual @ found.basis
+        found = directions(linalg, reduced.gram, cut, floor, self.tensor)
+        images = reduced.residual @ found.left
         lengths = (images * images).sum(0)
         lengths = lengths if reduced.lift is None else lengths * found.values
         spectrum = Spectrum(found.values, lengths, problem.rows, int(matrices[0].shape[1]))
-        gains = self.gains.at(linalg, spectrum)
-        return problem.start + reduced.step((images * (gains / found.values)) @ found.basis.T)
+        moving = found.leading(self.gains.kept(linalg, spectrum))
+        images = images[:, : moving.rank] if found.core is None else reduced.residual @ moving.left
+
+        def shares(values: Any) -> Any:
+            return self.gains.smooth(linalg, values, found.values[0]) / values
+
+        return problem.start + reduced.step(moving.through(images, shares) @ moving.left.T)
 
 
 @method(

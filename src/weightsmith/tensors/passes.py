@@ -30,12 +30,13 @@ _REMEMBERED = 256
 class CutPoint:
     """A known cut: elements with |x| above `key` are selected, and those equal to it with flat index <= `last_index`.
 
-    Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes.
+    Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes. `magnitude` is a
+    torch scalar where gradients are recorded.
     """
 
     key: int
     last_index: int
-    magnitude: float
+    magnitude: Any
 
 
 Known = Mapping[Node, float | CutPoint | Any]
@@ -323,7 +324,9 @@ def _compute(node: Node, memo: dict[Node, Any]) -> Any:
         return np.float64(node.attributes[0])
     if node.op == "cut_value":
         cut = memo[node.inputs[0]]
-        return np.float64(cut.magnitude) if isinstance(cut, CutPoint) else cut
+        if not isinstance(cut, CutPoint):
+            return cut
+        return np.float64(cut.magnitude) if isinstance(cut.magnitude, float) else cut.magnitude
     arguments = [evaluate_scalar(child, memo) for child in node.inputs]
     with np.errstate(all="ignore"):
         if node.op == "div":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,17 @@ def _measure_cut(cut: Cut, values: Sequence[Tensor], known: dict[Node, Any]) -> 
             for i in chosen
         ]
         selection.absorb(asked, parts)
+    found = selection.result
+    magnitude = _selected_magnitude(found, values, offsets)
     return [
-        local_cut(selection.result, int(o), v.numel())
+        replace(local_cut(found, int(o), v.numel()), magnitude=magnitude)
         for o, v in zip(offsets, values, strict=False)
     ]
+
+
+def _selected_magnitude(found: CutPoint, values: Sequence[Tensor], offsets: Any) -> Any:
+    """The magnitude of a cut; where gradients are recorded, with that of the element it was found at."""
+    if found.last_index < 0 or not any(v.requires_grad for v in values):
+        return found.magnitude
+    which = int(np.searchsorted(offsets, found.last_index, side="right")) - 1
+    return values[which].reshape(-1)[found.last_index - int(offsets[which])].abs().double()
