@@ -139,13 +139,14 @@ def solve(
     if direct is not None:
         return direct
     found = directions(linalg, gram, cut, floor, tensor)
-    images = found.through(residual @ found.left, _reciprocal)
+    images = found.through(residual @ found.left, reciprocal)
     if elsewhere is None:
         return images @ found.left.T
     return elsewhere + (images - elsewhere @ found.left) @ found.left.T
 
 
-def _reciprocal(values: Any) -> Any:
+def reciprocal(values: Any) -> Any:
+    """1 / values."""
     return 1.0 / values
 
 

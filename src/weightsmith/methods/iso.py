@@ -183,10 +183,15 @@ def _mean(values: Sequence[Any]) -> Any:
     return sum(v.sum() for v in values) / sum(int(v.shape[0]) for v in values)
 
 
-def frobenius(linalg: Any, matrix: Any) -> float:
+def length_of(linalg: Any, matrix: Any) -> Any:
     """Euclidean norm of a float64 matrix, without overflow."""
     largest = constant(abs(matrix).max())
     if largest == 0.0:
         return 0.0
     scaled = matrix / largest
-    return largest * constant(linalg.sqrt((scaled * scaled).sum()))
+    return largest * linalg.sqrt((scaled * scaled).sum())
+
+
+def frobenius(linalg: Any, matrix: Any) -> float:
+    """`length_of` as a number."""
+    return constant(length_of(linalg, matrix))
