@@ -240,8 +240,13 @@ class Problem:
         )
 
     def descended(self, linalg: Any, step: Descent) -> Any:
-        """T after a fixed number of gradient steps from the start."""
+        """T after a fixed number of gradient steps from the start, which is left only if it is not the minimiser.
+
+        One task is its own minimiser, and Adam makes steps of full size out of the rounding of a gradient of 0.
+        """
         quadratic = _Quadratic.of(linalg, self)
+        if quadratic.is_least(self.start):
+            return self.start
         return step.run(linalg, self.start, quadratic)
 
 
@@ -265,6 +270,11 @@ class _Quadratic:
     def gradient(self, at: Any) -> Any:
         product = at @ self.gram if self.factor is None else (at @ self.factor.T) @ self.factor
         return 2.0 * (product + self.constant)
+
+    def is_least(self, at: Any) -> bool:
+        """Whether the gradient is rounding alone."""
+        bound = 16 * at.shape[1] * _PRECISION * number(abs(self.constant).max())
+        return number(abs(self.gradient(at)).max()) <= bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class Directions(Function):
         others, weaker = left[:, rest], values[rest][:, None]
         divide = _Division(_EQUAL * float(values.abs().max()), ctx.tensor)
         core = for_core + torch.diag(divide.without_order(for_values, strengths))
+        is_tied = ((strengths - weaker).abs() <= divide.limit).any(0)
+        divide.refuse(core * is_tied + core * is_tied[:, None])
         turned = for_right - (for_right @ right.T) @ right
         lengths = strengths[:, None]
         turned = divide(turned, lengths, lengths, for_right)
@@ -111,7 +113,9 @@ class Separated(Function):
         left, right = for_left - for_left.T, for_right.T - for_right
         gaps = values[None, :] - values[:, None]
         divide = _Division(_EQUAL * float(values.abs().max()), ctx.tensor)
-        divide.refuse_equal(gaps, for_left, for_right.T)
+        is_equal = (gaps.abs() <= divide.limit).sum(0) > 1
+        divide.refuse(for_left * is_equal)
+        divide.refuse(for_right.T * is_equal)
         sums = values[None, :] + values[:, None]
         together = divide(left + right, gaps, gaps, left + right) / 2.0
         apart = divide(left - right, sums, sums, left - right) / 2.0
@@ -230,12 +234,10 @@ class _Division:
             raise self._error()
         return gradient
 
-    def refuse_equal(self, gaps: Tensor, *gradients: Tensor) -> None:
-        """GradientError if directions of equal values have a gradient."""
-        is_equal = (gaps.abs() <= self.limit).sum(0) > 1
-        for gradient in gradients:
-            if _largest(gradient * is_equal) > 0.0:
-                raise self._error()
+    def refuse(self, gradient: Tensor) -> None:
+        """GradientError if a gradient that is not defined is not 0."""
+        if _largest(gradient) > 0.0:
+            raise self._error()
 
     def _error(self) -> GradientError:
         return GradientError(
