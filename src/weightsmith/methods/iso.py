@@ -156,8 +156,9 @@ class Isotropic:
         """
         images = common.left.T @ task
         found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
-        missed = ((images @ found.right.T) / common.values[:, None]) ** 2
-        made = floors.own**2 + floors.common**2 * missed.sum(0)
+        turns = self.how.turns(linalg, common, floors.common)
+        missed = ((images @ found.right.T) * turns[:, None]) ** 2
+        made = floors.own**2 + missed.sum(0)
         return found.only(
             (found.values**2 > made) & (found.values > cut * frobenius(linalg, task))
         )

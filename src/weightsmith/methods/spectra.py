@@ -21,7 +21,14 @@ from typing import Any
 from weightsmith.errors import NonFiniteError
 from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import shared
-from weightsmith.methods.rounding import EXACT, Rounding, rounding_of
+from weightsmith.methods.rounding import (
+    EXACT,
+    FLOAT64,
+    LAPACK,
+    Rounding,
+    arithmetic_of,
+    rounding_of,
+)
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Site
 from weightsmith.tensors.singular import (
@@ -37,6 +44,10 @@ from weightsmith.tensors.singular import (
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5
+# The largest angle for which small gaps are the reason: it is so little that directions which are no errors do not
+# suffer, and errors of weights in 16 bits are larger by themselves.
+_LARGEST_TURN = 1e-4
+_LARGEST_MIXTURE = 1e-6
 
 
 def svd_parameter(*, randomized: bool) -> Any:
@@ -197,10 +208,11 @@ class Decomposition:
     ) -> tuple[Any, Any]:
         """polar(U) and polar(V)^T of the directions of several matrices beside each other.
 
-        An error of strength e turns a direction of value sigma by about e / sigma, so directions of two matrices that
-        differ by no more are one.
+        Directions of two matrices that differ by no more than errors turn them are one.
         """
-        turns = linalg.concatenate([e / s.values for s, e in zip(spectra, errors, strict=True)])
+        turns = linalg.concatenate(
+            [self.turns(linalg, s, e) for s, e in zip(spectra, errors, strict=True)]
+        )
         left = linalg.concatenate([s.left for s in spectra], 1)
         right = linalg.concatenate([s.right for s in spectra])
         return (
@@ -208,11 +220,44 @@ class Decomposition:
             self.polar(linalg, right.T, tolerance, turns).T,
         )
 
+    def turns(self, linalg: Any, spectrum: Spectrum, error: float) -> Any:
+        """By how much an error of a matrix, and float64's arithmetic, turn each of its directions.
+
+        An error of strength e turns a direction of value sigma by up to e / gap out of the span of those that are kept,
+        the gap being that to the values left out (Wedin, 1972): e / sigma where none is. Where gaps are so small that
+        nothing is known of a direction, or nearly so, it is taken for sure up to 1e-4. Only a given rank tolerance
+        decides where there is one.
+        """
+        values = without_gradient(spectrum.values)
+        if self.tolerance is not None or not spectrum.rank:
+            return values * 0.0
+        shape = (spectrum.left.shape[0], spectrum.right.shape[1])
+        exact = arithmetic_of(shape, constant(values[0]))
+        gaps = abs(values - spectrum.beyond)
+        turned = (exact + error) / linalg.clip(gaps, (exact + error) / _LARGEST_TURN, None)
+        return linalg.maximum(error / values, turned)
+
+    def mixtures(
+        self, linalg: Any, values: Any, shape: tuple[int, int], errors: Sequence[float] = (0.0,)
+    ) -> Any:
+        """By how much float64's arithmetic mixes directions of neighbouring values (falling) of a matrix.
+
+        Errors of weights count where those are float64, too. A mixture by more than 1e-6 is of values that are equal.
+        """
+        if self.tolerance is not None or not values.shape[0]:
+            return values * 0.0
+        values = without_gradient(values)
+        exact = arithmetic_of(shape, constant(values[0]))
+        exact += max(errors) if self.stored is DType.FLOAT64 else 0.0
+        below = values - linalg.concatenate([values[1:], values[:1] * 0.0])
+        above = linalg.concatenate([values[:1], below[:-1]])
+        return exact / linalg.clip(linalg.minimum(below, above), exact / _LARGEST_MIXTURE, None)
+
     def cut(self, linalg: Any, array: Any) -> float:
         """The share of the largest singular value up to which a direction counts as rounding."""
         if self.tolerance is not None:
             return self.tolerance
-        epsilon = float(linalg.finfo(array.dtype).eps)
+        epsilon = max(float(linalg.finfo(array.dtype).eps), LAPACK * FLOAT64)
         return min(1.0, epsilon * float(max(array.shape)))
 
     def _directions(self, linalg: Any, matrix: Any, rank: int | None, cut: float) -> Spectrum:

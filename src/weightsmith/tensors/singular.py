@@ -18,12 +18,15 @@ class Spectrum:
     Where gradients are recorded (see `torch_singular`), `core` (r, r) is diag(values) with all that turns left and
     right within their spans. Then only what does not depend on that choice has its gradient: `matrix`, `polar`,
     projections on left and right, and `left core right` in every other way. `separated` gives each direction its own.
+
+    `beyond` is the largest value of a direction that was left out; `tensor` the name that errors give.
     """
 
     left: Any
     values: Any
     right: Any
     core: Any = None
+    beyond: float = 0.0
     tensor: str = ""
 
     @property
@@ -70,11 +73,18 @@ class Spectrum:
     def only(self, kept: Any) -> Spectrum:
         """Some of the directions: a slice, or a mask."""
         if self.core is None:
-            return Spectrum(self.left[:, kept], self.values[kept], self.right[kept])
+            beyond = self._beyond(kept)
+            return Spectrum(self.left[:, kept], self.values[kept], self.right[kept], None, beyond)
         from weightsmith.tensors.torch_singular import within_core
 
-        inner = within_core(self.core, self.values.detach(), kept, self.tensor)
+        inner = within_core(self, kept)
         return replace(inner, left=self.left @ inner.left, right=inner.right @ self.right)
+
+    def _beyond(self, kept: Any) -> float:
+        values = without_gradient(self.values)
+        is_out = values == values
+        is_out[kept] = False
+        return max(self.beyond, float(values[is_out].max())) if bool(is_out.any()) else self.beyond
 
     def within(self, basis: Any) -> Spectrum:
         """The directions of a matrix whose images in an orthonormal basis have these."""
@@ -83,7 +93,8 @@ class Spectrum:
     def times(self, factor: Any) -> Spectrum:
         """Those of the matrix times a number, whose sign goes into the values."""
         core = None if self.core is None else self.core * factor
-        return replace(self, values=self.values * factor, core=core)
+        beyond = self.beyond * abs(float(without_gradient(factor)))
+        return replace(self, values=self.values * factor, core=core, beyond=beyond)
 
     def separated(self) -> Spectrum:
         """Every direction by itself, so that left, values and right have gradients of their own.
@@ -95,7 +106,7 @@ class Spectrum:
         from weightsmith.tensors.torch_singular import Separated
 
         left, values, right = Separated.apply(self.core, self.values.detach(), self.tensor)
-        return Spectrum(self.left @ left, values, right @ self.right)
+        return Spectrum(self.left @ left, values, right @ self.right, None, self.beyond)
 
 
 def without_gradient(array: Any) -> Any:

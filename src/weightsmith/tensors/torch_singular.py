@@ -17,7 +17,7 @@ are kept is a constant. There are first derivatives only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class Separated(Function):
         """X, s and Y^T."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return torch.eye(len(values)).to(core), values.clone(), torch.eye(len(values)).to(core)
+        return torch.eye(len(values)).to(values), values.clone(), torch.eye(len(values)).to(values)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -131,7 +131,7 @@ class Unitary(Function):
         """1."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return torch.eye(len(values)).to(core)
+        return torch.eye(len(values)).to(values)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -189,23 +189,26 @@ class Orthonormal(Function):
 def directions(matrix: Tensor, found: Spectrum, kept: Any, tensor: str) -> Spectrum:
     """Some of all directions that a matrix was found to have, with their gradients (see `singular.differentiable`)."""
     if matrix.shape[0] > matrix.shape[1]:
-        mirrored = Spectrum(found.right.T, found.values, found.left.T)
+        mirrored = replace(found, left=found.right.T, right=found.left.T)
         turned = directions(matrix.T, mirrored, kept, tensor)
         core = None if turned.core is None else turned.core.T
-        return Spectrum(turned.right.T, turned.values, turned.left.T, core, tensor)
+        return replace(turned, left=turned.right.T, right=turned.left.T, core=core)
     numbers = torch.arange(found.rank, device=matrix.device)[kept]
+    plain = found.only(kept)
     if not len(numbers):
-        return found.only(kept)
+        return plain
     left, core, values, right = Directions.apply(
-        matrix, found.left, found.values, found.right[numbers], numbers, tensor
+        matrix, found.left, found.values, plain.right, numbers, tensor
     )
-    return Spectrum(left, values, right, core, tensor)
+    return Spectrum(left, values, right, core, plain.beyond, tensor)
 
 
-def within_core(core: Tensor, values: Tensor, kept: Any, tensor: str) -> Spectrum:
+def within_core(found: Spectrum, kept: Any) -> Spectrum:
     """Some of the directions of C, which is diagonal here."""
-    identity = torch.eye(len(values)).to(core)
-    return directions(core, Spectrum(identity, values, identity), kept, tensor)
+    values = found.values.detach()
+    identity = torch.eye(len(values)).to(values)
+    within = Spectrum(identity, values, identity, None, found.beyond)
+    return directions(found.core, within, kept, found.tensor)
 
 
 @dataclass(frozen=True, slots=True)
