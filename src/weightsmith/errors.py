@@ -38,6 +38,10 @@ class NonFiniteError(WeightsmithError):
     """A NaN or an infinity was found where only finite numbers make sense."""
 
 
+class GradientError(WeightsmithError):
+    """A gradient was asked for at weights where the merge has none."""
+
+
 class AssertionFailed(WeightsmithError):
     """An `assert:` clause of a recipe does not hold, so the merge was not sealed."""
 

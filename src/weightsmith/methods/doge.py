@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weightsmith.methods.iso import frobenius
+from weightsmith.errors import GradientError
+from weightsmith.methods.gram import reciprocal, roots
+from weightsmith.methods.iso import length_of
+from weightsmith.methods.least_squares import LinearMap
 from weightsmith.methods.matrices import (
     MatrixView,
     embeddings_parameter,
@@ -22,11 +25,13 @@ from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Value, above, add_all, apply, dot, largest_share, where, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.singular import Spectrum, differentiable, falling, without_gradient
 from weightsmith.tensors.site import Site
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
-# Residual of the conjugate gradients, relative to the right-hand side, at which they stop.
-_CONVERGED = 1e-10
+# Share of the largest singular value within which two count as equal. Directions by Gram matrices, which are those of
+# values above 5e-5, are orthonormal to some 1e-7.
+_ALIKE = 1e-6
 
 
 @method(
@@ -51,8 +56,10 @@ class Doge(LeadingRules):
     solve the least-squares problem (at most `steps`). Solver adam is the code's own: `steps` steps with rate
     `rate` on projected gradients from 0, which leaves the subspace's complement a little, and which depends on the
     scale of the weights. Tensors that are no matrix, embeddings and heads stay at the base. A task that changed
-    nothing has lambda_i = 0. Gradients take lambda_i as constants inside Delta. O(N m n min(m, n)) time; 2 N + 4
-    matrices in float64.
+    nothing has lambda_i = 0.
+    Directions that the tasks share alike, as all of a single expert's and of copies are, are taken in the order of
+    their strength in the norm-equalised task vectors; those that are equally strong, too, lie in the subspace together
+    or not at all. O(N m n min(m, n)) time; 2 N + 4 matrices in float64.
     """
 
     others: str = others_parameter("base")
@@ -142,8 +149,8 @@ class SharedShift:
         if 0 in arrays[0].shape:
             return arrays[0]
         require_finite(linalg, arrays, self.tensor)
-        lengths = [frobenius(linalg, in_float64(linalg, a)) for a in arrays[:-1]]
-        factors = [self.eta / length if length else 0.0 for length in lengths]
+        lengths = [length_of(linalg, in_float64(linalg, a)) for a in arrays[:-1]]
+        factors = [self.eta / length if length > 0.0 else 0.0 for length in lengths]
         groups = zip(*(self.view.split(a) for a in arrays), strict=True)
         shifts = [
             in_dtype_of(arrays[0], self._delta(linalg, list(matrices), factors))
@@ -151,35 +158,43 @@ class SharedShift:
         ]
         return self.view.join(linalg, shifts)
 
-    def _delta(self, linalg: Any, matrices: list[Any], factors: list[float]) -> Any:
+    def _delta(self, linalg: Any, matrices: list[Any], factors: list[Any]) -> Any:
         *matrices, base = matrices
         tasks = [in_float64(linalg, m) for m in matrices]
         total = sum(factors)
-        live = [t for t, f in zip(tasks, factors, strict=True) if f]
-        if not total or not live:
+        scaled = [t * f for t, f in zip(tasks, factors, strict=True)]
+        live = [t for t, f in zip(tasks, factors, strict=True) if constant(f)]
+        if not live:
             return tasks[0] * 0.0
         merged = live[0] * 0.0
-        for task, factor in zip(tasks, factors, strict=True):
-            merged = merged + task * factor
+        for task in scaled:
+            merged = merged + task
         roundings = self.how.roundings(linalg, base, matrices)
-        basis = self._shared_basis(linalg, matrices, roundings)
-
-        def outside(matrix: Any) -> Any:
-            return matrix - basis @ (basis.T @ matrix)
-
+        basis = self._shared_basis(linalg, matrices, scaled, roundings)
+        problem = Surrogate(linalg, live, merged, total, self.rows, basis, self.tensor)
         floors = [r.square for r in roundings]
-        left = [constant((outside(t) ** 2).sum()) for t in tasks]
+        left = [constant((problem.outside(t) ** 2).sum()) for t in tasks]
         if any(floors) and all(s <= floor for s, floor in zip(left, floors, strict=True)):
             return merged * 0.0
-        problem = Surrogate(linalg, live, merged, total, self.rows, outside)
         if self.descend:
             return problem.descended(self.steps, self.rate)
         if self.rows:
             return problem.conjugate_gradients(self.steps)
         return problem.closed(self.how.cut(linalg, matrices[0]), max(floors))
 
-    def _shared_basis(self, linalg: Any, matrices: list[Any], roundings: Sequence[Rounding]) -> Any:
-        """U_k: the leading left directions of the tasks' own, those of rounding left out."""
+    def _shared_basis(
+        self,
+        linalg: Any,
+        matrices: list[Any],
+        scaled: list[Any],
+        roundings: Sequence[Rounding],
+    ) -> Any:
+        """U_k: the leading left directions of the tasks' own, those of rounding left out.
+
+        Directions that are shared alike, as all of a single task are, are taken in the order of their strength in the
+        task vectors `scaled` to one length. Those that are equally strong, too, stay outside if there is no room for
+        all of them.
+        """
         smaller = min(matrices[0].shape)
         cut = self.how.cut(linalg, matrices[0])
         own = max(1, smaller // len(matrices))
@@ -188,21 +203,49 @@ class SharedShift:
             for matrix, rounding in zip(matrices, roundings, strict=True)
         ]
         joined = linalg.concatenate([s.left for s in spectra], 1)
-        return self.how.spectrum(
-            linalg, joined, floor_of_share(1.0 / self.subspace, smaller), cut
-        ).left
+        wanted = floor_of_share(1.0 / self.subspace, smaller)
+        found = self.how.spectrum(linalg, joined, tolerance=cut)
+        first, last = _alike(found.values, wanted)
+        if last <= wanted:
+            return found.leading(wanted).left
+        tied = found.only(slice(first, last)).left
+        strengths = self.how.spectrum(
+            linalg, linalg.concatenate([tied.T @ s for s in scaled], 1), tolerance=cut
+        )
+        room, end = _alike(strengths.values, wanted - first)
+        strongest = strengths.leading(wanted - first if end <= wanted - first else room)
+        return linalg.concatenate([found.leading(first).left, tied @ strongest.left], 1)
+
+
+def _alike(values: Any, place: int) -> tuple[int, int]:
+    """First and last (excluded) of the falling values that are equal to those on both sides of a place between two."""
+    numbers = without_gradient(values).tolist()
+    first = last = min(place, len(numbers))
+    least = _ALIKE * numbers[0] if numbers else 0.0
+    if 0 < place < len(numbers) and numbers[place - 1] - numbers[place] <= least:
+        first, last = place - 1, place + 1
+        while first > 0 and numbers[first - 1] - numbers[first] <= least:
+            first -= 1
+        while last < len(numbers) and numbers[last - 1] - numbers[last] <= least:
+            last += 1
+    return first, last
 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """sum_j <tau_j, c_j - s Delta>^2 with c_j = tau_j - sum_i lambda_i tau_i, over Delta = outside(Delta)."""
+    """sum_j <tau_j, c_j - s Delta>^2 with c_j = tau_j - sum_i lambda_i tau_i, over Delta outside of a basis."""
 
     linalg: Any
     tasks: list[Any]
     merged: Any
-    total: float
+    total: Any
     rows: bool
-    outside: Callable[[Any], Any]
+    basis: Any
+    tensor: str = ""
+
+    def outside(self, matrix: Any) -> Any:
+        """(1 - P) matrix."""
+        return matrix - self.basis @ (self.basis.T @ matrix)
 
     def loss(self, delta: Any) -> float:
         """The objective."""
@@ -217,11 +260,14 @@ class Surrogate:
         free = [self.outside(t) for t in self.tasks]
         gram = linalg.stack([linalg.stack([(a * b).sum() for b in free]) for a in free])
         wanted = linalg.stack([(t * (t - self.merged)).sum() for t in self.tasks]) / self.total
-        values, vectors = linalg.linalg.eigh(gram)
+        eigen = linalg.linalg.eigh(without_gradient(gram))
+        values, vectors = falling(linalg, eigen[0], eigen[1], None)
         largest = max(constant((t * t).sum()) for t in self.tasks)
-        known = values > max(largest * cut, floor)
-        inverse = linalg.where(known, 1.0 / linalg.where(known, values, 1.0), 0.0)
-        weights = vectors @ (inverse * (vectors.T @ wanted))
+        known = int((values > max(largest * cut, floor)).sum())
+        found = differentiable(
+            gram, Spectrum(vectors, values, vectors.T), slice(known), self.tensor
+        )
+        weights = (found.through(wanted[None] @ found.left, reciprocal) @ found.left.T)[0]
         delta = free[0] * weights[0]
         for matrix, weight in zip(free[1:], weights[1:], strict=True):
             delta = delta + matrix * weight
@@ -229,23 +275,11 @@ class Surrogate:
 
     def conjugate_gradients(self, steps: int) -> Any:
         """The minimiser of least norm for inner products of rows, by conjugate gradients on the normal equations."""
-        delta = self.merged * 0.0
-        rest = self._normal([r / self.total for r in self._residuals(delta)])
-        direction, square = rest, constant((rest * rest).sum())
-        goal = square * _CONVERGED**2
-        for _ in range(steps):
-            if square <= goal:
-                break
-            images = [self._inner(t, direction) for t in self.tasks]
-            bend = sum(constant((i * i).sum()) for i in images)
-            if bend == 0.0:
-                break
-            step = square / bend
-            delta = delta + direction * step
-            rest = rest - self._normal(images) * step
-            new = constant((rest * rest).sum())
-            direction, square = rest + direction * (new / square), new
-        return delta
+        plain = self._plain()
+        (delta,), is_exact = plain.equations.solution(plain.wanted, steps)
+        if plain is self:
+            return delta
+        return self._moving(plain, delta, steps, is_exact)
 
     def descended(self, steps: int, rate: float) -> Any:
         """Adam from 0 on projected gradients, as in the authors' code."""
@@ -254,9 +288,58 @@ class Surrogate:
             gradient = self._normal(self._residuals(delta)) * (-2.0 * self.total)
             first = first * _BETA_1 + gradient * (1.0 - _BETA_1)
             second = second * _BETA_2 + gradient * gradient * (1.0 - _BETA_2)
-            length = self.linalg.sqrt(second / (1.0 - _BETA_2**step)) + _EPSILON
+            length = roots(self.linalg, second / (1.0 - _BETA_2**step)) + _EPSILON
             delta = delta - first / (1.0 - _BETA_1**step) / length * rate
         return delta
+
+    @property
+    def equations(self) -> LinearMap:
+        """Delta -> the inner products <tau_j, Delta>, which are to be `wanted`."""
+        return LinearMap(
+            lambda delta: [self._inner(t, self.outside(delta[0])) for t in self.tasks],
+            lambda numbers: [self._normal(numbers)],
+        )
+
+    @property
+    def wanted(self) -> list[Any]:
+        """The inner products that a Delta without a loss has."""
+        return [r / self.total for r in self._residuals(self.merged * 0.0)]
+
+    def _plain(self) -> Surrogate:
+        """The same problem as numbers; itself where no gradients are recorded."""
+        if without_gradient(self.merged) is self.merged:
+            return self
+        return replace(
+            self,
+            tasks=[without_gradient(t) for t in self.tasks],
+            merged=without_gradient(self.merged),
+            total=without_gradient(self.total),
+            basis=without_gradient(self.basis),
+        )
+
+    def _moving(self, plain: Surrogate, delta: Any, steps: int, is_exact: bool) -> Any:
+        """Delta as it moves with the tasks, which A and w are made of: the derivative of A^+ w.
+
+        d Delta = (A^T A)^+ d(A^T (w - A x)) + (1 - A^+ A) dA^T y      at x = Delta = A^T y, held fixed
+        """
+        from weightsmith.tensors.torch_implicit import Implicit
+
+        equations, most = plain.equations, max(steps, 4 * len(self.tasks) * len(delta))
+        across, is_across = equations.transposed.solution([delta], most)
+
+        def adjoint(for_delta: Any) -> tuple[Any, Any]:
+            numbers, are_numbers = equations.transposed.solution([for_delta], most)
+            (turned,), is_turned = equations.solution(numbers, most)
+            if not (is_exact and is_across and are_numbers and is_turned):
+                raise GradientError(
+                    f"The merge of {self.tensor!r} has no gradient, because doge's conjugate gradients stop before "
+                    "they have converged; raise `steps`, or take objective: layer."
+                )
+            return turned, for_delta - equations.backward(numbers)[0]
+
+        gaps = zip(self.wanted, self.equations.forward([delta]), strict=True)
+        residual = self._normal([w - image for w, image in gaps])
+        return Implicit.apply(delta, adjoint, residual, self._normal(across))  # type: ignore[no-untyped-call]
 
     def _residuals(self, delta: Any) -> list[Any]:
         goal = self.merged + delta * self.total

@@ -22,6 +22,7 @@ from weightsmith.methods.registry import shared
 from weightsmith.methods.rounding import rounding_of
 from weightsmith.methods.triangular import divided, factorised
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.singular import Spectrum, differentiable, falling, without_gradient
 
 _PRECISION = 2.3e-16
 # Estimated condition number up to which a direct solve is exact to float32 rounding.
@@ -63,23 +64,6 @@ class GramRules(MatrixRules):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Directions:
-    """Eigenvectors of C (columns of `basis`, (n, k)) with their eigenvalues, falling, all above the tolerance."""
-
-    values: Any
-    basis: Any
-
-    @property
-    def rank(self) -> int:
-        """k."""
-        return int(self.values.shape[0])
-
-    def apply(self, residual: Any, gains: Any) -> Any:
-        """residual V diag(gains) V^T."""
-        return ((residual @ self.basis) * gains) @ self.basis.T
-
-
 def cut_of(linalg: Any, array: Any, tolerance: float | None) -> float:
     """The relative eigenvalue up to which directions of C are rounding of the array that it was made from."""
     singular = tolerance
@@ -119,15 +103,22 @@ def rounding_floor(
     return float(floor)
 
 
-def directions(linalg: Any, gram: Any, cut: float, floor: float = 0.0) -> Directions:
-    """Of a symmetric positive semidefinite matrix: eigenvalues above the share `cut` of the largest, and `floor`."""
+def directions(
+    linalg: Any, gram: Any, cut: float, floor: float = 0.0, tensor: str = ""
+) -> Spectrum:
+    """Of a symmetric positive semidefinite matrix: eigenvalues above the share `cut` of the largest, and `floor`.
+
+    Eigenvectors are the columns of `left`. `tensor` is the name that an error of their gradients gives.
+    """
     scale = number(abs(gram).max()) if gram.shape[0] else 0.0
     if scale == 0.0:
-        return Directions(gram[:0, 0], gram[:, :0])
-    values, vectors = linalg.linalg.eigh(_symmetric(gram, scale))
-    values, vectors = linalg.flip(values, (0,)), linalg.flip(vectors, (1,))
+        return Spectrum(gram[:, :0], gram[:0, 0], gram[:0])
+    relative = _symmetric(gram, scale)
+    eigen = linalg.linalg.eigh(without_gradient(relative))
+    values, vectors = falling(linalg, eigen[0], eigen[1], None)
     kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
-    return Directions(values[:kept] * scale, vectors[:, :kept])
+    found = Spectrum(vectors, values, vectors.T)
+    return differentiable(relative, found, slice(kept), tensor).times(scale)
 
 
 def solve(
@@ -137,6 +128,7 @@ def solve(
     cut: float,
     elsewhere: Any = None,
     floor: float = 0.0,
+    tensor: str = "",
 ) -> Any:
     """residual C^+, (m, n): directly where C is well conditioned, else over the directions above the tolerance.
 
@@ -147,11 +139,16 @@ def solve(
     direct = _direct(linalg, residual, gram, min(_WELL_CONDITIONED, 0.1 / relative))
     if direct is not None:
         return direct
-    found = directions(linalg, gram, cut, floor)
+    found = directions(linalg, gram, cut, floor, tensor)
+    images = found.through(residual @ found.left, reciprocal)
     if elsewhere is None:
-        return found.apply(residual, 1.0 / found.values)
-    inside = (residual @ found.basis) / found.values - elsewhere @ found.basis
-    return elsewhere + inside @ found.basis.T
+        return images @ found.left.T
+    return elsewhere + (images - elsewhere @ found.left) @ found.left.T
+
+
+def reciprocal(values: Any) -> Any:
+    """1 / values."""
+    return 1.0 / values
 
 
 def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
@@ -236,16 +233,21 @@ class Problem:
         """Rows of all factors."""
         return sum(int(factor.shape[0]) for factor in self.factors)
 
-    def solution(self, linalg: Any, cut: float, floor: float = 0.0) -> Any:
+    def solution(self, linalg: Any, cut: float, floor: float = 0.0, tensor: str = "") -> Any:
         """T for f = 1."""
         reduced = self.reduced(linalg)
         return self.start + reduced.step(
-            solve(linalg, reduced.residual, reduced.gram, cut, floor=floor)
+            solve(linalg, reduced.residual, reduced.gram, cut, floor=floor, tensor=tensor)
         )
 
     def descended(self, linalg: Any, step: Descent) -> Any:
-        """T after a fixed number of gradient steps from the start."""
+        """T after a fixed number of gradient steps from the start, which is left only if it is not the minimiser.
+
+        One task is its own minimiser, and Adam makes steps of full size out of the rounding of a gradient of 0.
+        """
         quadratic = _Quadratic.of(linalg, self)
+        if quadratic.is_least(self.start):
+            return self.start
         return step.run(linalg, self.start, quadratic)
 
 
@@ -270,6 +272,11 @@ class _Quadratic:
         product = at @ self.gram if self.factor is None else (at @ self.factor.T) @ self.factor
         return 2.0 * (product + self.constant)
 
+    def is_least(self, at: Any) -> bool:
+        """Whether the gradient is rounding alone."""
+        bound = 16 * at.shape[1] * _PRECISION * number(abs(self.constant).max())
+        return bool(number(abs(self.gradient(at)).max()) <= bound)
+
 
 @dataclass(frozen=True, slots=True)
 class Descent:
@@ -290,7 +297,7 @@ class Descent:
             gradient = objective.gradient(point)
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * (gradient * gradient)
-            size = linalg.sqrt(second / (1.0 - 0.999**step)) + 1e-8
+            size = roots(linalg, second / (1.0 - 0.999**step)) + 1e-8
             point = point - (self.rate / (1.0 - 0.9**step)) * first / size
         return point
 
@@ -305,6 +312,12 @@ class Descent:
 def number(x: Any) -> float:
     """A single number of an array library as a float, for decisions that no gradient flows through."""
     return float(x.detach() if hasattr(x, "detach") else x)
+
+
+def roots(linalg: Any, squares: Any) -> Any:
+    """Square roots; the gradient of those of 0 is 0, as it is of a length that something of length 0 is divided by."""
+    positive = squares > 0.0
+    return linalg.where(positive, linalg.sqrt(linalg.where(positive, squares, 1.0)), 0.0)
 
 
 def total(terms: Sequence[Any]) -> Any:

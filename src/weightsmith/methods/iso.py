@@ -10,7 +10,13 @@ from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.named_roles import TEXT_PROJECTION
 from weightsmith.methods.registry import Base, method, shared
 from weightsmith.methods.rounding import shares_alike, strength_of_sum
-from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
+from weightsmith.methods.spectra import (
+    ByMatrix,
+    Decomposition,
+    SpectralRules,
+    blockwise,
+    constant,
+)
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Value, whole
@@ -139,7 +145,8 @@ class Isotropic:
             return total
         spectra = [s for s, _ in found]
         left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
-        return left @ right * _mean([s.values for s in spectra])
+        factor = blockwise(linalg, left, spectra, Spectrum.paired) @ right
+        return factor * _mean([s.values for s in spectra])
 
     def ranks(self, full: int, tasks: int) -> tuple[int, int]:
         """Numbers of common and of each task's own directions; together they are `full`."""
@@ -155,10 +162,10 @@ class Isotropic:
         """
         images = common.left.T @ task
         found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
-        missed = ((images @ found.right.T) / common.values[:, None]) ** 2
-        made = floors.own**2 + floors.common**2 * missed.sum(0)
-        is_real = (found.values**2 > made) & (found.values > cut * frobenius(linalg, task))
-        return Spectrum(found.left[:, is_real], found.values[is_real], found.right[is_real])
+        turns = self.how.turns(linalg, common, floors.common)
+        missed = ((images @ found.right.T) * turns[:, None]) ** 2
+        made = floors.own**2 + missed.sum(0)
+        return found.only((found.values**2 > made) & (found.values > cut * frobenius(linalg, task)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +188,15 @@ def _mean(values: Sequence[Any]) -> Any:
     return sum(v.sum() for v in values) / sum(int(v.shape[0]) for v in values)
 
 
-def frobenius(linalg: Any, matrix: Any) -> float:
+def length_of(linalg: Any, matrix: Any) -> Any:
     """Euclidean norm of a float64 matrix, without overflow."""
     largest = constant(abs(matrix).max())
     if largest == 0.0:
         return 0.0
     scaled = matrix / largest
-    return largest * constant(linalg.sqrt((scaled * scaled).sum()))
+    return largest * linalg.sqrt((scaled * scaled).sum())
+
+
+def frobenius(linalg: Any, matrix: Any) -> float:
+    """`length_of` as a number."""
+    return constant(length_of(linalg, matrix))

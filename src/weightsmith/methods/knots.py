@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import EXACT, Rounding, shares_alike, strength_side_by_side
+from weightsmith.methods.rounding import EXACT, shares_alike, strength_side_by_side
 from weightsmith.methods.spectra import (
     ByMatrix,
     Decomposition,
@@ -28,6 +29,7 @@ from weightsmith.methods.task_vectors import (
     zero_sum_parameter,
 )
 from weightsmith.tensors.graph import Value, whole, whole_parts
+from weightsmith.tensors.singular import without_gradient
 from weightsmith.tensors.site import Site
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
@@ -163,10 +165,13 @@ class JointBasis:
         if values.shape[0] and constant(values[0]) <= floor:
             roundings = [EXACT] * len(sides)
         noise = _ROUNDING * float(linalg.finfo(matrices[0].dtype).eps)
+        strengths = [r.strength for r in roundings]
+        mixed = self.how.mixtures(linalg, values, (rows, columns * len(sides)), strengths)
         places = linalg.ones_like(sides[0][: values.shape[0]])
         pieces = [_padded(linalg, places, rows, 0)]
         for task, rounding in zip(sides, roundings, strict=True):
-            images = _without_noise(linalg, left.T @ in_float64(linalg, task), noise, rounding)
+            images = left.T @ in_float64(linalg, task)
+            images = _without_noise(linalg, images, noise, rounding.row_length, mixed)
             images = images / values[:, None] if self.scaled else images
             pieces.append(in_dtype_of(matrices[0], _padded(linalg, images, rows, 0)))
         left = left * values if self.scaled else left
@@ -175,17 +180,19 @@ class JointBasis:
         return [p.T if self.turned else p for p in pieces]
 
 
-def _without_noise(linalg: Any, images: Any, noise: float, rounding: Rounding) -> Any:
+def _without_noise(linalg: Any, images: Any, noise: float, length: float, mixed: Any) -> Any:
     """The coefficients, rounding replaced by 0: in a direction that a task lacks it must not take part in elections.
 
-    A direction that a task lacks has coefficients no longer than errors of its stored weights make them.
+    A direction that a task lacks has coefficients no longer than errors of its stored weights make them (`length`), and
+    what `mixed` says it has of its neighbours.
     """
     if 0 in images.shape:
         return images
-    sizes = abs(images)
-    lengths = linalg.sqrt((images * images).sum(1))[:, None]
-    real = (sizes > noise * sizes.max()) & (lengths > rounding.row_length)
-    return linalg.where(real, images, 0.0)
+    plain = without_gradient(images)
+    sizes = abs(plain)
+    lengths = linalg.sqrt((plain * plain).sum(1))
+    is_there = lengths > length + mixed * frobenius(linalg, plain)
+    return linalg.where((sizes > noise * sizes.max()) & is_there[:, None], images, 0.0)
 
 
 def _padded(linalg: Any, matrix: Any, size: int, axis: int) -> Any:

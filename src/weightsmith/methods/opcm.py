@@ -205,13 +205,13 @@ class Fold:
         spectrum = self.how.spectrum(linalg, merged, tolerance=cut, floor=floor)
         if spectrum.rank == 0:
             return task
-        images = spectrum.left.T @ task
         shielded = self.shielded(spectrum.values)
-        diagonal = (images * spectrum.right).sum(1)
         lead = spectrum.leading(shielded)
-        block = (images[:shielded] @ lead.right.T) @ lead.right
-        rest = diagonal[shielded:, None] * spectrum.right[shielded:]
-        return task - spectrum.left @ linalg.concatenate([block, rest])
+        block = ((lead.left.T @ task) @ lead.right.T) @ lead.right
+        rest = spectrum.only(slice(shielded, None)).separated()
+        diagonal = ((rest.left.T @ task) * rest.right).sum(1)
+        left = linalg.concatenate([lead.left, rest.left], 1)
+        return task - left @ linalg.concatenate([block, diagonal[:, None] * rest.right])
 
     def shielded(self, values: Any) -> int:
         """r: how many of the falling singular values are shielded."""

@@ -132,7 +132,8 @@ class LeadingInterference:
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
         floor = rounding_floor(linalg, base, matrices, self.how.tolerance, self.stored)
-        return problem.solution(linalg, cut_of(linalg, matrices[0], self.how.tolerance), floor)
+        cut = cut_of(linalg, matrices[0], self.how.tolerance)
+        return problem.solution(linalg, cut, floor, self.how.tensor)
 
     def _rank(self, matrix: Any) -> int:
         smaller = int(min(matrix.shape))
@@ -141,16 +142,11 @@ class LeadingInterference:
 
     def _factor(self, linalg: Any, delta: Any) -> Any:
         """S V^T / ||tau|| of the leading directions; None for a zero task vector."""
-        length = unit(linalg, in_float64(linalg, delta))
-        if length is None:
+        relative = unit(linalg, in_float64(linalg, delta))
+        if relative is None:
             return None
-        spectrum = self.how.spectrum(linalg, delta, self._rank(delta))
-        norm = spectrum.values[0] / self._share_of_first(linalg, length)
-        return (spectrum.values / norm)[:, None] * spectrum.right
-
-    def _share_of_first(self, linalg: Any, relative: Any) -> Any:
-        """sigma_1 / ||tau||, from tau / ||tau||."""
-        return self.how.spectrum(linalg, relative, 1).values[0]
+        cut = self.how.cut(linalg, delta)
+        return self.how.spectrum(linalg, relative, self._rank(delta), cut).rows()
 
     def _target(self, linalg: Any, delta: Any, full: Any, mean: Any) -> Any:
         rank = self._rank(delta)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods.curvature import element_average, power, scaled, squares
+from weightsmith.methods.gram import directions, roots
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.matrices import EMBEDDING_ROLES, in_dtype_of, in_float64
 from weightsmith.methods.registry import Base, method, per_expert, shared
+from weightsmith.methods.spectra import constant
 from weightsmith.methods.task_vectors import merge_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import (
@@ -28,6 +30,7 @@ from weightsmith.tensors.graph import (
     where,
     whole,
 )
+from weightsmith.tensors.singular import without_gradient
 from weightsmith.tensors.site import Site
 
 # What the authors' code does where a recipe says nothing: it masks no element.
@@ -111,7 +114,9 @@ class Ota:
         ]
         if self.rescale == "size":
             vectors = [
-                v if m is None else whole(SizeOf(site.role, len(site.shape)), where(m, v, 0.0), v)
+                v
+                if m is None
+                else whole(SizeOf(site.role, len(site.shape), site.name), where(m, v, 0.0), v)
                 for v, m in zip(vectors, masks, strict=True)
             ]
         merged = self._reduced(vectors, moments, masks, site, has_base=base is not None)
@@ -206,26 +211,31 @@ class SizeOf:
 
     role: str
     axes: int
+    tensor: str = field(default="", repr=False)
 
     def __call__(self, linalg: Any, masked: Any, before: Any) -> Any:
         """Array of the same shape and dtype."""
         now = self._size(linalg, in_float64(linalg, masked))
         then = self._size(linalg, in_float64(linalg, before))
-        factor = then / now if now > 0.0 else 1.0
+        factor = then / now if constant(now) > 0.0 else 1.0
         return in_dtype_of(masked, in_float64(linalg, masked) * factor)
 
-    def _size(self, linalg: Any, array: Any) -> float:
-        largest = float(abs(array).max()) if 0 not in array.shape else 0.0
+    def _size(self, linalg: Any, array: Any) -> Any:
+        largest = constant(abs(array).max()) if 0 not in array.shape else 0.0
         if not 0.0 < largest < float("inf"):
             return 0.0
         unit = array / largest
         if self.role in EMBEDDING_ROLES and self.axes == 2:
-            return largest * float(linalg.sqrt((unit * unit).sum(0)).max())
+            return largest * roots(linalg, (unit * unit).sum(0)).max()
         if self.axes < 2:
-            return largest * float(linalg.sqrt((unit * unit).sum()))
+            return largest * linalg.sqrt((unit * unit).sum())
         stack = unit.reshape((-1, *unit.shape[-2:])) if self.axes == 3 else None
         stack = unit.reshape((1, unit.shape[0], -1)) if stack is None else stack
         m, n = stack.shape[-2:]
         turned = stack.swapaxes(-1, -2)
         grams = stack @ turned if m <= n else turned @ stack
-        return largest * math.sqrt(float(linalg.linalg.eigvalsh(grams).max()))
+        sizes = linalg.linalg.eigvalsh(without_gradient(grams))[:, -1]
+        gram = grams[int(sizes.argmax())]
+        if without_gradient(gram) is gram:
+            return largest * math.sqrt(sizes.max())
+        return largest * linalg.sqrt(directions(linalg, gram, 0.0, tensor=self.tensor).values[0])

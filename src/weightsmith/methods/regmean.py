@@ -150,8 +150,8 @@ class Regression:
             diagonal = linalg.diagonal(gram)
             mean_eigenvalue = number(diagonal.sum()) / gram.shape[0]
             gram = gram + linalg.diag(linalg.ones_like(diagonal)) * (self.ridge * mean_eigenvalue)
-            return first + to_mean + solve(linalg, residual, gram, cut)
-        return first + solve(linalg, residual, gram, cut, elsewhere=to_mean)
+            return first + to_mean + solve(linalg, residual, gram, cut, tensor=self.tensor)
+        return first + solve(linalg, residual, gram, cut, to_mean, tensor=self.tensor)
 
     def _product(self, linalg: Any, gap: Any, gram: Any) -> Any:
         """gap G~, for which G~ need not be made."""

@@ -21,13 +21,33 @@ from typing import Any
 from weightsmith.errors import NonFiniteError
 from weightsmith.methods.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.registry import shared
-from weightsmith.methods.rounding import EXACT, Rounding, rounding_of
+from weightsmith.methods.rounding import (
+    EXACT,
+    FLOAT64,
+    LAPACK,
+    Rounding,
+    arithmetic_of,
+    rounding_of,
+)
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.singular import Spectrum, exact, falling, gram_spectrum, signs
+from weightsmith.tensors.singular import (
+    Spectrum,
+    differentiable,
+    exact,
+    falling,
+    gram_spectrum,
+    orthonormal,
+    signs,
+    without_gradient,
+)
 from weightsmith.tensors.site import Site
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5
+# The largest angle for which small gaps are the reason: it is so little that directions which are no errors do not
+# suffer, and errors of weights in 16 bits are larger by themselves.
+_LARGEST_TURN = 1e-4
+_LARGEST_MIXTURE = 1e-6
 
 
 def svd_parameter(*, randomized: bool) -> Any:
@@ -56,7 +76,7 @@ class SpectralRules(MatrixRules):
 
     def how(self, site: Site) -> Decomposition:
         """The paths and tolerances to decompose the tensor with."""
-        return Decomposition(self.svd, self.rank_tolerance, stored=site.stored)
+        return Decomposition(self.svd, self.rank_tolerance, stored=site.stored, tensor=site.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +100,16 @@ class LeadingRules(SpectralRules):
             self.power_iterations,
             (site.seed, site.name),
             site.stored,
+            site.name,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
-    """How matrices are decomposed (see the module). `key` selects the random sketch, `stored` is the experts' dtype."""
+    """How matrices are decomposed (see the module).
+
+    `key` selects the random sketch, `stored` is the experts' dtype, `tensor` the name that errors give.
+    """
 
     path: str = "auto"
     tolerance: float | None = None
@@ -93,6 +117,7 @@ class Decomposition:
     iterations: int = 2
     key: tuple[int, str] = field(default=(0, ""), repr=False)
     stored: DType = DType.FLOAT32
+    tensor: str = field(default="", repr=False)
 
     def roundings(self, linalg: Any, base: Any, deltas: Sequence[Any]) -> list[Rounding]:
         """What rounding of the weights makes of each task vector; nothing where the tolerance is given."""
@@ -118,11 +143,18 @@ class Decomposition:
         largest = constant(abs(matrix).max()) if 0 not in matrix.shape else 0.0
         if largest == 0.0 or rank == 0:
             return _nothing(matrix)
-        found = self._directions(linalg, matrix / largest, rank, tolerance)
+        scaled, basis = matrix / largest, None
+        if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
+            basis = self._range(linalg, scaled, rank)
+            scaled = basis.T @ scaled
+            found = exact(linalg, without_gradient(scaled))
+        else:
+            found = self._directions(linalg, scaled, rank, tolerance)
         kept = int((found.values > tolerance * found.values[0]).sum())
         kept = max(kept, 1) if rank is None else max(min(kept, rank), 1)
-        found = found.leading(min(kept, int((found.values * largest > floor).sum())))
-        return Spectrum(found.left, found.values * largest, found.right)
+        kept = min(kept, int((found.values * largest > floor).sum()))
+        found = differentiable(scaled, found, slice(kept), self.tensor).times(largest)
+        return found if basis is None else found.within(basis)
 
     def joint_left(
         self, linalg: Any, matrices: Sequence[Any], tolerance: float, floor: float = 0.0
@@ -137,18 +169,20 @@ class Decomposition:
             wide = linalg.concatenate([in_float64(linalg, m) for m in matrices], 1)
             found = self.spectrum(linalg, wide, tolerance=tolerance)
             above = int((found.values > floor).sum())
-            found = found.leading(above) if above else found
+            found = (found.leading(above) if above else found).separated()
             return found.left, found.values
-        gram = 0.0
+        gram: Any = 0.0
         for matrix in matrices:
             scaled = in_float64(linalg, matrix) / largest
             gram = gram + scaled @ scaled.T
-        values, vectors = linalg.linalg.eigh(gram)
+        values, vectors = linalg.linalg.eigh(without_gradient(gram))
         squares, vectors = falling(linalg, values, vectors, None)
         above = int((squares * largest**2 > floor**2).sum())
         kept = max(1, int((squares > tolerance**2 * squares[0]).sum()))
         kept = min(kept, above) if above else kept
-        return vectors[:, :kept], linalg.sqrt(squares[:kept]) * largest
+        found = Spectrum(vectors, squares, vectors.T)
+        found = differentiable(gram, found, slice(kept), self.tensor).separated()
+        return found.left, linalg.sqrt(found.values) * largest
 
     def _is_worth(self, rank: int, matrix: Any) -> bool:
         """Whether a sketch is much narrower than the matrix."""
@@ -165,18 +199,18 @@ class Decomposition:
         """
         found = self.spectrum(linalg, array, tolerance=tolerance)
         made = linalg.sqrt(((found.right * errors) ** 2).sum(1))
-        is_real = found.values > made
-        return found.left[:, is_real] @ found.right[is_real]
+        return found.only(found.values > made).polar()
 
     def polars(
         self, linalg: Any, spectra: Sequence[Spectrum], errors: Sequence[float], tolerance: float
     ) -> tuple[Any, Any]:
         """polar(U) and polar(V)^T of the directions of several matrices beside each other.
 
-        An error of strength e turns a direction of value sigma by about e / sigma, so directions of two matrices that
-        differ by no more are one.
+        Directions of two matrices that differ by no more than errors turn them are one.
         """
-        turns = linalg.concatenate([e / s.values for s, e in zip(spectra, errors, strict=True)])
+        turns = linalg.concatenate(
+            [self.turns(linalg, s, e) for s, e in zip(spectra, errors, strict=True)]
+        )
         left = linalg.concatenate([s.left for s in spectra], 1)
         right = linalg.concatenate([s.right for s in spectra])
         return (
@@ -184,29 +218,61 @@ class Decomposition:
             self.polar(linalg, right.T, tolerance, turns).T,
         )
 
+    def turns(self, linalg: Any, spectrum: Spectrum, error: float) -> Any:
+        """By how much an error of a matrix, and float64's arithmetic, turn each of its directions.
+
+        An error of strength e turns a direction of value sigma by up to e / gap out of the span of those that are kept,
+        the gap being that to the values left out (Wedin, 1972): e / sigma where none is. Where gaps are so small that
+        nothing is known of a direction, or nearly so, it is taken for sure up to 1e-4. Only a given rank tolerance
+        decides where there is one.
+        """
+        values = without_gradient(spectrum.values)
+        if self.tolerance is not None or not spectrum.rank:
+            return values * 0.0
+        shape = (spectrum.left.shape[0], spectrum.right.shape[1])
+        exact = arithmetic_of(shape, constant(values[0]))
+        gaps = abs(values - spectrum.beyond)
+        turned = (exact + error) / linalg.clip(gaps, (exact + error) / _LARGEST_TURN, None)
+        return linalg.maximum(error / values, turned)
+
+    def mixtures(
+        self, linalg: Any, values: Any, shape: tuple[int, int], errors: Sequence[float] = (0.0,)
+    ) -> Any:
+        """By how much float64's arithmetic mixes directions of neighbouring values (falling) of a matrix.
+
+        Errors of weights count where those are float64, too. A mixture by more than 1e-6 is of values that are equal.
+        """
+        if self.tolerance is not None or not values.shape[0]:
+            return values * 0.0
+        values = without_gradient(values)
+        exact = arithmetic_of(shape, constant(values[0]))
+        exact += max(errors) if self.stored is DType.FLOAT64 else 0.0
+        below = values - linalg.concatenate([values[1:], values[:1] * 0.0])
+        above = linalg.concatenate([values[:1], below[:-1]])
+        return exact / linalg.clip(linalg.minimum(below, above), exact / _LARGEST_MIXTURE, None)
+
     def cut(self, linalg: Any, array: Any) -> float:
         """The share of the largest singular value up to which a direction counts as rounding."""
         if self.tolerance is not None:
             return self.tolerance
-        epsilon = float(linalg.finfo(array.dtype).eps)
+        epsilon = max(float(linalg.finfo(array.dtype).eps), LAPACK * FLOAT64)
         return min(1.0, epsilon * float(max(array.shape)))
 
     def _directions(self, linalg: Any, matrix: Any, rank: int | None, cut: float) -> Spectrum:
-        if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
-            return self._sketched(linalg, matrix, rank)
+        """The strongest directions, at least `rank` of them; all where gradients ask for what is left out, too."""
+        plain = without_gradient(matrix)
         if self._by_gram(cut):
-            return gram_spectrum(linalg, matrix, rank)
-        return exact(linalg, matrix)
+            return gram_spectrum(linalg, plain, None if plain is not matrix else rank)
+        return exact(linalg, plain)
 
-    def _sketched(self, linalg: Any, matrix: Any, rank: int) -> Spectrum:
+    def _range(self, linalg: Any, matrix: Any, rank: int) -> Any:
+        """An orthonormal basis of a sketch of the columns, sharpened by power iterations."""
         width = rank + self.oversampling
         sketch = matrix @ _like(linalg, matrix, signs((matrix.shape[1], width), *self.key))
-        basis, _ = linalg.linalg.qr(sketch)
+        basis = orthonormal(linalg, sketch)
         for _ in range(self.iterations):
-            other, _ = linalg.linalg.qr(matrix.T @ basis)
-            basis, _ = linalg.linalg.qr(matrix @ other)
-        inner = exact(linalg, basis.T @ matrix)
-        return Spectrum(basis @ inner.left, inner.values, inner.right)
+            basis = orthonormal(linalg, matrix @ orthonormal(linalg, matrix.T @ basis))
+        return basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +298,20 @@ class ByMatrix:
             for matrices in zip(*stacks, strict=True)
         ]
         return self.view.join(linalg, merged)
+
+
+def blockwise(
+    linalg: Any,
+    columns: Any,
+    spectra: Sequence[Spectrum],
+    function: Callable[[Spectrum, Any], Any],
+) -> Any:
+    """A function (`Spectrum.scaled` or `Spectrum.paired`) of the columns that go on with each of several spectra."""
+    blocks, start = [], 0
+    for spectrum in spectra:
+        blocks.append(function(spectrum, columns[:, start : start + spectrum.rank]))
+        start += spectrum.rank
+    return linalg.concatenate(blocks, 1)
 
 
 def constant(entry: Any) -> float:

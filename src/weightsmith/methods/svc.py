@@ -109,14 +109,15 @@ class Calibrated:
         """Matrix of the same shape, in float64."""
         base, given, *tasks = matrices
         merged = in_float64(linalg, given)
-        found = self.how.spectrum(linalg, given)
+        found = self.how.spectrum(linalg, given).separated()
         if not found.rank:
             return merged
         count = counted = found.values * 0.0
+        mixed = self.how.mixtures(linalg, found.values, merged.shape)
         for task in tasks:
             responses = found.left.T @ in_float64(linalg, task)
             squares = (responses * responses).sum(1)
-            responds = squares > self._silence(linalg, base, task) ** 2
+            responds = squares > self._silence(linalg, base, task, mixed) ** 2
             along = (responses * found.right).sum(1) * found.values
             share = along / linalg.where(responds, squares, 1.0)
             share = linalg.where(share > self.alpha, share, self.alpha)
@@ -127,8 +128,8 @@ class Calibrated:
         # Added to the merge, so that what is not scaled keeps every bit.
         return merged + (found.left * ((factors - 1.0) * found.values)) @ found.right
 
-    def _silence(self, linalg: Any, base: Any, task: Any) -> float:
-        """The length up to which a response of the task can be rounding."""
+    def _silence(self, linalg: Any, base: Any, task: Any, mixed: Any) -> Any:
+        """The length up to which the task's response in each direction can be rounding."""
         length = frobenius(linalg, in_float64(linalg, task))
         floor = rounding_floor(linalg, base, [task], self.how.tolerance, self.stored)
-        return length * max(self.how.cut(linalg, task), math.sqrt(floor))
+        return length * (max(self.how.cut(linalg, task), math.sqrt(floor)) + mixed)

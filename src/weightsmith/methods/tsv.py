@@ -10,11 +10,18 @@ from typing import Any
 from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.named_roles import TEXT_PROJECTION
 from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules, constant
+from weightsmith.methods.spectra import (
+    ByMatrix,
+    Decomposition,
+    LeadingRules,
+    blockwise,
+    constant,
+)
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.truncate import LowRank
 from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.singular import Spectrum
 from weightsmith.tensors.site import Site
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
@@ -103,7 +110,7 @@ def decorrelated(
     matrices: Sequence[Any],
     base: Any,
     ranks: Sequence[int],
-    weights: Sequence[float],
+    weights: Sequence[Any],
     how: Decomposition,
 ) -> Any:
     """polar(U) diag(w_i S_i) polar(V)^T of concatenated leading directions, and task vectors that are rounding alone.
@@ -113,7 +120,7 @@ def decorrelated(
     merged, found, errors = None, [], []
     roundings = how.roundings(linalg, base, matrices)
     for matrix, rank, weight, rounding in zip(matrices, ranks, weights, roundings, strict=True):
-        if weight == 0.0:
+        if constant(weight) == 0.0:
             continue
         spectrum = how.spectrum(linalg, matrix, rank, floor=rounding.strength)
         if spectrum.rank:
@@ -130,7 +137,8 @@ def decorrelated(
     else:
         cut = how.cut(linalg, matrices[0])
         left, right = how.polars(linalg, [s for s, _ in found], errors, cut)
-        real = (left * linalg.concatenate([s.values * w for s, w in found])) @ right
+        weighted = [s.times(w) for s, w in found]
+        real = blockwise(linalg, left, weighted, Spectrum.scaled) @ right
     return real if merged is None else merged + real
 
 
@@ -210,7 +218,7 @@ class Resm(LeadingRules):
     ranks, but no formulas of it or code were to be had: these are a reconstruction from its description. Weights are
     equal where no task has outliers; equal weights and sparsities give tsv_m. A task that changed nothing has rank 0,
     and one that changed something keeps at least one direction.
-    Gradients take weights and ranks as constants. O(N m n min(m, n)) time.
+    O(N m n min(m, n)) time.
     """
 
     weight: tuple[float, ...] = strength_parameter()
@@ -244,14 +252,14 @@ class Reweighted:
         facts = [_magnitudes(linalg, m, self.sigma) for m in matrices]
         outliers, dense = [o for o, _ in facts], [d for _, d in facts]
         mean = sum(outliers) / len(outliers)
-        omegas = [o / mean if mean else 1.0 for o in outliers]
+        omegas = [o / mean if mean > 0.0 else 1.0 for o in outliers]
         smaller = min(matrices[0].shape)
         ranks = [max(1, math.floor(smaller * d / sum(dense) + 1e-9)) if d else 0 for d in dense]
         weights = [w * o for w, o in zip(self.weights, omegas, strict=True)]
         return decorrelated(linalg, matrices, base, ranks, weights, self.how)
 
 
-def _magnitudes(linalg: Any, matrix: Any, sigma: float) -> tuple[float, float]:
+def _magnitudes(linalg: Any, matrix: Any, sigma: float) -> tuple[Any, float]:
     """Share of the L1 norm in outliers, and 1 - sparsity; (0, 0) for a zero matrix."""
     sizes = abs(in_float64(linalg, matrix))
     largest = constant(sizes.max())
@@ -260,5 +268,5 @@ def _magnitudes(linalg: Any, matrix: Any, sigma: float) -> tuple[float, float]:
     sizes = sizes / largest
     mean, square = constant(sizes.mean()), constant((sizes * sizes).mean())
     threshold = mean + sigma * math.sqrt(max(square - mean * mean, 0.0))
-    outliers = constant(linalg.where(sizes > threshold, sizes, 0.0).mean()) / mean
+    outliers = linalg.where(sizes > threshold, sizes, 0.0).mean() / sizes.mean()
     return outliers, mean * mean / square

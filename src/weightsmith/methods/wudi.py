@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.methods.gram import Descent, GramRules, cut_of, rounding_floor, task_problem
@@ -61,6 +61,7 @@ class Wudi(GramRules):
             self.rank_tolerance,
             descent if self.solver == "adam" else None,
             site.stored,
+            site.name,
         )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
@@ -73,6 +74,7 @@ class LeastInterference:
     tolerance: float | None
     descent: Descent | None
     stored: DType
+    tensor: str = field(default="", repr=False)
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -85,4 +87,5 @@ class LeastInterference:
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
-        return problem.solution(linalg, cut_of(linalg, matrices[0], self.tolerance), floor)
+        cut = cut_of(linalg, matrices[0], self.tolerance)
+        return problem.solution(linalg, cut, floor, self.tensor)

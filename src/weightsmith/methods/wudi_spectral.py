@@ -10,13 +10,12 @@ f = 1 is WUDI's minimiser and f = 0 its starting point T_0: the sum of the task 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods.gram import (
-    Directions,
     GramRules,
     Reduced,
     cut_of,
@@ -32,6 +31,7 @@ from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
+from weightsmith.tensors.singular import Spectrum as Directions
 from weightsmith.tensors.site import Site
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
@@ -58,7 +58,7 @@ class SpectralWudi(GramRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         function = Filtered(
-            self.weight, self.rank_tolerance, self.start, self.filter(), site.stored
+            self.weight, self.rank_tolerance, self.start, self.filter(), site.stored, site.name
         )
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
@@ -69,7 +69,7 @@ class SpectralWudi(GramRules):
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """f(l) of eigenvalues l, falling: a smooth part, and the number of directions that are kept.
+    """f(l) of eigenvalues l: a smooth part, and the number of directions that are kept; the rest stay.
 
     `kind` is none, tikhonov, landweber or exponential, of `strength` a, n or t; `rule` says how many directions
     are kept (all, share, or a rule of `spectral_ranks`), `level` is its number.
@@ -80,26 +80,19 @@ class Gains:
     rule: str = "all"
     level: float = 0.0
 
-    def at(self, linalg: Any, spectrum: Spectrum) -> Any:
-        """One number in [0, 1] per eigenvalue."""
-        values = spectrum.values
-        smooth = self._smooth(linalg, values)
-        kept = self._kept(linalg, spectrum)
-        if kept >= spectrum.rank:
-            return smooth
-        return linalg.concatenate([smooth[:kept], smooth[kept:] * 0.0])
-
-    def _smooth(self, linalg: Any, values: Any) -> Any:
+    def smooth(self, linalg: Any, values: Any, largest: Any) -> Any:
+        """One number in [0, 1] per eigenvalue; `largest` is the largest of all."""
         if self.kind == "tikhonov":
             return values / (values + self.strength)
         if self.kind == "landweber":
-            rate = 0.9 / values[0]
+            rate = 0.9 / largest
             return 1.0 - (1.0 - rate * values) ** self.strength
         if self.kind == "exponential":
             return -linalg.expm1(-self.strength * values)
         return linalg.ones_like(values)
 
-    def _kept(self, linalg: Any, spectrum: Spectrum) -> int:
+    def kept(self, linalg: Any, spectrum: Spectrum) -> int:
+        """How many directions, from the strongest on, move."""
         if self.rule == "all":
             return spectrum.rank
         if self.rule == "share":
@@ -116,6 +109,7 @@ class Filtered:
     start: str
     gains: Gains
     stored: DType
+    tensor: str = field(default="", repr=False)
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
@@ -127,13 +121,18 @@ class Filtered:
         reduced = problem.reduced(linalg)
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         cut = cut_of(linalg, matrices[0], self.tolerance)
-        found = directions(linalg, reduced.gram, cut, floor)
-        images = reduced.residual @ found.basis
+        found = directions(linalg, reduced.gram, cut, floor, self.tensor)
+        images = reduced.residual @ found.left
         outputs, inputs = matrices[0].shape
         lengths = partial(_lengths, linalg, problem.start, reduced, found, images)
         spectrum = Spectrum(found.values, int(outputs), int(inputs), problem.rows, lengths)
-        gains = self.gains.at(linalg, spectrum)
-        return problem.start + reduced.step((images * (gains / found.values)) @ found.basis.T)
+        moving = found.leading(self.gains.kept(linalg, spectrum))
+        images = images[:, : moving.rank] if found.core is None else reduced.residual @ moving.left
+
+        def shares(values: Any) -> Any:
+            return self.gains.smooth(linalg, values, found.values[0]) / values
+
+        return problem.start + reduced.step(moving.through(images, shares) @ moving.left.T)
 
 
 def _lengths(
@@ -144,10 +143,10 @@ def _lengths(
     D = T_0 C + (D - T_0 C). Those found are v, or b with v = R^T b / sqrt l.
     """
     if reduced.lift is None:
-        starts, gaps = start @ found.basis, images
+        starts, gaps = start @ found.left, images
     else:
         roots = linalg.sqrt(found.values)
-        starts, gaps = start @ (reduced.lift.T @ found.basis) / roots, images * roots
+        starts, gaps = start @ (reduced.lift.T @ found.left) / roots, images * roots
     targets = starts * found.values + gaps
     return (starts * starts).sum(0), (targets * targets).sum(0)
 

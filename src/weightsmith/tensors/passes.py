@@ -32,12 +32,13 @@ class CutPoint:
 
     Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes. Of equals those with
     flat index <= `last_index` are selected, or, with a `last_rank`, those whose rank (see `equal_magnitudes`, under
-    the tensor's `rank_key`) is lower, or is that at such an index.
+    the tensor's `rank_key`) is lower, or is that at such an index. `magnitude` is a torch scalar where gradients are
+    recorded.
     """
 
     key: int
     last_index: int
-    magnitude: float
+    magnitude: Any
     last_rank: int | None = None
     rank_key: int = 0
 
@@ -342,7 +343,9 @@ def _compute(node: Node, memo: dict[Node, Any]) -> Any:
         return np.float64(node.attributes[0])
     if node.op == "cut_value":
         cut = memo[node.inputs[0]]
-        return np.float64(cut.magnitude) if isinstance(cut, CutPoint) else cut
+        if not isinstance(cut, CutPoint):
+            return cut
+        return np.float64(cut.magnitude) if isinstance(cut.magnitude, float) else cut.magnitude
     arguments = [evaluate_scalar(child, memo) for child in node.inputs]
     with np.errstate(all="ignore"):
         if node.op == "div":

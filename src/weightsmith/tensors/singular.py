@@ -6,17 +6,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """A ~ left diag(values) right: orthonormal columns (m, r), values falling, orthonormal rows (r, n)."""
+    """A ~ left diag(values) right: orthonormal columns (m, r), values falling, orthonormal rows (r, n).
+
+    Where gradients are recorded (see `torch_singular`), `core` (r, r) is diag(values) with all that turns left and
+    right within their spans. Then only what does not depend on that choice has its gradient: `matrix`, `polar`,
+    projections on left and right, and `left core right` in every other way. `separated` gives each direction its own.
+
+    `beyond` is the largest value of a direction that was left out; `tensor` the name that errors give.
+    """
 
     left: Any
     values: Any
     right: Any
+    core: Any = None
+    beyond: float = 0.0
+    tensor: str = ""
 
     @property
     def rank(self) -> int:
@@ -25,15 +36,103 @@ class Spectrum:
 
     def matrix(self) -> Any:
         """left diag(values) right."""
-        return (self.left * self.values) @ self.right
+        return self.scaled(self.left) @ self.right
 
     def polar(self) -> Any:
         """left right: every direction with weight 1."""
-        return self.left @ self.right
+        return self.paired(self.left) @ self.right
+
+    def rows(self) -> Any:
+        """diag(values) right: the images of the left directions."""
+        return self.values[:, None] * self.right if self.core is None else self.core @ self.right
+
+    def scaled(self, columns: Any) -> Any:
+        """columns diag(values), for columns (l, r) each of which goes on with a row of `right`."""
+        return columns * self.values if self.core is None else columns @ self.core
+
+    def paired(self, columns: Any) -> Any:
+        """The columns (l, r), each of which goes on with a row of `right`, unscaled."""
+        if self.core is None:
+            return columns
+        from weightsmith.tensors.torch_singular import Unitary
+
+        return columns @ Unitary.apply(self.core, self.values.detach(), self.tensor)  # type: ignore[no-untyped-call]
+
+    def through(self, columns: Any, function: Callable[[Any], Any]) -> Any:
+        """columns f(C) for a function of the values of a symmetric matrix, which works elementwise: diag(f(values))."""
+        if self.core is None:
+            return columns * function(self.values)
+        from weightsmith.tensors.torch_singular import of_symmetric
+
+        return columns @ of_symmetric(self.core, self.values, function)
 
     def leading(self, rank: int) -> Spectrum:
         """The `rank` strongest directions."""
-        return Spectrum(self.left[:, :rank], self.values[:rank], self.right[:rank])
+        return self if rank >= self.rank else self.only(slice(rank))
+
+    def only(self, kept: Any) -> Spectrum:
+        """Some of the directions: a slice, or a mask."""
+        if self.core is None:
+            beyond = self._beyond(kept)
+            return Spectrum(self.left[:, kept], self.values[kept], self.right[kept], None, beyond)
+        from weightsmith.tensors.torch_singular import within_core
+
+        inner = within_core(self, kept)
+        return replace(inner, left=self.left @ inner.left, right=inner.right @ self.right)
+
+    def _beyond(self, kept: Any) -> float:
+        values = without_gradient(self.values)
+        is_out = values == values
+        is_out[kept] = False
+        return max(self.beyond, float(values[is_out].max())) if bool(is_out.any()) else self.beyond
+
+    def within(self, basis: Any) -> Spectrum:
+        """The directions of a matrix whose images in an orthonormal basis have these."""
+        return replace(self, left=basis @ self.left)
+
+    def times(self, factor: Any) -> Spectrum:
+        """Those of the matrix times a number, whose sign goes into the values."""
+        core = None if self.core is None else self.core * factor
+        beyond = self.beyond * abs(float(without_gradient(factor)))
+        return replace(self, values=self.values * factor, core=core, beyond=beyond)
+
+    def separated(self) -> Spectrum:
+        """Every direction by itself, so that left, values and right have gradients of their own.
+
+        Directions of equal values have none: GradientError then comes out of the gradient.
+        """
+        if self.core is None or not self.rank:
+            return self
+        from weightsmith.tensors.torch_singular import Separated
+
+        left, values, right = Separated.apply(self.core, self.values.detach(), self.tensor)  # type: ignore[no-untyped-call]
+        return Spectrum(self.left @ left, values, right @ self.right, None, self.beyond)
+
+
+def without_gradient(array: Any) -> Any:
+    """The numbers of an array."""
+    return array.detach() if getattr(array, "requires_grad", False) else array
+
+
+def differentiable(matrix: Any, found: Spectrum, kept: Any, tensor: str = "") -> Spectrum:
+    """Some of all directions that a matrix was found to have, with gradients where the matrix has any.
+
+    `kept` is a slice or a mask, `tensor` the name that errors give. Directions of value 0 may be missing.
+    """
+    if not getattr(matrix, "requires_grad", False):
+        return found.only(kept)
+    from weightsmith.tensors.torch_singular import directions
+
+    return directions(matrix, found, kept, tensor)
+
+
+def orthonormal(linalg: Any, matrix: Any) -> Any:
+    """An orthonormal basis of the columns of a matrix; its gradient is that of their span."""
+    if not getattr(matrix, "requires_grad", False):
+        return linalg.linalg.qr(matrix)[0]
+    from weightsmith.tensors.torch_singular import Orthonormal
+
+    return Orthonormal.apply(matrix)  # type: ignore[no-untyped-call]
 
 
 def exact(linalg: Any, matrix: Any) -> Spectrum:

@@ -223,10 +223,21 @@ def _cuts(
         names = list(values)
         parts = [_answer(keys[i], asked, names[i], int(offsets[i])) for i in chosen]
         selection.absorb(asked, parts)
+    found = selection.result
+    magnitude = _selected_magnitude(found, values, offsets)
     return [
-        local_cut(selection.result, int(offset), size, rank_key(name))
+        replace(local_cut(found, int(offset), size, rank_key(name)), magnitude=magnitude)
         for name, offset, size in zip(values, offsets, sizes, strict=False)
     ]
+
+
+def _selected_magnitude(found: CutPoint, values: Mapping[str, Tensor], offsets: Any) -> Any:
+    """The magnitude of a cut; where gradients are recorded, with that of the element it was found at."""
+    tensors = list(values.values())
+    if found.last_index < 0 or not any(v.requires_grad for v in tensors):
+        return found.magnitude
+    which = int(np.searchsorted(offsets, found.last_index, side="right")) - 1
+    return tensors[which].reshape(-1)[found.last_index - int(offsets[which])].abs().double()
 
 
 def _answer(keys: Tensor, asked: Request, tensor: str, offset: int) -> HistogramPart | CollectPart:
