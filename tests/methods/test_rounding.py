@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,7 +154,8 @@ def test_rows_and_columns_that_were_left_alone_have_no_errors():
     found = rounding_of(np, base, delta, DType.BFLOAT16)
     alone = rounding_of(np, base[5:15, 20:], delta[5:15, 20:], DType.BFLOAT16)
     assert (found.rows, found.columns) == (10, 20)
-    assert found == alone
+    # What float64 adds goes by the size of the whole matrix.
+    assert replace(found, arithmetic=0.0) == replace(alone, arithmetic=0.0)
 
 
 def test_small_numbers_in_float16_have_the_unit_of_the_smallest_normal_one():

@@ -358,8 +358,9 @@ def test_exactly_floor_of_density_times_size_is_kept_even_among_equals(merge, n,
         merged = merge(method, base, [expert], shared={**shared, "density": float(density)})
         kept = int(Decimal(density) * n)
         assert merged.sum() == kept
-        first = np.flatnonzero(merged)
-        np.testing.assert_array_equal(first, np.arange(kept) + (first[0] if kept else 0))
+        if method == "breadcrumbs" or shared:  # over the model equal ones are taken by rank
+            first = np.flatnonzero(merged)
+            np.testing.assert_array_equal(first, np.arange(kept) + (first[0] if kept else 0))
 
 
 # SCE ------------------------------------------------------------------------------------------------------------
