@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
+from weightsmith.patterns import PatternError, Patterns
+from weightsmith.wording import shown
 
 _DIGITS = re.compile(r"([0-9]+)")
 _EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
@@ -108,14 +110,26 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
 
 
 @functools.lru_cache(maxsize=512)
-def compile_regex(pattern: str) -> re.Pattern[str]:
-    """A regular expression, refused with RecipeError where it is malformed."""
+def compile_regex(pattern: str) -> Patterns:
+    """A regular expression, refused with RecipeError where it is malformed or cannot be matched in bounded time."""
     try:
-        return re.compile(pattern)
-    except re.error as problem:
-        raise RecipeError(
-            f"The regular expression {pattern!r} is malformed ({problem}); correct it or use a glob"
-        ) from None
+        return Patterns([pattern])
+    except PatternError as problem:
+        raise _refused(pattern, problem) from None
+
+
+def is_found(pattern: str, name: str) -> bool:
+    """Whether a regular expression is found in a name; raises RecipeError as `compile_regex` does."""
+    try:
+        return compile_regex(pattern).found(name) is not None
+    except PatternError as problem:
+        raise _refused(pattern, problem) from None
+
+
+def _refused(pattern: str, problem: PatternError) -> RecipeError:
+    return RecipeError(
+        f"The regular expression {shown(pattern)} cannot be used, since {problem}; correct it or use a glob."
+    )
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

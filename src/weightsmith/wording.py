@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+_LONGEST = 160
+
+
+def shown(text: object) -> str:
+    """`text` quoted, with everything unprintable escaped and the middle of very long text left out."""
+    whole = str(text)
+    if len(whole) > _LONGEST:
+        half = _LONGEST // 2
+        whole = f"{whole[:half]}...{whole[-half:]}"
+    return repr(whole)
+
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:
     """`text` with everything escaped that could move a terminal's cursor, colour it or turn the reading direction."""

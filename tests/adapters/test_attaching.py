@@ -404,7 +404,7 @@ REFUSED = {
     "another rank": ({"r": 3}, "rank 2, but the configuration says 3"),
     "a rank of nothing": ({"r": 0}, "no positive number"),
     "an alpha that is no number": ({"lora_alpha": "8"}, "no finite number"),
-    "a pattern that is none": ({"rank_pattern": {"(": 3}}, "no regular expression"),
+    "a pattern that is none": ({"rank_pattern": {"(": 3}}, "it is malformed"),
 }  # fmt: skip
 
 
@@ -413,6 +413,22 @@ def test_configurations_that_mean_something_else_are_refused(place, config, mess
     with pytest.raises((CheckpointError, CompatibilityError), match=message) as caught:
         open_adapter(place.adapter(factors(QUERY, 9, 7), **config))
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("pattern", ["([a-z0-9_.]+)+!", "(a|a)*!", "(?:(?:.?){40}){40}!"])
+def test_patterns_that_python_would_try_for_ever_are_answered_at_once(place, pattern):
+    # 2^n ways for a name of n characters; none matches, so that the rank is the common one.
+    patterns = {pattern: 3, "q_proj": 2}
+    open_adapter(place.adapter(factors(QUERY, 9, 7), rank_pattern=patterns, alpha_pattern=patterns))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [(r"(q)\1", "refers back"), ("(?:(?:q{1000}){1000}){1000}", "more than 1000000 characters")],
+)
+def test_patterns_that_cannot_be_matched_in_bounded_time_are_refused(place, pattern, message):
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(place.adapter(factors(QUERY, 9, 7), rank_pattern={pattern: 3}))
 
 
 def test_settings_of_the_future_that_are_off_do_no_harm(place):

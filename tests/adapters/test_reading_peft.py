@@ -110,6 +110,12 @@ CONFIGS = {
         "rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 3, "mlp.*": 5},
         "alpha_pattern": {"^model.layers.0.*k_proj": 3, "k_proj": 7},
     },
+    "patterns that look ahead and behind": {
+        "r": 4,
+        "lora_alpha": 16,
+        "rank_pattern": {r"(?!.*\.0\.).*(?<!o)_proj": 2, r"model(?=\.).*o_proj": 3},
+        "alpha_pattern": {r"(?!.*mlp).*(?:q|v)_proj": 3},
+    },
     "patterns of rslora": {
         "r": 4,
         "lora_alpha": 16,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.adapters.updates import Scale
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.patterns import Allowance, PatternError, Patterns
 from weightsmith.tensors.messages import shown
 
 # The types of adapters that are read; all others change more than weights, or are no sums with the base.
@@ -43,6 +43,10 @@ _HARMLESS = frozenset(
     decompose_both decompose_factor token_indices enable_lora merge_weights""".split()
 )
 
+# What the patterns of one setting may take for all modules, some five seconds; three thousand modules that have each a
+# pattern of their own take a twentieth of it.
+_STEPS = 10_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
@@ -50,6 +54,7 @@ class PeftConfig:
 
     content: Mapping[str, Any]
     where: str
+    _patterns: dict[str, Patterns] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def peft_type(self) -> str:
@@ -76,7 +81,7 @@ class PeftConfig:
         """Whether a module is among the target modules, as a list or a regular expression names them."""
         wanted = self.content.get("target_modules")
         if isinstance(wanted, str):
-            return self._matches(wanted, module, "target_modules")
+            return self._first_match("target_modules", [wanted], module) is not None
         return any(
             module == name or module.endswith(f".{name}") for name in self.names("target_modules")
         )
@@ -106,15 +111,20 @@ class PeftConfig:
         patterns = self.content.get(key) or {}
         if not isinstance(patterns, dict):
             raise self.wrong(f"{key!r} is no object of patterns")
-        return next((v for k, v in patterns.items() if self._matches(k, module, key)), common)
+        found = self._first_match(key, list(patterns), module) if patterns else None
+        return common if found is None else patterns[found]
 
-    def _matches(self, pattern: str, module: str, key: str) -> bool:
+    def _first_match(self, key: str, patterns: Sequence[str], module: str) -> str | None:
+        """The first of the patterns of a setting that matches a module's path."""
         try:
-            return re.match(rf"(.*\.)?({pattern})$", module) is not None
-        except re.error as problem:
-            raise self.wrong(
-                f"the key {shown(pattern)} of {key!r} is no regular expression ({problem})"
-            ) from None
+            if key not in self._patterns:
+                allowance = Allowance(_STEPS, per_character=0)
+                self._patterns[key] = Patterns(patterns, allowance, before=r"(.*\.)?", behind="$")
+            found = self._patterns[key].at_beginning(module)
+        except PatternError as problem:
+            named = shown(patterns[0]) if len(patterns) == 1 else f"{len(patterns)} patterns"
+            raise self.wrong(f"{key!r} ({named}) cannot be used, since {problem}") from None
+        return None if found is None else patterns[found]
 
     def wrong(self, what: str) -> CheckpointError:
         """An error about the configuration."""

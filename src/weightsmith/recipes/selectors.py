@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, field_validato
 
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.errors import RecipeError
-from weightsmith.naming import compile_glob, compile_regex, nearest
+from weightsmith.naming import compile_glob, compile_regex, is_found, nearest
 
 _ROLE_NAMES = frozenset(kind.value for kind in Kind) | {
     kind.value.partition(".")[0] for kind in Kind
@@ -71,7 +71,7 @@ class Match(BaseModel):
             place.layer is None or not self.layers[0] <= place.layer < self.layers[1]
         ):
             return False
-        if self.name is not None and not compile_regex(self.name).search(place.name):
+        if self.name is not None and not is_found(self.name, place.name):
             return False
         if self.glob is not None and not compile_glob(self.glob).match(place.name):
             return False

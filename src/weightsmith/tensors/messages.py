@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import re
 
-_LONGEST = 160
+from weightsmith.wording import shown as shown
 
 # Control characters can rewrite a terminal; surrogates cannot be written as UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def shown(text: object) -> str:
-    """`text` quoted, with everything unprintable escaped and the middle of very long text left out."""
-    whole = str(text)
-    if len(whole) > _LONGEST:
-        half = _LONGEST // 2
-        whole = f"{whole[:half]}...{whole[-half:]}"
-    return repr(whole)
 
 
 def is_printable_name(name: str) -> bool:
