@@ -8,10 +8,13 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from weightsmith.errors import RecipeError
-from weightsmith.patterns import PatternError, Patterns
 from weightsmith.wording import shown
+
+if TYPE_CHECKING:
+    from weightsmith.patterns import PatternError, Patterns
 
 _DIGITS = re.compile(r"([0-9]+)")
 _EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
@@ -112,6 +115,9 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
 @functools.lru_cache(maxsize=512)
 def compile_regex(pattern: str) -> Patterns:
     """A regular expression, refused with RecipeError where it is malformed or cannot be matched in bounded time."""
+    # Few recipes have one, and what matches it is a room of its own.
+    from weightsmith.patterns import PatternError, Patterns
+
     try:
         return Patterns([pattern])
     except PatternError as problem:
@@ -120,6 +126,8 @@ def compile_regex(pattern: str) -> Patterns:
 
 def is_found(pattern: str, name: str) -> bool:
     """Whether a regular expression is found in a name; raises RecipeError as `compile_regex` does."""
+    from weightsmith.patterns import PatternError
+
     try:
         return compile_regex(pattern).found(name) is not None
     except PatternError as problem:

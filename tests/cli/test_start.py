@@ -65,8 +65,10 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     }
     unused = "huggingface_hub jinja2 ray rich tokenizers torch transformers".split()
     assert not {name.partition(".")[0] for name in loaded} & set(unused)
-    # Tokenizers, expressions and packages are read where a recipe has some.
-    parts = "checkpoints.packages recipes.expressions recipes.tokenizers vocabularies.library"
+    # Tokenizers, expressions, regular expressions and packages are read where a recipe has some.
+    parts = (
+        "checkpoints.packages patterns recipes.expressions recipes.tokenizers vocabularies.library"
+    )
     assert not set(loaded) & {f"weightsmith.{part}" for part in parts.split()}
 
 
