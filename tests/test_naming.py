@@ -80,7 +80,7 @@ def test_globs_match_whole_names_case_and_dots_included() -> None:
 
 
 def test_a_malformed_regex_is_refused_with_its_text() -> None:
-    assert compile_regex(r"layers\.\d+").search("model.layers.3")
+    assert compile_regex(r"layers\.\d+").found("model.layers.3") is not None
     with pytest.raises(RecipeError, match=r"'\(\['"):
         compile_regex("([")
 
