@@ -126,6 +126,15 @@ def differentiable(matrix: Any, found: Spectrum, kept: Any, tensor: str = "") ->
     return directions(matrix, found, kept, tensor)
 
 
+def arbitrary(result: Any, tensor: str) -> Any:
+    """A result that depends on a choice among equals, for which gradients are refused."""
+    if not getattr(result, "requires_grad", False):
+        return result
+    from weightsmith.tensors.torch_singular import Arbitrary
+
+    return Arbitrary.apply(result, tensor)
+
+
 def orthonormal(linalg: Any, matrix: Any) -> Any:
     """An orthonormal basis of the columns of a matrix; its gradient is that of their span."""
     if not getattr(matrix, "requires_grad", False):

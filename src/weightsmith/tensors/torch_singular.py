@@ -136,10 +136,12 @@ class Unitary(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, for_factor: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of C, from dW_ij = (dC_ij - dC_ji) / (s_i + s_j)."""
+        """The gradient of C, from dW_ij = (dC_ij - dC_ji) / (s_i + s_j); none for directions of value 0."""
         (values,) = ctx.saved_tensors
         sums = values[:, None] + values[None, :]
         divide = _Division(_EQUAL * float(values.abs().max()), ctx.tensor)
+        is_zero = values <= divide.limit
+        divide.refuse(for_factor * is_zero + for_factor * is_zero[:, None])
         return divide(for_factor - for_factor.T, sums, sums, for_factor), None, None
 
 
@@ -163,6 +165,22 @@ class OfSymmetric(Function):
         tangents = (slopes[:, None] + slopes[None, :]) / 2.0
         core = for_result * torch.where(is_apart, rises, tangents)
         return core, None, torch.diagonal(for_result), None
+
+
+class Arbitrary(Function):
+    """What depends on a choice among equals: it has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, tensor: str) -> Tensor:
+        """The result as it is."""
+        ctx.tensor = tensor
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, for_result: Tensor) -> tuple[Tensor | None, ...]:
+        """Raises GradientError unless nothing depends on the result."""
+        _Division(0.0, ctx.tensor).refuse(for_result)
+        return for_result, None
 
 
 class Orthonormal(Function):
