@@ -337,7 +337,7 @@ class Surrogate:
 
         d Delta = (A^T A)^+ d(A^T (w - A x)) + (1 - A^+ A) dA^T y      at x = Delta = A^T y, held fixed
         """
-        from weightsmith.tensors.torch_implicit import Implicit
+        from weightsmith.tensors.torch_implicit import implicit
 
         equations, most = plain.equations, max(steps, 4 * len(self.tasks) * len(delta))
         across, is_across = equations.transposed.solution([delta], most)
@@ -354,7 +354,7 @@ class Surrogate:
 
         gaps = zip(self.wanted, self.equations.forward([delta]), strict=True)
         residual = self._normal([w - image for w, image in gaps])
-        return Implicit.apply(delta, adjoint, residual, self._normal(across))  # type: ignore[no-untyped-call]
+        return implicit(delta, adjoint, residual, self._normal(across))
 
     def _residuals(self, delta: Any) -> list[Any]:
         goal = self.merged + delta * self.total

@@ -114,8 +114,8 @@ def directions(
     if scale == 0.0:
         return Spectrum(gram[:, :0], gram[:0, 0], gram[:0])
     relative = _symmetric(gram, scale)
-    eigen = linalg.linalg.eigh(without_gradient(relative))
-    values, vectors = falling(linalg, eigen[0], eigen[1], None)
+    values, vectors = linalg.linalg.eigh(without_gradient(relative))
+    values, vectors = falling(linalg, values, vectors, None)
     kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
     found = Spectrum(vectors, values, vectors.T)
     return differentiable(relative, found, slice(kept), tensor).times(scale)
@@ -318,7 +318,7 @@ def number(x: Any) -> float:
 def rounding_of_sum(terms: Sequence[Any]) -> float:
     """What rounding may leave of a sum of products of matrices that is 0."""
     largest = max(number(abs(term).max()) for term in terms)
-    return 8 * len(terms) * max(terms[0].shape) * _PRECISION * largest
+    return 8.0 * len(terms) * float(max(terms[0].shape)) * _PRECISION * largest
 
 
 def roots(linalg: Any, squares: Any) -> Any:
