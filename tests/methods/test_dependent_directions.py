@@ -54,6 +54,20 @@ def test_tsv_m_finds_that_a_multiple_of_a_task_has_its_directions(shape, factor,
         np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+def test_a_cut_beside_a_close_value_leaves_the_directions_of_a_multiple_known(gap, merge):
+    """Rounding turns what is kept by its share of the gap to what is not, differently in either task."""
+    shape, values = (8, 12), np.array([1.0, 0.5, 0.5 * (1.0 - gap), 0.3, 0.2, 0.1, 0.05, 0.02])
+    for seed in range(20):
+        u, _, v = np.linalg.svd(task(shape, [seed, 2]), full_matrices=False)
+        base, tau, other = base_of(shape, seed), (u * values) @ v, task(shape, [seed, 3]) * 10.0
+        parts = [(u[:, :2], values[:2], v[:2]), (u[:, :2], values[:2], -v[:2]), led(other, 2)]
+        expected = decorrelated(parts, 4)
+        experts = [base + tau, base - tau, base + other]
+        found = merge("tsv_m", base, experts, **IN_FLOAT64) - base
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("shape", [(4, 8), (8, 12), (8, 8), (12, 8)])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_iso_cts_sends_no_strength_where_tasks_of_low_rank_have_nothing(shape, rank, merge):
@@ -99,13 +113,16 @@ def test_no_task_of_knots_votes_in_directions_of_another(library):
         assert (owned.sum(0) == 1).all()
 
 
-def test_tasks_without_a_common_direction_keep_their_sum_in_svc(merge):
-    for seed in range(60):
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+def test_tasks_without_a_common_direction_keep_their_sum_in_svc(gap, merge):
+    """Neighbouring values, one of either task, are mixed by rounding in the sum's directions."""
+    for seed in range(20):
         base, taus = base_of((12, 12), seed), [np.zeros((12, 12)) for _ in range(2)]
         for i, tau in enumerate(taus):
-            tau[i::2, i::2] = task((6, 6), [seed, i])
+            u, _, v = np.linalg.svd(task((6, 6), [seed, i]))
+            tau[i::2, i::2] = (u * np.array([1.0, 0.8, 0.6, 0.4, 0.3, 0.2]) * (1.0 + gap * i)) @ v
         found = merge("svc", base, [base + t for t in taus], **IN_FLOAT64) - base
-        np.testing.assert_allclose(found, sum(taus), atol=1e-9)
+        np.testing.assert_allclose(found, sum(taus), atol=1e-6)
 
 
 def test_the_tolerance_has_room_for_the_arithmetic_of_float64():

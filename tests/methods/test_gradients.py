@@ -86,7 +86,7 @@ _NO_FORMULA = set(
 MATRICES = [((6, 9), None), ((8, 8), None), ((12, 8), 2), ((9, 13), 2)]
 # Adam's derivative grows with its steps, so that 300 leave nothing to compare with.
 FEW_STEPS = {"wudi": {"steps": 5}, "optmerge": {"steps": 5}, "doge": {"steps": 20}}
-_DESCENTS = [("doge", {"solver": "adam"}), ("wudi", {"solver": "adam"})]
+DESCENTS = [("doge", {"solver": "adam"}), ("wudi", {"solver": "adam"})]
 
 
 def ways(name: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -137,7 +137,7 @@ def numbers(name, preset, given, count):
     spec = registry.get(name)
     found = {k: 0.4 for k, d in spec.defaults(preset).items() if d is REQUIRED}
     found |= {"alpha": 0.4} if name == "lines" and count == 1 else {}
-    is_descent = (name, given) in _DESCENTS or spec.defaults(preset).get("solver") in (
+    is_descent = (name, given) in DESCENTS or spec.defaults(preset).get("solver") in (
         "adam",
         "descent",
     )
@@ -251,12 +251,12 @@ def test_gradients_of_larger_matrices_are_those_of_finite_differences(
     how = (merge, name, registry.PAPER, given)
     points = [[x.clone().requires_grad_() for x in one] for one in leaves]
     merged_sum(*how, points, direction, weights, 0.0).backward()
-    pairs = zip([x for one in points for x in one], [d for one in direction for d in one], strict=True)
+    pairs = zip(
+        [x for one in points for x in one], [d for one in direction for d in one], strict=True
+    )
     along = sum(float((x.grad * d).sum()) for x, d in pairs)
     step = 1e-6
-    ahead, behind = (
-        float(merged_sum(*how, leaves, direction, weights, s)) for s in (step, -step)
-    )
+    ahead, behind = (float(merged_sum(*how, leaves, direction, weights, s)) for s in (step, -step))
     assert along == pytest.approx((ahead - behind) / (2.0 * step), rel=1e-5)
 
 
@@ -290,8 +290,7 @@ def test_the_isotropic_sum_of_an_orthonormal_task_has_its_gradient(merge, shape)
     (merge("iso_c", base, [point]) * weights).sum().backward()
     step = 1e-6
     ahead, behind = (
-        float((merge("iso_c", base, [task + s * direction]) * weights).sum())
-        for s in (step, -step)
+        float((merge("iso_c", base, [task + s * direction]) * weights).sum()) for s in (step, -step)
     )
     assert float((point.grad * direction).sum()) == pytest.approx((ahead - behind) / (2.0 * step))
 
@@ -376,7 +375,7 @@ def test_gradients_are_finite_or_refused_at_degenerate_points(merge, name, prese
 
 
 STRUCTURES = {
-    "copies": lambda a, b: [a, a, a],
+    "copies": lambda a, _: [a, a, a],
     "a conflict": lambda a, b: [a, -a, b],
     "one task that changed nothing": lambda a, b: [a, 0.0 * a, b],
     "one task alone": lambda a, b: [0.0 * a, 0.0 * a, b],
@@ -403,7 +402,9 @@ def test_dependent_tasks_have_the_gradient_along_what_keeps_them_dependent(merge
 
     points = [first.clone().requires_grad_(), second.clone().requires_grad_()]
     gradients = torch.autograd.grad(total(*points), points, allow_unused=True)
-    along = sum(float((g * t).sum()) for g, t in zip(gradients, turns, strict=False) if g is not None)
+    along = sum(
+        float((g * t).sum()) for g, t in zip(gradients, turns, strict=False) if g is not None
+    )
     step = 1e-6
     ahead, behind = (
         float(total(first + s * turns[0], second + s * turns[1])) for s in (step, -step)

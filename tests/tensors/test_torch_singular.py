@@ -1,4 +1,4 @@
-"""Gradients of singular directions against finite differences, also where values are equal, and where there are none."""
+"""Gradients of singular directions: those of finite differences, also where values are equal, or refused."""
 
 from __future__ import annotations
 
