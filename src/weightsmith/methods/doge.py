@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsmith.errors import GradientError
 from weightsmith.methods.gram import reciprocal, roots, rounding_of_sum
-from weightsmith.methods.iso import length_of
+from weightsmith.methods.iso import frobenius, length_of
 from weightsmith.methods.least_squares import LinearMap
 from weightsmith.methods.matrices import (
     MatrixView,
@@ -18,7 +18,7 @@ from weightsmith.methods.matrices import (
     others_parameter,
 )
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import Rounding
+from weightsmith.methods.rounding import Rounding, arithmetic_of
 from weightsmith.methods.span import root
 from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, require_finite
 from weightsmith.methods.task_vectors import task_vectors
@@ -178,7 +178,10 @@ class SharedShift:
         roundings = self.how.roundings(linalg, base, matrices)
         basis, is_whole = self._shared_basis(linalg, matrices, scaled, roundings)
         problem = Surrogate(linalg, live, merged, total, self.rows, basis, self.tensor)
-        floors = [r.square for r in roundings]
+        floors = [
+            max(r.square, arithmetic_of(t.shape, frobenius(linalg, t)) ** 2)
+            for r, t in zip(roundings, tasks, strict=True)
+        ]
         left = [constant((problem.outside(t) ** 2).sum()) for t in tasks]
         if any(floors) and all(s <= floor for s, floor in zip(left, floors, strict=True)):
             return merged * 0.0
