@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.methods import registry
 from weightsmith.methods.doge import Surrogate
+from weightsmith.tensors.site import Site
 
 ETA = 0.07
 
@@ -161,3 +163,89 @@ def test_tasks_inside_the_shared_subspace_are_not_shifted(merge):
         sum(ETA * t / np.linalg.norm(t) for t in taus),
         1e-9,
     )
+
+
+# Directions that are shared alike -----------------------------------------------------------------------------------
+
+
+def led(tau, k):
+    """A projector on the k leading left directions of one matrix."""
+    u = np.linalg.svd(tau)[0][:, :k]
+    return u @ u.T
+
+
+def shifted(tau, outside, copies=1):
+    """The least Delta outside with <tau, Delta> s = <tau, tau - s tau>, s being the sum of all lambdas."""
+    total = copies * ETA / np.linalg.norm(tau)
+    free = outside @ tau
+    return free * (np.sum(tau * tau) * (1.0 - total) / total / np.sum(free * free))
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (13, 13)])
+@pytest.mark.parametrize("subspace", [2.0, 6.0])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_shared_subspace_of_one_task_is_that_of_its_strongest_directions(
+    shape, subspace, copies, merge
+):
+    """All of its directions have the same singular value beside each other, and so do those of copies."""
+    base, (expert, *_) = draw(1, shape)
+    tau = expert - base
+    r = min(shape)
+    outside = np.eye(shape[0]) - led(tau, min(int(r / subspace), r // copies))
+    length = copies * ETA / np.linalg.norm(tau)
+    expected = base + length * (tau + shifted(tau, outside, copies))
+    shared = {"density": 1.0, "subspace": subspace}
+    close(merge("doge", base, [expert] * copies, shared=shared), expected, 1e-9)
+
+
+def test_directions_of_tasks_on_rows_of_their_own_go_by_strength_at_equal_length(merge):
+    """Singular values beside each other are 1 throughout; the second task is the longer one, but not the stronger."""
+    rng = np.random.default_rng(0)
+    first, second = np.zeros((12, 12)), np.zeros((12, 12))
+    left, right = (np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2))
+    first[:6, :6] = (left * [9.0, 1.0, 1.0, 1.0, 1.0, 1.0]) @ right
+    second[6:, 6:] = 5.0 * (left * [6.0, 5.0, 3.0, 2.0, 1.0, 1.0]) @ right
+    lam = factors([first, second])
+    strengths = np.linalg.svd(np.concatenate([first * lam[0], second * lam[1]], 1))
+    basis = strengths[0][:, :2]
+    outside = np.eye(12) - basis @ basis.T
+    merged = lam[0] * first + lam[1] * second
+    free = [outside @ t for t in (first, second)]
+    gram = np.array([[np.sum(a * b) for b in free] for a in free])
+    wanted = [np.sum(t * (t - merged)) / sum(lam) for t in (first, second)]
+    weights = np.linalg.solve(gram, wanted)
+    delta = weights[0] * free[0] + weights[1] * free[1]
+    base = np.zeros((12, 12))
+    found = merge("doge", base, [first, second], shared={"density": 1.0})
+    close(found, merged_by_hand(base, [first, second], delta), 1e-9)
+
+
+def test_directions_that_are_equally_strong_stay_outside_together(merge):
+    """The two strongest of four fit into a subspace of three, the two equal ones after them do not."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2))
+    tau, base = (left * [4.0, 3.0, 2.0, 2.0, 1.0, 0.5]) @ right, np.zeros((6, 6))
+    outside = np.eye(6) - led(tau, 2)
+    expected = (ETA / np.linalg.norm(tau)) * (tau + shifted(tau, outside))
+    close(merge("doge", base, [tau], shared={"density": 1.0, "subspace": 2.0}), expected, 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
+def test_numpy_and_torch_agree_on_the_shift_of_one_task(shape):
+    base, (expert,) = draw(1, shape)
+    base = np.float32(base)
+    site = Site("w", shape, role="mlp.up")
+    rules = registry.get("doge").build({}, [{}])
+    shift = rules._shift(rules.view(site), site)
+    arrays = [np.float32(expert) - base, base]
+    ours = shift(np, *arrays)
+    theirs = shift(torch, *[torch.from_numpy(a) for a in arrays]).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(ours).max())
+
+
+def test_descent_from_where_the_tasks_cancel_stays_there(merge):
+    """Its gradient is rounding there, of which Adam would make steps of full size."""
+    base, (expert, *_) = draw(1, (8, 6))
+    tau = expert - base
+    merged = merge("doge", base, [expert, base - tau], preset="fusionbench")
+    np.testing.assert_allclose(merged, base, atol=1e-14)

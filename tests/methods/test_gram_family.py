@@ -433,6 +433,21 @@ def test_optmerge_keeps_a_direction_of_tensors_with_fewer_rows_than_tasks(merge)
     assert np.abs(found).max() > 0
 
 
+@pytest.mark.parametrize("name", ["wudi", "optmerge"])
+@pytest.mark.parametrize("seed", range(4))
+def test_descent_of_one_task_stays_at_it(merge, name, seed):
+    """Its gradient is rounding there, of which Adam would make 300 steps of full size."""
+    tau = task(7, 9, seed) * 0.1
+    shared = {"solver": "adam"} if name == "wudi" else {}
+    np.testing.assert_array_equal(merge(name, np.zeros((7, 9)), [tau], shared=shared), tau)
+
+
+def test_descent_of_tasks_that_cancel_stays_where_it_begins(merge):
+    tau = task(7, 9, 1) * 0.1
+    merged = merge("wudi", np.zeros((7, 9)), [tau, -tau], preset="reference")
+    assert not merged.any()
+
+
 # All --------------------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightsmith.errors import GradientError
-from weightsmith.methods.gram import reciprocal, roots
-from weightsmith.methods.iso import length_of
+from weightsmith.methods.gram import reciprocal, roots, rounding_of_sum
+from weightsmith.methods.iso import frobenius, length_of
 from weightsmith.methods.least_squares import LinearMap
 from weightsmith.methods.matrices import (
     MatrixView,
@@ -18,14 +18,20 @@ from weightsmith.methods.matrices import (
     others_parameter,
 )
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import Rounding
+from weightsmith.methods.rounding import Rounding, arithmetic_of
 from weightsmith.methods.span import root
 from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, require_finite
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Value, above, add_all, apply, dot, largest_share, where, whole
 from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum, differentiable, falling, without_gradient
+from weightsmith.tensors.singular import (
+    Spectrum,
+    arbitrary,
+    differentiable,
+    falling,
+    without_gradient,
+)
 from weightsmith.tensors.site import Site
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -170,17 +176,22 @@ class SharedShift:
         for task in scaled:
             merged = merged + task
         roundings = self.how.roundings(linalg, base, matrices)
-        basis = self._shared_basis(linalg, matrices, scaled, roundings)
+        basis, is_whole = self._shared_basis(linalg, matrices, scaled, roundings)
         problem = Surrogate(linalg, live, merged, total, self.rows, basis, self.tensor)
-        floors = [r.square for r in roundings]
+        floors = [
+            max(r.square, arithmetic_of(t.shape, frobenius(linalg, t)) ** 2)
+            for r, t in zip(roundings, tasks, strict=True)
+        ]
         left = [constant((problem.outside(t) ** 2).sum()) for t in tasks]
         if any(floors) and all(s <= floor for s, floor in zip(left, floors, strict=True)):
             return merged * 0.0
+        shift = self._minimiser(problem, self.how.cut(linalg, matrices[0]), max(floors))
+        return shift if is_whole else arbitrary(shift, self.tensor)
+
+    def _minimiser(self, problem: Surrogate, cut: float, floor: float) -> Any:
         if self.descend:
             return problem.descended(self.steps, self.rate)
-        if self.rows:
-            return problem.conjugate_gradients(self.steps)
-        return problem.closed(self.how.cut(linalg, matrices[0]), max(floors))
+        return problem.conjugate_gradients(self.steps) if self.rows else problem.closed(cut, floor)
 
     def _shared_basis(
         self,
@@ -188,8 +199,8 @@ class SharedShift:
         matrices: list[Any],
         scaled: list[Any],
         roundings: Sequence[Rounding],
-    ) -> Any:
-        """U_k: the leading left directions of the tasks' own, those of rounding left out.
+    ) -> tuple[Any, bool]:
+        """U_k: the leading left directions of the tasks' own, those of rounding left out; whether these are k.
 
         Directions that are shared alike, as all of a single task are, are taken in the order of their strength in the
         task vectors `scaled` to one length. Those that are equally strong, too, stay outside if there is no room for
@@ -207,14 +218,16 @@ class SharedShift:
         found = self.how.spectrum(linalg, joined, tolerance=cut)
         first, last = _alike(found.values, wanted)
         if last <= wanted:
-            return found.leading(wanted).left
+            return found.leading(wanted).left, True
         tied = found.only(slice(first, last)).left
         strengths = self.how.spectrum(
             linalg, linalg.concatenate([tied.T @ s for s in scaled], 1), tolerance=cut
         )
-        room, end = _alike(strengths.values, wanted - first)
-        strongest = strengths.leading(wanted - first if end <= wanted - first else room)
-        return linalg.concatenate([found.leading(first).left, tied @ strongest.left], 1)
+        room = wanted - first
+        start, end = _alike(strengths.values, room)
+        is_whole = end <= room
+        strongest = tied @ strengths.leading(room if is_whole else start).left
+        return linalg.concatenate([found.leading(first).left, strongest], 1), is_whole
 
 
 def _alike(values: Any, place: int) -> tuple[int, int]:
@@ -284,6 +297,11 @@ class Surrogate:
     def descended(self, steps: int, rate: float) -> Any:
         """Adam from 0 on projected gradients, as in the authors' code."""
         delta = first = second = self.merged * 0.0
+        residuals = self._residuals(delta)
+        pulls = [t * r for t, r in zip(self.tasks, residuals, strict=True)]
+        # Adam would make steps of full size out of the rounding of a gradient of 0.
+        if constant(abs(self._normal(residuals)).max()) <= rounding_of_sum(pulls):
+            return delta
         for step in range(1, steps + 1):
             gradient = self._normal(self._residuals(delta)) * (-2.0 * self.total)
             first = first * _BETA_1 + gradient * (1.0 - _BETA_1)
@@ -322,7 +340,7 @@ class Surrogate:
 
         d Delta = (A^T A)^+ d(A^T (w - A x)) + (1 - A^+ A) dA^T y      at x = Delta = A^T y, held fixed
         """
-        from weightsmith.tensors.torch_implicit import Implicit
+        from weightsmith.tensors.torch_implicit import implicit
 
         equations, most = plain.equations, max(steps, 4 * len(self.tasks) * len(delta))
         across, is_across = equations.transposed.solution([delta], most)
@@ -339,7 +357,7 @@ class Surrogate:
 
         gaps = zip(self.wanted, self.equations.forward([delta]), strict=True)
         residual = self._normal([w - image for w, image in gaps])
-        return Implicit.apply(delta, adjoint, residual, self._normal(across))  # type: ignore[no-untyped-call]
+        return implicit(delta, adjoint, residual, self._normal(across))
 
     def _residuals(self, delta: Any) -> list[Any]:
         goal = self.merged + delta * self.total

@@ -114,8 +114,8 @@ def directions(
     if scale == 0.0:
         return Spectrum(gram[:, :0], gram[:0, 0], gram[:0])
     relative = _symmetric(gram, scale)
-    eigen = linalg.linalg.eigh(without_gradient(relative))
-    values, vectors = falling(linalg, eigen[0], eigen[1], None)
+    values, vectors = linalg.linalg.eigh(without_gradient(relative))
+    values, vectors = falling(linalg, values, vectors, None)
     kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
     found = Spectrum(vectors, values, vectors.T)
     return differentiable(relative, found, slice(kept), tensor).times(scale)
@@ -258,15 +258,17 @@ class _Quadratic:
     gram: Any
     factor: Any
     constant: Any
+    rounding: float
 
     @classmethod
     def of(cls, linalg: Any, problem: Problem) -> _Quadratic:
         pairs = zip(problem.targets, problem.factors, strict=True)
-        constant = total([-(target @ factor.T) @ factor for target, factor in pairs])
+        terms = [-(target @ factor.T) @ factor for target, factor in pairs]
         factor = linalg.concatenate(list(problem.factors))
+        rounding = rounding_of_sum(terms)
         if 2 * factor.shape[0] < factor.shape[1]:
-            return cls(None, factor, constant)
-        return cls(factor.T @ factor, None, constant)
+            return cls(None, factor, total(terms), rounding)
+        return cls(factor.T @ factor, None, total(terms), rounding)
 
     def gradient(self, at: Any) -> Any:
         product = at @ self.gram if self.factor is None else (at @ self.factor.T) @ self.factor
@@ -274,8 +276,7 @@ class _Quadratic:
 
     def is_least(self, at: Any) -> bool:
         """Whether the gradient is rounding alone."""
-        bound = 16 * at.shape[1] * _PRECISION * number(abs(self.constant).max())
-        return bool(number(abs(self.gradient(at)).max()) <= bound)
+        return bool(number(abs(self.gradient(at)).max()) <= 2.0 * self.rounding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,12 @@ class Descent:
 def number(x: Any) -> float:
     """A single number of an array library as a float, for decisions that no gradient flows through."""
     return float(x.detach() if hasattr(x, "detach") else x)
+
+
+def rounding_of_sum(terms: Sequence[Any]) -> float:
+    """What rounding may leave of a sum of products of matrices that is 0."""
+    largest = max(number(abs(term).max()) for term in terms)
+    return 8.0 * len(terms) * float(max(terms[0].shape)) * _PRECISION * largest
 
 
 def roots(linalg: Any, squares: Any) -> Any:

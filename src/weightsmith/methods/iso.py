@@ -9,7 +9,7 @@ from typing import Any
 from weightsmith.methods.matrices import in_float64
 from weightsmith.methods.named_roles import TEXT_PROJECTION
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import shares_alike, strength_of_sum
+from weightsmith.methods.rounding import arithmetic_of, shares_alike, strength_of_sum
 from weightsmith.methods.spectra import (
     ByMatrix,
     Decomposition,
@@ -21,7 +21,7 @@ from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum
+from weightsmith.tensors.singular import Spectrum, arbitrary
 from weightsmith.tensors.site import Site
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
@@ -134,19 +134,22 @@ class Isotropic:
         common = self.how.spectrum(linalg, total, common_rank, cut, floor)
         if own_rank == 0:
             return common.polar() * _mean([common.values]) if common.rank else total
-        found = []
+        found, has_rounding = [], False
         for matrix, weight, rounding in zip(matrices, self.weights, roundings, strict=True):
             floors = _Floors(rounding.strength * abs(weight), floor)
             task = in_float64(linalg, matrix) * weight
             own = self._specific(linalg, task, common, own_rank, cut, floors)
             found.append((own, floors.own))
+            rounding_alone = arithmetic_of(task.shape, frobenius(linalg, task))
+            has_rounding = has_rounding or bool((own.values <= rounding_alone).any())
         found = [(s, error) for s, error in [*found, (common, floor)] if s.rank]
         if not found:
             return total
         spectra = [s for s, _ in found]
         left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
         factor = blockwise(linalg, left, spectra, Spectrum.paired) @ right
-        return factor * _mean([s.values for s in spectra])
+        isotropic = factor * _mean([s.values for s in spectra])
+        return arbitrary(isotropic, self.how.tensor) if has_rounding else isotropic
 
     def ranks(self, full: int, tasks: int) -> tuple[int, int]:
         """Numbers of common and of each task's own directions; together they are `full`."""

@@ -71,7 +71,7 @@ class SpectralRules(MatrixRules):
         high=1.0,
         optional=True,
         doc="singular values up to this share of the largest count as 0; none: those that rounding of the stored "
-        "weights makes, and up to max(m, n) times the precision",
+        "weights makes, and up to max(m, n) times the precision (8 times that in float64)",
     )
 
     def how(self, site: Site) -> Decomposition:

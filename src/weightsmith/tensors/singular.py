@@ -54,9 +54,9 @@ class Spectrum:
         """The columns (l, r), each of which goes on with a row of `right`, unscaled."""
         if self.core is None:
             return columns
-        from weightsmith.tensors.torch_singular import Unitary
+        from weightsmith.tensors.torch_singular import unitary
 
-        return columns @ Unitary.apply(self.core, self.values.detach(), self.tensor)  # type: ignore[no-untyped-call]
+        return columns @ unitary(self)
 
     def through(self, columns: Any, function: Callable[[Any], Any]) -> Any:
         """columns f(C) for a function of the values of a symmetric matrix, which works elementwise: diag(f(values))."""
@@ -103,10 +103,9 @@ class Spectrum:
         """
         if self.core is None or not self.rank:
             return self
-        from weightsmith.tensors.torch_singular import Separated
+        from weightsmith.tensors.torch_singular import separated
 
-        left, values, right = Separated.apply(self.core, self.values.detach(), self.tensor)  # type: ignore[no-untyped-call]
-        return Spectrum(self.left @ left, values, right @ self.right, None, self.beyond)
+        return separated(self)
 
 
 def without_gradient(array: Any) -> Any:
@@ -126,13 +125,22 @@ def differentiable(matrix: Any, found: Spectrum, kept: Any, tensor: str = "") ->
     return directions(matrix, found, kept, tensor)
 
 
+def arbitrary(result: Any, tensor: str) -> Any:
+    """A result that depends on a choice among equals, for which gradients are refused."""
+    if not getattr(result, "requires_grad", False):
+        return result
+    from weightsmith.tensors import torch_singular
+
+    return torch_singular.arbitrary(result, tensor)
+
+
 def orthonormal(linalg: Any, matrix: Any) -> Any:
     """An orthonormal basis of the columns of a matrix; its gradient is that of their span."""
     if not getattr(matrix, "requires_grad", False):
         return linalg.linalg.qr(matrix)[0]
-    from weightsmith.tensors.torch_singular import Orthonormal
+    from weightsmith.tensors import torch_singular
 
-    return Orthonormal.apply(matrix)  # type: ignore[no-untyped-call]
+    return torch_singular.orthonormal(matrix)
 
 
 def exact(linalg: Any, matrix: Any) -> Spectrum:

@@ -17,7 +17,7 @@ class Implicit(Function):
         ctx: Any,
         solution: Tensor,
         adjoint: Callable[[Tensor], tuple[Tensor, ...]],
-        *moving: Tensor,
+        *_moving: Tensor,
     ) -> Tensor:
         """The solution as it is."""
         ctx.adjoint = adjoint
@@ -28,3 +28,10 @@ class Implicit(Function):
     def backward(ctx: Any, for_solution: Tensor) -> tuple[Tensor | None, ...]:
         """Nothing for the solution itself, which is a number here."""
         return None, None, *ctx.adjoint(for_solution)
+
+
+def implicit(
+    solution: Tensor, adjoint: Callable[[Tensor], tuple[Tensor, ...]], *moving: Tensor
+) -> Any:
+    """The solution as it is, whose gradient goes to `moving` by `adjoint`."""
+    return Implicit.apply(solution, adjoint, *moving)  # type: ignore[no-untyped-call]

@@ -97,7 +97,7 @@ class Separated(Function):
         """X, s and Y^T."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return torch.eye(len(values)).to(values), values.clone(), torch.eye(len(values)).to(values)
+        return _identity(core), values.clone(), _identity(core)
 
     @staticmethod
     @once_differentiable
@@ -131,15 +131,17 @@ class Unitary(Function):
         """1."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return torch.eye(len(values)).to(values)
+        return _identity(core)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, for_factor: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of C, from dW_ij = (dC_ij - dC_ji) / (s_i + s_j)."""
+        """The gradient of C, from dW_ij = (dC_ij - dC_ji) / (s_i + s_j); none for directions of value 0."""
         (values,) = ctx.saved_tensors
         sums = values[:, None] + values[None, :]
         divide = _Division(_EQUAL * float(values.abs().max()), ctx.tensor)
+        is_zero = values <= divide.limit
+        divide.refuse(for_factor * is_zero + for_factor * is_zero[:, None])
         return divide(for_factor - for_factor.T, sums, sums, for_factor), None, None
 
 
@@ -150,7 +152,7 @@ class OfSymmetric(Function):
     def forward(ctx: Any, core: Tensor, values: Tensor, gains: Tensor, slopes: Tensor) -> Tensor:
         """diag(f(s))."""
         ctx.save_for_backward(values, gains, slopes)
-        return torch.diag(gains)
+        return torch.diag(gains).to(core)
 
     @staticmethod
     @once_differentiable
@@ -163,6 +165,22 @@ class OfSymmetric(Function):
         tangents = (slopes[:, None] + slopes[None, :]) / 2.0
         core = for_result * torch.where(is_apart, rises, tangents)
         return core, None, torch.diagonal(for_result), None
+
+
+class Arbitrary(Function):
+    """What depends on a choice among equals: it has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, tensor: str) -> Tensor:
+        """The result as it is."""
+        ctx.tensor = tensor
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, for_result: Tensor) -> tuple[Tensor | None, ...]:
+        """Raises GradientError unless nothing depends on the result."""
+        _Division(0.0, ctx.tensor).refuse(for_result)
+        return for_result, None
 
 
 class Orthonormal(Function):
@@ -195,8 +213,8 @@ def directions(matrix: Tensor, found: Spectrum, kept: Any, tensor: str) -> Spect
     plain = found.only(kept)
     if not len(numbers):
         return plain
-    left, core, values, right = Directions.apply(  # type: ignore[no-untyped-call]
-        matrix, found.left, found.values, plain.right, numbers, tensor
+    left, core, values, right = _applied(
+        Directions, matrix, found.left, found.values, plain.right, numbers, tensor
     )
     return Spectrum(left, values, right, core, plain.beyond, tensor)
 
@@ -204,7 +222,7 @@ def directions(matrix: Tensor, found: Spectrum, kept: Any, tensor: str) -> Spect
 def within_core(found: Spectrum, kept: Any) -> Spectrum:
     """Some of the directions of C, which is diagonal here."""
     values = found.values.detach()
-    identity = torch.eye(len(values)).to(values)
+    identity = _identity(found.core)
     within = Spectrum(identity, values, identity, None, found.beyond)
     return directions(found.core, within, kept, found.tensor)
 
@@ -242,17 +260,46 @@ class _Division:
 
     def _error(self) -> GradientError:
         return GradientError(
-            f"The merge of {self.tensor!r} has no gradient at these weights, because singular values that it has to "
-            "tell apart are equal there; leave this tensor out of the loss, or merge it by a method without singular "
-            "directions."
+            f"The merge of {self.tensor!r} has no gradient at these weights, because it depends on single directions "
+            "of equal singular values, or of value 0, which are arbitrary; leave this tensor out of the loss, or merge "
+            "it by a method without singular directions."
         )
+
+
+def separated(found: Spectrum) -> Spectrum:
+    """Every direction by itself (see `Spectrum.separated`)."""
+    left, values, right = _applied(Separated, found.core, found.values.detach(), found.tensor)
+    return Spectrum(found.left @ left, values, right @ found.right, None, found.beyond)
+
+
+def unitary(found: Spectrum) -> Any:
+    """The polar factor of C."""
+    return _applied(Unitary, found.core, found.values.detach(), found.tensor)
+
+
+def orthonormal(matrix: Tensor) -> Any:
+    """An orthonormal basis of the columns, the gradient being that of their span."""
+    return _applied(Orthonormal, matrix)
+
+
+def arbitrary(result: Tensor, tensor: str) -> Any:
+    """A result whose gradient is refused."""
+    return _applied(Arbitrary, result, tensor)
+
+
+def _applied(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def _identity(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
 def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def of_symmetric(core: Tensor, values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def of_symmetric(core: Tensor, values: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
     """f(C) of a symmetric positive semidefinite C, which is diagonal here, for a function that works elementwise.
 
     What else the function depends on has its gradient, too.
@@ -261,5 +308,4 @@ def of_symmetric(core: Tensor, values: Tensor, function: Callable[[Tensor], Tens
     with torch.enable_grad():
         gains = function(at)
         (slopes,) = torch.autograd.grad(gains.sum(), at, retain_graph=True)
-    result: Tensor = OfSymmetric.apply(core, values.detach(), gains, slopes)  # type: ignore[no-untyped-call]
-    return result
+    return _applied(OfSymmetric, core, values.detach(), gains, slopes)
