@@ -175,9 +175,7 @@ def test_whole_nodes_see_arrays_of_the_tensors_shape_and_their_attributes() -> N
     def both(linalg: Any, a: Any) -> list[Any]:
         return [a + 1.0, a * 2.0]
 
-    np.testing.assert_array_equal(
-        found(graph.whole(scaled, x, y, attributes=(3.0,))), X - 3.0 * Y
-    )
+    np.testing.assert_array_equal(found(graph.whole(scaled, x, y, attributes=(3.0,))), X - 3.0 * Y)
     first, second = graph.whole_parts(both, x, parts=2)
     np.testing.assert_array_equal(found(first - second), X + 1.0 - 2.0 * X)
 

@@ -196,7 +196,11 @@ def test_a_guess_that_was_too_low_leaves_the_keys_above_it():
     assert (selection.low, selection.high, selection.above) == (guess.high + 1, LAST_KEY, 0)
     asked = selection.request()
     shift = (LAST_KEY - guess.high - 1).bit_length() - 16
-    assert asked == (Collect(guess.high + 1, LAST_KEY, 1 << 16) if above <= 1 << 16 else Histogram(guess.high + 1, shift))
+    assert asked == (
+        Collect(guess.high + 1, LAST_KEY, 1 << 16)
+        if above <= 1 << 16
+        else Histogram(guess.high + 1, shift)
+    )
 
 
 def test_a_guess_that_was_too_high_leaves_the_keys_below_it():

@@ -36,7 +36,11 @@ def test_invalid_arguments_give_nan_or_infinity_without_a_warning():
 
 
 def test_numbers_are_clamped_from_both_sides():
-    for low, at, high, wanted in [(-1.0, -3.0, 2.0, -1.0), (-1.0, 3.0, 2.0, 2.0), (0.0, 1.0, 2.0, 1.0)]:
+    for low, at, high, wanted in [
+        (-1.0, -3.0, 2.0, -1.0),
+        (-1.0, 3.0, 2.0, 2.0),
+        (0.0, 1.0, 2.0, 1.0),
+    ]:
         assert [np.asarray(scalars.clamp(x, low, high)).item() for x in forms(at)] == [wanted] * 3
 
 

@@ -22,7 +22,9 @@ def drawn(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("road", [exact, embedded, gram_spectrum])
-def test_every_road_leads_to_the_decomposition(library: Any, shape: tuple[int, int], road: Any) -> None:
+def test_every_road_leads_to_the_decomposition(
+    library: Any, shape: tuple[int, int], road: Any
+) -> None:
     matrix = drawn(shape)
     found = road(library, torch.from_numpy(matrix) if library is torch else matrix)
     left, values, right = (np.asarray(part) for part in (found.left, found.values, found.right))
@@ -49,7 +51,9 @@ def test_leading_directions_are_the_best_approximation(shape: tuple[int, int]) -
 
 
 def test_directions_without_a_length_are_left_out_of_the_embedded_problem() -> None:
-    matrix = np.outer(drawn((7, 1)), drawn((1, 4), 1)) + np.outer(drawn((7, 1), 2), drawn((1, 4), 3))
+    matrix = np.outer(drawn((7, 1)), drawn((1, 4), 1)) + np.outer(
+        drawn((7, 1), 2), drawn((1, 4), 3)
+    )
     found = embedded(np, matrix)
     assert found.rank == 2
     np.testing.assert_allclose(found.matrix(), matrix, atol=1e-12)
@@ -103,11 +107,15 @@ def test_signs_are_the_bits_of_a_philox_stream_of_seed_and_name() -> None:
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     key = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
     words = np.random.Philox(key=key).random_raw(3)
-    bits = [int(word) >> (8 * byte + 7 - bit) & 1 for word in words for byte in range(8) for bit in range(8)]
+    bits = [
+        int(word) >> (8 * byte + 7 - bit) & 1
+        for word in words
+        for byte in range(8)
+        for bit in range(8)
+    ]
     wanted = np.array(bits[:130]).reshape(13, 10) * 2.0 - 1.0
     found = signs((13, 10), 7, "layer.weight")
     np.testing.assert_array_equal(found, wanted)
     assert found.dtype == np.float64
     assert (signs((13, 10), 8, "layer.weight") != found).any()
     assert (signs((13, 10), 7, "other") != found).any()
-
