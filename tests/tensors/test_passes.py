@@ -56,8 +56,8 @@ def test_sources_rows_and_matrices_of_a_graph() -> None:
     row = graph.peak(y, Scope.ROW)
     for root, has_rows in [(x + row, True), (graph.row_rank(x), True), (output, False)]:
         assert has_row_nodes([root], {}) is has_rows
-    inner = graph.whole(lambda _, a: a, x)
-    outer = graph.whole(lambda _, a, b: a, inner + y, z)
+    inner = graph.whole(max, x)
+    outer = graph.whole(max, inner + y, z)
     assert matrix_nodes(outer * 2.0) == (inner, outer)
 
 
@@ -90,8 +90,14 @@ def test_rows_that_a_cut_selects_among_are_kept_for_the_passes_that_use_them() -
 
 @pytest.mark.parametrize(
     ("shape", "is_kept"),
-    [((1 << 18, 16), True), (((1 << 18) + 1, 16), False), ((4, 16), True), ((4, 15), False)]
-    + [((16,), True), ((0, 16), False)],
+    [
+        ((1 << 18, 16), True),
+        (((1 << 18) + 1, 16), False),
+        ((4, 16), True),
+        ((4, 15), False),
+        ((16,), True),
+        ((0, 16), False),
+    ],
 )
 def test_rows_are_kept_where_a_vector_of_them_is_small(shape: Any, is_kept: bool) -> None:
     row = graph.total(x, Scope.ROW)

@@ -19,8 +19,16 @@ def forms(number: float) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("sqrt", 2.0), ("sin", 0.5), ("cos", 0.5), ("acos", 0.25), ("exp", 1.5), ("log", 3.0)]
-    + [("floor", -1.5), ("absolute", -1.5)],
+    [
+        ("sqrt", 2.0),
+        ("sin", 0.5),
+        ("cos", 0.5),
+        ("acos", 0.25),
+        ("exp", 1.5),
+        ("log", 3.0),
+        ("floor", -1.5),
+        ("absolute", -1.5),
+    ],
 )
 def test_a_function_is_that_of_math_in_every_form(name, at):
     wanted = math.fabs(at) if name == "absolute" else getattr(math, name)(at)
