@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightsmith.tensors import range_finder
-from weightsmith.tensors.range_finder import sketched_spectrum, times, transposed_times
+from weightsmith.tensors.range_finder import row_blocks, sketched_spectrum, times, transposed_times
 from weightsmith.tensors.singular import signs
 
 
@@ -52,3 +52,11 @@ def test_products_are_those_of_the_whole(monkeypatch):
     np.testing.assert_allclose(times(lambda a, b: whole[a:b], (17, 4), factor), whole @ factor)
     turned = transposed_times(lambda a, b: whole[a:b], (17, 4), whole)
     np.testing.assert_allclose(turned, whole.T @ whole, atol=1e-14)
+
+
+def test_rows_are_read_about_a_million_elements_at_a_time():
+    assert list(row_blocks((5, 1 << 19))) == [(0, 2), (2, 4), (4, 5)]
+    assert list(row_blocks((3, 2_000_000))) == [(0, 1), (1, 2), (2, 3)]
+    assert list(row_blocks((7, 1))) == [(0, 7)]
+    assert list(row_blocks((0, 3))) == []
+    assert list(row_blocks((3, 0))) == []

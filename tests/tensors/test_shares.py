@@ -38,3 +38,9 @@ def test_a_quotient_is_taken_up_to_its_rounding(parts, whole):
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 7), (0.5, 3), (1e-300, 0)])
 def test_ends_and_tiny_shares(share, count):
     assert floor_of_share(share, 7) == count
+
+
+def test_a_decimal_of_fifteen_places_is_not_taken_for_a_quotient():
+    """0.857142857142857 of 7 is 5.999999999999999, and 6 / 7 of 7 is 6."""
+    assert floor_of_share(0.857142857142857, 7) == 5
+    assert floor_of_share(6 / 7, 7) == 6
