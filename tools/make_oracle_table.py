@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "oracle.md"
-WORK_PRECISIONS = ("float32", "bfloat16")
+SINGLE = ("float32", "bfloat16", "rounded_inputs")
 INTRODUCTION = """\
 # Oracles
 
@@ -27,12 +27,14 @@ imports nothing of weightsmith. `make oracle` runs both on small models of four 
 norms (llama), two towers with a 4-d convolution and a scalar (clip), matrices stored inputs first (gpt2), experts
 fused in 3-d tensors (mixture) - and compares every element:
 
-- **memory**: `merge_state_dicts` in float64, of the four shapes; **tied**: of a model whose head is its embedding;
+- **memory**: `merge_state_dicts` in float64, of the four shapes; **tied**: a model whose head is its embedding, there
+  and in files;
 - **recipes** of float64 checkpoints: a recipe as a model or as the base, one that is rounded to bfloat16, slices, rules
   with another method and `keep`, `missing: base`, weights along the depth with 0 and 1 among them, `then:`, `modify:`,
   files in other orders, and tensors stored in different dtypes. The oracle makes them in one or two steps;
 - **equal**: numbers so coarse that many magnitudes are equal, where a method's result depends on which count as larger;
-- **files** in float32 and bfloat16, computed in float32 by the native and by the torch backend, written as float32.
+- **files** in float32 and bfloat16, computed in float32 by the native and by the torch backend, written as float32; and
+  files in float64 that mergekit's `dtype` rounds first.
 
 An error is the largest difference of any element, as a share of the largest change that the merge makes to the base.
 **float64** is the largest one of memory, tied, recipes and equal, **float32** that of files. What exceeds a method's
@@ -58,7 +60,7 @@ class Method:
         self.shapes.add(str(row["shape"]).removesuffix("-tied"))
         self.structures.add(structure)
         self.comparisons += 1
-        if structure.startswith(WORK_PRECISIONS):
+        if structure.startswith(SINGLE):
             self.float32 = max(self.float32 or 0.0, error)
         else:
             self.float64 = max(self.float64, error)
