@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "oracle.md"
-WORK_PRECISIONS = ("float32", "bfloat16")
+SINGLE = ("float32", "bfloat16", "rounded_inputs")
 INTRODUCTION = """\
 # Oracles
 
@@ -27,17 +28,22 @@ imports nothing of weightsmith. `make oracle` runs both on small models of four 
 norms (llama), two towers with a 4-d convolution and a scalar (clip), matrices stored inputs first (gpt2), experts
 fused in 3-d tensors (mixture) - and compares every element:
 
-- **memory**: `merge_state_dicts` in float64, of the four shapes; **tied**: of a model whose head is its embedding;
+- **memory**: `merge_state_dicts` in float64, of the four shapes; **tied**: a model whose head is its embedding, there
+  and in files;
 - **recipes** of float64 checkpoints: a recipe as a model or as the base, one that is rounded to bfloat16, slices, rules
   with another method and `keep`, `missing: base`, weights along the depth with 0 and 1 among them, `then:`, `modify:`,
   files in other orders, and tensors stored in different dtypes. The oracle makes them in one or two steps;
 - **equal**: numbers so coarse that many magnitudes are equal, where a method's result depends on which count as larger;
-- **files** in float32 and bfloat16, computed in float32 by the native and by the torch backend, written as float32.
+- **files** in float32 and bfloat16, computed in float32 by the native and by the torch backend, written as float32; and
+  files in float64 that mergekit's `dtype` rounds first.
 
 An error is the largest difference of any element, as a share of the largest change that the merge makes to the base.
 **float64** is the largest one of memory, tied, recipes and equal, **float32** that of files. What exceeds a method's
 tolerance (1e-12 and 2e-6, unless the oracle gives a reason for another) fails the run.
 """
+
+
+Row = Mapping[str, Any]
 
 
 @dataclass
@@ -51,33 +57,34 @@ class Method:
     float64: float = 0.0
     float32: float | None = None
 
-    def add(self, row: Mapping[str, object]) -> None:
+    def add(self, row: Row) -> None:
         """Take one comparison."""
-        structure, error = str(row["structure"]), float(str(row["error"]))
-        self.variants.add(str(row["variant"]))
-        self.shapes.add(str(row["shape"]).removesuffix("-tied"))
-        self.structures.add(structure)
+        self.variants.add(row["variant"])
+        self.shapes.add(row["shape"].removesuffix("-tied"))
+        self.structures.add(row["structure"])
         self.comparisons += 1
-        if structure.startswith(WORK_PRECISIONS):
-            self.float32 = max(self.float32 or 0.0, error)
+        if row["structure"].startswith(SINGLE):
+            self.float32 = max(self.float32 or 0.0, row["error"])
         else:
-            self.float64 = max(self.float64, error)
+            self.float64 = max(self.float64, row["error"])
 
 
-def gathered(rows: Iterable[Mapping[str, object]]) -> dict[str, Method]:
-    """The comparisons of each method."""
+def gathered(rows: Iterable[Row]) -> dict[str, Method]:
+    """The comparisons of each method that are not known to differ."""
     found: dict[str, Method] = {}
     for row in rows:
-        found.setdefault(str(row["method"]), Method()).add(row)
+        if not row["known"]:
+            found.setdefault(row["method"], Method()).add(row)
     return dict(sorted(found.items()))
 
 
-def page(methods: Mapping[str, Method], failures: int, machine: str, date: str) -> str:
+def page(rows: Sequence[Row], machine: str, date: str) -> str:
     """The whole page."""
-    comparisons = sum(m.comparisons for m in methods.values())
+    failures = sum(not row["error"] <= row["tolerance"] for row in rows if not row["known"])
+    apart = " besides those that are known to be" if any(row["known"] for row in rows) else ""
     lines = [
         INTRODUCTION,
-        f"Run on {date}, {machine}: {comparisons} comparisons, {failures} beyond their tolerance.",
+        f"Run on {date}, {machine}: {len(rows)} comparisons, {failures} beyond their tolerance{apart}.",
         "",
         "| method | variants | shapes | structures | comparisons | float64 | float32 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -85,9 +92,23 @@ def page(methods: Mapping[str, Method], failures: int, machine: str, date: str) 
     lines += [
         f"| {name} | {len(m.variants)} | {len(m.shapes)} | {len(m.structures)} | {m.comparisons} "
         f"| {_shown(m.float64)} | {_shown(m.float32)} |"
-        for name, m in methods.items()
+        for name, m in gathered(rows).items()
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_known(rows)]) + "\n"
+
+
+def _known(rows: Sequence[Row]) -> list[str]:
+    """What is known to differ, with its largest error."""
+    errors: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        if row["known"]:
+            key = (row["method"], row["variant"], row["known"])
+            errors[key] = max(errors.get(key, 0.0), row["error"])
+    if not errors:
+        return []
+    listed = [f"| {' | '.join(key)} | {_shown(error)} |" for key, error in sorted(errors.items())]
+    heading = ["", "## Known to differ", ""]
+    return [*heading, "| method | variant | how | error |", "| --- | --- | --- | --- |", *listed]
 
 
 def _shown(error: float | None) -> str:
@@ -96,24 +117,21 @@ def _shown(error: float | None) -> str:
     return "0" if error == 0 else f"{error:.1e}"
 
 
-def machine() -> str:
+def machine_kind() -> str:
     """The kind of machine, without its name."""
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}"
+    python = f"Python {platform.python_version()}"
+    return f"{platform.system()} {platform.machine()}, {python}, numpy {np.__version__}"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page from a folder of results."""
-    rows = [
-        row
-        for path in sorted(Path(arguments[0]).glob("*.json"))
-        for row in json.loads(path.read_text())
-    ]
+    files = sorted(Path(arguments[0]).glob("*.json"))
+    rows = [row for path in files for row in json.loads(path.read_text())]
     if not rows:
         print(f"{arguments[0]} has no results; run `make oracle`.", file=sys.stderr)
         return 1
-    failures = sum(not row["error"] <= row["tolerance"] for row in rows)
     today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
-    PAGE.write_text(page(gathered(rows), failures, machine(), today))
+    PAGE.write_text(page(rows, machine_kind(), today))
     return 0
 
 

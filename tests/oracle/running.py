@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,12 +76,17 @@ def _narrow(values: np.ndarray, kind: str) -> np.ndarray:
     return values if kind == "gram" else values.astype(np.float32)
 
 
-def store(family: Family, folder: Path, dtype: str) -> Stored:
-    """Write a base and its experts."""
-    write_model(folder / "base", family.base, dtype=dtype)
+def store(
+    family: Family, folder: Path, dtype: str, tied: Mapping[str, str] | None = None
+) -> Stored:
+    """Write a base and its experts; `tied` are further names of tensors, as their configuration says."""
     labels = tuple(f"expert-{i}" for i in range(len(family.experts)))
-    for label, expert in zip(labels, family.experts, strict=True):
-        write_model(folder / label, expert, dtype=dtype)
+    for label, tensors in zip(("base", *labels), (family.base, *family.experts), strict=True):
+        twice = {alias: tensors[name] for alias, name in (tied or {}).items()}
+        write_model(folder / label, tensors | twice, dtype=dtype)
+        if tied is not None:
+            config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+            (folder / label / "config.json").write_text(json.dumps(config))
     return Stored(folder, dtype, replace(family, labels=labels))
 
 
@@ -110,8 +116,6 @@ def write_model(
 
 
 def _write_index(folder: Path, names: Sequence[str], shards: int) -> None:
-    import json
-
     weight_map = {
         n: f"model-{k + 1:05}-of-{shards:05}.safetensors"
         for k in range(shards)

@@ -42,7 +42,9 @@ class Structure:
 
 STRUCTURES: dict[str, Structure] = {}
 # In which weights are rounded to a narrow dtype.
-ROUNDED = frozenset({"rounded_expert", "storage"})
+ROUNDED = frozenset({"rounded_expert", "storage", "rounded_inputs"})
+# Whose work precision is float32.
+SINGLE = frozenset({"rounded_inputs"})
 
 
 def structure(
@@ -314,6 +316,22 @@ def storage(rule: Rule, variant: Variant, stored: Stored) -> Case:
     return Case(made, rule(changed, variant), family.base)
 
 
+@structure(unmeasured, as_mergekit)
+def rounded_inputs(rule: Rule, variant: Variant, stored: Stored) -> Case:
+    """Inputs that mergekit's `dtype` rounds to float32, some of which are stored so, and that are computed so."""
+    family = rule.cut(stored.family, variant)
+    base = float32(family.base)
+    experts = [float32(e) for e in family.experts]
+    single = dict.fromkeys(_of_role(family, "mlp"), "float32")
+    first = family.experts[0] | {n: experts[0][n] for n in single}
+    models = [stored.write("partly", first, dtypes=single), *models_of(rule, variant, stored)[1:]]
+    labels = ["partly", *family.labels[1:]]
+    changed = replace(family, base=base, experts=experts, labels=tuple(labels))
+    origin = stored.base if takes_base(rule, variant) else None
+    made = recipe(rule, variant, models, origin, dtype="float32", donor=stored.base)
+    return Case(made, rule(changed, variant), base)
+
+
 # Pieces ---------------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +366,11 @@ def gradient(values: list[float], place: Place) -> float:
     if place.layer is not None and place.layers > 1:
         depth = place.layer / (place.layers - 1)
     return float(np.interp(depth, np.linspace(0, 1, len(values)), values))
+
+
+def float32(tensors: Tensors) -> Tensors:
+    """Rounded to float32."""
+    return {n: x.astype(np.float32).astype(np.float64) for n, x in tensors.items()}
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**RULES, "weight": 1.0, "lambda": 1.0},
-    "reference": {"rank_tolerance": 0.0},
+    "reference": {"rank_tolerance": 0.0, "exempt": "linear.text_projection"},
     "fusionbench": {"lambda": 1.5},
 }
 VARIANTS: list[dict[str, Any]] = [
@@ -48,5 +48,4 @@ def iso_c(family: Family, parameters: dict) -> dict[str, np.ndarray]:
         found = directions(total, tolerance=how["rank_tolerance"])
         return found.left @ found.right * found.values.mean() if found.values.size else total
 
-    averaged = ("text_projection",) if parameters.get("preset") == "reference" else ()
-    return merged_by_matrix(family, how, isotropic, averaged=averaged)
+    return merged_by_matrix(family, how, isotropic)

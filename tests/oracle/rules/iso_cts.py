@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**RULES, "weight": 1.0, "common_share": 0.8, "lambda": 1.0},
-    "reference": {"rank_tolerance": 0.0},
+    "reference": {"rank_tolerance": 0.0, "exempt": "linear.text_projection"},
     "fusionbench": {"lambda": 1.5},
 }
 VARIANTS: list[dict[str, Any]] = [
@@ -62,8 +62,7 @@ def iso_cts(family: Family, parameters: dict) -> dict[str, np.ndarray]:
         right = polar(np.vstack([f.right for f in found]).T, tolerance)
         return values.mean() * left @ right.T
 
-    averaged = ("text_projection",) if parameters.get("preset") == "reference" else ()
-    return merged_by_matrix(family, how, isotropic, averaged=averaged)
+    return merged_by_matrix(family, how, isotropic)
 
 
 def _specific(

@@ -49,7 +49,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"kernels": "matrix", "fused": "split", "others": "base"},
     {"stacks": "others", "embeddings": "merged"},
     {"orientation": "output_first", "embeddings": "base"},
-    {"orientation": "input_first", "others": "base", "embeddings": "merged"},
+    {"orientation": "input_first", "others": "base", "embeddings": "merged", "exempt": "mlp"},
     *PATHS,
 ]
 # One decomposition; factors turn on quotients of inner products of its directions with the tasks.

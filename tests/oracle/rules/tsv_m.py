@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**RULES, "weight": 1.0, "rank_share": None, "smallest_rank": 1, "lambda": 1.0},
-    "reference": {"smallest_rank": 0},
-    "lossless": {"rank_share": 1.0},
+    "reference": {"smallest_rank": 0, "exempt": "linear.text_projection"},
+    "lossless": {"rank_share": 1.0, "exempt": "linear.text_projection"},
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -52,5 +52,4 @@ def tsv_m(family: Family, parameters: dict) -> dict[str, np.ndarray]:
         rank = max(how["smallest_rank"], wanted)
         return whitened(matrices, [rank] * len(matrices), weights, how["rank_tolerance"])
 
-    averaged = ("text_projection",) if parameters.get("preset", "paper") != "paper" else ()
-    return merged_by_matrix(family, how, merged, averaged=averaged)
+    return merged_by_matrix(family, how, merged)

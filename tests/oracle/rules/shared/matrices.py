@@ -5,7 +5,8 @@
     4 or more   none, or with kernels: matrix one of (first axis, all others)
     fused       with fused: split the rows of q, k, v (of gate, up) are matrices of their own
 
-0-d and 1-d tensors are none. Embeddings and heads are matrices unless `embeddings` says otherwise.
+0-d and 1-d tensors are none, nor are those of the roles, or families of roles, that are exempt. Embeddings and heads
+are matrices unless `embeddings` says otherwise.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ RULES: dict[str, Any] = {
     "kernels": "others",
     "fused": "whole",
     "orientation": "auto",
+    "exempt": "",
     "rank_tolerance": None,
 }
 LOOKED_UP = ("embedding", "position_embedding", "type_embedding", "head")
@@ -37,7 +39,7 @@ RULE_VARIANTS: list[dict[str, Any]] = [
     {"kernels": "matrix", "fused": "split", "others": "sum"},
     {"stacks": "others", "embeddings": "average"},
     {"orientation": "output_first", "others": "base", "embeddings": "sum"},
-    {"orientation": "input_first", "embeddings": "base"},
+    {"orientation": "input_first", "embeddings": "base", "exempt": "attention.q mlp"},
 ]
 # Weak directions count, although rounding of the stored weights may have made them.
 EXACT_RANKS = {"rank_tolerance": 1e-9}
@@ -47,6 +49,8 @@ PATHS: list[dict[str, Any]] = [{"svd": "exact"}, {"svd": "gram"}]
 def is_matrix(place: Place, how: Mapping[str, Any]) -> bool:
     """Whether a tensor is one matrix or several."""
     if place.role in LOOKED_UP and how["embeddings"] != "spectral":
+        return False
+    if any(f"{place.role}.".startswith(f"{role}.") for role in how["exempt"].split()):
         return False
     axes = len(place.shape)
     if axes == 3:
@@ -120,18 +124,13 @@ def merged_by_matrix(
     family: Family,
     how: Mapping[str, Any],
     function: Callable[[list[np.ndarray], list[float]], np.ndarray],
-    *,
-    averaged: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """theta_0 + lambda T: T of the tasks' matrices and weights by `function`, of all other tensors by their rule.
-
-    Tensors whose name holds one of the words `averaged` are no matrices.
-    """
+    """theta_0 + lambda T: T of the tasks' matrices and weights by `function`, of all other tensors by their rule."""
     merged = {}
     for name, base in family.base.items():
         place, deltas = family.places[name], family.deltas(name)
         weights = each(how, "weight", name, len(deltas))
-        if is_matrix(place, how) and not any(word in name for word in averaged):
+        if is_matrix(place, how):
             groups = zip(*(cut(delta, place, how) for delta in deltas), strict=True)
             blocks = [function(list(group), weights) for group in groups]
             change = put_together(blocks, place, how)
