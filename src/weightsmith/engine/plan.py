@@ -16,6 +16,7 @@ from weightsmith.deltas.changed import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
+from weightsmith.engine.threads import check_memory, thread_count
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
