@@ -34,7 +34,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("hostile inputs")
     groups = list(dict.fromkeys(group for group, _ in COUNTS))
     terminalreporter.write_line(
-        f"{'group':16}{'inputs':>8}" + "".join(f"{c:>10}" for c in _COLUMNS) + f"{'CPU s':>8}{'MiB':>7}"
+        f"{'group':16}{'inputs':>8}"
+        + "".join(f"{c:>10}" for c in _COLUMNS)
+        + f"{'CPU s':>8}{'MiB':>7}"
     )
     for group in [*groups, "all"]:
         own = [COUNTS[g, c] for c in _COLUMNS for g in groups if group in (g, "all")]

@@ -114,8 +114,8 @@ class Runner:
         """End the process, if there is one."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process = None
+            with self._process:
+                self._process = None
 
 
 @dataclass
@@ -139,7 +139,11 @@ class World:
             if callable(content):
                 content(path)
             else:
-                path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+                path.write_bytes(
+                    content.encode("utf-8", "surrogatepass")
+                    if isinstance(content, str)
+                    else content
+                )
         before = self._seen(case)
         argv = tuple(part.replace("{case}", "case") for part in one.argv)
         answer = self.runner.run(argv, self.root)
@@ -214,7 +218,9 @@ def tally(answer: Answer) -> str:
     """The column that an answer is counted in."""
     if answer.code is None:
         return "killed"
-    return "accepted" if answer.code == 0 else "refused" if answer.code in (1, 2, 4, 5) else "failed"
+    return (
+        "accepted" if answer.code == 0 else "refused" if answer.code in (1, 2, 4, 5) else "failed"
+    )
 
 
 def environment(cache: Path) -> dict[str, Any]:

@@ -30,17 +30,17 @@ def _run(argv: list[str], out: int, err: int) -> int:
     from weightsmith.cli.main import execute
     from weightsmith.tensors.open_files import OPEN_FILES
 
-    sys.stdout = open(out, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(err, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    try:
-        return execute(argv)
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
-        return -1
-    finally:
-        sys.stdout.close()
-        sys.stderr.close()
-        OPEN_FILES.close()
+    with (
+        open(out, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as sys.stdout,
+        open(err, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as sys.stderr,
+    ):
+        try:
+            return execute(argv)
+        except BaseException:  # noqa: BLE001 - a defect is an answer too
+            traceback.print_exc(file=sys.stderr)
+            return -1
+        finally:
+            OPEN_FILES.close()
 
 
 def main() -> None:

@@ -94,7 +94,9 @@ def perceptron(seed: int) -> dict[str, np.ndarray]:
         "classifier.weight": (3, 6),
         "classifier.bias": (3,),
     }
-    return {name: generator.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: generator.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def adapter_tensors(seed: int) -> dict[str, np.ndarray]:
@@ -115,7 +117,15 @@ def tokenizer(extra: int) -> dict[str, Any]:
     vocab |= {"<s>": 256, "</s>": 257, "<unk>": 258}
     vocab |= {f"word{i}": 259 + i for i in range(8 + extra)}
     added = [
-        {"id": vocab[t], "content": t, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        {
+            "id": vocab[t],
+            "content": t,
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
         for t in ("<s>", "</s>", "<unk>")
     ]
     return {
@@ -129,7 +139,9 @@ def tokenizer(extra: int) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], name: str = "model") -> None:
+def save(
+    folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], name: str = "model"
+) -> None:
     """A folder of weights and configuration."""
     folder.mkdir(parents=True)
     save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
@@ -144,16 +156,29 @@ def build(root: Path, runner: Runner) -> None:
     for name, extra in (("words", 0), ("more", 4)):
         save(root / name, llama(3 + extra), CONFIG)
         (root / name / "tokenizer.json").write_text(json.dumps(tokenizer(extra)))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        }
         (root / name / "tokenizer_config.json").write_text(json.dumps(settings))
     for seed, name in enumerate(("mlp", "mlp2")):
         save(root / name, perceptron(seed), PERCEPTRON)
     for seed, name in enumerate(("lora", "lora2")):
         save(root / name, adapter_tensors(seed), ADAPTER, "adapter_model")
-    recipes = {"ok.yaml": OK, "ties.yaml": TIES, "bundle.yaml": BUNDLE, "small.yaml": SUITE, "colours.yaml": COLOURS}
+    recipes = {
+        "ok.yaml": OK,
+        "ties.yaml": TIES,
+        "bundle.yaml": BUNDLE,
+        "small.yaml": SUITE,
+        "colours.yaml": COLOURS,
+    }
     for name, text in recipes.items():
         (root / name).write_text(text)
-    (root / "text.jsonl").write_text("".join(json.dumps({"text": f"a small text {i}"}) + "\n" for i in range(4)))
+    (root / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"a small text {i}"}) + "\n" for i in range(4))
+    )
     generator = np.random.default_rng(4)
     np.savez(
         root / "colours.npz",
@@ -178,8 +203,8 @@ MADE = (
     "delta pack a library/one --base base --quiet".split(),
     "bundle create bundle.yaml bundle --quiet".split(),
     "adapter basis create lora lora2 basis.safetensors".split(),
-    "evaluate mlp --suite colours.yaml --json one.json --quiet".split(),
-    "evaluate mlp2 --suite colours.yaml --json two.json --quiet".split(),
+    "evaluate mlp --suite colours.yaml --save one.json --quiet".split(),
+    "evaluate mlp2 --suite colours.yaml --save two.json --quiet".split(),
 )
 
 # A valid use of every command, from which others are made by changing one thing; {case} is an empty folder.

@@ -90,7 +90,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """An adapter in whole; `parameters` and `nbytes` count all that is stored for its tensors; see `Adapter.unsaved`."""
+    """An adapter in whole; `parameters` and `nbytes` count all that is stored; `unsaved` is that of `Adapter`."""
 
     name: str
     dialect: str
