@@ -13,8 +13,8 @@ NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format types imports docs-check check parity oracle faults fuzz gpu ray browser \
-        mutants bench clean
+.PHONY: help demo test lint format types imports docs-check check parity oracle faults hostile fuzz gpu ray \
+        browser mutants bench clean
 
 help:
 	@echo "make demo        train a small family on handwritten digits, merge it, verify it"
@@ -23,7 +23,7 @@ help:
 	@echo "make format      rewrite the code in the house's format"
 	@echo "make parity      compare with mergekit 0.1.5 and FusionBench 0.2.33 in environments of their own"
 	@echo "make oracle      compare every method with plain numpy, and write docs/oracle.md"
-	@echo "make faults | fuzz | gpu | ray    the marked tests"
+	@echo "make faults | hostile | fuzz | gpu | ray    the marked tests"
 	@echo "make browser     look at reports in a headless Chromium"
 	@echo "make mutants     whether the tests notice small random mistakes in methods and value graph"
 	@echo "make bench       time weightsmith, mergekit and the floor side by side"
@@ -98,6 +98,9 @@ oracle: .venv/.ready
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults
+
+hostile: .venv/.ready
+	$(BIN)/python -m pytest -m hostile tests/hostile
 
 fuzz: .venv/.ready
 	$(BIN)/python -m pytest -m fuzz

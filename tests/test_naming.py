@@ -11,6 +11,8 @@ from weightsmith.naming import (
     NamePieces,
     compile_glob,
     compile_regex,
+    is_found,
+    is_number,
     matching,
     natural_key,
     nearest,
@@ -80,9 +82,23 @@ def test_globs_match_whole_names_case_and_dots_included() -> None:
 
 
 def test_a_malformed_regex_is_refused_with_its_text() -> None:
-    assert compile_regex(r"layers\.\d+").found("model.layers.3") is not None
+    assert is_found(r"layers\.\d+", "model.layers.3")
+    assert not is_found(r"^layers", "model.layers.3")
     with pytest.raises(RecipeError, match=r"'\(\['"):
         compile_regex("([")
+
+
+def test_a_regex_that_takes_too_long_is_refused_while_it_is_asked() -> None:
+    # Every character looks at all that follow.
+    with pytest.raises(RecipeError, match="takes too long to match"):
+        is_found("(?:(?=.*x$).)*!$", "ab" * 4_000)
+
+
+def test_numbers_of_many_digits_are_no_layers_and_sort_behind_all_others() -> None:
+    long = "9" * 5000
+    assert parse_name(f"layers.{long}.weight", "layers").layer is None
+    assert not is_number("100000")
+    assert sorted([f"a{long}", "a10", "a9"], key=natural_key) == ["a9", "a10", f"a{long}"]
 
 
 def test_the_nearest_candidate_is_offered_and_nothing_far_away() -> None:

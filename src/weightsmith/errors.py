@@ -12,6 +12,13 @@ class WeightsmithError(Exception):
     exit_code = 4
 
 
+class Malformed(ValueError):
+    """Data from a file has another form than it should; the message begins in lower case and names no file.
+
+    Whoever reads the file catches it, with what Python raises in such a case, and `wording.fault` puts both in words.
+    """
+
+
 class UsageError(WeightsmithError):
     """A command or function was called in a way that cannot mean anything."""
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 _DIGITS = re.compile(r"([0-9]+)")
 _EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
-_NUMBERED_EXPERT = re.compile(r"^experts?_(\d+)$")
+# Lists that are made from 0 to an index of a file stay short.
+_MOST_DIGITS = 5
+_LONGEST_NUMBER = 100
+_LONGEST_MISSPELT = 200
+_NUMBERED_EXPERT = re.compile(rf"^experts?_(\d{{1,{_MOST_DIGITS}}})$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ def split_name(name: str) -> tuple[str, ...]:
 
 
 def is_number(field: str) -> bool:
-    """Whether a field is an index: ASCII digits only."""
-    return field.isdigit() and field.isascii()
+    """Whether a field is an index: ASCII digits only, and no more of them than a block or expert has."""
+    return len(field) <= _MOST_DIGITS and field.isdigit() and field.isascii()
 
 
 # The checkpoints of one merge have the same names, and each name is looked at from several sides.
@@ -100,7 +104,12 @@ def with_layer(name: str, prefix: str, layer: int) -> str:
 
 def natural_key(text: str) -> tuple[str | int, ...]:
     """A sort key under which `layers.2` comes before `layers.10`."""
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text)))
+    return tuple(_counted(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text)))
+
+
+def _counted(digits: str) -> int:
+    # Python reads no number of thousands of digits; such ones come last.
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else 10**_LONGEST_NUMBER
 
 
 @functools.lru_cache(maxsize=512)
@@ -148,5 +157,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, for a did-you-mean, or None where none is near."""
+    if len(name) > _LONGEST_MISSPELT:
+        return None
     found = difflib.get_close_matches(name, list(candidates), n=1)
     return found[0] if found else None

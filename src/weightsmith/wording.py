@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import islice
+
+from weightsmith.errors import Malformed, WeightsmithError
+
 _LONGEST = 160
+_LONGEST_LINE = 1200
+_MOST_ITEMS = 4
+_MOST_DEPTH = 2
+_MOST_BITS = 256
 
 
 def shown(text: object) -> str:
@@ -12,6 +22,51 @@ def shown(text: object) -> str:
         half = _LONGEST // 2
         whole = f"{whole[:half]}...{whole[-half:]}"
     return repr(whole)
+
+
+def abridged(message: str) -> str:
+    """A message of which a line is not longer than anybody reads, its beginning and its end."""
+    return "\n".join(map(_abridged_line, message.split("\n")))
+
+
+def _abridged_line(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: 2 * _LONGEST_LINE // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
+
+
+def literal(value: object, depth: int = 0) -> str:
+    """A value from a document as it stands there: texts quoted, `true`, `null`, numbers, lists; long ones abridged."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{_items(map(partial(literal, depth=depth + 1), value), depth)}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{shown(key)[1:-1]}: {literal(item, depth + 1)}" for key, item in value.items())
+        return f"{{{_items(pairs, depth)}}}"
+    return shown(value)
+
+
+def _items(items: Iterable[str], depth: int) -> str:
+    most = _MOST_ITEMS if depth < _MOST_DEPTH else 0
+    first = list(islice(items, most + 1))
+    return ", ".join([*first[:most], *(["..."] if len(first) > most else [])])
+
+
+def fault(problem: Exception) -> str:
+    """What is wrong with data that could not be read, from the error that reading them gave.
+
+    Only errors of this project and missing keys say something to whoever has the file.
+    """
+    if isinstance(problem, (Malformed, WeightsmithError)):
+        return str(problem).rstrip(".")
+    if isinstance(problem, KeyError) and problem.args:
+        return f"it lacks {shown(problem.args[0])}"
+    return "an entry of it has another form than it should"
 
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:

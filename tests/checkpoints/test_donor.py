@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from weightsmith.checkpoints import donor_files
-from weightsmith.checkpoints.donor import tokenizer_files
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from weightsmith.checkpoints import donor_files, open_checkpoint
+from weightsmith.checkpoints.donor import left_out, tokenizer_files
+from weightsmith.errors import CheckpointError
+from weightsmith.findings import Severity
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -78,3 +85,41 @@ def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> Non
 def test_a_folder_in_place_of_a_file_is_not_carried(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
     assert donor_files(tmp_path) == ()
+
+
+def test_files_that_are_left_out_are_a_finding_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _touch(folder, "vocab.txt", "real.json")
+    save_file({"a": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    assert open_checkpoint(folder).findings() == []
+    # Links within the folder are files like others.
+    (folder / "generation_config.json").symlink_to("real.json")
+    assert open_checkpoint(folder).findings() == []
+    _touch(tmp_path, "secret.json")
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret.json")
+    (folder / "merges.txt").symlink_to("nowhere")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "x.jinja").symlink_to(tmp_path / "secret.json")
+    os.mkfifo(folder / "spiece.model")
+    names = _names(left_out(folder))
+    assert names == [
+        "additional_chat_templates/x.jinja",
+        "merges.txt",
+        "spiece.model",
+        "tokenizer_config.json",
+    ]
+    opened = open_checkpoint(folder)
+    (finding,) = opened.findings()
+    assert (finding.severity, finding.code) == (Severity.WARNING, "linked-file")
+    assert all(name in finding.message for name in names)
+    with pytest.raises(CheckpointError, match="put the files themselves there"):
+        opened.require_own_files()
+
+
+def test_links_into_the_blobs_of_the_hub_cache_are_files_like_others(tmp_path: Path) -> None:
+    _touch(tmp_path, "models--o--m/blobs/abc")
+    snapshot = tmp_path / "models--o--m" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer_config.json").symlink_to("../../blobs/abc")
+    assert left_out(snapshot) == ()
+    assert _names(donor_files(snapshot)) == ["tokenizer_config.json"]

@@ -87,7 +87,13 @@ def test_an_unexpected_exception_is_one_line_that_asks_for_a_report(weightsmith,
 @pytest.mark.parametrize(
     ("raised", "part"),
     [
-        (PermissionError(13, "Permission denied", "some/file"), "'some/file': Permission denied."),
+        (
+            PermissionError(13, "Permission denied", "some/file"),
+            "'some/file': Permission denied; check its permissions",
+        ),
+        (OSError(36, "File name too long", "x" * 300), "x...xxx"),
+        (OSError(24, "Too many open files"), "Too many open files; raise `ulimit -n`."),
+        (RuntimeError("can't start new thread"), "give fewer --threads"),
         (MemoryError(), "memory ran out"),
     ],
 )

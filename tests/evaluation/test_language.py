@@ -125,7 +125,7 @@ def test_a_wrong_line_is_told_with_its_number(models, tmp_path, suite):
     for line, sentence in (
         ('{"txt": "a"}', r"line 2, has no field 'text'; it has 'txt'"),
         ('{"text": 3}', r"line 2, has 3 in field 'text'"),
-        ("{", "line 2, is no JSON"),
+        ("{", "line 2, is not JSON at its character"),
         ("[]", "line 2, is no JSON object"),
     ):
         (tmp_path / "t.jsonl").write_text('{"text": "a"}\n' + line + "\n")

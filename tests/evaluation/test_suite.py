@@ -48,7 +48,7 @@ def test_yaml_with_flow_mappings_is_read(tmp_path, data):
         ({"contxt": 3}, r"no key 'contxt'; did you mean 'context'\?"),
         ({"head": "de.jsonl"}, "language_modeling task has no key 'head'"),
         ({"context": 0}, "context is a whole number from 1, not 0"),
-        ({"limit": True}, "limit is a whole number from 1, not True"),
+        ({"limit": True}, "limit is a whole number from 1, not true"),
         ({"context": 8, "stride": 9}, "the stride 9 is larger than the context 8"),
         ({"data": "none.jsonl"}, "there is no file .*none.jsonl"),
         ({"group": "owned"}, r"no group 'owned'; did you mean 'own'\?"),

@@ -84,7 +84,7 @@ def _combined(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.recursive(_ATOMS, _combined, max_leaves=8), st.text("abcA.é\n1", max_size=7))
 def test_a_pattern_matches_the_texts_that_re_says(pattern: str, text: str) -> None:
     with warnings.catch_warnings():

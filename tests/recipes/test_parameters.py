@@ -16,11 +16,12 @@ from weightsmith.recipes.settings import ABSENT, Lookup
 PLACE = TensorPlace("model.layers.1.self_attn.q_proj.weight", Kind.ATTENTION_Q, 1)
 
 
-def settings(value: object) -> object:
+def settings(value: object, semantics: str) -> object:
     """A setting as the schema reads it, taken from a recipe."""
     recipe = load(
         {
             "weightsmith": 1,
+            "semantics": semantics,
             "merge_method": "linear",
             "models": [{"model": "a", "parameters": {"weight": value}}],
         }
@@ -30,7 +31,7 @@ def settings(value: object) -> object:
 
 def weight_at(value: object, t: float, name: str = PLACE.name, preset: str = "paper") -> object:
     parameter = registry.get("linear").parameters["weight"]
-    return Lookup(parameter, (settings(value),), "test", preset).at(t, name, PLACE)
+    return Lookup(parameter, (settings(value, preset),), "test", preset).at(t, name, PLACE)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,8 @@ def test_a_gradient_matches_exact_interpolation_at_every_depth():
         assert weight_at(points, float(t)) == float(exact)
 
 
-def test_an_empty_gradient_gives_nothing():
-    assert weight_at([], 0.5) is ABSENT
+def test_an_empty_gradient_gives_nothing_in_mergekits_semantics():
+    assert weight_at([], 0.5, preset="mergekit") is ABSENT
 
 
 def test_booleans_step_instead_of_interpolating():
@@ -102,7 +103,8 @@ def test_a_bare_condition_is_a_list_of_one():
 
 
 def test_a_condition_that_matches_with_an_empty_value_ends_the_search():
-    assert weight_at([{"filter": "a", "value": []}, {"value": 1}], 0, "a") is ABSENT
+    condition = {"filter": "a", "value": []}
+    assert weight_at([condition, {"value": 1}], 0, "a", preset="mergekit") is ABSENT
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():

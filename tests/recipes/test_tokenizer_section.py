@@ -84,7 +84,7 @@ def test_native_keys_are_read_and_written_back(text):
         ("missing: {rule: borrow, k: 1}", "no parameter 'k'"),
         ("missing: {k: 1}", "mapping with `rule:`"),
         ("match: byte", "'exact' or 'bytes'"),
-        ("pad_to_multiple_of: 0", "greater than or equal to 1"),
+        ("pad_to_multiple_of: 0", "expected a number from 1 on, not 0"),
         ("pad_to_multiple_of: yes", "pad_to_multiple_of"),
         ('tokens: {"": {source: {kind: zero}}}', "no characters"),
         ("tokens: {x: {forse: true}}", "did you mean 'force'"),
@@ -98,7 +98,7 @@ def test_native_keys_are_read_and_written_back(text):
         ),
         (
             "tokens: {x: {source: {kind: model_token, model: a, token_id: -1}}}",
-            "greater than or equal to 0",
+            "expected a number from 0 on, not -1",
         ),
         ("tokens: {x: {source: {kind: zeros}}}", "zeros"),
         ("source: {merge_method: linear}", "name one, and no recipe"),

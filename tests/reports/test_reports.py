@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys):
         ((), "nothing to report"),
         (("ties.yaml", "fr"), "one recipe"),
         (("fr",), "nothing to compare"),
-        (("--evaluation", "ties.yaml"), "as JSON"),
+        (("--evaluation", "ties.yaml"), "it is not JSON"),
         (("--league", "fr/config.json"), "no league"),
         (("--evaluation", "fr/config.json"), "evaluation"),
     ],

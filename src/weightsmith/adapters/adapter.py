@@ -91,6 +91,14 @@ class Adapter:
         return tuple(dict.fromkeys((*known, *(Path(os.path.realpath(file)) for file in files))))
 
     @property
+    def unsaved(self) -> tuple[str, ...]:
+        """The modules that PEFT's `modules_to_save` names and of which nothing is stored; not all need be there."""
+        named = self.config.get("modules_to_save")
+        names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []
+        stored = [f".{update.target}." for update in self.updates.values()]
+        return tuple(name for name in names if not any(f".{name}." in target for target in stored))
+
+    @property
     def name(self) -> str:
         """A name without the user's folders."""
         return self.path.name

@@ -217,8 +217,8 @@ def _original(
 ) -> LazyTensor:
     if base is None:
         raise CompatibilityError(
-            f"{shown(one.source)} replaces {shown(name)} whole, which is a change only beside the base's tensor: give "
-            "the base of the adapters as `base_model`."
+            f"{shown(one.source)} replaces {shown(name)} whole, which is a change only beside the base's tensor: name "
+            "the base of the adapters (`base_model` in a recipe, --base on the command line)."
         )
     found = base.tensors.get(name)
     if found is None or found.shape != shape:

@@ -18,7 +18,7 @@ from weightsmith.adapters.reversible import ReversibleBasis, TensorBasis
 from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, check_place, put
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank
-from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.digests import digest_tensor, piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
@@ -27,6 +27,7 @@ from weightsmith.tensors.narrowing import narrow
 from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
+from weightsmith.wording import fault
 
 SCHEMA = 1
 _PARTS = ("mean", "directions", "coefficients")
@@ -72,11 +73,11 @@ def open_basis(path: Path) -> ReversibleBasis:
     try:
         header = unsealed(file.metadata[BASIS].encode())
         if header["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {header['schema']}, this version reads {SCHEMA}")
+            raise Malformed(f"its schema is {header['schema']}, this version reads {SCHEMA}")
         return _read(header, {tensor.name: tensor for tensor in file.tensors})
-    except (UsageError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (UsageError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
-            f"{shown(path)}: the basis cannot be read ({error}); it is damaged, fetch it or make it again."
+            f"{shown(path)}: the basis cannot be read ({fault(error)}); it is damaged, fetch it or make it again."
         ) from error
 
 
@@ -106,10 +107,10 @@ def _header(basis: ReversibleBasis, digests: Mapping[str, str]) -> dict[str, Any
 
 def _read(header: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> ReversibleBasis:
     if set(stored) != set(header["digests"]):
-        raise ValueError("its tensors are not those of its header")
+        raise Malformed("its tensors are not those of its header")
     for name, tensor in stored.items():
         if digest_tensor(tensor) != header["digests"][name]:
-            raise ValueError(f"{shown(name)} does not have the digest on record")
+            raise Malformed(f"{shown(name)} does not have the digest on record")
     tensors = {key: _tensor(key, facts, stored) for key, facts in header["tensors"].items()}
     labels = tuple(header["labels"])
     return ReversibleBasis(
@@ -130,7 +131,7 @@ def _tensor(key: str, facts: Mapping[str, Any], stored: Mapping[str, StoredTenso
     members = tuple(int(m) for m in facts["adapters"])
     fits = mean.shape == (positions, size) and coefficients.shape == (positions, len(members), p)
     if not fits or positions * size != (rows + columns) * facts["rank"]:
-        raise ValueError(f"the shapes of {shown(key)} do not fit together")
+        raise Malformed(f"the shapes of {shown(key)} do not fit together")
     # Only the shape of this change counts: factors without directions take no memory.
     nothing = LowRank(np.zeros((rows, 0)), np.zeros((0, columns)))
     first = Factors(

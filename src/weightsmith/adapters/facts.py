@@ -90,13 +90,14 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """An adapter in whole; `parameters` and `nbytes` count all that is stored for its tensors."""
+    """An adapter in whole; `parameters` and `nbytes` count all that is stored; `unsaved` is that of `Adapter`."""
 
     name: str
     dialect: str
     base_reference: str | None
     tensors: tuple[TensorFacts, ...]
     forms: dict[str, int] = field(default_factory=dict)
+    unsaved: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -166,6 +167,7 @@ def adapter_facts(
         adapter.base_reference,
         tuple(found),
         dict(sorted(forms.items())),
+        adapter.unsaved,
     )
 
 

@@ -84,6 +84,17 @@ def reference_of(attached: Attached) -> AdapterReference:
     return AdapterReference(attached.source, None, attached.strength)
 
 
+def place_of(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint lies, with its task and the names of its adapters, in the form of a reference."""
+    place = (
+        str(checkpoint.path)
+        if checkpoint.member is None
+        else f"{checkpoint.path}#{checkpoint.member}"
+    )
+    named = (AdapterReference(a.name, None, a.strength) for a in checkpoint.attached)
+    return "+".join([place, *map(str, named)])
+
+
 def _opened(placed: PlacedAdapter) -> tuple[Adapter, Attached]:
     from weightsmith.adapters.reading import open_adapter
 
@@ -98,6 +109,7 @@ def _opened(placed: PlacedAdapter) -> tuple[Adapter, Attached]:
         configuration=_digest(adapter.config),
         hub_id=location.hub_id,
         revision=location.revision,
+        unsaved=adapter.unsaved,
     )
     return adapter, found
 

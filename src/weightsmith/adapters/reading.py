@@ -18,6 +18,7 @@ from weightsmith.checkpoints.locate import find_location
 from weightsmith.checkpoints.weights import read_tensors
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
 
@@ -44,7 +45,7 @@ def is_adapter(path: str | Path) -> bool:
     A folder is one if it has adapter_config.json or diffusers' LoRA file; a safetensors file if names in its header
     have the marks of one. Nothing that is not there, damaged or on a Hub is one.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         return any((place / name).is_file() for name in (CONFIG_NAME, *DIFFUSERS_NAMES))
     if place.suffix != ".safetensors" or not place.is_file():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightsmith.checkpoints.bundles import member_of, read_header
+from weightsmith.tensors.paths import expanded
 
 _STRENGTH = re.compile(r"(?P<path>.*):(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _FORM = "BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]"
@@ -112,19 +113,19 @@ def located(reference: Reference, base_dir: Path | None) -> Reference:
 
 def locate(text: str, base_dir: Path | None) -> str:
     """The path to open: relative to the working directory, else to `base_dir`, else the text as it is."""
-    if base_dir is None or Path(text).expanduser().exists():
+    if base_dir is None or expanded(text).exists():
         return text
     # The task of a bundle is no part of its path.
-    for path in (Path(text).expanduser(), Path(text.partition("#")[0]).expanduser()):
+    for path in (expanded(text), expanded(text.partition("#")[0])):
         if not path.exists() and not path.is_absolute() and (base_dir / path).exists():
-            return str(base_dir / Path(text).expanduser())
+            return str(base_dir / expanded(text))
     return text
 
 
 def exists_locally(text: str, base_dir: Path | None) -> bool:
     """Whether a path exists, taken from the working directory or from `base_dir`."""
     try:
-        path = Path(text).expanduser()
+        path = expanded(text)
         return path.exists() or (base_dir is not None and (base_dir / path).exists())
     except (OSError, ValueError, RuntimeError):
         return False

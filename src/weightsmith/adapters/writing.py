@@ -17,6 +17,7 @@ from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import OutputError, UsageError
 from weightsmith.publishing.places import refuse_inputs
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 
 Dialect = Literal["peft", "kohya", "diffusers"]
 
@@ -86,7 +87,7 @@ def check_output(
             f"{dialect!r} is no dialect that is written; take {', '.join(get_args(Dialect))}."
         )
     place = Path(out)
-    refuse_inputs(Path(os.path.abspath(place.expanduser())), reads)
+    refuse_inputs(Path(os.path.abspath(expanded(place))), reads)
     is_file = place.suffix == SUFFIX
     if (dialect == "peft" and is_file) or (dialect == "kohya" and not is_file):
         kind = "a folder, whose name does not" if is_file else "one file, whose name must"

@@ -22,11 +22,13 @@ from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.outside_base import base_tensor, open_base
 from weightsmith.checkpoints.weights import BareAdapter, find_weights, read_tensors
 from weightsmith.deltas import DecodedTensor, PackedBits, VerifiedTensor, packed_bytes
-from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, source, where
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
+from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-bundle.json"
 SCHEMA = 1
@@ -137,10 +139,10 @@ def open_output(folder: Path) -> Checkpoint:
 def member_of(reference: str | Path) -> tuple[Path, str] | None:
     """The bundle and the task that `BUNDLE#TASK` names, or None if it names none."""
     text = str(reference)
-    if "#" not in text or Path(text).expanduser().exists():
+    if "#" not in text or expanded(text).exists():
         return None
     for at in (at for at, character in enumerate(text) if character == "#" and at > 0):
-        folder = Path(text[:at]).expanduser()
+        folder = expanded(text[:at])
         if is_bundle(folder):
             return folder.resolve(), text[at + 1 :]
     return None
@@ -154,14 +156,14 @@ def read_header(folder: Path) -> BundleHeader:
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{shown(path)} has schema {content.get('schema')!r}, but this version reads {SCHEMA}: use a newer "
+            f"{shown(path)} has schema {shown(content.get('schema'))}, but this version reads {SCHEMA}: use a newer "
             "weightsmith."
         )
     try:
         return _header(content)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         raise CheckpointError(
-            f"{shown(path)} is not a bundle's header ({error}): {_FETCH}."
+            f"{shown(path)} is not a bundle's header ({fault(error)}): {_FETCH}."
         ) from None
 
 
@@ -171,7 +173,7 @@ def _header(content: Mapping[str, Any]) -> BundleHeader:
         Task(str(t["label"]), str(t["reference"]), str(t["digest"])) for t in content["tasks"]
     )
     if not tasks:
-        raise ValueError("it has no tasks")
+        raise Malformed("it has no tasks")
     return BundleHeader(
         str(content["method"]),
         dict(content["parameters"]),

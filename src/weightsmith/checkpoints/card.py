@@ -58,8 +58,8 @@ def model_card(
     """The text of README.md: front matter for the Hub, parents, methods, recipe, and how to check.
 
     `recipe` is the recipe's text; paths in it that lead into the user's folders are shortened to
-    their last names. The library that loads the result is `library`; else transformers, if `config` names a model
-    type, and none without one. All names are escaped.
+    their last names. The library that loads the result is `library`; else transformers, if that wrote `config`, and
+    none without one. All names are escaped.
     """
     origin = f"Merged from other checkpoints, without training, by weightsmith {_escaped(version)}."
     blocks = [
@@ -84,11 +84,14 @@ def _front_matter(
 ) -> str:
     tags = ["merge", "weightsmith", *(_TAG.sub("-", use.name.lower()) for use in methods)]
     document: dict[str, Any] = {
+        # The Hub takes each for one of its models.
         "base_model": list(
-            dict.fromkeys(_last_name(parent) for parent in parents if parent.part != "statistics")
+            dict.fromkeys(p.name for p in parents if p.is_hub and p.part != "statistics")
         ),
         "base_model_relation": "merge",
     }
+    if not document["base_model"]:
+        document = {}
     if library is not None:
         document["library_name"] = library
     document["tags"] = list(dict.fromkeys(tag for tag in tags if tag))
@@ -96,7 +99,11 @@ def _front_matter(
 
 
 def _library(config: Mapping[str, Any] | None) -> str | None:
-    return "transformers" if config is not None and config.get("model_type") else None
+    # A configuration that transformers wrote has the version of transformers in it.
+    is_theirs = (
+        config is not None and config.get("model_type") and config.get("transformers_version")
+    )
+    return "transformers" if is_theirs else None
 
 
 def _last_name(parent: Parent) -> str:

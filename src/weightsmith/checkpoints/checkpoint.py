@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.donor import is_inside, tokenizer_files
+from weightsmith.checkpoints.config import input_findings
+from weightsmith.checkpoints.donor import is_inside, left_out, tokenizer_files
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.locate import find_location
 from weightsmith.checkpoints.roles import Kind, Role, infer_roles
@@ -18,16 +19,20 @@ from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_
 from weightsmith.checkpoints.weights import find_weights, read_tensors
 from weightsmith.deltas.renamed import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, stored_in
+
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attached:
     """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
 
-    `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`.
+    `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
+    `unsaved` are modules that it says were trained whole, and of which it stores nothing.
     """
 
     path: Path
@@ -37,6 +42,7 @@ class Attached:
     configuration: str = ""
     hub_id: str | None = None
     revision: str | None = None
+    unsaved: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -140,7 +146,7 @@ class Checkpoint:
         Where none has that number the one with the most elements counts.
         """
         declared = layer_count_of(self.config)
-        extra = first_of(self.config, "num_nextn_predict_layers") or 0
+        extra = _further_layers(self.config)
         return max(
             self.stacks.values(),
             key=lambda s: (s.count in (declared, (declared or 0) + extra), s.elements),
@@ -154,7 +160,7 @@ class Checkpoint:
         if main is None:
             return 0
         declared = layer_count_of(self.config)
-        extra = first_of(self.config, "num_nextn_predict_layers") or 0
+        extra = _further_layers(self.config)
         is_extended = declared is not None and main.count == declared + extra
         return declared if is_extended and declared is not None else main.count
 
@@ -171,6 +177,43 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
         return stored_in(self.tensors.values())
+
+    def findings(self) -> list[Finding]:
+        """What should be known before the checkpoint is merged: its configuration, and files that are left out."""
+        found = input_findings(self.config, self.identity)
+        linked = self._linked()
+        found += [] if linked is None else [linked]
+        return found + [
+            Finding(
+                Severity.NOTE,
+                "module-not-saved",
+                self.identity,
+                f"The adapter {adapter.name!r} names {', '.join(map(shown, adapter.unsaved))} among `modules_to_save` "
+                "and has no tensors of it, so the base's are kept",
+            )
+            for adapter in self.attached
+            if adapter.unsaved
+        ]
+
+    def require_own_files(self) -> None:
+        """Raise CheckpointError where files would be left out, for whoever has no findings to tell it by."""
+        linked = self._linked()
+        if linked is not None:
+            raise CheckpointError(f"{linked.sentence}.")
+
+    def _linked(self) -> Finding | None:
+        names = left_out(self.path) if self.is_folder else ()
+        if not names:
+            return None
+        return Finding(
+            Severity.WARNING,
+            "linked-file",
+            self.identity,
+            f"{self.identity} has {', '.join(map(shown, names[:_MOST_NAMES]))}"
+            f"{f' and {len(names) - _MOST_NAMES} more' if len(names) > _MOST_NAMES else ''} as links out of its folder "
+            "or as no regular files, which are neither read nor copied",
+            "put the files themselves there",
+        )
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
@@ -220,6 +263,12 @@ def open_checkpoint(path: str | Path, *, bases: Mapping[str, Path] | None = None
         hub_id=location.hub_id,
         revision=location.revision,
     )
+
+
+def _further_layers(config: dict[str, Any] | None) -> int:
+    """The blocks that only predict further tokens, as far as a configuration counts them."""
+    count = first_of(config, "num_nextn_predict_layers")
+    return count if isinstance(count, int) else 0
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:

@@ -123,7 +123,7 @@ def _set_layers(config: dict[str, Any], sources: Sequence[int], stack: str | Non
             "donor."
         )
     count = section[key]
-    if list(sources) != list(range(count)):
+    if len(sources) != count or any(i != source for i, source in enumerate(sources)):
         section.update(move_layers(section, count, sources))
     if key == "num_layers" and section.get("is_encoder_decoder"):
         # A decoder without a number of its own takes the encoder's; only one of the two changes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # What a tokenizer and its chat template are made of, over all families.
@@ -44,6 +45,30 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of the tokenizer and its chat templates, relative to `folder`, sorted."""
     chosen = [Path(name) for name in _TOKENIZER | _TEMPLATES if is_inside(folder / name, folder)]
     return tuple(sorted({*chosen, *_templates(folder)}))
+
+
+def left_out(folder: Path) -> tuple[Path, ...]:
+    """What has the name of a file to carry over but is none of the folder's own, relative to it, sorted.
+
+    Such are links that leave the folder or lead nowhere, and whatever is no regular file.
+    """
+    present = set(os.listdir(folder))
+    names = [name for name in (*_TOKENIZER, *_TEMPLATES, *_OTHER) if name in present]
+    if _SECOND_TOKENIZER in present:
+        names += [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
+    if Path(_POOLING).parts[0] in present:
+        names.append(_POOLING)
+    for templates in _TEMPLATE_FOLDERS:
+        if templates in present:
+            found = (folder / templates).glob("*.jinja")
+            names += [file.relative_to(folder).as_posix() for file in found]
+    return tuple(
+        sorted(
+            Path(name)
+            for name in names
+            if os.path.lexists(folder / name) and not is_inside(folder / name, folder)
+        )
+    )
 
 
 def is_template(name: Path) -> bool:

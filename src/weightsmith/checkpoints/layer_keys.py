@@ -35,6 +35,8 @@ _THRESHOLDS = {
     "max_window_layers": "layer_types",
     "moe_layer_start_index": "mlp_layer_types",
 }
+# More than any model has; a configuration may state any number.
+_MOST_LAYERS = 10_000
 _FROM_THE_END = ("num_kv_shared_layers",)
 
 
@@ -129,7 +131,10 @@ def _pick(key: str, entries: Sequence[Any], sources: Sequence[int]) -> list[Any]
 def _unpacked(key: str, value: list[Any], count: int) -> list[Any]:
     """`[[["global", "local"], 12]]` as one entry per layer."""
     try:
-        entries = [entry for pattern, times in value for _ in range(times) for entry in pattern]
+        total = sum(len(pattern) * times for pattern, times in value)
+        fits = total == count <= _MOST_LAYERS
+        runs = value if fits else []
+        entries = [entry for pattern, times in runs for _ in range(times) for entry in pattern]
     except (TypeError, ValueError):
         entries = []
     if len(entries) != count:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.index import read_weight_map
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +41,16 @@ def find_location(path: str | Path) -> Location:
     Raises CheckpointError where nothing is found.
     """
     try:
-        local = Path(path).expanduser()
+        local = expanded(path)
         if local.exists():
             return Location(local.resolve() if local.is_dir() else local.absolute())
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(
-            f"{shown(path)} is no path ({shown(error)[1:-1]}): give a folder or a file."
+            f"{shown(path)} is no path ({error.strerror}): give a folder or a file."
+        ) from None
+    except ValueError:
+        raise CheckpointError(
+            f"{shown(path)} is no path (it holds a zero byte): give a folder or a file."
         ) from None
     hub = _HUB_ID.match(str(path))
     if hub is None or str(path).startswith((".", "/", "~")):

@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.errors import CheckpointError
+from weightsmith.errors import CheckpointError, Malformed
+from weightsmith.tensors.small_files import read_small
+from weightsmith.tensors.strict_json import loads_json
+from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-state.json"
 _FORMAT = 2
+_LARGEST_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,9 @@ def read_state(folder: Path, method: str) -> MergeState:
 @functools.lru_cache(maxsize=16)
 def _read(path: Path, method: str, _changed: int) -> MergeState:
     try:
-        content = json.loads(path.read_bytes())
+        content = loads_json(read_small(path, _LARGEST_BYTES))
+        if not isinstance(content, dict):
+            raise Malformed("it holds no JSON object")
         if content["format"] == 1:
             raise CheckpointError(
                 f"{str(path)!r} was written by an earlier version, which did not note what it continued from; "
@@ -89,10 +95,10 @@ def _read(path: Path, method: str, _changed: int) -> MergeState:
                 + "."
             )
         if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r} is not {_FORMAT}")
+            raise Malformed(f"format {content['format']!r} is not {_FORMAT}")
         numbers = {str(key): float(number) for key, number in content["state"].items()}
         if not all(map(math.isfinite, numbers.values())):
-            raise ValueError("a number is not finite")
+            raise Malformed("a number is not finite")
         found = str(content["method"])
         rules = [dict(each) for each in content["rules"]]
         tensors = {
@@ -101,8 +107,10 @@ def _read(path: Path, method: str, _changed: int) -> MergeState:
             )
             for name, facts in content["tensors"].items()
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{str(path)!r} is damaged ({error}); merge again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged ({fault(error)}); merge again.") from error
     if found != method:
         raise CheckpointError(
             f"{str(path)!r} is the state of a merge by {found!r}, which {method} cannot continue."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weightsmith.deltas import VerifiedTensor
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _existing(folder: Path, place: str) -> Path | None:
     from weightsmith.checkpoints.bundles import member_of
 
     with suppress(OSError, RuntimeError, ValueError):
-        for path in (folder / place, Path(place).expanduser()):
+        for path in (folder / place, expanded(place)):
             if path.exists() or member_of(path) is not None:
                 return path
     return None

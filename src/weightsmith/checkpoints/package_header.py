@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.donor import is_inside
-from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import is_printable_name, shown
+from weightsmith.tensors.small_files import read_small
+from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-delta.json"
 STREAMS = "delta.safetensors"
@@ -186,9 +188,7 @@ def read_header(folder: Path) -> PackageHeader:
     if not is_inside(path, folder):
         raise CheckpointError(f"{shown(folder)} has no {FILE_NAME}: give a delta package.")
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError(f"it is larger than {_LARGEST_BYTES} bytes")
-        content = unsealed(path.read_bytes())
+        content = unsealed(read_small(path, _LARGEST_BYTES))
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
                 f"{shown(path)} has schema {shown(content.get('schema'))}, but this version reads {SCHEMA}: use a "
@@ -203,11 +203,10 @@ def read_header(folder: Path) -> PackageHeader:
         ValueError,
         AttributeError,
         OverflowError,
-        RecursionError,
         UsageError,
     ) as error:
         raise CheckpointError(
-            f"{shown(path)} is not a package's header ({shown(error)[1:-1]}): the package is damaged, "
+            f"{shown(path)} is not a package's header ({fault(error)}): the package is damaged, "
             "fetch it or make it again."
         ) from None
 
@@ -242,10 +241,10 @@ def _header(content: Mapping[str, Any]) -> PackageHeader:
     tensors: dict[str, PackedTensor] = {}
     for name, entry in content["tensors"].items():
         if not is_printable_name(name):
-            raise ValueError(f"the name {shown(name)} is empty or has control characters in it")
+            raise Malformed(f"the name {shown(name)} is empty or has control characters in it")
         tensors[name] = _tensor(name, entry, tensors)
     if not tensors:
-        raise ValueError("it has no tensors")
+        raise Malformed("it has no tensors")
     return PackageHeader(
         version=str(content["weightsmith"]),
         goal=str(content["goal"]),
@@ -267,23 +266,23 @@ def _tensor(
 ) -> PackedTensor:
     dtype, shape = DType.parse(entry["dtype"]), _shape(entry["shape"], name)
     if math.prod(n for n in shape if n) * dtype.itemsize > _LARGEST_COUNT:
-        raise ValueError(f"{shown(name)} has the shape {shown(list(shape))}, too many elements")
+        raise Malformed(f"{shown(name)} has the shape {shown(list(shape))}, too many elements")
     digest = _digest(entry["digest"])
     if "same_as" in entry:
         same = str(entry["same_as"])
         found = before.get(same)
         if found is None or (found.dtype, found.shape, found.digest) != (dtype, shape, digest):
-            raise ValueError(f"{shown(name)} cannot be the same tensor as {shown(same)}")
+            raise Malformed(f"{shown(name)} cannot be the same tensor as {shown(same)}")
         return PackedTensor(dtype, shape, digest, same_as=same)
     base, rows = entry.get("base"), entry.get("rows")
     if rows is not None and (
         type(rows) is not int or not shape or not 0 <= rows < shape[0] or base is None
     ):
-        raise ValueError(f"{shown(name)} cannot share {shown(rows)} rows with its base")
+        raise Malformed(f"{shown(name)} cannot share {shown(rows)} rows with its base")
     coded = _piece(entry["coded"]) if "coded" in entry else None
     added = _piece(entry["added"]) if "added" in entry else None
     if coded is None or (added is None) != (rows is None):
-        raise ValueError(f"{shown(name)} lacks a part of its rows")
+        raise Malformed(f"{shown(name)} lacks a part of its rows")
     return PackedTensor(
         dtype,
         shape,
@@ -298,10 +297,10 @@ def _tensor(
 
 def _shape(lengths: Any, name: str) -> tuple[int, ...]:
     if type(lengths) is not list or len(lengths) > _LARGEST_RANK:
-        raise ValueError(f"{shown(name)} has no fitting shape")
+        raise Malformed(f"{shown(name)} has no fitting shape")
     for length in lengths:
         if type(length) is not int or not 0 <= length <= _LARGEST_COUNT:
-            raise ValueError(f"{shown(name)} has the length {shown(length)} in its shape")
+            raise Malformed(f"{shown(name)} has the length {shown(length)} in its shape")
     return tuple(lengths)
 
 
@@ -317,5 +316,5 @@ def _piece(entry: Mapping[str, Any]) -> Piece:
 
 def _digest(text: Any) -> str:
     if not isinstance(text, str) or _DIGEST.fullmatch(text) is None:
-        raise ValueError(f"{shown(text)} is not the digest of a tensor")
+        raise Malformed(f"{shown(text)} is not the digest of a tensor")
     return text

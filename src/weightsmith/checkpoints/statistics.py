@@ -32,10 +32,11 @@ from typing import Any
 from weightsmith.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
 from weightsmith.checkpoints.statistic_tensors import dense_tensors
-from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.errors import CheckpointError, CompatibilityError, Malformed
 from weightsmith.naming import natural_key
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import parse_json
+from weightsmith.wording import fault
 
 METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
@@ -207,13 +208,13 @@ def _header(opened: Checkpoint) -> StatisticsHeader:
         return checked(_from_json(content))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise CheckpointError(
-            f"{opened.identity} has a statistics header that cannot be read ({problem}): collect them again."
+            f"{opened.identity} has a statistics header that cannot be read ({fault(problem)}): collect them again."
         ) from None
 
 
 def _from_json(content: Mapping[str, Any]) -> StatisticsHeader:
     if content["schema"] != SCHEMA:
-        raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}")
+        raise Malformed(f"schema {content['schema']!r} is not {SCHEMA}")
     return StatisticsHeader(
         kind=content["kind"],
         name=content["of"]["name"],
@@ -230,23 +231,23 @@ def _from_json(content: Mapping[str, Any]) -> StatisticsHeader:
 
 
 def checked(header: StatisticsHeader) -> StatisticsHeader:
-    """The header, its types and ranges checked; raises ValueError."""
+    """The header, its types and ranges checked; raises Malformed."""
     texts = (header.kind, header.name, header.digest, header.data, header.normalization)
     names = (*header.metrics, *header.same, *header.same.values())
     if not all(isinstance(text, str) for text in (*texts, *names, header.version)):
-        raise ValueError("a text is none")
+        raise Malformed("a text is none")
     if header.kind not in KINDS:
-        raise ValueError(f"kind {header.kind!r} is none of {', '.join(KINDS)}")
+        raise Malformed(f"kind {header.kind!r} is none of {', '.join(KINDS)}")
     if header.normalization not in _NORMALIZATIONS:
-        raise ValueError(f"normalization {header.normalization!r} is neither mean nor sum")
+        raise Malformed(f"normalization {header.normalization!r} is neither mean nor sum")
     if not _is_count(header.samples, 1) or not _is_count(header.block, 0):
-        raise ValueError("samples or block is not a count")
+        raise Malformed("samples or block is not a count")
     if not isinstance(header.means, bool):
-        raise ValueError("means is neither true nor false")
+        raise Malformed("means is neither true nor false")
     for name, number in header.metrics.items():
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number):
-            raise ValueError(f"metric {name!r} is no finite number")
+            raise Malformed(f"metric {name!r} is no finite number")
     return header
 
 

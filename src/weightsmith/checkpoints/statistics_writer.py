@@ -18,6 +18,7 @@ from weightsmith.publishing.files import check_file, staged_file
 from weightsmith.publishing.seals import write_sealed_tensors
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 
 # What the file is sealed as.
 KIND = "statistics"
@@ -143,6 +144,6 @@ def _write(
     entries = [(name, _DTYPES[array.dtype], array.shape) for name, array in arrays]
     data = (array.reshape(-1).view(np.uint8).data for _, array in arrays)
     earlier = check_file(path, KIND, reads)
-    with staged_file(path.expanduser().absolute()) as staged:
+    with staged_file(expanded(path).absolute()) as staged:
         write_sealed_tensors(staged.descriptor, staged.place, entries, data, metadata, KIND)
         staged.publish(earlier)

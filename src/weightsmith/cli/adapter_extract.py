@@ -19,7 +19,7 @@ from weightsmith.cli.adapter_options import (
     tensors_option,
 )
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option, quiet_option
+from weightsmith.cli.options import THREADS, json_option, quiet_option
 from weightsmith.cli.output import Block, Data, Table, present, show_findings
 from weightsmith.cli.progress import open_progress
 from weightsmith.cli.streams import STREAMS
@@ -89,7 +89,7 @@ _WAYS = ("replace", "lora", "skip")
     show_default=True,
     help="The type that factors are stored in; errors are measured after rounding to it.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
 @tensors_option
 @json_option
 @force_option

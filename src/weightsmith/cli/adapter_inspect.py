@@ -75,6 +75,8 @@ def _blocks(facts: AdapterFacts) -> Iterator[Block]:
     yield f"scale    {' to '.join(f'{scale:.4g}' for scale in ends)}"
     yield f"size     {facts.parameters:,} numbers, {format_size(facts.nbytes)}"
     yield f"norm     {facts.norm:.4g}"
+    if facts.unsaved:
+        yield f"unsaved  {', '.join(facts.unsaved)}: among `modules_to_save`, without tensors"
 
 
 def _table(facts: AdapterFacts) -> Table:

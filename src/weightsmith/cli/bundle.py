@@ -23,6 +23,7 @@ from weightsmith.cli.options import (
 from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.text import counted
 from weightsmith.cli.written import run_plan
+from weightsmith.tensors.paths import real
 from weightsmith.tensors.sizes import format_size
 
 if TYPE_CHECKING:
@@ -166,6 +167,6 @@ def extract(
 
     begun = time.monotonic()
     reference = f"{folder}#{task}"
-    member = open_member(folder.resolve(), task, source=reference, base=base)
+    member = open_member(real(folder), task, source=reference, base=base)
     made = copy_plan(member, reference, **Machine(**machine).options())
     return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)

@@ -14,6 +14,7 @@ from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.options import (
+    THREADS,
     Machine,
     json_option,
     machine_options,
@@ -84,7 +85,7 @@ def delta() -> None:
     shell_complete=completing.names(completing.codecs, listed=True),
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Worker threads; default: all cores.")
+@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a package that nobody changed.")
 @json_option
 @quiet_option

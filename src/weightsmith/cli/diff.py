@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option, report_option
+from weightsmith.cli.options import THREADS, json_option, report_option
 from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.reading import places_read
 from weightsmith.cli.report import check_place, write_beside
@@ -38,7 +38,7 @@ _BASE_COLUMNS = ("|A-C|/|C|", "|B-C|/|C|", "cosine of A-C, B-C")
 @click.option("--base", help="Also compare what A and B each changed of this checkpoint.")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=THREADS,
     default=None,
     help="Worker threads; default: all cores.",
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import device_option, json_option, report_option, size
+from weightsmith.cli.options import THREADS, device_option, json_option, report_option, size
 from weightsmith.cli.output import Block, Table, present
 from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
@@ -46,7 +46,7 @@ _KIND = "evaluation"
 @click.option(
     "--memory", type=size, help="Bound on the memory of a recipe's merge beside its result."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Worker threads of a recipe's merge.")
+@click.option("--threads", type=THREADS, help="Worker threads of a recipe's merge.")
 @click.option("--no-cache", is_flag=True, help="Compute every score anew, and keep none.")
 @report_option
 @json_option

@@ -70,7 +70,7 @@ def _blocks(summary: CheckpointSummary) -> Iterator[Block]:
 
 
 def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
-    facts = [("path", str(summary.path)), ("layout", summary.layout)]
+    facts = [("path", summary.place or str(summary.path)), ("layout", summary.layout)]
     facts += [("adapter", adapter) for adapter in summary.adapters]
     if not summary.roles:
         return facts

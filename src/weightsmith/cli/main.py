@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,13 +14,30 @@ import click
 from weightsmith import __version__
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.streams import STREAMS
-from weightsmith.cli.text import harmless
+from weightsmith.cli.text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 UNEXPECTED = 3
+
+# What to do where the system refuses something, by its reason.
+_ADVICE = {
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.EPERM: "check its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.ELOOP: "check the links of the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "free some memory, or raise `ulimit -v`",
+    errno.EIO: "check the disk",
+}
 
 # In the order of use, with what the help says of each; the module of that name has the command.
 COMMANDS = {
@@ -113,8 +131,7 @@ def execute(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _told(_usage_sentence(error), error.exit_code)
     except click.Abort:
-        print("weightsmith: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return _told_interrupted()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1
     except WeightsmithError as error:
@@ -128,16 +145,40 @@ def execute(arguments: list[str]) -> int:
     except OSError as error:
         if is_debug:
             traceback.print_exc()
-        place = f" at {error.filename!r}" if error.filename is not None else ""
+        place = f" at {shown(error.filename)}" if error.filename is not None else ""
         reason = error.strerror or str(error)
-        return _told(f"the system refused an operation{place}: {reason}.", ResourceError.exit_code)
+        advice = _ADVICE.get(error.errno or 0, "check the path and what its disk allows")
+        return _told(
+            f"the system refused an operation{place}: {reason}; {advice}.", ResourceError.exit_code
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
+        if _is_interrupted(error):
+            return _told_interrupted()
         if is_debug:
             traceback.print_exc()
+        if "can't start new thread" in str(error):
+            return _told(
+                "the system allows no more threads; give fewer --threads, or raise `ulimit -u` and `ulimit -v`.",
+                ResourceError.exit_code,
+            )
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return _told(
             f"unexpected {what}; run again with --debug, and report what it shows.", UNEXPECTED
         )
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a library that it meets while it is imported makes another one of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _told_interrupted() -> int:
+    print("weightsmith: interrupted.", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -149,12 +190,13 @@ def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
 
 def _usage_sentence(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    sentence = error.format_message().strip()
+    # click lists what can be chosen line by line.
+    sentence = " ".join(error.format_message().split())
     if context is None:
         return sentence
     return f"{sentence.rstrip('.')}{'' if sentence.endswith('?') else '.'} See `{context.command_path} --help`."
 
 
 def _told(sentence: str, code: int) -> int:
-    print(f"weightsmith: error: {harmless(sentence, keep_lines=True)}", file=sys.stderr)
+    print(f"weightsmith: error: {harmless(abridged(sentence), keep_lines=True)}", file=sys.stderr)
     return code

@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from weightsmith.cli import completing
+from weightsmith.engine.threads import MOST_THREADS
 from weightsmith.tensors.sizes import parse_size
+
+THREADS = click.IntRange(min=1, max=MOST_THREADS)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,7 +66,7 @@ def machine_options(command: Command) -> Command:
             ),
             click.option(
                 "--threads",
-                type=click.IntRange(min=1),
+                type=THREADS,
                 default=None,
                 help="Worker threads; default: all cores.",
             ),

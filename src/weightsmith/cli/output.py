@@ -20,7 +20,7 @@ from weightsmith.cli.tables import Cell as Cell
 from weightsmith.cli.tables import Interval as Interval
 from weightsmith.cli.tables import Table as Table
 from weightsmith.cli.tables import draw_table, plain_table
-from weightsmith.cli.text import harmless
+from weightsmith.cli.text import abridged, harmless
 from weightsmith.findings import Finding, Severity
 
 SCHEMA = 1
@@ -142,8 +142,8 @@ def show_findings(findings: Iterable[Finding], *, to_stderr: bool = False) -> No
     order = list(Severity)
     for finding in sorted(findings, key=lambda f: order.index(f.severity)):
         head = f"{finding.severity.value}[{finding.code}]"
-        text = harmless(finding.message)
-        fix = harmless(finding.fix)
+        text = harmless(abridged(finding.message))
+        fix = harmless(abridged(finding.fix))
         stream = sys.stderr if to_stderr else sys.stdout
         if is_terminal(stream):
             _show_rich_finding(head, text, fix, _STYLES[finding.severity], to_stderr)

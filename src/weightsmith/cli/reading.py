@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from weightsmith.tensors.paths import expanded
+
 _RECIPES = frozenset({".yaml", ".yml"})
 
 
@@ -32,7 +34,7 @@ def _places(given: str) -> tuple[Path, ...]:
     from weightsmith.engine.plan import make_plan
     from weightsmith.recipes import Recipe
 
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.is_file() and path.suffix in _RECIPES:
         return make_plan(Recipe.load(path)).inputs
     if path.is_file() and path.suffix == ".json":

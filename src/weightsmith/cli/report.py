@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import THREADS, json_option
 from weightsmith.cli.output import Block, Data, present
 from weightsmith.cli.reading import places_read
 from weightsmith.cli.streams import STREAMS
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @json_option
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=THREADS,
     default=None,
     help="Worker threads; default: all cores.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import THREADS, json_option
 from weightsmith.cli.output import Block, Table, present
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _COLUMNS = (
 @click.argument("source")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=THREADS,
     default=None,
     help="Worker threads; default: all cores.",
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightsmith.wording import abridged as abridged
 from weightsmith.wording import counted as counted
 from weightsmith.wording import duration as duration
 from weightsmith.wording import harmless as harmless
+from weightsmith.wording import shown as shown
 
 
 def shape(lengths: Sequence[int]) -> str:

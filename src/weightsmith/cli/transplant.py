@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from weightsmith.cli.options import (
     quiet_option,
 )
 from weightsmith.cli.written import run_recipe
+from weightsmith.tensors.strict_json import NotJson, loads_json
 
 if TYPE_CHECKING:
     from weightsmith.recipes import Recipe
@@ -32,8 +32,8 @@ def key_and_value(text: str) -> tuple[str, Any]:
     if not (key and equals and value):
         raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.")
     try:
-        return key, json.loads(value)
-    except ValueError:
+        return key, loads_json(value.encode("utf-8", "surrogatepass"))
+    except NotJson:
         return key, value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from weightsmith.comparison.skill import SkillReport, measure_skill
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.metrics import Floats
+from weightsmith.evaluation.saved import read_saved
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 
 SCHEMA = 1
@@ -198,13 +198,8 @@ def _is_json(path: Path) -> bool:
 
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation that `weightsmith evaluate --json` saved; raises UsageError for another file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as problem:
-        raise UsageError(
-            f"{str(path)!r} is not JSON ({problem}); give what `evaluate --json` wrote."
-        ) from None
-    if not isinstance(content, dict) or "scores" not in content:
+    content = read_saved(path, "evaluate")
+    if "scores" not in content:
         raise UsageError(f"{str(path)!r} holds no evaluation; give what `evaluate --json` wrote.")
     return Evaluation.from_mapping(content)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.errors import UsageError
+from weightsmith.errors import Malformed, UsageError
+from weightsmith.tensors.paths import expanded
+from weightsmith.tensors.small_files import read_small
+from weightsmith.tensors.strict_json import loads_json
 from weightsmith.testbeds.places import family_folder
 from weightsmith.testbeds.sources import file_digest
+from weightsmith.wording import fault
 
+_LARGEST_BYTES = 10_000_000
 RECORD = "family.json"
 
 
@@ -83,7 +87,7 @@ def open_family(given: str | Path) -> Family:
 
     Raises UsageError if there is none, or if it has no base or no experts to merge.
     """
-    folder = Path(given).expanduser()
+    folder = expanded(given)
     if not (folder / RECORD).is_file():
         folder = family_folder(str(given))
     if not (folder / RECORD).is_file():
@@ -105,10 +109,17 @@ def open_family(given: str | Path) -> Family:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        record = loads_json(read_small(path, _LARGEST_BYTES))
+        if not isinstance(record, dict):
+            raise Malformed("it holds no JSON object")
         known = {key: record[key] for key in ("family", "digest", "tasks")}
-    except (ValueError, KeyError, TypeError) as problem:
+        if not isinstance(known["tasks"], (list, dict)):
+            raise Malformed("its tasks are no list of names")
+    except OSError as problem:
+        raise UsageError(f"{str(path)!r} cannot be read ({problem.strerror}).") from None
+    except (Malformed, KeyError) as problem:
         raise UsageError(
-            f"{str(path)!r} is no record of a family ({problem!r}); build the family again."
+            f"{str(path)!r} is no record of a family of test models ({fault(problem)}); a family is made by "
+            "`weightsmith testbed build`."
         ) from None
     return known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
+from weightsmith.engine.threads import thread_count
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding
 from weightsmith.methods import registry
@@ -181,7 +181,7 @@ def extract_adapter(
         budget_bytes=budget_bytes,
         choices=choices,
         dtype=DType.parse(dtype),
-        threads=threads or os.cpu_count() or 1,
+        threads=thread_count(threads),
         progress=progress,
     )
     write_adapter(adapter, place, dialect, base=original, force=force, reads=reads)

@@ -36,7 +36,7 @@ from weightsmith.methods.metrics_weighted import MetricsWeighted
 from weightsmith.tensors.graph import Scope, Value, is_reduction, source, walk
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.site import Site
-from weightsmith.wording import counted
+from weightsmith.wording import counted, literal
 
 SPACES: dict[str, Space] = {"dense": Dense(), "knots": Knots(), "core": CoreSpace()}
 # Methods that are a space, with the parameters that are the space's own.
@@ -295,10 +295,16 @@ def _with_options(options: Options, given: Mapping[str, Any], method: str) -> Op
         if key not in kinds:
             raise UsageError(f"{method} has no parameter {key!r}.")
         choices = get_args(kinds[key])
-        literal = get_origin(kinds[key]) is Literal
-        fits = value in choices if literal else isinstance(value, kinds[key])
+        is_literal = get_origin(kinds[key]) is Literal
+        fits = value in choices if is_literal else isinstance(value, kinds[key])
         if not fits:
-            listed = " or ".join(map(str, choices)) if literal else str(kinds[key])
-            raise UsageError(f"The parameter {key} of {method} is {listed}, not {value!r}.")
+            listed = " or ".join(map(str, choices)) if is_literal else _words(kinds[key])
+            raise UsageError(f"The parameter {key} of {method} is {listed}, not {literal(value)}.")
     changed: Options = replace(options, **given) if given else options  # type: ignore[type-var]
     return changed
+
+
+def _words(kind: Any) -> str:
+    """What values of a type are, in words; of a union, those of its first."""
+    first = next(iter(get_args(kind)), kind)
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(first, "a text")

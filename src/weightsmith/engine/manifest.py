@@ -17,17 +17,22 @@ from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
-from weightsmith.errors import VerificationError
+from weightsmith.errors import Malformed, VerificationError
 from weightsmith.publishing.records import MANIFEST, Recorded, file_digest, file_names
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.stored import LazyTensor, behind
+from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
+from weightsmith.wording import fault
 
 FILE_NAME = MANIFEST
 # The first form knows nothing of what is behind inputs.
 SCHEMAS = (1, 2)
 _WEIGHTS = ".safetensors"
+_LARGEST_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,21 @@ class AdapterInput:
     revision: str | None
     digest: str
 
+    @classmethod
+    def from_json(cls, facts: Any) -> AdapterInput:
+        """What a manifest has on record; raises Malformed."""
+        strength = facts.get("strength") if isinstance(facts, dict) else None
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+            raise Malformed("the strength of an adapter is no number")
+        return cls(
+            text_in(facts, "reference"),
+            text_in(facts, "path"),
+            float(strength),
+            optional_text_in(facts, "hub_id"),
+            optional_text_in(facts, "revision"),
+            text_in(facts, "digest"),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class BehindInput:
@@ -60,6 +80,18 @@ class BehindInput:
     revision: str | None
     digest: str
     tensors: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, facts: Any) -> BehindInput:
+        """What a manifest has on record; raises Malformed."""
+        return cls(
+            text_in(facts, "reference"),
+            text_in(facts, "path"),
+            optional_text_in(facts, "hub_id"),
+            optional_text_in(facts, "revision"),
+            text_in(facts, "digest"),
+            texts_in(facts, "tensors"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +136,20 @@ class Input:
         return facts
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> Input:
-        """The reverse of `to_json`."""
-        adapters = tuple(AdapterInput(**adapter) for adapter in facts.pop("adapters", ()))
-        behind = tuple(BehindInput(**one) for one in facts.pop("behind", ()))
-        return cls(**facts, adapters=adapters, behind=behind)
+    def from_json(cls, facts: Any) -> Input:
+        """The reverse of `to_json`; raises Malformed for anything else."""
+        return cls(
+            text_in(facts, "reference"),
+            text_in(facts, "path"),
+            optional_text_in(facts, "hub_id"),
+            optional_text_in(facts, "revision"),
+            text_in(facts, "digest"),
+            texts_in(facts, "tensors"),
+            texts_in(facts, "tokenizer"),
+            text_in(facts, "model") if "model" in facts else "",
+            tuple(map(AdapterInput.from_json, facts.get("adapters", ()))),
+            tuple(map(BehindInput.from_json, facts.get("behind", ()))),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,42 +320,42 @@ def read(folder: Path) -> Manifest:
     """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
     path = folder / FILE_NAME
     try:
-        content = unsealed(path.read_bytes())
+        content = unsealed(read_small(path, _LARGEST_BYTES))
         if content["schema"] not in SCHEMAS:
             raise VerificationError(
-                f"{str(path)!r} has schema {content['schema']!r}, but this version reads up to {SCHEMAS[-1]}; "
+                f"{str(path)!r} has schema {shown(content['schema'])}, but this version reads up to {SCHEMAS[-1]}; "
                 "use a newer weightsmith."
             )
         return _from_json(content)
     except FileNotFoundError:
         if not folder.exists():
             raise VerificationError(
-                f"There is no folder {str(folder)!r}; give an output of `weightsmith merge`."
+                f"There is no folder {shown(folder)}; give an output of `weightsmith merge`."
             ) from None
         raise VerificationError(
-            f"{str(folder)!r} has no {FILE_NAME}, so it was not written by `weightsmith merge`."
+            f"{shown(folder)} has no {FILE_NAME}, so it was not written by `weightsmith merge`."
         ) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise VerificationError(f"{str(path)!r} cannot be read ({reason}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise VerificationError(
-            f"{str(path)!r} is damaged ({error}); the folder cannot be verified."
+            f"{str(path)!r} is damaged ({fault(error)}); the folder cannot be verified."
         ) from error
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:
     return Manifest(
-        version=str(content["weightsmith"]),
-        backend=str(content["backend"]),
-        recipe=str(content["recipe"]),
-        recipe_digest=str(content["recipe_digest"]),
+        version=text_in(content, "weightsmith"),
+        backend=text_in(content, "backend"),
+        recipe=text_in(content, "recipe"),
+        recipe_digest=text_in(content, "recipe_digest"),
         seed=int(content["seed"]),
-        donor=str(content["donor"]),
+        donor=text_in(content, "donor"),
         inputs={label: Input.from_json(facts) for label, facts in content["inputs"].items()},
-        outputs=dict(content["outputs"]),
-        shards=dict(content["shards"]),
-        files=dict(content["files"]),
-        digest=str(content["digest"]),
-        lost=dict(content.get("lost", {})),
+        outputs=texts_in(content, "outputs"),
+        shards=texts_in(content, "shards"),
+        files=texts_in(content, "files"),
+        digest=text_in(content, "digest"),
+        lost={name: float(share) for name, share in content.get("lost", {}).items()},
     )

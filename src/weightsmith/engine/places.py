@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from weightsmith.tensors.paths import expanded
+
 CACHE_VARIABLE = "WEIGHTSMITH_CACHE"
 
 
@@ -13,7 +15,7 @@ def cache_root() -> Path:
     """$WEIGHTSMITH_CACHE, or the folder `weightsmith` in the platform's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "weightsmith"
     caches = os.environ.get("XDG_CACHE_HOME")

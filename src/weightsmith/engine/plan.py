@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from weightsmith.deltas.changed import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.backends import BackendChoice, choose_backend
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
+from weightsmith.engine.threads import check_memory, thread_count
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity, errors_among
@@ -36,6 +36,7 @@ from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
 from weightsmith.vocabularies.papers import Change, Papers
 from weightsmith.vocabularies.rows import AlignedRows
+from weightsmith.wording import counted
 
 if TYPE_CHECKING:
     from weightsmith.engine.adapter_plan import AdapterResult
@@ -218,6 +219,8 @@ def make_plan(
     Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all;
     what can be described is a finding of the plan instead.
     """
+    workers = thread_count(threads)
+    check_memory(memory_bytes)
     adapter = None
     with collection_paused():
         try:
@@ -228,7 +231,6 @@ def make_plan(
             resolved, adapter = resolve_adapters(recipe, opener, found)
         else:
             _refuse_adapter_form(recipe)
-        workers = threads or os.cpu_count() or 1
         made = _planned(resolved, choose_backend(device, backend), workers, memory_bytes)
         return replace(made, adapter=adapter)
 
@@ -301,7 +303,9 @@ def _memory_findings(plan: Plan) -> list[Finding]:
 def _memory_fix(plan: Plan) -> str:
     if any(tensor.fits for tensor in plan._aligned):
         return "allow more with --memory, use fewer threads, or a rule for missing rows that fits nothing"
-    if _vocabulary_bytes(plan.resolved) > plan.memory_bytes - plan.backend.resident_bytes:
+    if (
+        reading := _vocabulary_bytes(plan.resolved)
+    ) and reading > plan.memory_bytes - plan.backend.resident_bytes:
         return "allow more with --memory: reading the tokenizers takes most of it"
     return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
 
@@ -310,7 +314,8 @@ def require_runnable(plan: Plan) -> None:
     """Raise RecipeError with every error of the plan, if there is one."""
     if plan.errors:
         lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
-        raise RecipeError(f"The plan has {len(plan.errors)} error(s):\n{lines}")
+        errors = counted(len(plan.errors), "error")
+        raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
 
 
 def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:

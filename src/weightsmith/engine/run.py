@@ -40,6 +40,7 @@ from weightsmith.publishing.records import manifest_problem
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.wording import counted
 
 _EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -149,7 +150,7 @@ def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | Non
     )
     if different:
         raise VerificationError(
-            f"The result differs from the record in {len(different)} of {len(expected)} tensor(s), "
+            f"The result differs from the record in {len(different)} of {counted(len(expected), 'tensor')}, "
             f"the first being {different[0]!r}; "
             "an input was changed, or another version or backend wrote the record. The output was not sealed."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from weightsmith.errors import CompatibilityError
@@ -68,6 +68,10 @@ class _Place:
     sources: tuple[Leaf, ...]
     values: dict[Formula, Value] = field(default_factory=dict)
     members: dict[Node, Member] = field(default_factory=dict)
+    positions: dict[Leaf, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.positions = {leaf: i for i, leaf in enumerate(self.sources)}
 
 
 class Tracer:
@@ -103,7 +107,7 @@ class Tracer:
         if formula in place.values:
             return place.values[formula]
         if isinstance(formula, Leaf):
-            result = source(place.sources.index(formula))
+            result = source(place.positions[formula])
         elif isinstance(formula, Cast):
             result = rounded(self._value(formula.inner, place), formula.dtype)
         elif isinstance(formula, Sum):
@@ -132,7 +136,7 @@ class Tracer:
             labels=merge.labels,
             input_first=at.input_first,
             stack=at.stack or "",
-            statistics=tuple(_statistic(stored, place.sources) for stored in merge.statistics),
+            statistics=tuple(_statistic(stored, place.positions) for stored in merge.statistics),
             stored=merge.stored,
             merge=merge.scope_id,
         )
@@ -168,8 +172,8 @@ class Tracer:
         return self._methods[key]
 
 
-def _statistic(stored: Stored, sources: Sequence[Leaf]) -> Statistic:
-    values = [source(sources.index(leaf)) for leaf in stored.leaves]
+def _statistic(stored: Stored, positions: Mapping[Leaf, int]) -> Statistic:
+    values = [source(positions[leaf]) for leaf in stored.leaves]
     if stored.divisor != 1.0:
         values = [v / stored.divisor for v in values]
     return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)

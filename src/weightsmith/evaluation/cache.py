@@ -8,9 +8,12 @@ time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,9 +21,10 @@ from typing import Any
 
 from weightsmith import __version__
 from weightsmith.engine.places import cache_root
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import OutputError, ResourceError, WeightsmithError
 from weightsmith.evaluation.scores import SCHEMA, ItemScores
 from weightsmith.publishing.files import write_file
+from weightsmith.wording import shown
 
 _LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
@@ -60,12 +64,31 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, WeightsmithError):
             return None
 
+    def prepare(self) -> None:
+        """Make the folder; raises ResourceError where nothing can be kept there, before scores are computed."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "it cannot be written to", str(self.folder))
+
     def keep(self, key: str, items: ItemScores) -> None:
-        """Keep scores; the file appears whole or not at all."""
+        """Keep scores; the file appears whole or not at all. Raises ResourceError."""
         file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = items.to_mapping()
-        write_file(file, json.dumps({"items": content, "check": _check(content)}).encode())
+        with self._writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, json.dumps({"items": content, "check": _check(content)}).encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, OutputError, ResourceError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+            raise ResourceError(
+                f"Scores cannot be kept in {shown(self.folder)} ({reason}); name another folder in WEIGHTSMITH_CACHE, "
+                "or give --no-cache."
+            ) from error
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,18 @@ from weightsmith.errors import NonFiniteError, UsageError
 from weightsmith.evaluation.batches import Told
 from weightsmith.evaluation.frozen_head import Head, read_head
 from weightsmith.evaluation.items import LabelledInputs, numbered, read_labelled
+from weightsmith.evaluation.libraries import asking_library
 from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.naming import nearest
+from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BATCH = 64
+_MOST_CLASSES = 1_000_000
 
 
 def score_classification(
@@ -75,10 +79,29 @@ def _own_classes(model: LiveModel, task: Task) -> tuple[str, ...]:
         )
     # The network's configuration has names of its own making where the file has none.
     labels = model.config.get("id2label") if model.plain else model.module.config.id2label
-    if labels:
-        by_number = {int(number): str(name) for number, name in labels.items()}
+    count = model.number("num_labels") or 0
+    by_number = _by_number(model, labels) if labels else {}
+    if max(count, *by_number, 0) > _MOST_CLASSES:
+        raise UsageError(
+            f"The config.json of {model.name!r} has more than {_MOST_CLASSES} classes; correct it, or give the task a "
+            "`head`."
+        )
+    if by_number:
         return tuple(by_number.get(i, str(i)) for i in range(max(by_number) + 1))
-    return numbered(int(model.config.get("num_labels", 0)))
+    return numbered(count)
+
+
+def _by_number(model: LiveModel, labels: Any) -> dict[int, str]:
+    """`id2label`: names by numbers, which JSON has as texts."""
+    keys = list(labels) if isinstance(labels, dict) else [None]
+    if not all(
+        isinstance(k, int) or (isinstance(k, str) and re.fullmatch(r"\d{1,9}", k)) for k in keys
+    ):
+        raise UsageError(
+            f"The config.json of {model.name!r} has id2label: {literal(labels)}, which are no names by number; correct "
+            "it."
+        )
+    return {int(number): str(name) for number, name in labels.items()}
 
 
 def _labels(items: LabelledInputs, classes: tuple[str, ...], task: Task) -> NDArray[np.int64]:
@@ -149,15 +172,10 @@ def _checked(
     """The network, with one sentence where it cannot take inputs of this shape."""
 
     def checked(inputs: Tensor) -> Tensor:
-        try:
+        shape = list(items.inputs.shape[1:])
+        said = f"{model.name!r} cannot take the inputs {shape} of task {task.name!r}"
+        with asking_library(said, "give data made for it", UsageError):
             return network(inputs)
-        except (RuntimeError, ValueError, TypeError) as error:
-            if "out of memory" in str(error):
-                raise
-            raise UsageError(
-                f"{model.name!r} cannot take the inputs {items.inputs.shape[1:]} of task {task.name!r} "
-                f"({str(error).splitlines()[0]}); give data made for it."
-            ) from error
 
     return checked
 
@@ -187,7 +205,7 @@ def _features_of(model: LiveModel, pooling: str) -> Callable[[Tensor], Tensor]:
 
 
 def _check_images(model: LiveModel, items: LabelledInputs, task: Task) -> None:
-    channels = model.config.get("num_channels")
+    channels = model.number("num_channels")
     shape = items.inputs.shape
     if len(shape) != 4 or (channels is not None and shape[1] != channels):
         raise UsageError(

@@ -20,6 +20,7 @@ from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.evaluation.suite import HARNESS, Suite, Task, load_suite
 from weightsmith.recipes import Recipe
+from weightsmith.tensors.paths import expanded
 
 Score = Callable[[Task, LiveModel, "int | None", Told], ItemScores]
 _SCORE: Mapping[str, Score] = {
@@ -99,7 +100,7 @@ def evaluate(
         opened = open_subject(
             subject, threads=threads, memory_bytes=memory_bytes, progress=_Stages(telling)
         )
-    folder = default_folder() if isinstance(cache, bool) else Path(cache).expanduser()
+    folder = default_folder() if isinstance(cache, bool) else expanded(cache)
     run = _Run(opened, Cache(folder) if cache else None, device, batch_size, telling)
     items: dict[str, ItemScores] = {}
     scores: list[TaskScore] = []
@@ -159,6 +160,8 @@ class _Run:
         if kept is not None:
             self.cached.append(task.name)
             return kept, True
+        if self._cache is not None:
+            self._cache.prepare()
         found = self._scored(task, harness)
         if self._cache is not None:
             self._cache.keep(key, found)

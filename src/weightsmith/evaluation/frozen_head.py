@@ -10,15 +10,16 @@ list of C names) and `pooling` (what the feature is made of; see POOLINGS).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightsmith.errors import CheckpointError, UsageError
+from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.evaluation.live import as_torch
 from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.strict_json import loads_json
+from weightsmith.wording import fault
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +47,12 @@ def read_head(path: Path, device: str = "cpu") -> Head:
     try:
         file = parse_file(path)
         tensors = {t.name: as_torch(t).float().to(device) for t in file.tensors}
-        classes = tuple(map(str, json.loads(file.metadata["classes"])))
+        classes = tuple(map(str, loads_json(file.metadata["classes"].encode())))
         return _head(tensors, file.metadata, classes)
     except (CheckpointError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{str(path)!r} is no head ({error}); it needs weight, or directions, mean and scale, and `classes` in its "
-            "metadata."
+            f"{str(path)!r} is no head ({fault(error)}); it needs weight, or directions, mean and scale, and "
+            "`classes` in its metadata."
         ) from error
 
 
@@ -62,7 +63,7 @@ def _head(
 
     pooling = metadata.get("pooling", "pooled")
     if pooling not in POOLINGS:
-        raise ValueError(f"there is no pooling {pooling!r}, only {', '.join(POOLINGS)}")
+        raise Malformed(f"there is no pooling {pooling!r}, only {', '.join(POOLINGS)}")
     if "directions" in tensors:
         mean, directions, scale = (tensors[n] for n in ("mean", "directions", "scale"))
         directions = functional.normalize(directions, dim=1)
@@ -81,7 +82,5 @@ def _head(
 
         logits = linear
     if matrix.ndim != 2 or len(matrix) != len(classes):
-        raise ValueError(
-            f"its matrix is {tuple(matrix.shape)}, and it names {len(classes)} classes"
-        )
+        raise Malformed(f"its matrix is {tuple(matrix.shape)}, and it names {len(classes)} classes")
     return Head(logits, matrix.shape[1], pooling, classes)

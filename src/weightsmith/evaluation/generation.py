@@ -85,7 +85,7 @@ def _continued(
     past = None
     with torch.inference_mode():
         for _ in range(most):
-            result = model.module(input_ids=rows, past_key_values=past, use_cache=True)
+            result = model.run(model.module, input_ids=rows, past_key_values=past, use_cache=True)
             past = result.past_key_values
             best = result.logits[:, -1].argmax(1)
             finished |= torch.isin(best, ends)

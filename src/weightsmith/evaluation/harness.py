@@ -22,6 +22,7 @@ import numpy as np
 
 from weightsmith.errors import NonFiniteError, ResourceError, UsageError
 from weightsmith.evaluation.batches import Told
+from weightsmith.evaluation.libraries import asking_library
 from weightsmith.evaluation.live import LiveModel, quiet_library
 from weightsmith.evaluation.metrics import Finish
 from weightsmith.evaluation.scores import ItemScores
@@ -128,14 +129,16 @@ class HarnessTask:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        network = HFLM(
-            pretrained=model.module,
-            tokenizer=model.tokenizer(),
-            batch_size=batch_size,
-            device=model.device,
-            trust_remote_code=False,
-        )
-        try:
+        tokenizer = model.tokenizer()
+        said = f"lm-evaluation-harness could not run task {self.task.task!r} on {model.name!r}"
+        with asking_library(said, "choose another task or model", UsageError):
+            network = HFLM(
+                pretrained=model.module,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                device=model.device,
+                trust_remote_code=False,
+            )
             result: dict[str, Any] = simple_evaluate(
                 model=network,
                 tasks=[self.task.task],
@@ -145,11 +148,6 @@ class HarnessTask:
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UsageError(
-                f"lm-evaluation-harness could not run task {self.task.task!r} on {model.name!r} "
-                f"({_first_line(error)})."
-            ) from error
         return result
 
     def _chosen_metric(self, asked: str) -> tuple[str, str, bool]:
@@ -181,14 +179,11 @@ def _load(task: Task) -> tuple[Any, Any]:
         near = nearest(str(task.task), known)
         hint = f"did you mean {near!r}?" if near else f"there are {len(known)}, none like it."
         raise UsageError(f"lm-evaluation-harness has no task {task.task!r} here; {hint}")
-    try:
+    said = f"lm-evaluation-harness could not load task {task.task!r}"
+    with asking_library(said, "its data must be there, or be downloadable", UsageError):
         loaded = get_task_dict([task.task], manager)[task.task]
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
-        raise UsageError(
-            f"lm-evaluation-harness could not load task {task.task!r} ({_first_line(error)}); its data must be "
-            "there, or be downloadable."
-        ) from error
-    if not len(loaded.eval_docs):
+        documents = len(loaded.eval_docs)
+    if not documents:
         raise UsageError(
             f"Task {task.task!r} of lm-evaluation-harness has no items; a score needs at least one."
         )
@@ -200,10 +195,6 @@ def _pair(value: Any) -> tuple[float, float]:
     if isinstance(value, (list, tuple)):
         return float(value[0]), float(value[1])
     return float(value), 1.0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 class _Bars(io.TextIOBase):

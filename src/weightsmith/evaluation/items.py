@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
+from weightsmith.evaluation.arrays import read_arrays
 from weightsmith.evaluation.suite import Task
+from weightsmith.recipes.document import is_encodable
+from weightsmith.tensors.strict_json import NotJson, loads_json
+from weightsmith.wording import literal
+
+_LONGEST_LINE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,19 +37,8 @@ def read_labelled(task: Task) -> LabelledInputs:
     names the classes that the labels count. Raises UsageError for a file without them, or without items.
     """
     path = _path(task)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise UsageError(
-            f"{_named(path, task)} is no npz file of plain arrays ({error}); write one with numpy.savez."
-        ) from error
     wanted = ["inputs", "labels", *([task.slice] if task.slice else [])]
-    for name in wanted:
-        if name not in arrays:
-            raise UsageError(
-                f"{_named(path, task)} has no array {name!r}; it has {', '.join(arrays) or 'none'}."
-            )
+    arrays = read_arrays(path, _named(path, task), wanted, ["classes"], task.limit)
     inputs, labels = arrays["inputs"], arrays["labels"]
     lengths = {name: len(np.atleast_1d(arrays[name])) for name in wanted}
     if len(set(lengths.values())) > 1 or inputs.ndim < 2 or labels.ndim != 1:
@@ -58,8 +51,15 @@ def read_labelled(task: Task) -> LabelledInputs:
             f"{_named(path, task)} has inputs of {inputs.dtype}; give floating-point numbers as the model takes them."
         )
     count = _count(len(inputs), path, task)
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(inputs[:count], np.float32)
+    finite = np.isfinite(numbers.reshape(count, -1)).all(axis=1)
+    if not finite.all():
+        raise UsageError(
+            f"{_named(path, task)} has a NaN or an infinity in item {int(finite.argmin())}; leave it out or correct it."
+        )
     return LabelledInputs(
-        np.ascontiguousarray(inputs[:count], np.float32),
+        numbers,
         labels[:count],
         tuple(str(s) for s in arrays[task.slice][:count]) if task.slice else None,
         tuple(map(str, arrays["classes"])) if "classes" in arrays else None,
@@ -76,9 +76,14 @@ def read_lines(task: Task, fields: Mapping[str, type | tuple[type, ...]]) -> lis
     lines: list[dict[str, Any]] = []
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+                where = f"{_named(path, task)}, line {number},"
+                if len(line) == _LONGEST_LINE:
+                    raise UsageError(
+                        f"{where} has more than {_LONGEST_LINE} bytes; write an item a line."
+                    )
                 if line.strip():
-                    lines.append(_line(line, f"{_named(path, task)}, line {number},", wanted))
+                    lines.append(_line(line, where, wanted))
                 if task.limit is not None and len(lines) == task.limit:
                     break
     except OSError as error:
@@ -99,9 +104,11 @@ def numbered(count: int) -> tuple[str, ...]:
 
 def _line(line: bytes, where: str, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is no JSON ({error}).") from None
+        content = loads_json(line)
+    except NotJson as error:
+        raise UsageError(
+            f"{where} {str(error).removeprefix('it ')}; write one JSON object a line."
+        ) from None
     if not isinstance(content, dict):
         raise UsageError(f"{where} is no JSON object.")
     for name, kind in fields.items():
@@ -111,9 +118,16 @@ def _line(line: bytes, where: str, fields: Mapping[str, type | tuple[type, ...]]
             )
         if not isinstance(content[name], kind) or isinstance(content[name], bool):
             raise UsageError(
-                f"{where} has {content[name]!r} in field {name!r}, which has another type."
+                f"{where} has {literal(content[name])} in field {name!r}, which has another type."
             )
+        if not _is_text(content[name]):
+            raise UsageError(f"{where} has half a character in field {name!r}; correct the text.")
     return content
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in a value can be written; JSON can escape halves of a character alone."""
+    return all(is_encodable(str(text)) for text in (value if isinstance(value, list) else [value]))
 
 
 def _path(task: Task) -> Path:

@@ -60,7 +60,7 @@ def nats_of(
         for chosen in batches([len(row.tokens) for row in rows], batch_size or _BATCH, told):
             inputs = padded([rows[i].tokens[:-1] for i in chosen], 0, model.device)
             labels = padded([rows[i].tokens[1:] for i in chosen], 0, model.device)
-            logits = model.module(input_ids=inputs, use_cache=False).logits.float()
+            logits = model.run(model.module, input_ids=inputs, use_cache=False).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
             likeliest = logits.argmax(2) == labels
             for row, i in enumerate(chosen):

@@ -6,6 +6,8 @@ when it loads; a tensor that finds no place, and a place that finds no tensor, i
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +17,27 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsmith.checkpoints.sections import sections
 from weightsmith.errors import CompatibilityError, ResourceError, UsageError
+from weightsmith.evaluation.libraries import asking_library, reason_of
 from weightsmith.evaluation.plain_models import Build, find_builder
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.recipes import Recipe
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.wording import counted, literal, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+# Numbers that a configuration gives of modules that are made one by one.
+_COUNT = re.compile(
+    r"^(?:num|n)_(?:.*_)?(?:layers?|blocks?|experts?|labels|stages?|heads?)$|(?:^|_)(?:layers|depths?)$"
+)
+_LAYERS = re.compile(r"layers?$|blocks?$|stages?$|depths?$")
+# Classes that a network may have whatever its tensors; what its tables may be larger than the checkpoint's.
+_MOST_CLASSES = 100_000
+_MOST_TIMES, _MOST_MORE = 4, 2**26
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +55,23 @@ class LiveModel:
     plain: bool
     matched: int
     _tokenizer: Any = field(default=None, repr=False)
+
+    def number(self, key: str) -> int | None:
+        """A number of config.json that counts something, or None; raises UsageError where it is no whole number."""
+        value = self.config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(
+                f"The config.json of {self.name!r} has {key}: {literal(value)}, which is no number of something; "
+                "correct it."
+            )
+        return value if value is not None and value >= 0 else None
+
+    def run(self, network: Any, **inputs: Any) -> Any:
+        """What a part of the network gives; raises CompatibilityError where it cannot be run on such inputs."""
+        said = f"The network of {self.name!r} cannot be run as its config.json describes it"
+        advice = "correct that, or give data made for it"
+        with asking_library(said, advice, CompatibilityError):
+            return network(**inputs)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -66,12 +97,9 @@ class LiveModel:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(data)
             (folder / "config.json").write_text(json.dumps(dict(self.config)), "utf-8")
-            try:
+            said = f"transformers cannot read the tokenizer of {self.name!r}"
+            with asking_library(said, "correct its files", UsageError):
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UsageError(
-                    f"The tokenizer of {self.name!r} cannot be read ({_first_line(error)})."
-                ) from error
 
 
 def load_model(given: str | Path | Recipe | Subject, *, device: str = "cpu") -> LiveModel:
@@ -81,6 +109,7 @@ def load_model(given: str | Path | Recipe | Subject, *, device: str = "cpu") -> 
     transformers nor the registry of `plain_models` has, CompatibilityError where tensors and network do not match.
     """
     subject = given if isinstance(given, Subject) else open_subject(given)
+    _check_counts(subject)
     build = find_builder(subject.config)
     _check_libraries(["torch"] if build else ["torch", "transformers"])
     _check_device(device)
@@ -114,12 +143,14 @@ def as_torch(tensor: LazyTensor) -> Tensor:
 
 
 def _plain(subject: Subject, build: Build) -> Module:
-    try:
+    import torch
+
+    said = f"The config.json of {subject.name!r} does not describe its network"
+    with asking_library(said, "correct it", UsageError):
+        # Without memory first, since any number may be in a configuration.
+        with torch.device("meta"):
+            _check_size(subject, build(subject.config))
         module = build(subject.config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"The config.json of {subject.name!r} does not describe its network ({error!r})."
-        ) from error
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     _check_names(
         subject, sorted(own.keys() - subject.tensors), sorted(subject.tensors.keys() - own)
@@ -138,18 +169,19 @@ def _pretrained(subject: Subject) -> Any:
     import torch
     from transformers import CONFIG_MAPPING
 
-    model_class = _model_class(subject)
-    try:
+    said = f"transformers does not understand the config.json of {subject.name!r}"
+    with asking_library(said, "correct it", UsageError):
+        model_class = _model_class(subject)
         config = CONFIG_MAPPING[subject.config["model_type"]].from_dict(dict(subject.config))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"transformers does not understand the config.json of {subject.name!r} ({_first_line(error)})."
-        ) from error
     options: dict[str, Any] = {}
     if "add_pooling_layer" in signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = any("pooler." in name for name in subject.tensors)
+    with asking_library(said, "correct it", UsageError), torch.device("meta"):
+        planned = model_class(config, **options)
+    _check_size(subject, planned)
     state = {name: as_torch(tensor) for name, tensor in subject.tensors.items()}
-    try:
+    said = f"The tensors of {subject.name!r} do not fit {model_class.__name__}"
+    with asking_library(said, "correct config.json", CompatibilityError):
         module, found = model_class.from_pretrained(
             None,
             config=config,
@@ -157,16 +189,6 @@ def _pretrained(subject: Subject) -> Any:
             dtype=torch.float32,
             output_loading_info=True,
             **options,
-        )
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise CompatibilityError(
-            f"The tensors of {subject.name!r} do not fit {model_class.__name__} as its config.json describes it "
-            f"({_first_line(error)})."
-        ) from error
-    if wrong := found["mismatched_keys"]:
-        raise CompatibilityError(
-            f"{len(wrong)} tensor(s) of {subject.name!r} have another shape than {model_class.__name__}, such as "
-            f"{min(map(str, wrong))}; correct config.json."
         )
     _check_names(subject, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
     return module
@@ -192,19 +214,63 @@ def _model_class(subject: Subject) -> Any:
 
 def _check_names(subject: Subject, missing: list[str], unexpected: list[str]) -> None:
     if missing or unexpected:
-        lacks = (
-            f"lacks {len(missing)} of its network's tensors, such as {missing[0]!r}"
-            if missing
-            else ""
-        )
-        more = (
-            f"has {len(unexpected)} that it does not, such as {unexpected[0]!r}"
-            if unexpected
-            else ""
-        )
+        lacks = f"lacks {_some(missing, 'of the network that its config.json describes')}"
+        more = f"has {_some(unexpected, 'without a place in the network')}"
+        both = " and ".join([*([lacks] if missing else []), *([more] if unexpected else [])])
         raise CompatibilityError(
-            f"{subject.name!r} {' and '.join(filter(None, (lacks, more)))}; correct `architectures` in config.json."
+            f"{subject.name!r} {both}; correct config.json, its `architectures` above all."
         )
+
+
+def _some(names: list[str], which: str) -> str:
+    return f"{counted(len(names), 'tensor')} {which} (such as {shown(names[0])})" if names else ""
+
+
+def _check_counts(subject: Subject) -> None:
+    """Refuse numbers of layers and experts that are made one by one and that the checkpoint cannot have."""
+    longest = max((max(t.shape, default=1) for t in subject.tensors.values()), default=1)
+    for section in sections(dict(subject.config)):
+        for key, value in section.items():
+            if not _COUNT.search(key):
+                continue
+            most = len(subject.tensors) if _LAYERS.search(key) else max(longest, _MOST_CLASSES)
+            for count in value if isinstance(value, list) else [value]:
+                if _number(count) > most:
+                    raise CompatibilityError(
+                        f"The config.json of {subject.name!r} says {key}: {literal(count)}, but there are "
+                        f"{counted(len(subject.tensors), 'tensor')} of at most {longest} rows or columns; correct it."
+                    )
+
+
+def _number(value: Any) -> float:
+    """A number however JSON has it, since networks are built with `int(value)`; 0 for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    except OverflowError:
+        return math.inf
+
+
+def _check_size(subject: Subject, planned: Module) -> None:
+    """Refuse a network that is far larger than the checkpoint, or whose tensors have other shapes."""
+    made = {**dict(planned.named_parameters()), **dict(planned.named_buffers())}
+    described, stored = (
+        sum(t.numel() for t in made.values()),
+        sum(t.numel for t in subject.tensors.values()),
+    )
+    if described > _MOST_TIMES * stored + _MOST_MORE:
+        raise CompatibilityError(
+            f"The config.json of {subject.name!r} describes a network of {counted(described, 'number')}, but the "
+            f"checkpoint has {stored:,}; correct it."
+        )
+    for name in sorted(made.keys() & subject.tensors.keys()):
+        own, theirs = tuple(made[name].shape), subject.tensors[name].shape
+        if own != theirs and math.prod(own) != math.prod(theirs):
+            raise CompatibilityError(
+                f"{shown(name)} of {subject.name!r} has the shape {list(theirs)}, but in the network that config.json "
+                f"describes it has {list(own)}; correct config.json."
+            )
 
 
 def _check_libraries(needed: list[str]) -> None:
@@ -223,14 +289,10 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(
-            f"There is no device {device!r} here ({_first_line(error)}); use --device cpu."
+            f"There is no device {device!r} here ({reason_of(error)}); use --device cpu."
         ) from error
     if kind not in ("cpu", "cuda", "mps"):
         raise UsageError(f"Models are evaluated on cpu, cuda or mps, not on {device!r}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 @contextmanager

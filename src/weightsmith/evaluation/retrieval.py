@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
+from weightsmith.tensors.strict_json import NotJson, loads_json
+from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +135,7 @@ def encoder_of(model: LiveModel, task: str) -> Callable[[Sequence[str]], Tensor]
         encoded = tokenizer(
             list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         ).to(model.device)
-        states = network(**encoded).last_hidden_state.float()
+        states = model.run(network, **encoded).last_hidden_state.float()
         return functional.normalize(_pooled(states, encoded["attention_mask"], pooling), dim=1)
 
     return encode
@@ -158,15 +159,19 @@ def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 def _settings(model: LiveModel) -> tuple[str, int]:
     """The pooling, and the most tokens of a text."""
-    modules = _json(model, "modules.json", [])
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    modules = _json(model, "modules.json", list)
+    kinds = [
+        str(module.get("type", "") if isinstance(module, dict) else module).rpartition(".")[2]
+        for module in modules
+    ]
     for kind in kinds:
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise UsageError(
                 f"The modules.json of {model.name!r} has a module {kind!r}, which is not applied here; only "
                 "pooling and normalisation are."
             )
-    asked = _json(model, "1_Pooling/config.json", {})
+    asked = _json(model, "1_Pooling/config.json", dict)
+    asked_length = _json(model, "sentence_bert_config.json", dict).get("max_seq_length")
     chosen = [name for mode, name in _POOLINGS.items() if asked.get(mode)]
     if isinstance(asked.get("pooling_mode"), str):
         chosen = [str(asked["pooling_mode"]).replace("lasttoken", "last")]
@@ -181,15 +186,19 @@ def _settings(model: LiveModel) -> tuple[str, int]:
         raise UsageError(
             f"The pooling of {model.name!r} ({', '.join(chosen or unknown)}) is not known; use mean, cls, max or last."
         )
-    positions = int(model.config.get("max_position_embeddings") or 512)
-    longest = int(_json(model, "sentence_bert_config.json", {}).get("max_seq_length") or positions)
+    positions = model.number("max_position_embeddings") or 512
+    longest = asked_length if isinstance(asked_length, int) and asked_length > 0 else positions
     return chosen[0] if chosen else "mean", min(longest, positions)
 
 
-def _json(model: LiveModel, name: str, default: Any) -> Any:
+def _json(model: LiveModel, name: str, kind: type[Any]) -> Any:
+    """The list or object in a file, empty where there is no such file."""
     if name not in model.files:
-        return default
+        return kind()
     try:
-        return json.loads(model.files[name])
-    except ValueError as error:
-        raise UsageError(f"The file {name} of {model.name!r} is no JSON ({error}).") from error
+        found = loads_json(model.files[name])
+    except NotJson as error:
+        raise UsageError(f"The file {name} of {model.name!r} cannot be read ({error}).") from error
+    if not isinstance(found, kind):
+        raise UsageError(f"The file {name} of {model.name!r} holds {literal(found)}; correct it.")
+    return found

@@ -14,6 +14,7 @@ import numpy as np
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.intervals import Interval, bootstrap_interval
 from weightsmith.evaluation.metrics import Finish, Floats
+from weightsmith.wording import fault
 
 SCHEMA = 1
 
@@ -242,5 +243,5 @@ class Evaluation:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
-                f"These are not the results of an evaluation ({error!r}); give what `evaluate --json` wrote."
+                f"These are not the results of an evaluation ({fault(error)}); give what `evaluate --json` wrote."
             ) from error

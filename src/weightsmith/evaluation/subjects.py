@@ -16,6 +16,7 @@ from weightsmith.engine.progress import Progress
 from weightsmith.errors import UsageError
 from weightsmith.recipes import Recipe
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.vocabularies.papers import carried_files
 
@@ -56,6 +57,7 @@ def open_subject(
         return _merged(recipe, name, threads, memory_bytes, progress)
     checkpoint = open_model(given)
     _check_config(str(given), checkpoint.config)
+    checkpoint.require_own_files()
     digests = {name: digest_tensor(tensor) for name, tensor in checkpoint.tensors.items()}
     return _subject(
         str(given),
@@ -67,7 +69,7 @@ def open_subject(
 
 
 def _is_recipe(given: str | Path) -> bool:
-    return Path(given).suffix in _RECIPES and not Path(given).expanduser().is_dir()
+    return Path(given).suffix in _RECIPES and not expanded(given).is_dir()
 
 
 def _merged(

@@ -20,7 +20,10 @@ from typing import Any
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.evaluation.metrics import METRICS_OF, find_metric
 from weightsmith.naming import nearest
-from weightsmith.recipes.document import Place, YamlDocument, parse_documents
+from weightsmith.recipes.document import MOST_BYTES, Kind, Place, YamlDocument, parse_documents
+from weightsmith.tensors.paths import expanded
+from weightsmith.tensors.small_files import read_small
+from weightsmith.wording import literal, shown
 
 HARNESS = "harness"
 GROUPS = ("own", "general", "unseen")
@@ -36,8 +39,12 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 _NUMBERS = frozenset({"limit", "batch_size", "context", "stride", "max_new_tokens", "few_shot"})
 _PATHS = frozenset({"data", "head", "include"})
+# What is done so many times whatever the data.
+_MOST = {"few_shot": 1000, "max_new_tokens": 100_000}
+_LARGEST = 10**9
 _FROM_ZERO = frozenset({"few_shot"})
 _CHUNK = 1 << 20
+_SUITE = Kind("suite", "suite and tasks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +130,22 @@ def load_suite(path: str | Path) -> Suite:
     Raises RecipeError, with line and column, for text that is no suite, an unknown key, kind or metric, two tasks of
     one name, or a missing file; UsageError if there is no suite file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
-        text = path.read_text("utf-8")
+        text = read_small(path, MOST_BYTES, pipes=True).decode()
     except FileNotFoundError:
-        raise UsageError(f"There is no suite file {str(path)!r}; give the path of one.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The suite {str(path)!r} cannot be read ({error}).") from error
+        raise UsageError(f"There is no suite file {shown(path)}; give the path of one.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"The suite {shown(path)} is not UTF-8 text (byte {error.start}); save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"The suite {shown(path)} cannot be read ({error.strerror}).") from error
     return _Reader(_only_document(text, str(path)), path.absolute().parent).suite()
 
 
 def _only_document(text: str, source: str) -> YamlDocument:
-    try:
-        documents = parse_documents(text, source)
-    except RecipeError as problem:
-        # The reader of YAML speaks of recipes, which this is not.
-        said = str(problem).replace(
-            "a recipe needs at least merge_method and models", "it needs `tasks`"
-        )
-        raise RecipeError(
-            said.replace("no recipe", "no suite").replace("a recipe", "a suite")
-        ) from None
+    documents = parse_documents(text, source, _SUITE)
     if len(documents) > 1:
         raise RecipeError(f"{source} holds {len(documents)} documents; a suite is one.")
     return documents[0]
@@ -159,7 +161,7 @@ class _Reader:
         self._known_keys(data, ("suite", "tasks"), (), "A suite")
         name = data.get("suite", Path(self.document.source).stem)
         if not isinstance(name, str) or not name:
-            raise self._wrong(("suite",), f"suite is the suite's name, not {name!r}")
+            raise self._wrong(("suite",), f"suite is the suite's name, not {literal(name)}")
         entries = data.get("tasks")
         if not isinstance(entries, list) or not entries:
             raise self._wrong(("tasks",), "a suite needs `tasks`, a list of at least one task")
@@ -175,7 +177,9 @@ class _Reader:
 
     def _task(self, entry: Any, place: Place) -> Task:
         if not isinstance(entry, dict):
-            raise self._wrong(place, f"a task is a mapping with name and kind, not {entry!r}")
+            raise self._wrong(
+                place, f"a task is a mapping with name and kind, not {literal(entry)}"
+            )
         kind = str(entry.get("kind"))
         if kind not in _KEYS:
             what = (
@@ -203,17 +207,23 @@ class _Reader:
 
     def _value(self, key: str, value: Any, place: Place) -> Any:
         if key in _NUMBERS:
-            least = 0 if key in _FROM_ZERO else 1
+            least, most = 0 if key in _FROM_ZERO else 1, _MOST.get(key, _LARGEST)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise self._wrong(place, f"{key} is a whole number from {least}, not {value!r}")
+                raise self._wrong(
+                    place, f"{key} is a whole number from {least}, not {literal(value)}"
+                )
+            if value > most:
+                raise self._wrong(place, f"{key} is at most {most}, not {literal(value)}")
             return value
         if key == "until":
             texts = [value] if isinstance(value, str) else value
             if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
-                raise self._wrong(place, f"until is a text or a list of texts, not {value!r}")
+                raise self._wrong(
+                    place, f"until is a text or a list of texts, not {literal(value)}"
+                )
             return tuple(texts)
         if not isinstance(value, str) or not value:
-            raise self._wrong(place, f"{key} is a text, not {value!r}")
+            raise self._wrong(place, f"{key} is a text, not {literal(value)}")
         if key == "group" and value not in GROUPS:
             raise self._wrong(
                 place, f"there is no group {value!r}; {_hint(value, GROUPS, 'there are')}"
@@ -221,11 +231,20 @@ class _Reader:
         return self._path(value, place) if key in _PATHS else value
 
     def _path(self, value: str, place: Place) -> Path:
-        path = self.folder / Path(value).expanduser()
-        if not path.exists():
+        path = self.folder / expanded(value)
+        try:
+            is_there, is_file = path.exists(), path.is_file()
+        except OSError as error:
             raise self._wrong(
-                place, f"there is no file {str(path)!r}; paths are relative to the suite"
+                place, f"{shown(path)} cannot be looked at ({error.strerror})"
+            ) from None
+        if not is_there:
+            raise self._wrong(
+                place, f"there is no file {shown(path)}; paths are relative to the suite"
             )
+        # A device or a pipe could be read for ever.
+        if not is_file and place[-1] != "include":
+            raise self._wrong(place, f"{shown(path)} is no regular file")
         return path
 
     def _consistent(self, task: Task, place: Place) -> Task:

@@ -8,6 +8,7 @@ from typing import Any
 
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.live import LiveModel
+from weightsmith.wording import literal
 
 _BYTES = 256
 _LONGEST = 1024
@@ -61,16 +62,16 @@ def tokens_of(model: LiveModel) -> Tokens:
     The prefix is the token that begins a text, else the one that ends it, else none; it is what the first token is
     predicted from. A model without a tokenizer reads bytes. Raises UsageError where neither is possible.
     """
-    ends = _ids(model.config.get("eos_token_id"))
+    ends = _ids(model, "eos_token_id")
     if not model.has_tokenizer:
-        size = int(model.config.get("vocab_size") or 0)
+        size = model.number("vocab_size") or 0
         if not _BYTES <= size <= 2 * _BYTES:
             raise UsageError(
                 f"{model.name!r} has no tokenizer, and its vocabulary of {size} is none of bytes; put the tokenizer's "
                 "files into the folder."
             )
         special = tuple(end for end in ends if end >= _BYTES)
-        begin = tuple(b for b in _ids(model.config.get("bos_token_id")) if b >= _BYTES)
+        begin = tuple(b for b in _ids(model, "bos_token_id") if b >= _BYTES)
         return ByteTokens((begin or special)[:1], special)
     tokenizer = model.tokenizer()
     own_end = tokenizer.eos_token_id
@@ -86,10 +87,10 @@ def context_of(model: LiveModel, asked: int | None) -> int:
 
     Raises UsageError for more than the model has positions for.
     """
-    positions = model.config.get("max_position_embeddings")
+    positions = model.number("max_position_embeddings")
     if asked is None:
-        return min(int(positions or _LONGEST), _LONGEST)
-    if positions is not None and asked > int(positions):
+        return min(positions or _LONGEST, _LONGEST)
+    if positions is not None and asked > positions:
         raise UsageError(
             f"The context of {asked} tokens is longer than the {positions} positions of {model.name!r}; choose less."
         )
@@ -105,7 +106,11 @@ def check_language_model(model: LiveModel, task: str) -> None:
         )
 
 
-def _ids(given: Any) -> tuple[int, ...]:
-    if given is None:
-        return ()
-    return tuple(int(i) for i in given) if isinstance(given, list) else (int(given),)
+def _ids(model: LiveModel, key: str) -> tuple[int, ...]:
+    given = model.config.get(key)
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**31 for i in ids):
+        raise UsageError(
+            f"The config.json of {model.name!r} has {key}: {literal(given)}, which is no token; correct it."
+        )
+    return tuple(ids)

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.opening import open_model, place_of
 from weightsmith.adapters.references import Reference, parse_reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.bundles import member_of
-from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.locate import find_location
 from weightsmith.checkpoints.package_header import is_package
 from weightsmith.checkpoints.sections import first_of, layer_count_of, vocabulary_size_of
@@ -75,6 +74,7 @@ class CheckpointSummary:
 
     path: Path
     layout: str
+    place: str = ""
     files: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     parameters: int = 0
@@ -138,6 +138,7 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
     return CheckpointSummary(
         path=checkpoint.path,
         layout=_layout(checkpoint),
+        place=place_of(checkpoint),
         files=tuple(file.name for file in checkpoint.files()),
         adapters=tuple(str(adapter) for adapter in reference.adapters),
         parameters=sum(t.numel for t in checkpoint.tensors.values()),
@@ -190,7 +191,9 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _layout(checkpoint: Checkpoint) -> str:
-    files = checkpoint.files()
+    # Those of adapters have rows of their own.
+    places = [adapter.path for adapter in checkpoint.attached]
+    files = [f for f in checkpoint.files() if not any(f.is_relative_to(place) for place in places)]
     form = (
         "safetensors"
         if all(file.suffix == ".safetensors" for file in files)
@@ -258,7 +261,7 @@ def _tensors(checkpoint: Checkpoint) -> tuple[TensorRow, ...]:
 
 
 def _findings(checkpoint: Checkpoint) -> list[Finding]:
-    findings = input_findings(checkpoint.config, checkpoint.identity)
+    findings = checkpoint.findings()
     declared = layer_count_of(checkpoint.config)
     if (
         declared is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.opening import open_model, place_of
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
+from weightsmith.engine.threads import thread_count
 from weightsmith.engine.tiles import tiles_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.inspection.measures import Measures, together
@@ -69,12 +69,12 @@ class Difference:
 
     `missing` are tensors that only the first has, `extra` those that only the second has, `shapes` and
     `dtypes` those that differ in form; tensors of different shape are not measured. `not_in_base`
-    could not be compared with the base.
+    could not be compared with the base. `a`, `b` and `base` say where they lie, with their adapters.
     """
 
-    a: Path
-    b: Path
-    base: Path | None
+    a: str
+    b: str
+    base: str | None
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     shapes: tuple[Mismatch, ...]
@@ -140,12 +140,12 @@ def compare_checkpoints(
             tensors.append(third.tensors[name])
         found[name] = yield from measure_tensors(backend, tensors)
 
-    Scheduler(threads or os.cpu_count() or 1).run(measure(name) for name in common)
+    Scheduler(thread_count(threads)).run(measure(name) for name in common)
     tensors = tuple(_placed(first, name, found[name]) for name in common)
     return Difference(
-        a=first.path,
-        b=second.path,
-        base=None if third is None else third.path,
+        a=place_of(first),
+        b=place_of(second),
+        base=None if third is None else place_of(third),
         missing=tuple(n for n in first.tensors if n not in second.tensors),
         extra=tuple(n for n in second.tensors if n not in first.tensors),
         shapes=_mismatches(first, second, lambda checkpoint, name: checkpoint.tensors[name].shape),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
+from weightsmith.engine.threads import thread_count
 from weightsmith.engine.tiles import tiles_of
 from weightsmith.naming import natural_key
 from weightsmith.tensors.graph import Scalar, Value, add_all, dot, source, total, where
@@ -148,7 +148,7 @@ def measure_interference(
         tensors = [base.tensors[name], *(expert.tensors[name] for expert in experts)]
         found[name] = yield from measure_changes(backend, tensors)
 
-    Scheduler(threads or os.cpu_count() or 1).run(measure(name) for name in common)
+    Scheduler(thread_count(threads)).run(measure(name) for name in common)
     placed = {name: base.roles[name] for name in common}
     return Interference(
         tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from weightsmith.checkpoints.roles import Kind, Role
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.engine.threads import thread_count
 from weightsmith.inspection.difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.recipes.seams import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
@@ -232,7 +232,7 @@ class _Measured:
 
     def __init__(self, sources: _Sources, threads: int | None) -> None:
         self._sources = sources
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = thread_count(threads)
         self._found: dict[Hashable, dict[str, list[Measures]]] = {}
 
     def measure(self, pairs: Iterable[tuple[LayerOrigin, LayerOrigin]]) -> None:

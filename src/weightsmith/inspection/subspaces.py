@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.engine.threads import thread_count
 from weightsmith.inspection.interference import Place
 from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.stored import LazyTensor
@@ -65,7 +65,7 @@ def measure_overlaps(
         (found[name],) = yield Round([run])
 
     names = [name for name in base.tensors if _is_measured(base, experts, name)]
-    Scheduler(threads or os.cpu_count() or 1).run(measure(name) for name in names)
+    Scheduler(thread_count(threads)).run(measure(name) for name in names)
     return tuple(overlap for name in names if (overlap := found[name]) is not None)
 
 

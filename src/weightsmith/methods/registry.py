@@ -29,6 +29,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import index
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.site import Site
+from weightsmith.wording import literal
 
 
 class Base(enum.Enum):
@@ -87,18 +88,22 @@ class Parameter:
         if self.kind is str:
             return self._check_choice(self._switched(given, preset), where)
         if isinstance(given, bool) or not isinstance(given, (int, float)):
-            raise RecipeError(f"{where}: {self.key} must be a number, not {given!r}.")
+            raise RecipeError(f"{where}: {self.key} must be a number, not {literal(given)}.")
         number = _as_float(given)
         if not math.isfinite(number):
-            raise RecipeError(f"{where}: {self.key} must be finite, not {given!r}.")
+            raise RecipeError(f"{where}: {self.key} must be finite, not {literal(given)}.")
         if self.kind is int:
             if number != int(number):
-                raise RecipeError(f"{where}: {self.key} must be a whole number, not {given!r}.")
+                raise RecipeError(
+                    f"{where}: {self.key} must be a whole number, not {literal(given)}."
+                )
             number = int(given)
         if (self.low is not None and number < self.low) or (
             self.high is not None and number > self.high
         ):
-            raise RecipeError(f"{where}: {self.key} must lie in {self.bounds}, but is {given!r}.")
+            raise RecipeError(
+                f"{where}: {self.key} must lie in {self.bounds}, but is {literal(given)}."
+            )
         return number
 
     @property
@@ -115,7 +120,7 @@ class Parameter:
             return given
         if isinstance(given, (int, float)) and given in (0, 1):
             return bool(given)
-        raise RecipeError(f"{where}: {self.key} must be true or false, not {given!r}.")
+        raise RecipeError(f"{where}: {self.key} must be true or false, not {literal(given)}.")
 
     def _switched(self, given: Any, preset: str) -> Any:
         if not self.switch or not isinstance(given, (bool, int, float)) or given not in (0, 1):
@@ -125,7 +130,7 @@ class Parameter:
     def _check_choice(self, given: Any, where: str) -> str:
         if self.choices and given not in self.choices:
             raise RecipeError(
-                f"{where}: {self.key} must be one of {', '.join(self.choices)}, not {given!r}."
+                f"{where}: {self.key} must be one of {', '.join(self.choices)}, not {literal(given)}."
             )
         return str(given)
 

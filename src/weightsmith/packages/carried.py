@@ -18,6 +18,7 @@ def carry_files(finetune: Checkpoint, folder: Path) -> dict[str, str]:
     """Copy configuration, tokenizer, card and licence into `folder`; returns the SHA-256 of each by its name."""
     if not finetune.is_folder:
         return {}
+    finetune.require_own_files()
     digests = {}
     for name in [*_present(finetune.path), *donor_files(finetune.path)]:
         data = (finetune.path / name).read_bytes()

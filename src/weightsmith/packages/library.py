@@ -26,6 +26,7 @@ from weightsmith.naming import nearest
 from weightsmith.packages.unpacking import copy_plan, unpack
 from weightsmith.publishing.places import SUFFIX
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded, real
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import LazyTensor
 
@@ -96,7 +97,7 @@ def packages_of(library: Path) -> list[Path]:
 
 def members(library: str | Path) -> list[Member]:
     """What a library holds, from headers alone, by name; folders that are neither packages nor bundles are left out."""
-    library = Path(library).expanduser()
+    library = expanded(library)
     shared = _shared_uses(library)
     return [member for folder in folders_of(library) for member in _members_in(folder, shared)]
 
@@ -186,7 +187,7 @@ def materialise(
 
     `options` are those of `unpack`. Raises UsageError if there is no such member, and what unpacking raises.
     """
-    library = Path(library).expanduser()
+    library = expanded(library)
     folder, _, task = name.partition("#")
     place = library / folder
     if place not in folders_of(library) or not (is_package(place) or bundles.is_bundle(place)):
@@ -200,7 +201,7 @@ def materialise(
         bundles.refuse_whole(place)
     running = {key: options.pop(key) for key in ("force", "fresh", "progress") if key in options}
     reference = f"{place}#{task}"
-    opened = bundles.open_member(place.resolve(), task, source=reference, base=base)
+    opened = bundles.open_member(real(place), task, source=reference, base=base)
     return run(copy_plan(opened, reference, **options), Path(out), **running)
 
 

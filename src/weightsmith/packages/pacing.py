@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-
-
-def thread_count(threads: int | None) -> int:
-    """As many threads as were asked for, or one for each core."""
-    return threads or os.cpu_count() or 1
 
 
 def paced(

@@ -42,6 +42,7 @@ from weightsmith.deltas.rows import JoinedRows
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import described
 from weightsmith.engine.staging import Staging
+from weightsmith.engine.threads import thread_count
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.carried import carry_files
 from weightsmith.packages.choosing import (
@@ -52,7 +53,7 @@ from weightsmith.packages.choosing import (
 )
 from weightsmith.packages.entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.goal import Goal, check_codecs, goal_of
-from weightsmith.packages.pacing import paced, thread_count
+from weightsmith.packages.pacing import paced
 from weightsmith.packages.pairs import Pair, pairs_of
 from weightsmith.packages.streams import StreamFile
 from weightsmith.publishing.earlier import check_free

@@ -28,6 +28,7 @@ from weightsmith.publishing.places import SUFFIX
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.writer import sync_folder
 
@@ -64,7 +65,7 @@ def dedupe(library: str | Path) -> Deduped:
     Raises CheckpointError for a package that is damaged, before anything of it is changed; OutputError while another
     `dedupe` or `gc` works there.
     """
-    library = Path(library).expanduser()
+    library = expanded(library)
     found = packages_of(library)
     if not found:
         return Deduped(0, 0, 0)
@@ -130,7 +131,7 @@ def garbage(library: str | Path) -> list[Removal]:
 
     Raises CheckpointError if a package cannot be read, because what it needs is then unknown.
     """
-    library = Path(library).expanduser()
+    library = expanded(library)
     needed = set()
     for folder in packages_of(library):
         needed |= {shared_file(library / SHARED, d) for d in absent_streams(folder).values()}
@@ -150,7 +151,7 @@ def gc(library: str | Path, *, dry_run: bool = False) -> list[Removal]:
 
     Raises what `garbage` raises, and OutputError while another `dedupe` or `gc` works there.
     """
-    library = Path(library).expanduser()
+    library = expanded(library)
     folders_of(library)
     with _locked(library):
         found = garbage(library)

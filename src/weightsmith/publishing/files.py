@@ -17,6 +17,7 @@ from weightsmith.publishing.places import SUFFIX, check_place
 from weightsmith.publishing.putting import put
 from weightsmith.publishing.seals import is_sealed_as
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.writer import failure, pwrite_all, sync_file, sync_folder
 
 # The process's umask takes away what the user does not want to grant.
@@ -91,7 +92,7 @@ def check_file(place: Path, kind: str, reads: Iterable[Path] = ()) -> Earlier:
     --force, and none changes it. Raises OutputError for anything else and as `check_place` does. A pipe or device is
     written to and never replaced.
     """
-    place = place.expanduser()
+    place = expanded(place)
     if _is_stream(place):
         return Earlier(None)
     if place.is_dir() and not place.is_symlink():
@@ -111,7 +112,7 @@ def publish_file(place: Path, data: bytes, kind: str, reads: Iterable[Path] = ()
 
     Raises what `check_file` does, and OutputError or ResourceError where it cannot be written.
     """
-    place = place.expanduser()
+    place = expanded(place)
     if _is_stream(place):
         try:
             with place.open("wb") as stream:

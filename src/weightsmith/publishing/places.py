@@ -9,6 +9,7 @@ from pathlib import Path
 from weightsmith.errors import OutputError
 from weightsmith.publishing.records import RECORDS
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.paths import expanded
 
 # What is put behind the name of an output for the folder where it grows.
 SUFFIX = ".partial"
@@ -26,7 +27,7 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
     around one, for a place inside another output, which would no longer be as its record has it, for a link, and where
     nothing can be written.
     """
-    out = Path(os.path.abspath(out.expanduser()))
+    out = Path(os.path.abspath(expanded(out)))
     if not out.name:
         raise OutputError(f"{shown(out)} cannot be an output; name a place below it.")
     refuse_inputs(out, reads)

@@ -6,6 +6,9 @@ import hashlib
 import json
 from typing import Any
 
+from weightsmith.errors import Malformed
+from weightsmith.tensors.strict_json import loads_json
+
 _MARK = b' "seal": "sha256:'
 
 
@@ -15,11 +18,13 @@ def sealed(content: dict[str, Any]) -> bytes:
 
 
 def unsealed(text: bytes) -> dict[str, Any]:
-    """The content of a sealed text, the seal among it; raises ValueError if a byte of it was changed."""
+    """The content of a sealed text, the seal among it; raises Malformed if a byte of it was changed."""
     body, mark, _ = text.rpartition(_MARK)
     if not mark or _with_seal(body.removesuffix(b",\n") + b"\n}") != text:
-        raise ValueError("its seal does not fit its content")
-    content: dict[str, Any] = json.loads(text)
+        raise Malformed("its seal does not fit its content")
+    content = loads_json(text)
+    if not isinstance(content, dict):
+        raise Malformed("it holds no JSON object")
     return content
 
 

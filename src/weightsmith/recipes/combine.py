@@ -299,7 +299,8 @@ class Combiner:
                 theirs,
                 f"{where}: tensors have other shapes in {theirs!r} than in {mine!r} "
                 f"({list(other.shape)} instead of {list(first.shape)})",
-                "merge checkpoints of one architecture, or keep these tensors from one model with a rule",
+                "merge checkpoints of one architecture, or keep these tensors from one model with "
+                "`rules: [{match: ..., keep: MODEL}]`",
             )
         return False
 
@@ -323,7 +324,8 @@ class Combiner:
                 "dtype-mismatch",
                 _origin(first),
                 "Integer tensors have different dtypes",
-                "name a base_model to copy them from, or keep them from one model with a rule",
+                "name a base_model to copy them from, or keep them from one model with "
+                "`rules: [{match: ..., keep: MODEL}]`",
             )
         leaves = tuple(dict.fromkeys(leaf for item in experts for leaf in _leaves(item.formula)))
         return output_item(

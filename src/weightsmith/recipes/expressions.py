@@ -22,8 +22,11 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.formula import Modification
 from weightsmith.recipes.modifier_calls import read_modifiers
+from weightsmith.wording import literal, shown
 
 _MOST_CHARACTERS = 20_000
+# Sums of coefficients stay finite.
+_LARGEST = 1e300
 _DEGREE_TOLERANCE = 1e-9
 _LAMBDA = re.compile(r"\blambda\s*=")
 
@@ -136,17 +139,19 @@ def parse_expression(text: str, names: Mapping[str, object], preset: str = "pape
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(_LAMBDA.sub("lambda_=", text.strip()), mode="eval")
+            # On one line, since a newline would end it; characters keep their places.
+            line = " ".join(text.splitlines()).strip()
+            tree = ast.parse(_LAMBDA.sub("lambda_=", line), mode="eval")
         value = _Reader(names, text, preset).value(tree.body)
     except SyntaxError as problem:
         raise RecipeError(
-            f"The expression {text!r} is malformed near character {problem.offset}; correct it there."
+            f"The expression {shown(text)} is malformed near character {problem.offset}; correct it there."
         ) from None
     except (RecursionError, MemoryError, ValueError):
         raise RecipeError("The expression is nested too deeply; split it into recipes.") from None
     if not isinstance(value, Combination):
-        raise RecipeError(f"The expression {text!r} is the number {value:g}, not a weight.")
-    _require_weight(value, f"The expression {text!r}")
+        raise RecipeError(f"The expression {shown(text)} is the number {value:g}, not a weight.")
+    _require_weight(value, f"The expression {shown(text)}")
     return value
 
 
@@ -172,6 +177,14 @@ class _Reader:
         self._preset = preset
 
     def value(self, node: ast.expr) -> Combination | float:
+        """The value of a part of the expression; raises RecipeError where a number in it is no sensible one."""
+        value = self._value(node)
+        numbers = [c for c, _ in value.terms] if isinstance(value, Combination) else [value]
+        if not all(abs(number) <= _LARGEST for number in numbers):
+            raise self._error(node, "has a number that is too large")
+        return value
+
+    def _value(self, node: ast.expr) -> Combination | float:
         if isinstance(node, ast.Constant):
             return self._number(node.value)
         if isinstance(node, ast.Name):
@@ -191,14 +204,16 @@ class _Reader:
     def _number(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(
-                f"The expression {self._text!r} holds {value!r}, which is not a number."
+                f"The expression {shown(self._text)} holds {literal(value)}, which is not a number."
             )
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise RecipeError(f"The expression {self._text!r} holds a number that is too large.")
+            raise RecipeError(
+                f"The expression {shown(self._text)} holds a number that is too large."
+            )
         return number
 
     def _name(self, name: str) -> Combination:
@@ -208,7 +223,7 @@ class _Reader:
             near = nearest(name, self._names)
             hint = f"did you mean {near!r}?" if near else f"known are {', '.join(self._names)}."
             raise RecipeError(
-                f"The expression {self._text!r} uses {name!r}, which is not among `checkpoints:`; {hint}"
+                f"The expression {shown(self._text)} uses {shown(name)}, which is not among `checkpoints:`; {hint}"
             )
         return Combination(((1.0, Name(name)),))
 
@@ -257,7 +272,7 @@ class _Reader:
             base = weights.pop(0)
         if spec.base is registry.Base.REQUIRED and base is None:
             raise self._error(node, "needs a base as its first argument")
-        where = f"expression {self._text!r}"
+        where = f"expression {shown(self._text)}"
         modify: tuple[Modification, ...] = ()
         if "modify" in keywords:
             given = keywords.pop("modify")
@@ -274,7 +289,7 @@ class _Reader:
             raise self._error(
                 node, f"is a number, but {method} merges weights; give parameters by name"
             )
-        _require_weight(value, f"An argument of {method} in the expression {self._text!r}")
+        _require_weight(value, f"An argument of {method} in the expression {shown(self._text)}")
         return value
 
     def _literal(self, node: ast.expr) -> Any:
@@ -296,7 +311,7 @@ class _Reader:
     ) -> Call:
         shared: list[tuple[str, Any]] = []
         own: list[list[tuple[str, Any]]] = [[] for _ in experts]
-        where = f"expression {self._text!r}"
+        where = f"expression {shown(self._text)}"
         for key, given in parameters.items():
             parameter = spec.parameters.get(key)
             if parameter is None:
@@ -317,10 +332,11 @@ class _Reader:
         return Call(spec.name, base, experts, tuple(shared), per_expert)
 
     def _error(self, node: ast.expr, what: str) -> RecipeError:
-        return RecipeError(f"In the expression {self._text!r}, `{ast.unparse(node)}` {what}.")
+        part = shown(ast.unparse(node))[1:-1]
+        return RecipeError(f"In the expression {shown(self._text)}, `{part}` {what}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Expression:
     """An expression built with Python operators; `Recipe.from_expression` makes a recipe of it.
 
@@ -332,6 +348,13 @@ class Expression:
     paths: tuple[str, ...] = field(default=())
     is_number: bool = False
     statistics: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        """The expression with the paths of its models in quotes."""
+        text = self.text
+        for path in dict.fromkeys(self.paths):
+            text = text.replace(_placeholder(path), repr(path))
+        return text
 
     def __add__(self, other: Expression) -> Expression:
         return _joined(self, "+", other)
@@ -411,8 +434,10 @@ def _lifted(operand: object) -> Expression:
         return operand
     if isinstance(operand, bool) or not isinstance(operand, (int, float)):
         raise RecipeError(
-            f"{operand!r} cannot be combined with a checkpoint; use numbers and other checkpoints."
+            f"{literal(operand)} cannot be combined with a checkpoint; use numbers and other checkpoints."
         )
+    if not abs(operand) <= _LARGEST:
+        raise RecipeError(f"A checkpoint cannot be combined with the number {operand}.")
     return Expression(repr(operand), is_number=True)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Checkpoint, Tying, untied
-from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.statistics import require_match, require_names, statistics_of
 from weightsmith.checkpoints.ties import tie_findings, vocabulary_head
 from weightsmith.errors import RecipeError
@@ -18,7 +17,7 @@ from weightsmith.recipes.combine import rounded
 from weightsmith.recipes.formula import Formula, Leaf, Same
 from weightsmith.recipes.postprocess import as_written
 from weightsmith.recipes.problems import Problems
-from weightsmith.recipes.sections import unused_label
+from weightsmith.recipes.sections import Labels
 from weightsmith.recipes.statistics import Measured
 from weightsmith.recipes.views import Item, View, view_of
 from weightsmith.tensors.dtypes import DType
@@ -39,7 +38,8 @@ class Inputs:
         self.statistics: dict[tuple[str, str], Measured] = {}
         self._views: dict[Hashable, View] = {}
         self._as_opened: dict[str, Checkpoint] = {}
-        self._recipe_labels: list[str] = []
+        self._labels = Labels()
+        self._recipe_labels = Labels()
 
     def checkpoint_view(self, reference: str) -> View:
         """The checkpoint that a recipe calls `reference`."""
@@ -48,9 +48,9 @@ class Inputs:
             checkpoint = replace(self._opener(reference), source=reference)
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
             name = _short_name(checkpoint)
-            label = unused_label(name, self.checkpoints)
+            label = self._labels.new(name)
             self.checkpoints[label] = self._as_opened[label] = checkpoint
-            for finding in input_findings(checkpoint.config, checkpoint.identity):
+            for finding in checkpoint.findings():
                 self.problems.add(finding)
             self._views[key] = view_of(checkpoint, label)
         return self._views[key]
@@ -87,7 +87,7 @@ class Inputs:
             found = statistics_of(replace(self._opener(reference), source=reference))
             require_match(found, self._as_opened[view.label])
             require_names(found, self._as_opened[view.label])
-            label = unused_label(Path(reference).name, self.checkpoints)
+            label = self._labels.new(Path(reference).name)
             self.checkpoints[label] = found.checkpoint
             self.statistics[key] = Measured(label, found)
         return self.statistics[key]
@@ -100,8 +100,7 @@ class Inputs:
         """
         key = ("recipe", key)
         if key not in self._views:
-            label = unused_label(name, self._recipe_labels)
-            self._recipe_labels.append(label)
+            label = self._recipe_labels.new(name)
             made = result(label)
             is_rounded = made.semantics == "mergekit" or made.output_dtype is not None
             items = {

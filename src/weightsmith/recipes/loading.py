@@ -11,21 +11,37 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from weightsmith.adapters.references import exists_locally, parse_adapter, parse_reference
-from weightsmith.errors import RecipeError
+from weightsmith.adapters.references import (
+    exists_locally,
+    locate,
+    parse_adapter,
+    parse_reference,
+)
+from weightsmith.errors import RecipeError, UsageError
 from weightsmith.findings import Finding
 from weightsmith.naming import nearest
 from weightsmith.recipes import dialect
 from weightsmith.recipes.checks import check_methods, refuse_outermost_keys
-from weightsmith.recipes.document import YamlDocument, parse_documents
+from weightsmith.recipes.document import (
+    MOST_BYTES,
+    MOST_DEPTH,
+    YamlDocument,
+    parse_documents,
+    plain_data,
+)
 from weightsmith.recipes.mistakes import recipe_error
 from weightsmith.recipes.overrides import override
 from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.references import RECIPE_SUFFIXES
 from weightsmith.recipes.schema import RecipeDocument
+from weightsmith.tensors.paths import expanded, real
+from weightsmith.tensors.small_files import read_small
+from weightsmith.wording import shown
 
 _MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
 _MOST_NESTED = 2_000
+# Each puts a recipe three keys deeper into another, which must stay within what can be read again.
+_MOST_DEEP = MOST_DEPTH // 3
 _STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 
@@ -46,12 +62,15 @@ def load(
     """
     loader = _Loading()
     if isinstance(source, Mapping):
-        documents = [YamlDocument(_plain_data(source), {}, "recipe")]
+        documents = [YamlDocument(plain_data(source), {}, "recipe")]
+    elif not isinstance(source, (str, Path)):
+        raise UsageError(f"A recipe is a path, a text or a mapping, not {shown(source)}.")
     else:
         text, label, folder = loader.text_of(source)
         base_dir = base_dir or folder
         documents = parse_documents(text, label)
-    raw = loader.complete(documents, base_dir, overrides, name, ())
+    # Put in place, what was within the bounds in each file may be beyond them.
+    raw = plain_data(loader.complete(documents, base_dir, overrides, name, ()))
     document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
     refuse_outermost_keys(document)
     return Recipe(
@@ -62,29 +81,19 @@ def load(
     )
 
 
-def _plain_data(data: Any) -> Any:
-    """A copy of a mapping from Python with lists for tuples and texts for paths, as YAML would give it."""
-    if isinstance(data, Mapping):
-        return {key: _plain_data(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_plain_data(item) for item in data]
-    return str(data) if isinstance(data, Path) else data
-
-
 def _text_of(source: str | Path) -> tuple[str, str, Path | None]:
     if isinstance(source, str) and _is_text(source):
         return source, "recipe", None
     path = Path(source)
     try:
-        return path.read_text(encoding="utf-8"), str(path), path.parent
+        return read_small(path, MOST_BYTES, pipes=True).decode(), str(path), path.parent
     except UnicodeDecodeError as problem:
         raise RecipeError(
-            f"{str(path)!r} is not UTF-8 text (byte {problem.start}); save it as UTF-8."
+            f"{shown(path)} is not UTF-8 text (byte {problem.start}); save it as UTF-8."
         ) from None
     except OSError as problem:
-        reason = problem.strerror or str(problem)
         raise RecipeError(
-            f"The recipe {str(path)!r} cannot be read ({reason}); give a YAML file."
+            f"The recipe {shown(path)} cannot be read ({problem.strerror}); give a YAML file."
         ) from None
 
 
@@ -141,9 +150,10 @@ class _Loading:
     def _check(self, document: YamlDocument, base_dir: Path | None) -> None:
         """Validate one document as it stands, so that messages have its lines and columns."""
         is_native = "weightsmith" in document.data
+        dialect.refuse_other_programs(document)
         if not is_native:
             self.findings += tuple(dialect.findings(document))
-        self.findings += tuple(dialect.unused_keys(document))
+        self.findings += tuple(dialect.unused_keys(document)) + tuple(dialect.empty_lists(document))
         read = _validated(document, None if is_native else "mergekit", base_dir)
         semantics = "paper" if is_native else "mergekit"
 
@@ -167,12 +177,14 @@ class _Loading:
 
         def replaced(text: str) -> Any:
             if text in by_name:
+                self._refuse_depth(document, len(inside) + len(names))
                 if text in names or by_name[text] is document:
                     raise RecipeError(
                         f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other."
                     )
                 return self._filled(by_name[text], by_name, base_dir, inside, (*names, text))
             if is_native and text.endswith(RECIPE_SUFFIXES):
+                self._refuse_depth(document, len(inside) + len(names))
                 return self._from_file(text, base_dir, inside)
             return text
 
@@ -188,21 +200,29 @@ class _Loading:
         }
         return {"weightsmith": 1, "semantics": semantics, **rest}
 
+    def _refuse_depth(self, document: YamlDocument, depth: int) -> None:
+        if depth >= _MOST_DEEP:
+            raise RecipeError(
+                f"{document.source}: recipes are more than {_MOST_DEEP} deep in one another; merge some of them first."
+            )
+
     def _from_file(
         self, text: str, base_dir: Path | None, inside: tuple[Path, ...]
     ) -> dict[str, Any]:
-        path = (base_dir or Path()) / Path(text).expanduser()
-        if path.resolve() in inside:
+        path = expanded(locate(text, base_dir))
+        if real(path) in inside:
             raise RecipeError(f"The recipe {str(path)!r} contains itself; break the circle.")
         content, label, folder = self.text_of(path)
         raw = self.complete(
-            parse_documents(content, label), folder, (), None, (*inside, path.resolve())
+            parse_documents(content, label), folder, (), None, (*inside, real(path))
         )
         prefix = os.path.dirname(text)
 
         def beside(path: str) -> str:
-            is_beside = folder is not None and (folder / path).exists()
-            return os.path.join(prefix, path) if is_beside and not os.path.isabs(path) else path
+            # As everywhere: from the working directory, else from the folder of the recipe that says it.
+            if exists_locally(path, None) or not exists_locally(path, folder):
+                return path
+            return os.path.join(prefix, path)
 
         result: dict[str, Any] = _replace_paths(
             _replace_models(raw, lambda text: _moved(text, folder, beside)), beside
@@ -214,13 +234,14 @@ def _named(documents: Sequence[YamlDocument]) -> dict[str, YamlDocument]:
     by_name: dict[str, YamlDocument] = {}
     for document in documents:
         name = document.data.get("name")
-        if name is None:
+        # What is no text is refused where the document is checked.
+        if not isinstance(name, str):
             continue
         if name in by_name:
             raise RecipeError(
                 f"{document.where(('name',))}: two merges are called {name!r}; rename one."
             )
-        by_name[str(name)] = document
+        by_name[name] = document
     return by_name if len(documents) > 1 else {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,9 @@ from weightsmith.recipes.views import Item, View
 from weightsmith.tensors.dtypes import DType
 
 ModelLike = ModelRef | RecipeDocument
+
+# Above all models that there are; a layer's number in a file may be any.
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +247,11 @@ class Resolver:
                 "which one the slices are for."
             )
         lengths = [self._length(p, s) for p, s in zip(slices, sections, strict=True)]
-        self._note_layers(work, donor, slices, frame.where)
+        self._note_layers(work, donor, slices, lengths, frame.where)
         self._place(work, place_slices(sections, lengths, donor))
 
     def _length(self, part: Slice, section: Section) -> int:
-        """The number of layers of a slice, having checked its ranges."""
+        """The number of layers of a slice, having checked its ranges; what is past the layers there are is left out."""
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
         if len(lengths) > 1:
             listed = ", ".join(str(list(source.layer_range)) for source in part.sources)
@@ -268,12 +272,29 @@ class Resolver:
                         f"end it at {count} at most",
                     )
                 )
-        return lengths.pop()
+        # A range is any two numbers, but nothing is made for layers that no source has.
+        longest = max(source.view.layer_count - source.start for source in section.sources)
+        return max(0, min(lengths.pop(), longest))
 
-    def _note_layers(self, work: _Work, donor: View, slices: Sequence[Slice], where: str) -> None:
+    def _note_layers(
+        self,
+        work: _Work,
+        donor: View,
+        slices: Sequence[Slice],
+        lengths: Sequence[int],
+        where: str,
+    ) -> None:
         """Remember which of the donor's layers the output's take the places of."""
-        order = tuple(layer for part in slices for layer in range(*part.sources[0].layer_range))
-        if order == tuple(range(donor.layer_count)):
+        if sum(lengths) > _MOST_LAYERS:
+            raise RecipeError(
+                f"{where}slices: they come to {sum(lengths)} layers, more than any model has; give shorter ranges."
+            )
+        order = tuple(
+            part.sources[0].layer_range[0] + k
+            for part, length in zip(slices, lengths, strict=True)
+            for k in range(length)
+        )
+        if len(order) == donor.layer_count and order == tuple(range(len(order))):
             return
         if donor.main_stack == work.donor.main_stack:
             work.layer_sources = order
@@ -409,8 +430,8 @@ def _section(
     preset = (part and part.semantics) or frame.owner.semantics or work.semantics
     own = (part.parameters or {},) if part is not None else ()
     assert method is not None
-    labels = [source.view.label for source in sources]
-    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    labels = Counter(source.view.label for source in sources)
+    repeated = next((label for label, count in labels.items() if count > 1), None)
     if repeated is not None and preset == "mergekit":
         raise RecipeError(
             f"{where}: {repeated!r} is listed twice, which mergekit refuses; combine layers of one "

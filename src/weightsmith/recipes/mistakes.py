@@ -9,8 +9,29 @@ from pydantic import ValidationError
 
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.document import Place, YamlDocument
+from weightsmith.wording import literal, shown
 
 _MOST_SHOWN = 4
+# What pydantic's kinds of errors mean to someone who writes YAML.
+_WANTED = {
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "dict_type": "a mapping of keys",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "string_type": "text (quotes make it text)",
+    "string_unicode": "text without halves of characters",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "literal_error": "{expected}",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge} on",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number up to {le}",
+    "finite_number": "a finite number",
+    "too_long": "a list of at most {max_length} values",
+    "too_short": "a list of at least {min_length} values",
+}
 
 
 def recipe_error(problem: ValidationError, document: YamlDocument) -> RecipeError:
@@ -46,24 +67,24 @@ def _what(detail: Any) -> str:
     kind, message = detail["type"], str(detail["msg"])
     given = detail.get("input")
     if kind == "missing":
-        return f"the key {detail['loc'][-1]!r} is missing"
+        missing = detail["loc"][-1]
+        return (
+            f"the key {missing!r} is missing"
+            if isinstance(missing, str)
+            else f"expected a list of {missing + 1} values, not {literal(given)}"
+        )
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if kind in ("unknown_key", "native_key"):
         return message
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"expected a mapping of keys, not {given!r}"
-    if kind in ("tuple_type", "list_type"):
-        return f"expected a list, not {given!r}"
-    if kind == "string_type":
-        return f"expected text, not {given!r} (quotes make it text)"
-    if kind == "int_type":
-        return f"expected a whole number, not {given!r}"
-    if kind == "bool_type":
-        return f"expected true or false, not {given!r}"
+    if kind == "extra_forbidden":
+        return "unknown key; leave it out"
     if kind == "too_short" and not given:
         return "the list is empty; give at least one"
-    return f"{message[:1].lower()}{message[1:]}, not {given!r}"
+    wanted = _WANTED.get(kind)
+    if wanted is None:
+        return f"{literal(given)} cannot stand here"
+    return f"expected {wanted.format(**detail.get('ctx', {}))}, not {literal(given)}"
 
 
 def _place(location: tuple[Any, ...], data: Any) -> Place:
@@ -86,5 +107,6 @@ def _path(place: Place) -> str:
         return ""
     text = ""
     for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        key = shown(step)[1:-1]
+        text += f"[{step}]" if isinstance(step, int) else f".{key}" if text else key
     return f"{text}: "

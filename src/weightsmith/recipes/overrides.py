@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from weightsmith.errors import RecipeError
+from weightsmith.recipes.document import MOST_DEPTH, is_encodable, parse_value
+from weightsmith.wording import shown
 
 
 def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -22,19 +22,17 @@ def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, 
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         steps = path.strip().split(".")
+        if not is_encodable(assignment):
+            raise RecipeError(f"The override {shown(assignment)} has bytes that are no UTF-8.")
         if not equals or not all(steps):
-            raise RecipeError(f"The override {assignment!r} is not of the form key.key=value.")
-        _assign(result, steps, _value(text, assignment), assignment)
+            raise RecipeError(f"The override {shown(assignment)} is not of the form key.key=value.")
+        if len(steps) > MOST_DEPTH:
+            raise RecipeError(
+                f"The override {shown(assignment)} goes more than {MOST_DEPTH} keys deep; no recipe does."
+            )
+        value = parse_value(text, f"The override {shown(assignment)}")
+        _assign(result, steps, value, assignment)
     return result
-
-
-def _value(text: str, assignment: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(
-            f"The value in the override {assignment!r} is not valid YAML; put it in quotes."
-        ) from None
 
 
 def _assign(document: dict[str, Any], steps: list[str], value: Any, assignment: str) -> None:
@@ -55,14 +53,14 @@ def _assign(document: dict[str, Any], steps: list[str], value: Any, assignment: 
         else:
             where = ".".join(steps[:i])
             raise RecipeError(
-                f"The override {assignment!r} cannot be applied, because {where} is {at!r}, not a mapping."
+                f"The override {shown(assignment)} cannot be applied, because {where} is {shown(at)}, not a mapping."
             )
 
 
 def _position(items: list[Any], step: str, assignment: str) -> int:
-    if not step.isascii() or not step.isdigit() or int(step) >= len(items):
+    if not step.isascii() or not step.isdigit() or len(step) > 9 or int(step) >= len(items):
         raise RecipeError(
-            f"The override {assignment!r} cannot be applied: {step!r} is no position in a list "
+            f"The override {shown(assignment)} cannot be applied: {shown(step)} is no position in a list "
             f"of {len(items)} (counted from 0)."
         )
     return int(step)

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from weightsmith.naming import nearest
+from weightsmith.wording import shown
 
 MERGEKIT = "mergekit"
 
@@ -34,7 +35,7 @@ class Part(BaseModel):
                     "native_key",
                     "the key {name} belongs to native recipes and mergekit would ignore it; put `weightsmith: 1` on "
                     "top to use it",
-                    {"key": key, "name": repr(key)},
+                    {"key": key, "name": shown(key)},
                 )
         return given
 
@@ -63,5 +64,5 @@ def unknown_key(key: str, known: frozenset[str], in_mergekit: bool) -> PydanticC
     return PydanticCustomError(
         "unknown_key",
         "unknown key {name}{ignored}; {advice}",
-        {"key": key, "name": repr(key), "ignored": ignored, "advice": advice},
+        {"key": key, "name": shown(key), "ignored": ignored, "advice": advice},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from weightsmith.findings import Finding, Severity
+from weightsmith.wording import shown
 
 _MOST_NAMES = 3
 _Key = tuple[Severity, str, str, str, str]
@@ -15,12 +16,11 @@ class Problems:
     """Everything that was found, in the order of first appearance."""
 
     _tensors: dict[_Key, list[str]] = field(default_factory=dict)
-    _others: list[Finding] = field(default_factory=list)
+    _others: dict[Finding, None] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
         """Note a finding that is not about single tensors."""
-        if finding not in self._others:
-            self._others.append(finding)
+        self._others.setdefault(finding)
 
     def about(
         self, tensor: str, severity: Severity, code: str, subject: str, message: str, fix: str
@@ -45,6 +45,6 @@ class Problems:
 
 
 def _named(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_MOST_NAMES])
+    listed = ", ".join(map(shown, names[:_MOST_NAMES]))
     more = len(names) - _MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{listed} and {more} more" if more > 0 else listed

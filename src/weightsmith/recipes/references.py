@@ -16,6 +16,7 @@ from weightsmith.adapters.references import (
     parse_adapter,
     parse_reference,
 )
+from weightsmith.wording import literal
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -93,7 +94,7 @@ class ModelRef(BaseModel):
         if isinstance(given, dict) and "model" in given:
             return _from_mapping(given, base_dir)
         if not isinstance(given, (dict, ModelRef)):
-            raise ValueError(f"a model is a path, a Hub id or a mapping, not {given!r}")
+            raise ValueError(f"a model is a path, a Hub id or a mapping, not {literal(given)}")
         return given
 
     @model_serializer
@@ -142,13 +143,14 @@ def _from_mapping(given: dict[str, Any], base_dir: Path | None) -> dict[str, Any
         parts = dict(inner)
     else:
         raise ValueError(
-            f"A model must be a path or a mapping of path and revision, not {inner!r}."
+            f"A model must be a path or a mapping of path and revision, not {literal(inner)}."
         )
     if given.get("lora") is not None:
         lora = given["lora"]
         if parts.get("adapters"):
             raise ValueError(
-                f"Model {inner!r} has adapters behind `+` and under `lora:`; write them in one of the two places."
+                f"Model {literal(inner)} has adapters behind `+` and under `lora:`; write them in one of the "
+                "two places."
             )
         listed = list(lora) if isinstance(lora, (list, tuple)) else [lora]
         parts["adapters"] = tuple(_adapter(adapter, base_dir) for adapter in listed)
@@ -163,16 +165,19 @@ def _adapter(given: Any, base_dir: Path | None) -> dict[str, Any]:
         return _adapter_parts(parse_adapter(given, base_dir))
     if not _is_path(given, {"path", "revision", "scale"}):
         raise ValueError(
-            f"An adapter must be a path or a mapping of path, revision and scale, not {given!r}."
+            f"An adapter must be a path or a mapping of path, revision and scale, not {literal(given)}."
         )
     scale = given.get("scale", 1.0)
     is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     if not is_number or not math.isfinite(scale):
         raise ValueError(
-            f"The scale of adapter {given['path']!r} must be a finite number, not {scale!r}."
+            f"The scale of adapter {given['path']!r} must be a finite number, not {literal(scale)}."
         )
     return {**given, "scale": float(scale)}
 
 
 def _is_path(given: Any, keys: set[str]) -> bool:
-    return isinstance(given, dict) and set(given) <= keys and isinstance(given.get("path"), str)
+    if not isinstance(given, dict) or not set(given) <= keys:
+        return False
+    path, revision = given.get("path"), given.get("revision")
+    return isinstance(path, str) and bool(path.strip()) and isinstance(revision, str | None)

@@ -9,6 +9,8 @@ from weightsmith.adapters.opening import open_model
 from weightsmith.adapters.references import located, parse_reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding
+from weightsmith.recipes.dialect import with_native_keys
 from weightsmith.recipes.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.merging import Resolver
@@ -65,7 +67,7 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         layer_sources=result.layer_sources,
         findings=(
             *recipe.findings,
-            *inputs.problems.findings(),
+            *_worded(inputs.problems.findings(), recipe.semantics),
             *seam_findings(tensors, inputs.checkpoints),
         ),
         assertions=checks,
@@ -103,6 +105,10 @@ def _measured_only(
                 name = f"{item.name} of {view.label}"
                 found.append(_output_tensor(replace(item, name=name, tied_to=None)))
     return tuple(found)
+
+
+def _worded(findings: Sequence[Finding], semantics: str) -> Sequence[Finding]:
+    return findings if semantics != "mergekit" else [with_native_keys(f) for f in findings]
 
 
 def shard_bytes(given: str | int | None) -> int:

@@ -26,6 +26,7 @@ from weightsmith.recipes.selectors import Match
 from weightsmith.recipes.settings import Settings
 from weightsmith.recipes.vocabulary_sections import Tokenizer, TokenizerSource
 from weightsmith.tensors.dtypes import DType
+from weightsmith.wording import literal
 
 # Any preset of a method; `checks` refuses those that no method has. The schema offers the two that all have.
 Semantics = Annotated[
@@ -47,7 +48,7 @@ def _model_form(given: Any) -> str:
 def _read_number(given: Any) -> float:
     spelled = number(given) if isinstance(given, str) else given
     if isinstance(spelled, bool) or not isinstance(spelled, (int, float)):
-        raise ValueError(f"expected a number, not {given!r}")
+        raise ValueError(f"expected a number, not {literal(given)}")
     return float(spelled)
 
 
@@ -59,7 +60,7 @@ def _read_dtype(given: Any) -> str:
 
 
 def _not_text(given: Any) -> str:
-    raise ValueError(f"expected the name of a dtype, not {given!r}")
+    raise ValueError(f"expected the name of a dtype, not {literal(given)}")
 
 
 def _listed(given: Any) -> Any:
@@ -135,6 +136,10 @@ class Step(Part):
         return {self.method: plain.get("parameters", {})}
 
 
+# Each may stream all weights once more.
+Steps = Annotated[tuple[Step, ...], Field(max_length=64)]
+
+
 class Slice(Part):
     """A run of output layers made from equally long runs of source layers."""
 
@@ -146,7 +151,7 @@ class Slice(Part):
     merge_method: StrictStr | None = None
     semantics: Semantics | None = None
     parameters: Settings | None = None
-    modify: tuple[Step, ...] | None = None
+    modify: Steps | None = None
 
 
 class Module(Part):
@@ -167,7 +172,7 @@ class Module(Part):
     semantics: Semantics | None = None
     base_model: Model | None = None
     parameters: Settings | None = None
-    modify: tuple[Step, ...] | None = None
+    modify: Steps | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Module:
@@ -183,7 +188,7 @@ class Rule(Part):
     merge_method: StrictStr | None = None
     semantics: Semantics | None = None
     parameters: Settings | None = None
-    modify: tuple[Step, ...] | None = None
+    modify: Steps | None = None
     keep: Model | None = None
 
     @model_validator(mode="after")
@@ -275,8 +280,8 @@ class RecipeDocument(Part):
     donor: Model | None = None
     parameters: Settings | None = None
     rules: tuple[Rule, ...] | None = None
-    modify: tuple[Step, ...] | None = None
-    then: tuple[Step, ...] | None = None
+    modify: Steps | None = None
+    then: Steps | None = None
     assertions: tuple[Clause, ...] | None = Field(default=None, alias="assert")
     dtype: DTypeName | None = None
     out_dtype: DTypeName | None = None

@@ -168,17 +168,22 @@ def _require_base(section: Section, spec: registry.MethodSpec, preset: str) -> N
 
 def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Labels made distinct: a model that is used again gets `#2`, `#3`..."""
-    taken: list[str] = []
-    for label in labels:
-        taken.append(unused_label(label, taken))
-    return tuple(taken)
+    made = Labels()
+    return tuple(map(made.new, labels))
 
 
-def unused_label(label: str, taken: Sequence[str] | Mapping[str, Any]) -> str:
-    """A label that is not taken: itself, or itself with the first free `#2`, `#3`..."""
-    if label not in taken:
-        return label
-    count = 2
-    while f"{label}#{count}" in taken:
-        count += 1
-    return f"{label}#{count}"
+class Labels:
+    """Labels that are given out, each once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def new(self, label: str) -> str:
+        """A label that is not taken: itself, or itself with the first free `#2`, `#3`..."""
+        made = label
+        while made in self._taken:
+            self._counts[label] = self._counts.get(label, 1) + 1
+            made = f"{label}#{self._counts[label]}"
+        self._taken.add(made)
+        return made

@@ -17,6 +17,7 @@ from weightsmith.methods.registry import Parameter
 from weightsmith.recipes.document import number
 from weightsmith.recipes.parts import Part
 from weightsmith.recipes.selectors import Match, TensorPlace
+from weightsmith.wording import literal
 
 
 def _read_scalar(given: Any) -> bool | int | float | str:
@@ -25,7 +26,7 @@ def _read_scalar(given: Any) -> bool | int | float | str:
         return given if spelled is None else spelled
     if isinstance(given, (bool, int, float)):
         return given
-    raise ValueError(f"expected a number, true, false or a word, not {given!r}")
+    raise ValueError(f"expected a number, true, false or a word, not {literal(given)}")
 
 
 Scalar = Annotated[Any, BeforeValidator(_read_scalar)]
@@ -79,7 +80,7 @@ def _setting_form(given: Any) -> str:
 
 def _refuse_mixture(given: Any) -> Any:
     raise ValueError(
-        f"a list holds either plain values (a gradient) or mappings (conditions), not both: {given!r}"
+        f"a list holds either plain values (a gradient) or mappings (conditions), not both: {literal(given)}"
     )
 
 
@@ -95,7 +96,7 @@ Setting = Annotated[
 
 def _require_mapping(given: Any) -> Any:
     if given is not None and not isinstance(given, dict):
-        raise ValueError(f"expected a mapping of names to values, not {given!r}")
+        raise ValueError(f"expected a mapping of names to values, not {literal(given)}")
     return given
 
 

@@ -107,7 +107,10 @@ class _Section:
         if self.vocabularies[wanted] is not None:
             return True
         sizes = {self.checkpoint(reference).vocab_size for reference in self.every}
-        changes = self.section.tokens or self.section.pad_to_multiple_of or source == "union"
+        section = self.section
+        changes = (
+            section.tokens or section.pad_to_multiple_of or section.missing or source == "union"
+        )
         if changes or len(sizes) > 1 or any(self.vocabularies.values()):
             raise RecipeError(
                 f"tokenizer: {self.label(wanted)!r} has no tokenizer files, so there is no vocabulary to align to; add "

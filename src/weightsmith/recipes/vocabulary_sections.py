@@ -24,6 +24,8 @@ from weightsmith.recipes.references import ModelRef
 _OLD_PREFIX = "model:"
 _WORDS = ("union", "base")
 BORROW = "borrow"
+# Padding makes rows that are numbers in memory; hardware gains nothing beyond some hundreds.
+_LARGEST_MULTIPLE = 65_536
 
 
 def _source_form(given: Any) -> str:
@@ -163,7 +165,7 @@ class Tokenizer(Part):
 
     source: TokenizerSource = "union"
     tokens: dict[StrictStr, TokenRow] | None = None
-    pad_to_multiple_of: StrictInt | None = Field(default=None, ge=1)
+    pad_to_multiple_of: StrictInt | None = Field(default=None, ge=1, le=_LARGEST_MULTIPLE)
     match: Literal["exact", "bytes"] | None = None
     missing: MissingRows | None = None
 

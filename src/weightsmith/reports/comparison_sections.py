@@ -70,7 +70,10 @@ def _differences(
         tuple(_difference_row(task) for task in tasks),
         frozenset({2, 3, 4, 5, 6, 7}),
     )
-    return (*pictures, table)
+    words = Paragraph(
+        "p is McNemar's (mid-p) for metrics of right and wrong, that of the paired bootstrap for others."
+    )
+    return (*pictures, words, table)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

@@ -25,9 +25,9 @@ def difference_sections(found: Difference) -> list[Section]:
 def _summary(found: Difference) -> list[Block]:
     total = found.total
     pairs = [
-        ("A", str(found.a)),
-        ("B", str(found.b)),
-        *([("Base", str(found.base))] if found.base is not None else []),
+        ("A", found.a),
+        ("B", found.b),
+        *([("Base", found.base)] if found.base is not None else []),
         ("|B - A| / |A|", number(total.relative_delta)),
         ("Cosine of A and B", number(total.cosine, 6)),
         (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from weightsmith.errors import UsageError
+from weightsmith.evaluation.saved import read_saved
 from weightsmith.evaluation.scores import Evaluation
 from weightsmith.reports.figures import Bar, Point, estimates, plane
 from weightsmith.reports.page import DataTable, Picture, Section
@@ -41,14 +40,9 @@ def read_evaluations(files: Sequence[Path]) -> tuple[Named, ...]:
     """
     found = []
     for file in files:
-        try:
-            content = json.loads(file.read_bytes())
-        except (OSError, ValueError) as problem:
-            raise UsageError(
-                f"{str(file)!r} cannot be read as JSON ({problem}); give what `evaluate --json` wrote."
-            ) from None
+        content = read_saved(file, "evaluate")
         title = ""
-        if isinstance(content, dict) and "evaluation" in content:
+        if "evaluation" in content:
             # The suite tells the split.
             title = _ON_SPLIT.sub("", str(content.get("title", "")))
             content = content["evaluation"]

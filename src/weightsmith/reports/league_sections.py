@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import UsageError
+from weightsmith.evaluation.saved import read_saved
 from weightsmith.reports.figures import Bar, Point, estimates, plane
 from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
 from weightsmith.reports.scaling_sections import is_scaling, scaling_sections
 from weightsmith.reports.text import ABSENT, number, written
 from weightsmith.tensors.sizes import format_size
+from weightsmith.wording import fault
 
 _SETTINGS = ("tuned", "default", "average", "base")
 _NOT_FINISHED = {
@@ -38,13 +39,8 @@ _WORDS = frozenset({"method", "setting", "parameters"})
 
 def read_league(file: Path) -> Mapping[str, Any]:
     """What `league --json` wrote; raises UsageError for another file."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as problem:
-        raise UsageError(
-            f"{str(file)!r} cannot be read as JSON ({problem}); give what `league --json` wrote."
-        ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+    content = read_saved(file, "league")
+    if not isinstance(content.get("rows"), list):
         raise UsageError(f"{str(file)!r} holds no league; give what `league --json` wrote.")
     return content
 
@@ -55,7 +51,7 @@ def league_sections(league: Mapping[str, Any]) -> list[Section]:
         return scaling_sections(league) if is_scaling(league) else _sections(league)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise UsageError(
-            f"This is not a league ({problem!r}); give what `league --json` wrote."
+            f"This is not a league ({fault(problem)}); give what `league --json` wrote."
         ) from problem
 
 

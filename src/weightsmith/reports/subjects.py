@@ -88,7 +88,7 @@ def report_of_merge(plan: Plan, manifest: Manifest, out: Path) -> Report:
 
 def report_of_difference(found: Difference) -> Report:
     """A report of two checkpoints' difference."""
-    a, b = names_of([str(found.a), str(found.b)])
+    a, b = names_of([found.a, found.b])
     return _report(f"{a} and {b}", difference_sections(found))
 
 

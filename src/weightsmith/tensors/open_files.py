@@ -147,7 +147,7 @@ def _open(path: Path) -> tuple[int, FileIdentity]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise CheckpointError(
-            f"{shown(path)} is not a regular file but {_kind(status.st_mode)}: name a checkpoint file."
+            f"{shown(path)} is not a regular file but {kind_of(status.st_mode)}: name a checkpoint file."
         )
     return descriptor, _identity(status)
 
@@ -156,7 +156,8 @@ def _identity(status: os.stat_result) -> FileIdentity:
     return FileIdentity(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What lies where a regular file should, by its mode: "a folder", "a named pipe"..."""
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
     return next((kind for test, kind in kinds.items() if test(mode)), "a device")
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+from weightsmith.wording import shown
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 _PREFIXES = "KMGT"
+_LONGEST = 40
+_LARGEST = 2**63
 
 
 def parse_size(text: str | int) -> int:
@@ -14,15 +18,20 @@ def parse_size(text: str | int) -> int:
     KB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB powers of 1024; B may be left out and
     case does not count. Raises ValueError for anything else, and for less than one byte.
     """
-    match = _SIZE.fullmatch(str(text).strip())
+    spelled = str(text).strip()
+    match = _SIZE.fullmatch(spelled) if len(spelled) <= _LONGEST else None
     if match is None:
-        raise ValueError(f"{text!r} is not a size; write it like 256MB, 1GiB or a number of bytes")
+        raise ValueError(
+            f"{shown(text)} is not a size; write it like 256MB, 1GiB or a number of bytes"
+        )
     number, prefix, binary = match.groups()
     power = _PREFIXES.index(prefix.upper()) + 1 if prefix else 0
     factor = (1024 if binary else 1000) ** power
     size = int(number) * factor if number.isdigit() else int(float(number) * factor)
     if size < 1:
-        raise ValueError(f"{text!r} is less than one byte; write a size like 256MB")
+        raise ValueError(f"{shown(text)} is less than one byte; write a size like 256MB")
+    if size > _LARGEST:
+        raise ValueError(f"{shown(text)} is more than any machine has; write a size like 256MB")
     return size
 
 

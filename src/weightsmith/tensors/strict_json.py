@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from weightsmith.errors import CheckpointError
+from weightsmith.errors import CheckpointError, Malformed
 from weightsmith.tensors.messages import shown
 
 
-class _Refused(Exception):
-    """Carries the reason out of the parser's hooks."""
+class NotJson(Malformed):
+    """Bytes are no JSON, or none that is read; the message begins with "it"."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -24,18 +24,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"the key {shown(key)} appears twice")
+                raise NotJson(f"it is refused because the key {shown(key)} appears twice")
             seen.add(key)
     return found
 
 
 def _constant(text: str) -> NoReturn:
-    raise _Refused(f"{text} is not a number of JSON")
+    raise NotJson(f"it is refused because {text} is not a number of JSON")
 
 
 def _integer(text: str) -> int:
     if text.startswith("-0"):
-        raise _Refused(f"{shown(text)} is not an integer")
+        raise NotJson(f"it is refused because {shown(text)} is not an integer")
     return int(text)
 
 
@@ -49,7 +49,7 @@ def _may_have_negative_zero(data: bytes) -> bool:
     return False
 
 
-def _parse(data: bytes) -> Any:
+def _strictly(data: bytes) -> Any:
     # The hook costs as much as all the rest, so it is used only where it may find something.
     parse_int = _integer if _may_have_negative_zero(data) else None
     return json.loads(
@@ -58,6 +58,25 @@ def _parse(data: bytes) -> Any:
         parse_constant=_constant,
         parse_int=parse_int,
     )
+
+
+def loads_json(data: bytes, *, strictly: bool = False) -> Any:
+    """The value that JSON spells; `strictly` allows no duplicate keys, no NaN or Infinity and no byte order mark.
+
+    Raises NotJson for anything else, runaway nesting and numbers among it.
+    """
+    try:
+        return _strictly(data) if strictly else json.loads(data)
+    except NotJson:
+        raise
+    except UnicodeDecodeError as error:
+        raise NotJson(f"it is not UTF-8 at its byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(f"it is not JSON at its character {error.pos} ({error.msg})") from None
+    except ValueError:
+        raise NotJson("it has a number of thousands of digits") from None
+    except RecursionError:
+        raise NotJson("it is nested too deeply") from None
 
 
 @contextmanager
@@ -82,13 +101,41 @@ def parse_json(data: bytes, what: str) -> Any:
     Raises `CheckpointError` for anything that a strict parser would refuse.
     """
     try:
-        return _parse(data)
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-8 at its byte {error.start}"
-    except json.JSONDecodeError as error:
-        reason = f"is not JSON at its character {error.pos} ({error.msg})"
-    except (_Refused, ValueError) as error:  # ValueError: a number of more than 4300 digits
-        reason = f"is refused because {error}"
-    except RecursionError:
-        reason = "is refused because it is nested too deeply"
-    raise CheckpointError(f"{what} {reason}: the file is damaged or hostile, fetch it again.")
+        return loads_json(data, strictly=True)
+    except NotJson as reason:
+        raise CheckpointError(
+            f"{what} {str(reason).removeprefix('it ')}: the file is damaged or hostile, fetch it again."
+        ) from None
+
+
+def text_in(facts: Any, key: str) -> str:
+    """The text under a key of a JSON object; raises Malformed where there is none."""
+    value = _entry(facts, key)
+    if not isinstance(value, str):
+        raise Malformed(f"its {shown(key)} is no text")
+    return value
+
+
+def optional_text_in(facts: Any, key: str) -> str | None:
+    """The text under a key, or None where that is null."""
+    return None if _entry(facts, key) is None else text_in(facts, key)
+
+
+def texts_in(facts: Any, key: str) -> dict[str, str]:
+    """The object of texts under a key, empty where the key is missing."""
+    value = _object_of(facts).get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise Malformed(f"its {shown(key)} is no object of texts")
+    return value
+
+
+def _entry(facts: Any, key: str) -> Any:
+    if key not in _object_of(facts):
+        raise Malformed(f"it lacks {shown(key)}")
+    return facts[key]
+
+
+def _object_of(facts: Any) -> dict[str, Any]:
+    if not isinstance(facts, dict):
+        raise Malformed("an entry of it is no JSON object")
+    return facts

@@ -30,6 +30,7 @@ from weightsmith.publishing.places import check_place
 from weightsmith.publishing.records import FOREIGN, Recorded
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.publishing.staging import StagingFolder
+from weightsmith.tensors.paths import expanded
 from weightsmith.testbeds.families import Blueprint, Family, Step, find_family
 from weightsmith.testbeds.places import family_folder
 from weightsmith.testbeds.sources import Source, fetch, file_digest
@@ -107,7 +108,7 @@ def build(
     place is taken by something else or by another build.
     """
     family = find_family(name)
-    out = (family_folder(name) if out is None else out).expanduser().absolute()
+    out = expanded(family_folder(name) if out is None else out).absolute()
     _check_libraries(family)
     if _is_taken(out, name) and not force:
         return out

@@ -23,6 +23,7 @@ from weightsmith.vocabularies.maps import (
 from weightsmith.vocabularies.missing import Fit, Missing, Pieces, Rule
 from weightsmith.vocabularies.pursuit import pursue, pursuit_bytes
 from weightsmith.vocabularies.tables import Identity, Index, Table, Words
+from weightsmith.wording import literal
 
 SUBTOKEN_VARIANTS = ("mean", "sum", "first_last", "weighted_mean")
 
@@ -244,7 +245,7 @@ def _typed(rule: str, key: str, value: Any, wanted: str) -> Any:
         return float(value)
     fits = {"int": is_number and isinstance(value, int), "bool": isinstance(value, bool)}
     if not fits.get(wanted, isinstance(value, str) if wanted == "str" else False):
-        raise RecipeError(f"{rule}: {key} = {value!r} is no {wanted}.")
+        raise RecipeError(f"{rule}: {key} = {literal(value)} is no {wanted}.")
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from weightsmith.checkpoints.donor import is_inside
 from weightsmith.errors import CheckpointError, TokenizerError
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.strict_json import collection_paused, parse_json
 from weightsmith.vocabularies.vocabulary import AddedFlags
 
@@ -84,11 +85,7 @@ def read_text(file: Path) -> str:
 def read_bytes(file: Path) -> bytes:
     """The bytes of a tokenizer's file, of at most 200 MB."""
     try:
-        if file.stat().st_size > _LARGEST_BYTES:
-            raise TokenizerError(
-                f"{shown(file)} is larger than {_LARGEST_BYTES} bytes, so it is no tokenizer: remove it."
-            )
-        return file.read_bytes()
+        return read_small(file, _LARGEST_BYTES)
     except OSError as problem:
         raise TokenizerError(
             f"{shown(file)} cannot be read ({problem.strerror}): check that it is a readable file."

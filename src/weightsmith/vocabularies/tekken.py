@@ -27,6 +27,10 @@ _NAMES = (
 )
 _SPECIALS = [{"rank": rank, "token_str": text} for rank, text in enumerate(_NAMES.split())]
 
+# Far above those of all tokenizers; work grows with the first and with the square of the second.
+_MOST_SPECIALS = 100_000
+_LONGEST_TOKEN = 10_000
+
 
 def convert_tekken(file: Path) -> Part:
     """The document of a tekken.json; one that lists no special tokens (version 3) has Mistral's first twenty.
@@ -40,6 +44,8 @@ def convert_tekken(file: Path) -> Part:
             f"{shown(file)} has no configuration or special tokens: fetch it again."
         )
     count = _number(config, "default_num_special_tokens", file)
+    if count > _MOST_SPECIALS:
+        raise TokenizerError(f"{shown(file)} counts {count} special tokens: fetch it again.")
     size = _number(config, "default_vocab_size", file)
     ranks = _ranks(document.get("vocab"), size - count, file)
     characters = {byte: char for char, byte in byte_level_alphabet().items()}
@@ -82,6 +88,8 @@ def _ranks(entries: object, count: int, file: Path) -> list[bytes]:
             if entry["rank"] != rank:
                 raise damaged
             found.append(base64.b64decode(entry["token_bytes"], validate=True))
+            if len(found[-1]) > _LONGEST_TOKEN:
+                raise damaged
     except (KeyError, TypeError, binascii.Error, ValueError):
         raise damaged from None
     if len(set(found)) != count or any(len(token) != 1 for token in found[:256]):
