@@ -65,7 +65,7 @@ KEEPS = st.sampled_from(
     [
         None,
         {"match": {"role": "embedding"}, "keep": "@a"},
-        {"match": {"role": "norm"}, "merge_method": "linear"},
+        {"match": {"role": "norm"}, "merge_method": "linear", "parameters": {"normalize": False}},
         {"match": {"layers": [0, 1]}, "keep": "@base"},
         {"match": {"glob": "*q_proj*"}, "merge_method": "ties", "parameters": {"density": 0.5}},
     ]

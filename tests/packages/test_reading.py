@@ -316,7 +316,7 @@ def test_a_number_beyond_all_others_is_refused(packed):
     body = file.read_bytes().rpartition(b' "seal"')[0].replace(b'"many"', b"1e999")
     seal = hashlib.sha256(body).hexdigest().encode()
     file.write_bytes(body + b' "seal": "sha256:' + seal + b'"\n}\n')
-    with pytest.raises(CheckpointError, match="infinity"):
+    with pytest.raises(CheckpointError, match="another form than it should"):
         open_checkpoint(file.parent)
 
 

@@ -169,7 +169,7 @@ def test_rules_are_made_by_name() -> None:
         ("random", {}, "no rule 'random'.*zero, mean, subtokens, omp"),
         ("omp", {"atoms": 3}, "no parameter 'atoms'.*k, tolerance"),
         ("omp", {"k": 2.5}, "k = 2.5 is no int"),
-        ("omp", {"k": True}, "k = True is no int"),
+        ("omp", {"k": True}, "k = true is no int"),
         ("omp", {"k": 0}, "at least 1"),
         ("zero", {"k": 3}, "has: none"),
         ("subtokens", {"variant": "median"}, "no variant 'median'"),

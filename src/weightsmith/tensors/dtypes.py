@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable
 
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
+from weightsmith.wording import shown
 
 
 class DType(enum.Enum):
@@ -67,7 +68,7 @@ class DType(enum.Enum):
         found = _SPOKEN_NAMES.get(wanted)
         if found is None:
             known = ", ".join(member.value for member in cls)
-            raise UsageError(f"{str(text)!r} is not a dtype: use one of {known}.")
+            raise UsageError(f"{shown(str(text))} is not a dtype: use one of {known}.")
         return found
 
     @classmethod
