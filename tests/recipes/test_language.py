@@ -350,7 +350,7 @@ def test_digests_depend_on_meaning_and_not_on_writing():
 SCALARS = st.one_of(
     st.integers(-3, 3), st.floats(-1e3, 1e3), st.sampled_from([1e-5, 5e-324, 1e300, 0.1])
 )
-VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=4))
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, min_size=1, max_size=4))
 MATCHES = st.sampled_from(
     [
         {"role": "mlp"},
