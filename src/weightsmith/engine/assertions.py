@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightsmith.engine.output import OutputShards
+from weightsmith.engine.outputs.output import Store
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler, Worker
@@ -19,9 +19,7 @@ from weightsmith.tensors.graph import Scalar, Value, count, dot, source, value
 from weightsmith.tensors.stored import LazyTensor
 
 
-def check_assertions(
-    plan: Plan, shards: OutputShards, scheduler: Scheduler, progress: Progress
-) -> None:
+def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: Progress) -> None:
     """Raise AssertionFailed with every clause and tensor that does not hold."""
     if not plan.resolved.assertions:
         return
@@ -48,7 +46,7 @@ def _check(
     tensor: OutputTensor,
     reference: Formula | None,
     plan: Plan,
-    shards: OutputShards,
+    shards: Store,
     settings: Settings,
     failures: list[str],
 ) -> Job:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from weightsmith.deltas import BitPacker
+from weightsmith.engine.outputs.storage import Sink, Storage
 from weightsmith.engine.scheduler import Round, Rounds, Worker
-from weightsmith.engine.tensor_job import Finished, Sink, TensorJob, first_bad
+from weightsmith.engine.tensor_job import Finished, TensorJob, first_bad
 from weightsmith.engine.tiles import digest_rounds, piece_digests, tile_task, tiles_of
-from weightsmith.recipes.formula import Form, OutputTensor
+from weightsmith.recipes.formula import OutputTensor
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.passes import (
@@ -30,17 +30,13 @@ class CodedPart:
 
     job: TensorJob
     output: OutputTensor
+    storage: Storage
     placed: Sink
-    stored: LazyTensor
+    back: Callable[[], LazyTensor]
     sink: Sink = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.output.form is Form.BITS:
-            self.sink = BitPacker(self.job.numel, self.placed.write)
-        elif self.output.form is Form.CONSTANT:
-            self.sink = _FirstElement(self.placed, self.output.dtype.itemsize)
-        else:
-            self.sink = self.placed
+        self.sink = self.storage.sink(self.placed, self.output.dtype, self.job.shape)
 
     @property
     def spec(self) -> PassSpec:
@@ -51,19 +47,6 @@ class CodedPart:
         return PassSpec(
             job.shape, dtypes, job.output, self.output.dtype, known=known, wide=job.wide
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _FirstElement:
-    """Keeps one element of a part that is the same everywhere."""
-
-    placed: Sink
-    itemsize: int
-
-    def write(self, start: int, data: memoryview) -> None:
-        """Pass on the tensor's first element."""
-        if start == 0:
-            self.placed.write(0, data[: self.itemsize])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +91,11 @@ def compute_parts(parts: Sequence[CodedPart]) -> Rounds:
     }
     finished = []
     for at, part in enumerate(parts):
-        if part.output.form is Form.DENSE:
+        if part.storage.is_plain:
             pieces = [digest for tile in results for digest in tile.written[at]]
             digest = tensor_digest(part.output.dtype, part.job.shape, pieces)
         else:
-            digest = yield from digest_rounds(part.stored, first.settings.tile_elements)
+            digest = yield from digest_rounds(part.back(), first.settings.tile_elements)
         finished.append(_finished(digest, sources, [tile.results[at] for tile in results]))
     return finished
 
@@ -140,8 +123,8 @@ def _write_tile(
     out = worker.buffer(_OUT, count * dtype.itemsize)
     found.results.append(tile_pass.run(views, start, count, out))
     part.sink.write(start, out)
-    is_dense = part.output.form is Form.DENSE
-    found.written.append(piece_digests(out, part.job.shape, dtype) if is_dense else [])
+    is_plain = part.storage.is_plain
+    found.written.append(piece_digests(out, part.job.shape, dtype) if is_plain else [])
 
 
 def _outputs(spec: PassSpec) -> list[Value]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.scheduler import Rounds, Worker
-from weightsmith.engine.tensor_job import Finished, Sink
+from weightsmith.engine.tensor_job import Finished
 from weightsmith.engine.tiles import piece_digests, plain_round
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.digests import tensor_digest

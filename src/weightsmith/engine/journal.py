@@ -114,6 +114,16 @@ class Journal:
         return entries
 
 
+class Forgotten(Journal):
+    """The journal of a run that cannot be continued."""
+
+    def __init__(self) -> None:
+        self.entries = []
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Keep no record."""
+
+
 def _encoded(entry: dict[str, Any]) -> bytes:
     return _text({**entry, "check": _checksum(entry)}) + b"\n"
 

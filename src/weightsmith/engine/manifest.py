@@ -5,20 +5,24 @@ Its last line is a seal, the SHA-256 of everything before it, so that damage to 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
 from weightsmith.engine.journal import TensorRecord
-from weightsmith.engine.plan import Plan
 from weightsmith.errors import Malformed, VerificationError
-from weightsmith.publishing.records import MANIFEST, Recorded, file_digest, file_names
+from weightsmith.publishing.records import (
+    MANIFEST,
+    Recorded,
+    file_digest,
+    file_names,
+    header_digest,
+)
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
@@ -27,6 +31,9 @@ from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.stored import LazyTensor, behind
 from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
 from weightsmith.wording import fault
+
+if TYPE_CHECKING:
+    from weightsmith.engine.plan import Plan
 
 FILE_NAME = MANIFEST
 # The first form knows nothing of what is behind inputs.
@@ -203,19 +210,48 @@ class Manifest:
         return sealed(content)
 
 
-def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Path) -> Manifest:
-    """The manifest of a finished run whose small files lie in `folder` and that will appear at `out`."""
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge has read and written: inputs by label, the digest of every stored tensor, and `Manifest.lost`.
+
+    It is known before the files beside the weights are written, some of which are made from it.
+    """
+
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, str]
+    lost: Mapping[str, float] = field(default_factory=dict)
+
+
+def build(plan: Plan, merged: Merged, folder: Path) -> Manifest:
+    """The manifest of a finished run all whose other files lie in `folder`."""
     from weightsmith import __version__
 
+    return Manifest(
+        version=__version__,
+        backend=plan.backend.kind,
+        recipe=plan.recipe.dump(),
+        recipe_digest=plan.recipe.digest(),
+        seed=plan.resolved.seed,
+        donor=plan.resolved.donor,
+        inputs=merged.inputs,
+        outputs=merged.outputs,
+        shards={file.name: header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))},
+        files=small_file_digests(folder),
+        digest=checkpoint_digest(merged.outputs),
+        lost=merged.lost,
+    )
+
+
+def inputs_read(plan: Plan, records: Mapping[str, TensorRecord], out: Path) -> dict[str, Input]:
+    """The checkpoints of a plan's formulas as they are on record in an output that will appear at `out`."""
     read: dict[str, dict[str, str]] = {label: {} for label in plan.resolved.checkpoints}
     for tensor in plan.tensors:
         digests = records[tensor.output.name].source_digests
         for leaf, digest in zip(distinct_leaves(tensor.output.formula), digests, strict=True):
             read[leaf.checkpoint][leaf.tensor] = digest
-    outputs = {name: record.digest for name, record in records.items()}
     vocabulary = plan.resolved.vocabulary
     tokenizers = {} if vocabulary is None else vocabulary.inputs
-    inputs = {
+    return {
         label: Input(
             reference=checkpoint.source,
             path=_place(checkpoint, out),
@@ -230,19 +266,6 @@ def build(plan: Plan, records: Mapping[str, TensorRecord], folder: Path, out: Pa
         )
         for label, checkpoint in plan.resolved.checkpoints.items()
     }
-    return Manifest(
-        version=__version__,
-        backend=plan.backend.kind,
-        recipe=plan.recipe.dump(),
-        recipe_digest=plan.recipe.digest(),
-        seed=plan.resolved.seed,
-        donor=plan.resolved.donor,
-        inputs=inputs,
-        outputs=outputs,
-        shards={s.file_name: hashlib.sha256(s.header).hexdigest() for s in plan.layout.shards},
-        files=small_file_digests(folder),
-        digest=checkpoint_digest(outputs),
-    )
 
 
 def _place(checkpoint: Checkpoint, out: Path) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from weightsmith.checkpoints import Checkpoint, Kind, Tying, merged_config
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
-from weightsmith.recipes.formula import OutputTensor, Resolved
+from weightsmith.recipes.formula import Resolved
 from weightsmith.tensors.dtypes import DType
 from weightsmith.vocabularies.papers import Papers, papers
 
@@ -32,9 +32,8 @@ def _config(resolved: Resolved, donor: Checkpoint) -> dict[str, object] | None:
         return None
     elements: Counter[DType] = Counter()
     for output in resolved.outputs:
-        dtype_of_result = _result_dtype(resolved, output)
-        if dtype_of_result.is_float:
-            elements[dtype_of_result] += math.prod(output.shape)
+        if output.dtype.is_float:
+            elements[output.dtype] += math.prod(output.shape)
     dtype = elements.most_common(1)[0][0] if elements else None
     return merged_config(
         donor.config,
@@ -43,12 +42,6 @@ def _config(resolved: Resolved, donor: Checkpoint) -> dict[str, object] | None:
         tied=_tied(resolved, donor),
         stack=resolved.stack,
     )
-
-
-def _result_dtype(resolved: Resolved, output: OutputTensor) -> DType:
-    """The dtype that a user of the result sees: that of a bundle's members, whatever its parts are stored in."""
-    bundle = resolved.bundle
-    return output.dtype if bundle is None else bundle.tensors[output.part_of or output.name].dtype
 
 
 def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightsmith.adapters.opening import open_model
-from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas.changed import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.backends import BackendChoice, choose_backend
+from weightsmith.engine.outputs.choice import resolve_output
+from weightsmith.engine.outputs.output import Output
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
 from weightsmith.engine.threads import check_memory, thread_count
@@ -27,9 +29,8 @@ from weightsmith.recipes.formula import (
     Resolved,
     distinct_leaves,
 )
-from weightsmith.recipes.resolve import resolve
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import ShardLayout, plan_layout
+from weightsmith.tensors.layout import ShardLayout
 from weightsmith.tensors.passes import work_dtype
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
@@ -37,9 +38,6 @@ from weightsmith.tensors.strict_json import collection_paused
 from weightsmith.vocabularies.papers import Change, Papers
 from weightsmith.vocabularies.rows import AlignedRows
 from weightsmith.wording import counted
-
-if TYPE_CHECKING:
-    from weightsmith.engine.adapter_plan import AdapterResult
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE = 1 << 18
@@ -55,11 +53,12 @@ FORMAT = 2
 class Plan:
     """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
 
-    `measured` are tensors that are not written, but streamed for statistics of the model. With `adapter` the result is
-    an adapter, and tensors are the changes that it makes, as they are before they are factored.
+    `output` is the kind of result and what is made of the tensors. `measured` are tensors that are not written, but
+    streamed for statistics of the model.
     """
 
     resolved: Resolved
+    output: Output
     tensors: tuple[PlannedTensor, ...]
     layout: ShardLayout
     backend: BackendChoice
@@ -69,7 +68,6 @@ class Plan:
     findings: tuple[Finding, ...]
     digest: str
     papers: Papers | None = None
-    adapter: AdapterResult | None = None
     measured: tuple[PlannedTensor, ...] = ()
 
     @property
@@ -80,9 +78,7 @@ class Plan:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every folder and file that is read: the recipe's, its checkpoints' and those behind them."""
-        checkpoints = list(self.resolved.checkpoints.values())
-        if self.adapter is not None and self.adapter.base is not None:
-            checkpoints.append(self.adapter.base)
+        checkpoints = (*self.resolved.checkpoints.values(), *self.output.more_inputs)
         places = (place for checkpoint in checkpoints for place in checkpoint.inputs)
         return tuple(dict.fromkeys((*self.recipe.files, *places)))
 
@@ -93,8 +89,8 @@ class Plan:
 
     @property
     def write_bytes(self) -> int:
-        """Bytes of the output's weight files; of an adapter, about."""
-        return self.layout.file_bytes if self.adapter is None else self.adapter.nbytes
+        """Bytes of the output's weight files, or about as many."""
+        return self.output.write_bytes(self.layout)
 
     @property
     def errors(self) -> list[Finding]:
@@ -115,8 +111,7 @@ class Plan:
             + self._change_bytes
             + int(_KEPT_SHARE * reading)
         )
-        held = 0 if self.adapter is None else self.adapter.held_bytes
-        return self.backend.resident_bytes + max(reading, merging) + held
+        return self.backend.resident_bytes + max(reading, merging) + self.output.held_bytes
 
     @property
     def _alignment_bytes(self) -> int:
@@ -221,36 +216,18 @@ def make_plan(
     """
     workers = thread_count(threads)
     check_memory(memory_bytes)
-    adapter = None
     with collection_paused():
-        try:
-            resolved = resolve(recipe, opener)
-        except BareAdapter as found:
-            from weightsmith.engine.adapter_plan import resolve_adapters
-
-            resolved, adapter = resolve_adapters(recipe, opener, found)
-        else:
-            _refuse_adapter_form(recipe)
-        made = _planned(resolved, choose_backend(device, backend), workers, memory_bytes)
-        return replace(made, adapter=adapter)
+        resolved, output = resolve_output(recipe, opener)
+        return _planned(resolved, output, choose_backend(device, backend), workers, memory_bytes)
 
 
-def _refuse_adapter_form(recipe: Recipe) -> None:
-    if recipe.document.adapter is not None:
-        raise RecipeError(
-            "adapter: the models of this recipe are checkpoints, so its result is one too; name adapters alone as "
-            "models, or leave the key out."
-        )
-
-
-def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_bytes: int) -> Plan:
-    planned, measured, findings = planned_tensors(resolved)
-    layout = plan_layout(
-        [(t.name, t.stored_dtype, t.stored_shape) for t in resolved.outputs], resolved.shard_bytes
-    )
-    widest = max(
-        (_bytes_per_element(t, resolved.checkpoints, choice) for t in resolved.outputs), default=1
-    )
+def _planned(
+    resolved: Resolved, output: Output, choice: BackendChoice, workers: int, memory_bytes: int
+) -> Plan:
+    planned, measured, findings = planned_tensors(resolved, output)
+    layout = output.layout(resolved.shard_bytes)
+    outputs = [tensor.output for tensor in planned]
+    widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in outputs), default=1)
     kept = choice.resident_bytes + int(_KEPT_SHARE * _vocabulary_bytes(resolved))
     budget = max(memory_bytes - kept, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
@@ -258,6 +235,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
     resolved = _without_vocabularies(resolved)
     plan = Plan(
         resolved=resolved,
+        output=output,
         tensors=planned,
         layout=layout,
         backend=choice,
@@ -265,7 +243,7 @@ def _planned(resolved: Resolved, choice: BackendChoice, workers: int, memory_byt
         memory_bytes=memory_bytes,
         tile_elements=tile,
         findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
-        digest=_digest(resolved, layout, choice),
+        digest=_digest(resolved, outputs, layout, choice),
         papers=made,
         measured=measured,
     )
@@ -337,15 +315,25 @@ def _bytes_per_element(
     return buffers + backend.scratch_bytes_per_element(len(stored))
 
 
-def _digest(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> str:
+def _digest(
+    resolved: Resolved,
+    outputs: Sequence[OutputTensor],
+    layout: ShardLayout,
+    backend: BackendChoice,
+) -> str:
     """Identity of a plan: equal digests mean that a staging folder of one run can be continued by another."""
     state = hashlib.blake2b(digest_size=16)
-    for line in _identity(resolved, layout, backend):
+    for line in _identity(resolved, outputs, layout, backend):
         state.update(json.dumps(line, default=str).encode())
     return state.hexdigest()
 
 
-def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> Iterator[Any]:
+def _identity(
+    resolved: Resolved,
+    outputs: Sequence[OutputTensor],
+    layout: ShardLayout,
+    backend: BackendChoice,
+) -> Iterator[Any]:
     rules = [resolved.nonfinite, resolved.equal_magnitudes.value]
     yield [FORMAT, resolved.seed, *rules, resolved.recipe.digest()]
     # The last bit of a sum may differ between backends, and one output never mixes them.
@@ -360,7 +348,7 @@ def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -
         for tensor in checkpoint.tensors.values():
             if isinstance(tensor, AlignedRows):
                 yield [tensor.name, tensor.identity]
-    for output in resolved.outputs:
+    for output in outputs:
         yield [output.name, repr(output.formula), str(output.dtype), output.shape]
     for shard in layout.shards:
         yield [shard.file_name, shard.size]

@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightsmith.checkpoints import Checkpoint
+from weightsmith.engine.outputs.output import MadeTensor, Output
+from weightsmith.engine.outputs.storage import PLAIN, Storage
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
@@ -43,7 +45,8 @@ class PlannedTensor:
     `model_scope`: it takes part in statistics of the whole model. `whole`: it is held in memory whole,
     with its inputs; `matrices` of them go into its largest matrix method at a time, and `results` come out of all.
     `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
-    another tensor of those statistics is. `columns` has the view of each number per column.
+    another tensor of those statistics is. `columns` has the view of each number per column. `storage` is its form in
+    the file; tensors of one `reading` are computed in one reading of what they are made of.
     """
 
     output: OutputTensor
@@ -57,6 +60,13 @@ class PlannedTensor:
     matrices: int = 0
     results: int = 0
     columns: tuple[Columns, ...] = ()
+    storage: Storage = PLAIN
+    reading: str = ""
+
+    @property
+    def site(self) -> str:
+        """What counts once in statistics of the model."""
+        return self.output.tied_to or self.reading
 
 
 def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Action:
@@ -71,15 +81,18 @@ def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Ac
 
 
 def planned_tensors(
-    resolved: Resolved,
+    resolved: Resolved, output: Output
 ) -> tuple[tuple[PlannedTensor, ...], tuple[PlannedTensor, ...], list[Finding]]:
-    """The outputs, the tensors that are measured only, and what methods refuse."""
+    """The tensors of an output, those that are measured only, and what methods refuse."""
     tracer = Tracer()
     facts: dict[Hashable, _Facts] = {}
     planned: list[PlannedTensor] = []
     findings: dict[str, Finding] = {}
-    sites: set[str] = set()
-    for tensor in (*resolved.outputs, *resolved.measured):
+    made = [(one, reading[0].tensor.name) for reading in output.readings for one in reading]
+    count = len(made)
+    made += [(MadeTensor(tensor), tensor.name) for tensor in resolved.measured]
+    for one, reading in made:
+        tensor = one.tensor
         action = action_of(tensor, resolved.checkpoints)
         found = _Facts()
         if action is Action.COMPUTE:
@@ -96,11 +109,8 @@ def planned_tensors(
             resolved.checkpoints[f.checkpoint].tensors[f.tensor]
             for f in distinct_leaves(tensor.formula)
         ]
-        # The parts of one tensor are computed in one reading.
-        is_again = tensor.part_of in sites
-        if tensor.part_of is not None:
-            sites.add(tensor.part_of)
-        read = 0 if is_again else found.passes * ReadingCost.of(stored).stored_bytes
+        is_first = tensor.name == reading
+        read = found.passes * ReadingCost.of(stored).stored_bytes if is_first else 0
         planned.append(
             PlannedTensor(
                 tensor,
@@ -113,10 +123,11 @@ def planned_tensors(
                 matrices=found.matrices,
                 results=found.results,
                 columns=found.columns,
+                storage=one.storage,
+                reading=reading,
             )
         )
     written = _widened(planned, resolved.checkpoints)
-    count = len(resolved.outputs)
     measured = tuple(
         replace(tensor, read_bytes=tensor.read_bytes // tensor.passes * (tensor.passes - 1))
         for tensor in written[count:]

@@ -17,7 +17,8 @@ from typing import Any
 
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.output import OutputShards
+from weightsmith.engine.outputs.output import Store
+from weightsmith.engine.outputs.shards import Shards
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import ModelResults, in_file_order, model_results, run, write_tensors
@@ -104,7 +105,7 @@ class Cluster:
     def compute(
         self,
         plan: Plan,
-        shards: OutputShards,
+        shards: Store,
         journal: Journal,
         scheduler: Scheduler,
         skip: set[str],
@@ -114,8 +115,9 @@ class Cluster:
         settings = Settings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
         results = model_results(plan, settings, scheduler, skip, progress)
         note_state(plan, results, journal)
-        shards.create_all()
         wanted = [t.output.name for t in in_file_order(plan) if t.output.name not in skip]
+        for name in wanted:
+            shards.sink(name, lambda _: None)  # makes the files that workers write into
         workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         queue = deque(_Task(b, 0) for b in batches(plan, wanted, workers * _BATCHES_PER_CPU))
         shared = self._ray.put((replace(plan, threads=1), str(shards.folder), results))
@@ -188,7 +190,7 @@ def compute_batch(shared: Shared, names: Sequence[str]) -> Iterator[TensorRecord
     by_name = {tensor.output.name: tensor for tensor in plan.tensors}
     settings = Settings(plan.backend.load(), plan.tile_elements)
     scheduler = Scheduler(plan.threads)
-    with OutputShards(plan.layout, Path(folder), create=False) as shards:
+    with Shards(plan.layout, Path(folder), create=False) as shards:
         for name in names:
             done: list[TensorRecord] = []
             write_tensors(

@@ -12,11 +12,11 @@ from weightsmith.engine import manifest as manifests
 from weightsmith.engine.assertions import check_assertions
 from weightsmith.engine.coded_job import CodedPart, compute_parts
 from weightsmith.engine.copy_job import copy_tensor
-from weightsmith.engine.journal import Journal, TensorRecord
-from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.journal import Forgotten, Journal, TensorRecord
+from weightsmith.engine.manifest import Manifest, Merged
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.nonfinite import check_finite, located
-from weightsmith.engine.output import OutputShards
+from weightsmith.engine.outputs.output import Store
 from weightsmith.engine.plan import Plan, require_runnable
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.progress import Progress, Silence
@@ -47,9 +47,7 @@ _EXHAUSTED = frozenset(
 )
 
 ModelResults = Mapping[Member, Any]
-Compute = Callable[
-    [Plan, OutputShards, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]
-]
+Compute = Callable[[Plan, Store, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]]
 
 
 def run(
@@ -72,19 +70,12 @@ def run(
     the work (default: threads of this process). `reads` are places that the caller reads beside the
     plan's inputs: no output is put there. The output folder appears whole or not at all, and
     if an interrupted run of the plan had published it already, there is nothing to do but to tidy
-    up. A plan whose result is an adapter is run by `adapter_run`. Raises RecipeError if the plan
-    has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
-    VerificationError.
+    up. Raises RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError,
+    NonFiniteError, AssertionFailed or VerificationError.
     """
     require_runnable(plan)
     try:
         out = check_place(out, (*plan.inputs, *reads))
-        if plan.adapter is not None:
-            from weightsmith.engine.adapter_run import run_adapter
-
-            return run_adapter(
-                plan, out, force=force, progress=progress, expected=expected, sources=sources
-            )
         telling = progress or Silence()
         with Staging(out) as staging:
             if not fresh and staging.published_plan() == plan.digest:
@@ -94,13 +85,12 @@ def run(
             if force and out.exists():
                 telling.stage("comparing what is to be replaced with its record")
             earlier = check_free(out, manifest_problem, force=force)
-            journal = staging.begin(plan.digest, fresh)
+            journal = staging.begin(plan.digest, fresh or not plan.output.is_resumable)
             staging.check_space(plan.write_bytes)
-            work = compute or compute_tensors
-            records = _write_tensors(plan, staging, journal, telling, work)
-            check_expected({name: record.digest for name, record in records.items()}, expected)
-            _check_sources(plan, records, sources or {})
-            manifest = seal(plan, records, staging, journal)
+            records, merged = _write_tensors(plan, staging, journal, telling, compute)
+            _check_expected(merged.outputs, expected)
+            _check_sources(merged, sources or {})
+            manifest = seal(plan, merged, records, staging, journal)
             staging.publish(earlier)
             return manifest
     except OSError as error:
@@ -127,21 +117,25 @@ def described(error: OSError, out: Path) -> WeightsmithError:
 
 
 def _write_tensors(
-    plan: Plan, staging: Staging, journal: Journal, progress: Progress, compute: Compute
-) -> dict[str, TensorRecord]:
+    plan: Plan, staging: Staging, journal: Journal, progress: Progress, compute: Compute | None
+) -> tuple[dict[str, TensorRecord], Merged]:
+    """Compute all that an earlier run has not finished; returns the tensors' records, and what was read and written."""
     scheduler = Scheduler(plan.threads, plan.window)
-    with OutputShards(plan.layout, staging.checkpoint) as shards:
-        records = resumable(plan, journal, shards, scheduler)
+    work = compute if compute and plan.output.is_resumable else compute_tensors
+    finished = journal if plan.output.is_resumable else Forgotten()
+    with plan.output.store(plan, staging.checkpoint) as store:
+        records = resumable(plan, journal, store, scheduler)
         done = sum(plan.layout.placement(name).nbytes for name in records)
         progress.start(plan.layout.total_size, done)
-        records |= compute(plan, shards, journal, scheduler, set(records), progress)
-        check_assertions(plan, shards, scheduler, progress)
+        skip = set(records) | store.make_without_reading(progress)
+        records |= work(plan, store, finished, scheduler, skip, progress)
+        check_assertions(plan, store, scheduler, progress)
         progress.stage("sealing")
-        shards.finish()
-    return records
+        store.finish()
+        return records, plan.output.merged(plan, records, store, staging.out)
 
 
-def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
+def _check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
     """Raise VerificationError where tensors did not come out as expected."""
     if expected is None:
         return
@@ -156,29 +150,20 @@ def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | Non
         )
 
 
-def _check_sources(
-    plan: Plan, records: Mapping[str, TensorRecord], sources: Mapping[str, Mapping[str, str]]
-) -> None:
-    for tensor in plan.tensors:
-        digests = records[tensor.output.name].source_digests
-        for leaf, digest in zip(distinct_leaves(tensor.output.formula), digests, strict=True):
-            source = plan.resolved.checkpoints[leaf.checkpoint].source
-            check_source(source, leaf.tensor, digest, sources)
-
-
-def check_source(
-    source: str, tensor: str, digest: str, sources: Mapping[str, Mapping[str, str]]
-) -> None:
+def _check_sources(merged: Merged, sources: Mapping[str, Mapping[str, str]]) -> None:
     """Raise VerificationError where a tensor of an input is not the one on record."""
-    if sources.get(source, {}).get(tensor, digest) != digest:
-        raise VerificationError(
-            f"Tensor {tensor!r} of the input {source!r} is not the one on record; give the input that was merged. The "
-            "output was not sealed."
-        )
+    for given in merged.inputs.values():
+        known = sources.get(given.reference, {})
+        for tensor, digest in given.tensors.items():
+            if known.get(tensor, digest) != digest:
+                raise VerificationError(
+                    f"Tensor {tensor!r} of the input {given.reference!r} is not the one on record; give the input that "
+                    "was merged. The output was not sealed."
+                )
 
 
 def resumable(
-    plan: Plan, journal: Journal, shards: OutputShards, scheduler: Scheduler
+    plan: Plan, journal: Journal, shards: Store, scheduler: Scheduler
 ) -> dict[str, TensorRecord]:
     """Tensors that an earlier run finished and whose bytes still have the recorded digest."""
     finished = journal.finished()
@@ -194,7 +179,7 @@ def resumable(
 
 def compute_tensors(
     plan: Plan,
-    shards: OutputShards,
+    shards: Store,
     journal: Journal,
     scheduler: Scheduler,
     skip: set[str],
@@ -218,14 +203,19 @@ def compute_tensors(
 def write_tensors(
     plan: Plan,
     tensors: Iterable[PlannedTensor],
-    shards: OutputShards,
+    shards: Store,
     settings: Settings,
     scheduler: Scheduler,
     results: ModelResults,
     done: Callable[[TensorRecord], None],
     progress: Progress,
+    *,
+    checks: bool = True,
 ) -> None:
-    """Compute tensors into their places; `done` is told of each."""
+    """Compute tensors into their places; `done` is told of each.
+
+    With `checks` numbers must be finite, and what is continued what it says.
+    """
     tracer = Tracer()
 
     def write_parts(parts: Sequence[PlannedTensor]) -> Job:
@@ -235,9 +225,11 @@ def write_tensors(
             job = tensor_job(plan, part, settings, tracer)
             job.adopt(results)
             placed = shards.sink(name, partial(progress.advance, tensor=name))
-            jobs.append(CodedPart(job, part.output, placed, shards.written(name)))
+            back = partial(shards.written, name)
+            jobs.append(CodedPart(job, part.output, part.storage, placed, back))
         for part, finished in zip(parts, (yield from compute_parts(jobs)), strict=True):
-            check_finite(plan, part, finished)
+            if checks:
+                check_finite(plan, part, finished)
             shards.tensor_done(part.output.name)
             done(_record(part, finished))
 
@@ -248,8 +240,9 @@ def write_tensors(
             job = tensor_job(plan, tensor, settings, tracer)
             job.adopt(results)
             finished: Finished = yield from job.compute(tensor.output.dtype, sink)
-            check_finite(plan, tensor, finished)
-            check_continued(plan, tensor, _record(tensor, finished))
+            if checks:
+                check_finite(plan, tensor, finished)
+                check_continued(plan, tensor, _record(tensor, finished))
         else:
             stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
             finished = yield from copy_tensor(stored, sink, settings.tile_elements)
@@ -258,18 +251,16 @@ def write_tensors(
 
     with located(plan, settings):
         scheduler.run(
-            write(group[0]) if group[0].output.part_of is None else write_parts(group)
-            for group in _by_tensor(tensors)
+            write(group[0]) if len(group) == 1 and group[0].storage.is_plain else write_parts(group)
+            for group in _by_reading(tensors)
         )
 
 
-def _by_tensor(tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
-    """Tensors in their order, the parts of one tensor together."""
+def _by_reading(tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
+    """Tensors in their order, those of one reading together."""
     groups: dict[str, list[PlannedTensor]] = {}
     for tensor in tensors:
-        output = tensor.output
-        key = output.name if output.part_of is None else f"{output.part_of}::"
-        groups.setdefault(key, []).append(tensor)
+        groups.setdefault(tensor.reading, []).append(tensor)
     return list(groups.values())
 
 
@@ -318,7 +309,7 @@ def model_results(
     sites: dict[str, list[PlannedTensor]] = {}
     for tensor in (*concerned, *plan.measured):
         if tensor.output.tied_to is None:
-            sites.setdefault(tensor.output.site, []).append(tensor)
+            sites.setdefault(tensor.site, []).append(tensor)
     jobs = [_statistics_job(plan, parts, settings, tracer) for parts in sites.values()]
     with located(plan, settings):
         resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.checkpoints import merge_state
 from weightsmith.checkpoints.merge_state import MergeState, TensorState
 from weightsmith.engine.journal import Journal, TensorRecord
-from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.trace import Member
 from weightsmith.errors import CompatibilityError
 from weightsmith.methods import registry
 from weightsmith.publishing.files import write_file
 from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, distinct_leaves, merges_in
+
+if TYPE_CHECKING:
+    from weightsmith.engine.plan import Plan
 
 
 def note_state(plan: Plan, results: Mapping[Member, Any], journal: Journal) -> None:

@@ -126,10 +126,9 @@ def _shares(
     was = {tensor.name: tensor for tensor in old.outputs}
     will = {tensor.name: tensor for tensor in new.outputs}
     odd = sorted(was.keys() ^ will.keys() or was.keys() ^ merge.manifest.outputs.keys())
-    if odd or old.bundle is not None:
-        what = f"tensor {odd[0]!r}" if odd else "the form of a bundle"
+    if odd:
         raise RecipeError(
-            f"The result would not have the same tensors without {contributor!r} (the first is {what}); "
+            f"The result would not have the same tensors without {contributor!r} (the first is tensor {odd[0]!r}); "
             "give every other input and roll back by replay."
         )
     shares: dict[str, Share] = {}

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from weightsmith.engine.intermediate import MemorySink, MemoryTensor
 from weightsmith.engine.nonfinite import noting
+from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tiles import (
@@ -51,14 +52,6 @@ from weightsmith.tensors.passes import (
 )
 from weightsmith.tensors.scalars import exact_sum
 from weightsmith.tensors.stored import LazyTensor, read_runs
-
-
-class Sink(Protocol):
-    """Where the bytes of an output tensor go."""
-
-    def write(self, start: int, data: memoryview) -> None:
-        """Take the bytes that begin at element `start`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import open_output
-from weightsmith.deltas import PackedBits, Repeated
 from weightsmith.engine import manifest as manifests
-from weightsmith.engine.copy_job import copy_tensor
+from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.outputs.output import Store
 from weightsmith.engine.plan import Plan, make_plan
-from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.recorded import recorded_opener
-from weightsmith.engine.run import model_results, run, tensor_job
-from weightsmith.engine.scheduler import Job, Rounds, Scheduler
+from weightsmith.engine.run import model_results, run, write_tensors
+from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.scratch import Scratch
-from weightsmith.engine.tensor_job import Finished, Settings
+from weightsmith.engine.tensor_job import Settings
 from weightsmith.engine.tiles import digest_rounds
-from weightsmith.engine.trace import Tracer
 from weightsmith.errors import WeightsmithError
 from weightsmith.publishing.records import header_digest
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import Form, OutputTensor, distinct_leaves
+from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.open_files import OPEN_FILES
 
@@ -161,86 +159,54 @@ def _recompute(
     plan = _plan_again(folder, manifest, inputs)
     if plan.errors:
         return (), [f"nothing can be computed again: {found.sentence}" for found in plan.errors]
-    if plan.adapter is not None:
-        return _recompute_adapter(plan, manifest, wanted)
-    names = [t.output.name for t in plan.tensors]
-    chosen = {
-        names[i * len(names) // min(wanted, len(names))] for i in range(min(wanted, len(names)))
-    }
-    problems: list[str] = []
-    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch())
-    tracer = Tracer()
-    scheduler = Scheduler(plan.threads)
-    skip = set(names) - chosen
-    results = model_results(plan, settings, scheduler, skip, Silence())
-
-    def check(tensor: PlannedTensor) -> Job:
-        name = tensor.output.name
-        if tensor.action is Action.COMPUTE:
-            job = tensor_job(plan, tensor, settings, tracer)
-            job.adopt(results)
-            finished = yield from job.compute(tensor.output.dtype, _Nowhere())
-        else:
-            stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
-            finished = yield from copy_tensor(stored, _Nowhere(), settings.tile_elements)
-        if finished.digest != (yield from _recorded(folder, tensor.output, manifest)):
-            problems.append(
-                f"tensor {name!r} comes out differently when it is computed again "
-                f"({_why(plan, tensor, finished, manifest)})"
-            )
-
-    scheduler.run(check(t) for t in plan.tensors if t.output.name in chosen)
-    return tuple(name for name in names if name in chosen), sorted(problems)
-
-
-def _recompute_adapter(
-    plan: Plan, manifest: Manifest, wanted: int
-) -> tuple[tuple[str, ...], list[str]]:
-    """Compute an adapter again, and compare `wanted` of its tensors, evenly spread."""
-    from weightsmith.engine.adapter_run import computed_digests
-
-    found = computed_digests(plan)
-    names = list(manifest.outputs)
+    names = plan.output.names_to_compare(list(manifest.outputs))
     count = min(wanted, len(names))
     chosen = [names[i * len(names) // count] for i in range(count)]
-    different = [name for name in chosen if found.get(name) != manifest.outputs[name]]
-    return tuple(chosen), [
-        f"tensor {name!r} comes out differently when it is computed again" for name in different
+    with plan.output.store_to_compare(plan) as store:
+        records = _computed_again(plan, store, plan.output.needed_for(chosen))
+        store.finish()
+        found = store.digests(records)
+    problems = [
+        f"tensor {name!r} comes out differently when it is computed again{_why(plan, records.get(name), manifest)}"
+        for name in chosen
+        if found.get(name) != manifest.outputs.get(name)
     ]
+    return tuple(chosen), sorted(problems)
 
 
-def _recorded(folder: Path, output: OutputTensor, manifest: Manifest) -> Rounds:
-    """The digest on record; of a coded part, which is computed dense, that of its decoded form."""
-    if output.form is Form.DENSE:
-        return manifest.outputs.get(output.name)
-    stored = open_output(folder).tensors.get(output.name)
-    if stored is None:
-        return None
-    decoded = (
-        PackedBits(output.name, output.shape, stored)
-        if output.form is Form.BITS
-        else Repeated(stored, output.shape)
-    )
-    return (yield from digest_rounds(decoded, _TILE))
+def _computed_again(plan: Plan, store: Store, needed: set[str] | None) -> dict[str, TensorRecord]:
+    """The records of tensors that are computed into `store`, whatever numbers come out."""
+    scheduler = Scheduler(plan.threads, plan.window)
+    skip = set() if needed is None else {t.output.name for t in plan.tensors} - needed
+    skip |= store.make_without_reading(Silence())
+    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch())
+    results = model_results(plan, settings, scheduler, skip, Silence())
+    records: dict[str, TensorRecord] = {}
+
+    def done(record: TensorRecord) -> None:
+        records[record.name] = record
+
+    tensors = [t for t in plan.tensors if t.output.name not in skip]
+    write_tensors(plan, tensors, store, settings, scheduler, results, done, Silence(), checks=False)
+    return records
 
 
-def _why(plan: Plan, tensor: PlannedTensor, finished: Finished, manifest: Manifest) -> str:
+def _why(plan: Plan, record: TensorRecord | None, manifest: Manifest) -> str:
+    if record is None:
+        return ""
+    tensor = next(t for t in plan.tensors if t.output.name == record.name)
     on_record = {recorded.reference: recorded.tensors for recorded in manifest.inputs.values()}
-    for i, leaf in enumerate(distinct_leaves(tensor.output.formula)):
+    leaves = distinct_leaves(tensor.output.formula)
+    for leaf, digest in zip(leaves, record.source_digests, strict=True):
         source = plan.resolved.checkpoints[leaf.checkpoint].source
-        if on_record.get(source, {}).get(leaf.tensor) != finished.source_digests[i]:
-            return f"its input {plan.leaf(leaf).location} is not the one on record"
+        if on_record.get(source, {}).get(leaf.tensor) != digest:
+            return f" (its input {plan.leaf(leaf).location} is not the one on record)"
     if tensor.model_scope:
         return (
-            "it depends on statistics of the whole model: an input of another tensor, the output or the manifest "
-            "was changed"
+            " (it depends on statistics of the whole model: an input of another tensor, the output or the manifest "
+            "was changed)"
         )
-    return "from the same inputs: the output or the manifest was changed, or another backend or version computed it"
-
-
-class _Nowhere:
-    def write(self, start: int, data: memoryview) -> None:
-        """Drop the bytes; only their digest is wanted."""
+    return " (from the same inputs: the output or the manifest was changed, or another backend or version computed it)"
 
 
 def _plan_again(

@@ -137,7 +137,7 @@ def _inputs(plan: Plan) -> tuple[InputRow, ...]:
             read[leaf.checkpoint].add(leaf.tensor)
     rows: list[InputRow] = []
     for label, checkpoint in plan.resolved.checkpoints.items():
-        if plan.adapter is not None and not plan.adapter.is_given(label):
+        if not plan.output.is_given(label):
             continue
         tensors = [checkpoint.tensors[name] for name in sorted(read[label])]
         rows += _rows(checkpoint, checkpoint.source, _part(plan, label), tensors)

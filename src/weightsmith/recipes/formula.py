@@ -7,8 +7,6 @@ applied for that tensor.
 
 from __future__ import annotations
 
-import enum
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -160,14 +158,6 @@ def merges_in(formula: Formula) -> Iterator[Merge]:
         yield formula
 
 
-class Form(enum.Enum):
-    """How the numbers of an output tensor are stored: all of them, as one bit each, or one of them for all."""
-
-    DENSE = "dense"
-    BITS = "bits"
-    CONSTANT = "constant"
-
-
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the result.
@@ -177,9 +167,6 @@ class OutputTensor:
     block and 1 at the last of its slice. `tied_to` names the output that this tensor shares its values with:
     the same formula, the same random numbers, stored again under its own name. `input_first`: a matrix stored as
     (inputs, outputs). `stack` is the name prefix of the stack that the block belongs to.
-
-    A bundle's tensor is stored in parts: `part_of` is the tensor that this one is a part of, and `form` how it is
-    stored. `dtype` and `shape` are those of what the formula gives; masks are 0 and 1.
     """
 
     name: str
@@ -193,49 +180,6 @@ class OutputTensor:
     tied_to: str | None = None
     input_first: bool = False
     stack: str | None = None
-    part_of: str | None = None
-    form: Form = Form.DENSE
-
-    @property
-    def site(self) -> str:
-        """The tensor whose random numbers and statistics this one shares."""
-        return self.tied_to or self.part_of or self.name
-
-    @property
-    def stored_dtype(self) -> DType:
-        """The dtype in the file."""
-        return DType.UINT8 if self.form is Form.BITS else self.dtype
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape in the file."""
-        if self.form is Form.BITS:
-            return (-(-math.prod(self.shape) // 8),)
-        return () if self.form is Form.CONSTANT else self.shape
-
-
-@dataclass(frozen=True, slots=True)
-class BundleTensor:
-    """One tensor of a bundle's members: its dtype, the base's leaf if that is referred to, and whether it is coded
-    and has rescalers.
-    """
-
-    dtype: DType
-    base: Leaf | None
-    coded: bool
-    scaled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TaskBundle:
-    """What a recipe with `bundle:` makes: the method and its parameters, labels of base and tasks, tensors by name."""
-
-    method: str
-    parameters: Mapping[str, Any]
-    base: str
-    tasks: tuple[str, ...]
-    stores_base: bool
-    tensors: Mapping[str, BundleTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +225,6 @@ class Resolved:
     nonfinite: str
     recipe: Recipe
     out_dtype: DType | None = None
-    bundle: TaskBundle | None = None
     stack: str | None = None
     statistics: tuple[str, ...] = ()
     vocabulary: Outcome | None = None

@@ -54,11 +54,6 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     checks = assertions(document, resolver, result, outputs)
     tensors = tuple(_output_tensor(item) for item in outputs)
     measured = _measured_only(tensors, inputs.recipe_views)
-    bundle = None
-    if document.bundle is not None:
-        from weightsmith.recipes.bundling import bundled
-
-        tensors, bundle = bundled(document, tensors, inputs.checkpoints)
     return Resolved(
         outputs=tensors,
         checkpoints=dict(inputs.checkpoints),
@@ -76,7 +71,6 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         nonfinite=document.nonfinite or "error",
         recipe=recipe,
         out_dtype=result.output_dtype,
-        bundle=bundle,
         stack=result.stack,
         statistics=tuple(measured.label for measured in inputs.statistics.values()),
         vocabulary=vocabulary,

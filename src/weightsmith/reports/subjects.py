@@ -72,11 +72,12 @@ def report_of_subjects(
 
 def report_of_merge(plan: Plan, manifest: Manifest, out: Path) -> Report:
     """A report of a finished merge: its plan, what is on record, and what it changed. Reads inputs and output."""
-    if plan.adapter is not None:
+    if not plan.output.merges_models:
         record = manifest_sections(manifest, out, with_recipe=False)
         return _report(out.name, [*plan_sections(plan), *record])
     base, experts, has_base = _parts(plan, None)
-    merged = open_checkpoint(out) if manifests.digest_of(out) is not None else None
+    is_there = manifests.digest_of(out) is not None and not plan.output.no_model
+    merged = open_checkpoint(out) if is_there else None
     changes = (
         change_sections(base, experts, merged=merged, has_base=has_base, threads=plan.threads)
         if experts
@@ -126,7 +127,7 @@ def _report(title: str, sections: Sequence[Section]) -> Report:
 def _of_recipe(recipe: Path, base: str | None, threads: int | None) -> list[Section]:
     plan = make_plan(Recipe.load(recipe), threads=threads)
     sections = plan_sections(plan)
-    if plan.errors or plan.adapter is not None:
+    if plan.errors or not plan.output.merges_models:
         return sections
     origin, experts, has_base = _parts(plan, base)
     if not experts:

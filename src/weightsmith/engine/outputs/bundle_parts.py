@@ -1,25 +1,24 @@
-"""Recipes whose result is a bundle: the merge of each tensor taken apart into what the bundle stores of it."""
+"""The merge of each tensor taken apart into what a bundle stores of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.bundles import part_names
 from weightsmith.deltas.bits import MASK
+from weightsmith.engine.outputs.output import MadeTensor, Reading
+from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.formula import (
-    BundleTensor,
-    Form,
     Formula,
     Leaf,
     Merge,
     OutputTensor,
     Same,
-    TaskBundle,
     distinct_leaves,
 )
 from weightsmith.recipes.schema import RecipeDocument
@@ -31,12 +30,36 @@ _METHODS = {"tall_masks": False, "emr": True, "localize_and_stitch": False}
 _NAMED = ", ".join(list(_METHODS)[:-1]) + f" or {list(_METHODS)[-1]}"
 
 
+@dataclass(frozen=True, slots=True)
+class BundleTensor:
+    """One tensor of a bundle's members: its dtype, the base's leaf if that is referred to, and whether it is coded
+    and has rescalers.
+    """
+
+    dtype: DType
+    base: Leaf | None
+    coded: bool
+    scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBundle:
+    """What a recipe with `bundle:` makes: the method and its parameters, labels of base and tasks, tensors by name."""
+
+    method: str
+    parameters: Mapping[str, Any]
+    base: str
+    tasks: tuple[str, ...]
+    stores_base: bool
+    tensors: Mapping[str, BundleTensor]
+
+
 def bundled(
     document: RecipeDocument,
     outputs: Sequence[OutputTensor],
     checkpoints: Mapping[str, Checkpoint],
-) -> tuple[tuple[OutputTensor, ...], TaskBundle]:
-    """The tensors that a bundle stores instead of `outputs`, and what it is made of.
+) -> tuple[tuple[Reading, ...], TaskBundle]:
+    """The tensors that a bundle stores instead of `outputs`, by reading, and what it is made of.
 
     Raises RecipeError where the recipe is not one merge by a method of bundles, has assertions, or merges from a
     base that is to be referred to and is no checkpoint.
@@ -53,7 +76,7 @@ def bundled(
             "A recipe with `bundle:` merges no tensor, so there is nothing to bundle."
         )
     label = first.base.checkpoint if isinstance(first.base, Leaf) else ""
-    parts: list[OutputTensor] = []
+    readings: list[Reading] = []
     tensors: dict[str, BundleTensor] = {}
     stores_base = document.bundle.base == "stored"
     shared_dtype = document.bundle.shared_dtype
@@ -65,7 +88,7 @@ def bundled(
             )
         if merge is None:
             tensors[tensor.name] = BundleTensor(tensor.dtype, None, coded=False, scaled=False)
-            parts.append(tensor)
+            readings.append((MadeTensor(tensor),))
             continue
         base = None if stores_base else _base_leaf(tensor, merge, label)
         scaled = _is_scaled(merge)
@@ -73,12 +96,12 @@ def bundled(
         if base is None:
             assert merge.base is not None
             own = _own_dtype(merge.base, tensor, checkpoints)
-            parts.append(replace(tensor, formula=merge.base, dtype=own))
+            readings.append((MadeTensor(replace(tensor, formula=merge.base, dtype=own)),))
         work = _work(merge, checkpoints)
         shared = DType.parse(shared_dtype) if shared_dtype else work
-        parts += _parts(tensor, merge, shared, work, scaled)
+        readings.append(_parts(tensor, merge, shared, work, scaled))
     made = TaskBundle(first.method, dict(first.shared), label, first.labels, stores_base, tensors)
-    return tuple(parts), made
+    return tuple(readings), made
 
 
 def _merge_of(tensor: OutputTensor) -> Merge | None:
@@ -129,25 +152,22 @@ def _work(merge: Merge, checkpoints: Mapping[str, Checkpoint]) -> DType:
     )
 
 
-def _parts(
-    tensor: OutputTensor, merge: Merge, shared: DType, work: DType, scaled: bool
-) -> list[OutputTensor]:
-    forms = {
-        "shared": (shared, Form.DENSE),
-        "mask": (MASK, Form.BITS),
-        "scale": (work, Form.CONSTANT),
+def _parts(tensor: OutputTensor, merge: Merge, shared: DType, work: DType, scaled: bool) -> Reading:
+    forms: dict[str, tuple[DType, Storage]] = {
+        "shared": (shared, PLAIN),
+        "mask": (MASK, BITS),
+        "scale": (work, CONSTANT),
     }
     found = []
     for part, name in part_names(tensor.name, len(merge.experts), scaled=scaled).items():
         kind, _, task = part.partition("::")
         if kind == "scale" and not all(tensor.shape):
             continue
-        dtype, form = forms[kind]
+        dtype, storage = forms[kind]
         formula = replace(merge, shared=_asking(merge.shared, kind, _task(merge, task)))
-        found.append(
-            replace(tensor, name=name, formula=formula, dtype=dtype, part_of=tensor.name, form=form)
-        )
-    return found
+        part_of = replace(tensor, name=name, formula=formula, dtype=dtype)
+        found.append(MadeTensor(part_of, storage))
+    return tuple(found)
 
 
 def _task(merge: Merge, number: str) -> str:

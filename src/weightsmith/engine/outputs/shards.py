@@ -1,15 +1,18 @@
-"""The output's shards while they are being filled."""
+"""Shards of safetensors while they are being filled."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from weightsmith.engine.tensor_job import Sink
+from weightsmith.engine.journal import TensorRecord
+from weightsmith.engine.outputs.storage import Sink
+from weightsmith.engine.progress import Progress
 from weightsmith.errors import OutputError, WeightsmithError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import Placement, ShardLayout
@@ -52,8 +55,8 @@ class WrittenTensor(StoredTensor):
             os.close(descriptor)
 
 
-class OutputShards:
-    """All shards of an output, opened when first needed and made durable as soon as each is full.
+class Shards:
+    """The `Store` of shards: opened when first needed and made durable as soon as each is full.
 
     With `create` false the files must be there, made by another process.
     """
@@ -68,7 +71,7 @@ class OutputShards:
         self._syncing: list[threading.Thread] = []
         self._sync_error: BaseException | None = None
 
-    def __enter__(self) -> OutputShards:
+    def __enter__(self) -> Shards:
         return self
 
     def __exit__(
@@ -92,6 +95,14 @@ class OutputShards:
                     return False
                 self._writers[shard] = reopened
             return True
+
+    def make_without_reading(self, progress: Progress) -> set[str]:
+        """Nothing: every tensor is computed."""
+        return set()
+
+    def digests(self, records: Mapping[str, TensorRecord]) -> dict[str, str]:
+        """Those that were taken while the tensors were written."""
+        return {name: record.digest for name, record in records.items()}
 
     def sink(self, name: str, advance: Callable[[int], None]) -> Sink:
         """Where the tiles of a tensor go."""
@@ -127,19 +138,26 @@ class OutputShards:
         """Make what was written of a tensor's shard durable."""
         self._writer(self._layout.placement(name).shard).sync()
 
-    def create_all(self) -> None:
-        """Make every shard's file, so that other processes can write into them."""
-        for shard in range(len(self._layout.shards)):
-            self._writer(shard)
-
     def finish(self) -> None:
-        """Make every shard durable; shards without tensors are created empty."""
+        """Make every shard durable; shards without tensors are created empty, and what lies beside is removed."""
         for thread in self._syncing:
             thread.join()
         self._raise_sync_error()
         for shard in range(len(self._layout.shards)):
             self._sync(self._writer(shard))
         self._raise_sync_error()
+        self._remove_strays()
+
+    def _remove_strays(self) -> None:
+        """Whatever a killed run left beside the shards, such as a half-written config: all of it is written again."""
+        shards = {shard.file_name for shard in self._layout.shards}
+        for entry in self.folder.iterdir():
+            if entry.name in shards:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def _writer(self, shard: int) -> ShardWriter:
         with self._lock:

@@ -1,0 +1,41 @@
+"""Which kind of output a recipe makes: the one place that knows all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.engine.outputs.dense import DenseFolder
+from weightsmith.engine.outputs.output import Output
+from weightsmith.errors import RecipeError
+from weightsmith.recipes import Recipe
+from weightsmith.recipes.formula import Resolved
+from weightsmith.recipes.resolve import resolve
+
+
+def resolve_output(recipe: Recipe, opener: Callable[[str], Checkpoint]) -> tuple[Resolved, Output]:
+    """The formulas of a recipe, and what becomes of their tensors.
+
+    Raises what `resolve` does, and RecipeError for a recipe that asks for an output that its models do not give.
+    """
+    try:
+        resolved = resolve(recipe, opener)
+    except BareAdapter as found:
+        from weightsmith.engine.outputs.adapter import AdapterFolder
+
+        return AdapterFolder.of_adapters(recipe, opener, found)
+    if recipe.document.adapter is not None:
+        raise RecipeError(
+            "adapter: the models of this recipe are checkpoints, so its result is one too; name adapters alone as "
+            "models, or leave the key out."
+        )
+    return resolved, output_of_models(resolved)
+
+
+def output_of_models(resolved: Resolved) -> Output:
+    """What a recipe over models makes."""
+    if resolved.recipe.document.bundle is None:
+        return DenseFolder.of(resolved.outputs)
+    from weightsmith.engine.outputs.bundle import BundleFolder
+
+    return BundleFolder.of_models(resolved)
