@@ -66,7 +66,7 @@ def output_spec(name: str, experts: Sequence[Value], base: Value, **shared: Any)
     known: dict[Node, Any] = {}
     for level in reduction_levels([value]):
         known.update({node: _plausible(node) for node in level})
-    return PassSpec(SHAPE, _dtypes(), value, DType.BFLOAT16, (), known)
+    return PassSpec(SHAPE, _dtypes(), ((value, DType.BFLOAT16),), (), known)
 
 
 def _plausible(node: Scalar | Cut) -> Any:
@@ -100,7 +100,7 @@ def cases() -> Cases:
         "histogram of 4 deltas": measured(cuts, Histogram(0, 15)),
         "collect of 4 deltas (2 %)": measured(cuts, Collect(_key(0.00253), _key(0.0026), 1 << 16)),
         "row rank of 1 delta": PassSpec(
-            SHAPE, _dtypes(), graph.row_rank(deltas[0]), DType.BFLOAT16
+            SHAPE, _dtypes(), ((graph.row_rank(deltas[0]), DType.BFLOAT16),)
         ),
     }
     for name in registry.names():
@@ -118,9 +118,9 @@ def nanoseconds(
     backend: Backend, spec: PassSpec, buffers: list[memoryview], seconds: float
 ) -> float:
     """Median CPU time of one tile, per element."""
-    out = memoryview(bytearray(TILE * 2)) if spec.output is not None else None
+    outs = [memoryview(bytearray(TILE * 2)) for _ in spec.outputs]
     compiled = backend.compile(spec)
-    run: Callable[[], Any] = lambda: compiled.run(buffers, 0, TILE, out)  # noqa: E731
+    run: Callable[[], Any] = lambda: compiled.run(buffers, 0, TILE, outs)  # noqa: E731
     run()
     times: list[float] = []
     stop = time.perf_counter() + seconds
@@ -133,15 +133,13 @@ def nanoseconds(
 
 def compile_microseconds(backend: Backend, spec: PassSpec) -> float:
     """Median time to compile a pass and run it on a tiny tensor whose program is cached."""
-    small = PassSpec(
-        (16,), spec.source_dtypes, spec.output, spec.output_dtype, spec.reductions, spec.known
-    )
+    small = PassSpec((16,), spec.source_dtypes, spec.outputs, spec.reductions, spec.known)
     buffers = [memoryview(bytes(32))] * (EXPERTS + 1)
-    out = memoryview(bytearray(32)) if spec.output is not None else None
+    outs = [memoryview(bytearray(32)) for _ in spec.outputs]
     times = []
     for _ in range(50):
         before = time.perf_counter()
-        backend.compile(small).run(buffers, 0, 16, out)
+        backend.compile(small).run(buffers, 0, 16, outs)
         times.append(time.perf_counter() - before)
     return statistics.median(times) * 1e6
 
@@ -173,13 +171,10 @@ def main() -> None:
     for name, spec in cases().items():
         if options.only not in name:
             continue
-        if any(
-            node.op == "whole"
-            for node in graph.walk([spec.output] if spec.output is not None else [])
-        ):
+        if any(node.op == "whole" for node in graph.walk([value for value, _ in spec.outputs])):
             continue  # the engine computes whole matrices
         figures = [nanoseconds(b, spec, buffers, options.seconds) for b in backends.values()]
-        rows = has_row_nodes([spec.output] if spec.output is not None else [], spec.known)
+        rows = has_row_nodes([value for value, _ in spec.outputs], spec.known)
         call = "" if rows else f"{compile_microseconds(backends['native'], spec):10.0f}"
         print(f"{name:36}" + "".join(f"{f:10.2f}" for f in figures) + call, flush=True)
 

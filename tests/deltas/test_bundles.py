@@ -60,6 +60,21 @@ def test_members_are_bit_for_bit_what_the_method_gives(family, method, base, par
     assert weightsmith.verify(out, recompute=100).ok
 
 
+def test_a_bundle_that_torch_wrote_has_the_rescalers_of_the_native_one_and_verifies(family):
+    """A rescaler is a number of the whole model: the pass that writes it alone has no input to read."""
+    family.random(3)
+    outs = {}
+    for backend in ("auto", "torch"):
+        out = outs[backend] = family.root / backend
+        weightsmith.merge(family.recipe("emr", 3, bundle={}), out, backend=backend)
+        assert weightsmith.verify(out, recompute=100).ok
+    native, torch = (load_file(out / "model.safetensors") for out in outs.values())
+    scales = [name for name in native if "::scale::" in name]
+    assert scales
+    for name in scales:
+        np.testing.assert_allclose(torch[name], native[name], rtol=1e-6)
+
+
 def test_disjoint_tasks_are_rebuilt_exactly_by_tall_masks(family):
     # Dyadic numbers, so that base + (expert - base) is the expert; each element belongs to one task.
     family.base = {n: np.round(b * 64) / 64 for n, b in family.base.items()}

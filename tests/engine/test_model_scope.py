@@ -16,6 +16,7 @@ import weightsmith
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.tiles import model_sample_runs, sample_step
@@ -119,11 +120,11 @@ def engine_results(graphs: dict[str, Value], tensors: Tensors, backend: str) -> 
         shape, data = tuple(tensors[name].shape), tensors[name].numpy().view(np.uint8).data
         stored = MemoryTensor(name, DType.FLOAT32, shape, data)
         members = {n: Member(s, name) for n in walk([graph]) if (s := statistic_of(n)) is not None}
-        jobs.append(TensorJob(name, shape, graph, [stored], settings, members))
+        jobs.append(TensorJob(name, shape, (graph,), [stored], settings, members))
     scheduler = Scheduler(2)
     resolve_model_scope(jobs, scheduler)
     sinks = {job.name: _Bytes(4 * job.numel) for job in jobs}
-    scheduler.run(job.compute(DType.FLOAT32, sinks[job.name]) for job in jobs)
+    scheduler.run(job.compute([Target(DType.FLOAT32, sinks[job.name])]) for job in jobs)
     return {name: torch.frombuffer(sink.data, dtype=torch.float32) for name, sink in sinks.items()}
 
 

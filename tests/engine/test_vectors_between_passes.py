@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from weightsmith.engine import tensor_job
 from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.trace import Member
@@ -84,11 +85,11 @@ def computed(
     sources = [
         MemoryTensor(f"t{i}", dtype, shape, bytearray(a.tobytes())) for i, a in enumerate(arrays)
     ]
-    job = TensorJob("t", shape, output, list(sources), Settings(backend, tile))
+    job = TensorJob("t", shape, (output,), list(sources), Settings(backend, tile))
     sink = Collected(4 * math.prod(shape), 4)
 
     def run() -> Job:
-        yield from job.compute(DType.FLOAT32, sink)
+        yield from job.compute([Target(DType.FLOAT32, sink)])
 
     Scheduler(threads).run([run()])
     return np.frombuffer(sink.data, dtype=np.float32).reshape(shape)
@@ -181,11 +182,13 @@ def test_a_sample_of_a_whole_model_computes_its_own_rows() -> None:
     for name, array in zip("ab", drawn(shape), strict=True):
         stored = MemoryTensor(name, DType.FLOAT32, shape, bytearray(array.tobytes()))
         members = {cut: Member(MODEL, name)}
-        jobs.append(TensorJob(name, shape, output, [stored], settings, members))
+        jobs.append(TensorJob(name, shape, (output,), [stored], settings, members))
     scheduler = Scheduler(1)
     resolve_model_scope(jobs, scheduler)
     sinks = [Collected(4 * math.prod(shape), 4) for _ in jobs]
-    scheduler.run(job.compute(DType.FLOAT32, sink) for job, sink in zip(jobs, sinks, strict=True))
+    scheduler.run(
+        job.compute([Target(DType.FLOAT32, sink)]) for job, sink in zip(jobs, sinks, strict=True)
+    )
     assert [len(spec.kept) for spec in backend.specs[:2]] == [1, 1]
     sampled, measured = backend.specs[2:4], backend.specs[4:]
     assert [len(rows_computed(spec)) for spec in sampled] == [1, 1]
@@ -201,15 +204,15 @@ def test_only_the_outer_rows_that_later_passes_need_are_kept() -> None:
     norm, other = graph.norm(source(0) * outer), graph.total(source(0) * unused)
     output = source(0) * outer * norm * other
     levels = [norm.inputs[0], other]
-    assert rows_to_keep(output, levels, {}, (64, 64)) == (outer,)
-    assert rows_to_keep(output, levels, {outer: np.ones(64)}, (64, 64)) == ()
+    assert rows_to_keep([output], levels, {}, (64, 64)) == (outer,)
+    assert rows_to_keep([output], levels, {outer: np.ones(64)}, (64, 64)) == ()
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (64, 15), ((1 << 18) + 1, 16), (0, 64)], ids=str)
 def test_rows_that_are_short_or_very_many_are_not_kept(shape: tuple[int, ...]) -> None:
     row = graph.total(source(0), Scope.ROW)
     norm = graph.norm(source(0) - row)
-    assert rows_to_keep(source(0) * row * norm, [norm.inputs[0]], {}, shape) == ()
+    assert rows_to_keep([source(0) * row * norm], [norm.inputs[0]], {}, shape) == ()
 
 
 def weighted(shape: tuple[int, ...], n: int, role: str = "mlp") -> Value:

@@ -25,10 +25,11 @@ SPECIAL += (math.inf, -math.inf, math.nan)
 
 @dataclass(frozen=True)
 class Answer:
-    """What one pass over a whole tensor gave."""
+    """What one pass over a whole tensor gave; `output` is the first of `outputs`."""
 
     output: torch.Tensor | None
     result: TileResult
+    outputs: list[torch.Tensor]
 
 
 def encode(values: Any, dtype: DType) -> memoryview:
@@ -47,18 +48,14 @@ def run(
     """One pass over one tile, which is the whole tensor unless buffers are shorter."""
     sizes = zip(buffers, spec.source_dtypes, strict=True)
     count = next((b.nbytes // d.itemsize for b, d in sizes if b is not None), math.prod(spec.shape))
-    out = None
-    if spec.output_dtype is not None:
-        out = bytearray(count * spec.output_dtype.itemsize)
-    view = None if out is None else memoryview(out)
-    result = backend.compile(spec).run(buffers, start, count, view)
-    if out is None:
-        return Answer(None, result)
-    assert spec.output_dtype is not None
-    dtype = getattr(torch, spec.output_dtype.value)
-    return Answer(
-        torch.frombuffer(out, dtype=dtype) if out else torch.empty(0, dtype=dtype), result
-    )
+    outs = [bytearray(count * dtype.itemsize) for _, dtype in spec.outputs]
+    result = backend.compile(spec).run(buffers, start, count, [memoryview(out) for out in outs])
+    dtypes = [getattr(torch, dtype.value) for _, dtype in spec.outputs]
+    outputs = [
+        torch.frombuffer(out, dtype=dtype) if out else torch.empty(0, dtype=dtype)
+        for out, dtype in zip(outs, dtypes, strict=True)
+    ]
+    return Answer(outputs[0] if outputs else None, result, outputs)
 
 
 def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from weightsmith.tensors.passes import PassSpec
 from weightsmith.tensors.program import list_pass
 
 F32 = DType.FLOAT32
-SUM = PassSpec((64,), (F32, F32), source(0) * 0.25 + source(1), F32)
+SUM = PassSpec((64,), (F32, F32), ((source(0) * 0.25 + source(1), F32),))
 
 
 def test_the_backend_names_its_instruction_set() -> None:
@@ -54,38 +54,42 @@ def test_torch_is_never_imported() -> None:
 def test_a_source_of_the_wrong_size_is_refused(sizes: tuple[int | None, ...]) -> None:
     buffers = [None if s is None else memoryview(bytes(4 * s)) for s in sizes]
     with pytest.raises(UsageError, match="Source 1 of a tile of 64 elements"):
-        native.load().compile(SUM).run(buffers, 0, 64, memoryview(bytearray(256)))
+        native.load().compile(SUM).run(buffers, 0, 64, [memoryview(bytearray(256))])
 
 
-@pytest.mark.parametrize("out", [None, 252, 260])
-def test_an_output_of_the_wrong_size_is_refused(out: int | None) -> None:
-    view = None if out is None else memoryview(bytearray(out))
+@pytest.mark.parametrize("sizes", [[], [252], [260], [256, 256]])
+def test_outputs_of_the_wrong_number_or_size_are_refused(sizes: list[int]) -> None:
+    views = [memoryview(bytearray(size)) for size in sizes]
     with pytest.raises(UsageError, match="output buffer"):
-        native.load().compile(SUM).run([memoryview(bytes(256))] * 2, 0, 64, view)
+        native.load().compile(SUM).run([memoryview(bytes(256))] * 2, 0, 64, views)
 
 
 def test_a_read_only_output_is_refused() -> None:
     with pytest.raises(UsageError, match="read-only"):
-        native.load().compile(SUM).run([memoryview(bytes(256))] * 2, 0, 64, memoryview(bytes(256)))
+        native.load().compile(SUM).run(
+            [memoryview(bytes(256))] * 2, 0, 64, [memoryview(bytes(256))]
+        )
 
 
 def test_integer_tensors_and_unknown_nodes_are_refused() -> None:
     backend = native.load()
     with pytest.raises(UsageError, match="int64"):
-        backend.compile(PassSpec((4,), (DType.INT64,), source(0), F32))
+        backend.compile(PassSpec((4,), (DType.INT64,), ((source(0), F32),)))
     with pytest.raises(UsageError, match="int8"):
-        backend.compile(PassSpec((4,), (F32,), source(0), DType.INT8))
+        backend.compile(PassSpec((4,), (F32,), ((source(0), DType.INT8),)))
     with pytest.raises(UsageError, match="'whole'"):
-        backend.compile(PassSpec((4,), (F32,), graph.whole(lambda _, x: x, source(0)), F32))
+        backend.compile(PassSpec((4,), (F32,), ((graph.whole(lambda _, x: x, source(0)), F32),)))
     cut = graph.largest(source(0), 1)
     with pytest.raises(UsageError, match="not yet known"):
-        backend.compile(PassSpec((4,), (F32,), graph.above(source(0), cut) * 1.0, F32))
+        backend.compile(PassSpec((4,), (F32,), ((graph.above(source(0), cut) * 1.0, F32),)))
 
 
 def test_tensors_that_differ_in_numbers_only_share_a_program() -> None:
     def spec(weight: float, seed: int) -> PassSpec:
         kept = graph.uniform((seed, 7)) < 0.5
-        return PassSpec((64,), (F32, F32), graph.where(kept, source(0) * weight, source(1)), F32)
+        return PassSpec(
+            (64,), (F32, F32), ((graph.where(kept, source(0) * weight, source(1)), F32),)
+        )
 
     listings = [list_pass(spec(0.25, 1)), list_pass(spec(0.75, 2)), list_pass(spec(0.5, 1))]
     assert listings[0].structure == listings[1].structure
@@ -98,16 +102,16 @@ def test_equal_subexpressions_are_computed_once_and_zeros_of_two_signs_are_not_e
     def delta() -> Any:
         return source(0) - source(1)
 
-    one = list_pass(PassSpec((4,), (F32, F32), delta() * delta(), F32))
+    one = list_pass(PassSpec((4,), (F32, F32), ((delta() * delta(), F32),)))
     assert [op for op, _, _ in one.entries] == ["source", "source", "sub", "mul"]
-    zeros = list_pass(PassSpec((4,), (F32,), source(0) / 0.0 + source(0) / -0.0, F32))
+    zeros = list_pass(PassSpec((4,), (F32,), ((source(0) / 0.0 + source(0) / -0.0, F32),)))
     assert [op for op, _, _ in zeros.entries].count("div") == 2
 
 
 def test_a_known_whole_matrix_is_read_from_where_the_tile_lies(backend: Any, tools: Any) -> None:
     matrix = graph.whole(lambda _, x: x, source(0))
     known = {matrix: np.arange(5000.0).reshape(50, 100)}
-    spec = PassSpec((50, 100), (F32,), matrix + source(0), F32, (), known)
+    spec = PassSpec((50, 100), (F32,), ((matrix + source(0), F32),), (), known)
     found = tools.run(backend, spec, [tools.encode(np.ones(70), F32)], start=1200).output
     assert found.tolist() == [1201.0 + i for i in range(70)]
 
@@ -121,17 +125,19 @@ def test_many_registers_and_small_blocks_give_the_same_numbers(
         [a * b for a, b in zip(values, values[::-1], strict=True)]
     ) / graph.add_all(values)
     buffers = [tools.encode(tools.values(i, 2500), DType.FLOAT16) for i in range(40)]
-    spec = PassSpec((2500,), dtypes, output, DType.BFLOAT16)
+    spec = PassSpec((2500,), dtypes, ((output, DType.BFLOAT16),))
     tools.assert_same_bits(*(tools.run(b, spec, buffers).output for b in (backend, reference)))
 
 
 def test_threads_share_a_compiled_pass() -> None:
-    compiled = native.load().compile(PassSpec((1 << 18,), (F32,), graph.exp(source(0)) * 3.0, F32))
+    compiled = native.load().compile(
+        PassSpec((1 << 18,), (F32,), ((graph.exp(source(0)) * 3.0, F32),))
+    )
 
     def one(i: int) -> bytes:
         buffer = memoryview(np.full(20000, i / 10, dtype=np.float32)).cast("B")
         out = bytearray(80000)
-        compiled.run([buffer], 0, 20000, memoryview(out))
+        compiled.run([buffer], 0, 20000, [memoryview(out)])
         return bytes(out)
 
     with ThreadPoolExecutor(4) as pool:

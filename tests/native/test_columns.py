@@ -50,7 +50,7 @@ def measured(
     for start in reversed(range(0, numel, step)):
         count = min(step, numel - start)
         parts = [b[4 * start : 4 * (start + count)] for b in buffers]
-        sums.admit(compiled.run(parts, start, count, None).partials[0])
+        sums.admit(compiled.run(parts, start, count).partials[0])
     return sums.result
 
 
@@ -108,7 +108,7 @@ def test_numbers_of_columns_stand_in_their_elements(
     mean = column_total(source(0), columns)
     output = source(0) * 0.0 + graph.apply(np.negative, mean / 3.0)
     buffer = tools.encode(rng.integers(-9, 9, count), dtype)
-    spec = PassSpec(shape, (dtype,), output, DType.FLOAT32, known={mean: known})
+    spec = PassSpec(shape, (dtype,), ((output, DType.FLOAT32),), known={mean: known})
     ours, theirs = (tools.run(x, spec, [buffer]).output for x in (backend, reference))
     tools.assert_same_bits(ours, theirs)
     lines = np.arange(count) // max(columns.elements, 1) * columns.width + np.arange(count) % max(
@@ -140,7 +140,7 @@ def test_a_number_for_all_columns_is_a_plain_number(backend: Any, tools: Any) ->
     output = source(0) - graph.apply(np.max, peak)
     buffer = tools.encode([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], DType.FLOAT32)
     spec = PassSpec(
-        (3, 2), (DType.FLOAT32,), output, DType.FLOAT32, known={peak: np.array([5.0, 6.0])}
+        (3, 2), (DType.FLOAT32,), ((output, DType.FLOAT32),), known={peak: np.array([5.0, 6.0])}
     )
     assert tools.run(backend, spec, [buffer]).output.tolist() == [-5.0, -4.0, -3.0, -2.0, -1.0, 0.0]
 
@@ -158,7 +158,7 @@ def test_tensors_of_one_graph_have_their_own_numbers(
     buffer = tools.encode(np.ones(6), DType.FLOAT32)
     for known, row in (([5.0, 6.0], [10, 12]), ([-5.0, 6.0], [-5, -5]), ([1.0, 2.0], [2, 4])):
         spec = PassSpec(
-            (3, 2), (DType.FLOAT32,), output, DType.FLOAT32, known={sums: np.array(known)}
+            (3, 2), (DType.FLOAT32,), ((output, DType.FLOAT32),), known={sums: np.array(known)}
         )
         for machine in (backend, reference):
             assert tools.run(machine, spec, [buffer]).output.tolist() == row * 3
@@ -167,7 +167,7 @@ def test_tensors_of_one_graph_have_their_own_numbers(
 def test_a_function_that_gives_too_few_numbers_is_refused(backend: Any) -> None:
     sums = column_total(source(0), Columns(3, 4))
     output = source(0) * graph.apply(np.diff, sums)
-    spec = PassSpec((3, 4), (DType.FLOAT32,), output, DType.FLOAT32, known={sums: np.ones(4)})
+    spec = PassSpec((3, 4), (DType.FLOAT32,), ((output, DType.FLOAT32),), known={sums: np.ones(4)})
     with pytest.raises(UsageError, match="gave 3 of them for 4 columns"):
         backend.compile(spec)
 

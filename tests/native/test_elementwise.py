@@ -118,18 +118,18 @@ def test_random_graphs_give_torchs_bits(
     written = data.draw(st.sampled_from(FLOATS))
     count = int(np.prod(shape))
     buffers = [tools.encode(tools.values(seed + i, count), d) for i, d in enumerate(dtypes)]
-    spec = PassSpec(shape, dtypes, output, written, known=grower.known)
+    spec = PassSpec(shape, dtypes, ((output, written),), known=grower.known)
     read = used_sources([output], grower.known)
     if not read:
         output, read = (
             output + source(0),
             {0},
         )  # the reference learns the size of a tile from its sources
-        spec = PassSpec(shape, dtypes, output, written, known=grower.known)
+        spec = PassSpec(shape, dtypes, ((output, written),), known=grower.known)
     used = [b if i in read else None for i, b in enumerate(buffers)]
     ours, theirs = tools.run(backend, spec, used), tools.run(reference, spec, used)
     tools.assert_same_bits(ours.output, theirs.output)
-    assert ours.result.nonfinite_output == theirs.result.nonfinite_output
+    assert ours.result.nonfinite_outputs == theirs.result.nonfinite_outputs
     assert ours.result.nonfinite_sources == theirs.result.nonfinite_sources
 
 
@@ -137,7 +137,7 @@ def test_random_graphs_give_torchs_bits(
 def test_nan_wins_in_minimum_and_maximum(backend: Any, tools: Any, function: Any) -> None:
     values = np.array([[np.nan, 1.0], [1.0, np.nan], [2.0, 3.0], [-np.inf, 0.0]] * 20)
     buffers = [tools.encode(values[:, i], DType.FLOAT32) for i in range(2)]
-    spec = PassSpec((80,), (DType.FLOAT32,) * 2, function(source(0), source(1)), DType.FLOAT32)
+    spec = PassSpec((80,), (DType.FLOAT32,) * 2, ((function(source(0), source(1)), DType.FLOAT32),))
     expected = torch.from_numpy(
         (np.minimum if function is graph.minimum else np.maximum)(*values.T)
     )
@@ -152,7 +152,7 @@ def test_exp_and_log_are_rounded_once_from_float64(backend: Any, tools: Any, dty
     buffer = tools.encode(numbers, dtype)
     stored = np.frombuffer(buffer, dtype=dtype.value).astype(np.float64)
     for function, golden in ((graph.exp, np.exp), (graph.log, np.log)):
-        spec = PassSpec(numbers.shape, (dtype,), function(source(0)), dtype)
+        spec = PassSpec(numbers.shape, (dtype,), ((function(source(0)), dtype),))
         found = tools.run(backend, spec, [buffer]).output
         with np.errstate(all="ignore"):
             expected = torch.from_numpy(golden(stored)).to(found.dtype)
@@ -183,7 +183,7 @@ def test_uniforms_follow_the_documented_generator(
 ) -> None:
     key = (0x12345678, 0xFEDCBA98)
     count = 2**18 + 1500
-    spec = PassSpec((1 << 40,), (dtype,), graph.uniform(key), dtype)
+    spec = PassSpec((1 << 40,), (dtype,), ((graph.uniform(key), dtype),))
     found = tools.run(backend, spec, [memoryview(bytes(count * dtype.itemsize))], start).output
     for at in [0, 1, 1023, 1024, 2**18 - 1, 2**18, 2**18 + 1, count - 1]:
         assert float(found[at]) == uniform_by_hand(key, start + at)
@@ -195,7 +195,7 @@ def test_a_cut_selects_ties_up_to_its_last_index(backend: Any, tools: Any, last_
     cut = graph.largest(source(0), 5)
     known = {cut: CutPoint(0x3F800000, last_index, 1.0)}
     spec = PassSpec(
-        (3000,), (DType.FLOAT32,), graph.above(source(0), cut) * 1.0, DType.FLOAT32, (), known
+        (3000,), (DType.FLOAT32,), ((graph.above(source(0), cut) * 1.0, DType.FLOAT32),), (), known
     )
     found = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)]).output.numpy()
     expected = (values == 2.0) | ((np.abs(values) == 1.0) & (np.arange(3000) <= last_index))
@@ -208,7 +208,7 @@ def test_square_roots_are_correctly_rounded(backend: Any, reference: Any, tools:
         buffer = tools.encode(numbers, dtype)
         with np.errstate(invalid="ignore"):
             expected = torch.from_numpy(np.sqrt(np.frombuffer(buffer, dtype=dtype.value)))
-        spec = PassSpec(numbers.shape, (dtype,), graph.sqrt(source(0)), dtype)
+        spec = PassSpec(numbers.shape, (dtype,), ((graph.sqrt(source(0)), dtype),))
         tools.assert_same_bits(tools.run(backend, spec, [buffer]).output, expected)
         if dtype is DType.FLOAT32:
             tools.assert_same_bits(tools.run(reference, spec, [buffer]).output, expected)

@@ -23,7 +23,7 @@ def test_every_part_of_the_format_is_rounded_as_the_library_rounds(
 ) -> None:
     patterns = np.arange(0, 1 << 32, 16411, dtype=np.uint64).astype(np.uint32)
     buffer = patterns.view(np.uint8)
-    spec = PassSpec(patterns.shape, (DType.FLOAT32,), function(source(0)), DType.FLOAT32)
+    spec = PassSpec(patterns.shape, (DType.FLOAT32,), ((function(source(0)), DType.FLOAT32),))
     found = tools.run(backend, spec, [buffer]).output
     with np.errstate(all="ignore"):
         expected = golden(patterns.view(np.float32).astype(np.float64)).astype(np.float32)

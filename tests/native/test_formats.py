@@ -39,13 +39,13 @@ def edge_values(dtype: DType) -> torch.Tensor:
 def test_every_code_decodes_to_its_number(backend: Any, tools: Any, dtype: DType) -> None:
     codes = every_code(dtype)
     buffer = memoryview(codes.view(torch.uint8).numpy()).cast("B")
-    spec = PassSpec((codes.numel(),), (dtype,), source(0), DType.FLOAT32)
+    spec = PassSpec((codes.numel(),), (dtype,), ((source(0), DType.FLOAT32),))
     answer = tools.run(backend, spec, [buffer])
     tools.assert_same_bits(answer.output, codes.float())
     bad = torch.nonzero(~torch.isfinite(codes.float())).flatten()
     expected = (bad.numel(), int(bad[0]))
     assert answer.result.nonfinite_sources == [expected]
-    assert answer.result.nonfinite_output == expected
+    assert answer.result.nonfinite_outputs == [expected]
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
@@ -55,9 +55,11 @@ def test_rounding_is_to_nearest_even_at_every_midpoint(
     values = edge_values(dtype)
     buffer = memoryview(values.numpy()).cast("B")
     expected = values.to(getattr(torch, dtype.value))
-    spec = PassSpec((values.numel(),), (DType.FLOAT32,), source(0), dtype)
+    spec = PassSpec((values.numel(),), (DType.FLOAT32,), ((source(0), dtype),))
     tools.assert_same_bits(tools.run(backend, spec, [buffer]).output, expected)
-    inner = PassSpec((values.numel(),), (DType.FLOAT32,), rounded(source(0), dtype), DType.FLOAT32)
+    inner = PassSpec(
+        (values.numel(),), (DType.FLOAT32,), ((rounded(source(0), dtype), DType.FLOAT32),)
+    )
     tools.assert_same_bits(tools.run(backend, inner, [buffer]).output, expected.float())
 
 
@@ -68,10 +70,10 @@ def test_a_copy_between_formats_equals_torch(
 ) -> None:
     buffer = tools.encode(tools.values(1, 3001), stored)
     for value in (source(0), rounded(source(0), written), rounded(source(0), DType.BFLOAT16)):
-        spec = PassSpec((3001,), (stored,), value, written)
+        spec = PassSpec((3001,), (stored,), ((value, written),))
         ours, theirs = tools.run(backend, spec, [buffer]), tools.run(reference, spec, [buffer])
         tools.assert_same_bits(ours.output, theirs.output)
-        assert ours.result.nonfinite_output == theirs.result.nonfinite_output
+        assert ours.result.nonfinite_outputs == theirs.result.nonfinite_outputs
         assert ours.result.nonfinite_sources == theirs.result.nonfinite_sources
 
 
@@ -82,9 +84,9 @@ def test_unaligned_sources_and_outputs_are_fine(backend: Any, tools: Any, dtype:
     room = bytearray(stored.nbytes + 3)
     room[3:] = stored
     out = bytearray(stored.nbytes + 1)
-    spec = PassSpec((count,), (dtype,), source(0), dtype)
+    spec = PassSpec((count,), (dtype,), ((source(0), dtype),))
     view = memoryview(out)[1:]
-    backend.compile(spec).run([memoryview(room)[3:]], 0, count, view)
+    backend.compile(spec).run([memoryview(room)[3:]], 0, count, [view])
     assert view == stored
 
 
@@ -93,16 +95,16 @@ def test_nonfinite_elements_are_counted_with_the_flat_index_of_the_first(
 ) -> None:
     values = np.zeros(5000)
     values[[1500, 1501, 4999]] = [np.inf, np.nan, -np.inf]
-    spec = PassSpec((10000,), (DType.BFLOAT16,), source(0) + 1.0, DType.FLOAT16)
+    spec = PassSpec((10000,), (DType.BFLOAT16,), ((source(0) + 1.0, DType.FLOAT16),))
     answer = tools.run(backend, spec, [tools.encode(values, DType.BFLOAT16)], start=100)
     assert answer.result.nonfinite_sources == [(3, 1600)]
-    assert answer.result.nonfinite_output == (3, 1600)
+    assert answer.result.nonfinite_outputs == [(3, 1600)]
 
 
 def test_overflow_of_the_output_is_found(backend: Any, tools: Any) -> None:
-    spec = PassSpec((40,), (DType.FLOAT32,), source(0) * 2.0, DType.FLOAT16)
+    spec = PassSpec((40,), (DType.FLOAT32,), ((source(0) * 2.0, DType.FLOAT16),))
     values = np.ones(40)
     values[33] = 40000.0
     answer = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)])
-    assert answer.result.nonfinite_output == (1, 33)
+    assert answer.result.nonfinite_outputs == [(1, 33)]
     assert answer.result.nonfinite_sources == [(0, -1)]

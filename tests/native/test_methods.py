@@ -52,7 +52,7 @@ def merge(
         for node in levels[0]:
             known[node] = measure(backend, node, known, dtypes, buffers, tools)
     return tools.run(
-        backend, PassSpec(SHAPE, dtypes, output, DType.FLOAT32, (), known), buffers
+        backend, PassSpec(SHAPE, dtypes, ((output, DType.FLOAT32),), (), known), buffers
     ).output
 
 

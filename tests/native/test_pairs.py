@@ -33,7 +33,7 @@ def instructions(output: Value, dtypes: tuple[DType, ...]) -> list[str]:
     """Names of what a pass is computed with."""
     names = load()._library.opcodes
     number_of = {number: name for name, number in names.items()}
-    spec = PassSpec((COUNT,), dtypes, output, DType.FLOAT32)
+    spec = PassSpec((COUNT,), dtypes, ((output, DType.FLOAT32),))
     (segment,) = assemble(list_pass(spec).structure, names)
     return [number_of[int(row[0])] for row in segment.code]
 
@@ -41,7 +41,7 @@ def instructions(output: Value, dtypes: tuple[DType, ...]) -> list[str]:
 def assert_bits_of_torch(
     backend: NativeBackend, reference: Any, tools: Any, output: Value, dtypes: tuple[DType, ...]
 ) -> None:
-    spec = PassSpec((COUNT,), dtypes, output, DType.FLOAT64)
+    spec = PassSpec((COUNT,), dtypes, ((output, DType.FLOAT64),))
     buffers = [
         tools.encode(tools.values(seed, COUNT, 0.6), dtype) for seed, dtype in enumerate(dtypes)
     ]
@@ -97,7 +97,7 @@ def test_what_is_used_twice_and_what_stands_on_the_other_side_is_not_taken_in() 
 def test_an_element_that_is_not_finite_is_counted_where_a_task_vector_is_taken_while_loading(
     backend: NativeBackend, tools: Any
 ) -> None:
-    spec = PassSpec((3,), (DType.BFLOAT16,) * 2, source(1) - source(0), DType.FLOAT32)
+    spec = PassSpec((3,), (DType.BFLOAT16,) * 2, ((source(1) - source(0), DType.FLOAT32),))
     buffers = [
         tools.encode([1.0, 2.0, float("inf")], DType.BFLOAT16),
         tools.encode([1.0, float("nan"), float("inf")], DType.BFLOAT16),

@@ -91,15 +91,14 @@ def test_an_empty_tensor_has_no_partials(backend: Any) -> None:
     spec = PassSpec(
         (3, 0),
         spec.source_dtypes,
-        DELTA,
-        DType.FLOAT16,
+        ((DELTA, DType.FLOAT16),),
         (*spec.reductions, (cut, Histogram(0, 15)), (cut, Collect(0, 5, 10))),
     )
-    result = backend.compile(spec).run([memoryview(b""), memoryview(b"")], 0, 0, memoryview(b""))
+    result = backend.compile(spec).run([memoryview(b""), memoryview(b"")], 0, 0, [memoryview(b"")])
     assert [len(p) for p in result.partials[:4]] == [0, 0, 0, 0]
     assert result.partials[4].counts.sum() == 0
     assert result.partials[5].inside == len(result.partials[5].keys) == 0
-    assert result.nonfinite_output == (0, -1)
+    assert result.nonfinite_outputs == [(0, -1)]
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -191,8 +190,7 @@ def test_reductions_that_ask_for_the_same_number_are_measured_once(
         spec = PassSpec(
             (count,),
             (DType.BFLOAT16,) * 2,
-            source(0) + source(1),
-            DType.BFLOAT16,
+            ((source(0) + source(1), DType.BFLOAT16),),
             tuple(reductions),
         )
         return list(tools.run(backend, spec, data).result.partials)

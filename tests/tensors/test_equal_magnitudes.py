@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
+from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.tensor_job import Settings, TensorJob
 from weightsmith.engine.trace import Member
@@ -107,7 +108,7 @@ def masks(
         TensorJob(
             name,
             array.shape,
-            output,
+            (output,),
             [MemoryTensor(name, DType.FLOAT32, array.shape, bytearray(array.tobytes()))],
             settings,
             {cut: Member(MODEL, name)},
@@ -117,7 +118,7 @@ def masks(
     scheduler = Scheduler(2)
     resolve_model_scope(jobs, scheduler, rule)
     sinks = {job.name: _Floats(job.numel) for job in jobs}
-    scheduler.run(job.compute(DType.FLOAT32, sinks[job.name]) for job in jobs)
+    scheduler.run(job.compute([Target(DType.FLOAT32, sinks[job.name])]) for job in jobs)
     return {name: sink.data.astype(bool) for name, sink in sinks.items()}
 
 

@@ -72,7 +72,7 @@ class DecodedTensor(FromSources):
             parts: list[memoryview | None] = [_read(source, at, end) for source in self.sources]
             size = self.dtype.itemsize
             out = view[(at - start) * size : (end - start) * size]
-            number, _ = compiled.run(parts, 0, end - at, out).nonfinite_output
+            ((number, _),) = compiled.run(parts, 0, end - at, (out,)).nonfinite_outputs
             if number and not self.may_overflow:
                 self._refuse(parts, out, at)
 
@@ -93,7 +93,7 @@ class DecodedTensor(FromSources):
             if not self._compiled:
                 output = self.graph(*(_number(constant) for constant in self.constants))
                 dtypes = tuple(source.dtype for source in self.sources)
-                spec = PassSpec((_BLOCK,), dtypes, output, self.dtype)
+                spec = PassSpec((_BLOCK,), dtypes, ((output, self.dtype),))
                 self._compiled.append(_backend().compile(spec))
             return self._compiled[0]
 

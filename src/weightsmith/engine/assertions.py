@@ -69,7 +69,7 @@ def _check(
     root = value(0.0)
     for scalar in measured:
         root = root + scalar
-    job = TensorJob(tensor.name, tensor.shape, root, sources, settings)
+    job = TensorJob(tensor.name, tensor.shape, (root,), sources, settings)
     yield from job.resolve()
     problem = _problem(clause, [float(job.known[m]) for m in measured])
     if problem:

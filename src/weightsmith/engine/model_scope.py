@@ -106,7 +106,7 @@ def _later(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[ModelStatisti
     now = {job.members[reduction].statistic for reduction in pending}
     return {
         job.members[node].statistic
-        for node in walked([job.output], job.known)
+        for node in walked(job.outputs, job.known)
         if node in job.members and node not in job.known and job.members[node].statistic not in now
     }
 

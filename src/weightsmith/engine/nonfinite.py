@@ -100,14 +100,15 @@ def nonfinite_elements(tensor: LazyTensor, settings: Settings) -> tuple[int, int
     if not tensor.dtype.is_float:
         return 0, -1
     work = work_dtype([tensor.dtype])
-    compiled = settings.backend.compile(PassSpec(tensor.shape, (tensor.dtype,), source(0), work))
+    compiled = settings.backend.compile(
+        PassSpec(tensor.shape, (tensor.dtype,), ((source(0), work),))
+    )
     number, first = 0, -1
     for start, count in tiles_of(tensor.shape, settings.tile_elements):
         read, made = bytearray(count * tensor.dtype.itemsize), bytearray(count * work.itemsize)
         tensor.read_into(start, start + count, memoryview(read))
-        found, at = compiled.run(
-            [memoryview(read)], start, count, memoryview(made)
-        ).nonfinite_output
+        result = compiled.run([memoryview(read)], start, count, (memoryview(made),))
+        ((found, at),) = result.nonfinite_outputs
         first = at if found and not number else first
         number += found
     return number, first

@@ -152,7 +152,7 @@ class Plan:
 
     def bytes_per_element(self, tensor: PlannedTensor) -> int:
         """Bytes of buffers and scratch per element of a tile."""
-        return _bytes_per_element(tensor.output, self.resolved.checkpoints, self.backend)
+        return _bytes_per_element(tensor, self.resolved.checkpoints, self.backend)
 
     def _tile_bytes(self, tensor: PlannedTensor) -> int:
         elements = tile_elements(tensor.output.shape, self.tile_elements, tensor.rows)
@@ -226,8 +226,7 @@ def _planned(
 ) -> Plan:
     planned, measured, findings = planned_tensors(resolved, output)
     layout = output.layout(resolved.shard_bytes)
-    outputs = [tensor.output for tensor in planned]
-    widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in outputs), default=1)
+    widest = max((_bytes_per_element(t, resolved.checkpoints, choice) for t in planned), default=1)
     kept = choice.resident_bytes + int(_KEPT_SHARE * _vocabulary_bytes(resolved))
     budget = max(memory_bytes - kept, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
@@ -243,7 +242,7 @@ def _planned(
         memory_bytes=memory_bytes,
         tile_elements=tile,
         findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
-        digest=_digest(resolved, outputs, layout, choice),
+        digest=_digest(resolved, [t.output for t in planned], layout, choice),
         papers=made,
         measured=measured,
     )
@@ -308,10 +307,11 @@ def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:
 
 
 def _bytes_per_element(
-    tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice
+    tensor: PlannedTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice
 ) -> int:
-    stored = [checkpoints[f.checkpoint].tensors[f.tensor] for f in distinct_leaves(tensor.formula)]
-    buffers = sum(t.dtype.itemsize for t in stored) + tensor.dtype.itemsize
+    leaves = distinct_leaves(tensor.output.formula)
+    stored = [checkpoints[leaf.checkpoint].tensors[leaf.tensor] for leaf in leaves]
+    buffers = sum(t.dtype.itemsize for t in stored) + tensor.written_bytes
     return buffers + backend.scratch_bytes_per_element(len(stored))
 
 

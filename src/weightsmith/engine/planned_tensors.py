@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.outputs.output import MadeTensor, Output
+from weightsmith.engine.outputs.output import MadeTensor, Output, Reading
 from weightsmith.engine.outputs.storage import PLAIN, Storage
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
@@ -46,7 +46,8 @@ class PlannedTensor:
     with its inputs; `matrices` of them go into its largest matrix method at a time, and `results` come out of all.
     `rows`: it is streamed by whole rows. `wide`: it is computed in float64 because
     another tensor of those statistics is. `columns` has the view of each number per column. `storage` is its form in
-    the file; tensors of one `reading` are computed in one reading of what they are made of.
+    the file; tensors of one `reading` are computed in one reading of what they are made of, and have `written_bytes`
+    for each element together.
     """
 
     output: OutputTensor
@@ -62,6 +63,7 @@ class PlannedTensor:
     columns: tuple[Columns, ...] = ()
     storage: Storage = PLAIN
     reading: str = ""
+    written_bytes: int = 0
 
     @property
     def site(self) -> str:
@@ -84,67 +86,29 @@ def planned_tensors(
     resolved: Resolved, output: Output
 ) -> tuple[tuple[PlannedTensor, ...], tuple[PlannedTensor, ...], list[Finding]]:
     """The tensors of an output, those that are measured only, and what methods refuse."""
-    tracer = Tracer()
-    facts: dict[Hashable, _Facts] = {}
-    planned: list[PlannedTensor] = []
-    findings: dict[str, Finding] = {}
-    made = [(one, reading[0].tensor.name) for reading in output.readings for one in reading]
-    count = len(made)
-    made += [(MadeTensor(tensor), tensor.name) for tensor in resolved.measured]
-    for one, reading in made:
-        tensor = one.tensor
-        action = action_of(tensor, resolved.checkpoints)
-        found = _Facts()
-        if action is Action.COMPUTE:
-            key = (tensor.shape, _shape_of_formula(tensor.formula))
-            if key not in facts:
-                try:
-                    facts[key] = _facts(tracer, tensor)
-                except RecipeError as error:
-                    facts[key] = _Facts()
-                    refused = Finding(Severity.ERROR, "method", tensor.name, str(error))
-                    findings.setdefault(refused.message.split(":", 1)[-1], refused)
-            found = facts[key]
-        stored = [
-            resolved.checkpoints[f.checkpoint].tensors[f.tensor]
-            for f in distinct_leaves(tensor.formula)
-        ]
-        is_first = tensor.name == reading
-        read = found.passes * ReadingCost.of(stored).stored_bytes if is_first else 0
-        planned.append(
-            PlannedTensor(
-                tensor,
-                action,
-                found.passes,
-                read,
-                found.model_scope,
-                found.matrices > 0,
-                found.rows,
-                matrices=found.matrices,
-                results=found.results,
-                columns=found.columns,
-                storage=one.storage,
-                reading=reading,
-            )
-        )
+    planner = _Planner(resolved.checkpoints)
+    readings = [*output.readings, *((MadeTensor(tensor),) for tensor in resolved.measured)]
+    planned = [tensor for reading in readings for tensor in planner.planned(reading)]
+    count = sum(len(reading) for reading in output.readings)
     written = _widened(planned, resolved.checkpoints)
     measured = tuple(
         replace(tensor, read_bytes=tensor.read_bytes // tensor.passes * (tensor.passes - 1))
         for tensor in written[count:]
         if tensor.model_scope
     )
-    return written[:count], measured, list(findings.values())
+    return written[:count], measured, list(planner.findings.values())
 
 
 def _widened(
     planned: Sequence[PlannedTensor], checkpoints: Mapping[str, Checkpoint]
 ) -> tuple[PlannedTensor, ...]:
     """The tensors of model-wide statistics in one work precision, since magnitudes are compared across them."""
+    concerned = {t.reading for t in planned if t.model_scope}
     leaves = {leaf for t in planned if t.model_scope for leaf in distinct_leaves(t.output.formula)}
     wide = any(
         checkpoints[leaf.checkpoint].tensors[leaf.tensor].dtype is DType.FLOAT64 for leaf in leaves
     )
-    return tuple(replace(t, wide=True) if wide and t.model_scope else t for t in planned)
+    return tuple(replace(t, wide=True) if wide and t.reading in concerned else t for t in planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +119,55 @@ class _Facts:
     matrices: int = 0
     results: int = 0
     columns: tuple[Columns, ...] = ()
+
+
+@dataclass(slots=True)
+class _Planner:
+    """What graphs say of formulas, each kind of formula being traced once; `findings` are what methods refuse."""
+
+    checkpoints: Mapping[str, Checkpoint]
+    findings: dict[str, Finding] = field(default_factory=dict)
+    _tracer: Tracer = field(default_factory=Tracer)
+    _known: dict[Hashable, _Facts] = field(default_factory=dict)
+
+    def planned(self, reading: Reading) -> Iterator[PlannedTensor]:
+        """The tensors of one reading; what they read is counted with the first."""
+        facts = [self._facts(made.tensor) for made in reading]
+        leaves = dict.fromkeys(
+            leaf for made in reading for leaf in distinct_leaves(made.tensor.formula)
+        )
+        stored = [self.checkpoints[leaf.checkpoint].tensors[leaf.tensor] for leaf in leaves]
+        read = max(found.passes for found in facts) * ReadingCost.of(stored).stored_bytes
+        for made, found in zip(reading, facts, strict=True):
+            is_first = made is reading[0]
+            yield PlannedTensor(
+                made.tensor,
+                action_of(made.tensor, self.checkpoints),
+                found.passes,
+                read if is_first else 0,
+                found.model_scope,
+                found.matrices > 0,
+                found.rows,
+                matrices=found.matrices,
+                results=found.results,
+                columns=found.columns,
+                storage=made.storage,
+                reading=reading[0].tensor.name,
+                written_bytes=sum(made.tensor.dtype.itemsize for made in reading),
+            )
+
+    def _facts(self, tensor: OutputTensor) -> _Facts:
+        if action_of(tensor, self.checkpoints) is not Action.COMPUTE:
+            return _Facts()
+        key = (tensor.shape, _shape_of_formula(tensor.formula))
+        if key not in self._known:
+            try:
+                self._known[key] = _facts(self._tracer, tensor)
+            except RecipeError as error:
+                self._known[key] = _Facts()
+                refused = Finding(Severity.ERROR, "method", tensor.name, str(error))
+                self.findings.setdefault(refused.message.split(":", 1)[-1], refused)
+        return self._known[key]
 
 
 def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:

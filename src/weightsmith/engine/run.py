@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.assertions import check_assertions
-from weightsmith.engine.coded_job import CodedPart, compute_parts
 from weightsmith.engine.copy_job import copy_tensor
 from weightsmith.engine.journal import Forgotten, Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest, Merged
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.nonfinite import check_finite, located
 from weightsmith.engine.outputs.output import Store
+from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.plan import Plan, require_runnable
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.progress import Progress, Silence
@@ -218,50 +219,43 @@ def write_tensors(
     """
     tracer = Tracer()
 
-    def write_parts(parts: Sequence[PlannedTensor]) -> Job:
-        jobs = []
-        for part in parts:
-            name = part.output.name
-            job = tensor_job(plan, part, settings, tracer)
+    def write(reading: Sequence[PlannedTensor]) -> Job:
+        targets = [_target(tensor, shards, progress) for tensor in reading]
+        if reading[0].action is Action.COMPUTE:
+            job, traced = tensor_job(plan, reading, settings, tracer)
             job.adopt(results)
-            placed = shards.sink(name, partial(progress.advance, tensor=name))
-            back = partial(shards.written, name)
-            jobs.append(CodedPart(job, part.output, part.storage, placed, back))
-        for part, finished in zip(parts, (yield from compute_parts(jobs)), strict=True):
-            if checks:
-                check_finite(plan, part, finished)
-            shards.tensor_done(part.output.name)
-            done(_record(part, finished))
-
-    def write(tensor: PlannedTensor) -> Job:
-        name = tensor.output.name
-        sink = shards.sink(name, lambda nbytes: progress.advance(nbytes, name))
-        if tensor.action is Action.COMPUTE:
-            job = tensor_job(plan, tensor, settings, tracer)
-            job.adopt(results)
-            finished: Finished = yield from job.compute(tensor.output.dtype, sink)
+            reads = [traced.reads(tensor.output) for tensor in reading]
+            targets = [replace(t, reads=own) for t, own in zip(targets, reads, strict=True)]
+            found: list[Finished] = yield from job.compute(targets)
+        else:
+            stored = [plan.leaf(leaf) for leaf in distinct_leaves(reading[0].output.formula)]
+            found = [(yield from copy_tensor(stored, targets[0].placed, settings.tile_elements))]
+        for tensor, finished in zip(reading, found, strict=True):
+            record = _record(tensor, finished)
             if checks:
                 check_finite(plan, tensor, finished)
-                check_continued(plan, tensor, _record(tensor, finished))
-        else:
-            stored = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
-            finished = yield from copy_tensor(stored, sink, settings.tile_elements)
-        shards.tensor_done(name)
-        done(_record(tensor, finished))
+                check_continued(plan, tensor, record)
+            shards.tensor_done(record.name)
+            done(record)
 
     with located(plan, settings):
-        scheduler.run(
-            write(group[0]) if len(group) == 1 and group[0].storage.is_plain else write_parts(group)
-            for group in _by_reading(tensors)
-        )
+        scheduler.run(write(reading) for reading in _readings(plan, tensors))
 
 
-def _by_reading(tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
-    """Tensors in their order, those of one reading together."""
-    groups: dict[str, list[PlannedTensor]] = {}
+def _target(tensor: PlannedTensor, store: Store, progress: Progress) -> Target:
+    """Where an output tensor goes."""
+    name = tensor.output.name
+    placed = store.sink(name, partial(progress.advance, tensor=name))
+    return Target(tensor.output.dtype, placed, tensor.storage, partial(store.written, name))
+
+
+def _readings(plan: Plan, tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
+    """Tensors in their order, those of one reading together, and there in the order of the plan."""
+    readings: dict[str, list[PlannedTensor]] = {}
     for tensor in tensors:
-        groups.setdefault(tensor.reading, []).append(tensor)
-    return list(groups.values())
+        readings.setdefault(tensor.reading, []).append(tensor)
+    places = {tensor.output.name: i for i, tensor in enumerate(plan.tensors)}
+    return [sorted(reading, key=lambda t: places[t.output.name]) for reading in readings.values()]
 
 
 def _record(tensor: PlannedTensor, finished: Finished) -> TensorRecord:
@@ -279,19 +273,33 @@ def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
     )
 
 
-def tensor_job(plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer) -> TensorJob:
-    """The job of one computed tensor."""
-    traced = tracer.trace(tensor.output)
-    return _job(plan, tensor, settings, traced, traced.output)
+def tensor_job(
+    plan: Plan, reading: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
+) -> tuple[TensorJob, Traced]:
+    """The job of computed tensors of one reading, and their graphs."""
+    traced = tracer.trace(*(tensor.output for tensor in reading))
+    return _job(plan, reading, settings, traced, traced.outputs), traced
 
 
 def _job(
-    plan: Plan, tensor: PlannedTensor, settings: Settings, traced: Traced, graph: Value
+    plan: Plan,
+    reading: Sequence[PlannedTensor],
+    settings: Settings,
+    traced: Traced,
+    graphs: tuple[Value, ...],
 ) -> TensorJob:
     sources = [plan.leaf(leaf) for leaf in traced.sources]
-    name, shape = tensor.output.name, tensor.output.shape
-    members = dict(traced.members)
-    return TensorJob(name, shape, graph, sources, settings, members, wide=tensor.wide)
+    first = reading[0]
+    return TensorJob(
+        first.output.name,
+        first.output.shape,
+        graphs,
+        sources,
+        settings,
+        dict(traced.members),
+        wide=first.wide,
+        key=tuple(tensor.output.name for tensor in reading),
+    )
 
 
 def model_results(
@@ -310,25 +318,15 @@ def model_results(
     for tensor in (*concerned, *plan.measured):
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.site, []).append(tensor)
-    jobs = [_statistics_job(plan, parts, settings, tracer) for parts in sites.values()]
+    jobs = [_statistics_job(plan, site, settings, tracer) for site in sites.values()]
     with located(plan, settings):
         resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)
     return {member: found for job in jobs for member, found in job.model_results().items()}
 
 
 def _statistics_job(
-    plan: Plan, parts: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
+    plan: Plan, tensors: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
 ) -> TensorJob:
-    """A job with all that the parts of one tensor measure."""
-    first, *others = [_measuring_job(plan, tensor, settings, tracer) for tensor in parts]
-    for other in others:
-        first.output = first.output + other.output
-        first.members.update(other.members)
-    return first
-
-
-def _measuring_job(
-    plan: Plan, tensor: PlannedTensor, settings: Settings, tracer: Tracer
-) -> TensorJob:
-    traced = tracer.trace(tensor.output)
-    return _job(plan, tensor, settings, traced, traced.measured)
+    """A job with all that the tensors of one reading measure."""
+    traced = tracer.trace(*(tensor.output for tensor in tensors))
+    return _job(plan, tensors, settings, traced, (traced.measured,))

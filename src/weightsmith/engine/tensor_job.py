@@ -1,4 +1,4 @@
-"""Computing one output tensor: which passes, over which tiles, and what is kept between them.
+"""Computing the tensors of one reading: which passes, over which tiles, and what is kept between them.
 
 The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes
 on with their results.
@@ -16,7 +16,7 @@ import numpy as np
 
 from weightsmith.engine.intermediate import MemorySink, MemoryTensor
 from weightsmith.engine.nonfinite import noting
-from weightsmith.engine.outputs.storage import Sink
+from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tiles import (
@@ -31,6 +31,7 @@ from weightsmith.engine.trace import Member
 from weightsmith.tensors.columns import ColumnSums
 from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.equal_graphs import substitute
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for
 from weightsmith.tensors.passes import (
@@ -68,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a finished tensor is recorded with."""
+    """What a finished tensor is recorded with; sources are counted in the order in which its formula reads them."""
 
     digest: str
     source_digests: Mapping[int, str]
@@ -78,22 +79,23 @@ class Finished:
 
 @dataclass(slots=True)
 class TensorJob:
-    """The computation of one output tensor.
+    """The computation of one output tensor, or of several of one shape that are made in the same passes.
 
-    `output` is its graph, `sources` the tensors behind the graph's source nodes, `members` its part in statistics of
+    `outputs` are the graphs, `sources` the tensors behind their source nodes, `members` their part in statistics of
     the model by their reductions. `known` grows as reductions are measured; model-wide results are
-    put there by `model_scope` before the output is computed. `wide` computes in float64 though no
-    source is.
+    put there by `model_scope` before the outputs are computed. `wide` computes in float64 though no
+    source is; all outputs have the same work precision. `key` names the tensors of all outputs.
     """
 
     name: str
     shape: tuple[int, ...]
-    output: Value
+    outputs: tuple[Value, ...]
     sources: list[LazyTensor]
     settings: Settings
     members: dict[Node, Member] = field(default_factory=dict)
     known: dict[Node, Any] = field(default_factory=dict)
     wide: bool = False
+    key: tuple[str, ...] = ()
     _source_digests: dict[int, str] = field(default_factory=dict)
     _stored_sources: int = field(init=False)
     # Matrix methods by their place in the graph as it was traced.
@@ -101,7 +103,7 @@ class TensorJob:
 
     def __post_init__(self) -> None:
         self._stored_sources = len(self.sources)
-        self._places = {node: place for place, node in enumerate(matrix_nodes(self.output))}
+        self._places = {node: place for place, node in enumerate(matrix_nodes(self.outputs))}
 
     @property
     def numel(self) -> int:
@@ -115,28 +117,42 @@ class TensorJob:
 
     # Rounds ------------------------------------------------------------------------------------------------------
 
-    def compute(self, dtype: DType, sink: Sink) -> Rounds:
-        """Run all passes and write the output; returns `Finished`."""
-        results: list[tuple[TileResult, list[bytes]]] = yield from self._write(dtype, sink)
+    def compute(self, targets: Sequence[Target]) -> Rounds:
+        """Run all passes and write every output to its target; returns a `Finished` for each."""
+        results: list[_Tile] = yield from self._write(targets)
         yield from self._digest_unread()
-        pieces = [digest for _, digests in results for digest in digests]
-        tiles = [result for result, _ in results]
-        by_source = zip(*[t.nonfinite_sources for t in tiles], strict=True) if tiles else iter(())
-        return Finished(
-            tensor_digest(dtype, self.shape, pieces),
-            dict(self._source_digests),
-            first_bad([t.nonfinite_output for t in tiles]),
-            tuple(first_bad(list(found)) for found in by_source)[: self._stored_sources],
-        )
+        by_source = zip(*[t.result.nonfinite_sources for t in results], strict=True)
+        bad = [first_bad(found) for found in by_source][: self._stored_sources]
+        finished = []
+        for at, target in enumerate(targets):
+            reads = range(self._stored_sources) if target.reads is None else target.reads
+            finished.append(
+                Finished(
+                    (yield from self._digest_of(at, target, results)),
+                    {i: self._source_digests[source] for i, source in enumerate(reads)},
+                    first_bad([t.result.nonfinite_outputs[at] for t in results]),
+                    tuple(bad[source] for source in reads) if bad else (),
+                )
+            )
+        return finished
 
-    def _write(self, dtype: DType, sink: Sink) -> Rounds:
-        """Run all passes and write the output; returns what each tile gave and wrote."""
+    def _digest_of(self, at: int, target: Target, results: Sequence[_Tile]) -> Rounds:
+        """The digest of what was stored of an output."""
+        if target.storage.is_plain:
+            pieces = [digest for tile in results for digest in tile.written[at]]
+            return tensor_digest(target.dtype, self.shape, pieces)
+        assert target.back is not None
+        return (yield from digest_rounds(target.back(), self.settings.tile_elements))
+
+    def _write(self, targets: Sequence[Target]) -> Rounds:
+        """Run all passes and write the outputs; returns what each tile gave and wrote."""
         yield from self.resolve()
-        spec = self._spec(output=self.output, output_dtype=dtype)
-        return (yield from self._stream(spec, sink))
+        dtypes = [target.dtype for target in targets]
+        spec = self._spec(outputs=tuple(zip(self.outputs, dtypes, strict=True)))
+        return (yield from self._stream(spec, targets))
 
     def resolve(self, *, for_model: bool = False) -> Rounds:
-        """Measure every reduction that the output still needs (all but model-wide ones, which must be known by now).
+        """Measure every reduction that the outputs still need (all but model-wide ones, which must be known by now).
 
         With `for_model`, only what open model-wide reductions need.
         """
@@ -150,13 +166,13 @@ class TensorJob:
 
     def _roots(self, for_model: bool) -> list[Node]:
         if not for_model:
-            return [self.output]
-        levels = reduction_levels([self.output], self.known)
+            return list(self.outputs)
+        levels = reduction_levels(self.outputs, self.known)
         return [r for level in levels for r in level if r.scope is Scope.MODEL]
 
     def pending_model_reductions(self) -> list[Scalar | Cut]:
         """Model-wide reductions that can be measured now, in graph order."""
-        levels = reduction_levels([self.output], self.known)
+        levels = reduction_levels(self.outputs, self.known)
         return [r for r in levels[0] if r.scope is Scope.MODEL] if levels else []
 
     def measure_part(
@@ -173,12 +189,13 @@ class TensorJob:
         own = own or [self._gate(*asked) for asked in requests]
         spec = self._spec(reductions=tuple(requests))
         if only_tile is None and not gates:
-            kept = rows_to_keep(self.output, [r for r, _ in requests], self.known, self.shape)
+            kept = rows_to_keep(self.outputs, [r for r, _ in requests], self.known, self.shape)
             spec = replace(spec, kept=kept)
-        results = yield from self._stream(spec, None, only_tile=only_tile, gates=own)
+        tiles = yield from self._stream(spec, only_tile=only_tile, gates=own)
+        results = [tile.result for tile in tiles]
         for i, node in enumerate(spec.kept):
-            self.known[node] = np.concatenate([tile.kept[i] for tile, _ in results])
-        parts = [[tile.partials[i] for tile, _ in results] for i in range(len(requests))]
+            self.known[node] = np.concatenate([result.kept[i] for result in results])
+        parts = [[result.partials[i] for result in results] for i in range(len(requests))]
         for i, gate in enumerate(own):
             if isinstance(gate, SummedHistograms):
                 parts[i] = [] if gates else [gate.total]
@@ -282,7 +299,7 @@ class TensorJob:
     # Matrix methods ----------------------------------------------------------------------------------------------
 
     def _resolve_whole(self, for_model: bool) -> Rounds:
-        while matrix_nodes(self.output):
+        while matrix_nodes(self.outputs):
             node = next(
                 (n for n in walk(self._roots(for_model), self.known) if self._is_ready_matrix(n)),
                 None,
@@ -291,7 +308,7 @@ class TensorJob:
                 return None
             assert isinstance(node, Value)
             results = yield from self._whole_results(node, for_model)
-            parts = [n for n in walk([self.output]) if n.op == "part" and n.inputs[0] is node]
+            parts = [n for n in walk(self.outputs) if n.op == "part" and n.inputs[0] is node]
             for part in parts or [node]:
                 assert isinstance(part, Value)
                 self.sources.append(results[part.attributes[0] if parts else 0])
@@ -299,7 +316,7 @@ class TensorJob:
 
     def _whole_results(self, node: Value, for_model: bool) -> Rounds:
         """The arrays of a matrix method: from the scratch file if the statistics needed them, else computed."""
-        key = (self.name, self._places.get(node))
+        key = (self.key or self.name, self._places.get(node))
         scratch = None if key[1] is None else self.settings.scratch
         found = scratch.get(key) if scratch is not None else None
         if found is not None:
@@ -311,7 +328,7 @@ class TensorJob:
             inner = TensorJob(
                 self.name,
                 shape,
-                matrix,
+                (matrix,),
                 self.sources,
                 self.settings,
                 self.members,
@@ -321,7 +338,7 @@ class TensorJob:
             inner._source_digests = self._source_digests
             inner._stored_sources = self._stored_sources
             sink = MemorySink(self._work, inner.numel)
-            yield from inner._write(self._work, sink)
+            yield from inner._write([Target(self._work, sink)])
             arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(shape))
         (results,) = yield Round([self._matrix_task(node, arrays)])
         if scratch is not None and for_model:
@@ -334,7 +351,7 @@ class TensorJob:
         return shapes[0] if shapes and self.shape not in shapes else self.shape
 
     def _replace(self, node: Value, new: Value) -> None:
-        self.output, replaced = substitute(self.output, node, new)
+        self.outputs, replaced = substitute(self.outputs, node, new)
         self.members.update({replaced[n]: m for n, m in self.members.items() if n in replaced})
         self.known.update({replaced[n]: found for n, found in self.known.items() if n in replaced})
         self._places.update({replaced[n]: at for n, at in self._places.items() if n in replaced})
@@ -370,14 +387,11 @@ class TensorJob:
     def _spec(
         self,
         *,
-        output: Value | None = None,
-        output_dtype: DType | None = None,
+        outputs: tuple[tuple[Value, DType], ...] = (),
         reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = (),
     ) -> PassSpec:
         dtypes = tuple(tensor.dtype for tensor in self.sources)
-        return PassSpec(
-            self.shape, dtypes, output, output_dtype, reductions, dict(self.known), self.wide
-        )
+        return PassSpec(self.shape, dtypes, outputs, reductions, dict(self.known), self.wide)
 
     def _tiles(self, spec: PassSpec) -> list[tuple[int, int]]:
         rows = has_row_nodes(pass_roots(spec), self.known)
@@ -386,7 +400,7 @@ class TensorJob:
     def _stream(
         self,
         spec: PassSpec,
-        sink: Sink | None,
+        targets: Sequence[Target] = (),
         only_tile: int | None = None,
         gates: Sequence[Gate | ColumnSums | None] = (),
     ) -> Rounds:
@@ -394,33 +408,31 @@ class TensorJob:
         used = used_sources(pass_roots(spec), self.known)
         digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
         digesting = digesting if only_tile is None else set()
+        sinks = [t.storage.sink(t.placed, t.dtype, self.shape) for t in targets]
 
-        def run(
-            worker: Worker, start: int, count: int
-        ) -> tuple[TileResult, list[bytes], dict[int, list[bytes]]]:
+        def run(worker: Worker, start: int, count: int) -> _Tile:
             buffers = self._read(worker, used, [(start, count)])
             digests = {i: self._digest_pieces(buffers[i], self.sources[i].dtype) for i in digesting}
-            out = None
-            if spec.output_dtype is not None:
-                out = worker.buffer(-1, count * spec.output_dtype.itemsize)
-            result = compiled.run(buffers, start, count, out)
+            outs = [worker.buffer(~i, count * t.dtype.itemsize) for i, t in enumerate(targets)]
+            result = compiled.run(buffers, start, count, outs)
             for i, gate in enumerate(gates):
                 if gate is not None:
                     result.partials[i] = gate.admit(result.partials[i])
-            written: list[bytes] = []
-            if out is not None and sink is not None and spec.output_dtype is not None:
-                written = self._digest_pieces(out, spec.output_dtype)
+            written = []
+            for target, out, sink in zip(targets, outs, sinks, strict=True):
+                is_plain = target.storage.is_plain
+                written.append(self._digest_pieces(out, target.dtype) if is_plain else [])
                 sink.write(start, out)
-            return result, written, digests
+            return _Tile(result, written, digests)
 
         tiles = self._tiles(spec) if only_tile is None else [self._tiles(spec)[only_tile]]
-        results = yield Round([tile_task(run, start, count) for start, count in tiles])
+        results: list[_Tile] = yield Round([tile_task(run, *tile) for tile in tiles])
         for i in sorted(digesting):
-            pieces = [digest for _, _, found in results for digest in found[i]]
+            pieces = [digest for tile in results for digest in tile.read[i]]
             self._source_digests[i] = tensor_digest(
                 self.sources[i].dtype, self.sources[i].shape, pieces
             )
-        return [(result, written) for result, written, _ in results]
+        return results
 
     def _digest_unread(self) -> Rounds:
         """Digest sources that no pass had to read in full, so that the record of inputs is complete."""
@@ -453,9 +465,18 @@ class TensorJob:
         total = sum(count for _, count in runs)
 
         def run(worker: Worker) -> TileResult:
-            return compiled.run(self._read(worker, used, runs), 0, total, None)
+            return compiled.run(self._read(worker, used, runs), 0, total)
 
         return (yield Round([run]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """What a tile gave, and the digests of the pieces that it wrote of each output and read of sources."""
+
+    result: TileResult
+    written: list[list[bytes]]
+    read: dict[int, list[bytes]]
 
 
 def first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -472,15 +493,3 @@ def combine_partials(op: str, parts: Sequence[Any]) -> float:
     """A reduction from its partials per piece: exact summation, so the order of tiles and tensors cannot matter."""
     numbers = [float(number) for part in parts for number in part]
     return max(numbers, default=-math.inf) if op == "peak" else exact_sum(numbers)
-
-
-def substitute(root: Value, old: Value, new: Value) -> tuple[Value, dict[Node, Node]]:
-    """The graph with one value replaced, and what became of each node; parts that do not depend on it stay the same."""
-    memo: dict[Node, Node] = {old: new}
-    for node in walk([root]):
-        if node not in memo:
-            inputs = tuple(memo.get(child, child) for child in node.inputs)
-            memo[node] = node if inputs == node.inputs else node.with_inputs(inputs)
-    replaced = memo[root]
-    assert isinstance(replaced, Value)
-    return replaced, memo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightsmith.errors import CompatibilityError
@@ -48,21 +48,31 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A graph with what it reads: source i of the graph is `sources[i]`. Equal graphs are one object.
+    """The graphs of tensors of one reading, with what they read: source i is `sources[i]`. Equal graphs are one object.
 
-    `members` says in which statistics of the model its reductions take part. `measured` is the graph of all that has
-    to be measured: the output, and statistics of an inner merge that the outer method, here, had no use for.
+    `members` says in which statistics of the model their reductions take part. `measured` is the graph of all that has
+    to be measured: the outputs, and statistics of an inner merge that the outer method, here, had no use for.
     """
 
-    output: Value
+    outputs: tuple[Value, ...]
     measured: Value
     sources: tuple[Leaf, ...]
     members: dict[Node, Member]
 
+    @property
+    def output(self) -> Value:
+        """The graph of the first tensor."""
+        return self.outputs[0]
+
+    def reads(self, tensor: OutputTensor) -> tuple[int, ...]:
+        """The sources that a tensor's formula reads, in its order."""
+        positions = {leaf: i for i, leaf in enumerate(self.sources)}
+        return tuple(positions[leaf] for leaf in distinct_leaves(tensor.formula))
+
 
 @dataclass(slots=True)
 class _Place:
-    """One output tensor while it is traced: the value of each formula, and its part in statistics of the model."""
+    """Tensors while they are traced: the value of each formula, and their part in statistics of the model."""
 
     tensor: OutputTensor
     sources: tuple[Leaf, ...]
@@ -88,18 +98,21 @@ class Tracer:
         sources = distinct_leaves(formula)
         return self._value(formula, _Place(tensor, sources, {leaf: read(leaf) for leaf in sources}))
 
-    def trace(self, tensor: OutputTensor) -> Traced:
-        """The graph of one output tensor.
+    def trace(self, *tensors: OutputTensor) -> Traced:
+        """The graphs of output tensors that are computed in one reading.
 
         Raises RecipeError if a method refuses its parameters.
         """
-        place = _Place(tensor, distinct_leaves(tensor.formula))
-        output = self._value(tensor.formula, place)
-        twins = shared_graph(_with_unused(output, place.members))
+        leaves = (leaf for tensor in tensors for leaf in distinct_leaves(tensor.formula))
+        place = _Place(tensors[0], tuple(dict.fromkeys(leaves)))
+        outputs = []
+        for tensor in tensors:
+            place.tensor = tensor
+            outputs.append(self._value(tensor.formula, place))
+        twins = shared_graph(_with_unused(outputs, place.members))
         members = {twins[node]: member for node, member in place.members.items()}
         measured = twins[next(reversed(twins))]
-        shared = twins[output]
-        assert isinstance(shared, Value)
+        shared = tuple(twin for o in outputs if isinstance(twin := twins[o], Value))
         assert isinstance(measured, Value)
         return Traced(shared, measured, place.sources, members)
 
@@ -179,9 +192,9 @@ def _statistic(stored: Stored, positions: Mapping[Leaf, int]) -> Statistic:
     return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)
 
 
-def _with_unused(output: Value, members: Mapping[Node, Member]) -> Value:
-    """The output, and behind it the statistics that it does not depend on."""
-    used = set(walk([output])) if members else set()
+def _with_unused(outputs: Sequence[Value], members: Mapping[Node, Member]) -> Value:
+    """The outputs, and behind them the statistics that they do not depend on."""
+    used = set(walk(outputs)) if members else set()
     unused = [node for node in members if node not in used]
     numbers = [node.magnitude if isinstance(node, Cut) else node for node in unused]
-    return add_all([output, *(value(n) for n in numbers if isinstance(n, Scalar))])
+    return add_all([*outputs, *(value(n) for n in numbers if isinstance(n, Scalar))])

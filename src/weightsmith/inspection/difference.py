@@ -266,7 +266,7 @@ def _tile(compiled: TilePass, tensors: Sequence[LazyTensor], start: int, number:
         buffers = [
             _read(worker, slot, tensor, start, number) for slot, tensor in enumerate(tensors)
         ]
-        return compiled.run(buffers, start, number, None), not _same_bytes(buffers[0], buffers[1])
+        return compiled.run(buffers, start, number), not _same_bytes(buffers[0], buffers[1])
 
     return run
 

@@ -219,6 +219,6 @@ def _tile(compiled: TilePass, tensors: Sequence[LazyTensor], start: int, number:
             buffer = worker.buffer(slot, number * tensor.dtype.itemsize)
             tensor.read_into(start, start + number, buffer)
             buffers.append(buffer)
-        return compiled.run(buffers, start, number, None)
+        return compiled.run(buffers, start, number)
 
     return run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,3 +97,15 @@ def _walked(roots: tuple[Node, ...], known: frozenset[Node]) -> tuple[Node, ...]
 def walked(roots: Iterable[Node], known: Iterable[Node] = ()) -> tuple[Node, ...]:
     """As `walk`, remembered."""
     return _walked(tuple(roots), frozenset(known))
+
+
+def substitute(
+    roots: Sequence[Value], old: Value, new: Value
+) -> tuple[tuple[Value, ...], dict[Node, Node]]:
+    """Graphs with one value replaced, and what became of each node; parts that do not depend on it stay the same."""
+    memo: dict[Node, Node] = {old: new}
+    for node in walk(roots):
+        if node not in memo:
+            inputs = tuple(memo.get(child, child) for child in node.inputs)
+            memo[node] = node if inputs == node.inputs else node.with_inputs(inputs)
+    return tuple(found for root in roots if isinstance(found := memo[root], Value)), memo

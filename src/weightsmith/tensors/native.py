@@ -233,13 +233,17 @@ class NativePass:
         self._row_length = (spec.shape[-1] if spec.shape else 1) if listing.has_rows else 0
 
     def run(
-        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+        self,
+        buffers: Sequence[memoryview | None],
+        start: int,
+        count: int,
+        outs: Sequence[memoryview] = (),
     ) -> TileResult:
         """Compute one tile (see `TilePass.run`).
 
         Raises UsageError if a buffer has the wrong size, or if a pass with row values gets a part of a row.
         """
-        self._check(buffers, start, count, out)
+        self._check(buffers, start, count, outs)
         sources, keep_alive = self._sources(buffers, start)
         memo = self._listing.memo
         if self._row_length:
@@ -247,7 +251,7 @@ class NativePass:
         for compiled in self._segments:
             is_last = compiled is self._segments[-1]
             segment = compiled.segment
-            call = self._final_call(segment, start, count, out) if is_last else _Call(segment)
+            call = self._final_call(segment, start, count, outs) if is_last else _Call(segment)
             for _, slot in segment.row_results:
                 call.give(
                     slot, np.empty(count // self._row_length if count else 0, dtype=np.float64)
@@ -265,7 +269,11 @@ class NativePass:
         return result
 
     def _check(
-        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+        self,
+        buffers: Sequence[memoryview | None],
+        start: int,
+        count: int,
+        outs: Sequence[memoryview],
     ) -> None:
         for index in self._used:
             buffer = buffers[index]
@@ -274,10 +282,10 @@ class NativePass:
                 raise UsageError(
                     f"Source {index} of a tile of {count} elements has {held}; it must have all elements."
                 )
-        dtype = self._spec.output_dtype if self._spec.output is not None else None
-        if dtype is not None and (out is None or out.nbytes != count * dtype.itemsize):
+        sizes = [count * dtype.itemsize for _, dtype in self._spec.outputs]
+        if [out.nbytes for out in outs] != sizes:
             raise UsageError(f"The output buffer of a tile of {count} elements has the wrong size.")
-        if dtype is not None and out is not None and out.readonly and count:
+        if count and any(out.readonly for out in outs):
             raise UsageError(f"The output buffer of a tile of {count} elements is read-only.")
         if self._row_length and (start % self._row_length or count % self._row_length):
             raise UsageError(
@@ -301,11 +309,11 @@ class NativePass:
         return array("Q", addresses), views
 
     def _final_call(
-        self, segment: Segment, start: int, count: int, out: memoryview | None
+        self, segment: Segment, start: int, count: int, outs: Sequence[memoryview]
     ) -> _Call:
         call = _Call(segment)
-        if self._spec.output is not None and out is not None and count:
-            call.give(segment.sink_slots[0], np.frombuffer(out, dtype=np.uint8))
+        for slot, out in zip(segment.sink_slots, outs if count else (), strict=False):
+            call.give(slot, np.frombuffer(out, dtype=np.uint8))
         asked = self._asked(segment)
         partials = np.empty((len(asked), -(-count // self._piece)), dtype=np.float64)
         for row, (slot, (reduction, request)) in enumerate(asked.items()):
@@ -357,8 +365,9 @@ class NativePass:
 
     def _result(self, segment: Segment, call: _Call, start: int, count: int) -> TileResult:
         result = TileResult([])
-        if self._spec.output is not None:
-            result.nonfinite_output = call.nonfinite(segment.sink_slots[0])
+        if self._spec.outputs:
+            own = segment.sink_slots[: len(self._spec.outputs)]
+            result.nonfinite_outputs = [call.nonfinite(slot) for slot in own]
             result.nonfinite_sources = [(0, -1)] * len(self._itemsizes)
             for source, slot in segment.loads:
                 result.nonfinite_sources[source] = call.nonfinite(slot)

@@ -1,7 +1,7 @@
 """From a graph to passes: what a backend is asked to compute on each tile, and what it answers.
 
 A *pass* streams the inputs of one tensor once. It computes reductions (whose results later passes
-use as numbers) or the output. `reduction_levels` reads from the graph how many passes there are.
+use as numbers) or outputs. `reduction_levels` reads from the graph how many passes there are.
 Backends implement `Backend`; the engine and the in-memory interface drive them.
 """
 
@@ -114,7 +114,8 @@ class CollectPart:
 class PassSpec:
     """One pass over one tensor.
 
-    `reductions` pairs each reduction to measure with its request (None for total, dot and peak).
+    `outputs` are the values that are written, each with the dtype that it is rounded to; all are computed in one work
+    precision. `reductions` pairs each reduction to measure with its request (None for total, dot and peak).
     `known` holds the results of earlier passes by node. `source_dtypes[i]` is the stored dtype of
     source i. `wide` computes in float64 though no source is. `kept` are row reductions of the pass whose numbers the
     tiles give back, for later passes to know them.
@@ -122,8 +123,7 @@ class PassSpec:
 
     shape: tuple[int, ...]
     source_dtypes: tuple[DType, ...]
-    output: Value | None = None
-    output_dtype: DType | None = None
+    outputs: tuple[tuple[Value, DType], ...] = ()
     reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = ()
     known: Known = field(default_factory=dict)
     wide: bool = False
@@ -139,13 +139,13 @@ class PassSpec:
 class TileResult:
     """What one tile gave: for each reduction of the spec, float64 partials per piece or a part of an order statistic.
 
-    `nonfinite_output` and `nonfinite_sources` give (number of NaN or infinite elements, flat index
-    of the first or -1); they are filled in passes that write an output. `kept` has one number per row of the tile for
+    `nonfinite_outputs` and `nonfinite_sources` give (number of NaN or infinite elements, flat index
+    of the first or -1); they are filled in passes that write outputs. `kept` has one number per row of the tile for
     each row reduction that the spec keeps.
     """
 
     partials: list[Any]
-    nonfinite_output: tuple[int, int] = (0, -1)
+    nonfinite_outputs: list[tuple[int, int]] = field(default_factory=list)
     nonfinite_sources: list[tuple[int, int]] = field(default_factory=list)
     kept: list[NDArray[np.float64]] = field(default_factory=list)
 
@@ -154,12 +154,16 @@ class TilePass(Protocol):
     """A compiled pass; `run` may be called from several threads at once."""
 
     def run(
-        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+        self,
+        buffers: Sequence[memoryview | None],
+        start: int,
+        count: int,
+        outs: Sequence[memoryview] = (),
     ) -> TileResult:
         """Compute elements [start, start + count) - whole pieces, except at the end of the tensor.
 
         `buffers[i]` holds the raw little-endian bytes of source i for those elements (None if this
-        pass does not use it).
+        pass does not use it); `outs` take those of the outputs.
         """
         ...
 
@@ -223,15 +227,19 @@ def _sources(roots: tuple[Node, ...], known: frozenset[Node]) -> frozenset[int]:
     return frozenset(node.attributes[0] for node in walked(roots, known) if node.op == "source")
 
 
+def matrix_nodes(roots: Iterable[Node]) -> tuple[Node, ...]:
+    """The matrix methods of graphs, known ones too, inputs before users."""
+    return _matrix_nodes(tuple(roots))
+
+
 @functools.lru_cache(maxsize=_REMEMBERED)
-def matrix_nodes(root: Node) -> tuple[Node, ...]:
-    """The matrix methods of a graph, known ones too, inputs before users."""
-    return tuple(node for node in walked([root]) if node.op == "whole")
+def _matrix_nodes(roots: tuple[Node, ...]) -> tuple[Node, ...]:
+    return tuple(node for node in walked(roots) if node.op == "whole")
 
 
 def pass_roots(spec: PassSpec) -> list[Node]:
-    """The values a pass computes: the output and what its reductions reduce."""
-    roots: list[Node] = [] if spec.output is None else [spec.output]
+    """The values a pass computes: the outputs and what its reductions reduce."""
+    roots: list[Node] = [value for value, _ in spec.outputs]
     for reduction, _ in spec.reductions:
         inputs = reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs
         roots.extend(inputs)
@@ -256,7 +264,7 @@ _KEPT_ROW_LENGTH, _KEPT_ROWS = 16, 1 << 18
 
 
 def rows_to_keep(
-    output: Node, measured: Iterable[Scalar | Cut], known: Known, shape: Sequence[int]
+    outputs: Iterable[Node], measured: Iterable[Scalar | Cut], known: Known, shape: Sequence[int]
 ) -> tuple[Scalar, ...]:
     """Row reductions that a pass over `measured` computes and the passes after it need: each is computed once.
 
@@ -265,16 +273,16 @@ def rows_to_keep(
     row_length = shape[-1] if shape else 1
     if row_length < _KEPT_ROW_LENGTH or not 0 < math.prod(shape) <= _KEPT_ROWS * row_length:
         return ()
-    return _kept_rows(output, tuple(measured), frozenset(known))
+    return _kept_rows(tuple(outputs), tuple(measured), frozenset(known))
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _kept_rows(
-    output: Node, measured: tuple[Scalar | Cut, ...], known: frozenset[Node]
+    outputs: tuple[Node, ...], measured: tuple[Scalar | Cut, ...], known: frozenset[Node]
 ) -> tuple[Scalar, ...]:
     roots = [i for r in measured for i in (r.inputs[:1] if isinstance(r, Cut) else r.inputs)]
     rows = {node for node in walked(roots, known) if is_row_reduction(node)} - known
-    later = walked([output], known | rows | {r for r in measured if not isinstance(r, Cut)})
+    later = walked(outputs, known | rows | {r for r in measured if not isinstance(r, Cut)})
     return tuple(n for n in later if isinstance(n, Scalar) and n in rows)
 
 

@@ -54,7 +54,10 @@ Entry = tuple[str, tuple[int, ...], Any]
 
 
 class Sink(NamedTuple):
-    """What a pass hands out: a reduction of entries or the output; `request` is a place among the integers."""
+    """What a pass hands out: an output, all of which come first, or a reduction of entries.
+
+    `request` is a place among the integers.
+    """
 
     op: str
     inputs: tuple[int, ...]
@@ -101,8 +104,7 @@ def list_pass(spec: PassSpec) -> Listing:
         spec.shape,
         spec.source_dtypes,
         spec.wide,
-        spec.output,
-        spec.output_dtype,
+        spec.outputs,
         tuple(reduction for reduction, _ in spec.reductions),
         tuple((type(request), requests.index(request)) for request in requests),
         frozenset(spec.known),
@@ -195,8 +197,7 @@ def _blank_listing(
     shape: tuple[int, ...],
     source_dtypes: tuple[DType, ...],
     wide: bool,
-    output: Value | None,
-    output_dtype: DType | None,
+    outputs: tuple[tuple[Value, DType], ...],
     reductions: tuple[Scalar | Cut, ...],
     requests: tuple[tuple[type[Any], int], ...],
     known: frozenset[Node],
@@ -204,7 +205,7 @@ def _blank_listing(
 ) -> _Blank:
     """The listing of all passes that differ in what is known and asked only; equal requests have one number."""
     asked = tuple((r, None) for r in reductions)
-    spec = PassSpec(shape, source_dtypes, output, output_dtype, asked, dict.fromkeys(known), wide)
+    spec = PassSpec(shape, source_dtypes, outputs, asked, dict.fromkeys(known), wide)
     return _Lister(spec, requests, known_arrays).result()
 
 
@@ -241,16 +242,13 @@ class _Lister:
 
     def result(self) -> _Blank:
         spec, listing = self._spec, self._listing
-        if spec.output is not None:
-            assert spec.output_dtype is not None
-            if not spec.output_dtype.is_float:
+        for value, dtype in spec.outputs:
+            if not dtype.is_float:
                 raise UsageError(
-                    f"The native backend writes floating-point tensors only, not {spec.output_dtype}."
+                    f"The native backend writes floating-point tensors only, not {dtype}."
                 )
-            self._visit(spec.output)
-            listing.sinks.append(
-                Sink(f"store_{spec.output_dtype.value}", self._registers(spec.output))
-            )
+            self._visit(value)
+            listing.sinks.append(Sink(f"store_{dtype.value}", self._registers(value)))
         known: dict[Sink, int] = {}
         for (reduction, _), (kind, ordinal) in zip(spec.reductions, self._requests, strict=True):
             for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:

@@ -60,7 +60,11 @@ class TorchPass:
         )
 
     def run(
-        self, buffers: Sequence[memoryview | None], start: int, count: int, out: memoryview | None
+        self,
+        buffers: Sequence[memoryview | None],
+        start: int,
+        count: int,
+        outs: Sequence[memoryview] = (),
     ) -> TileResult:
         """Compute one tile (see `TilePass.run`)."""
         sources = [
@@ -71,11 +75,11 @@ class TorchPass:
         with torch.inference_mode():
             result = TileResult([])
             roots, result.kept = self._interpreter.run_and_keep(
-                sources, start, row_length, self._spec.kept
+                sources, start, count, row_length, self._spec.kept
             )
-            if self._spec.output is not None:
-                assert out is not None
-                self._store(roots.pop(0), out, start, result)
+            for (_, dtype), out in zip(self._spec.outputs, outs, strict=True):
+                result.nonfinite_outputs.append(self._store(roots.pop(0), dtype, out, start))
+            if self._spec.outputs:
                 result.nonfinite_sources = [
                     (0, -1) if s is None else nonfinite(s, start) for s in sources
                 ]
@@ -84,12 +88,12 @@ class TorchPass:
                 result.partials.append(self._reduce(reduction, request, taken, start))
         return result
 
-    def _store(self, value: Tensor, out: memoryview, start: int, result: TileResult) -> None:
-        assert self._spec.output_dtype is not None
-        encoded = value.to(torch_dtype(self._spec.output_dtype))
-        result.nonfinite_output = nonfinite(encoded.to(self._work), start)
+    def _store(self, value: Tensor, dtype: DType, out: memoryview, start: int) -> tuple[int, int]:
+        """Round one output into its buffer; returns how many elements are not finite, and the first."""
+        encoded = value.to(torch_dtype(dtype))
         if encoded.numel():
             torch.frombuffer(out, dtype=encoded.dtype).copy_(encoded)
+        return nonfinite(encoded.to(self._work), start)
 
     def _reduce(
         self, reduction: Node, request: Request | None, values: list[Tensor], start: int

@@ -106,15 +106,24 @@ class Interpreter:
             last[root] = len(self._order)
         return last
 
-    def run(self, sources: Sequence[Tensor | None], start: int, row_length: int) -> list[Tensor]:
-        """Values of the roots for one tile; `sources` are in work precision, flat, beginning at flat index `start`."""
-        return self.run_and_keep(sources, start, row_length, ())[0]
+    def run(
+        self, sources: Sequence[Tensor | None], start: int, count: int, row_length: int
+    ) -> list[Tensor]:
+        """Values of the roots for the `count` elements of a tile from flat index `start` on.
+
+        `sources` are those elements in work precision, flat; none need be given to values that read none.
+        """
+        return self.run_and_keep(sources, start, count, row_length, ())[0]
 
     def run_and_keep(
-        self, sources: Sequence[Tensor | None], start: int, row_length: int, kept: Sequence[Node]
+        self,
+        sources: Sequence[Tensor | None],
+        start: int,
+        count: int,
+        row_length: int,
+        kept: Sequence[Node],
     ) -> tuple[list[Tensor], list[Any]]:
         """As `run`, with the numbers of the row reductions in `kept`, one per row."""
-        count = next((s.numel() for s in sources if s is not None), 0)
         frame = _Frame(sources, start, count, row_length, self._work, self._rows)
         memo: dict[Node, Any] = {n: frame.laid_out(n, known) for n, known in self._known.items()}
         if self._rows:

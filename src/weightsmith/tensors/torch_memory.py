@@ -121,7 +121,7 @@ def _run_whole(
     known = _with_whole_nodes(roots, sources, known, dtype)
     interpreter = Interpreter(roots, known, dtype, has_row_nodes(roots, known))
     flat = [s.to(dtype).reshape(-1) if s.shape == shape else None for s in sources]
-    return [t.reshape(shape) for t in interpreter.run(flat, 0, row_length)]
+    return [t.reshape(shape) for t in interpreter.run(flat, 0, shape.numel(), row_length)]
 
 
 def _shape_of(

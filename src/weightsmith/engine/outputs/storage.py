@@ -9,6 +9,7 @@ from typing import Protocol
 
 from weightsmith.deltas.bits import BitPacker
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
 
 
 class Sink(Protocol):
@@ -102,3 +103,18 @@ class _FirstElement:
 
 
 PLAIN, BITS, CONSTANT = Plain(), Bits(), Constant()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an output of a job goes: rounded to `dtype`, in the form `storage`, to `placed`.
+
+    `back` reads what was stored, which is asked for where the form is not plain. `reads` are the sources that the
+    output's own formula names; None for all.
+    """
+
+    dtype: DType
+    placed: Sink
+    storage: Storage = PLAIN
+    back: Callable[[], LazyTensor] | None = None
+    reads: tuple[int, ...] | None = None
