@@ -12,17 +12,7 @@ from weightsmith.engine.outputs.storage import PLAIN, Storage
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.formula import (
-    Cast,
-    Formula,
-    Leaf,
-    Merge,
-    OutputTensor,
-    Resolved,
-    Same,
-    Sum,
-    distinct_leaves,
-)
+from weightsmith.recipes.formula import Leaf, OutputTensor, Resolved, Same, distinct_leaves
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scalar, Scope, walk
@@ -159,7 +149,7 @@ class _Planner:
     def _facts(self, tensor: OutputTensor) -> _Facts:
         if action_of(tensor, self.checkpoints) is not Action.COMPUTE:
             return _Facts()
-        key = (tensor.shape, _shape_of_formula(tensor.formula))
+        key = (tensor.shape, tensor.formula.likeness)
         if key not in self._known:
             try:
                 self._known[key] = _facts(self._tracer, tensor)
@@ -181,24 +171,3 @@ def _facts(tracer: Tracer, tensor: OutputTensor) -> _Facts:
         results=sum(node.op in ("whole", "part") for node in nodes),
         columns=tuple(n.columns for n in nodes if isinstance(n, Scalar) and n.columns is not None),
     )
-
-
-def _shape_of_formula(formula: Formula) -> Hashable:
-    """A key that is equal for formulas that differ only in the names of the tensors they read."""
-    if isinstance(formula, Leaf):
-        return formula.checkpoint
-    if isinstance(formula, Same):
-        return tuple(leaf.checkpoint for leaf in formula.leaves)
-    if isinstance(formula, Cast):
-        return (formula.dtype, _shape_of_formula(formula.inner))
-    if isinstance(formula, Sum):
-        return tuple((c, _shape_of_formula(f)) for c, f in formula.terms)
-    assert isinstance(formula, Merge)
-    base = None if formula.base is None else _shape_of_formula(formula.base)
-    experts = tuple(_shape_of_formula(f) for f in formula.experts)
-    origin = None if formula.origin is None else _shape_of_formula(formula.origin)
-    numbers = (formula.preset, formula.shared, formula.per_expert, formula.modifiers)
-    statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in formula.statistics)
-    at = formula.place
-    place = (at.shape, at.role, at.layer is None, at.layers, at.input_first)
-    return (formula.method, *numbers, base, origin, experts, statistics, place)

@@ -216,14 +216,17 @@ def _words(formula: Formula) -> list[str]:
     if isinstance(formula, Leaf):
         return ["convert"]
     if isinstance(formula, Merge):
-        inner = [f for f in (formula.base, formula.origin, *formula.experts) if f is not None]
-        return [*_of_inner(inner), *(m.modifier for m in formula.modifiers), formula.method]
+        return [
+            *_of_inner(formula.models),
+            *(m.modifier for m in formula.modifiers),
+            formula.method,
+        ]
     if isinstance(formula, Sum):
-        return [*_of_inner([f for _, f in formula.terms]), "sum"]
+        return [*_of_inner(formula.models), "sum"]
     return ["compare and copy"]
 
 
-def _of_inner(formulas: list[Formula]) -> list[str]:
+def _of_inner(formulas: Sequence[Formula]) -> list[str]:
     """What is done inside formulas that are more than a stored tensor, each word once."""
     bare = [f.inner if isinstance(f, Cast) else f for f in formulas]
     return list(dict.fromkeys(word for f in bare if not isinstance(f, Leaf) for word in _words(f)))

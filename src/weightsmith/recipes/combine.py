@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.findings import Severity
 from weightsmith.recipes.continuing import with_previous_state
-from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge, Place, Same
+from weightsmith.recipes.formula import (
+    Assignments,
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    Place,
+    Same,
+    distinct_leaves,
+)
 from weightsmith.recipes.problems import Problems
 from weightsmith.recipes.sections import Section, Treatment, values
 from weightsmith.recipes.selectors import TensorPlace
@@ -327,7 +336,9 @@ class Combiner:
                 "name a base_model to copy them from, or keep them from one model with "
                 "`rules: [{match: ..., keep: MODEL}]`",
             )
-        leaves = tuple(dict.fromkeys(leaf for item in experts for leaf in _leaves(item.formula)))
+        leaves = tuple(
+            dict.fromkeys(leaf for item in experts for leaf in distinct_leaves(item.formula))
+        )
         return output_item(
             output, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype
         )
@@ -403,12 +414,6 @@ def _is_plain(shared: Assignments, own: Assignments) -> bool:
     return all(value is None or value == 1.0 for _, value in (*shared, *own))
 
 
-def _leaves(formula: Formula) -> tuple[Leaf, ...]:
-    if isinstance(formula, Leaf):
-        return (formula,)
-    return formula.leaves if isinstance(formula, Same) else ()
-
-
 def _origin(item: Item) -> str:
     """The label of the checkpoint that a tensor comes from, for messages."""
     formula = item.formula
@@ -416,4 +421,4 @@ def _origin(item: Item) -> str:
         formula = formula.inner if isinstance(formula, Cast) else formula.experts[0]
     if isinstance(formula, Leaf):
         return formula.checkpoint
-    return _leaves(formula)[0].checkpoint if isinstance(formula, Same) else "an expression"
+    return formula.leaves[0].checkpoint if isinstance(formula, Same) else "an expression"

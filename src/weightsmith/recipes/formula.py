@@ -3,11 +3,15 @@
 This is all that the engine needs to know of recipes. A formula is a tree whose leaves are tensors of
 checkpoints; every number in it is final: gradients, filters, rules and defaults of the recipe have been
 applied for that tensor.
+
+Every kind of formula names its `parts`, in the order in which they are read, and those of them that are weights of
+`models`; the functions at the end of the formulas walk them. `likeness` is equal for formulas that differ in nothing
+but the names of the tensors they read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,21 @@ class Leaf:
 
     checkpoint: str
     tensor: str
+
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """None: it is read as it is."""
+        return ()
+
+    @property
+    def models(self) -> tuple[Formula, ...]:
+        """None but itself."""
+        return ()
+
+    @property
+    def likeness(self) -> Hashable:
+        """The checkpoint."""
+        return self.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +118,32 @@ class Merge:
     statistics: tuple[Stored, ...] = ()
     stored: DType = DType.FLOAT32
 
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """The base, or what task vectors are measured from, the experts, and their statistics."""
+        first = self.origin if self.base is None else self.base
+        statistics = [leaf for stored in self.statistics for leaf in stored.leaves]
+        return (*(() if first is None else (first,)), *self.experts, *statistics)
+
+    @property
+    def models(self) -> tuple[Formula, ...]:
+        """Base, origin and experts."""
+        return tuple(f for f in (self.base, self.origin, *self.experts) if f is not None)
+
+    @property
+    def likeness(self) -> Hashable:
+        """All but the names of tensors, and the place as far as a method's graph may depend on it."""
+        statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics)
+        at = self.place
+        return (
+            *(self.method, self.preset, self.shared, self.per_expert, self.modifiers),
+            None if self.base is None else self.base.likeness,
+            None if self.origin is None else self.origin.likeness,
+            tuple(expert.likeness for expert in self.experts),
+            statistics,
+            (at.shape, at.role, at.layer is None, at.layers, at.input_first),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -106,12 +151,42 @@ class Sum:
 
     terms: tuple[tuple[float, Formula], ...]
 
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """The terms."""
+        return tuple(term for _, term in self.terms)
+
+    @property
+    def models(self) -> tuple[Formula, ...]:
+        """The terms."""
+        return self.parts
+
+    @property
+    def likeness(self) -> Hashable:
+        """Coefficients and terms."""
+        return tuple((c, term.likeness) for c, term in self.terms)
+
 
 @dataclass(frozen=True, slots=True)
 class Same:
     """Tensors that must agree byte for byte, of which the first is copied: integers and bools without a base."""
 
     leaves: tuple[Leaf, ...]
+
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """The tensors."""
+        return self.leaves
+
+    @property
+    def models(self) -> tuple[Formula, ...]:
+        """The tensors."""
+        return self.leaves
+
+    @property
+    def likeness(self) -> Hashable:
+        """The checkpoints."""
+        return tuple(leaf.checkpoint for leaf in self.leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,41 +196,54 @@ class Cast:
     dtype: DType
     inner: Formula
 
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """What is rounded."""
+        return (self.inner,)
+
+    @property
+    def models(self) -> tuple[Formula, ...]:
+        """What is rounded."""
+        return (self.inner,)
+
+    @property
+    def likeness(self) -> Hashable:
+        """The dtype and what is rounded."""
+        return self.dtype, self.inner.likeness
+
 
 Formula = Leaf | Merge | Sum | Same | Cast
 
 
-def inner_formulas(formula: Formula) -> tuple[Formula, ...]:
-    """The formulas that a formula computes from, the base first."""
-    if isinstance(formula, Cast):
-        return (formula.inner,)
-    if isinstance(formula, Sum):
-        return tuple(term for _, term in formula.terms)
-    if isinstance(formula, Merge):
-        first = formula.origin if formula.base is None else formula.base
-        statistics = [leaf for stored in formula.statistics for leaf in stored.leaves]
-        return (*(() if first is None else (first,)), *formula.experts, *statistics)
-    return formula.leaves if isinstance(formula, Same) else ()
+def formulas_in(formula: Formula) -> Iterator[Formula]:
+    """A formula and all that it computes from, parts before what is made of them."""
+    for part in formula.parts:
+        yield from formulas_in(part)
+    yield formula
 
 
 def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
     """Every stored tensor that a formula reads, in the order of reading, each once."""
-    return tuple(dict.fromkeys(_leaves(formula)))
-
-
-def _leaves(formula: Formula) -> Iterator[Leaf]:
-    if isinstance(formula, Leaf):
-        yield formula
-    for inner in inner_formulas(formula):
-        yield from _leaves(inner)
+    return tuple(dict.fromkeys(f for f in formulas_in(formula) if isinstance(f, Leaf)))
 
 
 def merges_in(formula: Formula) -> Iterator[Merge]:
     """Every merge of a formula, those that others compute from first."""
-    for inner in inner_formulas(formula):
-        yield from merges_in(inner)
-    if isinstance(formula, Merge):
-        yield formula
+    return (f for f in formulas_in(formula) if isinstance(f, Merge))
+
+
+def models_in(formula: Formula) -> frozenset[str]:
+    """The labels of the checkpoints whose weights a formula merges; those of statistics are not among them."""
+    if isinstance(formula, Leaf):
+        return frozenset((formula.checkpoint,))
+    return frozenset().union(*map(models_in, formula.models))
+
+
+def first_leaf(formula: Formula) -> Leaf:
+    """The stored tensor that a formula stands for where one has to: of a merge that of its first expert."""
+    while not isinstance(formula, Leaf):
+        formula = formula.experts[0] if isinstance(formula, Merge) else formula.parts[0]
+    return formula
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, OutputTensor, Same
+from weightsmith.recipes.formula import OutputTensor, first_leaf
 
 _MOST_SHOWN = 4
 
@@ -62,9 +62,7 @@ def layer_origins(
         if output.stack is None or output.layer is None:
             continue
         own = votes[output.stack].setdefault(output.layer, Counter())
-        leaf = _first_leaf(output.formula)
-        if leaf is None:
-            continue
+        leaf = first_leaf(output.formula)
         role = checkpoints[leaf.checkpoint].roles[leaf.tensor]
         if role.layer is not None and role.block is not None:
             own[LayerOrigin(leaf.checkpoint, role.block, role.layer)] += 1
@@ -73,18 +71,6 @@ def layer_origins(
         if all(layers.values()):
             found[stack] = tuple(layers[i].most_common(1)[0][0] for i in sorted(layers))
     return found
-
-
-def _first_leaf(formula: Formula) -> Leaf | None:
-    if isinstance(formula, Leaf):
-        return formula
-    if isinstance(formula, Same):
-        return formula.leaves[0]
-    if isinstance(formula, Cast):
-        return _first_leaf(formula.inner)
-    if isinstance(formula, Merge):
-        return _first_leaf(formula.experts[0])
-    return _first_leaf(formula.terms[0][1])
 
 
 def seams_of(origins: Mapping[str, Sequence[LayerOrigin]]) -> tuple[Seam, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Same, Sum
+from weightsmith.recipes.formula import models_in
 from weightsmith.recipes.inputs import Inputs
 from weightsmith.recipes.views import Item
 from weightsmith.tensors.messages import shown
@@ -91,27 +91,8 @@ def _read(
 
 def _mixed(outputs: Sequence[Item]) -> set[frozenset[str]]:
     """The sets of checkpoints whose tables are merged with one another."""
-    found = {frozenset(_labels(item.formula)) for item in outputs if item.kind in _TABLES}
+    found = {models_in(item.formula) for item in outputs if item.kind in _TABLES}
     return {labels for labels in found if len(labels) > 1}
-
-
-def _labels(formula: Formula) -> Iterator[str]:
-    if isinstance(formula, Leaf):
-        yield formula.checkpoint
-        return
-    inner: Iterable[Formula | None]
-    if isinstance(formula, Cast):
-        inner = (formula.inner,)
-    elif isinstance(formula, Sum):
-        inner = tuple(term for _, term in formula.terms)
-    elif isinstance(formula, Same):
-        inner = formula.leaves
-    else:
-        assert isinstance(formula, Merge)
-        inner = (formula.base, formula.origin, *formula.experts)
-    for part in inner:
-        if part is not None:
-            yield from _labels(part)
 
 
 def _differing(
