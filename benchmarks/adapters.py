@@ -24,7 +24,7 @@ from weightsmith.adapters.algebra import concatenated, truncated
 from weightsmith.adapters.bounds import Bound
 from weightsmith.adapters.spaces import CoreSpace, Knots, Space
 from weightsmith.deltas.changes import LowRank
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 Work = Callable[[], LowRank]
@@ -130,6 +130,7 @@ def difference(found: LowRank, expected: LowRank) -> float:
     return float(np.linalg.norm(found.rows(0, found.shape[0]) - whole) / np.linalg.norm(whole))
 
 
+@one_blas_thread()
 def main() -> None:
     """Measure every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -140,7 +141,6 @@ def main() -> None:
     parser.add_argument("--dense-runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    use_one_thread()
     facts = machine()
     changes = make_adapters(options.size, options.adapters, options.rank)
     rows = []

@@ -27,7 +27,7 @@ from cases import weightsmith_command
 from catalogue_inputs import Case, bare_matrices, cases, inputs, recipe
 from make_checkpoints import WORK
 
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 
 KEPT = WORK / "catalogue"
 RESULTS = Path(__file__).parent / "results"
@@ -162,6 +162,7 @@ def _met(ratio: float, goal: float) -> str:
     return f"{goal:g}x {'reached' if ratio <= goal else 'missed'}"
 
 
+@one_blas_thread()
 def main() -> None:
     """Measure what has no figures yet, and write the table of all that has."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,7 +171,6 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure anew what has figures")
     parser.add_argument("--runs", type=int, default=3)
     chosen = parser.parse_args()
-    use_one_thread()
     KEPT.mkdir(parents=True, exist_ok=True)
     for name in chosen.methods or known:
         place = KEPT / f"{name}.json"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj.weight": (1024, 1024),
@@ -132,6 +132,7 @@ def merged(folder: Path, experts: int, method: str, backend: str) -> float:
     return seconds
 
 
+@one_blas_thread()
 def main() -> None:
     """Measure every method and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,7 +140,6 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    use_one_thread()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

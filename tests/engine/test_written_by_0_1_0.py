@@ -105,7 +105,7 @@ def test_an_interrupted_run_of_another_version_is_named_and_can_be_started_over(
     written: Path,
 ) -> None:
     recipe = Recipe.load(manifests.read(written / "dense").recipe)
-    with pytest.raises(OutputError, match="unfinished run of another .* version; give --fresh"):
+    with pytest.raises(OutputError, match=r"unfinished run of another .* version; give --fresh"):
         weightsmith.merge(recipe, written / "interrupted")
     made = weightsmith.merge(recipe, written / "interrupted", fresh=True)
     assert made.outputs == manifests.read(written / "dense").outputs

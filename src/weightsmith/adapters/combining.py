@@ -31,7 +31,7 @@ from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import promote
 from weightsmith.tensors.messages import shown
 
@@ -74,6 +74,7 @@ class CombinationReport:
         return math.hypot(*(t.size * t.lost for t in self.tensors)) / whole if whole else 0.0
 
 
+@one_blas_thread()
 def combine(
     adapters: Sequence[LowRankAdapter],
     method: str = "linear",
@@ -99,7 +100,6 @@ def combine(
         )
     if method == "cat" and bound is not None and not bound.is_open:
         raise UsageError("cat is exact and keeps every rank; use linear or svd to cut them.")
-    use_one_thread()
     names = labels_of(adapters, labels)
     bound = bound or Bound()
     shares = _weights(weights, len(adapters), 1.0 if method in _WHOLE_WEIGHTS else None)
@@ -121,6 +121,7 @@ def combine(
     )
 
 
+@one_blas_thread()
 def combine_in(
     adapters: Sequence[LowRankAdapter],
     space: Space,
@@ -141,7 +142,6 @@ def combine_in(
     dense space a rule can make any rank: give one. Raises as `combine` does, and UsageError for a rule that
     gives a matrix of another shape.
     """
-    use_one_thread()
     names = labels_of(adapters, labels)
     bound = bound or Bound()
     shares = _weights(weights, len(adapters), None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -34,10 +33,11 @@ from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import read_elements
 from weightsmith.deltas.difference import Difference, Measure, is_same
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.range_finder import row_blocks
 from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors.threads import in_order
 
 FACTOR_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 _SPENT = "the budget is spent on changes that gain more"
@@ -45,6 +45,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@one_blas_thread()
 def extract(
     finetune: Checkpoint,
     base: Checkpoint,
@@ -75,24 +76,23 @@ def extract(
     """
     bound = Bound(rank, energy, error)
     _check(bound, budget_bytes, dtype)
-    use_one_thread()
     parts = parts_of(finetune, base, choices or Choices())
     doubled = tied_head(base) or ()
-    with _Workers(threads, progress) as workers:
-        measures = workers.all("compared", _measure, parts)
-        changed = [
-            _Changed(part, found, 2 if part.name in doubled else 1)
-            for part, found in zip(parts, measures, strict=True)
-            if found is None or found.squares > 0.0
-        ]
-        wholes = [_whole(c, dtype) for c in changed if c.is_whole]
-        matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
-        _check_rank(rank, matrices)
-        bounds: list[Bound | None] = [bound] * len(matrices)
-        if budget_bytes is not None:
-            bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
-        pairs = list(zip(matrices, bounds, strict=True))
-        fits = workers.all("factored", lambda pair: _fitted(*pair, dtype), pairs)
+    workers = _Workers(threads, progress)
+    measures = workers.all("compared", _measure, parts)
+    changed = [
+        _Changed(part, found, 2 if part.name in doubled else 1)
+        for part, found in zip(parts, measures, strict=True)
+        if found is None or found.squares > 0.0
+    ]
+    wholes = [_whole(c, dtype) for c in changed if c.is_whole]
+    matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
+    _check_rank(rank, matrices)
+    bounds: list[Bound | None] = [bound] * len(matrices)
+    if budget_bytes is not None:
+        bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
+    pairs = list(zip(matrices, bounds, strict=True))
+    fits = workers.all("factored", lambda pair: _fitted(*pair, dtype), pairs)
     adapter = LowRankAdapter(
         {factors.key: factors for factors, _ in fits if factors is not None},
         {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.REPLACED},
@@ -154,18 +154,12 @@ class _Whole:
     entry: ExtractedTensor
 
 
+@dataclass(frozen=True, slots=True)
 class _Workers:
-    """Threads that work on tensors; results come in the order of the tensors, whatever the threads."""
+    """Work on tensors in threads; `progress` is told of it."""
 
-    def __init__(self, threads: int, progress: Callable[[str], None] | None) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._progress = progress
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    threads: int
+    progress: Callable[[str], None] | None
 
     def all(
         self, what: str, function: Callable[[Item], Result], items: Sequence[Item]
@@ -174,13 +168,13 @@ class _Workers:
         found: list[Result] = []
         for result in self.map(function, items):
             found.append(result)
-            if self._progress is not None and _is_worth_telling(len(found), len(items)):
-                self._progress(f"{what} {len(found)} of {len(items)} tensors")
+            if self.progress is not None and _is_worth_telling(len(found), len(items)):
+                self.progress(f"{what} {len(found)} of {len(items)} tensors")
         return found
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
         """The results for all items, in their order."""
-        return self._pool.map(function, items)
+        return in_order(function, items, self.threads)
 
 
 def _is_worth_telling(done: int, count: int) -> bool:

@@ -27,7 +27,7 @@ from weightsmith.adapters.alignment import aligned, labels_of
 from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
 from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.singular import exact
@@ -125,6 +125,7 @@ class ReversibleBasis:
         raise UsageError(f"The basis has no adapter {shown(label)}: it has {listed}.")
 
 
+@one_blas_thread()
 def reversible_basis(
     adapters: Sequence[LowRankAdapter],
     labels: Sequence[str] = (),
@@ -140,7 +141,6 @@ def reversible_basis(
     UsageError for both, fewer than two adapters, equal labels, a negative number of directions, and an error outside
     [0, 1); CompatibilityError for adapters of different bases.
     """
-    use_one_thread()
     names = labels_of(adapters, labels)
     _check(names, directions, error)
     _check_bases(adapters, names)

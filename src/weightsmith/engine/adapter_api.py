@@ -31,13 +31,13 @@ from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
-from weightsmith.engine.threads import thread_count
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding
 from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.threads import thread_count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

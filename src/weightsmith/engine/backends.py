@@ -49,9 +49,7 @@ class BackendChoice:
         keep_freed_memory()
         if self.kind == "native":
             from weightsmith.tensors import native
-            from weightsmith.tensors.blas import use_one_thread as use_one_blas_thread
 
-            use_one_blas_thread()
             return native.load()
         from weightsmith.tensors.torch_backend import TorchBackend, use_one_thread
 

@@ -18,9 +18,8 @@ from weightsmith.engine.outputs.choice import resolve_output
 from weightsmith.engine.outputs.output import Output
 from weightsmith.engine.papers import result_papers
 from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
-from weightsmith.engine.threads import check_memory, thread_count
 from weightsmith.engine.tiles import tile_elements
-from weightsmith.errors import RecipeError
+from weightsmith.errors import RecipeError, UsageError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import (
@@ -35,6 +34,7 @@ from weightsmith.tensors.passes import work_dtype
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import collection_paused
+from weightsmith.tensors.threads import thread_count
 from weightsmith.vocabularies.papers import Change, Papers
 from weightsmith.vocabularies.rows import AlignedRows
 from weightsmith.wording import counted
@@ -215,7 +215,10 @@ def make_plan(
     what can be described is a finding of the plan instead.
     """
     workers = thread_count(threads)
-    check_memory(memory_bytes)
+    if memory_bytes < 1:
+        raise UsageError(
+            f"A merge cannot have {memory_bytes} bytes of memory; give a number from 1."
+        )
     with collection_paused():
         resolved, output = resolve_output(recipe, opener)
         return _planned(resolved, output, choose_backend(device, backend), workers, memory_bytes)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightsmith.tensors.blas import one_blas_thread
+
 
 class Worker:
     """What one thread owns: read and write buffers that are reused from tile to tile."""
@@ -57,13 +59,14 @@ class _OpenRound:
 
 
 class Scheduler:
-    """Runs jobs on `threads` threads with at most `window` jobs open."""
+    """Runs jobs on `threads` threads, with one thread of linear algebra each, and at most `window` jobs open."""
 
     def __init__(self, threads: int, window: int | None = None) -> None:
         self.threads = max(1, threads)
         self._window = window or self.threads + 1
         self._workers = [Worker() for _ in range(self.threads)]
 
+    @one_blas_thread()
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all jobs to their end; the first error stops the rest and is raised here, Ctrl-C likewise."""
         run = _Run(iter(jobs), self._window)

@@ -16,7 +16,6 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
-from weightsmith.engine.threads import thread_count
 from weightsmith.engine.tiles import tiles_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.inspection.measures import Measures, together
@@ -25,6 +24,7 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scalar, count, dot, peak, source
 from weightsmith.tensors.passes import Backend, PassSpec, TilePass
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import thread_count
 
 _TILE = 1 << 18
 

@@ -22,13 +22,13 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
-from weightsmith.engine.threads import thread_count
 from weightsmith.engine.tiles import tiles_of
 from weightsmith.naming import natural_key
 from weightsmith.tensors.graph import Scalar, Value, add_all, dot, source, total, where
 from weightsmith.tensors.passes import Backend, PassSpec, TilePass
 from weightsmith.tensors.scalars import exact_sum
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import thread_count
 
 _TILE = 1 << 17
 Place = tuple[str | None, int | None, str]

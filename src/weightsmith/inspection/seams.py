@@ -13,11 +13,11 @@ from weightsmith.checkpoints.roles import Kind, Role
 from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.threads import thread_count
 from weightsmith.inspection.difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.recipes.seams import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import thread_count
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
 _PARTS = ("norms", "reads", "writes")

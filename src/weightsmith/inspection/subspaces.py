@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
-from weightsmith.engine.threads import thread_count
 from weightsmith.inspection.interference import Place
-from weightsmith.tensors.blas import use_one_thread
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import thread_count
 from weightsmith.tensors.widening import WORDS, widen
 
 RANK = 8
@@ -55,7 +54,6 @@ def measure_overlaps(
     Matrices that some expert did not change are left out; where changes have fewer than `rank` directions (default
     8), as many are compared. Reads each matrix 6 times.
     """
-    use_one_thread()
     found: dict[str, MatrixOverlap | None] = {}
 
     def measure(name: str) -> Job:

@@ -42,7 +42,6 @@ from weightsmith.deltas.rows import JoinedRows
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import described
 from weightsmith.engine.staging import Staging
-from weightsmith.engine.threads import thread_count
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.carried import carry_files
 from weightsmith.packages.choosing import (
@@ -53,17 +52,17 @@ from weightsmith.packages.choosing import (
 )
 from weightsmith.packages.entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.goal import Goal, check_codecs, goal_of
-from weightsmith.packages.pacing import paced
 from weightsmith.packages.pairs import Pair, pairs_of
 from weightsmith.packages.streams import StreamFile
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.files import write_file
 from weightsmith.publishing.places import check_place
 from weightsmith.publishing.records import FOREIGN, Recorded
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.open_files import OPEN_FILES
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import in_order, thread_count
 from weightsmith.tensors.writer import sync_folder
 
 # What the journal of a package in the making says instead of a plan's digest.
@@ -72,6 +71,7 @@ PLAN = "delta-package"
 _SLACK = 256
 
 
+@one_blas_thread()
 def pack(
     finetune: str | Path,
     base: str | Path,
@@ -93,7 +93,6 @@ def pack(
     is left of a run that fails. Raises UsageError, CompatibilityError where base and fine-tune
     have no tensor in common, CheckpointError, OutputError or ResourceError.
     """
-    use_one_thread()
     tuned, origin = _as_stored(open_model(finetune)), open_checkpoint(base)
     goal = goal_of(budget, error, sum(tensor.nbytes for tensor in tuned.tensors.values()))
     check_codecs(goal, codecs)
@@ -188,12 +187,12 @@ class _Packer:
         choices = self._choices(pairs, self._fixed_bytes(pairs, files))
         self.progress.start(sum(pair.target.nbytes for pair in pairs), 0)
         with StreamFile(folder / STREAMS) as streams:
-            work = paced(
+            work = in_order(
                 lambda item: self._coded(*item),
                 list(zip(pairs, choices, strict=True)),
-                lambda item: item[0].target.nbytes,
+                self.threads,
+                size=lambda item: item[0].target.nbytes,
                 limit=self.largest,
-                threads=self.threads,
             )
             header = self._written(work, streams, files)
             streams.finish()
@@ -212,12 +211,12 @@ class _Packer:
         if self.goal.limit is None:
             return [None] * len(pairs)
         alone = [pair for pair in pairs if pair.same_as is None]
-        work = paced(
+        work = in_order(
             lambda pair: measure(pair, self.codecs),
             alone,
-            lambda pair: pair.target.nbytes,
+            self.threads,
+            size=lambda pair: pair.target.nbytes,
             limit=self.largest,
-            threads=self.threads,
         )
         measured = []
         for number, found_ways in enumerate(work):

@@ -9,9 +9,9 @@ from weightsmith.checkpoints.packages import as_base
 from weightsmith.checkpoints.ties import vocabulary_embedding, vocabulary_head
 from weightsmith.deltas.rows import SomeRows
 from weightsmith.errors import CompatibilityError
-from weightsmith.packages.pacing import paced
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,9 @@ def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]
         )
     read: dict[str, LazyTensor] = {name: target for name, target, _ in found}
     needed = list(dict.fromkeys(name for _, _, name in found if name is not None))
-    digests = dict(
-        zip(
-            read,
-            paced(digest_tensor, read.values(), _nothing, limit=0, threads=threads),
-            strict=True,
-        )
-    )
+    digests = dict(zip(read, in_order(digest_tensor, read.values(), threads), strict=True))
     origins = [base.tensors[name] for name in needed]
-    base_digests = dict(
-        zip(needed, paced(digest_tensor, origins, _nothing, limit=0, threads=threads), strict=True)
-    )
+    base_digests = dict(zip(needed, in_order(digest_tensor, origins, threads), strict=True))
     first: dict[str, str] = {}
     pairs = []
     for name, target, base_name in found:
@@ -99,11 +91,6 @@ def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]
             origin = base.tensors[base_name]
             pairs.append(Pair(name, target, digest, origin, base_name, base_digests[base_name]))
     return pairs
-
-
-def _nothing(_tensor: LazyTensor) -> int:
-    """A tensor is read a piece at a time."""
-    return 0
 
 
 def _base_name(name: str, target: LazyTensor, finetune: Checkpoint, base: Checkpoint) -> str | None:

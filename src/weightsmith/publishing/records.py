@@ -10,7 +10,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors.threads import in_order, thread_count
 
 MANIFEST = "weightsmith-manifest.json"
 # The records that name every file of a folder, so that one more is an error.
@@ -89,8 +89,7 @@ class Recorded:
             return next(name for name, tensor in found if tensor.name not in self.tensors)
         if not thorough:
             return ""
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            same = list(pool.map(self._is_same, (tensor for _, tensor in found)))
+        same = list(in_order(self._is_same, (t for _, t in found), thread_count(None)))
         return next((n for (n, _), is_same in zip(found, same, strict=True) if not is_same), "")
 
     def _is_same(self, tensor: StoredTensor) -> bool:

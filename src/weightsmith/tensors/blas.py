@@ -1,28 +1,46 @@
-"""The threads of the linear algebra behind numpy."""
+"""Linear algebra on one thread of its library, so that results do not depend on how many the machine has.
+
+Work is spread over threads by tensors and tiles; threads of the library would change the order of sums as well.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-# Setters of the libraries that numpy is built with; others (Apple's Accelerate) take one from their environment.
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
-    "MKL_Set_Num_Threads",
-)
+_lock = threading.Lock()
+_inside = 0
+_limit: Any = None
 
 
-def use_one_thread() -> None:
-    """Leave parallelism to the engine's workers: the library's own threads would change the order of sums."""
-    from numpy.linalg import _umath_linalg
+@functools.cache
+def _controller() -> Any:
+    # Imported here because it looks through the loaded libraries, numpy's among them.
+    import numpy as np  # noqa: F401
+    from threadpoolctl import ThreadpoolController
 
-    with contextlib.suppress(OSError):
-        library = ctypes.CDLL(_umath_linalg.__file__)
-        for name in _SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(ctypes.c_int(1))
-                return
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within the block numpy's matrix products and decompositions use one thread each, whoever is in such a block.
+
+    The number of threads that was set before comes back when the last thread leaves. Accelerate (macOS) cannot be
+    limited; it keeps its own count. It serves as a decorator too.
+    """
+    global _inside, _limit
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _limit = _controller().limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _limit.restore_original_limits()

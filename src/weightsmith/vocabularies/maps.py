@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType
-from weightsmith.vocabularies.one_thread import in_parallel, one_blas_thread
+from weightsmith.tensors.threads import in_parallel
 from weightsmith.vocabularies.tables import Identity, Index, Table, Words, array_digest, as_index
 
 Matrix = NDArray[np.float64]

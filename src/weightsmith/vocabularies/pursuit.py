@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.vocabularies.one_thread import in_parallel, one_blas_thread
+from weightsmith.tensors.blas import one_blas_thread
+from weightsmith.tensors.threads import in_parallel
 from weightsmith.vocabularies.tables import Index, Table, as_index
 
 HELD_BYTES = 1 << 29

@@ -14,8 +14,6 @@ base of zeros, where z is the word turned left by one bit: exponent in one plane
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +26,7 @@ from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane
 from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import in_order
 from weightsmith.tensors.widening import WORDS, widen
 
 Words = NDArray[Any]
@@ -55,7 +54,7 @@ def difference_parts(
     """The parts that hold the difference of a target from what is known of it, or from zeros."""
     numbers = range(len(block_sizes(target.numel)))
     encode = functools.partial(_encoded_block, known, target)
-    blocks = list(_mapped(encode, numbers, threads))
+    blocks = list(in_order(encode, numbers, min(threads, len(numbers))))
     stream, table = joined(blocks, _lane(target.dtype)[0])
     return {"planes": stream, "table": table}
 
@@ -206,11 +205,3 @@ def _signs(words: Words) -> Words:
 
 def _top(words: Words) -> Any:
     return words.dtype.type(1 << (words.itemsize * 8 - 1))
-
-
-def _mapped(encode: Any, numbers: Sequence[int], threads: int) -> Iterator[list[bytes]]:
-    if threads < 2 or len(numbers) < 2:
-        yield from map(encode, numbers)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(encode, numbers)

@@ -30,7 +30,7 @@ from weightsmith.engine.progress import Progress
 from weightsmith.errors import OutputError
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import OutputTensor, Resolved
-from weightsmith.tensors.blas import use_one_thread
+from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import ShardLayout, plan_layout
@@ -57,6 +57,7 @@ class AdapterFolder:
     library: str | None = "peft"
 
     @classmethod
+    @one_blas_thread()
     def of_adapters(
         cls, recipe: Recipe, opener: Callable[[str], Checkpoint], found: BareAdapter
     ) -> tuple[Resolved, AdapterFolder]:
@@ -173,9 +174,9 @@ class FactorStore(MemoryStore):
         self.whole: dict[str, Array] = {}
         self.losses: dict[str, float] = {}
 
+    @one_blas_thread()
     def make_without_reading(self, progress: Progress) -> set[str]:
         """Add the factors of every tensor whose change is a sum."""
-        use_one_thread()
         for name in self._result.sums:
             self._add_sum(name)
             progress.advance(self._layout.placement(name).nbytes, name)
