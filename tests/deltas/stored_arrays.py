@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.stored import LazyTensor
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

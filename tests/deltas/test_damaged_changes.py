@@ -7,7 +7,7 @@ import pytest
 from tests.deltas.stored_arrays import read, stored
 
 from weightsmith.deltas.codecs import Choice, Delta, decoded, encode
-from weightsmith.deltas.codecs.codec import ArrayTensor, Encoded
+from weightsmith.deltas.codecs.codec import Encoded, part_in_memory
 from weightsmith.errors import CheckpointError, NonFiniteError
 from weightsmith.tensors.dtypes import DType
 
@@ -36,7 +36,7 @@ def encoded(choice: Choice) -> Encoded:
 
 
 def reading(codec: str, parameters, parts, known=None, shape=SHAPE, dtype=DType.FLOAT32) -> bytes:
-    lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in parts.items()}
     return read(decoded(codec, parameters, lazy, known or base(), "x", dtype, shape))
 
 
@@ -90,7 +90,7 @@ def test_a_base_that_does_not_fit_is_refused(choice):
     for known in (other, integers):
         with pytest.raises(CheckpointError, match="does not fit"):
             reading(good.codec, good.parameters, good.parts, known)
-    lazy = {part: ArrayTensor(part, array) for part, array in good.parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in good.parts.items()}
     with pytest.raises(CheckpointError, match="base that is not there"):
         decoded(good.codec, good.parameters, lazy, None, "x", DType.FLOAT32, SHAPE)
 
@@ -118,7 +118,7 @@ def test_parameters_that_do_not_fit_the_parts_are_refused(choice, key, values):
 @pytest.mark.parametrize("choice", EVERY, ids=str)
 def test_a_huge_shape_is_refused_before_anything_of_its_size_is_made(choice, shape):
     good = encoded(choice)
-    lazy = {part: ArrayTensor(part, array) for part, array in good.parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in good.parts.items()}
     with pytest.raises(CheckpointError):
         read(decoded(good.codec, good.parameters, lazy, base(), "x", DType.FLOAT32, shape), 0, 1)
 
@@ -141,7 +141,7 @@ def test_a_damaged_block_does_not_stop_others_from_being_read():
     codes = good.parts["codes"].copy()
     codes[: good.parts["table"][0, 0]] = 0xFF
     parts = {**good.parts, "codes": codes}
-    lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in parts.items()}
     found = decoded("lloyd4", good.parameters, lazy, zeros, "x", DType.FLOAT32, change.shape)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="in block 0:"):

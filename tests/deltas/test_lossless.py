@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.deltas.stored_arrays import WORDS, from_bfloat16, read, stored, to_bfloat16
 
 from weightsmith.deltas.codecs import decoded, encode_exactly, in_memory
-from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.codecs.codec import part_in_memory
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.planes import joined_planes, plane_pieces
 from weightsmith.deltas.rounded import RoundedTensor
@@ -226,7 +226,7 @@ def test_damaged_parts_are_refused_in_a_sentence(damage):
         parts["table"] = parts["table"].astype(np.float32)
     else:
         del parts["table"]
-    lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in parts.items()}
     with pytest.raises(CheckpointError, match=r"lossless change of tensor 'x'.*damaged"):
         read(
             decoded(
@@ -243,7 +243,7 @@ def test_a_hostile_stream_makes_no_more_bytes_than_it_may():
     bomb = machine.compress(bytes(1 << 20)) + machine.flush()
     stream = np.frombuffer(b"\x01" + bomb, np.uint8)
     parts = {"planes": stream, "table": np.array([[stream.size, 0]], np.uint32)}
-    lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in parts.items()}
     back = decoded("whole", {}, lazy, None, "x", DType.BFLOAT16, (5000,))
     with pytest.raises(CheckpointError, match="cannot be decompressed in block 0"):
         read(back)
@@ -255,8 +255,8 @@ def test_a_hostile_stream_makes_no_more_bytes_than_it_may():
 @pytest.mark.parametrize("codec", ["same", "lossless"])
 def test_a_missing_or_another_base_is_refused(codec):
     parts = {
-        "planes": ArrayTensor("planes", np.zeros(0, np.uint8)),
-        "table": ArrayTensor("table", np.zeros((1, 4), np.uint32)),
+        "planes": part_in_memory("planes", np.zeros(0, np.uint8)),
+        "table": part_in_memory("table", np.zeros((1, 4), np.uint32)),
     }
     for base in (
         None,

@@ -15,10 +15,10 @@ from weightsmith.deltas.changes import Full, LowRank
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.rounded import RoundedTensor
-from weightsmith.engine.outputs.memory import MemoryTensor
 from weightsmith.errors import NonFiniteError, WeightsmithError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import source
+from weightsmith.tensors.memory import MemoryTensor
 
 
 def held(name: str, array: np.ndarray) -> MemoryTensor:

@@ -7,7 +7,7 @@ import pytest
 from tests.deltas.stored_arrays import from_bfloat16, read, stored, to_bfloat16
 
 from weightsmith.deltas.codecs import decoded, encode_exactly, in_memory
-from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.codecs.codec import part_in_memory
 from weightsmith.deltas.codecs.lossless import encode_lossless
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
@@ -57,9 +57,9 @@ def test_numbers_that_are_not_finite_come_back_with_their_bits():
     base, target = merged(DType.FLOAT32, 2)
     for place, word in ((5, 0x7FC00001), (7000, 0xFF800000), (7001, 0x80000000)):
         for tensor in (base, target):
-            tensor._data[4 * place : 4 * place + 4] = word.to_bytes(4, "little")
+            tensor.data[4 * place : 4 * place + 4] = word.to_bytes(4, "little")
         # The target's NaN has a payload of its own.
-        target._data[20] ^= 2
+        target.data[20] ^= 2
     encoded = encode_exactly(base, target)
     assert encoded.codec == "refined"
     back = in_memory(encoded, base, "x", DType.FLOAT32, SHAPE)
@@ -71,11 +71,11 @@ def test_damaged_factors_are_refused():
     encoded = encode_exactly(base, target)
     for part in encoded.parts:
         lazy = {
-            p: ArrayTensor(p, array[:-1] if p == part else array)
+            p: part_in_memory(p, array[:-1] if p == part else array)
             for p, array in encoded.parts.items()
         }
         with pytest.raises(CheckpointError, match="refined change of tensor"):
             read(decoded("refined", encoded.parameters, lazy, base, "x", DType.FLOAT32, SHAPE))
-    lazy = {part: ArrayTensor(part, array) for part, array in encoded.parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in encoded.parts.items()}
     with pytest.raises(CheckpointError, match="base"):
         decoded("refined", encoded.parameters, lazy, None, "x", DType.FLOAT32, SHAPE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.codecs.codec import part_in_memory
 from weightsmith.deltas.rows import JoinedRows, SomeRows
 from weightsmith.tensors.stored import behind
 
@@ -19,7 +19,7 @@ def read(tensor, start, stop):
 @pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 2, 3)])
 def test_some_rows_and_joined_rows_read_as_slices_do(shape):
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    whole = ArrayTensor("x", array)
+    whole = part_in_memory("x", array)
     parts = tuple(SomeRows(whole, a, b) for a, b in ((2, 5), (0, 0), (5, 7), (0, 1)))
     wanted = [array[2:5], array[0:0], array[5:7], array[0:1]]
     for part, rows in zip(parts, wanted, strict=True):

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Scheduler
@@ -34,6 +33,7 @@ from weightsmith.tensors.graph import (
     walk,
     where,
 )
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.torch_memory import evaluate_model
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from weightsmith.deltas.bits import MASK, packed_bytes
-from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage, Target
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
@@ -17,6 +16,7 @@ from weightsmith.tensors import native
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, above, largest_share, norm, source, value, where
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.passes import Backend
 from weightsmith.tensors.torch_backend import TorchBackend
 
@@ -143,7 +143,7 @@ def test_two_elementwise_outputs_read_every_input_once(name: str) -> None:
     plain = (DType.FLOAT32, PLAIN)
     _, (total, product) = run(backend_of(name), graphs, [plain, plain], sources)
     assert [s.elements for s in sources] == [int(np.prod(SHAPE))] * 2
-    a, b = (np.frombuffer(s._data, np.float32) for s in sources)
+    a, b = (np.frombuffer(s.data, np.float32) for s in sources)
     np.testing.assert_array_equal(np.frombuffer(total, np.float32), a + b)
     np.testing.assert_array_equal(np.frombuffer(product, np.float32), a * b)
 
@@ -173,7 +173,7 @@ def test_an_output_that_reads_no_input_fills_every_element(name: str) -> None:
     sources = inputs()[:1]
     graph = value(norm(source(0)))
     _, (stored,) = run(backend_of(name), [graph], [(DType.FLOAT32, PLAIN)], sources)
-    exact = np.sqrt(np.sum(np.frombuffer(sources[0]._data, np.float32).astype(np.float64) ** 2))
+    exact = np.sqrt(np.sum(np.frombuffer(sources[0].data, np.float32).astype(np.float64) ** 2))
     expected = np.full(SHAPE, np.float32(exact))
     np.testing.assert_allclose(
         np.frombuffer(stored, np.float32).reshape(SHAPE), expected, rtol=1e-6

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.engine import tensor_job
-from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Job, Scheduler
@@ -25,6 +24,7 @@ from weightsmith.tensors.by_column import column_total
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scope, Value, source, walk
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.passes import (
     Backend,

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.intermediate import MemoryTensor
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Scheduler
@@ -27,6 +26,7 @@ from weightsmith.tensors.equal_magnitudes import (
     ranks_of,
 )
 from weightsmith.tensors.graph import above, largest, source, where
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.model_statistics import ModelStatistic
 from weightsmith.tensors.order import Selection
 from weightsmith.tensors.passes import CollectPart, Equal, Histogram, HistogramPart

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from weightsmith.engine.assertions import check_assertions
 from weightsmith.engine.journal import Forgotten
-from weightsmith.engine.outputs.memory import MemoryStore, MemoryTensor
+from weightsmith.engine.outputs.memory import MemoryStore
 from weightsmith.engine.plan import Plan, require_runnable
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import compute_tensors
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.errors import RecipeError, ResourceError
 from weightsmith.tensors.digests import checkpoint_digest
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.open_files import OPEN_FILES
 from weightsmith.vocabularies.papers import Papers
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.engine.intermediate import MemorySink, MemoryTensor
 from weightsmith.engine.nonfinite import noting
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
@@ -33,6 +32,7 @@ from weightsmith.tensors.digests import tensor_digest
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_graphs import substitute
 from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
+from weightsmith.tensors.memory import MemorySink, MemoryTensor
 from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for
 from weightsmith.tensors.passes import (
     Backend,
@@ -337,13 +337,14 @@ class TensorJob:
             )
             inner._source_digests = self._source_digests
             inner._stored_sources = self._stored_sources
-            sink = MemorySink(self._work, inner.numel)
-            yield from inner._write([Target(self._work, sink)])
-            arrays.append(np.frombuffer(sink.data, _numpy_dtype(self._work)).reshape(shape))
+            kept = MemoryTensor.empty(self.name, self._work, shape)
+            yield from inner._write([Target(self._work, MemorySink(kept))])
+            arrays.append(np.frombuffer(kept.data, _numpy_dtype(self._work)).reshape(shape))
         (results,) = yield Round([self._matrix_task(node, arrays)])
         if scratch is not None and for_model:
             return scratch.put(key, self.name, self._work, self.shape, results)
-        return [MemoryTensor(self.name, self._work, self.shape, data) for data in results]
+        where = f"intermediate result of tensor {self.name!r}"
+        return [MemoryTensor(self.name, self._work, self.shape, data, where) for data in results]
 
     def _shape_of(self, matrix: Value) -> tuple[int, ...]:
         """That of the tensor, or that of the statistics where a matrix is made of them alone."""

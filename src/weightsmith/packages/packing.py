@@ -37,7 +37,7 @@ from weightsmith.deltas.codecs import (
     in_memory,
     measured_error,
 )
-from weightsmith.deltas.codecs.codec import ArrayTensor
+from weightsmith.deltas.codecs.codec import part_in_memory
 from weightsmith.deltas.rows import JoinedRows
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import described
@@ -341,5 +341,5 @@ def _piece(
     digests = {}
     for part, array in encoded.parts.items():
         stream = stream_name(name, encoded.codec, part, added=added)
-        digests[part] = streams.add(ArrayTensor(stream, array), stream)
+        digests[part] = streams.add(part_in_memory(stream, array), stream)
     return piece(encoded, digests, error)

@@ -9,12 +9,12 @@ import numpy as np
 
 from weightsmith.deltas.codecs.banded import Banded
 from weightsmith.deltas.codecs.codec import (
-    ArrayTensor,
     Choice,
     Codec,
     Encoded,
     Parameters,
     StoredChange,
+    part_in_memory,
 )
 from weightsmith.deltas.codecs.delta import Delta, floats
 from weightsmith.deltas.codecs.held import BLOCK
@@ -121,7 +121,7 @@ def in_memory(
     shape: tuple[int, ...],
 ) -> LazyTensor:
     """`decoded`, from the arrays of a change that was just encoded."""
-    parts = {part: ArrayTensor(part, array) for part, array in encoded.parts.items()}
+    parts = {part: part_in_memory(part, array) for part, array in encoded.parts.items()}
     return decoded(encoded.codec, encoded.parameters, parts, base, name, dtype, shape)
 
 

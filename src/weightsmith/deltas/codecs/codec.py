@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor, Shaped
+from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.deltas.codecs.delta import Delta
@@ -165,29 +166,7 @@ def read_array(tensor: LazyTensor) -> NDArray[Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ArrayTensor(Shaped):
-    """A part in memory as a `LazyTensor`."""
-
-    name: str
-    array: NDArray[Any]
-
-    @property
-    def dtype(self) -> DType:
-        """The type of the elements."""
-        return _PART_DTYPES[self.array.dtype]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the axes."""
-        return self.array.shape
-
-    @property
-    def location(self) -> str:
-        """The part's name, for messages."""
-        return f"part {shown(self.name)} in memory"
-
-    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Copy elements [start, stop)."""
-        out = np.frombuffer(buffer, self.array.dtype)
-        out[:] = self.array.reshape(-1)[start:stop]
+def part_in_memory(name: str, array: NDArray[Any]) -> MemoryTensor:
+    """A part of a change as a tensor."""
+    dtype = _PART_DTYPES[array.dtype]
+    return MemoryTensor.of(name, dtype, array, f"part {shown(name)} in memory")

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from weightsmith.deltas.codecs.codec import ArrayTensor, Encoded, StoredChange
+from weightsmith.deltas.codecs.codec import Encoded, StoredChange, part_in_memory
 from weightsmith.deltas.codecs.delta import Change, Delta
 from weightsmith.deltas.codecs.directions import sketched_directions
 from weightsmith.deltas.codecs.held import fitted
@@ -51,7 +51,7 @@ def encode_exactly(base: LazyTensor | None, target: LazyTensor, threads: int = 1
     found = sketched_directions(functools.partial(_finite_rows, delta), delta.matrix, rank)
     parts = factor_parts(found, rank, numbers)
     parameters = {"rank": rank, "numbers": numbers}
-    lazy = {part: ArrayTensor(part, array) for part, array in parts.items()}
+    lazy = {part: part_in_memory(part, array) for part, array in parts.items()}
     stored = StoredChange(REFINED, parameters, lazy, base, target.name, target.dtype, target.shape)
     difference = difference_parts(_prediction(stored), target, threads)
     refined = Encoded(REFINED, parameters, {**parts, **difference})

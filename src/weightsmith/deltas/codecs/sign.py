@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.bits import PackedBits, packed_bytes
 from weightsmith.deltas.codecs.applied import with_graph
-from weightsmith.deltas.codecs.codec import ArrayTensor, Choice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.codec import (
+    Choice,
+    Encoded,
+    Parameters,
+    StoredChange,
+    part_in_memory,
+)
 from weightsmith.deltas.codecs.delta import Change, Delta, matrix_shape
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.rows import (
@@ -88,7 +94,7 @@ class Sign2:
         """base + (a (2 bit - 1) + b (2 second bit - 1))."""
         masks = (_mask(stored, "bits"), _mask(stored, "second_bits"))
         both = stored.array("scale", DType.FLOAT32, (2,))
-        scales = tuple(ArrayTensor("scale", both[i : i + 1]) for i in range(2))
+        scales = tuple(part_in_memory("scale", both[i : i + 1]) for i in range(2))
         return with_graph(stored, masks, _two_scales, scales)
 
 
@@ -124,4 +130,4 @@ def _mask(stored: StoredChange, part: str) -> PackedBits:
 
 
 def _scales(stored: StoredChange, count: int) -> LazyTensor:
-    return ArrayTensor("scale", stored.array("scale", DType.FLOAT32, (count,)))
+    return part_in_memory("scale", stored.array("scale", DType.FLOAT32, (count,)))

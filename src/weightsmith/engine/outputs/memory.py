@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -13,49 +12,16 @@ from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.outputs.output import MadeTensor
 from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.progress import Progress
-from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import Placement, ShardLayout
-from weightsmith.tensors.stored import LazyTensor, Shaped
+from weightsmith.tensors.memory import MemorySink, MemoryTensor
+from weightsmith.tensors.stored import LazyTensor
 
 _Self = TypeVar("_Self", bound="MemoryStore")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MemoryTensor(Shaped):
-    """A `LazyTensor` whose bytes are in memory."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    data: bytearray
-
-    @property
-    def location(self) -> str:
-        """The tensor, for messages."""
-        return f"merged tensor {self.name!r}"
-
-    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
-        """Copy elements [start, stop)."""
-        size = self.dtype.itemsize
-        memoryview(buffer).cast("B")[:] = memoryview(self.data)[start * size : stop * size]
-
-
-@dataclass(frozen=True, slots=True)
-class _MemorySink:
-    tensor: MemoryTensor
-    advance: Callable[[int], None]
-
-    def write(self, start: int, data: memoryview) -> None:
-        """Take the bytes that begin at element `start`."""
-        at = start * self.tensor.dtype.itemsize
-        memoryview(self.tensor.data)[at : at + data.nbytes] = data.cast("B")
-        self.advance(data.nbytes)
-
-
 def _empty(placement: Placement) -> MemoryTensor:
-    return MemoryTensor(
-        placement.name, placement.dtype, placement.shape, bytearray(placement.nbytes)
-    )
+    name = placement.name
+    return MemoryTensor.empty(name, placement.dtype, placement.shape, f"merged tensor {name!r}")
 
 
 class MemoryStore:
@@ -90,7 +56,7 @@ class MemoryStore:
         """What fills a tensor."""
         if name not in self.tensors:
             self.tensors[name] = _empty(self._layout.placement(name))
-        return _MemorySink(self.tensors[name], advance)
+        return MemorySink(self.tensors[name], advance)
 
     def stored(self, name: str) -> LazyTensor:
         """A finished tensor."""
