@@ -88,3 +88,13 @@ def test_mistakes_are_told_in_one_line(family, capsys):
     assert "'math', 'code'" in capsys.readouterr().err
     assert execute(["inspect", str(out)]) != 0
     assert "#TASK" in capsys.readouterr().out
+
+
+def test_a_merge_into_a_bundle_can_be_reported(family, capsys):
+    text = (family / "emr.yaml").read_text() + "bundle: {base: reference}\n"
+    (family / "bundle.yaml").write_text(text)
+    page = family / "page.html"
+    recipe, out = str(family / "bundle.yaml"), str(family / "out")
+    assert execute(["merge", recipe, out, "--quiet", "--report", str(page)]) == 0
+    capsys.readouterr()
+    assert "emr" in page.read_text()

@@ -65,14 +65,13 @@ def run(
 ) -> Manifest:
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
-    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With
-    `expected`, tensors must come out with these digests; with `sources`, what is read of a
-    checkpoint must have these digests, by reference and tensor, where one is given. `compute` does
-    the work (default: threads of this process). `reads` are places that the caller reads beside the
-    plan's inputs: no output is put there. The output folder appears whole or not at all, and
-    if an interrupted run of the plan had published it already, there is nothing to do but to tidy
-    up. Raises RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError,
-    NonFiniteError, AssertionFailed or VerificationError.
+    `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With `expected`, tensors
+    must come out with these digests; with `sources`, what is read of a checkpoint must have these digests, by reference
+    and tensor, where one is given. `compute` does the work (default: threads of this process). `reads` are places that
+    the caller reads beside the plan's inputs: no output is put there. The output folder appears whole or not at all, and
+    if an interrupted run of the plan had published it already, there is nothing to do but to tidy up. Raises RecipeError
+    if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
+    VerificationError.
     """
     require_runnable(plan)
     try:
@@ -89,8 +88,7 @@ def run(
             journal = staging.begin(plan.digest, fresh or not plan.output.is_resumable)
             staging.check_space(plan.write_bytes)
             records, merged = _write_tensors(plan, staging, journal, telling, compute)
-            _check_expected(merged.outputs, expected)
-            _check_sources(merged, sources or {})
+            _check_record(merged, expected, sources or {})
             manifest = seal(plan, merged, records, staging, journal)
             staging.publish(earlier)
             return manifest
@@ -136,23 +134,21 @@ def _write_tensors(
         return records, plan.output.merged(plan, records, store, staging.out)
 
 
-def _check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
-    """Raise VerificationError where tensors did not come out as expected."""
-    if expected is None:
-        return
-    different = sorted(
-        n for n in expected.keys() | digests.keys() if digests.get(n) != expected.get(n)
-    )
+def _check_record(
+    merged: Merged,
+    expected: Mapping[str, str] | None,
+    sources: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Raise VerificationError where tensors did not come out as expected, or where inputs are not those on record."""
+    found = merged.outputs
+    wanted = found if expected is None else expected
+    different = sorted(n for n in wanted.keys() | found.keys() if found.get(n) != wanted.get(n))
     if different:
         raise VerificationError(
-            f"The result differs from the record in {len(different)} of {counted(len(expected), 'tensor')}, "
+            f"The result differs from the record in {len(different)} of {counted(len(wanted), 'tensor')}, "
             f"the first being {different[0]!r}; "
             "an input was changed, or another version or backend wrote the record. The output was not sealed."
         )
-
-
-def _check_sources(merged: Merged, sources: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise VerificationError where a tensor of an input is not the one on record."""
     for given in merged.inputs.values():
         known = sources.get(given.reference, {})
         for tensor, digest in given.tensors.items():
