@@ -66,12 +66,12 @@ def run(
     """Write the output of a plan, continuing an interrupted run of the same plan if there is one.
 
     `force` replaces an earlier output of weightsmith; `fresh` discards an interrupted run. With `expected`, tensors
-    must come out with these digests; with `sources`, what is read of a checkpoint must have these digests, by reference
-    and tensor, where one is given. `compute` does the work (default: threads of this process). `reads` are places that
-    the caller reads beside the plan's inputs: no output is put there. The output folder appears whole or not at all, and
-    if an interrupted run of the plan had published it already, there is nothing to do but to tidy up. Raises RecipeError
-    if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError, AssertionFailed or
-    VerificationError.
+    must come out with these digests; with `sources`, what is read of a checkpoint must have these digests, by
+    reference and tensor, where one is given. `compute` does the work (default: threads of this process). `reads` are
+    places that the caller reads beside the plan's inputs: no output is put there. The output folder appears whole or
+    not at all, and if an interrupted run of the plan had published it already, there is nothing to do but to tidy up.
+    Raises RecipeError if the plan has errors, OutputError, ResourceError, CheckpointError, NonFiniteError,
+    AssertionFailed or VerificationError.
     """
     require_runnable(plan)
     try:
