@@ -17,12 +17,19 @@ from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
-from weightsmith.errors import Malformed, VerificationError
-from weightsmith.publishing.records import MANIFEST, Recorded, file_digest, file_names
+from weightsmith.errors import CheckpointError, Malformed, VerificationError
+from weightsmith.publishing.records import (
+    MANIFEST,
+    MANIFEST_KEY,
+    Recorded,
+    file_digest,
+    file_names,
+)
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.stored import LazyTensor, behind
 from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
@@ -317,10 +324,11 @@ def digest_of(folder: Path) -> str | None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
-    path = folder / FILE_NAME
+    """The manifest of an output, a folder or one file of weights; VerificationError if it is missing or damaged."""
+    is_file = folder.is_file() and folder.suffix == _WEIGHTS
+    path = folder if is_file else folder / FILE_NAME
     try:
-        content = unsealed(read_small(path, _LARGEST_BYTES))
+        content = unsealed(_in_metadata(path) if is_file else read_small(path, _LARGEST_BYTES))
         if content["schema"] not in SCHEMAS:
             raise VerificationError(
                 f"{str(path)!r} has schema {shown(content['schema'])}, but this version reads up to {SCHEMAS[-1]}; "
@@ -342,6 +350,19 @@ def read(folder: Path) -> Manifest:
         raise VerificationError(
             f"{str(path)!r} is damaged ({fault(error)}); the folder cannot be verified."
         ) from error
+
+
+def _in_metadata(file: Path) -> bytes:
+    """The manifest that a file of weights has in its metadata."""
+    try:
+        found = parse_file(file).metadata.get(MANIFEST_KEY)
+    except CheckpointError as error:
+        raise VerificationError(str(error)) from error
+    if found is None:
+        raise VerificationError(
+            f"{shown(file)} has no manifest in its metadata, so it was not written from a recipe."
+        )
+    return found.encode()
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:
