@@ -22,13 +22,13 @@ def base_tensor(
             "(--base on the command line)."
         )
     stored = base.tensors.get(name)
-    if stored is None or shape not in (None, stored.shape):
-        found = (
-            "no such tensor"
-            if stored is None or shape is None
-            else f"one of the shape {list(stored.shape)} and not {list(shape)}"
-        )
+    if stored is None:
         raise CompatibilityError(
-            f"{why}, but {base.identity} has {found} ({shown(name)}); give the base that the adapter was trained on."
+            f"{why}, but {base.identity} has no tensor {shown(name)}; give the base that the adapter was trained on."
+        )
+    if shape not in (None, stored.shape):
+        raise CompatibilityError(
+            f"{why}, but {stored.location} has the shape {list(stored.shape)} and not {list(shape or ())}; give the "
+            "base that the adapter was trained on."
         )
     return stored

@@ -8,7 +8,7 @@ each tensor's change is computed, by itself, and decomposed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -172,30 +172,30 @@ def _apart(resolved: Resolved, targets: Mapping[str, Target]) -> Resolved:
     """Statistics of the whole model apart for coordinates and for what is in no space: their sizes have nothing in
     common.
     """
+    elements = {name for name, target in targets.items() if not target.in_space}
 
     def moved(output: OutputTensor) -> OutputTensor:
-        if targets[output.name].in_space:
-            return output
-        return replace(output, formula=_in_scope(output.formula, "elements"))
+        return replace(output, formula=_moved(output.formula, elements))
 
     outputs = tuple(map(moved, resolved.outputs))
     return replace(resolved, outputs=outputs, measured=tuple(map(moved, resolved.measured)))
 
 
-def _in_scope(formula: Formula, scope: str) -> Formula:
-    """The same formula, its merges being parts of others by a name behind their own."""
+def _moved(formula: Formula, names: Collection[str]) -> Formula:
+    """The same formula, in which what is merged of these tensors is a merge of its own."""
     if isinstance(formula, Cast):
-        return replace(formula, inner=_in_scope(formula.inner, scope))
+        return replace(formula, inner=_moved(formula.inner, names))
     if isinstance(formula, Sum):
-        return replace(formula, terms=tuple((c, _in_scope(f, scope)) for c, f in formula.terms))
+        return replace(formula, terms=tuple((c, _moved(f, names)) for c, f in formula.terms))
     if not isinstance(formula, Merge):
         return formula
+    scope = f"{formula.scope_id}/elements" if formula.place.name in names else formula.scope_id
     return replace(
         formula,
-        base=None if formula.base is None else _in_scope(formula.base, scope),
-        origin=None if formula.origin is None else _in_scope(formula.origin, scope),
-        experts=tuple(_in_scope(expert, scope) for expert in formula.experts),
-        scope_id=f"{formula.scope_id}/{scope}",
+        base=None if formula.base is None else _moved(formula.base, names),
+        origin=None if formula.origin is None else _moved(formula.origin, names),
+        experts=tuple(_moved(expert, names) for expert in formula.experts),
+        scope_id=scope,
     )
 
 

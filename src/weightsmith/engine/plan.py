@@ -39,7 +39,7 @@ from weightsmith.vocabularies.rows import AlignedRows
 from weightsmith.wording import counted
 
 if TYPE_CHECKING:
-    from weightsmith.engine.adapter_plan import AdapterResult
+    from weightsmith.engine.adapter_result import AdapterResult
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE = 1 << 18
