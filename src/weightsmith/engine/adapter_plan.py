@@ -388,12 +388,13 @@ def _findings(result: AdapterResult) -> list[Finding]:
     if result.sums:
         done = "clustered (LoRA-LEGO)" if result.lego else "added as factors, exactly"
         cut = ", and are cut as `adapter:` says" if is_cut and not result.lego else ""
+        same = "" if result.coordinates is None else "; a sum is the same in every space"
         found.append(
             Finding(
                 Severity.NOTE,
                 "factored",
                 "adapter",
-                f"The changes of {counted(len(result.sums), 'tensor')} are {done}{cut}",
+                f"The changes of {counted(len(result.sums), 'tensor')} are {done}{cut}{same}",
             )
         )
     in_space = [name for name in result.computed if result.targets[name].in_space]
