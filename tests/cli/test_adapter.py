@@ -270,7 +270,8 @@ def test_what_is_lost_is_told_of_flat_names_too(adapters, capsys, out):
     assert execute(["replay", out, f"again-{out}", "--quiet"]) == 0
 
 
-def test_combining_whole_tensors_without_their_base_names_the_option(adapters, capsys):
+@pytest.mark.usefixtures("adapters")
+def test_combining_whole_tensors_without_their_base_names_the_option(capsys):
     run(capsys, "extract", "full", "base", "whole", "--rank", "2", "--embeddings", "replace")
     said = refused(capsys, "combine", "whole", "math-lora", "--out", "x")
     assert "--base" in said
