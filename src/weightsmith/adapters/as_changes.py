@@ -24,6 +24,7 @@ from weightsmith.deltas.changed import read_elements
 from weightsmith.deltas.changes import Change, Full, Matrix, Stacked
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, Shaped
 
@@ -66,8 +67,7 @@ class Target:
         if self.units:
             rows, columns = self.units[0].change.shape
             return rows * len(self.units), columns
-        columns = math.prod(self.shape[1:])
-        return math.prod(self.shape) // max(columns, 1), columns
+        return kernel_shape(self.shape)
 
     @property
     def input_first(self) -> bool:
@@ -180,8 +180,7 @@ class _Replacement:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        columns = math.prod(self.whole.shape[1:])
-        return self.whole.size // max(columns, 1), columns
+        return kernel_shape(self.whole.shape)
 
     def rows(self, start: int, stop: int) -> Matrix:
         """Rows [start, stop), whole."""

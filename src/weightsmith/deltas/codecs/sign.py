@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.bits import PackedBits, packed_bytes
 from weightsmith.deltas.codecs.applied import with_graph
 from weightsmith.deltas.codecs.codec import ArrayTensor, Choice, Encoded, Parameters, StoredChange
-from weightsmith.deltas.codecs.delta import Change, Delta, matrix_shape
+from weightsmith.deltas.codecs.delta import Change, Delta
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.rows import (
     SCALES,
@@ -29,6 +29,7 @@ from weightsmith.deltas.codecs.rows import (
 )
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, source
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
 
