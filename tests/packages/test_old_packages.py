@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.package_header import read_header
-from weightsmith.checkpoints.packages import open_package
 from weightsmith.deltas import read_matrix
 from weightsmith.tensors.digests import digest_tensor
 
@@ -38,7 +38,7 @@ def package(tmp_path):
 
 def test_a_package_of_0_1_0_gives_the_bits_that_are_on_record(package):
     header = read_header(package)
-    tensors = open_package(package).tensors
+    tensors = open_checkpoint(package).tensors
     assert {name: t.shape for name, t in tensors.items()} == SHAPES
     assert {n: digest_tensor(t) for n, t in tensors.items()} == {
         name: packed.digest for name, packed in header.tensors.items()
@@ -46,7 +46,7 @@ def test_a_package_of_0_1_0_gives_the_bits_that_are_on_record(package):
 
 
 def test_experts_are_coded_as_matrices_below_each_other(package):
-    stack = read_matrix(open_package(package).tensors[EXPERTS])
+    stack = read_matrix(open_checkpoint(package).tensors[EXPERTS])
     values = np.linalg.svd(stack.reshape(72, 64), compute_uv=False)
     # One direction of the two was kept, in half precision.
     assert values[1] < 1e-3 * values[0]
