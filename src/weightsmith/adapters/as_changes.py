@@ -33,8 +33,8 @@ from weightsmith.tensors.stored import LazyTensor, Shaped
 class Loaded:
     """An adapter with its factors in memory; `source` is what the recipe calls it, `stored` all that it stores.
 
-    `by_target` are the stored tensors behind the change of each target. `flattened`: its targets have `_` where a base
-    has `.`, and no base told what they are.
+    `by_target` are the stored tensors behind the change of each target, `inputs` all places that it is read from.
+    `flattened`: its targets have `_` where a base has `.`, and no base told what they are.
     """
 
     source: str
@@ -44,6 +44,7 @@ class Loaded:
     stored: tuple[LazyTensor, ...]
     by_target: Mapping[str, tuple[LazyTensor, ...]]
     flattened: bool = False
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -251,6 +251,7 @@ def _loaded(reference: str, place: BareAdapter, base: Checkpoint | None) -> Load
         tuple(dict.fromkeys(stored_tensors(opened))),
         {update.key: update.stored for update in adapter.updates.values()},
         opened.flattened and base is None,
+        opened.inputs,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from weightsmith.adapters.as_changes import Loaded, Target
 from weightsmith.adapters.bounds import Bound
@@ -38,6 +39,12 @@ class AdapterResult:
     largest: bool = False
     lego: Lego | None = None
     coordinates: Coordinates | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every folder and file that the adapters and their base are read from."""
+        places = [place for one in self.loaded.values() for place in one.inputs]
+        return (*places, *(() if self.base is None else self.base.inputs))
 
     @property
     def settled(self) -> set[str]:

@@ -80,10 +80,9 @@ class Plan:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every folder and file that is read: the recipe's, its checkpoints' and those behind them."""
-        checkpoints = list(self.resolved.checkpoints.values())
-        if self.adapter is not None and self.adapter.base is not None:
-            checkpoints.append(self.adapter.base)
-        places = (place for checkpoint in checkpoints for place in checkpoint.inputs)
+        checkpoints = self.resolved.checkpoints.values()
+        places = [place for checkpoint in checkpoints for place in checkpoint.inputs]
+        places += () if self.adapter is None else self.adapter.inputs
         return tuple(dict.fromkeys((*self.recipe.files, *places)))
 
     @property
