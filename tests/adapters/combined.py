@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from weightsmith.adapters.bounds import Bound
 from weightsmith.adapters.low_rank import LowRankAdapter, low_rank_adapter
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.writing import write_adapter
-from weightsmith.engine.adapter_recipes import Cut, combination
+from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.adapter_run import computed
 from weightsmith.engine.plan import make_plan, require_runnable
 from weightsmith.engine.progress import Silence
@@ -75,9 +76,9 @@ def combined(
 ):
     """One adapter of several, in memory, and what is told of it.
 
-    `asked` are those of `Cut` and of `combination`; labels are the names of the adapters' folders, by default a, b, ...
+    `asked` are those of `Bound` and of `combination`; labels are the names of the adapters' folders, by default a, b...
     """
-    cut = Cut(**{key: asked.pop(key) for key in ("rank", "energy", "error") if key in asked})
+    bound = Bound(**{key: asked.pop(key) for key in ("rank", "energy", "error") if key in asked})
     names = labels or [chr(ord("a") + i) for i in range(len(adapters))]
     with tempfile.TemporaryDirectory() as root:
         places = [Path(root) / name for name in names]
@@ -88,7 +89,7 @@ def combined(
                 write_adapter(one, place)
         paths = list(map(str, places))
         document = combination(
-            paths, method, weights, parameters or {}, cut=cut, base=base, **asked
+            paths, method, weights, parameters or {}, bound=bound, base=base, **asked
         )
         plan = make_plan(Recipe.load(document), threads=1)
         require_runnable(plan)

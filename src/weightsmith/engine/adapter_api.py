@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 from weightsmith.adapters import facts
 from weightsmith.adapters.adapter import Adapter
+from weightsmith.adapters.bounds import Bound
 from weightsmith.adapters.converting import Conversion, convert
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.extraction_report import ExtractionReport
@@ -17,7 +18,7 @@ from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.treatments import Choices
 from weightsmith.adapters.writing import Dialect, check_output, write_adapter
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.adapter_recipes import Cut, combination
+from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
@@ -80,7 +81,7 @@ def combine_adapters(
         weights,
         parameters or {},
         space=space,
-        cut=Cut(rank, energy, error),
+        bound=Bound(rank, energy, error),
         dialect=dialect_for(open_adapter(paths[0]), dialect) if paths else None,
         base=base,
         dtype=dtype,
@@ -162,14 +163,14 @@ def resize_adapter(
     `dialect` and `dtype` are as for `combine_adapters`. Raises UsageError without a bound, and what reading and writing
     adapters raise.
     """
-    cut = Cut(rank, energy, error)
-    if cut.is_open:
+    bound = Bound(rank, energy, error)
+    if bound.is_open:
         raise UsageError(
             "Nothing says how much of the adapter to keep; give a rank, energy or error."
         )
     to = dialect_for(open_adapter(adapter), dialect)
     document = combination(
-        [str(adapter)], "linear", None, {}, cut=cut, dialect=to, base=base, dtype=dtype
+        [str(adapter)], "linear", None, {}, bound=bound, dialect=to, base=base, dtype=dtype
     )
     return _made(document, out, force, progress)
 

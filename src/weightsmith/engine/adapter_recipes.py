@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsmith.adapters.bounds import Bound
 from weightsmith.errors import UsageError
 from weightsmith.methods import registry
 from weightsmith.wording import counted
@@ -22,25 +23,6 @@ from weightsmith.wording import counted
 _SPACE_METHODS = {"knots": ("knots", ("side", "basis")), "core_space": ("core", ("gauge",))}
 _PRUNED = ("density", "scope", "rescale")
 _SUM = "task_arithmetic"
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How far changes are cut: to a rank, a share of the energy, a relative error."""
-
-    rank: int | None = None
-    energy: float | None = None
-    error: float | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing is asked for."""
-        return self.rank is None and self.energy is None and self.error is None
-
-    def to_mapping(self) -> dict[str, Any]:
-        """As `adapter:` has it."""
-        given = {"rank": self.rank, "energy": self.energy, "error": self.error}
-        return {key: value for key, value in given.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -61,7 +43,7 @@ def combination(
     parameters: Mapping[str, Any],
     *,
     space: str = "dense",
-    cut: Cut | None = None,
+    bound: Bound | None = None,
     dialect: str | None = None,
     base: str | Path | None = None,
     dtype: str | None = None,
@@ -74,15 +56,16 @@ def combination(
     """
     if not adapters:
         raise UsageError("There is nothing to combine: name at least one adapter.")
-    cut = cut or Cut()
-    said = _spoken(method, weights, dict(parameters), space, cut, len(adapters))
+    bound = bound or Bound()
+    said = _spoken(method, weights, dict(parameters), space, bound, len(adapters))
     spec = registry.get(said.method)
     each, shared = _by_adapter(spec, said.parameters, said.weights, len(adapters))
     models = [
         {"model": {"model": {"path": path}}, "parameters": own}
         for path, own in zip(adapters, each, strict=True)
     ]
-    form = {**cut.to_mapping(), **said.form, "dialect": dialect}
+    kept = {"rank": bound.rank, "energy": bound.energy, "error": bound.error}
+    form = {**kept, **said.form, "dialect": dialect}
     document = {
         "weightsmith": 1,
         "merge_method": said.method,
@@ -102,16 +85,16 @@ def _spoken(
     weights: Sequence[float] | None,
     given: dict[str, Any],
     space: str,
-    cut: Cut,
+    bound: Bound,
     count: int,
 ) -> _Spoken:
     in_space = {} if space == "dense" else {"space": space}
     if method in ("cat", "svd"):
         if given:
             raise UsageError(f"{method} has no parameter {next(iter(given))!r}.")
-        if method == "cat" and not cut.is_open:
+        if method == "cat" and not bound.is_open:
             raise UsageError("cat is exact and keeps every rank; use linear or svd to cut them.")
-        cut_to = {"rank": "largest"} if method == "svd" and cut.is_open else {}
+        cut_to = {"rank": "largest"} if method == "svd" and bound.is_open else {}
         return _Spoken(_SUM, {}, weights or [1.0 / count] * count, cut_to)
     if method == "lego":
         return _Spoken(_SUM, {}, weights, {"reduce": {"lego": given}})
