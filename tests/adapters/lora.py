@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from weightsmith.adapters.algebra import zeros
+from weightsmith.adapters.bounds import Bound
 from weightsmith.adapters.low_rank import Factors, LowRankAdapter
 from weightsmith.deltas.changes import LowRank
 
@@ -88,3 +90,17 @@ def ties(density, weights):
         return merged
 
     return rule
+
+
+def in_space(space, adapters, rule, bound=None):
+    """Factors merged by a rule for matrices in a space, tensor by tensor, and what each lost."""
+    keys = list(dict.fromkeys(key for a in adapters for key in a.factors))
+    first = {key: next(a.factors[key] for a in adapters if key in a.factors) for key in keys}
+    entered = {}
+    for key in keys:
+        none = zeros(*first[key].change.shape)
+        changes = [a.factors[key].change if key in a.factors else none for a in adapters]
+        entered[key] = space.enter(changes, input_first=first[key].input_first)
+    models = [{k: e.coordinates[i] for k, e in entered.items()} for i in range(len(adapters))]
+    made = {k: entered[k].leave(m, bound or Bound()) for k, m in rule(models).items()}
+    return {k: dense(m.change) for k, m in made.items()}, {k: m.lost for k, m in made.items()}

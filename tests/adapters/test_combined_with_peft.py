@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from weightsmith.adapters.as_changes import load_changes
-from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.combining import combine
 from weightsmith.adapters.low_rank import low_rank_adapter
 from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.engine.adapter_combination import combine_loaded
+from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.errors import CompatibilityError
 
 pytest.importorskip("torch")
@@ -50,11 +47,11 @@ def load(base, folder):
     return load_changes(open_adapter(folder), open_checkpoint(base))
 
 
-def back(base, found, name):
-    """What peft makes of a combined adapter."""
+def combined(base, folders, name, *asked, **more):
+    """Combine adapters, and give the result with what peft makes of it."""
     out = base.parent / name
-    write_adapter(found, out, base=open_checkpoint(base))
-    return out, changes(base, merged(base, out, f"{name}-merged"))
+    made = combine_adapters(folders, out, *asked, base=base, **more)
+    return made, changes(base, merged(base, out, f"{name}-merged"))
 
 
 def assert_alike(found, expected):
@@ -69,27 +66,24 @@ def assert_alike(found, expected):
 def test_one_adapter_with_weight_one_is_that_adapter(tmp_path, kind, method):
     base = llama(tmp_path)
     one = lora(base, "one", 1, **KINDS[kind])
-    found, report = combine([load(base, one)], method, [1.0])
-    assert report.lost < 1e-6
-    _, expected = back(base, found, "again")
-    assert_alike(expected, changes(base, merged(base, one, "merged")))
+    made, again = combined(base, [one], "again", method=method, weights=[1.0])
+    assert all(lost < 1e-6 for lost in made.lost.values())
+    assert_alike(again, changes(base, merged(base, one, "merged")))
 
 
 def test_adapters_of_all_kinds_with_any_weights_are_summed_exactly(tmp_path):
     base = llama(tmp_path)
     weights = [0.5, -0.3, 1.2, 0.25, 0.7, 0.9, -1.0]
     expected = {}
-    loaded = []
+    folders = []
     for i, (weight, kind) in enumerate(zip(weights, KINDS, strict=True)):
-        one = lora(base, f"a{i}", i, **KINDS[kind])
-        loaded.append(load(base, one))
-        for name, change in changes(base, merged(base, one, f"m{i}")).items():
+        folders.append(lora(base, f"a{i}", i, **KINDS[kind]))
+        for name, change in changes(base, merged(base, folders[-1], f"m{i}")).items():
             expected[name] = expected.get(name, 0.0) + weight * change
-    found, _ = combine(loaded, "cat", weights, base=open_checkpoint(base))
-    out, again = back(base, found, "all")
+    _, again = combined(base, folders, "all", method="cat", weights=weights)
     assert_alike(again, expected)
     # The scale is in the factors: nothing of the inputs' configurations may change it once more.
-    config = json.loads((out / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "all" / "adapter_config.json").read_text())
     assert not config.get("use_rslora")
     assert not config.get("use_dora")
     assert config.get("init_lora_weights", True) is True
@@ -98,28 +92,22 @@ def test_adapters_of_all_kinds_with_any_weights_are_summed_exactly(tmp_path):
 def test_ranks_of_the_result_are_what_peft_loads_again(tmp_path):
     base = llama(tmp_path)
     folders = [lora(base, k, i, **KINDS[k]) for i, k in enumerate(("patterns", "alpha"))]
-    loaded = [load(base, folder) for folder in folders]
-    found, _ = combine(loaded, "linear", [0.5, 0.5], bound=Bound(energy=0.9))
+    _, again = combined(base, folders, "energy", weights=[0.5, 0.5], energy=0.9)
+    found = low_rank_adapter(open_adapter(tmp_path / "energy"))
     assert len({f.change.rank for f in found.factors.values()}) > 1
-    out, again = back(base, found, "energy")
     assert_alike(again, {k: f.change.rows(0, f.change.shape[0]) for k, f in found.factors.items()})
-    read = low_rank_adapter(open_adapter(out))
-    assert {k: f.change.rank for k, f in read.factors.items()} == {
-        k: f.change.rank for k, f in found.factors.items()
-    }
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "magnitude_prune"])
 def test_nonlinear_methods_reach_peft_with_what_their_rank_keeps(tmp_path, method):
     base = llama(tmp_path)
-    loaded = [
-        load(base, lora(base, k, i, **KINDS[k])) for i, k in enumerate(("rslora", "patterns"))
-    ]
-    found, report = combine_loaded(
-        loaded, method, [1.0, 0.5], parameters={"density": 0.5}, bound=Bound(rank=6)
-    )
-    assert all(t.rank == 6 and 0.0 < t.lost < 1.0 for t in report.tensors)
-    _, again = back(base, found, "nonlinear")
+    folders = [lora(base, k, i, **KINDS[k]) for i, k in enumerate(("rslora", "patterns"))]
+    asked = {"weights": [1.0, 0.5], "parameters": {"density": 0.5}, "rank": 6}
+    made, again = combined(base, folders, "nonlinear", method=method, **asked)
+    found = low_rank_adapter(open_adapter(tmp_path / "nonlinear"))
+    assert {f.change.rank for f in found.factors.values()} == {6}
+    assert set(made.lost) == set(found.factors)
+    assert all(0.0 < lost < 1.0 for lost in made.lost.values())
     assert_alike(again, {k: f.change.rows(0, f.change.shape[0]) for k, f in found.factors.items()})
 
 

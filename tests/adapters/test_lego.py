@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.combining import combine
 from weightsmith.adapters.lego import Lego, clustered, k_means
 from weightsmith.deltas.changes import LowRank
-from weightsmith.errors import UsageError
+from weightsmith.engine.plan import make_plan
+from weightsmith.errors import RecipeError, UsageError
+from weightsmith.recipes import Recipe
 
+from .combined import combined, save
 from .lora import adapter, assert_same, change, dense, regauged
 
 VARIANTS = [
@@ -70,9 +71,9 @@ def test_order_signs_and_sizes_of_units_do_not_matter(variant, seed):
 def test_singular_units_do_not_depend_on_any_gauge():
     adapters = [adapter(2), adapter(3)]
     others = [regauged(a, i) for i, a in enumerate(adapters)]
-    lego = Lego(units="singular", rank=3)
-    plain, _ = combine(adapters, "lego", lego=lego)
-    again, _ = combine(others, "lego", lego=lego)
+    asked = {"parameters": {"units": "singular"}, "rank": 3}
+    plain, _ = combined(adapters, "lego", **asked)
+    again, _ = combined(others, "lego", **asked)
     assert_same(again, dense(plain), atol=1e-8)
 
 
@@ -143,9 +144,35 @@ def test_more_clusters_than_distinct_units_leave_some_empty():
 
 
 def test_one_adapter_is_pruned_to_fewer_units():
-    found, report = combine([adapter(8, rank=6)], "lego", bound=Bound(rank=2))
+    one = adapter(8, rank=6)
+    found, _ = combined([one], "lego", rank=2)
     assert {f.change.rank for f in found.factors.values()} == {2}
-    assert {t.ranks for t in report.tensors} == {(6,)}
+    expected = {k: clustered([(1.0, f.change)], Lego(rank=2)) for k, f in one.factors.items()}
+    assert_same(found, {key: dense(change) for key, change in expected.items()}, atol=1e-10)
+
+
+def test_what_clustering_leaves_is_cut_where_that_is_asked_for():
+    adapters = [adapter(9), adapter(10)]
+    whole, _ = combined(adapters, "lego", rank=3)
+    cut, report = combined(adapters, "lego", rank=3, energy=0.6)
+    for key, matrix in dense(whole).items():
+        u, s, vt = np.linalg.svd(matrix)
+        kept = int(np.argmax(np.cumsum(s**2) >= 0.6 * (s**2).sum())) + 1
+        assert cut.factors[key].change.rank == kept < 3
+        assert np.allclose(dense(cut)[key], (u[:, :kept] * s[:kept]) @ vt[:kept], atol=1e-10)
+        assert report.lost[key] == pytest.approx(np.linalg.norm(s[kept:]) / np.linalg.norm(s))
+
+
+def test_only_sums_have_units_to_cluster(tmp_path):
+    save(adapter(11), tmp_path / "a")
+    recipe = {
+        "weightsmith": 1,
+        "merge_method": "ties",
+        "models": [{"model": str(tmp_path / "a")}],
+        "adapter": {"reduce": "lego"},
+    }
+    with pytest.raises(RecipeError, match="lego clusters the units of a weighted sum"):
+        make_plan(Recipe.load(recipe))
 
 
 def test_requests_without_a_meaning_are_refused():

@@ -252,6 +252,31 @@ def test_what_a_component_loses_is_told_under_its_name(capsys):
     assert " 0 %" not in text
 
 
+@pytest.mark.parametrize("out", ["both.safetensors", "both"])
+def test_what_is_lost_is_told_of_flat_names_too(adapters, capsys, out):
+    """Kohya's names are those of no tensor of the base: losses are on record under the base's."""
+    for name in ("math", "code"):
+        run(capsys, "convert", f"{name}-lora", f"{name}.safetensors", "--to", "kohya")
+    asked = ("--base", "base", "--weights", "1,1", "--rank", "1", "--to", "kohya")
+    files = ("math.safetensors", "code.safetensors", "--out", out, "--method", "task_arithmetic")
+    shown = run_json(capsys, "combine", *files, *asked)
+    lost = {tensor["tensor"]: tensor["lost"] for tensor in shown["tensors"]}
+    assert set(lost) == {Q, UP}
+    for name, share in lost.items():
+        whole = delta(adapters, "math")[name] + delta(adapters, "code")[name]
+        values = np.linalg.svd(whole, compute_uv=False)
+        assert share == pytest.approx(np.linalg.norm(values[1:]) / np.linalg.norm(values), rel=1e-4)
+    assert execute(["verify", out, "--recompute", "1"]) == 0
+    assert execute(["replay", out, f"again-{out}", "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("adapters")
+def test_combining_whole_tensors_without_their_base_names_the_option(capsys):
+    run(capsys, "extract", "full", "base", "whole", "--rank", "2", "--embeddings", "replace")
+    said = refused(capsys, "combine", "whole", "math-lora", "--out", "x")
+    assert "--base" in said
+
+
 def test_resize_of_a_file_without_its_base_keeps_its_names(adapters, capsys):
     run(capsys, "convert", "math-lora", "math.safetensors", "--to", "kohya", "--dtype", "bfloat16")
     run(capsys, "resize", "math.safetensors", "small.safetensors", "--rank", "2", "--quiet")

@@ -61,7 +61,7 @@ def test_knots_is_its_formula(shape, density, merge):
         1e-9,
     )
     close(
-        merge("knots", base, experts, shared={"density": density}, preset="core_space"),
+        merge("knots", base, experts, shared={"density": density}, preset="scaled_basis"),
         knots_by_hand(base, experts, density, scaled=True),
         1e-9,
     )

@@ -10,6 +10,8 @@ import yaml
 
 from weightsmith.checkpoints import assemble
 from weightsmith.errors import RecipeError
+from weightsmith.findings import Severity
+from weightsmith.methods import registry
 from weightsmith.recipes import Recipe, load
 from weightsmith.recipes.formula import Cast, Leaf, Merge
 from weightsmith.recipes.resolve import resolve
@@ -440,3 +442,17 @@ def test_ten_thousand_tensors_of_three_models_resolve_in_about_a_second():
     assert len(resolved.outputs) == 10_000
     # Half a second where nothing else runs; the margin is for a busy machine, quadratic work takes minutes.
     assert spent < 4
+
+
+def test_a_preset_under_its_former_name_is_understood_and_named():
+    """What `knots` had as core_space is not the core space of the paper."""
+    text = "weightsmith: 1\nmerge_method: knots\nsemantics: {}\nbase_model: b\nmodels: [{{model: a}}]\n"
+    (finding,) = Recipe.load(text.format("core_space")).findings
+    assert finding.code == "renamed-preset"
+    assert finding.severity is Severity.WARNING
+    assert "scaled_basis" in finding.fix
+    assert "adapter: {space: core}" in finding.message
+    assert not Recipe.load(text.format("scaled_basis")).findings
+    spec = registry.get("knots")
+    assert spec.defaults("core_space") == spec.defaults("scaled_basis") != spec.defaults()
+    assert "core_space" not in spec.presets

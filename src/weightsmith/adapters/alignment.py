@@ -1,20 +1,13 @@
-"""Adapters of one base side by side: which tensors each of them changes, and tensors that they bring whole."""
+"""Adapters of one base side by side: which tensors each of them changes by factors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changed import read_matrix
+from weightsmith.adapters.low_rank import Factors, LowRankAdapter
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
 
 # By key, the factors of each adapter, None for one that leaves the tensor alone.
 Rows = dict[str, list[Factors | None]]
@@ -66,97 +59,6 @@ def labels_of(adapters: Sequence[LowRankAdapter], labels: Sequence[str]) -> list
     if labels and len(labels) != len(adapters):
         raise UsageError(f"{len(labels)} labels do not name {len(adapters)} adapters.")
     return list(labels) or [f"adapter {i + 1}" for i in range(len(adapters))]
-
-
-def whole_tensors(
-    adapters: Sequence[LowRankAdapter],
-    weights: Sequence[float],
-    base: Checkpoint | None,
-    labels: Sequence[str],
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Replaced and added tensors of the combination; the first are all targets that any adapter replaces.
-
-        added       sum_i w_i b_i
-        replaced    W + sum_i w_i (R_i - W), W the base's tensor, changes of other adapters to it among them
-
-    A tensor that one adapter replaces with weight 1 and no other changes, or that is the same in all of them with
-    weights that sum to 1, stays as it is and needs no base. Raises CompatibilityError where a base is needed and not
-    given, lacks the tensor, or shapes differ.
-    """
-    taking = [(a, w, label) for a, w, label in zip(adapters, weights, labels, strict=True) if w]
-    replaced: dict[str, Array] = {}
-    for target in dict.fromkeys(name for a, _, _ in taking for name in a.replaced):
-        holders = [(w, a.replaced[target]) for a, w, _ in taking if target in a.replaced]
-        others = [w * _change_to(target, a) for a, w, _ in taking if _touches(target, a)]
-        same = all(np.array_equal(holders[0][1], r) for _, r in holders[1:])
-        if same and not others and abs(math.fsum(w for w, _ in holders) - 1.0) < 1e-12:
-            replaced[target] = holders[0][1]
-            continue
-        who = next(label for a, _, label in taking if target in a.replaced)
-        original = _base_tensor(target, base, who, [r.shape for _, r in holders])
-        changes = [*(w * (r - original) for w, r in holders), *others]
-        total = original + sum(change.reshape(original.shape) for change in changes)
-        replaced[target] = narrow(total, DType.FLOAT32)
-    return replaced, _added(taking, replaced)
-
-
-def _added(
-    taking: Sequence[tuple[LowRankAdapter, float, str]], replaced: Mapping[str, Array]
-) -> dict[str, Array]:
-    added: dict[str, Array] = {}
-    names = dict.fromkeys(name for adapter, _, _ in taking for name in adapter.added)
-    for name in (n for n in names if n not in replaced):
-        parts = [(w, a.added[name], label) for a, w, label in taking if name in a.added]
-        for _, part, label in parts[1:]:
-            if part.shape != parts[0][1].shape:
-                raise CompatibilityError(
-                    f"{shown(name)} has the shape {part.shape} in {label} and {parts[0][1].shape} in {parts[0][2]}: "
-                    "they are adapters of different bases."
-                )
-        total = sum(w * part.astype(np.float64) for w, part, _ in parts)
-        added[name] = np.asarray(total, np.float32)
-    return added
-
-
-def _touches(target: str, adapter: LowRankAdapter) -> bool:
-    """Whether an adapter changes a tensor without replacing it."""
-    return target in adapter.added or any(f.target == target for f in adapter.factors.values())
-
-
-def _change_to(
-    target: str, adapter: LowRankAdapter
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    if target in adapter.added:
-        return adapter.added[target].astype(np.float64)
-    parts = [f for f in adapter.factors.values() if f.target == target]
-    if parts[0].part is None:
-        return parts[0].change.rows(0, parts[0].change.shape[0])
-    whole = np.zeros(parts[0].shape)
-    for factors in parts:
-        whole[factors.part] = factors.change.rows(0, factors.change.shape[0])
-    return whole
-
-
-def _base_tensor(
-    target: str, base: Checkpoint | None, label: str, shapes: Sequence[tuple[int, ...]]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    if base is None:
-        raise CompatibilityError(
-            f"{label} replaces {shown(target)} whole, and combining that with others or with a weight other than 1 "
-            "means combining changes of the base's tensor; give the base."
-        )
-    stored = base.tensors.get(target)
-    if stored is None:
-        raise CompatibilityError(
-            f"{base.identity} has no tensor {shown(target)}, which {label} replaces; give the base of the adapters."
-        )
-    for shape in shapes:
-        if tuple(shape) != tuple(stored.shape):
-            raise CompatibilityError(
-                f"{stored.location} has the shape {tuple(stored.shape)}, but an adapter replaces it by {tuple(shape)}; "
-                "adapters with other vocabularies cannot be combined."
-            )
-    return read_matrix(stored)
 
 
 def _check_alike(row: Sequence[Factors | None], labels: Sequence[str]) -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from weightsmith.adapters.adapter import Form, Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changed import ChangedTensor, Towards, matrix_shape
+from weightsmith.deltas.changed import ChangedTensor, Towards
 from weightsmith.deltas.changes import Change, Weighted, transposed
 from weightsmith.deltas.renamed import renamed
 from weightsmith.deltas.rows import ReplacedRows
 from weightsmith.errors import CompatibilityError
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.stored import LazyTensor
 
 # Families whose fused experts are stored as experts x inputs x outputs.
@@ -148,7 +149,7 @@ def _same(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     """Whether a change of one shape is one of another: kernels of size 1 may be written or not, as may all kernels."""
     if _trimmed(shape) == _trimmed(stored):
         return True
-    return len(shape) == 2 < len(stored) and shape == matrix_shape(stored)
+    return len(shape) == 2 < len(stored) and shape == kernel_shape(stored)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

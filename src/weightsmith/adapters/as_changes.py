@@ -6,7 +6,7 @@ A recipe over these computes with task vectors themselves, the base being zero e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,17 @@ import numpy as np
 
 from weightsmith.adapters.adapter import Adapter
 from weightsmith.adapters.algebra import zeros
+from weightsmith.adapters.alignment import aligned
 from weightsmith.adapters.attaching import fitted_updates
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter, low_rank_adapter
+from weightsmith.adapters.base_tensors import base_tensor
+from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter, low_rank_adapter
 from weightsmith.checkpoints import Checkpoint, assemble
-from weightsmith.deltas import ChangedTensor, read_matrix
-from weightsmith.deltas.changes import Change, Full, Stacked
+from weightsmith.deltas import ChangedTensor
+from weightsmith.deltas.changed import read_elements
+from weightsmith.deltas.changes import Change, Full, Matrix, Stacked
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor, Shaped
 
@@ -29,8 +33,8 @@ from weightsmith.tensors.stored import LazyTensor, Shaped
 class Loaded:
     """An adapter with its factors in memory; `source` is what the recipe calls it, `stored` all that it stores.
 
-    `by_target` are the stored tensors behind the change of each target. `flattened`: its targets have `_` where a base
-    has `.`, and no base told what they are.
+    `by_target` are the stored tensors behind the change of each target, `inputs` all places that it is read from.
+    `flattened`: its targets have `_` where a base has `.`, and no base told what they are.
     """
 
     source: str
@@ -40,20 +44,23 @@ class Loaded:
     stored: tuple[LazyTensor, ...]
     by_target: Mapping[str, tuple[LazyTensor, ...]]
     flattened: bool = False
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A tensor that any of the adapters changes.
+    """A tensor that any of the adapters changes, as methods see it.
 
     `units` are its factors without numbers that matter, one for a matrix and one for each expert of a fused tensor;
-    none where the change is kept whole. `original` is the base's tensor where an adapter replaces it.
+    none where the change is kept whole. `original` gives the base's tensor where an adapter replaces it, and raises
+    CompatibilityError where none is known. `in_space`: what is seen are coordinates, not elements.
     """
 
     name: str
     shape: tuple[int, ...]
     units: tuple[Factors, ...] = ()
-    original: LazyTensor | None = None
+    original: Callable[[], LazyTensor] | None = None
+    in_space: bool = False
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -61,17 +68,21 @@ class Target:
         if self.units:
             rows, columns = self.units[0].change.shape
             return rows * len(self.units), columns
-        columns = math.prod(self.shape[1:])
-        return math.prod(self.shape) // max(columns, 1), columns
+        return kernel_shape(self.shape)
+
+    @property
+    def input_first(self) -> bool:
+        """Whether what is seen is a matrix of inputs by outputs."""
+        return bool(self.units) and self.units[0].input_first and not self.in_space
 
 
 @dataclass(frozen=True, slots=True)
 class NoChange(Shaped):
-    """A `LazyTensor` of float32 zeros."""
+    """A `LazyTensor` of zeros."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType = field(default=DType.FLOAT32, init=False)
+    dtype: DType = field(default=DType.FLOAT32)
 
     @property
     def location(self) -> str:
@@ -106,9 +117,9 @@ def named_by(base: Checkpoint | None, adapter: Adapter) -> Adapter:
 def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, Target]:
     """Every tensor that one of the adapters changes, in the order of the adapters.
 
-    Raises CompatibilityError where adapters see a tensor in different shapes, and where one replaces a tensor and the
-    base that its change could be measured from is not given.
+    Raises CompatibilityError where adapters see a tensor in different shapes or orientations.
     """
+    aligned([one.adapter for one in loaded], [shown(one.source) for one in loaded])
     seen: dict[str, list[tuple[Loaded, Target]]] = {}
     for one in loaded:
         for target in _targets(one, base):
@@ -116,24 +127,37 @@ def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, T
     return {name: _joined(found) for name, found in seen.items()}
 
 
-def changes_of(one: Loaded, targets: Mapping[str, Target]) -> Checkpoint:
-    """An adapter as a checkpoint of its changes; tensors that it leaves alone are zero."""
+def changes_of(
+    one: Loaded,
+    targets: Mapping[str, Target],
+    dtype: DType = DType.FLOAT32,
+    coordinates: Mapping[str, LazyTensor] | None = None,
+) -> Checkpoint:
+    """An adapter as a checkpoint of its changes; tensors that it leaves alone are zero.
+
+    `coordinates` has those of the targets that are seen in a space, `dtype` is that of the others.
+    """
     own = _by_target(one.adapter)
     tensors: dict[str, LazyTensor] = {}
     for name, target in targets.items():
-        none = NoChange(name, target.shape)
-        change = _change(one.adapter, target, own.get(name, []))
+        if coordinates is not None and name in coordinates:
+            tensors[name] = coordinates[name]
+            continue
+        none = NoChange(name, target.shape, dtype)
+        load = _change(one.adapter, target, own.get(name, []))
         stored = one.by_target.get(name, ())
         # Factors that are in memory already are none that this tensor holds.
-        tensors[name] = (
-            none if change is None else ChangedTensor(none, (), _Constant(change), beside=stored)
-        )
+        tensors[name] = none if load is None else ChangedTensor(none, (), load, beside=stored)
     return _assembled(tensors, targets, one.path, one.source)
 
 
-def unchanged(targets: Mapping[str, Target], path: Path, source: str) -> Checkpoint:
+def unchanged(
+    targets: Mapping[str, Target], path: Path, source: str, dtype: DType = DType.FLOAT32
+) -> Checkpoint:
     """The base's part: a checkpoint of zeros."""
-    tensors: dict[str, LazyTensor] = {n: NoChange(n, t.shape) for n, t in targets.items()}
+    tensors: dict[str, LazyTensor] = {
+        n: NoChange(n, t.shape, DType.FLOAT64 if t.in_space else dtype) for n, t in targets.items()
+    }
     return _assembled(tensors, targets, path, source)
 
 
@@ -147,14 +171,43 @@ class _Constant:
         return self.change
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replacement:
+    """The change from the base's tensor to the one that takes its place."""
+
+    whole: Array
+    original: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return kernel_shape(self.whole.shape)
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop), whole."""
+        columns = self.shape[1]
+        low, high = start * columns, stop * columns
+        new = self.whole.reshape(-1)[low:high].astype(np.float64)
+        return (new - read_elements(self.original, low, high)).reshape(-1, columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replacing:
+    """A function that gives the change of a tensor that is replaced; raises what finding the base's raises."""
+
+    whole: Array
+    original: Callable[[], LazyTensor]
+
+    def __call__(self) -> Change:
+        return _Replacement(self.whole, self.original())
+
+
 def _assembled(
     tensors: dict[str, LazyTensor], targets: Mapping[str, Target], path: Path, source: str
 ) -> Checkpoint:
     made = assemble(tensors, None, path=path, source=source)
     roles = {
-        name: replace(role, input_first=targets[name].units[0].input_first)
-        if targets[name].units
-        else role
+        name: replace(role, input_first=targets[name].input_first) if targets[name].units else role
         for name, role in made.roles.items()
     }
     # Two tensors that are tied in the base may be changed apart.
@@ -192,7 +245,7 @@ def _joined(found: Sequence[tuple[Loaded, Target]]) -> Target:
     """One tensor as all adapters see it: kept whole where one of them does."""
     first, target = found[0]
     for one, other in found[1:]:
-        if _form(other) != _form(target):
+        if _form(other, target) != _form(target, other):
             raise CompatibilityError(
                 f"{shown(target.name)} is changed as {_words(target)} by {shown(first.source)} and as {_words(other)} "
                 f"by {shown(one.source)}: they are adapters of different bases."
@@ -202,9 +255,10 @@ def _joined(found: Sequence[tuple[Loaded, Target]]) -> Target:
     return (originals or wholes or [target])[0]
 
 
-def _form(target: Target) -> object:
-    """What adapters must agree in."""
-    return math.prod(target.shape), bool(target.units) and target.units[0].input_first
+def _form(target: Target, other: Target) -> object:
+    """What a tensor must have in common with another adapter's."""
+    both_are_factored = bool(target.units and other.units)
+    return math.prod(target.shape), both_are_factored and target.units[0].input_first
 
 
 def _words(target: Target) -> str:
@@ -214,32 +268,29 @@ def _words(target: Target) -> str:
 
 def _original(
     name: str, shape: tuple[int, ...], one: Loaded, base: Checkpoint | None
-) -> LazyTensor:
-    if base is None:
-        raise CompatibilityError(
-            f"{shown(one.source)} replaces {shown(name)} whole, which is a change only beside the base's tensor: name "
-            "the base of the adapters (`base_model` in a recipe, --base on the command line)."
-        )
-    found = base.tensors.get(name)
-    if found is None or found.shape != shape:
-        raise CompatibilityError(
-            f"{base.identity} has no tensor {shown(name)} of the shape {list(shape)}, which {shown(one.source)} "
-            "replaces: give the base that the adapter was trained on."
-        )
-    return found
+) -> Callable[[], LazyTensor]:
+    """A function that finds what a tensor is replaced in; called only where that is needed."""
+
+    def find() -> LazyTensor:
+        return base_tensor(base, name, f"{shown(one.source)} replaces {shown(name)} whole", shape)
+
+    return find
 
 
-def _change(adapter: LowRankAdapter, target: Target, own: Sequence[Factors]) -> Change | None:
-    rows, columns = target.matrix
-    if target.name in adapter.replaced and target.original is not None:
-        whole = adapter.replaced[target.name].astype(np.float64) - read_matrix(target.original)
-        return Full(whole.reshape(rows, columns))
-    if target.name in adapter.added:
-        return Full(adapter.added[target.name].astype(np.float64).reshape(rows, columns))
+def _change(
+    adapter: LowRankAdapter, target: Target, own: Sequence[Factors]
+) -> Callable[[], Change] | None:
+    """What gives the change that an adapter makes; None where it makes none."""
+    name = target.name
+    if name in adapter.replaced and target.original is not None:
+        return _Replacing(adapter.replaced[name], target.original)
+    if name in adapter.added:
+        added = adapter.added[name].astype(np.float64)
+        return _Constant(Full(added.reshape(target.matrix)))
     if not own:
         return None
     if own[0].part is None:
-        return own[0].change
+        return _Constant(own[0].change)
     parts = {factors.part: factors.change for factors in own}
     empty = zeros(*own[0].change.shape)
-    return Stacked(tuple(parts.get(part, empty) for part in range(own[0].shape[0])))
+    return _Constant(Stacked(tuple(parts.get(part, empty) for part in range(own[0].shape[0]))))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Adapter, Update
 from weightsmith.adapters.applying import applied, is_embedding
+from weightsmith.adapters.base_tensors import base_tensor
 from weightsmith.adapters.factoring import factored
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import column_factors, over_norms, read_matrix
@@ -20,7 +21,6 @@ from weightsmith.errors import CompatibilityError, NonFiniteError
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.stored import LazyTensor
 
 Array = NDArray[np.float32]
 
@@ -115,7 +115,8 @@ def _replaced(adapter: Adapter, update: Update, base: Checkpoint | None) -> Arra
     assert update.replacement is not None
     below = update.replacement
     if update.rows is not None or update.magnitude is not None:
-        below = _base_tensor(adapter, update, base, "replaces some rows of a table")
+        why = f"Adapter {shown(adapter.source)} replaces some rows of the table {shown(update.key)}"
+        below = base_tensor(base, update.key, why)
     whole: Array = narrow(read_matrix(applied(update, below)), DType.FLOAT32)
     return whole
 
@@ -177,7 +178,8 @@ def _change(adapter: Adapter, update: Update, base: Checkpoint | None) -> Change
     assert update.load is not None
     if update.magnitude is None:
         return update.load()
-    stored = _base_tensor(adapter, update, base, "is a DoRA, which divides by norms of the weights")
+    why = f"Adapter {shown(adapter.source)} is a DoRA, which divides by norms of the weights, at {shown(update.key)}"
+    stored = base_tensor(base, update.key, why)
     change = update.load()
     if stored.numel != math.prod(change.shape):
         raise CompatibilityError(
@@ -186,21 +188,6 @@ def _change(adapter: Adapter, update: Update, base: Checkpoint | None) -> Change
         )
     before = read_matrix(stored).reshape(change.shape)
     return Full(_renormed(before, change, read_matrix(update.magnitude), update.by_column))
-
-
-def _base_tensor(adapter: Adapter, update: Update, base: Checkpoint | None, why: str) -> LazyTensor:
-    if base is None:
-        raise CompatibilityError(
-            f"Adapter {shown(adapter.source)} {why} at {shown(update.key)}, so what it changes depends on its base; "
-            "give the base."
-        )
-    stored = base.tensors.get(update.key)
-    if stored is None:
-        raise CompatibilityError(
-            f"{base.identity} has no tensor {shown(update.key)}, which adapter {shown(adapter.source)} changes; "
-            "give the base that the adapter was trained on."
-        )
-    return stored
 
 
 def _renormed(before: Matrix, change: Change, magnitude: Matrix, by_column: bool) -> Matrix:

@@ -20,8 +20,8 @@ from weightsmith.adapters.updates import (
     together,
     wrong,
 )
-from weightsmith.deltas.changed import matrix_shape
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor
 
@@ -164,7 +164,7 @@ def _number(stored: LazyTensor) -> float:
 def _decomposed(update: Update, magnitude: LazyTensor) -> Update:
     """DoRA's magnitude: one number for each output, or for each input (LyCORIS' older way)."""
     assert update.shape is not None
-    rows, inputs = matrix_shape(update.shape)[0], update.shape[1]
+    rows, inputs = kernel_shape(update.shape)[0], update.shape[1]
     long = [i for i, length in enumerate(magnitude.shape) if length != 1]
     # PEFT's and diffusers' own are by output always, with the outputs second for a convolution.
     is_of_peft = "lora_magnitude_vector" in magnitude.name

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 # How factors are called in all dialects.
 _FACTOR = re.compile(
-    r"[._](lora_(embedding_)?[AB]|lora_(up|down|mid)|lora\.(up|down)|hada_w[12]_[ab]|lokr_w[12](_[ab])?)(\.|$)"
+    r"[._](lora_(embedding_)?[AB]|lora_(up|down|mid)|lora(_linear_layer)?\.(up|down)|hada_w[12]_[ab]"
+    r"|lokr_w[12](_[ab])?)(\.|$)"
+    r"|^(lora_(unet|transformer|te[0-9]?)|lycoris)_.*\.(diff|diff_b|w_norm|b_norm)$"
 )
 
 

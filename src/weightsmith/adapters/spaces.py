@@ -1,25 +1,25 @@
 """Spaces in which changes of low rank are merged: what a nonlinear rule sees of them, and the way back.
 
 A rule such as TIES or DARE works on elements, so its result depends on the coordinates. Factors are no coordinates:
-a rule on B and on A apart depends on how the product is written. These do not depend on it:
+a rule on B and on A apart depends on how the product is written. Beside the elements of the changes there are
 
-    dense     the elements of the change
     knots     coefficients in the joint singular basis of all changes (Stoica et al., ICLR 2025, arXiv:2410.19735)
     core      the change between the spans of all left and of all right factors (arXiv:2509.17786)
 
-In all of them a weighted sum is the weighted sum of the changes. Only the first costs more than O((m + n) R^2).
+which do not depend on it. In all of them a weighted sum is the weighted sum of the changes, and both cost
+O((m + n) R^2) for R ranks together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from weightsmith.adapters.algebra import dense_spectrum, signed, spectrum, truncated
-from weightsmith.adapters.bounds import Bound, CutChange, cut_matrix, cut_spectrum
+from weightsmith.adapters.bounds import Bound, CutChange, cut_spectrum
 from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.tensors.singular import Spectrum, exact
 
@@ -31,31 +31,29 @@ _STORED = 2.0**-22
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entered:
-    """The changes of one tensor in a space: their coordinates, of one shape, and the way back, cut to a bound."""
+    """The changes of one tensor in a space: their coordinates, of one shape, and the way back, cut to a bound.
+
+    Changes that are all zero have coordinates without an element.
+    """
 
     coordinates: list[Matrix]
     leave: Callable[[Matrix, Bound], CutChange]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the coordinates of each change."""
+        rows, columns = self.coordinates[0].shape
+        return rows, columns
+
 
 class Space(Protocol):
-    """How the changes of one tensor are seen together."""
+    """How the changes of one tensor are seen together; `name` is what recipes call it."""
+
+    name: ClassVar[str]
 
     def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:
-        """Coordinates of changes of one shape, at least one of which is not zero."""
+        """Coordinates of changes of one shape."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """The elements themselves. O(N m n) memory, and a singular value decomposition on the way back."""
-
-    def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:
-        """The dense changes."""
-
-        def leave(merged: Matrix, bound: Bound) -> CutChange:
-            return cut_matrix(merged, bound, "a combined change")
-
-        return Entered([c.rows(0, c.shape[0]) for c in changes], leave)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,7 @@ class Knots:
     directions below 2^-22 of the strongest are left out.
     """
 
+    name: ClassVar[str] = "knots"
     side: Literal["outputs", "inputs"] = "outputs"
     basis: Literal["orthonormal", "scaled"] = "orthonormal"
 
@@ -77,7 +76,7 @@ class Knots:
         left, values = self._joint(sides)
         if self.basis == "scaled":
             # Divided by its singular value, what float32 factors leave of rounding would be as large as anything else.
-            real = values > values[0] * _STORED
+            real = values > values.max(initial=0.0) * _STORED
             left, values = left[:, real], values[real]
         images = [(left.T @ c.left) @ c.right * c.scale for c in sides]
         if self.basis == "scaled":
@@ -113,6 +112,7 @@ class CoreSpace:
     do not depend on how the product was written; `stored` takes them as they are, as the authors' code does.
     """
 
+    name: ClassVar[str] = "core"
     gauge: Literal["balanced", "stored"] = "balanced"
 
     def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:

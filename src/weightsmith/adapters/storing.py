@@ -75,7 +75,7 @@ def check_place(
     (or basis) as weightsmith wrote it, for what is read, for a link, and for a folder above that does not exist.
     """
     out = _checked(out, reads)
-    check_free(out, partial(_problem, kind), force=force)
+    check_free(out, partial(earlier_problem, kind), force=force)
     return out
 
 
@@ -86,7 +86,7 @@ def put(files: Files, out: Path, *, force: bool = False, reads: Sequence[Path] =
     error nothing is left. Raises OutputError and ResourceError where it cannot be written, and NonFiniteError for
     numbers that are not finite or too large for their dtype.
     """
-    out, problem = _checked(out, reads), partial(_problem, files.kind)
+    out, problem = _checked(out, reads), partial(earlier_problem, files.kind)
     if out.suffix == SUFFIX:
         earlier = check_free(out, problem, force=force)
         with staged_file(out) as staged:
@@ -124,7 +124,7 @@ def _checked(out: Path, reads: Sequence[Path]) -> Path:
     return out
 
 
-def _problem(kind: str, place: Path, thorough: bool) -> str:
+def earlier_problem(kind: str, place: Path, thorough: bool) -> str:
     """What stands against replacing an adapter, or a basis of several; see `publishing.earlier.Problem`."""
     if not place.is_dir():
         return "" if is_sealed_as(place, kind) else _CHANGED
@@ -146,13 +146,14 @@ def _write_tensors(staged: StagedFile, files: Files, metadata: Mapping[str, str]
         staged.descriptor,
         staged.place,
         [(t.name, t.dtype, t.values.shape) for t in tensors],
-        (_words(tensor).data for tensor in tensors),
+        (memoryview(words(tensor)) for tensor in tensors),
         dict(sorted(metadata.items())),
         files.kind,
     )
 
 
-def _words(tensor: Stored) -> NDArray[np.uint8]:
+def words(tensor: Stored) -> bytearray:
+    """The bytes of a tensor as it is stored; raises NonFiniteError for numbers that its dtype does not have."""
     narrowed = narrow(np.ascontiguousarray(tensor.values), tensor.dtype).reshape(-1)
     if not np.isfinite(widen(narrowed.view(WORDS[tensor.dtype.itemsize]), tensor.dtype)).all():
         what = "too large for" if np.isfinite(tensor.values).all() else "not finite in"
@@ -160,4 +161,4 @@ def _words(tensor: Stored) -> NDArray[np.uint8]:
             f"Tensor {shown(tensor.name)} of the adapter holds numbers that are {what} {tensor.dtype}; "
             "store it as float32, or look for the damage in what it was made of."
         )
-    return narrowed.view(np.uint8)
+    return bytearray(narrowed.view(np.uint8).data)

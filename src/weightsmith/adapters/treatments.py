@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -13,6 +12,7 @@ from weightsmith.checkpoints.checkpoint import Checkpoint, untied
 from weightsmith.checkpoints.roles import Kind, Role
 from weightsmith.checkpoints.ties import Tying, vocabulary_embedding
 from weightsmith.errors import CompatibilityError
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor
 
@@ -114,7 +114,7 @@ def _parts(
         original = None
     input_first = original is not None and bool(stores_input_first(base, name, turned))
     part = Part(
-        tensor, original, Treatment.FACTORED, _matrix(tensor.shape), input_first=input_first
+        tensor, original, Treatment.FACTORED, kernel_shape(tensor.shape), input_first=input_first
     )
     treatment, why = _treatment(part, role, choices)
     if treatment is Treatment.FACTORED and len(tensor.shape) == 3 and role.kind.matches("expert"):
@@ -175,10 +175,6 @@ def _kind(role: Role, tensor: LazyTensor) -> Literal["linear", "embedding", "con
     return "conv" if len(tensor.shape) > 2 else "linear"
 
 
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (shape[0] if shape else 1), math.prod(shape[1:])
-
-
 def _experts(part: Part) -> Iterator[Part]:
     count, rows, columns = part.finetune.shape
     for number in range(count):
@@ -203,7 +199,9 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> Part | None:
     if table is None or not own:
         return None
     why = "the base ties its head to the table, which an adapter cannot undo"
-    return Part(own[0], finetune.tensors[table], Treatment.LEFT_OUT, _matrix(own[0].shape), why=why)
+    return Part(
+        own[0], finetune.tensors[table], Treatment.LEFT_OUT, kernel_shape(own[0].shape), why=why
+    )
 
 
 def _heads(checkpoint: Checkpoint) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Form, Update
-from weightsmith.deltas.changed import matrix_shape, read_matrix
+from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import Change, Full, LowRank, Stacked, transposed
 from weightsmith.errors import CheckpointError, CompatibilityError, NonFiniteError
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor
 
@@ -127,7 +128,7 @@ def full_update(target: str, stored: LazyTensor, scale: float = 1.0) -> Update:
 
     def load() -> Change:
         found = finite(stored)
-        return Full(found.reshape(matrix_shape(found.shape)), scale)
+        return Full(found.reshape(kernel_shape(found.shape)), scale)
 
     return Update(target, Form.FULL, (stored,), load, stored.shape, scale=scale)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.adapters.base_tensors import base_tensor
 from weightsmith.adapters.low_rank import Array, LowRankAdapter
 from weightsmith.adapters.storing import Stored
 from weightsmith.checkpoints.checkpoint import Checkpoint
@@ -71,18 +72,8 @@ def settle(
 
 def whole(target: str, shape: tuple[int, ...], base: Checkpoint | None) -> Matrix:
     """The base's own tensor, in float64."""
-    if base is None:
-        raise CompatibilityError(
-            f"The change of {shown(target)} can only be kept as the changed tensor itself; give the base (--base)."
-        )
-    stored = base.tensors.get(target)
-    if stored is None or stored.shape != shape:
-        found = "no such tensor" if stored is None else f"one of the shape {stored.shape}"
-        raise CompatibilityError(
-            f"The adapter changes {shown(target)} of the shape {shape}, but {base.identity} has {found}; give the base "
-            "that the adapter is for."
-        )
-    return read_matrix(stored)
+    why = f"The change of {shown(target)} can only be kept as the changed tensor itself"
+    return read_matrix(base_tensor(base, target, why, shape))
 
 
 def tied_head(base: Checkpoint | None) -> tuple[str, str] | None:

@@ -34,6 +34,7 @@ from weightsmith.tensors.sizes import format_size
 if TYPE_CHECKING:
     from weightsmith.adapters.adapter import Adapter, Update
     from weightsmith.adapters.writing import Dialect
+    from weightsmith.engine.adapter_api import Combined
     from weightsmith.findings import Finding
 
 
@@ -123,8 +124,8 @@ def combine(
     """Make one adapter of ADAPTERS, which are of one base and may have different ranks and dialects.
 
     What is combined are the changes s B A. The result does not depend on how the products are written. Linear methods
-    stay factored and are exact unless a rank, an energy or an error is given. A method of recipes in the dense space
-    gives a folder with a recipe and a manifest, which `verify` and `replay` take.
+    stay factored and are exact unless a rank, an energy or an error is given. The recipe and the manifest, which
+    `verify` and `replay` take, lie beside the weights in a folder, and in the metadata of a single file.
     """
     from weightsmith.engine.adapter_api import combine_adapters
 
@@ -147,7 +148,7 @@ def combine(
             force=force,
             progress=progress,
         )
-    _show(out, method, made.lost, made.findings, begun, each=each, as_json=as_json, quiet=quiet)
+    _show(made, method, base, begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -194,18 +195,20 @@ def resize(
     from weightsmith.engine.adapter_api import resize_adapter
 
     begun = time.monotonic()
-    made = resize_adapter(
-        adapter,
-        out,
-        rank=rank,
-        energy=energy,
-        error=error,
-        base=base,
-        dialect=cast("Dialect | None", dialect),
-        dtype=dtype,
-        force=force,
-    )
-    _show(out, "resize", made.lost, made.findings, begun, each=each, as_json=as_json, quiet=quiet)
+    with open_progress(quiet) as progress:
+        made = resize_adapter(
+            adapter,
+            out,
+            rank=rank,
+            energy=energy,
+            error=error,
+            base=base,
+            dialect=cast("Dialect | None", dialect),
+            dtype=dtype,
+            force=force,
+            progress=progress,
+        )
+    _show(made, "resize", base, begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -248,25 +251,28 @@ class _Made:
 
 
 def _show(
-    out: Path,
+    made: Combined,
     method: str,
-    lost: Mapping[str, float],
-    findings: Sequence[Finding],
+    base: str | None,
     begun: float,
     *,
     each: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Tell ranks and losses of what has been written."""
+    """Tell ranks and losses of what has been written, under the names by which it was combined."""
     STREAMS.done()
+    from weightsmith.adapters.as_changes import named_by
+    from weightsmith.adapters.opening import open_model
     from weightsmith.adapters.reading import open_adapter
 
-    adapter = open_adapter(_adapter_in(out))
+    model = None if base is None else open_model(base)
+    adapter = named_by(model, open_adapter(_adapter_in(made.path)))
     if not (quiet or as_json):
-        show_findings(findings, to_stderr=True)
-    made = _Made(out, method, adapter, lost, findings, time.monotonic() - begun, each)
-    present(made, _blocks, as_json=as_json)
+        show_findings(made.findings, to_stderr=True)
+    seconds = time.monotonic() - begun
+    shown = _Made(made.path, method, adapter, made.lost, made.findings, seconds, each)
+    present(shown, _blocks, as_json=as_json)
 
 
 def _blocks(made: _Made) -> Iterator[Block]:

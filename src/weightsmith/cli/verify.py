@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def verify(out: Path, recompute: int, inputs: tuple[tuple[str, Path], ...], as_json: bool) -> int:
     """Compare every file and tensor in OUT with its manifest.
 
-    With --recompute, K tensors spread over the model are computed again and compared bit for bit. The exit code
-    is 1 if anything differs.
+    OUT is a folder, or a single file of an adapter, which has its manifest in the metadata. With --recompute, K tensors
+    spread over the model are computed again and compared bit for bit. The exit code is 1 if anything differs.
     """
     from weightsmith.engine.verify import verify as check
 

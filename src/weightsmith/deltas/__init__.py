@@ -7,7 +7,6 @@ from weightsmith.deltas.bits import PackedBits as PackedBits
 from weightsmith.deltas.bits import packed_bytes as packed_bytes
 from weightsmith.deltas.changed import ChangedTensor as ChangedTensor
 from weightsmith.deltas.changed import Towards as Towards
-from weightsmith.deltas.changed import matrix_shape as matrix_shape
 from weightsmith.deltas.changed import read_matrix as read_matrix
 from weightsmith.deltas.constant import Repeated as Repeated
 from weightsmith.deltas.decoded import DecodedTensor as DecodedTensor

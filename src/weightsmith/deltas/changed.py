@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.changes import Change, Matrix
 from weightsmith.errors import NonFiniteError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import FromSources, LazyTensor, ReadingCost
 from weightsmith.tensors.widening import WORDS, widen
 
@@ -189,7 +189,7 @@ class ChangedTensor(FromSources):
 class Towards:
     """The change from one tensor to another of its shape, other - base, computed while it is read.
 
-    `columns` is the length of a row, that of everything behind the first axis where it is not given.
+    `columns` is the length of a row, that of `matrix_shape` where it is not given.
     """
 
     base: LazyTensor
@@ -209,12 +209,6 @@ class Towards:
         low, high = start * columns, stop * columns
         found = read_elements(self.other, low, high) - read_elements(self.base, low, high)
         return found.reshape(stop - start, columns)
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The rows and columns that a tensor counts as: its first axis by all others; a vector is a column."""
-    rows = shape[0] if shape else 1
-    return rows, math.prod(shape[1:])
 
 
 def column_factors(gain: Matrix, squares: Matrix) -> Matrix:

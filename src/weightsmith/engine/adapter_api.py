@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from weightsmith.adapters import facts
 from weightsmith.adapters.adapter import Adapter
-from weightsmith.adapters.as_changes import load_changes
 from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.combining import combine
 from weightsmith.adapters.converting import Conversion, convert
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.extraction_report import ExtractionReport
-from weightsmith.adapters.lego import Lego
 from weightsmith.adapters.opening import open_model
 from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.storing import SUFFIX
 from weightsmith.adapters.treatments import Choices
 from weightsmith.adapters.writing import Dialect, check_output, write_adapter
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.adapter_combination import (
-    combine_loaded,
-    has_recipe,
-    parameters_by_adapter,
-)
+from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.manifest import Manifest
+from weightsmith.engine.outputs.adapter import AdapterFolder
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding
-from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.sections import distinct_labels
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
 from weightsmith.tensors.threads import thread_count
 
 
@@ -44,14 +36,13 @@ from weightsmith.tensors.threads import thread_count
 class Combined:
     """An adapter that was made of others and lies at `path`.
 
-    `lost` has the share of its norm that truncation took from a change, by tensor, and `manifest` the record of what a
-    recipe can say.
+    `lost` has the share of its norm that truncation took from a change, by tensor; `manifest` is its record.
     """
 
     path: Path
     lost: Mapping[str, float]
-    findings: Sequence[Finding] = ()
-    manifest: Manifest | None = None
+    findings: Sequence[Finding]
+    manifest: Manifest
 
 
 def combine_adapters(
@@ -81,71 +72,37 @@ def combine_adapters(
     fixed coefficients are exact and cut only where `rank`, `energy` or `error` is given; what is computed dense is cut
     to the largest rank of the adapters unless one of them is. `dialect` and `dtype` default to the inputs'.
 
-    What a recipe can say is run as one, into a folder with recipe and manifest, unless `out` is a file. Raises what
-    planning and merging raise, and UsageError for requests without a meaning.
+    Whatever the method, a recipe is run: a folder has it and its manifest beside the weights, a file whose name ends in
+    .safetensors in its metadata. Raises what planning and merging raise, and UsageError for requests without a meaning.
     """
-    if not adapters:
-        raise UsageError("There is nothing to combine: name at least one adapter.")
     paths = [str(path) for path in adapters]
-    opened = [open_adapter(path) for path in paths]
-    place, to = Path(out), dialect_for(opened[0], dialect)
-    bound, given = Bound(rank, energy, error), dict(parameters or {})
-    if space == "dense" and has_recipe(method) and place.suffix != SUFFIX:
-        document = _document(paths, method, weights, given, base, dtype, seed)
-        form = {"rank": rank, "energy": energy, "error": error, "dialect": to}
-        document["adapter"] = {key: value for key, value in form.items() if value is not None}
-        manifest = run(make_plan(Recipe.load(document)), place, force=force, progress=progress)
-        return Combined(place, manifest.lost, (), manifest)
-    model = None if base is None else open_model(base)
-    reads = inputs_of(opened, model)
-    place = check_output(place, to, force=force, reads=reads)
-    is_lego = method == "lego"
-    made, report = combine_loaded(
-        [load_changes(adapter, model) for adapter in opened],
+    document = combination(
+        paths,
         method,
         weights,
+        parameters or {},
         space=space,
-        parameters=given,
+        bound=Bound(rank, energy, error),
+        dialect=dialect_for(open_adapter(paths[0]), dialect) if paths else None,
+        base=base,
+        dtype=dtype,
         seed=seed,
-        # The rank of LEGO is the number of its clusters.
-        bound=None if bound.is_open or is_lego else bound,
-        lego=Lego(rank=rank) if is_lego else None,
-        base=model,
-        # As a recipe labels its models, so that random masks are the same.
-        labels=distinct_labels([adapter.name for adapter in opened]),
     )
-    typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
-    write_adapter(typed, place, to, base=model, force=force, reads=reads)
-    return Combined(place, {t.key: t.lost for t in report.tensors}, report.findings)
+    return _made(document, out, force, progress)
 
 
-def _document(
-    paths: Sequence[str],
-    method: str,
-    weights: Sequence[float] | None,
-    parameters: Mapping[str, Any],
-    base: str | Path | None,
-    dtype: str | None,
-    seed: int,
-) -> dict[str, Any]:
-    """The recipe of adapters that says the same."""
-    each, shared = parameters_by_adapter(registry.get(method), parameters, weights, len(paths))
-    models = [
-        {"model": {"model": {"path": path}}, "parameters": own}
-        for path, own in zip(paths, each, strict=True)
-    ]
-    document: dict[str, Any] = {
-        "weightsmith": 1,
-        "merge_method": method,
-        "models": models,
-        "parameters": shared,
-        "seed": seed,
-    }
-    if base is not None:
-        document["base_model"] = str(base)
-    if dtype is not None:
-        document["dtype"] = dtype
-    return document
+def _made(
+    document: dict[str, Any], out: str | Path, force: bool, progress: Progress | None
+) -> Combined:
+    """Run a recipe of adapters."""
+    plan = make_plan(Recipe.load(document))
+    if not isinstance(plan.output, AdapterFolder):
+        first = document["models"][0]["model"]["model"]["path"]
+        raise UsageError(
+            f"{shown(first)} has no factors by which it is known as an adapter; convert it to the dialect peft first."
+        )
+    manifest = run(plan, Path(out), force=force, progress=progress)
+    return Combined(Path(out), manifest.lost, plan.findings, manifest)
 
 
 def extract_adapter(
@@ -199,6 +156,7 @@ def resize_adapter(
     dialect: Dialect | None = None,
     dtype: str | None = None,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Combined:
     """Write an adapter with the leading singular directions of each change, the best approximation of its rank.
 
@@ -211,22 +169,11 @@ def resize_adapter(
         raise UsageError(
             "Nothing says how much of the adapter to keep; give a rank, energy or error."
         )
-    opened = open_adapter(adapter)
-    to = dialect_for(opened, dialect)
-    model = None if base is None else open_model(base)
-    reads = inputs_of([opened], model)
-    place = check_output(Path(out), to, force=force, reads=reads)
-    made, report = combine(
-        [load_changes(opened, model)],
-        "linear",
-        [1.0],
-        bound=bound,
-        base=model,
-        labels=[str(adapter)],
+    to = dialect_for(open_adapter(adapter), dialect)
+    document = combination(
+        [str(adapter)], "linear", None, {}, bound=bound, dialect=to, base=base, dtype=dtype
     )
-    typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
-    write_adapter(typed, place, to, base=model, force=force, reads=reads)
-    return Combined(Path(out), {t.key: t.lost for t in report.tensors}, report.findings)
+    return _made(document, out, force, progress)
 
 
 def convert_adapter(

@@ -1,16 +1,19 @@
 """The plan of a recipe whose models are adapters alone, and whose result is one too.
 
-Each adapter is taken as a checkpoint of its changes and the base as zeros, so every method sees task vectors. Where the
-result is a sum of the changes with fixed coefficients it stays factored; else each tensor's change is computed dense,
-by itself, and decomposed.
+Each adapter is taken as a checkpoint of its changes, or of their coordinates in a space, and the base as zeros, so
+every method sees task vectors. Where the result is a sum of the changes with fixed coefficients it stays factored; else
+each tensor's change is computed, by itself, and decomposed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from weightsmith.adapters.alignment import absences, aligned
 from weightsmith.adapters.as_changes import (
     Loaded,
     Target,
@@ -20,26 +23,32 @@ from weightsmith.adapters.as_changes import (
     unchanged,
 )
 from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.low_rank import low_rank_adapter
+from weightsmith.adapters.coordinates import Coordinates
+from weightsmith.adapters.lego import Lego
+from weightsmith.adapters.low_rank import Array, LowRankAdapter, low_rank_adapter
 from weightsmith.adapters.opening import stored_tensors
 from weightsmith.adapters.reading import open_adapter
+from weightsmith.adapters.spaces import CoreSpace, Knots
 from weightsmith.adapters.writing import Dialect
 from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.engine.adapter_result import AdapterResult
 from weightsmith.engine.linearity import coefficients
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import CompatibilityError, RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import OutputTensor, Resolved
+from weightsmith.recipes.adapter_form import AdapterForm
+from weightsmith.recipes.formula import Cast, Formula, Merge, OutputTensor, Resolved, Sum
 from weightsmith.recipes.mentioned import merged_references, other_references
 from weightsmith.recipes.references import ModelRef
 from weightsmith.recipes.resolve import opener_of, resolve
-from weightsmith.recipes.schema import AdapterForm, RecipeDocument
+from weightsmith.recipes.schema import RecipeDocument
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
 from weightsmith.wording import counted
 
+_SPACES = {"knots": Knots, "core": CoreSpace}
 # What the recipe calls the base that it does not name.
 NO_BASE = "no change"
 _WRITTEN: tuple[Dialect, ...] = ("peft", "kohya", "diffusers")
@@ -52,69 +61,6 @@ _REFUSED = (
     "bundle",
     "untie",
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdapterResult:
-    """How the result of a plan is stored as an adapter.
-
-    `sums` has the coefficients of the adapters, by label, of every tensor that stays factored; `ranks` the largest rank
-    of an input by tensor. `base` is opened where the recipe names one.
-    """
-
-    loaded: Mapping[str, Loaded]
-    targets: Mapping[str, Target]
-    sums: Mapping[str, Mapping[str, float]]
-    bound: Bound
-    dialect: Dialect
-    dtype: DType
-    base: Checkpoint | None
-
-    def is_given(self, label: str) -> bool:
-        """Whether an input is one that the recipe names: not the zeros that stand for a base."""
-        return label in self.loaded or self.base is not None
-
-    def bound_of(self, name: str) -> Bound:
-        """How far the change of a dense tensor is cut: as asked for, else to the largest rank of an adapter there."""
-        if not self.bound.is_open:
-            return self.bound
-        return Bound(rank=max(self._ranks(name), default=1))
-
-    def predicted_rank(self, name: str) -> int:
-        """The rank of a result before anything is computed; an upper limit where energy or error decide."""
-        target = self.targets[name]
-        rows, columns = target.units[0].change.shape
-        ranks = self._ranks(name)
-        most = sum(ranks) if name in self.sums else max(ranks, default=1)
-        if self.bound.rank is not None:
-            most = self.bound.rank if name not in self.sums else min(most, self.bound.rank)
-        return max(1, min(most, rows, columns))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the result's tensors, about."""
-        numbers = 0
-        for name, target in self.targets.items():
-            if not target.units:
-                numbers += math.prod(target.shape)
-                continue
-            rows, columns = target.units[0].change.shape
-            numbers += len(target.units) * self.predicted_rank(name) * (rows + columns)
-        return numbers * self.dtype.itemsize
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of the factors, and of decomposing the largest dense change."""
-        held = sum(8 * one.adapter.parameters for one in self.loaded.values())
-        dense = [t.matrix for name, t in self.targets.items() if name not in self.sums and t.units]
-        return held + 8 * max((4 * m * n + 8 * min(m, n) ** 2 for m, n in dense), default=0)
-
-    def _ranks(self, name: str) -> list[int]:
-        """The rank of each adapter that changes a tensor; of fused experts the largest."""
-        keys = [unit.key for unit in self.targets[name].units]
-        found = ([one.adapter.factors.get(key) for key in keys] for one in self.loaded.values())
-        ranks = ([factors.change.rank for factors in row if factors is not None] for row in found)
-        return [max(row) for row in ranks if row]
 
 
 def resolve_adapters(
@@ -134,30 +80,123 @@ def resolve_adapters(
         for reference, place in opened.items()
         if isinstance(place, BareAdapter)
     }
-    targets = targets_of(list(loaded.values()), base)
-    path = next(iter(loaded.values())).path
-    views = {reference: changes_of(one, targets) for reference, one in loaded.items()}
-    views |= {
-        reference: unchanged(targets, checkpoint.path, reference)
-        for reference, checkpoint in opened.items()
-        if isinstance(checkpoint, Checkpoint)
-    }
-    views[NO_BASE] = unchanged(targets, path, NO_BASE)
+    elements = targets_of(list(loaded.values()), base)
+    if not elements:
+        raise CompatibilityError("The adapters change nothing: there is nothing to combine.")
+    form = document.adapter or AdapterForm()
+    bound = _bound(form, elements)
+    coordinates = _coordinates(form, list(loaded.values()), elements)
+    targets = elements
+    if coordinates is not None:
+        targets = {target.name: target for target in coordinates.targets(elements)}
+    views = _views(opened, loaded, targets, coordinates)
     resolved = resolve(replace(recipe, document=_over_changes(document), base_dir=None), views)
+    if coordinates is not None:
+        resolved = _apart(resolved, targets)
     used = {label: c.source for label, c in resolved.checkpoints.items() if c.source in loaded}
     by_label = {label: loaded[source] for label, source in used.items()}
-    form = document.adapter or AdapterForm()
+    sums = dict(_sums(resolved, targets, set(by_label)))
     result = AdapterResult(
         loaded=by_label,
         targets=targets,
-        sums=dict(_sums(resolved, targets, set(by_label))),
-        bound=Bound(form.rank, form.energy, form.error),
+        sums={name: found for name, found in sums.items() if targets[name].units},
+        kept=dict(_kept(targets, sums, by_label)),
+        bound=bound,
         dialect=_dialect(form, list(by_label.values())),
         dtype=_dtype(document, list(by_label.values())),
         base=base,
+        largest=form.rank == "largest",
+        lego=_lego(form, bound),
+        coordinates=coordinates,
     )
-    findings = (*resolved.findings, *_findings(result))
+    _require_sums(result)
+    findings = (*resolved.findings, *_about_adapters(by_label), *_findings(result))
     return replace(resolved, recipe=recipe, findings=findings, shard_bytes=2**62), result
+
+
+def _bound(form: AdapterForm, targets: Mapping[str, Target]) -> Bound:
+    rank = form.rank if isinstance(form.rank, int) else None
+    sizes = [min(unit.change.shape) for target in targets.values() for unit in target.units]
+    if rank is not None and sizes and rank > max(sizes):
+        raise RecipeError(
+            f"adapter.rank: No tensor of these adapters can have rank {rank}: the largest possible is {max(sizes)}."
+        )
+    return Bound(rank, form.energy, form.error)
+
+
+def _coordinates(
+    form: AdapterForm, loaded: Sequence[Loaded], targets: Mapping[str, Target]
+) -> Coordinates | None:
+    if form.space is None or form.space.name == "dense":
+        return None
+    return Coordinates.of(_SPACES[form.space.name](**form.space.options), loaded, targets)
+
+
+def _lego(form: AdapterForm, bound: Bound) -> Lego | None:
+    if form.reduce is None or form.reduce.name != "lego":
+        return None
+    return Lego(rank=bound.rank, **form.reduce.options)
+
+
+def _require_sums(result: AdapterResult) -> None:
+    """Raise RecipeError where units are to be clustered of what is no sum of changes."""
+    if result.lego is not None and result.computed:
+        raise RecipeError(
+            "adapter.reduce: lego clusters the units of a weighted sum of adapters, but the method computes "
+            f"{shown(result.computed[0])} of elements; use task_arithmetic or linear, or leave `reduce` out."
+        )
+
+
+def _views(
+    opened: Mapping[str, Checkpoint | BareAdapter],
+    loaded: Mapping[str, Loaded],
+    targets: Mapping[str, Target],
+    coordinates: Coordinates | None,
+) -> dict[str, Checkpoint]:
+    """Every model of the recipe as the checkpoint of its changes, and one that changes nothing."""
+    stored = [tensor.dtype for one in loaded.values() for tensor in one.stored]
+    dtype = DType.FLOAT64 if DType.FLOAT64 in stored else DType.FLOAT32
+    views = {}
+    for reference, place in opened.items():
+        if isinstance(place, Checkpoint):
+            views[reference] = unchanged(targets, place.path, reference, dtype)
+            continue
+        one = loaded[reference]
+        seen = None if coordinates is None else coordinates.of_one(one)
+        views[reference] = changes_of(one, targets, dtype, seen)
+    path = next(iter(loaded.values())).path
+    return {**views, NO_BASE: unchanged(targets, path, NO_BASE, dtype)}
+
+
+def _apart(resolved: Resolved, targets: Mapping[str, Target]) -> Resolved:
+    """Statistics of the whole model apart for coordinates and for what is in no space: their sizes have nothing in
+    common.
+    """
+    elements = {name for name, target in targets.items() if not target.in_space}
+
+    def moved(output: OutputTensor) -> OutputTensor:
+        return replace(output, formula=_moved(output.formula, elements))
+
+    outputs = tuple(map(moved, resolved.outputs))
+    return replace(resolved, outputs=outputs, measured=tuple(map(moved, resolved.measured)))
+
+
+def _moved(formula: Formula, names: Collection[str]) -> Formula:
+    """The same formula, in which what is merged of these tensors is a merge of its own."""
+    if isinstance(formula, Cast):
+        return replace(formula, inner=_moved(formula.inner, names))
+    if isinstance(formula, Sum):
+        return replace(formula, terms=tuple((c, _moved(f, names)) for c, f in formula.terms))
+    if not isinstance(formula, Merge):
+        return formula
+    scope = f"{formula.scope_id}/elements" if formula.place.name in names else formula.scope_id
+    return replace(
+        formula,
+        base=None if formula.base is None else _moved(formula.base, names),
+        origin=None if formula.origin is None else _moved(formula.origin, names),
+        experts=tuple(_moved(expert, names) for expert in formula.experts),
+        scope_id=scope,
+    )
 
 
 def _refuse(document: RecipeDocument) -> None:
@@ -212,6 +251,7 @@ def _loaded(reference: str, place: BareAdapter, base: Checkpoint | None) -> Load
         tuple(dict.fromkeys(stored_tensors(opened))),
         {update.key: update.stored for update in adapter.updates.values()},
         opened.flattened and base is None,
+        opened.inputs,
     )
 
 
@@ -242,12 +282,49 @@ def _wants_base(document: RecipeDocument) -> bool:
 def _sums(
     resolved: Resolved, targets: Mapping[str, Target], labels: set[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """The tensors whose result is a sum of the adapters' changes, with its coefficients by label."""
+    """The tensors whose result is a sum of the adapters' changes, with its coefficients by label.
+
+    Of those without factors, only what an adapter replaces is looked at.
+    """
     tracer = Tracer()
     for output in resolved.outputs:
-        found = _coefficients(tracer, output) if targets[output.name].units else None
+        target = targets[output.name]
+        is_wanted = target.units or target.original is not None
+        found = _coefficients(tracer, output) if is_wanted else None
         if found is not None:
             yield output.name, {label: c for label, c in found.items() if label in labels}
+
+
+def _kept(
+    targets: Mapping[str, Target],
+    sums: Mapping[str, Mapping[str, float]],
+    loaded: Mapping[str, Loaded],
+) -> Iterator[tuple[str, Array | None]]:
+    """Replaced tensors that stay as they are, whatever the base has there; None where no adapter takes part.
+
+    W + sum_i w_i (R_i - W) is R where all adapters that take part replace it by R and their weights sum to 1. Raises
+    CompatibilityError where the result depends on a base that is not given or has no such tensor.
+    """
+    for name, target in targets.items():
+        if target.original is None:
+            continue
+        taking = [(loaded[k].adapter, w) for k, w in sums.get(name, {}).items() if w]
+        touching = [(adapter, w) for adapter, w in taking if _touches(adapter, name)]
+        wholes = [adapter.replaced[name] for adapter, _ in touching if name in adapter.replaced]
+        is_whole = math.isclose(math.fsum(w for _, w in touching), 1.0, abs_tol=1e-12)
+        are_alike = all(np.array_equal(wholes[0], other) for other in wholes[1:])
+        if name in sums and not touching:
+            yield name, None
+        elif wholes and len(wholes) == len(touching) and is_whole and are_alike:
+            yield name, wholes[0]
+        else:
+            target.original()
+
+
+def _touches(adapter: LowRankAdapter, name: str) -> bool:
+    if name in adapter.replaced or name in adapter.added:
+        return True
+    return any(factors.target == name for factors in adapter.factors.values())
 
 
 def _coefficients(tracer: Tracer, output: OutputTensor) -> dict[str, float] | None:
@@ -286,32 +363,62 @@ def _dialect(form: AdapterForm, loaded: Sequence[Loaded]) -> Dialect:
     return dialect
 
 
+def _about_adapters(loaded: Mapping[str, Loaded]) -> list[Finding]:
+    """What is noteworthy of the adapters beside each other."""
+    adapters = [one.adapter for one in loaded.values()]
+    found = absences(aligned(adapters, list(loaded)), list(loaded))
+    named = {a.base_reference: label for label, a in zip(loaded, adapters, strict=True)}
+    named.pop(None, None)
+    if len(named) > 1:
+        listed = ", ".join(f"{label} {shown(reference)}" for reference, label in named.items())
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "other-base",
+                "adapters",
+                f"The adapters name different bases ({listed})",
+                "make sure that these are the same weights",
+            )
+        )
+    return found
+
+
 def _findings(result: AdapterResult) -> list[Finding]:
-    matrices = [name for name, target in result.targets.items() if target.units]
-    dense = [name for name in matrices if name not in result.sums]
+    is_cut = result.largest or not result.bound.is_open
     found = []
     if result.sums:
-        cut = "" if result.bound.is_open else ", and are cut as `adapter:` says"
+        done = "clustered (LoRA-LEGO)" if result.lego else "added as factors, exactly"
+        cut = ", and are cut as `adapter:` says" if is_cut and not result.lego else ""
+        same = "" if result.coordinates is None else "; a sum is the same in every space"
         found.append(
             Finding(
                 Severity.NOTE,
                 "factored",
                 "adapter",
-                f"The changes of {counted(len(result.sums), 'tensor')} are added as factors, exactly{cut}",
+                f"The changes of {counted(len(result.sums), 'tensor')} are {done}{cut}{same}",
             )
         )
-    if dense:
-        kept = (
-            "as `adapter:` says"
-            if not result.bound.is_open
-            else "to the largest rank of the adapters"
+    in_space = [name for name in result.computed if result.targets[name].in_space]
+    if in_space and result.coordinates is not None:
+        kept = "cut as `adapter:` says" if is_cut else "kept exactly"
+        found.append(
+            Finding(
+                Severity.NOTE,
+                "in-space",
+                "adapter",
+                f"The changes of {counted(len(in_space), 'tensor')} are merged as coordinates in the space "
+                f"{result.coordinates.name} and {kept}",
+            )
         )
+    dense = len(result.computed) - len(in_space)
+    if dense:
+        kept = "as `adapter:` says" if is_cut else "to the largest rank of the adapters"
         found.append(
             Finding(
                 Severity.NOTE,
                 "decomposed",
                 "adapter",
-                f"The changes of {counted(len(dense), 'tensor')} are computed dense and cut {kept}",
+                f"The changes of {counted(dense, 'tensor')} are computed dense and cut {kept}",
                 "give `adapter: {rank: N}` or `{energy: T}` to keep more or less of them",
             )
         )

@@ -15,9 +15,10 @@ from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
 from weightsmith.engine.journal import TensorRecord
-from weightsmith.errors import Malformed, VerificationError
+from weightsmith.errors import CheckpointError, Malformed, VerificationError
 from weightsmith.publishing.records import (
     MANIFEST,
+    MANIFEST_KEY,
     Recorded,
     file_digest,
     file_names,
@@ -27,6 +28,7 @@ from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.stored import LazyTensor, behind
 from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
@@ -222,8 +224,8 @@ class Merged:
     lost: Mapping[str, float] = field(default_factory=dict)
 
 
-def build(plan: Plan, merged: Merged, folder: Path) -> Manifest:
-    """The manifest of a finished run all whose other files lie in `folder`."""
+def build(plan: Plan, merged: Merged, folder: Path | None) -> Manifest:
+    """The manifest of a finished run all whose other files lie in `folder`; of one that writes one file without it."""
     from weightsmith import __version__
 
     return Manifest(
@@ -235,11 +237,15 @@ def build(plan: Plan, merged: Merged, folder: Path) -> Manifest:
         donor=plan.resolved.donor,
         inputs=merged.inputs,
         outputs=merged.outputs,
-        shards={file.name: header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))},
-        files=small_file_digests(folder),
+        shards={} if folder is None else _header_digests(folder),
+        files={} if folder is None else small_file_digests(folder),
         digest=checkpoint_digest(merged.outputs),
         lost=merged.lost,
     )
+
+
+def _header_digests(folder: Path) -> dict[str, str]:
+    return {file.name: header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))}
 
 
 def inputs_read(plan: Plan, records: Mapping[str, TensorRecord], out: Path) -> dict[str, Input]:
@@ -340,10 +346,11 @@ def digest_of(folder: Path) -> str | None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of an output folder; raises VerificationError if it is missing or damaged."""
-    path = folder / FILE_NAME
+    """The manifest of an output, a folder or one file of weights; VerificationError if it is missing or damaged."""
+    is_file = folder.is_file() and folder.suffix == _WEIGHTS
+    path = folder if is_file else folder / FILE_NAME
     try:
-        content = unsealed(read_small(path, _LARGEST_BYTES))
+        content = unsealed(_in_metadata(path) if is_file else read_small(path, _LARGEST_BYTES))
         if content["schema"] not in SCHEMAS:
             raise VerificationError(
                 f"{str(path)!r} has schema {shown(content['schema'])}, but this version reads up to {SCHEMAS[-1]}; "
@@ -365,6 +372,19 @@ def read(folder: Path) -> Manifest:
         raise VerificationError(
             f"{str(path)!r} is damaged ({fault(error)}); the folder cannot be verified."
         ) from error
+
+
+def _in_metadata(file: Path) -> bytes:
+    """The manifest that a file of weights has in its metadata."""
+    try:
+        found = parse_file(file).metadata.get(MANIFEST_KEY)
+    except CheckpointError as error:
+        raise VerificationError(str(error)) from error
+    if found is None:
+        raise VerificationError(
+            f"{shown(file)} has no manifest in its metadata, so it was not written from a recipe."
+        )
+    return found.encode()
 
 
 def _from_json(content: dict[str, Any]) -> Manifest:

@@ -78,9 +78,9 @@ class Plan:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every folder and file that is read: the recipe's, its checkpoints' and those behind them."""
-        checkpoints = (*self.resolved.checkpoints.values(), *self.output.more_inputs)
+        checkpoints = self.resolved.checkpoints.values()
         places = (place for checkpoint in checkpoints for place in checkpoint.inputs)
-        return tuple(dict.fromkeys((*self.recipe.files, *places)))
+        return tuple(dict.fromkeys((*self.recipe.files, *places, *self.output.more_inputs)))
 
     @property
     def read_bytes(self) -> int:

@@ -16,7 +16,7 @@ from weightsmith.engine.journal import Forgotten, Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest, Merged
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.nonfinite import check_finite, located
-from weightsmith.engine.outputs.output import Store
+from weightsmith.engine.outputs.output import OneFile, Store
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.plan import Plan, require_runnable
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
@@ -37,7 +37,6 @@ from weightsmith.errors import (
 )
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.places import check_place
-from weightsmith.publishing.records import manifest_problem
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.open_files import OPEN_FILES
@@ -74,17 +73,21 @@ def run(
     AssertionFailed or VerificationError.
     """
     require_runnable(plan)
+    telling = progress or Silence()
     try:
+        file = plan.output.one_file(out)
+        if file is not None:
+            reads = (*plan.inputs, *reads)
+            return _write_one_file(plan, file, telling, expected, sources or {}, force, reads)
         out = check_place(out, (*plan.inputs, *reads))
-        telling = progress or Silence()
-        with Staging(out) as staging:
+        with Staging(out, plan.output.earlier_problem) as staging:
             if not fresh and staging.published_plan() == plan.digest:
                 staging.tidy()
                 staging.discard()
                 return manifests.read(out)
             if force and out.exists():
                 telling.stage("comparing what is to be replaced with its record")
-            earlier = check_free(out, manifest_problem, force=force)
+            earlier = check_free(out, plan.output.earlier_problem, force=force)
             journal = staging.begin(plan.digest, fresh or not plan.output.is_resumable)
             staging.check_space(plan.write_bytes)
             records, merged = _write_tensors(plan, staging, journal, telling, compute)
@@ -132,6 +135,30 @@ def _write_tensors(
         progress.stage("sealing")
         store.finish()
         return records, plan.output.merged(plan, records, store, staging.out)
+
+
+def _write_one_file(
+    plan: Plan,
+    file: OneFile,
+    progress: Progress,
+    expected: Mapping[str, str] | None,
+    sources: Mapping[str, Mapping[str, str]],
+    force: bool,
+    reads: Sequence[Path],
+) -> Manifest:
+    """Write an output that is one file; an interrupted run starts afresh."""
+    place = file.check(force=force, reads=reads)
+    scheduler = Scheduler(plan.threads, plan.window)
+    with plan.output.store_to_compare(plan) as store:
+        progress.start(plan.layout.total_size, 0)
+        skip = store.make_without_reading(progress)
+        records = compute_tensors(plan, store, Forgotten(), scheduler, skip, progress)
+        progress.stage("sealing")
+        merged = plan.output.merged(plan, records, store, place)
+        _check_record(merged, expected, sources)
+        manifest = manifests.build(plan, merged, None)
+        file.write(store, manifest, place, force=force, reads=reads)
+    return manifest
 
 
 def _check_record(

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.matrices import MatrixView, in_dtype_of, in_float64
-from weightsmith.methods.registry import Base, method, shared
+from weightsmith.methods.registry import Base, FormerPreset, method, shared
 from weightsmith.methods.rounding import EXACT, shares_alike, strength_side_by_side
 from weightsmith.methods.spectra import (
     ByMatrix,
@@ -41,7 +41,14 @@ _ROUNDING = 8.0
     title="KnOTS (joint singular basis)",
     paper="Stoica et al., ICLR 2025, arXiv:2410.19735",
     base=Base.REQUIRED,
-    presets={"core_space": {"basis": "scaled"}},
+    presets={"scaled_basis": {"basis": "scaled"}},
+    former_presets={
+        "core_space": FormerPreset(
+            "scaled_basis",
+            "it merges the V_i of KnOTS and not the matrices of the core space of Panariello et al. (2025), which "
+            "adapters have with `adapter: {space: core}`",
+        )
+    },
     cost="O(N m^2 n)",
     generalises=("task_arithmetic",),
 )
@@ -57,10 +64,11 @@ class Knots(SpectralRules):
     linear, which is task arithmetic exactly, whatever the basis. The share counts coefficients over the whole model or
     each tensor (scope), of which each direction of the common basis has one for every input, zeros included, as in the
     authors' code. Directions that the rounding of stored weights makes are none, unless rank_tolerance is given. axis:
-    inputs stacks task vectors on top of each other instead. With basis "scaled" (preset core_space) the V_i are merged
-    and S is part of the basis. Task vectors that are no matrix are averaged (others). The sign of each basis vector is
-    arbitrary, and no result depends on it; among equal singular values the basis is arbitrary, and results do. The
-    authors' runs use density .2 and lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 5 matrices in float64.
+    inputs stacks task vectors on top of each other instead. With basis "scaled" (preset scaled_basis) the V_i are
+    merged and S is part of the basis; that is not the core space of adapters, which is a space and no method. Task
+    vectors that are no matrix are averaged (others). The sign of each basis vector is arbitrary, and no result depends
+    on it; among equal singular values the basis is arbitrary, and results do. The authors' runs use density .2 and
+    lambda .6 for ViT-B/32. O(N m^2 n) time; about N / 2 + 5 matrices in float64.
     """
 
     weight: tuple[float, ...] = weight_parameter()

@@ -7,7 +7,6 @@ parameter of every method of the family (`MatrixRules`), and `MatrixRules.view` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from weightsmith.methods.named_roles import has_role
 from weightsmith.methods.registry import shared
 from weightsmith.methods.span import plain_sum
 from weightsmith.tensors.graph import Value
+from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.site import Site
 
 # Roles whose rows are looked up by token, position or class: no linear maps between activations.
@@ -142,7 +142,7 @@ class MatrixRules:
             count = shape[0] if len(shape) == 3 else 1
             return MatrixView(shape, count, outputs, inputs, turned, parts)
         if len(shape) > 3 and self.kernels == "matrix":
-            return MatrixView(shape, 1, shape[0], math.prod(shape[1:]))
+            return MatrixView(shape, 1, *kernel_shape(shape))
         return None
 
     def rule(self, site: Site) -> str:

@@ -200,6 +200,14 @@ def _parameter_field(
 
 
 @dataclass(frozen=True, slots=True)
+class FormerPreset:
+    """A preset under the name that it had in an earlier version: its name now, and what was wrong with the other."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class MethodSpec:
     """A registered method.
 
@@ -207,7 +215,7 @@ class MethodSpec:
     time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
     `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
     parameters under which the experts of the merge follow behind. With `step_unless` they only do so, and must be
-    there, where the step does not give that parameter.
+    there, where the step does not give that parameter. `former_presets` are by the names that are understood still.
     """
 
     name: str
@@ -223,6 +231,7 @@ class MethodSpec:
     generalises: tuple[str, ...] = ()
     step: Mapping[str, Any] = field(default_factory=dict)
     step_unless: str = ""
+    former_presets: Mapping[str, FormerPreset] = field(default_factory=dict)
 
     @property
     def doc(self) -> str:
@@ -231,7 +240,8 @@ class MethodSpec:
 
     def defaults(self, preset: str = PAPER) -> dict[str, Any]:
         """Default of every parameter (by recipe key) under a preset; REQUIRED where there is none."""
-        overrides = self.presets.get(preset, {})
+        former = self.former_presets.get(preset)
+        overrides = self.presets.get(preset if former is None else former.name, {})
         return {key: overrides.get(key, p.default) for key, p in self.parameters.items()}
 
     def build(
@@ -309,6 +319,7 @@ def method(
     generalises: tuple[str, ...] = (),
     step: Mapping[str, Any] | None = None,
     step_unless: str = "",
+    former_presets: Mapping[str, FormerPreset] | None = None,
 ) -> Callable[[_T], _T]:
     """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`).
 
@@ -333,6 +344,7 @@ def method(
             generalises=generalises,
             step=step or {},
             step_unless=step_unless,
+            former_presets=former_presets or {},
         )
         return implementation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from weightsmith.tensors import scalars
 from weightsmith.tensors.by_column import column_dot
 from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.graph import Value, add_all, exp, maximum, solve, total, value, where
+from weightsmith.tensors.matrix_shapes import matrix_stack
 from weightsmith.tensors.site import Site
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
@@ -77,8 +77,7 @@ class Widen:
         self, base: Value, experts: Sequence[Value], deltas: Sequence[Value], site: Site
     ) -> list[Value]:
         """A weight for each column of each matrix, which are (outputs, inputs) or, by row, (inputs, outputs)."""
-        shape = site.shape
-        rows, width = shape[-2:] if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
+        _, rows, width = matrix_stack(site.shape)
         by_row = self._by_row(site)
         view = Columns(width, 1) if by_row else Columns(rows, width)
         sums = [column_dot(base, base, view)]

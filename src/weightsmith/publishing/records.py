@@ -23,6 +23,8 @@ from weightsmith.tensors.stored import StoredTensor
 from weightsmith.tensors.threads import in_order, thread_count
 
 MANIFEST = "weightsmith-manifest.json"
+# The key of the metadata of a single file of weights that has the manifest itself.
+MANIFEST_KEY = "weightsmith_manifest"
 # The records that name every file of a folder, so that one more is an error.
 RECORDS = (MANIFEST, "weightsmith-delta.json")
 FOREIGN = "was not written by weightsmith"

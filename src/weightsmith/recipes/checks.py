@@ -238,12 +238,26 @@ class _Check:
         specs = [registry.get(name) for name in dict.fromkeys(methods)]
         if any(semantics in spec.presets for spec in specs):
             return
+        renamed = next((spec for spec in specs if semantics in spec.former_presets), None)
+        if renamed is not None:
+            self._note_renamed(renamed, semantics, path)
+            return
         own = {preset for spec in specs for preset in spec.presets} - set(_GENERAL)
         known = ", ".join((*_GENERAL, *sorted(own)))
         named = " and ".join(spec.name for spec in specs) or "an expression without methods"
         raise RecipeError(
             f"{self.where(self.path + path)}: {named} has no preset {semantics!r}; write one of {known}."
         )
+
+    def _note_renamed(self, spec: registry.MethodSpec, semantics: str, path: str) -> None:
+        now = spec.former_presets[semantics]
+        message = (
+            f"{self.where(self.path + path)}: the preset {semantics!r} of {spec.name} is called {now.name!r} now, "
+            f"because {now.why}"
+        )
+        advice = f"write `semantics: {now.name}`"
+        place = f"{self.path}{path}"
+        self.findings.append(Finding(Severity.WARNING, "renamed-preset", place, message, advice))
 
     def _unused(
         self, key: str, place: str, methods: list[str], is_shared: bool, lenient: bool

@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.recipes.document import number
+from weightsmith.recipes.adapter_form import AdapterForm
+from weightsmith.recipes.numbers import Number
 from weightsmith.recipes.parts import Part
 from weightsmith.recipes.references import ModelRef
 from weightsmith.recipes.selectors import Match
@@ -45,13 +46,6 @@ def _model_form(given: Any) -> str:
     return "@recipe" if is_recipe else "@model"
 
 
-def _read_number(given: Any) -> float:
-    spelled = number(given) if isinstance(given, str) else given
-    if isinstance(spelled, bool) or not isinstance(spelled, (int, float)):
-        raise ValueError(f"expected a number, not {literal(given)}")
-    return float(spelled)
-
-
 def _read_dtype(given: Any) -> str:
     try:
         return DType.parse(given).value if isinstance(given, str) else _not_text(given)
@@ -75,7 +69,6 @@ def _range(given: tuple[int, int]) -> tuple[int, int]:
     return given
 
 
-Number = Annotated[float, BeforeValidator(_read_number)]
 DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
 StatisticsFiles = Annotated[tuple[ModelRef, ...], BeforeValidator(_listed)]
@@ -243,19 +236,6 @@ class BundleForm(Part):
 
     base: Literal["stored", "reference"] = "stored"
     shared_dtype: DTypeName | None = None
-
-
-class AdapterForm(Part):
-    """`adapter:`: how the result of a recipe of adapters alone is stored.
-
-    `rank` is the largest that is kept, `energy` the share of the sum of squares, `error` what may be left out of the
-    norm, each per tensor. `dialect` is that of the inputs where all have one that is written, else PEFT's.
-    """
-
-    rank: StrictInt | None = Field(default=None, ge=1)
-    energy: Number | None = Field(default=None, gt=0.0, le=1.0)
-    error: Number | None = Field(default=None, ge=0.0, lt=1.0)
-    dialect: Literal["peft", "kohya", "diffusers"] | None = None
 
 
 class RecipeDocument(Part):

@@ -6,7 +6,7 @@ T is TIES of the T_i: of each the share `density` of largest magnitude is kept, 
 model (or tensor); the sign of sum_i w_i T_i is elected; T is the mean of the w_i T_i that agree, divided by the sum of
 their |w_i| (absolute), of their w_i (signed), or not at all. With `merger: dare_ties` coefficients are dropped at
 random instead, with `dare_linear` nothing is elected either, and with `linear` nothing trimmed or elected.
-`axis: inputs` puts task vectors on top of each other; with `basis: scaled` (preset core_space) T_i = V_i^T and U S is
+`axis: inputs` puts task vectors on top of each other; with `basis: scaled` (preset scaled_basis) T_i = V_i^T and U S is
 the basis. Coefficients that are 0 for every task are counted as well, as the authors' code does.
 """
 
@@ -48,16 +48,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "basis": "orthonormal",
         "lambda": 1.0,
     },
-    "core_space": {"basis": "scaled"},
+    "scaled_basis": {"basis": "scaled"},
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"preset": "core_space"},
+    {"preset": "scaled_basis"},
     {"merger": "linear", "weight": [1.0, -0.5, 2.0]},
     {"merger": "dare_ties", "density": [0.4, 0.6, 1.0], "lambda": 0.6},
     {"merger": "dare_linear", "density": 0.5, "axis": "inputs"},
     {"axis": "inputs", "lambda": 0.6},
-    {"axis": "inputs", "preset": "core_space", "density": [0.3, 0.5, 1.0]},
+    {"axis": "inputs", "preset": "scaled_basis", "density": [0.3, 0.5, 1.0]},
     {"scope": "tensor", "density": 0.5, "weight": [1.0, 0.5, 2.0]},
     {"normalize": "none", "density": 1.0},
     {"normalize": "signed", "density": 0.4, "weight": [1.0, -0.5, 2.0]},

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.codebook import fitted_codebook
 from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
 from weightsmith.deltas.codecs.codes import Codes, packed_codes, plain_bytes, unpacked_codes
-from weightsmith.deltas.codecs.delta import Delta, histogram_of, matrix_shape
+from weightsmith.deltas.codecs.delta import Delta, histogram_of
 from weightsmith.deltas.codecs.low_rank import on_product
 from weightsmith.deltas.codecs.streams import BlockStream, joined
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
 # Bits of a band, and the mean squared error that they leave of a Gaussian of unit variance.

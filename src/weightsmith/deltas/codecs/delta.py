@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.directions import Directions, leading_directions
 from weightsmith.deltas.codecs.held import BLOCK, block_sizes, fitted
 from weightsmith.errors import CompatibilityError, NonFiniteError
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.widening import WORDS, widen
 
@@ -128,14 +129,6 @@ class Delta:
             found += np.float32(0)
         found.flags.writeable = False
         return found
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns: all other axes by the last; for convolutions (four axes and more) the first by all others."""
-    numel = math.prod(shape)
-    if len(shape) < 2 or not numel:
-        return 1, numel
-    return (shape[0], numel // shape[0]) if len(shape) > 3 else (numel // shape[-1], shape[-1])
 
 
 def bins_of(values: Change) -> NDArray[np.uint16]:

@@ -20,7 +20,7 @@ from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codebook import fitted_codebook
 from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
 from weightsmith.deltas.codecs.codes import packed_codes, plain_bytes, unpacked_codes
-from weightsmith.deltas.codecs.delta import Change, Delta, histogram_of, matrix_shape
+from weightsmith.deltas.codecs.delta import Change, Delta, histogram_of
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.rows import (
     SCALES,
@@ -30,6 +30,7 @@ from weightsmith.deltas.codecs.rows import (
 )
 from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
 _STREAM = ("codes", "table")

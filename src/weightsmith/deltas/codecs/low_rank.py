@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
-from weightsmith.deltas.codecs.delta import Delta, matrix_shape
+from weightsmith.deltas.codecs.delta import Delta
 from weightsmith.deltas.codecs.directions import Directions
 from weightsmith.deltas.codecs.held import KEPT
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
 NUMBERS = {"float16": DType.FLOAT16, "float32": DType.FLOAT32}

@@ -25,7 +25,7 @@ from weightsmith.deltas.codecs.codec import (
     StoredChange,
     part_in_memory,
 )
-from weightsmith.deltas.codecs.delta import Change, Delta, matrix_shape
+from weightsmith.deltas.codecs.delta import Change, Delta
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.rows import (
     SCALES,
@@ -35,6 +35,7 @@ from weightsmith.deltas.codecs.rows import (
 )
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Value, source
+from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
 

@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightsmith.adapters.algebra import concatenated, spectrum
 from weightsmith.adapters.algebra import zeros as no_change
 from weightsmith.adapters.as_changes import Target
-from weightsmith.adapters.bounds import CutChange, cut_matrix, cut_spectrum
+from weightsmith.adapters.bounds import Bound, CutChange, cut_matrix, cut_spectrum
+from weightsmith.adapters.lego import clustered
 from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
-from weightsmith.adapters.storing import KOHYA_WEIGHTS, write_into
-from weightsmith.adapters.writing import adapter_files
+from weightsmith.adapters.storing import (
+    KOHYA_WEIGHTS,
+    SUFFIX,
+    Files,
+    earlier_problem,
+    put,
+    words,
+    write_into,
+)
+from weightsmith.adapters.writing import Dialect, adapter_files, check_output
 from weightsmith.checkpoints import BareAdapter, Checkpoint, open_output
 from weightsmith.deltas import read_matrix
 from weightsmith.deltas.changes import LowRank, Matrix
-from weightsmith.engine.adapter_plan import AdapterResult, resolve_adapters
+from weightsmith.engine.adapter_plan import resolve_adapters
+from weightsmith.engine.adapter_result import AdapterResult
 from weightsmith.engine.journal import Journal, TensorRecord
-from weightsmith.engine.manifest import BehindInput, Input, Merged, behind_inputs, seen_from
+from weightsmith.engine.manifest import (
+    BehindInput,
+    Input,
+    Manifest,
+    Merged,
+    behind_inputs,
+    seen_from,
+)
 from weightsmith.engine.outputs.memory import MemoryStore
-from weightsmith.engine.outputs.output import MadeTensor, Reading, Store
+from weightsmith.engine.outputs.output import MadeTensor, OneFile, Reading, Store
 from weightsmith.engine.progress import Progress
-from weightsmith.errors import OutputError
+from weightsmith.errors import NonFiniteError, OutputError
+from weightsmith.publishing.records import MANIFEST, MANIFEST_KEY, manifest_problem
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import OutputTensor, Resolved
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.layout import ShardLayout, plan_layout
+from weightsmith.tensors.memory import MemoryTensor
+from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan
@@ -71,9 +92,9 @@ class AdapterFolder:
         return [(MadeTensor(tensor),) for tensor in self.outputs]
 
     @property
-    def more_inputs(self) -> Sequence[Checkpoint]:
-        """The base, of which formulas have the zeros that stand for it."""
-        return () if self.result.base is None else (self.result.base,)
+    def more_inputs(self) -> Sequence[Path]:
+        """Where adapters and base lie, of which formulas have changes and zeros."""
+        return self.result.inputs
 
     @property
     def held_bytes(self) -> int:
@@ -97,8 +118,8 @@ class AdapterFolder:
         return FactorStore(plan.layout, self, folder)
 
     def store_to_compare(self, plan: Plan) -> Store:
-        """The same in a folder for the time of the comparison."""
-        return _Temporary(plan.layout, self)
+        """The same, and no files."""
+        return FactorStore(plan.layout, self, None)
 
     def names_to_compare(self, recorded: Sequence[str]) -> Sequence[str]:
         """Those on record, which are the dialect's."""
@@ -122,7 +143,8 @@ class AdapterFolder:
 
     def _input(self, label: str, checkpoint: Checkpoint, out: Path) -> Input:
         one = self.result.loaded.get(label)
-        digests = {} if one is None else {t.name: digest_tensor(t) for t in one.stored}
+        read = self._read_of_base() if one is None else one.stored
+        digests = {tensor.name: digest_tensor(tensor) for tensor in read}
         return Input(
             reference=checkpoint.source,
             path=seen_from(out, checkpoint.path),
@@ -133,13 +155,28 @@ class AdapterFolder:
             behind=() if one is not None else self._behind_base(out),
         )
 
+    def _read_of_base(self) -> list[LazyTensor]:
+        """The tensors of the base that are read: those that an adapter replaces, unless they stay as they are there."""
+        return [
+            target.original()
+            for name, target in self.result.targets.items()
+            if target.original is not None and name not in self.result.kept
+        ]
+
     def _behind_base(self, out: Path) -> tuple[BehindInput, ...]:
-        """What the base is decoded with, as far as it is read: where an adapter replaces one of its tensors."""
-        result = self.result
-        if result.base is None:
-            return ()
-        read = (t.original for t in result.targets.values() if t.original is not None)
-        return behind_inputs(result.base, read, out)
+        """What the base is decoded with, as far as it is read."""
+        base = self.result.base
+        return () if base is None else behind_inputs(base, self._read_of_base(), out)
+
+    def earlier_problem(self, place: Path, thorough: bool) -> str:
+        """Nothing against an adapter as weightsmith wrote it, with a manifest or without."""
+        if (place / MANIFEST).is_file():
+            return manifest_problem(place, thorough)
+        return earlier_problem("adapter", place, thorough)
+
+    def one_file(self, out: Path) -> OneFile | None:
+        """The file at a name that ends in .safetensors."""
+        return _AdapterFile(self.result.dialect, out) if out.suffix == SUFFIX else None
 
     def write_beside(
         self,
@@ -160,27 +197,57 @@ class AdapterFolder:
             )
 
 
-class FactorStore(MemoryStore):
-    """Takes the dense change of one tensor after the other, keeps its factors, and writes them into `folder`."""
+@dataclass(frozen=True, slots=True)
+class _AdapterFile:
+    """An adapter in one file, which has its record in the metadata."""
 
-    def __init__(self, layout: ShardLayout, output: AdapterFolder, folder: Path) -> None:
+    dialect: Dialect
+    out: Path
+
+    def check(self, *, force: bool, reads: Sequence[Path]) -> Path:
+        """The absolute place; raises OutputError where it is not free."""
+        return check_output(self.out, self.dialect, force=force, reads=reads)
+
+    def write(
+        self, store: Store, manifest: Manifest, place: Path, *, force: bool, reads: Sequence[Path]
+    ) -> None:
+        """Write the file."""
+        assert isinstance(store, FactorStore)
+        record = {MANIFEST_KEY: manifest.to_json().decode()}
+        files = replace(store.files, metadata={**store.files.metadata, **record})
+        put(files, place, force=force, reads=reads)
+
+
+class FactorStore(MemoryStore):
+    """Takes one tensor after the other as it is computed, keeps its factors, and gives the files of the adapter.
+
+    They are written into `folder` where one is given.
+    """
+
+    def __init__(self, layout: ShardLayout, output: AdapterFolder, folder: Path | None) -> None:
         super().__init__(layout, lazy=True)
         self._target_folder = folder
         self._result = result = output.result
         targets = [result.targets[tensor.name] for tensor in output.outputs]
         keys = (key for t in targets for key in [t.name, *(unit.key for unit in t.units)])
-        self._order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        self.factors: dict[str, Factors] = {}
-        self.whole: dict[str, Array] = {}
+        coordinates = result.coordinates
+        self.factors: dict[str, Factors] = {} if coordinates is None else coordinates.unmoved()
+        order = dict.fromkeys([*keys, *self.factors])
+        self._order = {key: place for place, key in enumerate(order)}
+        self.replaced: dict[str, Array] = {}
+        self.added: dict[str, Array] = {}
         self.losses: dict[str, float] = {}
 
     @one_blas_thread()
     def make_without_reading(self, progress: Progress) -> set[str]:
-        """Add the factors of every tensor whose change is a sum."""
-        for name in self._result.sums:
-            self._add_sum(name)
+        """Take every tensor for which nothing is computed dense."""
+        for name in self._result.settled:
+            if name in self._result.sums:
+                self._add_sum(name)
+            elif (whole := self._result.kept[name]) is not None:
+                self.replaced[name] = whole
             progress.advance(self._layout.placement(name).nbytes, name)
-        return set(self._result.sums)
+        return self._result.settled
 
     def _add_sum(self, name: str) -> None:
         result = self._result
@@ -189,46 +256,86 @@ class FactorStore(MemoryStore):
             for label, coefficient in result.sums[name].items()
             if coefficient
         ]
+        bound = result.bound_of(name)
         for unit in result.targets[name].units:
             parts = [(c, factors[unit.key].change) for c, factors in changes if unit.key in factors]
-            change = concatenated(parts) if parts else no_change(*unit.change.shape)
-            if not result.bound.is_open or change.rank > min(change.shape):
-                change = self._kept(unit.key, cut_spectrum(spectrum(change), result.bound))
-            self.factors[unit.key] = replace(unit, change=change)
+            self.factors[unit.key] = replace(unit, change=self._reduced(unit, parts, bound))
+
+    def _reduced(
+        self, unit: Factors, parts: Sequence[tuple[float, LowRank]], bound: Bound
+    ) -> LowRank:
+        """A weighted sum of changes of no more ranks than the bound allows, nor than the matrix can have."""
+        if not parts:
+            return no_change(*unit.change.shape)
+        lego = self._result.lego
+        if lego is None:
+            change = concatenated(parts)
+        else:
+            change, bound = clustered(parts, lego), replace(bound, rank=None)
+        if bound.is_open and change.rank <= min(change.shape):
+            return change
+        return self._kept(unit.key, cut_spectrum(spectrum(change), bound))
 
     def tensor_done(self, name: str) -> None:
         """Decompose a finished change and let go of it."""
         tensor = self.tensors.pop(name)
         target = self._result.targets[name]
-        dense = np.frombuffer(tensor.data, np.float32)
+        dtype = np.float64 if tensor.dtype is DType.FLOAT64 else np.float32
+        made = np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
         if not target.units:
-            self.whole[name] = dense.reshape(target.shape).copy()
+            self._keep_whole(target, made)
             return
         bound = self._result.bound_of(name)
-        for unit, matrix in zip(target.units, _matrices(dense, target), strict=True):
+        if target.in_space:
+            self._leave_space(target, made, bound)
+            return
+        for unit, matrix in zip(target.units, _matrices(made, target), strict=True):
             change = self._kept(unit.key, cut_matrix(matrix, bound, unit.key))
             self.factors[unit.key] = replace(unit, change=change)
 
+    def _keep_whole(self, target: Target, made: NDArray[Any]) -> None:
+        if target.original is None:
+            self.added[target.name] = made.astype(np.float32)
+            return
+        whole = read_matrix(target.original()) + made.reshape(target.shape)
+        self.replaced[target.name] = narrow(whole, DType.FLOAT32)
+
+    def _leave_space(self, target: Target, made: NDArray[Any], bound: Bound) -> None:
+        coordinates = self._result.coordinates
+        assert coordinates is not None
+        if not np.isfinite(made).all():
+            raise NonFiniteError(
+                f"The combined change of {shown(target.name)} holds NaN or infinities."
+            )
+        cut = coordinates.leave(target.name, np.asarray(made, np.float64), bound)
+        change = self._kept(target.name, cut)
+        self.factors[target.name] = replace(target.units[0], change=change)
+
+    @cached_property
+    def files(self) -> Files:
+        """The files of the adapter, once all its tensors are there."""
+        return adapter_files(self._adapter(), self._result.dialect, base=self._result.base)
+
     def finish(self) -> None:
-        """Write the adapter's files."""
-        files = adapter_files(self._adapter(), self._result.dialect, base=self._result.base)
-        write_into(files, self._target_folder, KOHYA_WEIGHTS)
+        """Write the adapter's files, if they go into a folder."""
+        if self._target_folder is not None:
+            write_into(self.files, self._target_folder, KOHYA_WEIGHTS)
 
     def digests(self, records: Mapping[str, TensorRecord]) -> dict[str, str]:
-        """Those of the tensors in the files."""
-        stored = open_output(self._target_folder).tensors
-        return {name: digest_tensor(tensor) for name, tensor in stored.items()}
+        """Those of the tensors as they are stored."""
+        stored = (
+            MemoryTensor(t.name, t.dtype, t.values.shape, words(t), shown(t.name))
+            for t in self.files.tensors
+        )
+        return {tensor.name: digest_tensor(tensor) for tensor in stored}
 
     def _adapter(self) -> LowRankAdapter:
-        result = self._result
-        replaced = {
-            name: narrow(read_matrix(original) + whole, DType.FLOAT32)
-            for name, whole in self.ordered(self.whole).items()
-            if (original := result.targets[name].original) is not None
-        }
-        added = {n: whole for n, whole in self.ordered(self.whole).items() if n not in replaced}
         return LowRankAdapter(
-            self.ordered(self.factors), replaced, added, _reference(result), result.dtype
+            self.ordered(self.factors),
+            self.ordered(self.replaced),
+            self.ordered(self.added),
+            _reference(self._result),
+            self._result.dtype,
         )
 
     def ordered(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +349,7 @@ class FactorStore(MemoryStore):
         return cut.change
 
 
-def _matrices(dense: Array, target: Target) -> list[Matrix]:
+def _matrices(dense: NDArray[Any], target: Target) -> list[Matrix]:
     rows, columns = target.units[0].change.shape
     stack = dense.reshape(len(target.units), rows, columns)
     return [np.asarray(matrix, np.float64) for matrix in stack]
@@ -255,19 +362,3 @@ def _reference(result: AdapterResult) -> str | None:
     named = (one.adapter.base_reference for one in result.loaded.values())
     own = None if result.base is None else result.base.path.name
     return next((reference for reference in named if reference is not None), own)
-
-
-class _Temporary(FactorStore):
-    """Factors whose files are gone when the store is left."""
-
-    def __init__(self, layout: ShardLayout, output: AdapterFolder) -> None:
-        self._place = tempfile.TemporaryDirectory()
-        super().__init__(layout, output, Path(self._place.name))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._place.cleanup()

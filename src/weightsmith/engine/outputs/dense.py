@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints import Checkpoint, open_output
+from weightsmith.checkpoints import open_output
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Merged, inputs_read
 from weightsmith.engine.outputs.memory import DigestStore
-from weightsmith.engine.outputs.output import MadeTensor, Reading, Store
+from weightsmith.engine.outputs.output import MadeTensor, OneFile, Reading, Store
 from weightsmith.engine.outputs.shards import Shards
 from weightsmith.engine.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.publishing.files import write_file
+from weightsmith.publishing.records import manifest_problem
 from weightsmith.recipes.formula import OutputTensor
 from weightsmith.tensors.layout import ShardLayout, plan_layout
 
@@ -42,9 +43,17 @@ class DenseFolder:
         return cls(tuple((MadeTensor(tensor),) for tensor in tensors))
 
     @property
-    def more_inputs(self) -> Sequence[Checkpoint]:
+    def more_inputs(self) -> Sequence[Path]:
         """None: all that is read stands in formulas."""
         return ()
+
+    def earlier_problem(self, place: Path, thorough: bool) -> str:
+        """What its manifest says that is no longer so."""
+        return manifest_problem(place, thorough)
+
+    def one_file(self, out: Path) -> OneFile | None:
+        """Always a folder."""
+        return None
 
     @property
     def held_bytes(self) -> int:

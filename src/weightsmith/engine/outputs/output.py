@@ -20,9 +20,8 @@ from weightsmith.tensors.layout import ShardLayout
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
-    from weightsmith.checkpoints import Checkpoint
     from weightsmith.engine.journal import Journal, TensorRecord
-    from weightsmith.engine.manifest import Merged
+    from weightsmith.engine.manifest import Manifest, Merged
     from weightsmith.engine.plan import Plan
     from weightsmith.engine.progress import Progress
 
@@ -92,6 +91,20 @@ class Store(Protocol):
         ...
 
 
+class OneFile(Protocol):
+    """An output that is one file, with its manifest inside."""
+
+    def check(self, *, force: bool, reads: Sequence[Path]) -> Path:
+        """The absolute place, before anything is computed; raises OutputError where it is not free."""
+        ...
+
+    def write(
+        self, store: Store, manifest: Manifest, place: Path, *, force: bool, reads: Sequence[Path]
+    ) -> None:
+        """Write what a store holds, with the record."""
+        ...
+
+
 class Output(Protocol):
     """One kind of output, with all that is known of this one before anything is read.
 
@@ -117,8 +130,16 @@ class Output(Protocol):
     def library(self) -> str | None: ...
 
     @property
-    def more_inputs(self) -> Sequence[Checkpoint]:
-        """Checkpoints that are read beside those of the formulas."""
+    def more_inputs(self) -> Sequence[Path]:
+        """Places that are read beside the checkpoints of the formulas."""
+        ...
+
+    def earlier_problem(self, place: Path, thorough: bool) -> str:
+        """What stands against replacing what lies at a place; see `publishing.earlier.Problem`."""
+        ...
+
+    def one_file(self, out: Path) -> OneFile | None:
+        """How the output is written as one file, where that is what a name asks for; else it is a folder."""
         ...
 
     @property
