@@ -267,7 +267,11 @@ def test_what_is_lost_is_told_of_flat_names_too(adapters, capsys, out):
         values = np.linalg.svd(whole, compute_uv=False)
         assert share == pytest.approx(np.linalg.norm(values[1:]) / np.linalg.norm(values), rel=1e-4)
     assert execute(["verify", out, "--recompute", "1"]) == 0
-    assert execute(["replay", out, f"again-{out}", "--quiet"]) == 0
+    capsys.readouterr()
+    assert execute(["replay", out, f"again-{out}", "--quiet", "--json"]) == 0
+    written = adapters / f"again-{out}"
+    file = written if written.is_file() else written / "adapter.safetensors"
+    assert json.loads(capsys.readouterr().out)["bytes"] == file.stat().st_size
 
 
 @pytest.mark.usefixtures("adapters")

@@ -12,11 +12,20 @@ from weightsmith.adapters.low_rank import Factors, LowRankAdapter, low_rank_adap
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.spaces import CoreSpace, Knots
 from weightsmith.adapters.writing import write_adapter
+from weightsmith.deltas.changes import LowRank
 from weightsmith.engine.adapter_api import combine_adapters, resize_adapter
+from weightsmith.engine.adapter_run import computed
 from weightsmith.engine.api import merge_state_dicts
 from weightsmith.engine.plan import make_plan
+from weightsmith.engine.progress import Silence
 from weightsmith.engine.verify import replay, verify
-from weightsmith.errors import OutputError, RecipeError, UsageError, VerificationError
+from weightsmith.errors import (
+    CompatibilityError,
+    OutputError,
+    RecipeError,
+    UsageError,
+    VerificationError,
+)
 from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 
@@ -413,3 +422,50 @@ def test_the_space_is_what_the_plan_tells_and_computes():
     assert shapes == {name: (6, shape[0]) for name, shape in SHAPES.items()}
     assert any("in the space knots" in f.message for f in plan.findings)
     assert plan.write_bytes == sum(4 * 6 * sum(shape) for shape in SHAPES.values())
+
+
+@pytest.mark.usefixtures("pair")
+def test_a_recipe_inside_a_recipe_is_merged_in_the_space_too(tmp_path):
+    inner = {
+        "weightsmith": 1,
+        "merge_method": "ties",
+        "models": [{"model": "a"}, {"model": "b"}],
+        "parameters": {"density": 0.4},
+    }
+    recipe = {
+        "weightsmith": 1,
+        "merge_method": "linear",
+        "models": [{"model": inner}, {"model": "b"}],
+        "adapter": {"space": "core"},
+    }
+    found, _ = computed(make_plan(Recipe.load(recipe)), Silence())
+    adapters = [low_rank_adapter(open_adapter(tmp_path / name)) for name in "ab"]
+    merged, _ = in_space(CoreSpace(), adapters, ties(0.4, [1.0, 1.0]))
+    b = dense(adapters[1])
+    assert set(found.factors) == set(b)
+    for key, factors in found.factors.items():
+        assert np.allclose(dense(factors.change), (merged[key] + b[key]) / 2, atol=1e-9)
+    with pytest.raises(RecipeError, match="`adapter` belongs to the outermost recipe"):
+        Recipe.load({**recipe, "models": [{"model": {**inner, "adapter": {"space": "core"}}}]})
+
+
+def test_adapters_that_change_nothing_have_no_space():
+    zero = adapter(1, scale=0.0)
+    with pytest.raises(CompatibilityError, match="nothing to combine"):
+        combined([zero, zero], "knots")
+    # Beside one that does, they count as zeros.
+    found, _ = combined([zero, adapter(2)], "knots", parameters={"density": 1.0})
+    assert_same(found, dense(adapter(2)), atol=1e-9)
+
+
+def test_factors_that_are_zero_in_all_adapters_stay_zero_in_a_space():
+    name = next(iter(SHAPES))
+    adapters = []
+    for seed in (1, 2):
+        one = adapter(seed)
+        none = LowRank(np.zeros((12, 1)), np.ones((1, 10)))
+        factors = {**one.factors, name: Factors(name, none, SHAPES[name])}
+        adapters.append(LowRankAdapter(factors))
+    found, _ = combined(adapters, "core_space", parameters={"density": 1.0})
+    assert set(found.factors) == set(SHAPES)
+    assert not dense(found)[name].any()

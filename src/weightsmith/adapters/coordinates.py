@@ -6,6 +6,7 @@ norms, modules that are stored whole) is in no space and keeps its elements.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from weightsmith.adapters.bounds import Bound, CutChange
 from weightsmith.adapters.low_rank import Factors
 from weightsmith.adapters.spaces import Entered, Space
 from weightsmith.deltas import ChangedTensor
+from weightsmith.deltas.changed import MOST_HELD
 from weightsmith.deltas.changes import Change, Full, Matrix
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType
@@ -90,14 +92,11 @@ class Coordinates:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of what is kept of the spaces, and of finding one, about."""
-        count = len(self.loaded)
-        sizes = (
-            (count + 2) * self.shapes[key][0] * self.shapes[key][1]
-            + self._rank(key) * sum(unit.change.shape)
-            for key, unit in self.units.items()
-        )
-        return 8 * _KEPT * max(sizes, default=0)
+        """Memory of what is kept of the spaces and read of coordinates, and of finding a space, about."""
+        coordinates = max((math.prod(shape) for shape in self.shapes.values()), default=0)
+        bases = (self._rank(key) * sum(unit.change.shape) for key, unit in self.units.items())
+        spaces = (len(self.loaded) + 2) * coordinates + max(bases, default=0)
+        return 8 * (_KEPT * spaces + MOST_HELD * coordinates)
 
     def _rank(self, key: str) -> int:
         adapters = (one.adapter.factors.get(key) for one in self.loaded)

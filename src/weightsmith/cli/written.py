@@ -36,6 +36,13 @@ class Written:
     findings: tuple[Finding, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def _weights(self) -> list[Path]:
+        """The files of weights: one alone is the output itself."""
+        if self.out.is_file():
+            return [self.out]
+        return [self.out / name for name in self.manifest.shards]
+
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it; the manifest in the folder has the rest."""
         made = self.manifest
@@ -43,7 +50,7 @@ class Written:
             "out": str(self.out),
             "digest": made.digest,
             "tensors": len(made.outputs),
-            "bytes": sum((self.out / name).stat().st_size for name in made.shards),
+            "bytes": sum(file.stat().st_size for file in self._weights),
             "backend": made.backend,
             "recipe_digest": made.recipe_digest,
             "inputs": [

@@ -81,14 +81,14 @@ def resolve_adapters(
         if isinstance(place, BareAdapter)
     }
     elements = targets_of(list(loaded.values()), base)
-    if not elements:
-        raise CompatibilityError("The adapters change nothing: there is nothing to combine.")
     form = document.adapter or AdapterForm()
     bound = _bound(form, elements)
     coordinates = _coordinates(form, list(loaded.values()), elements)
     targets = elements
     if coordinates is not None:
         targets = {target.name: target for target in coordinates.targets(elements)}
+    if not targets:
+        raise CompatibilityError("The adapters change nothing: there is nothing to combine.")
     views = _views(opened, loaded, targets, coordinates)
     resolved = resolve(replace(recipe, document=_over_changes(document), base_dir=None), views)
     if coordinates is not None:

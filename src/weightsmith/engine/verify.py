@@ -77,7 +77,8 @@ def verify(
             problems += found
     finally:
         OPEN_FILES.close()
-    return Verification(tuple(problems), len(manifest.outputs), len(manifest.files), recomputed)
+    files = 1 if folder.is_file() else len(manifest.files)
+    return Verification(tuple(problems), len(manifest.outputs), files, recomputed)
 
 
 def replay(

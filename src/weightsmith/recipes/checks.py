@@ -52,6 +52,7 @@ _OUTERMOST = {
     "tokenizer_source": "whose result is the only one with a tokenizer",
     "chat_template": "whose result is the only one with a tokenizer",
     "equal_magnitudes": "and is one rule for all that it contains",
+    "adapter": "whose result is the only one that is stored",
 }
 
 
