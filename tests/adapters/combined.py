@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from weightsmith.engine.adapter_run import computed
 
 from weightsmith.adapters.bounds import Bound
 from weightsmith.adapters.low_rank import LowRankAdapter, low_rank_adapter
 from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.writing import write_adapter
 from weightsmith.engine.adapter_recipes import combination
-from weightsmith.engine.plan import make_plan, require_runnable
+from weightsmith.engine.journal import Forgotten
+from weightsmith.engine.outputs.adapter import FactorStore
+from weightsmith.engine.plan import Plan, make_plan, require_runnable
 from weightsmith.engine.progress import Silence
+from weightsmith.engine.run import compute_tensors
+from weightsmith.engine.scheduler import Scheduler
 from weightsmith.findings import Finding
 from weightsmith.recipes import Recipe
 
@@ -67,6 +70,15 @@ def save(found: LowRankAdapter, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+def computed(plan: Plan) -> tuple[LowRankAdapter, dict[str, float]]:
+    """The adapter that a plan makes, and by key the share of the norm that was cut from a change."""
+    with plan.output.store_to_compare(plan) as store:
+        assert isinstance(store, FactorStore)
+        skip, scheduler = store.make_without_reading(Silence()), Scheduler(plan.threads, plan.window)
+        compute_tensors(plan, store, Forgotten(), scheduler, skip, Silence())
+        return store.adapter(), store.ordered(store.losses)
+
+
 def is_plain(found: LowRankAdapter) -> bool:
     return all(f.part is None and not f.input_first for f in found.factors.values())
 
@@ -93,7 +105,7 @@ def combined(
         )
         plan = make_plan(Recipe.load(document), threads=1)
         require_runnable(plan)
-        made, lost = computed(plan, Silence())
+        made, lost = computed(plan)
     # Files have tensors in the order of their names.
     order = list(dict.fromkeys(key for one in adapters for key in one.factors))
     ordered = {key: made.factors[key] for key in sorted(made.factors, key=order.index)}

@@ -14,10 +14,8 @@ from weightsmith.adapters.spaces import CoreSpace, Knots
 from weightsmith.adapters.writing import write_adapter
 from weightsmith.deltas.changes import LowRank
 from weightsmith.engine.adapter_api import combine_adapters, resize_adapter
-from weightsmith.engine.adapter_run import computed
 from weightsmith.engine.api import merge_state_dicts
 from weightsmith.engine.plan import make_plan
-from weightsmith.engine.progress import Silence
 from weightsmith.engine.verify import replay, verify
 from weightsmith.errors import (
     CompatibilityError,
@@ -29,7 +27,7 @@ from weightsmith.errors import (
 from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 
-from ..adapters.combined import combined  # noqa: TID252 - two rooms share it
+from ..adapters.combined import combined, computed  # noqa: TID252 - two rooms share it
 from ..adapters.lora import SHAPES, adapter, assert_same, cut, dense, in_space, ties  # noqa: TID252
 
 torch = pytest.importorskip("torch")
@@ -438,7 +436,7 @@ def test_a_recipe_inside_a_recipe_is_merged_in_the_space_too(tmp_path):
         "models": [{"model": inner}, {"model": "b"}],
         "adapter": {"space": "core"},
     }
-    found, _ = computed(make_plan(Recipe.load(recipe)), Silence())
+    found, _ = computed(make_plan(Recipe.load(recipe)))
     adapters = [low_rank_adapter(open_adapter(tmp_path / name)) for name in "ab"]
     merged, _ = in_space(CoreSpace(), adapters, ties(0.4, [1.0, 1.0]))
     b = dense(adapters[1])

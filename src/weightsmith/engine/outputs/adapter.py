@@ -314,7 +314,7 @@ class FactorStore(MemoryStore):
     @cached_property
     def files(self) -> Files:
         """The files of the adapter, once all its tensors are there."""
-        return adapter_files(self._adapter(), self._result.dialect, base=self._result.base)
+        return adapter_files(self.adapter(), self._result.dialect, base=self._result.base)
 
     def finish(self) -> None:
         """Write the adapter's files, if they go into a folder."""
@@ -329,7 +329,8 @@ class FactorStore(MemoryStore):
         )
         return {tensor.name: digest_tensor(tensor) for tensor in stored}
 
-    def _adapter(self) -> LowRankAdapter:
+    def adapter(self) -> LowRankAdapter:
+        """The result in memory."""
         return LowRankAdapter(
             self.ordered(self.factors),
             self.ordered(self.replaced),
