@@ -19,14 +19,6 @@ class Defect:
 
 DEFECTS = (
     Defect(
-        "the rank of a fused projection's block is counted from the shorter side of the whole matrix",
-        frozenset({"memory"}),
-        lambda method, variant, _: (
-            variant.get("fused") == "split"
-            and {"truncate": "rank_share", "tsv_c": "tasks"}.get(method) in variant
-        ),
-    ),
-    Defect(
         "embeddings and heads are averaged, which the authors' vision code leaves at the base",
         frozenset({"memory"}),
         lambda method, variant, _: method == "wudi" and variant.get("preset") == "original",
