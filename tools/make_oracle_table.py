@@ -70,21 +70,19 @@ class Method:
 
 
 def gathered(rows: Iterable[Row]) -> dict[str, Method]:
-    """The comparisons of each method that are not known to differ."""
+    """The comparisons of each method."""
     found: dict[str, Method] = {}
     for row in rows:
-        if not row["known"]:
-            found.setdefault(row["method"], Method()).add(row)
+        found.setdefault(row["method"], Method()).add(row)
     return dict(sorted(found.items()))
 
 
 def page(rows: Sequence[Row], machine: str, date: str) -> str:
     """The whole page."""
-    failures = sum(not row["error"] <= row["tolerance"] for row in rows if not row["known"])
-    apart = " besides those that are known to be" if any(row["known"] for row in rows) else ""
+    failures = sum(not row["error"] <= row["tolerance"] for row in rows)
     lines = [
         INTRODUCTION,
-        f"Run on {date}, {machine}: {len(rows)} comparisons, {failures} beyond their tolerance{apart}.",
+        f"Run on {date}, {machine}: {len(rows)} comparisons, {failures} beyond their tolerance.",
         "",
         "| method | variants | shapes | structures | comparisons | float64 | float32 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -94,21 +92,7 @@ def page(rows: Sequence[Row], machine: str, date: str) -> str:
         f"| {_shown(m.float64)} | {_shown(m.float32)} |"
         for name, m in gathered(rows).items()
     ]
-    return "\n".join([*lines, *_known(rows)]) + "\n"
-
-
-def _known(rows: Sequence[Row]) -> list[str]:
-    """What is known to differ, with its largest error."""
-    errors: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        if row["known"]:
-            key = (row["method"], row["variant"], row["known"])
-            errors[key] = max(errors.get(key, 0.0), row["error"])
-    if not errors:
-        return []
-    listed = [f"| {' | '.join(key)} | {_shown(error)} |" for key, error in sorted(errors.items())]
-    heading = ["", "## Known to differ", ""]
-    return [*heading, "| method | variant | how | error |", "| --- | --- | --- | --- |", *listed]
+    return "\n".join(lines) + "\n"
 
 
 def _shown(error: float | None) -> str:
