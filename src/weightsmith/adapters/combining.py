@@ -183,7 +183,8 @@ def _merged(
     else:
         change = concatenated(counted)
     if method == "svd" and bound.is_open:
-        bound = Bound(rank=max(c.rank for _, c in counted))
+        # Of those of weight 0, too: the result is to have no jump where a weight vanishes.
+        bound = Bound(rank=max(f.change.rank for _, f in present))
     # More directions than the matrix has say nothing more, but `cat` promises the factors themselves.
     if bound.is_open and (method == "cat" or change.rank <= min(change.shape)):
         return CutChange(change, 0.0, norm(change))
