@@ -180,7 +180,7 @@ class Checkpoint:
 
     def findings(self) -> list[Finding]:
         """What should be known before the checkpoint is merged: its configuration, and files that are left out."""
-        found = input_findings(self.config, self.identity)
+        found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
         return found + [
