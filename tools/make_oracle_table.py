@@ -47,9 +47,10 @@ Row = Mapping[str, Any]
 
 
 @dataclass
-class Method:
-    """What was found of a method or modifier."""
+class Found:
+    """What was found of a method or modifier, or in a structure."""
 
+    methods: set[str] = field(default_factory=set)
     variants: set[str] = field(default_factory=set)
     shapes: set[str] = field(default_factory=set)
     structures: set[str] = field(default_factory=set)
@@ -59,6 +60,7 @@ class Method:
 
     def add(self, row: Row) -> None:
         """Take one comparison."""
+        self.methods.add(row["method"])
         self.variants.add(row["variant"])
         self.shapes.add(row["shape"].removesuffix("-tied"))
         self.structures.add(row["structure"])
@@ -68,12 +70,17 @@ class Method:
         else:
             self.float64 = max(self.float64, row["error"])
 
+    @property
+    def largest(self) -> float:
+        """The largest error of all."""
+        return max(self.float64, self.float32 or 0.0)
 
-def gathered(rows: Iterable[Row]) -> dict[str, Method]:
-    """The comparisons of each method."""
-    found: dict[str, Method] = {}
+
+def gathered(rows: Iterable[Row], key: str) -> dict[str, Found]:
+    """The comparisons of each method, or of each structure."""
+    found: dict[str, Found] = {}
     for row in rows:
-        found.setdefault(row["method"], Method()).add(row)
+        found.setdefault(row[key], Found()).add(row)
     return dict(sorted(found.items()))
 
 
@@ -90,7 +97,18 @@ def page(rows: Sequence[Row], machine: str, date: str) -> str:
     lines += [
         f"| {name} | {len(m.variants)} | {len(m.shapes)} | {len(m.structures)} | {m.comparisons} "
         f"| {_shown(m.float64)} | {_shown(m.float32)} |"
-        for name, m in gathered(rows).items()
+        for name, m in gathered(rows, "method").items()
+    ]
+    lines += [
+        "",
+        "What was run:",
+        "",
+        "| structure | methods | comparisons | largest error |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {len(s.methods)} | {s.comparisons} | {_shown(s.largest)} |"
+        for name, s in gathered(rows, "structure").items()
     ]
     return "\n".join(lines) + "\n"
 

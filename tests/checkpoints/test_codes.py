@@ -77,8 +77,6 @@ def test_codes_are_not_merged_apart_from_their_scales(tmp_path: Path) -> None:
     """Codes and scales were averaged each by themselves: the product of means is not the mean of products."""
     models = [{"model": stored(tmp_path, name, QUANTISED["ComfyUI"])} for name in "ab"]
     recipe = {"weightsmith": 1, "merge_method": "linear", "models": models}
-    with pytest.raises(
-        RecipeError, match=r"codes, which 'blocks\.0\.attn\.q\.scale_weight'"
-    ):
+    with pytest.raises(RecipeError, match=r"codes, which 'blocks\.0\.attn\.q\.scale_weight'"):
         weightsmith.merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
