@@ -51,9 +51,17 @@ def test_the_largest_error_of_a_method_is_shown_by_precision(table):
     assert "| soup | 1 | 1 | 1 | 1 | 0 |  |" in page
     assert "Run on 2026-01-02, a machine: 4 comparisons, 1 beyond their tolerance." in page
     assert "| memory | 2 | 2 | 1.0e-16 |" in page
-    assert page.endswith(
-        "| float32 native | 1 | 1 | 2.0e-07 |\n| memory | 2 | 2 | 1.0e-16 |\n| slices | 1 | 1 | 3.0e-15 |\n"
-    )
+    assert "| float32 native | 1 | 1 | 2.0e-07 |\n| memory | 2 | 2 | 1.0e-16 |" in page
+
+
+def test_what_was_left_out_of_a_run_is_named(table):
+    page = table.page([row("ties", 1e-16)], "a machine", "2026-01-02")
+    (sentence,) = [line for line in page.splitlines() if "left out" in line]
+    for name in ("equal", "float32 native", "nested_expert", "rounded_inputs", "tied files"):
+        assert name in sentence
+    assert "memory" not in sentence
+    every = [row("ties", 1e-16, name) for name in ["memory", *table.left_out([row("ties", 0.0)])]]
+    assert "left out" not in table.page(every, "a machine", "2026-01-02")
 
 
 def test_what_is_beyond_its_tolerance_is_counted(table, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from typing import Any
 import numpy as np
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "oracle.md"
+STRUCTURES = PAGE.parent.parent / "tests" / "oracle" / "structures.py"
+FILES = [
+    f"{dtype} {backend}" for dtype in ("float32", "bfloat16") for backend in ("native", "torch")
+]
 SINGLE = ("float32", "bfloat16", "rounded_inputs")
 INTRODUCTION = """\
 # Oracles
@@ -110,7 +115,16 @@ def page(rows: Sequence[Row], machine: str, date: str) -> str:
         f"| {name} | {len(s.methods)} | {s.comparisons} | {_shown(s.largest)} |"
         for name, s in gathered(rows, "structure").items()
     ]
+    if missing := left_out(rows):
+        lines += ["", f"This run was of a part: {', '.join(missing)} were left out."]
     return "\n".join(lines) + "\n"
+
+
+def left_out(rows: Iterable[Row]) -> list[str]:
+    """Structures that there are and that nothing was compared in."""
+    recipes = re.findall(r"^@structure\(.*\)\ndef (\w+)", STRUCTURES.read_text(), re.MULTILINE)
+    every = ["memory", "tied", "tied files", "equal", *recipes, *FILES]
+    return sorted(set(every) - {row["structure"] for row in rows})
 
 
 def _shown(error: float | None) -> str:
