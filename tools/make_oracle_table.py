@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from typing import Any
 import numpy as np
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "oracle.md"
+STRUCTURES = PAGE.parent.parent / "tests" / "oracle" / "structures.py"
+FILES = [
+    f"{dtype} {backend}" for dtype in ("float32", "bfloat16") for backend in ("native", "torch")
+]
 SINGLE = ("float32", "bfloat16", "rounded_inputs")
 INTRODUCTION = """\
 # Oracles
@@ -47,9 +52,10 @@ Row = Mapping[str, Any]
 
 
 @dataclass
-class Method:
-    """What was found of a method or modifier."""
+class Found:
+    """What was found of a method or modifier, or in a structure."""
 
+    methods: set[str] = field(default_factory=set)
     variants: set[str] = field(default_factory=set)
     shapes: set[str] = field(default_factory=set)
     structures: set[str] = field(default_factory=set)
@@ -59,6 +65,7 @@ class Method:
 
     def add(self, row: Row) -> None:
         """Take one comparison."""
+        self.methods.add(row["method"])
         self.variants.add(row["variant"])
         self.shapes.add(row["shape"].removesuffix("-tied"))
         self.structures.add(row["structure"])
@@ -68,23 +75,26 @@ class Method:
         else:
             self.float64 = max(self.float64, row["error"])
 
+    @property
+    def largest(self) -> float:
+        """The largest error of all."""
+        return max(self.float64, self.float32 or 0.0)
 
-def gathered(rows: Iterable[Row]) -> dict[str, Method]:
-    """The comparisons of each method that are not known to differ."""
-    found: dict[str, Method] = {}
+
+def gathered(rows: Iterable[Row], key: str) -> dict[str, Found]:
+    """The comparisons of each method, or of each structure."""
+    found: dict[str, Found] = {}
     for row in rows:
-        if not row["known"]:
-            found.setdefault(row["method"], Method()).add(row)
+        found.setdefault(row[key], Found()).add(row)
     return dict(sorted(found.items()))
 
 
 def page(rows: Sequence[Row], machine: str, date: str) -> str:
     """The whole page."""
-    failures = sum(not row["error"] <= row["tolerance"] for row in rows if not row["known"])
-    apart = " besides those that are known to be" if any(row["known"] for row in rows) else ""
+    failures = sum(not row["error"] <= row["tolerance"] for row in rows)
     lines = [
         INTRODUCTION,
-        f"Run on {date}, {machine}: {len(rows)} comparisons, {failures} beyond their tolerance{apart}.",
+        f"Run on {date}, {machine}: {len(rows)} comparisons, {failures} beyond their tolerance.",
         "",
         "| method | variants | shapes | structures | comparisons | float64 | float32 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -92,23 +102,29 @@ def page(rows: Sequence[Row], machine: str, date: str) -> str:
     lines += [
         f"| {name} | {len(m.variants)} | {len(m.shapes)} | {len(m.structures)} | {m.comparisons} "
         f"| {_shown(m.float64)} | {_shown(m.float32)} |"
-        for name, m in gathered(rows).items()
+        for name, m in gathered(rows, "method").items()
     ]
-    return "\n".join([*lines, *_known(rows)]) + "\n"
+    lines += [
+        "",
+        "What was run:",
+        "",
+        "| structure | methods | comparisons | largest error |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {len(s.methods)} | {s.comparisons} | {_shown(s.largest)} |"
+        for name, s in gathered(rows, "structure").items()
+    ]
+    if missing := left_out(rows):
+        lines += ["", f"This run was of a part: {', '.join(missing)} were left out."]
+    return "\n".join(lines) + "\n"
 
 
-def _known(rows: Sequence[Row]) -> list[str]:
-    """What is known to differ, with its largest error."""
-    errors: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        if row["known"]:
-            key = (row["method"], row["variant"], row["known"])
-            errors[key] = max(errors.get(key, 0.0), row["error"])
-    if not errors:
-        return []
-    listed = [f"| {' | '.join(key)} | {_shown(error)} |" for key, error in sorted(errors.items())]
-    heading = ["", "## Known to differ", ""]
-    return [*heading, "| method | variant | how | error |", "| --- | --- | --- | --- |", *listed]
+def left_out(rows: Iterable[Row]) -> list[str]:
+    """Structures that there are and that nothing was compared in."""
+    recipes = re.findall(r"^@structure\(.*\)\ndef (\w+)", STRUCTURES.read_text(), re.MULTILINE)
+    every = ["memory", "tied", "tied files", "equal", *recipes, *FILES]
+    return sorted(set(every) - {row["structure"] for row in rows})
 
 
 def _shown(error: float | None) -> str:

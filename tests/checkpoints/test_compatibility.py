@@ -69,8 +69,15 @@ def test_tied_and_untied_are_one_error_not_a_missing_head_too(llama: Llama) -> N
 
 
 def test_a_tied_head_stored_in_one_file_only_is_no_error(llama: Llama) -> None:
-    both = llama("both", tie_word_embeddings=True)
+    table = np.ones((32, 8), np.float32)
+    copies = {"model.embed_tokens.weight": table, "lm_head.weight": table}
+    both = llama("both", tie_word_embeddings=True, extra=copies)
     assert compare([both, llama("one", head=False)]) == []
+
+
+def test_a_head_of_its_own_does_not_mix_with_a_tied_one_whatever_is_said(llama: Llama) -> None:
+    own = llama("own", tie_word_embeddings=True)
+    assert "tied-untied-mix" in _codes(compare([own, llama("one", head=False)]))
 
 
 def test_a_head_that_is_simply_gone_is_a_missing_tensor(llama: Llama) -> None:

@@ -237,9 +237,9 @@ def test_a_quantised_donor_is_refused_and_custom_code_is_a_warning() -> None:
     donor = _config(quantization_config={"quant_method": "gptq"})
     with pytest.raises(CompatibilityError, match="gptq"):
         merged_config(donor)
-    (finding,) = input_findings(_config(auto_map={"AutoModel": "m.M"}), "'x'")
+    (finding,) = input_findings(_config(auto_map={"AutoModel": "m.M"}), {}, "'x'")
     assert (finding.severity, finding.code) == (Severity.WARNING, "custom-code")
-    assert input_findings(None, "'x'") == []
+    assert input_findings(None, {}, "'x'") == []
 
 
 def test_the_changed_keys_are_listed_with_their_path() -> None:

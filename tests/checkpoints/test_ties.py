@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import weightsmith
 from weightsmith.checkpoints import Checkpoint, Tying, open_checkpoint, untied
 from weightsmith.checkpoints.ties import require_equal_ties, tie_findings
 from weightsmith.errors import CompatibilityError
 
 Llama = Callable[..., Checkpoint]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+VALUES = np.arange(32 * 8, dtype=np.float32).reshape(32, 8)
+COPIES = {EMBEDDING: VALUES, HEAD: VALUES}
 
 
 def test_an_absent_head_is_tied_whether_the_config_says_so_or_is_silent(llama: Llama) -> None:
@@ -26,13 +29,43 @@ def test_an_absent_head_is_tied_whether_the_config_says_so_or_is_silent(llama: L
 def test_a_stored_head_is_its_own_unless_the_config_ties_it(llama: Llama) -> None:
     assert llama("own").tying is Tying.UNTIED
     assert llama("silent", tie_word_embeddings=None).tying is Tying.UNTIED
-    both = llama("both", tie_word_embeddings=True)
+    both = llama("both", tie_word_embeddings=True, extra=COPIES)
     assert both.tying is Tying.TIED
     assert both.ties == (frozenset({EMBEDDING, HEAD}),)
+    assert "head-of-its-own" not in [f.code for f in both.findings()]
+
+
+@pytest.mark.parametrize("trained", [slice(None), slice(-1, None), slice(0, 1)], ids=str)
+def test_a_head_with_numbers_of_its_own_is_not_tied_by_a_word(llama: Llama, trained: slice) -> None:
+    """As training table and head apart leaves them: it was dropped, where transformers loads it."""
+    head = VALUES.copy()
+    head[trained] += 1.0
+    model = llama(tie_word_embeddings=True, extra={EMBEDDING: VALUES, HEAD: head})
+    assert model.tying is Tying.UNTIED
+    assert model.ties == ()
+    (finding,) = [f for f in model.findings() if f.code == "head-of-its-own"]
+    assert HEAD in finding.message
+
+
+def test_a_merge_keeps_a_head_of_its_own_and_says_so(llama: Llama, tmp_path: Path) -> None:
+    heads = []
+    for name, size in (("a", 1.0), ("b", 3.0)):
+        heads.append(VALUES * size + 1.0)
+        llama(name, tie_word_embeddings=True, extra={EMBEDDING: VALUES, HEAD: heads[-1]})
+    models = [{"model": str(tmp_path / name)} for name in "ab"]
+    recipe = {"weightsmith": 1, "merge_method": "linear", "models": models}
+    weightsmith.merge(recipe, tmp_path / "out")
+    merged = open_checkpoint(tmp_path / "out")
+    assert merged.config["tie_word_embeddings"] is False
+    buffer = bytearray(merged.tensors[HEAD].nbytes)
+    merged.tensors[HEAD].read_into(0, VALUES.size, memoryview(buffer))
+    found = np.frombuffer(buffer, np.float32).reshape(VALUES.shape)
+    np.testing.assert_allclose(found, np.mean(heads, axis=0))
 
 
 def test_a_nested_text_config_is_asked(llama: Llama) -> None:
-    both = llama(tie_word_embeddings=None, text_config={"tie_word_embeddings": True})
+    said = {"text_config": {"tie_word_embeddings": True}}
+    both = llama(tie_word_embeddings=None, extra=COPIES, **said)
     assert both.tying is Tying.TIED
 
 
@@ -76,14 +109,13 @@ def test_a_tied_and_an_untied_checkpoint_do_not_mix(llama: Llama) -> None:
 
 
 def test_untying_reads_the_embedding_as_the_head_and_then_mixes(llama: Llama) -> None:
-    values = np.arange(32 * 8, dtype=np.float32).reshape(32, 8)
-    tied = llama("tied", head=False, extra={EMBEDDING: values})
+    tied = llama("tied", head=False, extra={EMBEDDING: VALUES})
     freed = untied(tied, HEAD)
     tensor = freed.tensors[HEAD]
     assert tensor.name == HEAD
     buffer = bytearray(tensor.nbytes)
     tensor.read_into(0, tensor.numel, memoryview(buffer))
-    assert np.array_equal(np.frombuffer(buffer, np.float32).reshape(32, 8), values)
+    assert np.array_equal(np.frombuffer(buffer, np.float32).reshape(32, 8), VALUES)
     assert HEAD not in tied.tensors
     assert freed.tying is Tying.UNTIED
     require_equal_ties([freed, llama("own")])

@@ -86,3 +86,26 @@ def test_the_lossless_form_averages_the_text_projection_too():
     taus = [e["text_projection"] - base["text_projection"] for e in experts]
     found = merged("tsv_m", base, experts, "lossless")["text_projection"]
     np.testing.assert_allclose(found, base["text_projection"] + np.mean(taus, axis=0), atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "visual.proj",
+        "text_projection",
+        "visual.positional_embedding",
+        "token_embedding.weight",
+        "visual.ln_post.weight",
+    ],
+)
+def test_wudis_vision_code_merges_attention_and_mlps_alone(left):
+    block = "visual.transformer.resblocks.0."
+    moved = [f"{block}attn.in_proj_weight", f"{block}mlp.c_fc.weight"]
+    base, experts = family([*moved, left])
+    if left.endswith("ln_post.weight"):
+        base, experts = base | {left: base[left][0]}, [e | {left: e[left][0]} for e in experts]
+    found = merged("wudi", base, experts, "original", steps=0)
+    np.testing.assert_array_equal(found[left], base[left])
+    for name in moved:
+        total = base[name] + sum(e[name] - base[name] for e in experts)
+        np.testing.assert_allclose(found[name], total, atol=1e-13)

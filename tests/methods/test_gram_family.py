@@ -287,6 +287,23 @@ def test_wudi_averages_what_is_no_matrix_and_leaves_it_alone_in_the_original(mer
     np.testing.assert_allclose(embedded, np.mean(matrix, axis=0))
 
 
+@pytest.mark.parametrize("m", [4, 12], ids=["fewer rows than inputs", "more rows than inputs"])
+@pytest.mark.parametrize("tolerance", [0.6, 0.8])
+def test_wudi_leaves_directions_that_count_as_zero_at_the_base(merge, m, tolerance):
+    base = RNG.normal(size=(m, 9))
+    taus = [task(m, 9, seed) for seed in (1, 2, 3)]
+    rows = np.concatenate([t / np.linalg.norm(t) for t in taus])
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    right = right[values > tolerance * values[0]]
+    assert 0 < len(right) < min(9, 3 * m)
+    # min over X of sum_i ||(X V - tau_i) R_i^T||^2, by least squares.
+    factors = [t / np.linalg.norm(t) for t in taus]
+    images = np.concatenate([t @ r.T for t, r in zip(taus, factors, strict=True)], 1)
+    inside, *_ = np.linalg.lstsq(np.concatenate([r @ right.T for r in factors]), images.T)
+    found = merge("wudi", base, [base + t for t in taus], shared={"rank_tolerance": tolerance})
+    np.testing.assert_allclose(found, base + inside.T @ right, atol=1e-11)
+
+
 # Filters ----------------------------------------------------------------------------------------------------------
 
 

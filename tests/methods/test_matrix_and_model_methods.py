@@ -10,7 +10,7 @@ from weightsmith.errors import NonFiniteError
 from weightsmith.methods.matrices import MatrixView
 from weightsmith.methods.nuslerp import SlerpAlongFirstAxis
 from weightsmith.methods.spectra import ByMatrix, Decomposition
-from weightsmith.methods.truncate import LowRank
+from weightsmith.methods.truncate import LowRank, Rank
 
 
 def draw(n, shape=(8, 6), seed=0):
@@ -58,6 +58,14 @@ def test_truncate_to_full_rank_is_the_expert(merge):
         close(merge("truncate", base, experts, shared=shared), experts[0])
 
 
+def test_truncate_to_full_rank_drops_directions_below_a_given_tolerance(merge):
+    base = np.zeros((5, 4))
+    expert = np.diag([4.0, 2.0, 0.5, 0.25])[[0, 1, 2, 3, 3]]
+    expert[4] = 0.0
+    how = {"rank": 4, "rank_tolerance": 0.2}
+    close(merge("truncate", base, [expert], shared=how), np.where(expert > 0.8, expert, 0.0))
+
+
 def test_truncate_of_fewer_directions_than_asked_is_exact(merge):
     u, v = np.arange(1.0, 9), np.arange(1.0, 7)
     exact = np.outer(u, v)
@@ -91,7 +99,7 @@ def test_truncate_takes_kernels_as_matrices_if_asked(merge):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numpy_and_torch_give_the_same_matrices(dtype):
     a, b = (np.random.default_rng(s).normal(size=(5, 9, 7)).astype(dtype) for s in (0, 1))
-    truncation = ByMatrix(LowRank(3, Decomposition()), MatrixView(a.shape, 5, 9, 7), "t")
+    truncation = ByMatrix(LowRank(Rank(3), Decomposition()), MatrixView(a.shape, 5, 9, 7), "t")
     for function, inputs in ((truncation, [a, b]), (SlerpAlongFirstAxis(0.3), [a, b])):
         ours = function(np, *inputs)
         theirs = function(torch, *(torch.from_numpy(x) for x in inputs)).numpy()

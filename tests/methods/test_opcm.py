@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods.opcm import Fold, Opcm
 from weightsmith.methods.spectra import Decomposition
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.model_statistics import ModelStatistic
 
 
@@ -153,6 +155,35 @@ def test_folding_in_steps_with_the_state_is_folding_at_once(merge):
     }
     close(merge("opcm", base, [first, *experts[2:]], shared=state), merge("opcm", base, experts))
     close(merge("opcm", base, [first], shared=state), first)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("parts", [(1, 3), (2, 2), (3, 1), (2, 1, 1)], ids=str)
+def test_folding_in_any_steps_is_folding_at_once_beside_rounding(merge, parts, seed):
+    """Of changes that are a little above their rounding, the same directions count."""
+    rng = np.random.default_rng(seed)
+    size = rng.normal(size=(96, 90))
+    size[3] = 0.0
+    base, *experts = (
+        torch.from_numpy(x).bfloat16().double().numpy()
+        for x in [size, *(size + 0.01 * rng.normal(size=size.shape) * (size != 0) for _ in "abcd")]
+    )
+    tasks = [e - base for e in experts]
+    fold = Fold(0.5, True, Decomposition(stored=DType.BFLOAT16))
+    done = parts[0]
+    merged = merge("opcm", base, experts[:done], stored=DType.BFLOAT16)
+    for part in parts[1:]:
+        norm = np.mean([np.linalg.norm(t) for t in tasks[:done]])
+        length = np.linalg.norm(fold(np, [*tasks[:done], base]))
+        state = {"count": done, "lambda": length / norm, "norm": norm}
+        shared = {"previous": True} | {f"previous_{key}": value for key, value in state.items()}
+        experts_now = [merged, *experts[done : done + part]]
+        merged = merge("opcm", base, experts_now, shared=shared, stored=DType.BFLOAT16)
+        done += part
+    at_once = merge("opcm", base, experts, stored=DType.BFLOAT16)
+    close(merged, at_once)
+    exactly = merge("opcm", base, experts, shared={"rank_tolerance": 0.0})
+    assert np.abs(at_once - exactly).max() > 1e-5
 
 
 def measured(merged, *experts):

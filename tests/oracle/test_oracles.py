@@ -16,7 +16,6 @@ from weightsmith.methods import modifiers, registry
 
 from .catalogue import MODIFIERS, ORACLES, Rule, Variant, label
 from .families import BUILDERS, llama
-from .known import known
 from .running import Stored, computed, error, in_memory, plain_recipe, store, written
 from .structures import ROUNDED, SINGLE, STRUCTURES, Case
 
@@ -62,7 +61,6 @@ def record() -> Iterator[Callable[..., None]]:
                 "shape": shape,
                 "error": found,
                 "tolerance": rule.tolerance_float32 if structure in FLOAT32 else rule.tolerance,
-                "known": known(rule.name, variant, _kind(structure)),
             }
         )
 
@@ -71,26 +69,13 @@ def record() -> Iterator[Callable[..., None]]:
         Path(folder, f"{os.getpid()}.json").write_text(json.dumps(rows))
 
 
-def _kind(structure: str) -> str:
-    """What `known` calls a structure: files of every dtype and backend are one."""
-    if structure.endswith((" native", " torch")):
-        return "files"
-    return structure.partition(" ")[0]
-
-
 def cases(structure: str) -> list[object]:
-    """Every rule with the variants that a structure is for; those that are known to fail stand alone, marked."""
+    """Every rule with the variants that a structure is for."""
     found = []
     for rule in ORACLES.values():
         fitting = [v for v in rule.tried(structure) if _applies(structure, rule, v)]
-        right = [v for v in fitting if not known(rule.name, v, structure)]
-        if right:
-            found.append(pytest.param(rule, right, id=rule.name))
-        for variant in fitting:
-            if reason := known(rule.name, variant, structure):
-                mark = pytest.mark.xfail(strict=True, reason=reason)
-                name = f"{rule.name}-{label(variant)}"
-                found.append(pytest.param(rule, [variant], marks=mark, id=name))
+        if fitting:
+            found.append(pytest.param(rule, fitting, id=rule.name))
     return found
 
 

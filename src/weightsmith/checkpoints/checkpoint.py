@@ -15,7 +15,13 @@ from weightsmith.checkpoints.locate import find_location
 from weightsmith.checkpoints.roles import Kind, Role, infer_roles
 from weightsmith.checkpoints.sections import first_of, layer_count_of
 from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
-from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
+from weightsmith.checkpoints.ties import (
+    Tying,
+    find_ties,
+    own_head_findings,
+    tying_of,
+    vocabulary_embedding,
+)
 from weightsmith.checkpoints.weights import find_weights, read_tensors
 from weightsmith.deltas.renamed import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
@@ -180,9 +186,10 @@ class Checkpoint:
 
     def findings(self) -> list[Finding]:
         """What should be known before the checkpoint is merged: its configuration, and files that are left out."""
-        found = input_findings(self.config, self.identity)
+        found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
+        found += own_head_findings(self)
         return found + [
             Finding(
                 Severity.NOTE,

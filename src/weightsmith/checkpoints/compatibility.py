@@ -27,7 +27,7 @@ def compare(checkpoints: Sequence[Checkpoint], *, base: Checkpoint | None = None
     everyone = _distinct([*([base] if base is not None else []), *checkpoints])
     if not everyone:
         return []
-    findings = [finding for c in everyone for finding in input_findings(c.config, c.identity)]
+    findings = [f for c in everyone for f in input_findings(c.config, c.tensors, c.identity)]
     reference, others = everyone[0], everyone[1:]
     findings += tie_findings(everyone)
     for other in others:

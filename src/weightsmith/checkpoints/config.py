@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightsmith.checkpoints.codes import code_findings
 from weightsmith.checkpoints.layer_keys import move_layers
 from weightsmith.checkpoints.sections import LAYER_COUNT_KEYS, sections, vocabulary_size_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
@@ -62,8 +64,16 @@ def merged_config(
     return config
 
 
-def input_findings(config: dict[str, Any] | None, identity: str) -> list[Finding]:
-    """What a configuration says against merging its checkpoint: quantised weights, custom code."""
+def input_findings(
+    config: dict[str, Any] | None, tensors: Mapping[str, LazyTensor], identity: str
+) -> list[Finding]:
+    """What a checkpoint's configuration and tensors say against merging it: quantised weights, custom code."""
+    declared = _declared(config, identity)
+    is_known = any(finding.code == "quantised" for finding in declared)
+    return declared if is_known else [*code_findings(tensors, identity), *declared]
+
+
+def _declared(config: dict[str, Any] | None, identity: str) -> list[Finding]:
     if config is None:
         return []
     findings = []
@@ -108,7 +118,7 @@ def changed_keys(donor_config: dict[str, Any], config: dict[str, Any]) -> list[s
 
 
 def _refuse_quantised(config: dict[str, Any]) -> None:
-    for finding in input_findings(config, "The donor of the configuration"):
+    for finding in _declared(config, "The donor of the configuration"):
         if finding.severity is Severity.ERROR:
             raise CompatibilityError(finding.sentence + ".")
 

@@ -1,8 +1,9 @@
 """Tied tensors: several names for one matrix, most often the input embedding and the output head.
 
 A tie is known in three ways: two names share one storage of a pickled file; the configuration
-says `tie_word_embeddings` and both tensors are stored; or the head is not stored at all. Equal
-bytes alone are no tie: a model that was trained untied may start out equal.
+says `tie_word_embeddings` and both tensors are stored with the same bytes; or the head is not
+stored at all. Equal bytes alone are no tie: a model that was trained untied may start out equal.
+Nor is the word of the configuration alone: a head that was trained apart is what gets loaded.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ _LANGUAGE_HEADS = (
 )
 
 
+# A head is compared with the embedding in so many stretches, of so many numbers each: one that was trained differs in
+# every row that was trained, and to read a table of gigabytes is no way to open a checkpoint.
+_STRETCHES, _STRETCH = 64, 256
+
+
 class Tying(enum.Enum):
     """How a checkpoint keeps its output head."""
 
@@ -50,7 +56,7 @@ def find_ties(
     head = vocabulary_head(tensors, roles)
     if head is not None and declared_tied(config):
         embedding = vocabulary_embedding(tensors, roles)
-        if embedding is not None and tensors[embedding].shape == tensors[head].shape:
+        if embedding is not None and _is_copy(tensors[embedding], tensors[head]):
             groups.append({embedding, head})
     order = {name: i for i, name in enumerate(tensors)}
     joined = _joined(groups)
@@ -140,10 +146,44 @@ def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     ]
 
 
+def own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
+    """A note where the configuration ties a head that is stored with bytes of its own."""
+    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
+        return []
+    return [
+        Finding(
+            Severity.NOTE,
+            "head-of-its-own",
+            checkpoint.identity,
+            f"{checkpoint.identity} says that its output head is tied to its embedding, but stores {head!r} with other "
+            "numbers, so it is taken as a head of its own",
+            "remove that tensor if it is left over from before the embedding was trained",
+        )
+    ]
+
+
 def require_equal_ties(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise CompatibilityError where tied and untied checkpoints are mixed."""
     for finding in tie_findings(checkpoints):
         raise CompatibilityError(finding.sentence + ".")
+
+
+def _is_copy(first: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have one shape and dtype, and the same bytes wherever they are looked at."""
+    if (first.shape, first.dtype) != (other.shape, other.dtype):
+        return False
+    step = max(1, first.numel // _STRETCHES)
+    # The last rows are those of tokens that were added, and may be all that was trained.
+    starts = (*range(0, first.numel, step), max(0, first.numel - _STRETCH))
+    return all(_stretch(first, start) == _stretch(other, start) for start in starts)
+
+
+def _stretch(tensor: LazyTensor, start: int) -> bytearray:
+    stop = min(start + _STRETCH, tensor.numel)
+    buffer = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(buffer))
+    return buffer
 
 
 def _shared_storages(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:

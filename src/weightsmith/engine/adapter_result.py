@@ -69,8 +69,7 @@ class AdapterResult:
         is_dense = name not in self.sums and not self.targets[name].in_space
         if not self.largest and not (is_dense and self.bound.is_open):
             return self.bound
-        taking = [label for label, weight in self.sums.get(name, {}).items() if weight]
-        ranks = self._ranks(name, taking if name in self.sums else self.loaded)
+        ranks = self._ranks(name, self.loaded)
         return replace(self.bound, rank=max(ranks, default=1))
 
     def predicted_rank(self, name: str) -> int:

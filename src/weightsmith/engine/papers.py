@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from weightsmith.checkpoints import Checkpoint, Kind, Tying, merged_config
+from weightsmith.checkpoints.ties import declared_tied
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes.formula import Resolved
@@ -45,8 +46,8 @@ def _config(resolved: Resolved, donor: Checkpoint) -> dict[str, object] | None:
 
 
 def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
-    """False where the result has a head of its own although the donor's is tied; else the donor's word."""
-    if donor.tying is not Tying.TIED:
+    """False where the result has a head of its own although the donor's is or is said to be tied; else its word."""
+    if donor.tying is not Tying.TIED and not declared_tied(donor.config):
         return None
     rows = {o.shape[0] for o in resolved.outputs if o.role == Kind.EMBEDDING.value and o.shape}
     heads = (o.shape for o in resolved.outputs if o.role == Kind.HEAD.value)

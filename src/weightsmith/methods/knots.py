@@ -149,8 +149,10 @@ class JointBasis:
 
     def blocks(self, count: int) -> int:
         """How many matrices the columns of U take up."""
-        rows, columns = self.view.matrix[::-1] if self.turned else self.view.matrix
-        return max(1, -(-min(rows, columns * count) // max(1, columns)))
+        sides = [block[::-1] if self.turned else block for block in self.view.blocks]
+        return max(
+            max(1, -(-min(rows, columns * count) // max(1, columns))) for rows, columns in sides
+        )
 
     def __call__(self, linalg: Any, *arrays: Any) -> list[Any]:
         """One array for each part, in the dtype of the inputs."""
@@ -206,7 +208,7 @@ def _without_noise(linalg: Any, images: Any, noise: float, length: float, mixed:
 def _padded(linalg: Any, matrix: Any, size: int, axis: int) -> Any:
     """The matrix with zeros behind it so that an axis has `size` places."""
     missing = size - matrix.shape[axis]
-    if missing <= 0:
+    if missing == 0:
         return matrix
     shape = (missing, matrix.shape[1]) if axis == 0 else (matrix.shape[0], missing)
     zeros = getattr(matrix, "new_zeros", linalg.zeros)(shape)

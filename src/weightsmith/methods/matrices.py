@@ -45,6 +45,11 @@ class MatrixView:
         """(outputs, inputs) of an uncut matrix."""
         return self.outputs, self.inputs
 
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of each matrix that a group is cut into."""
+        return [(stop - start, self.inputs) for start, stop in self._cuts()]
+
     def split(self, array: Any) -> list[Any]:
         """The matrices of an array of the stored shape, group by group and part by part."""
         stored = (self.inputs, self.outputs) if self.input_first else self.matrix
@@ -115,7 +120,8 @@ class MatrixRules:
     fused: str = shared(
         "whole",
         choices=("whole", "split"),
-        doc="fused q, k, v and gate, up: as one matrix, or cut into the blocks that lie behind each other",
+        doc="fused q, k, v and gate, up: as one matrix, or cut into the blocks that lie behind each other, each with "
+        "ranks of its own",
     )
     orientation: str = shared(
         "auto",

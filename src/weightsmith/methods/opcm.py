@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import shares_alike, strength_of_sum
 from weightsmith.methods.span import root
 from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
 from weightsmith.methods.task_vectors import task_vectors
 from weightsmith.tensors import scalars
 from weightsmith.tensors.graph import Value, add_all, apply, dot, whole
 from weightsmith.tensors.model_statistics import ModelStatistic
+from weightsmith.tensors.singular import without_gradient
 from weightsmith.tensors.site import Site
+
+# Share of the largest change below which a weight's is what arithmetic leaves of none.
+_UNCHANGED = 1e-10
 
 _RULES = (
     "others",
@@ -25,6 +29,8 @@ _RULES = (
     "kernels",
     "fused",
     "orientation",
+    "exempt",
+    "rank_tolerance",
     "alpha",
     "split",
 )
@@ -49,7 +55,8 @@ class Opcm(SpectralRules):
     Norms run over the whole model. In the paper's terms A_(t-1) = lambda_(t-1) (theta^(t-1) - theta_0) and
     lambda_t = ||A_t|| / n; the projection does not depend on lambda, so experts given together are folded in one
     go, in their order, and <A_(t-1), tau~_t> = 0. This is the thin form: singular vectors of value 0 are never needed,
-    nor, unless rank_tolerance is given, those that the rounding of stored weights makes.
+    nor, unless rank_tolerance is given, those that the rounding of stored weights makes: up to sqrt(t) times what it
+    makes of weights theta_0 + A_t / sqrt(t), which is known however many experts are folded in one go.
     Tensors that are no matrix, and embeddings, are added as they are (others: sum).
 
     To go on with a merge that was written before, give it as the first model and set `previous`: its count of
@@ -99,7 +106,7 @@ class Opcm(SpectralRules):
         count, factor, norm_sum = self._state(site)
         if self.previous and factor != 1.0:
             deltas[0] = deltas[0] * factor
-        merged = self._folded(base, deltas, factor, site, count)
+        merged = self._folded(base, deltas, site, count)
         if merged is None:
             return base
         first = 1 if self.previous else 0
@@ -145,14 +152,12 @@ class Opcm(SpectralRules):
             self.previous_norm * self.previous_count,
         )
 
-    def _folded(
-        self, base: Value, deltas: list[Value], factor: float, site: Site, count: int
-    ) -> Value | None:
+    def _folded(self, base: Value, deltas: list[Value], site: Site, count: int) -> Value | None:
         view = self.view(site)
         if view is not None:
             if len(deltas) == 1:
                 return deltas[0]
-            fold = Fold(self.alpha, self.split == "inclusive", self.how(site), factor)
+            fold = Fold(self.alpha, self.split == "inclusive", self.how(site), max(1, count))
             return whole(ByMatrix(fold, view, site.name), *deltas, base)
         rule = self.rule(site)
         if rule == "base":
@@ -177,28 +182,35 @@ def _rescale(square: Any, count: Any, norm_sum: Any, *squares: Any) -> Any:
 class Fold:
     """A_N of several matrices in their order; the base, which says how they were rounded, comes last.
 
-    The first matrix is a task vector times `factor`.
+    The first matrix is A of `count` experts.
     """
 
     alpha: float
     inclusive: bool
     how: Decomposition
-    factor: float = 1.0
+    count: int = 1
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
-        *matrices, base = matrices
-        cut = self.how.cut(linalg, matrices[0])
-        scale = self.factor if self.factor > 0.0 else 1.0
-        deltas = [matrices[0] / scale, *matrices[1:]]
-        roundings = self.how.roundings(linalg, base, deltas)
-        alike = shares_alike(deltas, roundings)
-        weights = [scale] + [1.0] * (len(deltas) - 1)
-        merged = in_float64(linalg, matrices[0])
-        for i, delta in enumerate(deltas[1:], start=1):
-            floor = strength_of_sum(roundings[:i], weights[:i], alike)
+        first, *others, base = matrices
+        cut = self.how.cut(linalg, first)
+        merged = in_float64(linalg, first)
+        for count, delta in enumerate(others, start=self.count):
+            floor = self.floor(linalg, merged, base, count)
             merged = merged + self.projected(linalg, merged, in_float64(linalg, delta), cut, floor)
         return merged
+
+    def floor(self, linalg: Any, merged: Any, base: Any, count: int) -> float:
+        """The largest singular value of the errors of A, the sum of `count` stored task vectors.
+
+        Errors of different experts are independent, and those of each are as of weights whose change has the mean
+        length. They follow from A and count alone, so that a merge that is continued finds what one at once does.
+        """
+        mean = without_gradient(merged) / sqrt(count)
+        sizes = abs(mean)
+        mean = linalg.where(sizes > _UNCHANGED * sizes.max(), mean, 0.0)
+        (rounding,) = self.how.roundings(linalg, base, [mean])
+        return sqrt(count) * rounding.strength
 
     def projected(self, linalg: Any, merged: Any, task: Any, cut: float, floor: float = 0.0) -> Any:
         """tau~: the task without the leading block and the diagonal in the merged matrix's directions."""

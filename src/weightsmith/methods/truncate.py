@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.matrices import embeddings_parameter, others_parameter
+from weightsmith.methods.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.registry import Base, method, per_expert, shared
 from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.task_vectors import task_vectors
@@ -36,8 +36,8 @@ class Truncate(LeadingRules):
     are divided by their sum with `normalize` (the default). O(m n min(m, n)) time; one whole matrix or stack at a time,
     in float64. Task vectors that are no matrix are summed with the same weights untruncated (others: average) or
     dropped (others: base), and with `others: sum` or `embeddings: sum` added with weights that are not divided.
-    A rank that reaches min(m, n) leaves the task vector as it is. Raises NonFiniteError for a matrix with NaN or
-    infinities.
+    A rank that reaches min(m, n) leaves a matrix as it is, unless rank_tolerance is given. Raises NonFiniteError for a
+    matrix with NaN or infinities.
     """
 
     others: str = others_parameter()
@@ -59,32 +59,48 @@ class Truncate(LeadingRules):
         rule = "average" if view is not None else self.rule(site)
         if rule == "base":
             return base
-        if view is not None and self._rank(view.matrix) < min(view.matrix):
-            low_rank = LowRank(self._rank(view.matrix), self.how(site))
-            deltas = [whole(ByMatrix(low_rank, view, site.name), d, base) for d in deltas]
+        if view is not None:
+            low_rank = LowRank(Rank(self.rank, self.rank_share), self.how(site))
+            if not all(map(low_rank.is_whole, view.blocks)):
+                deltas = [whole(ByMatrix(low_rank, view, site.name), d, base) for d in deltas]
         divided = self.normalize and rule == "average"
         weights = normalized(self.weight) if divided else self.weight
         return base + linear_combination(deltas, [w * self.scale for w in weights])
 
-    def _rank(self, matrix: tuple[int, int]) -> int:
-        if self.rank is not None:
-            return self.rank
-        return max(1, floor_of_share(self.rank_share, min(matrix)))
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """How many directions of a matrix (m, n) are kept: `count`, or without it max(1, floor(share min(m, n)))."""
+
+    count: int | None = None
+    share: float = 1.0
+
+    def of(self, matrix: Sequence[int]) -> int:
+        """The rank for a matrix of this shape."""
+        return self.count or max(1, floor_of_share(self.share, min(matrix)))
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Best approximation of rank `rank` of a task vector, without what rounding of the weights around the base makes.
+    """Best approximation of low rank of a task vector, without what rounding of the weights around the base makes.
 
-    A task vector that is rounding alone keeps its `rank` directions.
+    A task vector that is rounding alone keeps as many directions, and one whose directions are all kept stays as it
+    is unless a tolerance is given.
     """
 
-    rank: int
+    rank: Rank
     how: Decomposition
+
+    def is_whole(self, matrix: Sequence[int]) -> bool:
+        """Whether matrices of this shape stay as they are."""
+        return not self.how.tolerance and self.rank.of(matrix) >= min(matrix)
 
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
         delta, base = matrices
+        if self.is_whole(delta.shape):
+            return in_float64(linalg, delta)
+        rank = self.rank.of(delta.shape)
         (rounding,) = self.how.roundings(linalg, base, [delta])
-        found = self.how.spectrum(linalg, delta, self.rank, floor=rounding.strength)
-        return (found if found.rank else self.how.spectrum(linalg, delta, self.rank)).matrix()
+        found = self.how.spectrum(linalg, delta, rank, floor=rounding.strength)
+        return (found if found.rank else self.how.spectrum(linalg, delta, rank)).matrix()

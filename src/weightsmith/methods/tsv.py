@@ -18,7 +18,7 @@ from weightsmith.methods.spectra import (
     constant,
 )
 from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.truncate import LowRank
+from weightsmith.methods.truncate import LowRank, Rank
 from weightsmith.tensors.graph import Value, whole
 from weightsmith.tensors.shares import floor_of_share
 from weightsmith.tensors.singular import Spectrum
@@ -188,14 +188,8 @@ class TsvCompress(LeadingRules):
         if view is None:
             merged = self.without_matrix(deltas, (1.0,), site)
             return base if merged is None else base + merged
-        rank = kept_rank(view.matrix, self.tasks)
-        low_rank = ByMatrix(LowRank(rank, self.how(site)), view, site.name)
-        return base + whole(low_rank, deltas[0], base)
-
-
-def kept_rank(matrix: tuple[int, int], tasks: int) -> int:
-    """Singular directions that each of `tasks` tasks keeps of a matrix: max(1, floor(min(m, n) / tasks))."""
-    return max(1, min(matrix) // tasks)
+        low_rank = LowRank(Rank(share=1.0 / self.tasks), self.how(site))
+        return base + whole(ByMatrix(low_rank, view, site.name), deltas[0], base)
 
 
 @method(

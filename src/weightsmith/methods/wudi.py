@@ -22,7 +22,15 @@ from weightsmith.tensors.site import Site
     paper="Cheng et al., ICML 2025, arXiv:2503.08099",
     base=Base.REQUIRED,
     cost="O(N m n min(m, n) + min(N m, n)^3); solver adam: O(steps m n min(N m, n))",
-    presets={"reference": {"solver": "adam"}, "original": {"solver": "adam", "others": "base"}},
+    presets={
+        "reference": {"solver": "adam"},
+        "original": {
+            "solver": "adam",
+            "others": "base",
+            "embeddings": "base",
+            "exempt": "linear other",
+        },
+    },
 )
 @dataclass(frozen=True, slots=True)
 class Wudi(GramRules):
@@ -34,10 +42,12 @@ class Wudi(GramRules):
     The closed form is the fixed point of the authors' optimiser: Adam from sum_i tau_i with rate 1e-5, which they stop
     after 300 steps (preset reference, or solver: adam; the same bits every time). Stopping early matters and is better
     in their tables; iwudi and aswudi do it in closed form. Matrices are (outputs, inputs), in float64; a zero task
-    vector takes no part (0/0 in the authors' code), and directions without any task vector stay at the base. Task
-    vectors of tensors that are no matrix, of embeddings and heads are averaged (others, embeddings); the authors'
-    vision code leaves them at the base (preset original). Identical experts give their task vector, orthogonal tasks
-    the sum.
+    vector takes no part (0/0 in the authors' code), and directions without any task vector stay at the base. So do
+    those that a given rank_tolerance counts as 0: the pseudo-inverse ^+ is 0 there, and T the minimiser of L among
+    those that are 0 there, too. Without one, what rounding of the stored weights makes is averaged. Task vectors of
+    tensors that are no matrix, of embeddings and heads are averaged (others, embeddings), as FusionBench and the
+    authors' later code do. Their first code, for CLIP and RoBERTa, merges the matrices of attention and of MLPs and
+    leaves all else at the base (preset original). Identical experts give their task vector, orthogonal tasks the sum.
     """
 
     weight: tuple[float, ...] = strength_parameter()
@@ -45,7 +55,11 @@ class Wudi(GramRules):
         "closed", choices=("closed", "adam"), doc="closed form, or the authors' optimiser"
     )
     steps: int = shared(300, low=0, doc="with solver adam: steps (400 in FusionBench)")
-    learning_rate: float = shared(1e-5, low=0.0, doc="with solver adam: size of a step")
+    learning_rate: float = shared(
+        1e-5,
+        low=0.0,
+        doc="with solver adam: size of a step (2e-5 in the authors' code for RoBERTa)",
+    )
     scale: float = lambda_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
@@ -80,8 +94,7 @@ class LeastInterference:
         """Matrix of the same shape, in float64."""
         *matrices, base = matrices
         deltas = [m if w == 1.0 else m * w for m, w in zip(matrices, self.weights, strict=True)]
-        # From the mean, since the closed form is the same from anywhere and identical experts are then exact.
-        problem = task_problem(linalg, deltas, "sum" if self.descent is not None else "mean")
+        problem = task_problem(linalg, deltas, self._start())
         if problem is None:
             return matrices[0] * 0.0
         if self.descent is not None:
@@ -89,3 +102,12 @@ class LeastInterference:
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         cut = cut_of(linalg, matrices[0], self.tolerance)
         return problem.solution(linalg, cut, floor, self.tensor)
+
+    def _start(self) -> str:
+        """T_0, which matters in directions that are left out alone where there is a closed form.
+
+        From the mean, identical experts are exact.
+        """
+        if self.descent is not None:
+            return "sum"
+        return "mean" if self.tolerance is None else "zero"

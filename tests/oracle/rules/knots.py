@@ -58,6 +58,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"merger": "dare_linear", "density": 0.5, "axis": "inputs"},
     {"axis": "inputs", "lambda": 0.6},
     {"axis": "inputs", "preset": "scaled_basis", "density": [0.3, 0.5, 1.0]},
+    {"axis": "inputs", "fused": "split", "density": 0.6},
     {"scope": "tensor", "density": 0.5, "weight": [1.0, 0.5, 2.0]},
     {"normalize": "none", "density": 1.0},
     {"normalize": "signed", "density": 0.4, "weight": [1.0, -0.5, 2.0]},

@@ -47,6 +47,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"rank": 1000},
     *RULE_VARIANTS,
     {"kernels": "matrix", "fused": "split", "rank_share": 0.5},
+    {"fused": "split", "rank": 7},
+    {"rank": 1000, "rank_tolerance": 0.3},
     *({"rank": 3, **path} for path in PATHS),
 ]
 # Products and sums of a few dozen float64 numbers, over the gap between neighbouring singular values.

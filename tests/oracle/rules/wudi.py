@@ -3,8 +3,8 @@
     L(T) = sum_i ||(T - tau_i) tau_i^T||^2 / ||tau_i||^2;   theta = theta_0 + lambda T
 
 T is the minimiser of least norm (solver closed), or what Adam makes of sum_i tau_i in 300 steps of 1e-5 (reference).
-Embeddings, heads and tensors that are no matrix are averaged; the authors' vision code leaves them at the base
-(original).
+Embeddings, heads and tensors that are no matrix are averaged; the authors' vision code takes the matrices of attention
+and of MLPs alone and leaves all else at the base (original).
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda": 1.0,
     },
     "reference": {"solver": "adam"},
-    "original": {"solver": "adam", "others": "base", "embeddings": "base"},
+    "original": {
+        "solver": "adam",
+        "others": "base",
+        "embeddings": "base",
+        "exempt": "linear other",
+    },
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -40,6 +45,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"weight": [1.0, 0.0, -0.5], "lambda": 0.7},
     {"preset": "original", "steps": 40},
     {"rank_tolerance": 0.3},
+    {"rank_tolerance": 0.7, "weight": [1.0, 0.5, 2.0]},
     {"embeddings": "spectral"},
     *RULE_VARIANTS,
 ]
