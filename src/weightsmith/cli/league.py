@@ -48,8 +48,8 @@ def _seconds(text: str) -> float:
 
 
 _KIND = "league"
-# What is tried where nothing is said: the first of every question that several models of one base bring up.
-_METHODS = "linear,model_stock,task_arithmetic,ties,dare_ties,tsv_m"
+# What is tried where nothing is said: the plain ones, and what leads on the test-beds (docs/which-method.md).
+_METHODS = "linear,task_arithmetic,ties,iso_c,tsv_m,iwudi"
 
 
 def _names(text: str) -> list[str]:

@@ -163,6 +163,7 @@ def _guide(catalogue: _Catalogue) -> Iterator[Block]:
     for question in questions:
         yield Table(question.title, ("", ""), list(question.answers.items()))
     yield "`weightsmith methods NAME` explains one: formula, parameters, defaults, source."
+    yield "Which to try first, with which settings: docs/which-method.md; `weightsmith league` measures it."
 
 
 def _markdown_lists(catalogue: _Catalogue) -> Iterator[Block]:
