@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightsmith.cli.saving import SavingCommand
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# The option whose list is not ended when a shell asks what comes next.
+_OPEN = "weightsmith.cli.listing.open"
 
 
 class ListingCommand(SavingCommand):
@@ -30,13 +36,25 @@ class ListingCommand(SavingCommand):
                 written += [current, argument]
                 is_first = False
                 continue
-            self._require_value(current, is_first)
+            if not ctx.resilient_parsing:
+                self._require_value(current, is_first)
             current = argument if argument in self.lists else None
             is_first = current is not None
             if current is None:
                 written.append(argument)
-        self._require_value(current, is_first)
+        if ctx.resilient_parsing:
+            ctx.meta[_OPEN] = current
+        else:
+            self._require_value(current, is_first)
         return super().parse_args(ctx, written)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What can be one more value of a list, or options."""
+        option = ctx.meta.get(_OPEN)
+        if option is None or incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        listed = next(param for param in self.params if option in param.opts)
+        return listed.shell_complete(ctx, incomplete)
 
     @staticmethod
     def _require_value(option: str | None, is_empty: bool) -> None:
