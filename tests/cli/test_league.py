@@ -157,6 +157,13 @@ def test_a_league_without_models_or_with_two_families_is_refused(capsys, line, s
     assert said in capsys.readouterr().err
 
 
+def test_the_command_and_the_function_try_the_same_methods():
+    from weightsmith.cli.league import _METHODS
+    from weightsmith.comparison.league import METHODS
+
+    assert tuple(_METHODS.split(",")) == METHODS
+
+
 def test_a_report_may_not_take_the_place_of_what_a_league_reads(llamas, capsys):
     before = (llamas / "suite.yaml").read_text()
     line = "league --models first second --suite suite.yaml --methods linear --quiet --save"

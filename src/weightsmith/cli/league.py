@@ -48,7 +48,7 @@ def _seconds(text: str) -> float:
 
 
 _KIND = "league"
-# What is tried where nothing is said: the plain ones, and what leads on the test-beds (docs/which-method.md).
+# As `comparison.league.METHODS`, which would load numpy to show the help.
 _METHODS = "linear,task_arithmetic,ties,iso_c,tsv_m,iwudi"
 
 
@@ -161,12 +161,11 @@ def league(
     best on it. What was measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the
     others again. With several families or numbers of models it is a scaling study.
     """
-    from weightsmith.comparison.league import Silent
-    from weightsmith.engine.places import cache_root
+    from weightsmith.comparison.league import Silent, default_folder
     from weightsmith.publishing.places import refuse_inputs
 
     opened = _opened(models, base, suite, validation, families)
-    folder = out or cache_root() / "leagues"
+    folder = out or default_folder()
     reads = (
         *(place for family in opened for place in _places(family)),
         *(() if statistics is None else (statistics,)),

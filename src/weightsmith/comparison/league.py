@@ -16,6 +16,7 @@ from weightsmith.comparison.entries import (
     recipe_of,
 )
 from weightsmith.comparison.family import VALIDATION, Family, Model
+from weightsmith.comparison.opening import family_of_models
 from weightsmith.comparison.standings import (
     AVERAGE,
     DEFAULT,
@@ -26,6 +27,7 @@ from weightsmith.comparison.standings import (
     mean_normalized,
 )
 from weightsmith.comparison.tuning import Entrant, LeftOut, enter
+from weightsmith.engine.places import cache_root
 from weightsmith.errors import ResourceError, UsageError, WeightsmithError
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.scores import Evaluation
@@ -34,6 +36,8 @@ from weightsmith.recipes import Recipe
 
 SCHEMA = 1
 Tasks = tuple[str, ...]
+# What is tried where nothing is said: the plain ones, and what leads on the test-beds (docs/which-method.md).
+METHODS = ("linear", "task_arithmetic", "ties", "iso_c", "tsv_m", "iwudi")
 FINISHED, BUDGET, INTERRUPTED = "finished", "budget", "interrupted"
 
 
@@ -95,6 +99,46 @@ class League:
             "rows": [row.to_mapping() for row in self.rows],
             "left_out": [{"method": out.method, "reason": out.reason} for out in self.left_out],
         }
+
+
+def default_folder() -> Path:
+    """Where measurements are kept unless another place is given."""
+    return cache_root() / "leagues"
+
+
+def league(
+    models: Sequence[str | Path],
+    suite: str | Path,
+    *,
+    base: str | Path | None = None,
+    validation: str | Path | None = None,
+    methods: Sequence[str] = METHODS,
+    out: str | Path | None = None,
+    budget_seconds: float | None = None,
+    device: str = "cpu",
+    with_cost: bool = True,
+    progress: Progress | None = None,
+) -> League:
+    """Merge models with every method, each with its defaults and tuned, and rank the results on a suite.
+
+    `models` are checkpoints, adapters on their base or recipes, `base` what they were made from. Scales are tuned on
+    the suite `validation`, or, without it, on half of the items of `suite`, which are then not reported. `methods` are
+    names, or `["all"]`. Measurements are kept in `out` (default: in the cache). `with_cost=False` does not measure the
+    time and memory of merges, which takes a process for each. See `run_league`, and what opening models and suites
+    raises.
+    """
+    family = family_of_models(
+        [str(model) for model in models], None if base is None else str(base), suite, validation
+    )
+    return run_league(
+        family,
+        methods,
+        default_folder() if out is None else Path(out),
+        budget_seconds=budget_seconds,
+        device=device,
+        with_cost=with_cost,
+        progress=progress,
+    )
 
 
 def run_league(
