@@ -80,9 +80,9 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 tensor`, `1,234 tensors`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 tensor`, `1,234 tensors`; with a `plural` that has no plain s, that."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:

@@ -172,8 +172,8 @@ def _flips(title: str, tasks: Sequence[TaskComparison]) -> Iterator[Block]:
         "relative",
         "positive",
         "rate",
-        "trust",
-        "errors kept",
+        "still right",
+        "wrong before",
         "changed, wrong",
     )
     rows = [

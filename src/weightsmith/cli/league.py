@@ -306,6 +306,11 @@ def _league_blocks(found: League) -> Iterator[Block]:
     ]
     table = Table("League", heads, rows, frozenset(range(2, 9)), spare=(8, 7, 5, 4, 2))
     yield without_blanks(table)
+    yield (
+        "normalised: merged over expert; retained: how much of what the experts gained over the base is kept; "
+        "rank 1 is best."
+    )
+    yield ""
     yield _by_task(found)
     if found.left_out:
         reasons = [(out.method, out.reason) for out in found.left_out]

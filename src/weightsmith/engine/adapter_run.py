@@ -64,7 +64,7 @@ def run_adapter(
         staging.check_space(plan.write_bytes)
         telling = progress or Silence()
         made, losses = computed(plan, telling)
-        telling.stage("sealing")
+        telling.stage("writing the manifest")
         folder = staging.checkpoint
         _write(made, result, folder)
         digests = _digests(folder)

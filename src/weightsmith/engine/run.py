@@ -136,7 +136,7 @@ def _write_tensors(
         progress.start(plan.layout.total_size, done)
         records |= compute(plan, shards, journal, scheduler, set(records), progress)
         check_assertions(plan, shards, scheduler, progress)
-        progress.stage("sealing")
+        progress.stage("writing the manifest")
         shards.finish()
     return records
 
@@ -152,7 +152,7 @@ def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | Non
         raise VerificationError(
             f"The result differs from the record in {len(different)} of {counted(len(expected), 'tensor')}, "
             f"the first being {different[0]!r}; "
-            "an input was changed, or another version or backend wrote the record. The output was not sealed."
+            "an input was changed, or another version or backend wrote the record. No output was made."
         )
 
 
@@ -172,8 +172,8 @@ def check_source(
     """Raise VerificationError where a tensor of an input is not the one on record."""
     if sources.get(source, {}).get(tensor, digest) != digest:
         raise VerificationError(
-            f"Tensor {tensor!r} of the input {source!r} is not the one on record; give the input that was merged. The "
-            "output was not sealed."
+            f"Tensor {tensor!r} of the input {source!r} is not the one on record; give the input that was merged. "
+            "No output was made."
         )
 
 
