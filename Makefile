@@ -1,12 +1,14 @@
 # Every target makes the environment that it needs; `make demo` and `make test` are the two to know.
 #   PYTHON=python3.12 make test        another interpreter
 #   TORCH="torch>=2.6" make test       another torch than the one that CI runs
+#   PIP_QUIET=1 make test              without pip's lines
 #   make bench BENCH="--size 1b --runs 1"    options of benchmarks/bench.py
 #   make mutants MUTANTS="--seed 7"          options of tools/mutants.py
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PARITY := .venv-parity/bin
 FUSIONBENCH := .venv-fusionbench/bin
 NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
@@ -28,16 +30,28 @@ help:
 	@echo "make mutants     whether the tests notice small random mistakes in methods and value graph"
 	@echo "make bench       time weightsmith, mergekit and the floor side by side"
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.torch:
+	@echo "An environment in .venv, and into it $(TORCH): the largest download, 190 MB for processors alone,"
+	@echo "gigabytes where the package index has it with CUDA. TORCH=... takes another, such as a wheel that you have."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	WEIGHTSMITH_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable ".[demo,test,lint]"
-	touch $@
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml setup.py $(NATIVE)
+	@echo "weightsmith, and what the demo needs (about 110 MB): numpy, scikit-learn with its digits, matplotlib for"
+	@echo "reports ... With a C++ compiler the kernels are built too, in 20 seconds of processor time."
+	$(PIP) --constraint constraints.txt --editable ".[demo]"
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml constraints.txt
+	@echo "All that tests, checks and documentation need, into .venv"
+	WEIGHTSMITH_NO_NATIVE=1 $(PIP) --constraint constraints.txt --editable ".[demo,test,lint]"
+	@touch $@
 
 .venv/.ready: .venv/.installed setup.py $(NATIVE)
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	touch $@
+	@echo "Building the C++ kernels"
+	$(PIP) --no-deps --editable .
+	@touch $@
 
 .venv/.ray: .venv/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
@@ -62,7 +76,8 @@ help:
 	WEIGHTSMITH_NO_NATIVE=1 $(FUSIONBENCH)/python -m pip install --quiet --editable .
 	touch $@
 
-demo: .venv/.ready
+# What the tests need has all that the demo needs.
+demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
 	$(BIN)/python examples/digits/run.py demo-output
 
 test: .venv/.ready

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Distribution, Extension, setup
@@ -19,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = "weightsmith.tensors._native"
 # No fused multiply-add and no reassociation: the kernels must give the bits that torch gives.
-FLAGS = "-O3 -std=c++17 -fPIC -shared -pthread -ffp-contract=off -fno-math-errno".split()
+FLAGS = "-O3 -std=c++17 -fPIC -pthread -ffp-contract=off -fno-math-errno".split()
 
 
 def find_compiler() -> list[str] | None:
@@ -30,6 +31,12 @@ def find_compiler() -> list[str] | None:
     return [found] if found else None
 
 
+def run(command: list[str]) -> None:
+    """Show a command and run it."""
+    print(shlex.join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
 class BuildNative(build_ext):
     """Compile src/native/*.cpp into weightsmith/tensors/_native.so, or warn and go on."""
 
@@ -38,17 +45,21 @@ class BuildNative(build_ext):
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, extension: Extension) -> None:
-        """Call the compiler once over all sources."""
+        """Compile the sources side by side, one for each processor at a time, and link them."""
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = find_compiler()
         if compiler is None:
             self.go_on_without("no C++ compiler was found (set CXX to name one)")
             return
-        command = [*compiler, *FLAGS, *extension.sources, "-o", str(target)]
-        print(shlex.join(command), flush=True)
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = {source: str(folder / f"{Path(source).stem}.o") for source in extension.sources}
+        compiling = [[*compiler, *FLAGS, "-c", s, "-o", made] for s, made in objects.items()]
         try:
-            subprocess.run(command, check=True)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(run, compiling))
+            run([*compiler, *FLAGS, "-shared", *objects.values(), "-o", str(target)])
         except (OSError, subprocess.CalledProcessError) as error:
             target.unlink(missing_ok=True)
             self.go_on_without(f"the compiler failed: {error}")

@@ -35,7 +35,8 @@ from weightsmith.adapters.treatments import Choices
 from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.package_header import FILE_NAME, STREAMS
-from weightsmith.comparison.family import Family, open_family
+from weightsmith.comparison.family import Family
+from weightsmith.comparison.opening import open_family
 from weightsmith.deltas.codecs import LOSSY
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluation.evaluate import evaluate
@@ -89,7 +90,7 @@ class Bench:
         self.tasks = family.experts[:experts]
         self.dense = {task: self._dense_bytes(task) for task in self.tasks}
         self.scores = {
-            task: (self._score(family.base, task), self._score(family.expert(task), task))
+            task: (self._score(family.base.reference, task), self._score(family.expert(task), task))
             for task in self.tasks
         }
 
@@ -147,7 +148,9 @@ def package(bench: Bench, scratch: Path, **goal: Any) -> Callable[[str], Stored]
     def store(task: str) -> Stored:
         out = scratch / "package"
         begun = time.monotonic()
-        header = pack(bench.family.expert(task), bench.family.base, out, threads=1, **goal)
+        header = pack(
+            bench.family.expert(task), bench.family.base.reference, out, threads=1, **goal
+        )
         seconds = time.monotonic() - begun
         nbytes = sum((out / name).stat().st_size for name in (STREAMS, FILE_NAME))
         skill = bench.skill(out, task) if goal else 1.0
@@ -161,7 +164,7 @@ def lora(bench: Bench, scratch: Path, budget: str) -> Callable[[str], Stored]:
     """A LoRA of as many bytes as the package may have, by truncated SVD of each matrix, factors in float16."""
 
     def store(task: str) -> Stored:
-        expert, base = bench.family.expert(task), bench.family.base
+        expert, base = bench.family.expert(task), bench.family.base.reference
         out = scratch / "adapter"
         begun = time.monotonic()
         adapter, report = extract(
@@ -194,7 +197,7 @@ def bundle(bench: Bench, scratch: Path, method: str) -> Result | None:
     recipe = {
         "weightsmith": 1,
         "merge_method": method,
-        "base_model": str(bench.family.base),
+        "base_model": str(bench.family.base.reference),
         "models": [{"model": expert} for expert in experts],
         "bundle": {"base": "reference"},
     }
@@ -210,7 +213,7 @@ def bundle(bench: Bench, scratch: Path, method: str) -> Result | None:
 
     def store(task: str) -> Stored:
         member = f"{out}#{bench.tasks.index(task) + 1}"
-        error = relative_error(member, bench.family.expert(task), bench.family.base)
+        error = relative_error(member, bench.family.expert(task), bench.family.base.reference)
         return Stored(nbytes, error, bench.skill(member, task), seconds, {})
 
     result = bench.mean(f"{method} bundle of {len(experts)}", "", store)
@@ -264,7 +267,7 @@ def compressed(
 
     def store(task: str) -> Stored:
         expert = open_checkpoint(bench.family.expert(task)).tensors
-        base = open_checkpoint(bench.family.base).tensors
+        base = open_checkpoint(bench.family.base.reference).tensors
         data = bytearray()
         for name, tensor in expert.items():
             part = np.empty(tensor.nbytes, np.uint8)

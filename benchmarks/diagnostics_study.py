@@ -24,7 +24,8 @@ from scipy.stats import rankdata
 
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.comparison.diagnostics import DIAGNOSTICS, diagnose
-from weightsmith.comparison.family import Family, open_family
+from weightsmith.comparison.family import Family
+from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.standings import mean_normalized
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.recipes import Recipe
@@ -74,7 +75,7 @@ def measure(family: Family, size: int) -> Stratum:
         )
         found = evaluate(recipe, suite, tasks=list(tasks), threads=1)
         drop = 1 - mean_normalized(found, {task: experts[task] for task in tasks})
-        values = diagnose(family.base, folders, threads=1).values
+        values = diagnose(family.base.reference, folders, threads=1).values
         subsets.append(Subset(tuple(map(family.experts.index, tasks)), dict(values), drop))
         print(f"{family.name}  {' + '.join(tasks)}  {drop:.3f}", file=sys.stderr, flush=True)
     return Stratum(family.name, size, len(family.experts), tuple(subsets))
@@ -151,7 +152,7 @@ def main() -> None:
     strata = []
     for name in options.families.split(","):
         family = open_family(name)
-        open_checkpoint(family.base)
+        open_checkpoint(family.base.reference)
         strata += [measure(family, size) for size in SIZES if size < len(family.experts)]
     found = {name: estimated(strata, name) for name in DIAGNOSTICS}
     date = dt.date.today().isoformat()

@@ -17,7 +17,8 @@ import numpy as np
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.comparison.family import Family, open_family
+from weightsmith.comparison.family import Family
+from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.standings import mean_normalized
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
@@ -61,7 +62,7 @@ def shares_kept(merged: Path, base: str) -> tuple[float, float]:
 def measure(family: Family) -> list[str]:
     work = ROOT / family.name
     work.mkdir(parents=True, exist_ok=True)
-    base = rounded(family.base, work / "base")
+    base = rounded(family.base.reference, work / "base")
     experts = {task: rounded(family.expert(task), work / task) for task in family.experts}
     suite = family.suite("test")
     own = {task: evaluate(path, suite, tasks=[task], threads=1) for task, path in experts.items()}

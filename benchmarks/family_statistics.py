@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.statistics_writer import write_statistics
-from weightsmith.comparison.family import Family, open_family
+from weightsmith.comparison.family import Family
+from weightsmith.comparison.opening import open_family
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.frozen_head import read_head
 from weightsmith.evaluation.items import read_labelled

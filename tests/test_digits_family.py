@@ -84,3 +84,21 @@ def test_the_family_is_the_same_every_time(family, states, tmp_path):
     family.build(tmp_path)
     again = load_file(tmp_path / "expert-high" / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in states[2].items())
+
+
+def test_the_suite_has_every_held_out_image_once_in_the_task_of_its_half(family, states, tmp_path):
+    from weightsmith.evaluation.items import read_labelled
+    from weightsmith.evaluation.suite import load_suite
+
+    _, held_out = family.load_images()
+    family.write_suite(tmp_path, held_out)
+    tasks = load_suite(tmp_path / "suite.yaml").tasks
+    found = {task.name: read_labelled(task) for task in tasks}
+    assert sum(len(items.labels) for items in found.values()) == len(held_out.digits) == 540
+    assert set(found["low"].labels) == {0, 1, 2, 3, 4}
+    assert found["high"].slices[0] == str(found["high"].labels[0])
+    network = family.Classifier()
+    network.load_state_dict(states[1])
+    with torch.no_grad():
+        guesses = network(torch.from_numpy(found["low"].inputs)).argmax(1).numpy()
+    assert (guesses == found["low"].labels).mean() > 0.95

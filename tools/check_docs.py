@@ -2,8 +2,8 @@
 
     python tools/check_docs.py README.md docs
 
-Fenced blocks of one file run from top to bottom in one folder of their own, where the digits family
-lies ready (base, expert-low, expert-high).
+Fenced blocks of one file run from top to bottom in one folder of their own, which is what `make demo`
+begins with: the digits family (base, expert-low, expert-high), its recipes and suite.yaml.
 
 ```yaml       a first line `# name.yaml` makes the block a recipe: it is saved under that name for
               the blocks below it, and planned without an error; after `# name.yaml (refused)`
@@ -114,13 +114,13 @@ def pages(arguments: list[str]) -> list[Path]:
 def main() -> int:
     """Check every page; exit code 1 if an example is not true."""
     sys.path.insert(0, str(ROOT / "examples" / "digits"))
-    import family
+    import run
 
     failures = count = 0
     with tempfile.TemporaryDirectory() as scratch:
         # What an earlier run has computed must not show in this one.
         ENVIRONMENT["WEIGHTSMITH_CACHE"] = str(Path(scratch) / "cache")
-        family.build(Path(scratch) / "family")
+        run.prepare(Path(scratch) / "family")
         for page in pages(sys.argv[1:]):
             folder = Path(scratch) / page.stem
             shutil.copytree(Path(scratch) / "family", folder)

@@ -83,7 +83,9 @@ def _guide() -> str:
         + "; ".join(f"[{name}](#{name}) ({line})" for name, line in question.answers.items())
         for question in (*QUESTIONS, MODIFIER_QUESTION)
     ]
-    return "By what they are for, the first to try first:\n\n" + "\n".join(lines) + "\n\n"
+    more = "[with settings and figures](which-method.md)"
+    head = f"By what they are for, the first to try first ({more}):"
+    return f"{head}\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _modifier_row(spec: ModifierSpec) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ The base is a denoising autoencoder of scikit-learn's 8 x 8 handwritten digits w
 still zero, so it reads nothing. Each expert starts from the base and learns to tell five digits
 apart by cross-entropy over those five, with a small step in the body and a large one in the
 classifier, as is usual when a pretrained model is tuned. Everything is saved as Hugging Face style
-folders.
+folders, and beside them a suite of two tasks, the held-out images of either half of the digits.
 
     x [B, 64] -> embed [B, H] -> L residual blocks h + relu(W h + c) -> classifier [B, 10]
 """
@@ -35,6 +35,13 @@ CONFIG = {
     "num_labels": CLASSES,
     "dtype": "float32",
 }
+SUITE = """\
+# The images that no model was trained on, by the half of the digits that they show.
+suite: digits
+tasks:
+  - {name: low, kind: classification, data: low.npz, slice: digit}
+  - {name: high, kind: classification, data: high.npz, slice: digit}
+"""
 PREPROCESSOR = {"image_size": [8, 8], "rescale_factor": 1 / 16}
 
 
@@ -139,14 +146,28 @@ def save(network: Classifier, folder: Path) -> None:
     save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def write_suite(folder: Path, images: Images) -> None:
+    """Write suite.yaml and its data, one task for each expert's digits."""
+    for name, digits in EXPERTS.items():
+        own = images.showing(digits)
+        np.savez(
+            folder / f"{name.removeprefix('expert-')}.npz",
+            inputs=own.pixels.numpy(),
+            labels=own.digits.numpy(),
+            digit=own.digits.numpy(),
+        )
+    (folder / "suite.yaml").write_text(SUITE)
+
+
 def build(folder: Path) -> list[Path]:
-    """Train the base and its experts into `folder`; returns their folders, the base first."""
+    """Train the base and its experts into `folder`, and write a suite; returns the checkpoints, the base first."""
     torch.set_num_threads(1)
-    images, _ = load_images()
+    images, held_out = load_images()
     base = train_base(images)
     save(base, folder / "base")
     for name, digits in EXPERTS.items():
         save(train_expert(base, images, digits), folder / name)
+    write_suite(folder, held_out)
     return [folder / name for name in ("base", *EXPERTS)]
 
 

@@ -19,7 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 RECIPES = ("linear.yaml", "task-arithmetic.yaml", "ties.yaml")
-console = Console()
+# The table of digits, which no narrower terminal may cut names of.
+LEAST_COLUMNS = 76
+NEXT = ("weightsmith evaluate ties.yaml --suite suite.yaml", "weightsmith methods")
+console = Console(width=max(LEAST_COLUMNS, Console().width))
 
 
 def weightsmith(folder: Path, *arguments: str) -> None:
@@ -32,15 +35,21 @@ def weightsmith(folder: Path, *arguments: str) -> None:
         sys.exit(status)
 
 
-def train(folder: Path) -> list[str]:
+def prepare(folder: Path) -> list[str]:
     """Build the family and put the recipes beside it; returns the names of the checkpoints."""
-    console.print("Training one base and two experts, each on half of the digits ...")
-    started = time.perf_counter()
     folders = family.build(folder)
     for recipe in RECIPES:
         shutil.copy(Path(__file__).parent / recipe, folder / recipe)
-    names = [path.name for path in folders]
-    console.print(f"{folder}: {', '.join(names)} in {time.perf_counter() - started:.0f} s")
+    return [path.name for path in folders]
+
+
+def train(folder: Path) -> list[str]:
+    """`prepare`, telling about it."""
+    console.print("Training one base and two experts, each on half of the digits ...")
+    started = time.perf_counter()
+    names = prepare(folder)
+    took = time.perf_counter() - started
+    console.print(f"{', '.join(names)}, three recipes and suite.yaml are ready after {took:.0f} s.")
     return names
 
 
@@ -86,7 +95,16 @@ def main() -> None:
     worst = min(merged, key=means.__getitem__)
     if means[worst] < 0.85:
         sys.exit(f"{worst} reads only {means[worst]:.0%} of the digits; at least 85% was expected")
-    console.print(f"\nEvery merged classifier reads all ten digits; they are in {folder}.")
+    console.print("\nEvery merged classifier reads all ten digits. To go on from here:\n")
+    environment = Path(sys.prefix)
+    for line in (f". {shown(environment)}/bin/activate", f"cd {shown(folder)}", *NEXT):
+        console.print(f"    {line}", highlight=False, soft_wrap=True)
+
+
+def shown(path: Path) -> str:
+    """A path from the working directory where it lies below that, quoted for a shell."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.statistics import read_statistics as read_statistics
     from weightsmith.checkpoints.statistics_writer import write_statistics as write_statistics
     from weightsmith.comparison.compare import compare as compare
+    from weightsmith.comparison.league import league as league
     from weightsmith.engine.adapter_api import combine_adapters as combine_adapters
     from weightsmith.engine.adapter_api import convert_adapter as convert_adapter
     from weightsmith.engine.adapter_api import extract_adapter as extract_adapter
@@ -54,6 +55,7 @@ else:
             "extract_adapter": "weightsmith.engine.adapter_api",
             "inspect": "weightsmith.inspection.checkpoint_summary:summarize_checkpoint",
             "inspect_adapter": "weightsmith.engine.adapter_api",
+            "league": "weightsmith.comparison.league",
             "merge": "weightsmith.engine.api",
             "merge_state_dicts": "weightsmith.engine.api",
             "open": "weightsmith.engine.api",

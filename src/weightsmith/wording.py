@@ -80,9 +80,14 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 tensor`, `1,234 tensors`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def with_extra(name: str) -> str:
+    """What to do where a library of an optional part is missing; nothing is said of indexes that may not have it."""
+    return f'install weightsmith with the extra `{name}`, in its checkout with `pip install ".[{name}]"`'
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 tensor`, `1,234 tensors`; with a `plural` that has no plain s, that."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,10 @@ BY_NAME = {
     ("adapter basis show", "tensors"),
     ("delta pack", "tensors"),
     ("delta show", "tensors"),
-    *(("*", key) for key in "codecs dtypes files forms items change_from_base versions".split()),
+    *(
+        ("*", key)
+        for key in "codecs dtypes files forms items change_from_base expert_of versions".split()
+    ),
 }
 # Content that is not ours: a configuration, a recipe, parameters; and trees of nodes.
 FOREIGN = {"config", "defaults", "experts", "formula", "parameters", "parts", "recipe"}

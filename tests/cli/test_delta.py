@@ -73,7 +73,7 @@ def test_lossy_packages_and_json(weightsmith):
         (["list", "nowhere"], 2, "no folder"),
         (["dedupe", "nowhere"], 2, "no folder"),
         (["gc", "nowhere"], 2, "no folder"),
-        (["materialise", ".", "one", "out"], 2, "no member"),
+        (["materialise", ".", "one", "out"], 2, "no model"),
     ],
     ids=str,
 )
@@ -108,7 +108,7 @@ def test_a_library(family, weightsmith):
         packed = weightsmith("delta", "pack", name, "--base", "base", f"library/{name}", "--quiet")
         assert packed.code == 0
     listed = weightsmith("delta", "list", "library")
-    assert "3 members" in listed.out
+    assert "3 models" in listed.out
     found = json.loads(weightsmith("delta", "list", "library", "--json").out)
     assert [member["name"] for member in found["members"]] == ["copy", "one", "two"]
     assert json.loads(weightsmith("delta", "dedupe", "library", "--json").out)["streams"] >= 0

@@ -85,3 +85,89 @@ def test_progress_tells_rate_and_time_left_and_skips_what_was_kept():
     now[0] = 4.0
     progress.finished("ties on test", was_cached=False)
     assert lines == ["measuring 10", " 2 of 10  ties on test  0.25/s  32 s left"]
+
+
+@pytest.fixture
+def llamas(tmp_path, monkeypatch):
+    """Three byte-level Llamas in folders of one's own, with a suite of texts; lower is better."""
+    from tests.evaluation.conftest import llama, write
+
+    base = llama(0)
+    write(base, tmp_path / "base")
+    for seed, name in enumerate(("first", "second"), start=1):
+        model = llama(0)
+        changed = dict(llama(seed).state_dict())
+        state = {n: t + 0.2 * (changed[n] - t) for n, t in model.state_dict().items()}
+        model.load_state_dict(state)
+        write(model, tmp_path / name)
+    for name in ("first", "other"):
+        lines = [json.dumps({"text": f"{name} text {i}"}) for i in range(6)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "suite.yaml").write_text(
+        "suite: texts\n"
+        "tasks:\n"
+        "  - {name: first, kind: language_modeling, data: first.jsonl}\n"
+        "  - {name: other, kind: language_modeling, data: other.jsonl}\n"
+    )
+    monkeypatch.setenv("WEIGHTSMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_models_of_ones_own_are_ranked_without_a_family_file(llamas, capsys):
+    line = "league --models first second --base base --suite suite.yaml --methods linear,ties"
+    assert execute([*line.split(), "--quiet", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["models"] == ["first", "second"]
+    scores = {}
+    for name in ("first", "second"):
+        assert execute(["evaluate", name, "--suite", "suite.yaml", "--json", "--quiet"]) == 0
+        scores[name] = json.loads(capsys.readouterr().out)["items"]["other"]
+    from weightsmith.comparison.halves import half_of
+    from weightsmith.evaluation.scores import Evaluation, ItemScores
+
+    # The expert of the task that no model is named like is the better one on the half to tune on.
+    halves = {
+        name: half_of(
+            Evaluation(name, "", "", "", (), {"other": ItemScores.from_mapping(items)}), first=True
+        )
+        for name, items in scores.items()
+    }
+    best = min(halves, key=lambda name: halves[name].items["other"].value)
+    assert document["expert_of"] == {"first": "first", "other": best}
+    assert execute([*line.split(), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 experts, scores on the half of the items that no scale was tuned on" in shown
+    assert f"other  {best}" in shown
+    assert not (llamas / "family.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("league", "give --models and --suite"),
+        ("league --models a b", "--suite"),
+        ("league --models --suite s", "'--models' needs at least one value"),
+        ("league --family x --models a --suite s", "give --models or --family, not both"),
+        ("league --family x --base a", "--base is for models of your own"),
+    ],
+)
+def test_a_league_without_models_or_with_two_families_is_refused(capsys, line, said):
+    assert execute(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_and_the_function_try_the_same_methods():
+    from weightsmith.cli.league import _METHODS
+    from weightsmith.comparison.league import METHODS
+
+    assert tuple(_METHODS.split(",")) == METHODS
+
+
+def test_a_report_may_not_take_the_place_of_what_a_league_reads(llamas, capsys):
+    before = (llamas / "suite.yaml").read_text()
+    line = "league --models first second --suite suite.yaml --methods linear --quiet --save"
+    for taken in ("suite.yaml", "first.jsonl", "first/config.json"):
+        assert execute([*line.split(), taken]) == 4
+        assert taken.rpartition("/")[2] in capsys.readouterr().err
+    assert (llamas / "suite.yaml").read_text() == before

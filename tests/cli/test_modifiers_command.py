@@ -20,7 +20,7 @@ def test_a_modifier_is_explained(capsys):
     text = capsys.readouterr().out
     assert text.startswith("clip: Norm clipping\n")
     assert "tau'_i = tau_i min(1, c / ||tau_i||)" in text
-    assert "kind: measured, 1 more pass" in text
+    assert "kind: measured (needs sums or ranks of its tensor first), 1 more pass over" in text
     assert "median, mean, smallest, one" in text
     assert execute(["methods", "clip", "--markdown"]) == 0
     assert "| limit | number >= 0 | 1 |" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_an_interrupted_build_says_so_and_the_next_goes_on(toy, tmp_path, capsys
     command = ["testbed", "build", "toy", "--out", str(tmp_path / "family")]
     toy.stop = True
     assert execute(command) == 130
-    assert "finished members are safe" in capsys.readouterr().err
+    assert "finished models are safe" in capsys.readouterr().err
     toy.stop = False
     assert execute(command) == 0
     shown = capsys.readouterr()

@@ -11,8 +11,8 @@ import pytest
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.statistics_writer import write_statistics
 from weightsmith.comparison.entries import Candidate, measure_cost, recipe_of
-from weightsmith.comparison.family import open_family
 from weightsmith.comparison.league import BUDGET, FINISHED, INTERRUPTED, run_league
+from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.scaling import run_scaling
 from weightsmith.comparison.standings import DEFAULT, TUNED
 from weightsmith.comparison.tuning import STRENGTHS, Entrant, LeftOut, enter

@@ -244,7 +244,7 @@ def test_a_changed_input_or_output_is_found_out(family: Path) -> None:
 def test_a_stopped_run_leaves_nothing_half_done(family: Path) -> None:
     made = recipe(family, "ties", parameters={"density": 0.5})
     weightsmith.merge(made, family / "expected")
-    for at in (1, "sealing"):
+    for at in (1, "writing the manifest"):
         with pytest.raises(Stop):
             weightsmith.merge(made, family / "out", threads=1, progress=Recorder(stop_at=at))
         assert not (family / "out").exists()
@@ -408,7 +408,7 @@ def test_the_result_is_an_adapter_of_a_base(family: Path) -> None:
 
 def test_a_killed_run_starts_afresh(family: Path) -> None:
     made = recipe(family, "ties", parameters={"density": 0.5})
-    killed = merge_in_process(made, family / "out", kill_at="sealing", threads=1)
+    killed = merge_in_process(made, family / "out", kill_at="writing the manifest", threads=1)
     assert killed.returncode == -signal.SIGKILL
     assert not (family / "out").exists()
     weightsmith.merge(made, family / "out")

@@ -23,7 +23,7 @@ from .interrupted import Recorder, bytes_of
 class During(Recorder):
     """Does something at the first tile, or when the result is sealed."""
 
-    def __init__(self, action: Callable[[], Any], at: str = "sealing") -> None:
+    def __init__(self, action: Callable[[], Any], at: str = "writing the manifest") -> None:
         super().__init__()
         self._action, self._at = action, at
 

@@ -57,7 +57,7 @@ def finish(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("stop_at", [2, 5, 9, "sealing"])
+@pytest.mark.parametrize("stop_at", [2, 5, 9, "writing the manifest"])
 def test_an_exception_at_any_moment_costs_only_what_was_unfinished(
     family: Family,
     recipe: dict[str, Any],
@@ -71,7 +71,7 @@ def test_an_exception_at_any_moment_costs_only_what_was_unfinished(
     assert progress.resumed + progress.written == progress.total
     if threads == 1:
         assert progress.resumed > 0
-    assert (progress.written == 0) == (stop_at == "sealing")
+    assert (progress.written == 0) == (stop_at == "writing the manifest")
 
 
 def test_a_run_that_finished_nothing_leaves_nothing(family: Family, recipe: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def test_a_run_that_finished_nothing_leaves_nothing(family: Family, recipe: dict
     assert not interrupt(family, recipe, 1).exists()
 
 
-@pytest.mark.parametrize("kill_at", [1, 6, "sealing"])
+@pytest.mark.parametrize("kill_at", [1, 6, "writing the manifest"])
 def test_a_killed_process_is_continued(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes], kill_at: int | str
 ) -> None:
@@ -88,14 +88,14 @@ def test_a_killed_process_is_continued(
     assert not (family.root / "out").exists()
     progress = finish(family, recipe, expected)
     assert progress.resumed + progress.written == progress.total
-    assert (progress.written == 0) == (kill_at == "sealing")
+    assert (progress.written == 0) == (kill_at == "writing the manifest")
 
 
 def test_a_torn_last_line_is_dropped(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes]
 ) -> None:
     """At whatever byte the line ends; its tensor is computed again."""
-    folder = interrupt(family, recipe, "sealing")
+    folder = interrupt(family, recipe, "writing the manifest")
     whole = (folder / "journal.jsonl").read_bytes()
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
     copy = family.root / "copy"
@@ -112,7 +112,7 @@ def test_a_damaged_line_in_the_middle_is_refused_until_fresh(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes], damage: str
 ) -> None:
     """No crash can have done that, so nothing in the journal is trusted; the refusal itself changes nothing."""
-    journal = interrupt(family, recipe, "sealing") / "journal.jsonl"
+    journal = interrupt(family, recipe, "writing the manifest") / "journal.jsonl"
     lines = journal.read_bytes().splitlines()
     middle = lines[3]
     digit = middle.index(b"xxh3-tensor-1:") + 20
@@ -136,7 +136,7 @@ def test_a_finished_tensor_whose_bytes_were_damaged_is_computed_again(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes]
 ) -> None:
     """The journal says finished, the digest says not."""
-    folder = interrupt(family, recipe, "sealing")
+    folder = interrupt(family, recipe, "writing the manifest")
     shard = min((folder / "checkpoint").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -149,7 +149,7 @@ def test_a_staged_shard_that_is_gone_or_not_as_planned_is_written_again(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes], harm: str
 ) -> None:
     """All of its tensors, and no others."""
-    folder = interrupt(family, recipe, "sealing")
+    folder = interrupt(family, recipe, "writing the manifest")
     shard = sorted((folder / "checkpoint").glob("*.safetensors"))[1]
     data = shard.read_bytes()
     if harm == "missing":
@@ -162,7 +162,7 @@ def test_a_staged_shard_that_is_gone_or_not_as_planned_is_written_again(
 
 def test_another_recipe_is_refused_until_fresh(family: Family, recipe: dict[str, Any]) -> None:
     """Work that is finished is never thrown away unasked."""
-    folder = interrupt(family, recipe, "sealing")
+    folder = interrupt(family, recipe, "writing the manifest")
     other = family.recipe("linear")
     with pytest.raises(OutputError, match=r"unfinished run of another recipe.*--fresh"):
         weightsmith.merge(other, family.root / "out")
@@ -173,7 +173,7 @@ def test_another_recipe_is_refused_until_fresh(family: Family, recipe: dict[str,
 
 def test_a_changed_input_is_refused_until_fresh(family: Family, recipe: dict[str, Any]) -> None:
     """Tensors of the old and the new input are never mixed."""
-    interrupt(family, recipe, "sealing")
+    interrupt(family, recipe, "writing the manifest")
     os.utime(family.root / "e1" / "model.safetensors", ns=(1, 1))
     with pytest.raises(OutputError, match="--fresh"):
         weightsmith.merge(recipe, family.root / "out")
@@ -201,7 +201,7 @@ def test_left_overs_of_a_killed_seal_do_not_get_into_the_output(
     family: Family, recipe: dict[str, Any], expected: dict[str, bytes]
 ) -> None:
     """Temporary files of small files that were never renamed."""
-    folder = interrupt(family, recipe, "sealing") / "checkpoint"
+    folder = interrupt(family, recipe, "writing the manifest") / "checkpoint"
     (folder / ".README.md.0123456789ab.partial").write_text("half")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / ".x.partial").write_text("half")
@@ -454,6 +454,8 @@ def test_nothing_is_kept_open_after_a_run(family: Family, recipe: dict[str, Any]
     before = descriptors()
     for _ in range(3):
         with pytest.raises(Stop):
-            weightsmith.merge(recipe, family.root / "other", progress=Recorder("sealing"))
+            weightsmith.merge(
+                recipe, family.root / "other", progress=Recorder("writing the manifest")
+            )
         weightsmith.merge(recipe, family.root / "out", force=True)
         assert descriptors() == before

@@ -208,7 +208,7 @@ def test_a_device_that_is_not_there_is_told(models, suite, mixed):
 
 def test_a_missing_library_is_told(models, suite, mixed, monkeypatch):
     monkeypatch.setattr("weightsmith.evaluation.live.find_spec", lambda _: None)
-    with pytest.raises(ResourceError, match=r"pip install weightsmith\[eval\]"):
+    with pytest.raises(ResourceError, match=r"pip install \"\.\[eval\]\""):
         evaluate(models / "vit", suite(mixed["vit"]))
 
 

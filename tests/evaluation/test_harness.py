@@ -207,5 +207,5 @@ def test_a_model_without_a_tokenizer_is_told(models, suite, tasks):  # noqa: ARG
 def test_without_the_library_the_extra_is_named(models, suite, tasks, monkeypatch):  # noqa: ARG001
     monkeypatch.setattr("weightsmith.evaluation.harness.find_spec", lambda _: None)
     entry = {"name": "t", "kind": "harness", "task": "toy_choice", "include": "tasks"}
-    with pytest.raises(ResourceError, match=r"pip install weightsmith\[eval\]"):
+    with pytest.raises(ResourceError, match=r"pip install \"\.\[eval\]\""):
         evaluate(models / "llama-tokenizer", suite(entry))

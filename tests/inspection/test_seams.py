@@ -133,7 +133,7 @@ def test_the_command_writes_a_table_and_json(model, capsys):
     assert content["seams"][0]["successor"]["instead_of"]["layer"] == 4
     assert content["stacks"][0]["repeated"][0]["layer"] == 2
     assert execute(["seams", str(model / "base")]) == 0
-    assert "No seams" in capsys.readouterr().out
+    assert "No boundaries" in capsys.readouterr().out
 
 
 def test_transformers_loads_an_upscaled_model_and_runs_its_layers_in_order(model):

@@ -38,7 +38,9 @@ def test_depth_upscaling_has_one_seam_and_repeats_the_middle(solve):
     assert [o.layer for o in repeated_layers(found[STACK])] == [2, 3]
     note = solved.found("note")["seams"]
     assert "'model.layers' has 8 layers" in note
-    assert "with 1 seam(s): after layer 3, layer 3 of 'a' is followed by layer 2 of 'a'" in note
+    assert (
+        "with 1 layer boundary: after layer 3, layer 3 of 'a' is followed by layer 2 of 'a'" in note
+    )
     assert "layers 2-3 of 'a' used more than once" in note
     parameters = sum(int(np_prod(o.shape)) for o in solved.outputs.values())
     assert f"({parameters:,} parameters in all)" in note
@@ -75,8 +77,8 @@ def test_merged_layers_count_as_their_first_source(solve):
 @pytest.mark.usefixtures("two")
 def test_many_seams_are_counted_and_the_first_are_listed(solve):
     note = solve(sliced(*[[("a", i, i + 1)] for i in (0, 0, 1, 1, 2, 2, 3)])).found("note")["seams"]
-    assert "with 3 seam(s)" in note
+    assert "with 3 layer boundaries" in note
     note = solve(sliced(*[[("a", 5 - i, 6 - i)] for i in range(6)])).found("note")["seams"]
-    assert "with 5 seam(s)" in note
+    assert "with 5 layer boundaries" in note
     assert note.count("is followed by") == 4
     assert "and 1 more" in note

@@ -72,7 +72,7 @@ def refuse_unnamed(adapter: LowRankAdapter, dialect: str) -> None:
         else:
             continue
         raise CompatibilityError(
-            f"{shown(factors.target)} {what} the {dialect} dialect has no factors for; write PEFT instead."
+            f"{shown(factors.target)} {what} the {dialect} format has no factors for; write PEFT instead."
         )
 
 
@@ -123,7 +123,7 @@ def _changes(adapter: LowRankAdapter, base: Checkpoint | None) -> dict[str, Arra
     for target, values in adapter.replaced.items():
         if base is None:
             raise CompatibilityError(
-                f"{shown(target)} is replaced whole, which kohya's dialect keeps as a change; give the base (--base)."
+                f"{shown(target)} is replaced whole, which kohya's format keeps as a change; give the base (--base)."
             )
         changes[target] = narrow(values - whole(target, values.shape, base), DType.FLOAT32)
     return changes

@@ -84,7 +84,7 @@ def check_output(
     """
     if dialect not in get_args(Dialect):
         raise UsageError(
-            f"{dialect!r} is no dialect that is written; take {', '.join(get_args(Dialect))}."
+            f"{dialect!r} is no format that is written; take {', '.join(get_args(Dialect))}."
         )
     place = Path(out)
     refuse_inputs(Path(os.path.abspath(expanded(place))), reads)
@@ -92,7 +92,7 @@ def check_output(
     if (dialect == "peft" and is_file) or (dialect == "kohya" and not is_file):
         kind = "a folder, whose name does not" if is_file else "one file, whose name must"
         raise OutputError(
-            f"An adapter in the {dialect} dialect is {kind} end in {SUFFIX}; choose another output than "
+            f"An adapter in the {dialect} format is {kind} end in {SUFFIX}; choose another output than "
             f"{shown(place)}."
         )
     return check_place(place, force=force, reads=reads)

@@ -118,7 +118,7 @@ def changed_keys(donor_config: dict[str, Any], config: dict[str, Any]) -> list[s
 
 
 def _refuse_quantised(config: dict[str, Any]) -> None:
-    for finding in _declared(config, "The donor of the configuration"):
+    for finding in _declared(config, "The source of the configuration"):
         if finding.severity is Severity.ERROR:
             raise CompatibilityError(finding.sentence + ".")
 
@@ -128,9 +128,9 @@ def _set_layers(config: dict[str, Any], sources: Sequence[int], stack: str | Non
     key = _count_key(section, stack)
     if key is None:
         raise CompatibilityError(
-            "The donor's configuration has no number of layers that could be changed "
+            "The configuration has no number of layers that could be changed "
             f"(looked for {', '.join(LAYER_COUNT_KEYS)}): merge without slices, or choose another "
-            "donor."
+            "model as `donor`."
         )
     count = section[key]
     if len(sources) != count or any(i != source for i, source in enumerate(sources)):

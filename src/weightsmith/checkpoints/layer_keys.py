@@ -122,8 +122,8 @@ def _pick(key: str, entries: Sequence[Any], sources: Sequence[int]) -> list[Any]
     if beyond is not None:
         raise CompatibilityError(
             f"The configuration's {key!r} describes {len(entries)} layers and says "
-            f"nothing of layer {beyond}, which the recipe takes from a deeper model: choose that model as the donor "
-            "of the configuration."
+            f"nothing of layer {beyond}, which the recipe takes from a deeper model: choose that model as "
+            "`donor`, whose configuration is taken."
         )
     return [entries[source] for source in sources]
 

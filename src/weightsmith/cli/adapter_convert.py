@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=DocumentedCommand,
-    short_help="Write an adapter in another dialect.",
+    short_help="Write an adapter in another format.",
     examples=(
         "adapter convert adapter adapter.safetensors --to kohya --base base",
         "adapter convert loha.safetensors adapter --to peft --base base --rank 32",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "dialect",
     required=True,
     type=click.Choice(("peft", "kohya", "diffusers")),
-    help="The dialect of OUT.",
+    help="The format of OUT.",
 )
 @base_option
 @click.option(
@@ -81,7 +81,7 @@ def convert(
     as_json: bool,
     force: bool,
 ) -> int:
-    """Write ADAPTER, of any dialect, as OUT.
+    """Write ADAPTER, of any format, as OUT.
 
     LoRA keeps its factors. LoHa, LoKr and full changes become products of the rank that they have, or of the rank or
     energy that is asked for. An adapter whose initialisation changed the base needs --initial.

@@ -62,7 +62,7 @@ def inspect(adapter: str, base: str | None, component: str | None, as_json: bool
 
 def _blocks(facts: AdapterFacts) -> Iterator[Block]:
     yield _table(facts)
-    yield f"dialect  {facts.dialect}"
+    yield f"format   {facts.dialect}"
     yield f"base     {facts.base_reference or 'not named'}"
     forms = ", ".join(
         f"{counted(count, 'tensor')} {form if form == 'replaced' else f'of {form}'}"

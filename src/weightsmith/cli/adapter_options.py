@@ -31,7 +31,7 @@ dialect_option = click.option(
     "--to",
     "dialect",
     type=click.Choice(("peft", "kohya", "diffusers")),
-    help="The dialect of OUT; default: that of the input.",
+    help="The format of OUT; default: that of the input.",
 )
 peft_dialect_option = click.option(
     "--to",
@@ -39,7 +39,7 @@ peft_dialect_option = click.option(
     type=click.Choice(("peft", "kohya", "diffusers")),
     default="peft",
     show_default=True,
-    help="The dialect of OUT.",
+    help="The format of OUT.",
 )
 dtype_option = click.option(
     "--dtype",

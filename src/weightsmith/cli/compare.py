@@ -12,11 +12,12 @@ import click
 
 from weightsmith.cli.evaluate import Telling
 from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.listing import ListingCommand
 from weightsmith.cli.options import device_option, json_option, report_option
 from weightsmith.cli.output import Block, Cell, Interval, Table, present
 from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
-from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
+from weightsmith.cli.saving import check_save, save, save_option
 
 if TYPE_CHECKING:
     from weightsmith.comparison.compare import Comparison, TaskComparison
@@ -27,28 +28,11 @@ if TYPE_CHECKING:
 _SHOWN_IDS = 10
 # What the file of --json is sealed as.
 _KIND = "comparison"
-_LISTS = frozenset({"--parents", "--gate"})
-
-
-class ListingCommand(SavingCommand):
-    """A command two of whose options take all arguments up to the next option: `--parents A B C --base D`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat such an option before each of its values, as click has it."""
-        written: list[str] = []
-        current = None
-        for argument in args:
-            if current is not None and not argument.startswith("--"):
-                written += [current, argument]
-                continue
-            current = argument if argument in _LISTS else None
-            if current is None:
-                written.append(argument)
-        return super().parse_args(ctx, written)
 
 
 @click.command(
     cls=ListingCommand,
+    lists=("--parents", "--gate"),
     examples=(
         "compare old new --suite suite.yaml",
         "compare old.json new.json --gate 'negative_flips<0.02'",
@@ -188,8 +172,8 @@ def _flips(title: str, tasks: Sequence[TaskComparison]) -> Iterator[Block]:
         "relative",
         "positive",
         "rate",
-        "trust",
-        "errors kept",
+        "still right",
+        "wrong before",
         "changed, wrong",
     )
     rows = [

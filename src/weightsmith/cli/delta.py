@@ -205,7 +205,7 @@ def list_(library: Path, as_json: bool) -> int:
 
 @delta.command(
     cls=DocumentedCommand,
-    short_help="Store equal streams of a library once.",
+    short_help="Store what packages of a library have in common once.",
     examples=("delta dedupe library",),
 )
 @_LIBRARY
@@ -244,7 +244,7 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
 
 @delta.command(
     cls=DocumentedCommand,
-    short_help="Write a member of a library as a checkpoint.",
+    short_help="Write a model of a library as a checkpoint.",
     examples=("delta materialise library french checkpoint",),
 )
 @_LIBRARY
@@ -367,9 +367,9 @@ def _library_blocks(library: _Library) -> Iterator[Block]:
         for m in library.members
     ]
     columns = ("name", "base", "codecs", "size", "of dense", "error")
-    yield Table("Members", columns, rows, frozenset({3, 4, 5}), spare=(1, 4))
+    yield Table("Models", columns, rows, frozenset({3, 4, 5}), spare=(1, 4))
     total = format_size(sum(m.nbytes for m in library.members))
-    yield f"{counted(len(library.members), 'member')}, {total}"
+    yield f"{counted(len(library.members), 'model')}, {total}"
 
 
 @dataclass(frozen=True, slots=True)

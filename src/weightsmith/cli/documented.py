@@ -10,7 +10,7 @@ import click
 from weightsmith.cli import completing
 
 # Options whose text is one, or leads to one.
-_REFERENCES = frozenset({"base", "suite", "parents", "initial"})
+_REFERENCES = frozenset({"base", "suite", "parents", "initial", "models", "validation"})
 
 
 class DocumentedCommand(click.Command):

@@ -1,4 +1,4 @@
-"""`weightsmith league`: methods on a family, each with its defaults and its tuned scale, cost beside quality."""
+"""`weightsmith league`: methods on models, each with its defaults and its tuned scale, cost beside quality."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import click
 
 from weightsmith.cli import completing
 from weightsmith.cli.compare import estimate
-from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.listing import ListingCommand
 from weightsmith.cli.options import device_option, json_option, report_option
 from weightsmith.cli.output import Block, Interval, Table, present
+from weightsmith.cli.reading import places_read, suite_files
 from weightsmith.cli.report import check_place, write_beside
 from weightsmith.cli.saving import check_save, save, save_option
 from weightsmith.cli.tables import without_blanks
 from weightsmith.cli.text import duration, harmless
 from weightsmith.tensors.sizes import format_size
+from weightsmith.wording import counted
 
 if TYPE_CHECKING:
     from weightsmith.comparison.family import Family
@@ -46,6 +48,8 @@ def _seconds(text: str) -> float:
 
 
 _KIND = "league"
+# As `comparison.league.METHODS`, which would load numpy to show the help.
+_METHODS = "linear,task_arithmetic,ties,iso_c,tsv_m,iwudi"
 
 
 def _names(text: str) -> list[str]:
@@ -66,26 +70,41 @@ def _counts(text: str) -> list[int]:
 
 
 @click.command(
-    cls=DocumentedCommand,
+    cls=ListingCommand,
+    lists=("--models",),
     examples=(
+        "league --models french german --base base --suite suite.yaml",
+        "league --models french german --base base --suite test.yaml --validation tune.yaml",
         "league --family vision-tiny --methods linear,task_arithmetic,ties",
         "league --family vision --methods all --out league --budget 30m",
-        "league --families language-s,language --methods ties,tsv_m --experts 2,4",
+        "league --families vision-tiny,vision --methods ties,tsv_m --experts 2,4",
     ),
+)
+@click.option(
+    "--models", multiple=True, metavar="MODEL...", help="Models of your own, to be merged."
+)
+@click.option(
+    "--base", metavar="MODEL", help="The model that they were made from, if there is one."
+)
+@click.option("--suite", metavar="FILE", help="The suite whose scores are reported.")
+@click.option(
+    "--validation",
+    metavar="FILE",
+    help="A suite to tune scales on; default: half of the items of --suite, which are not reported.",
 )
 @click.option(
     "--family",
     "--families",
     "families",
-    required=True,
     type=_names,
     metavar="NAME|DIR[,...]",
     shell_complete=completing.names(completing.families, listed=True),
-    help="A family that was built, or several of other sizes.",
+    help="A test-bed that was built or a family file of your own, or several, in the place of models.",
 )
 @click.option(
     "--methods",
-    required=True,
+    default=_METHODS,
+    show_default=True,
     type=_names,
     metavar="M1,M2,...|all",
     shell_complete=completing.names(completing.methods, "all", listed=True),
@@ -99,12 +118,12 @@ def _counts(text: str) -> list[int]:
     help="What scores are reported on.",
 )
 @click.option(
-    "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N experts each time."
+    "--experts", type=_counts, metavar="N[,...]", help="Merge only the first N models each time."
 )
 @click.option(
     "--statistics",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="A folder of EXPERT.KIND.safetensors, for methods that need statistics.",
+    help="A folder of MODEL.KIND.safetensors, for methods that need statistics.",
 )
 @click.option("--budget", type=_seconds, metavar="TIME", help="Begin nothing after this time.")
 @click.option(
@@ -118,7 +137,11 @@ def _counts(text: str) -> list[int]:
 @json_option
 @save_option
 def league(
-    families: list[str],
+    models: Sequence[str],
+    base: str | None,
+    suite: str | None,
+    validation: str | None,
+    families: list[str] | None,
     methods: list[str],
     split: str,
     experts: list[int] | None,
@@ -131,20 +154,22 @@ def league(
     as_json: bool,
     save_file: Path | None,
 ) -> int:
-    """Merge a family's experts with every method and rank the results.
+    """Merge models with every method and rank the results on a suite of tasks.
 
-    Each method is merged with its defaults, and with the scale that scores best on the validation split. What was
-    measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the others again. With
-    several families or numbers of experts it is a scaling study.
+    Each method is merged with its defaults, and with the scale that scores best on validation. The models are your own
+    or those of a family. The expert of a task is the model whose folder has the task's name, else the one that scores
+    best on it. What was measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the
+    others again. With several families or numbers of models it is a scaling study.
     """
-    from weightsmith.comparison.family import open_family
-    from weightsmith.comparison.league import Silent
-    from weightsmith.engine.places import cache_root
+    from weightsmith.comparison.league import Silent, default_folder
     from weightsmith.publishing.places import refuse_inputs
 
-    opened = [open_family(name) for name in families]
-    folder = out or cache_root() / "leagues"
-    reads = (*(family.folder for family in opened), *(() if statistics is None else (statistics,)))
+    opened = _opened(models, base, suite, validation, families)
+    folder = out or default_folder()
+    reads = (
+        *(place for family in opened for place in _places(family)),
+        *(() if statistics is None else (statistics,)),
+    )
     check_place(report_file, reads)
     check_save(save_file, _KIND, reads, report_file)
     refuse_inputs(folder / "entries", reads)
@@ -164,6 +189,44 @@ def league(
     else:
         ended = _scaling(opened, methods, experts or [], folder, shown, **options)
     return _exit_code(ended, folder)
+
+
+def _opened(
+    models: Sequence[str],
+    base: str | None,
+    suite: str | None,
+    validation: str | None,
+    families: list[str] | None,
+) -> list[Family]:
+    """The families that were named, or the one of the models that were; raises UsageError for neither or both."""
+    from weightsmith.comparison.opening import family_of_models, open_family
+
+    of_models = {"--models": models or None, "--base": base, "--suite": suite}
+    of_models["--validation"] = validation
+    if families is not None:
+        given = next((name for name, value in of_models.items() if value is not None), None)
+        if given is not None:
+            raise click.UsageError(
+                f"{given} is for models of your own, and a family has its own; give --models or --family, not both."
+            )
+        return [open_family(name) for name in families]
+    if not models:
+        raise click.UsageError(
+            "Nothing says what to merge; give --models and --suite, or --family with a test-bed or a family file."
+        )
+    if suite is None:
+        raise click.UsageError(
+            "Nothing says what to score the merges on; give a suite of tasks with --suite."
+        )
+    return [family_of_models(models, base, suite, validation)]
+
+
+def _places(family: Family) -> Sequence[Path]:
+    """What is read of a family."""
+    if family.folder is not None:
+        return (family.folder,)
+    suites = [file for suite in family.suites.values() for file in suite_files(str(suite))]
+    return (*places_read(*(model.reference for model in family.members)), *suites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +285,10 @@ def _exit_code(ended: str, out: Path) -> int:
 
 
 def _league_blocks(found: League) -> Iterator[Block]:
-    yield f"{found.family}: {len(found.experts)} experts, scores on {found.split}"
+    yield f"{found.family}: {counted(len(found.models), 'expert')}, scores on {_scored_on(found)}"
     yield ""
+    if any(task != label for task, label in found.owners.items()):
+        yield Table("Experts", ("task", "its expert"), list(found.owners.items()))
     heads = ("", "scale", "mean", "normalised", "retained", "unseen", "rank", "CPU", "memory")
     rows = [
         (
@@ -241,12 +306,21 @@ def _league_blocks(found: League) -> Iterator[Block]:
     ]
     table = Table("League", heads, rows, frozenset(range(2, 9)), spare=(8, 7, 5, 4, 2))
     yield without_blanks(table)
+    yield (
+        "normalised: merged over expert; retained: how much of what the experts gained over the base is kept; "
+        "rank 1 is best."
+    )
+    yield ""
     yield _by_task(found)
     if found.left_out:
         reasons = [(out.method, out.reason) for out in found.left_out]
         yield Table("Left out", ("method", "reason"), reasons)
     if any(row.at_edge for row in found.rows):
         yield ("* The best scale is at the edge of the grid; another may be better.")
+
+
+def _scored_on(found: League) -> str:
+    return "the half of the items that no scale was tuned on" if found.is_halved else found.split
 
 
 def _by_task(found: League) -> Table:

@@ -48,7 +48,7 @@ COMMANDS = {
     "rollback": "Take a contributor out of a merge again.",
     "inspect": "Show what a checkpoint's headers and config say.",
     "diff": "Show how two checkpoints differ, per layer and role.",
-    "seams": "Measure the seams between stacked layers.",
+    "seams": "Measure the boundaries between stacked layers.",
     "methods": "List the merge methods and modifiers, or explain one.",
     "adapter": "Combine, convert, resize and extract adapters.",
     "bundle": "Keep many fine-tunes of one base in one folder.",

@@ -13,6 +13,7 @@ from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.output import Block, Cell, Data, Table, Text, present
+from weightsmith.wording import counted
 
 if TYPE_CHECKING:
     from weightsmith.inspection.method_guide import Question
@@ -163,6 +164,7 @@ def _guide(catalogue: _Catalogue) -> Iterator[Block]:
     for question in questions:
         yield Table(question.title, ("", ""), list(question.answers.items()))
     yield "`weightsmith methods NAME` explains one: formula, parameters, defaults, source."
+    yield "Which to try first, with which settings: docs/which-method.md; `weightsmith league` measures it."
 
 
 def _markdown_lists(catalogue: _Catalogue) -> Iterator[Block]:
@@ -229,6 +231,15 @@ def _modifiers(specs: list[ModifierSpec]) -> Table:
     return Table(f"{len(rows)} modifiers, for `modify:`", _MODIFIERS, rows, frozenset({4}))
 
 
+# What must be seen before an element can be written, in a few words; see `inspection.method_facts`.
+_SEES = {
+    "elementwise": "needs nothing but the element",
+    "measured": "needs sums or ranks of its tensor first",
+    "model": "needs sums or ranks of the whole model first",
+    "matrix": "needs whole matrices in memory",
+}
+
+
 def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
     from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
     from weightsmith.methods.modifiers import ModifierSpec
@@ -240,7 +251,7 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
             ("modifier, for", "`modify:`"),
             ("paper", spec.paper),
             ("base", spec.base.value),
-            ("kind", f"{facts.kind}, {added}"),
+            ("kind", f"{facts.kind} ({_SEES[facts.kind]}), {added} over the inputs"),
         ]
     facts = facts_of(spec)
     shown = [
@@ -248,7 +259,10 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
         ("base", spec.base.value),
         ("experts", _experts(spec)),
         ("statistics", " or ".join(spec.statistics)),
-        ("kind", f"{facts.kind}, {facts.passes} {'pass' if facts.passes == 1 else 'passes'}"),
+        (
+            "kind",
+            f"{facts.kind} ({_SEES[facts.kind]}), {counted(facts.passes, 'pass', 'passes')} over the inputs",
+        ),
         ("cost", facts.cost),
         ("generalises", ", ".join(spec.generalises)),
         ("presets", ", ".join(("paper", *sorted(spec.presets)))),

@@ -77,9 +77,9 @@ def _blocks(report: SeamReport) -> Iterator[Block]:
     yield ""
     rows = [row for found in report.seams for row in _rows(found)]
     if rows:
-        yield Table("Seams", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS))))
+        yield Table("Layer boundaries", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS))))
     else:
-        yield "No seams: all layers follow each other as in their source."
+        yield "No boundaries: all layers follow each other as in their source."
 
 
 def _rows(found: SeamMeasures) -> list[tuple[str, ...]]:

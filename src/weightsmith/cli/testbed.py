@@ -136,7 +136,7 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, 
     try:
         folder = building.build(name, out, force=force, fresh=fresh, progress=progress)
     except KeyboardInterrupt:
-        line = "finished members are safe, and the same command goes on from there"
+        line = "finished models are safe, and the same command goes on from there"
         print(f"weightsmith: interrupted: {line}.", file=sys.stderr)
         return INTERRUPTED
     STREAMS.done()

@@ -16,7 +16,7 @@ def vocabulary_blocks(summary: VocabularySummary) -> Iterator[Block]:
     """What happens to rows and special tokens, and how well the rules for missing rows do."""
     yield Table(
         f"Vocabulary: {summary.source}, {summary.tokens:,} tokens in {summary.rows:,} rows",
-        ("checkpoint", "table", "in place", "moved", "borrowed", "made", "zero", "left out"),
+        ("checkpoint", "table", "same row", "moved", "from others", "computed", "zero", "dropped"),
         [_row(report) for report in summary.tables],
         frozenset({2, 3, 4, 6, 7}),
     )
@@ -32,7 +32,9 @@ def vocabulary_blocks(summary: VocabularySummary) -> Iterator[Block]:
         )
         for token in summary.special
     ]
-    yield Table("Special tokens", ("role", "token", "id", "own row of"), special, frozenset({2}))
+    yield Table(
+        "Special tokens", ("role", "token", "id", "its row before"), special, frozenset({2})
+    )
     if summary.measured:
         heads = ("checkpoint", "table", "rule", "error", "zero", "mean", "cosine")
         rows = [_error_row(one) for one in summary.measured]

@@ -36,7 +36,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One thing to measure: a member of the family (`method` None) or a merge of its experts, on a split.
+    """One thing to measure: a member of the family (`method` None) or a merge of its models, on a split.
 
     `tasks` are those of the suite to score, in its order; empty for all. With `measured` the experts come with their
     statistics.
@@ -61,11 +61,15 @@ class Candidate:
 
     def digest(self, family: Family) -> str:
         """Equal for measurements that must come out alike."""
+        is_merge = self.method is not None
+        suite = family.suite_digests.get(self.split)
         content = {
             "schema": SCHEMA,
-            "family": family.digest,
-            "experts": list(family.experts) if self.method is not None else [],
-            "split": self.split,
+            # What is measured of a member is the same in every family that it is in.
+            "family": family.digest if is_merge else family.member(self.member).digest,
+            **({} if is_merge or suite is None else {"suite": suite}),
+            "experts": [model.label for model in family.models] if is_merge else [],
+            "split": family.measured_as(self.split),
             "method": self.method,
             "member": self.member,
             "parameters": dict(self.parameters or {}),
@@ -127,14 +131,14 @@ class Entries:
 
 
 def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
-    """The recipe of a merge of the family's experts."""
+    """The recipe of a merge of the family's models."""
     recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": candidate.method}
-    if candidate.has_base:
-        recipe["base_model"] = str(family.base)
-    models: list[dict[str, Any]] = [{"model": str(family.expert(task))} for task in family.experts]
+    if candidate.has_base and family.base is not None:
+        recipe["base_model"] = family.base.reference
+    models: list[dict[str, Any]] = [{"model": model.reference} for model in family.models]
     if candidate.measured:
-        for model, task in zip(models, family.experts, strict=True):
-            model["statistics"] = [str(path) for path in family.statistics_of(task)]
+        for entry, model in zip(models, family.models, strict=True):
+            entry["statistics"] = [str(path) for path in family.statistics_of(model.label)]
     recipe["models"] = models
     if candidate.parameters:
         recipe["parameters"] = dict(candidate.parameters)

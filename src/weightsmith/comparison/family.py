@@ -1,125 +1,132 @@
-"""A family on disk as a league sees it: a base, an expert for each task, and a suite for each split."""
+"""A family as a league sees it: a base, models to merge, which of them is the expert of which task, and suites."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from weightsmith.errors import Malformed, UsageError
-from weightsmith.tensors.paths import expanded
-from weightsmith.tensors.small_files import read_small
-from weightsmith.tensors.strict_json import loads_json
-from weightsmith.testbeds.places import family_folder
+from weightsmith.comparison.halves import WHOLE, half_of
+from weightsmith.errors import UsageError
+from weightsmith.evaluation.scores import Evaluation
 from weightsmith.testbeds.sources import file_digest
-from weightsmith.wording import fault
+from weightsmith.wording import counted, shown
 
-_LARGEST_BYTES = 10_000_000
-RECORD = "family.json"
+VALIDATION, TEST = "validation", "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of a family: what it is called, what it is opened by, and a digest of what it is."""
+
+    label: str
+    reference: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where the members and suites of a family lie; `experts` are its tasks with an expert, in the family's order.
+    """What is merged and what it is scored on.
 
-    `digest` is over the bytes of all files. `statistics` is a folder of what was measured on the experts, as files
-    TASK.KIND.safetensors, for methods that need it, and `statistics_digest` over the bytes of these.
+    `models` are merged in this order; without a `base` methods that need one are left out. `owners` maps the tasks that
+    have an expert to its label, and `unassigned` are tasks whose expert is the model that scores best on them, which
+    the league finds out on validation. `suites` maps splits to suite files; where one file stands for both splits,
+    `is_halved` says that half of every task's items are for validation and the others for the report. `folder` is
+    where a family lies that was built as a whole. `digest` is over all weights and data. `statistics` is a folder of
+    what was measured on the models, as files LABEL.KIND.safetensors, and `statistics_digest` over the bytes of these.
     """
 
     name: str
-    folder: Path
     digest: str
-    experts: tuple[str, ...]
+    base: Model | None
+    models: tuple[Model, ...]
+    owners: Mapping[str, str]
+    suites: Mapping[str, Path]
+    unassigned: tuple[str, ...] = ()
+    is_halved: bool = False
+    folder: Path | None = None
+    suite_digests: Mapping[str, str] = field(default_factory=dict)
     statistics: Path | None = None
     statistics_digest: str = ""
 
     @property
-    def base(self) -> Path:
-        """The folder of the base."""
-        return self.folder / "base"
+    def experts(self) -> tuple[str, ...]:
+        """The tasks that have an expert, in the family's order."""
+        return tuple(self.owners)
 
-    def expert(self, task: str) -> Path:
-        """The folder of a task's expert."""
-        return self.folder / "experts" / task
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The models, with the base before them if there is one."""
+        return self.models if self.base is None else (self.base, *self.models)
+
+    def member(self, label: str) -> Model:
+        """The model of a label, or the base."""
+        return next(model for model in self.members if model.label == label)
+
+    def expert(self, task: str) -> str:
+        """What the expert of a task is opened by."""
+        return self.member(self.owners[task]).reference
 
     def suite(self, split: str) -> Path:
         """The suite of a split; raises UsageError if the family has none."""
-        path = self.folder / f"suite.{split}.yaml"
-        if not path.is_file():
+        if split not in self.suites:
             raise UsageError(
-                f"The family {str(self.folder)!r} has no split {split!r}; use validation or test."
+                f"The family {shown(self.name)} has no split {split!r}; use {' or '.join(self.suites)}."
             )
-        return path
+        return self.suites[split]
 
-    def statistics_of(self, task: str) -> list[Path]:
-        """The statistics files of a task's expert, by name."""
-        return (
-            [] if self.statistics is None else sorted(self.statistics.glob(f"{task}.*.safetensors"))
-        )
+    def measured_as(self, split: str) -> str:
+        """The split that is measured for the sake of a split: the whole suite where it is halved."""
+        return WHOLE if self.is_halved else split
+
+    def part(self, evaluation: Evaluation, split: str) -> Evaluation:
+        """What an evaluation that was measured says of a split."""
+        return half_of(evaluation, first=split == VALIDATION) if self.is_halved else evaluation
+
+    def statistics_of(self, label: str) -> list[Path]:
+        """The statistics files of a model, by name."""
+        if self.statistics is None:
+            return []
+        return sorted(self.statistics.glob(f"{label}.*.safetensors"))
 
     def measured(self, statistics: Path) -> Family:
-        """The family with a folder of statistics; raises UsageError for one that lacks an expert's."""
+        """The family with a folder of statistics; raises UsageError for one that lacks a model's."""
         found = replace(self, statistics=statistics.absolute())
         state = hashlib.sha256()
-        for task in self.experts:
-            files = found.statistics_of(task)
+        for model in self.models:
+            files = found.statistics_of(model.label)
             for path in files:
                 state.update(f"{path.name} {file_digest(path)}\n".encode())
             if not files:
                 raise UsageError(
-                    f"The folder {str(statistics)!r} has no statistics of the expert {task!r}; it needs files such as "
-                    f"{task}.fisher.safetensors."
+                    f"The folder {shown(statistics)} has no statistics of the expert {model.label!r}; it needs files "
+                    f"such as {model.label}.fisher.safetensors."
                 )
         return replace(found, statistics_digest=state.hexdigest())
 
-    def first(self, experts: int) -> Family:
-        """The family with its first experts only; raises UsageError where it has fewer."""
-        if not 1 <= experts <= len(self.experts):
+    def first(self, number: int) -> Family:
+        """The family with its first models only, and the tasks that these are experts of.
+
+        Raises UsageError where it has fewer, and where it is not known which model is the expert of which task.
+        """
+        if number == len(self.models):
+            return self
+        if not 1 <= number < len(self.models):
+            there = counted(len(self.models), "expert")
             raise UsageError(
-                f"The family {self.name!r} has {len(self.experts)} experts, so {experts} cannot be merged."
+                f"The family {shown(self.name)} has {there}, so {number} cannot be merged."
             )
-        return replace(self, experts=self.experts[:experts])
+        if self.unassigned:
+            raise UsageError(
+                f"Which model is the expert of {shown(self.unassigned[0])} is not known before it is measured, so the "
+                f"first {number} cannot be taken; name models after tasks, or give a family file with `experts`."
+            )
+        models = self.models[:number]
+        labels = {model.label for model in models}
+        owners = {task: label for task, label in self.owners.items() if label in labels}
+        return replace(self, models=models, owners=owners)
 
-
-def open_family(given: str | Path) -> Family:
-    """The family in a folder, or the one of a name that `weightsmith testbed build` put into the cache.
-
-    Raises UsageError if there is none, or if it has no base or no experts to merge.
-    """
-    folder = expanded(given)
-    if not (folder / RECORD).is_file():
-        folder = family_folder(str(given))
-    if not (folder / RECORD).is_file():
-        raise UsageError(
-            f"There is no family {str(given)!r}; give a folder with {RECORD}, or build it with "
-            f"`weightsmith testbed build {given}`."
-        )
-    folder = folder.absolute()
-    record = _read(folder / RECORD)
-    experts = tuple(
-        task for task in map(str, record["tasks"]) if (folder / "experts" / task).is_dir()
-    )
-    if not experts or not (folder / "base").is_dir():
-        raise UsageError(
-            f"The family {str(folder)!r} has no base with experts for its tasks, so there is nothing to merge."
-        )
-    return Family(str(record["family"]), folder, str(record["digest"]), experts)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = loads_json(read_small(path, _LARGEST_BYTES))
-        if not isinstance(record, dict):
-            raise Malformed("it holds no JSON object")
-        known = {key: record[key] for key in ("family", "digest", "tasks")}
-        if not isinstance(known["tasks"], (list, dict)):
-            raise Malformed("its tasks are no list of names")
-    except OSError as problem:
-        raise UsageError(f"{str(path)!r} cannot be read ({problem.strerror}).") from None
-    except (Malformed, KeyError) as problem:
-        raise UsageError(
-            f"{str(path)!r} is no record of a family of test models ({fault(problem)}); a family is made by "
-            "`weightsmith testbed build`."
-        ) from None
-    return known
+    def assigned(self, found: Mapping[str, str]) -> Family:
+        """The family with experts of the tasks that had none."""
+        return replace(self, owners={**self.owners, **found}, unassigned=())

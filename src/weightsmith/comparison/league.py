@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from weightsmith.comparison.entries import (
     measure_cost,
     recipe_of,
 )
-from weightsmith.comparison.family import Family
+from weightsmith.comparison.family import VALIDATION, Family, Model
+from weightsmith.comparison.opening import family_of_models
 from weightsmith.comparison.standings import (
     AVERAGE,
     DEFAULT,
@@ -26,6 +27,7 @@ from weightsmith.comparison.standings import (
     mean_normalized,
 )
 from weightsmith.comparison.tuning import Entrant, LeftOut, enter
+from weightsmith.engine.places import cache_root
 from weightsmith.errors import ResourceError, UsageError, WeightsmithError
 from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.scores import Evaluation
@@ -33,7 +35,9 @@ from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 
 SCHEMA = 1
-VALIDATION = "validation"
+Tasks = tuple[str, ...]
+# What is tried where nothing is said: the plain ones, and what leads on the test-beds (docs/which-method.md).
+METHODS = ("linear", "task_arithmetic", "ties", "iso_c", "tsv_m", "iwudi")
 FINISHED, BUDGET, INTERRUPTED = "finished", "budget", "interrupted"
 
 
@@ -59,15 +63,26 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class League:
-    """A league table. `ended` is `finished`, `budget` or `interrupted`; methods that were not reached have no rows."""
+    """A league table. `ended` is `finished`, `budget` or `interrupted`; methods that were not reached have no rows.
+
+    `models` are the labels of what was merged, `owners` says which of them is the expert of which task, and `is_halved`
+    that the scores are of half the items of the suite, the others being for validation.
+    """
 
     family: str
     digest: str
     split: str
-    experts: tuple[str, ...]
+    is_halved: bool
+    models: tuple[str, ...]
+    owners: Mapping[str, str]
     rows: tuple[LeagueRow, ...]
     left_out: tuple[LeftOut, ...]
     ended: str
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The tasks that have an expert."""
+        return tuple(self.owners)
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -76,11 +91,54 @@ class League:
             "family": self.family,
             "digest": self.digest,
             "split": self.split,
+            "halved": self.is_halved,
             "experts": list(self.experts),
+            "models": list(self.models),
+            "expert_of": dict(self.owners),
             "ended": self.ended,
             "rows": [row.to_mapping() for row in self.rows],
             "left_out": [{"method": out.method, "reason": out.reason} for out in self.left_out],
         }
+
+
+def default_folder() -> Path:
+    """Where measurements are kept unless another place is given."""
+    return cache_root() / "leagues"
+
+
+def league(
+    models: Sequence[str | Path],
+    suite: str | Path,
+    *,
+    base: str | Path | None = None,
+    validation: str | Path | None = None,
+    methods: Sequence[str] = METHODS,
+    out: str | Path | None = None,
+    budget_seconds: float | None = None,
+    device: str = "cpu",
+    with_cost: bool = True,
+    progress: Progress | None = None,
+) -> League:
+    """Merge models with every method, each with its defaults and tuned, and rank the results on a suite.
+
+    `models` are checkpoints, adapters on their base or recipes, `base` what they were made from. Scales are tuned on
+    the suite `validation`, or, without it, on half of the items of `suite`, which are then not reported. `methods` are
+    names, or `["all"]`. Measurements are kept in `out` (default: in the cache). `with_cost=False` does not measure the
+    time and memory of merges, which takes a process for each. See `run_league`, and what opening models and suites
+    raises.
+    """
+    family = family_of_models(
+        [str(model) for model in models], None if base is None else str(base), suite, validation
+    )
+    return run_league(
+        family,
+        methods,
+        default_folder() if out is None else Path(out),
+        budget_seconds=budget_seconds,
+        device=device,
+        with_cost=with_cost,
+        progress=progress,
+    )
 
 
 def run_league(
@@ -94,7 +152,7 @@ def run_league(
     with_cost: bool = True,
     progress: Progress | None = None,
 ) -> League:
-    """Merge a family's experts with every method and rank the results on a split.
+    """Merge a family's models with every method and rank the results on a split.
 
     A method with a scale is merged with its defaults, and again with the scale that scores best on the validation split
     (fixed grids, see `tuning`; the highest normalised score, of equals the smallest scale). The split is for reporting
@@ -106,16 +164,24 @@ def run_league(
         raise UsageError(
             "A league is tuned on the validation split; report on another, such as test."
         )
-    has_statistics = family.statistics is not None
-    entrants = [
-        enter(name, len(family.experts), has_statistics=has_statistics) for name in _named(methods)
-    ]
-    bench = _Bench(family, Entries(out), budget_seconds, device, progress or Silent())
+    given = {
+        "has_statistics": family.statistics is not None,
+        "has_base": family.base is not None,
+    }
+    entrants = [enter(name, len(family.models), **given) for name in _named(methods)]
+    heard = Silent() if progress is None else progress
+    bench = _Bench(family, Entries(out), budget_seconds, device, heard)
     return _Run(family, split, bench, with_cost).of(entrants)
 
 
 def _named(methods: Sequence[str]) -> list[str]:
     return registry.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
+
+
+def _best(task: str, found: Mapping[str, Evaluation]) -> str:
+    """The label of what scores best on a task, of equals the first."""
+    sign = 1 if next(iter(found.values())).score(task).higher_is_better else -1
+    return max(found, key=lambda label: sign * found[label].score(task).value)
 
 
 class _BudgetSpent(Exception):
@@ -138,6 +204,11 @@ class _Bench:
         self._ends = None if budget_seconds is None else time.monotonic() + budget_seconds
 
     def measure(self, candidate: Candidate) -> Entry:
+        """What a candidate is on its split."""
+        found = self._measured(candidate)
+        return Entry(self.family.part(found.evaluation, candidate.split), found.cost)
+
+    def _measured(self, candidate: Candidate) -> Entry:
         digest = candidate.digest(self.family)
         found = self._entries.find(digest)
         if found is None:
@@ -151,15 +222,21 @@ class _Bench:
         return found
 
     def _made(self, candidate: Candidate) -> Entry:
-        subject: Path | Recipe
-        cost = None
         if candidate.method is None:
-            subject = self.family.folder / candidate.member
-        else:
-            recipe = recipe_of(candidate, self.family)
-            subject = Recipe.load(recipe)
-            cost = measure_cost(recipe) if candidate.with_cost else None
-        found = evaluate(
+            return Entry(
+                self._scored(self.family.member(candidate.member).reference, candidate), None
+            )
+        recipe = recipe_of(candidate, self.family)
+        if not candidate.with_cost:
+            return Entry(self._scored(Recipe.load(recipe), candidate), None)
+        # The same merge may have been scored already, as one of those that a scale was tuned with.
+        known = self._entries.find(replace(candidate, with_cost=False).digest(self.family))
+        cost = measure_cost(recipe)
+        scored = known.evaluation if known else self._scored(Recipe.load(recipe), candidate)
+        return Entry(scored, cost)
+
+    def _scored(self, subject: str | Recipe, candidate: Candidate) -> Evaluation:
+        return evaluate(
             subject,
             self.family.suite(candidate.split),
             tasks=candidate.tasks,
@@ -168,7 +245,6 @@ class _Bench:
             # What is measured is kept as an entry.
             cache=False,
         )
-        return Entry(found, cost)
 
 
 class _Run:
@@ -176,6 +252,7 @@ class _Run:
         self._family, self._split, self._bench = family, split, bench
         self._with_cost = with_cost
         self._validation_experts: dict[str, Evaluation] = {}
+        self._all_tasks: Tasks = ()
 
     def of(self, entrants: Sequence[Entrant | LeftOut]) -> League:
         taking = [entrant for entrant in entrants if isinstance(entrant, Entrant)]
@@ -184,7 +261,9 @@ class _Run:
         contestants: list[Contestant] = []
         ended, base, experts = FINISHED, None, None
         try:
-            base = self._bench.measure(Candidate(self._split, None, "base")).evaluation
+            self._assign()
+            if self._family.base is not None:
+                base = self._bench.measure(self._member(self._family.base)).evaluation
             experts = self._experts(self._split)
             contestants.append(self._average())
             for entrant in taking:
@@ -193,9 +272,9 @@ class _Run:
             ended = BUDGET
         except KeyboardInterrupt:
             ended = INTERRUPTED
-            if base is None or experts is None:
+            if experts is None:
                 raise
-        if base is None or experts is None:
+        if experts is None:
             raise ResourceError(
                 "The budget was spent before base and experts were scored; run again with a larger one."
             )
@@ -204,17 +283,49 @@ class _Run:
             self._family.name,
             self._family.digest,
             self._split,
-            self._family.experts,
+            self._family.is_halved,
+            tuple(model.label for model in self._family.models),
+            self._family.owners,
             rows,
             tuple(left_out),
             ended,
         )
 
     def _measurements(self, taking: Sequence[Entrant]) -> int:
-        number = len(self._family.experts)
+        family = self._family
+        number = len(family.models if family.unassigned else self._tasks_by_owner())
         has_tuning = any(entrant.scale for entrant in taking)
         own = sum(1 + (len(e.grid) + 1 if e.scale else 0) for e in taking)
-        return 2 + number + (number if has_tuning else 0) + own
+        average, base = 1, int(family.base is not None)
+        assigning = len(family.models) if family.unassigned else 0
+        return base + average + number + assigning + (number if has_tuning else 0) + own
+
+    def _assign(self) -> None:
+        """Find the expert of every task that none is named like: the model that scores best on validation."""
+        family = self._family
+        if not family.unassigned:
+            return
+        tasks = (*family.owners, *family.unassigned)
+        found = {
+            model.label: self._bench.measure(self._member(model, VALIDATION, tasks)).evaluation
+            for model in family.models
+        }
+        best = {task: _best(task, found) for task in family.unassigned}
+        self._all_tasks = tasks
+        self._family = family.assigned(best)
+        self._bench.family = self._family
+
+    def _member(self, model: Model, split: str | None = None, tasks: Tasks = ()) -> Candidate:
+        return Candidate(split or self._split, None, model.label, tasks=tasks)
+
+    def _tasks_by_owner(self) -> dict[str, Tasks]:
+        """The tasks of every model that is the expert of one, in the order of the models."""
+        owners = self._family.owners
+        labels = [model.label for model in self._family.models]
+        owned = {
+            label: tuple(t for t, owner in owners.items() if owner == label) for label in labels
+        }
+        return {label: tasks for label, tasks in owned.items() if tasks}
 
     def _enter(
         self, entrant: Entrant, contestants: list[Contestant], left_out: list[LeftOut]
@@ -264,13 +375,13 @@ class _Run:
         return Contestant(AVERAGE, AVERAGE, {}, entry.evaluation, entry.cost)
 
     def _experts(self, split: str) -> dict[str, Evaluation]:
-        """Every expert on its own task."""
-        return {
-            task: self._bench.measure(
-                Candidate(split, None, f"experts/{task}", tasks=(task,))
-            ).evaluation
-            for task in self._family.experts
-        }
+        """Every expert on its own tasks; on all that models were assigned by, where they were measured on those."""
+        found: dict[str, Evaluation] = {}
+        for label, tasks in self._tasks_by_owner().items():
+            model = self._family.member(label)
+            candidate = self._member(model, split, self._all_tasks or tasks)
+            found |= dict.fromkeys(tasks, self._bench.measure(candidate).evaluation)
+        return {task: found[task] for task in self._family.owners}
 
     def _tuned(self, entrant: Entrant, scale: str) -> float:
         if not self._validation_experts:

@@ -77,10 +77,10 @@ def run_scaling(
     leagues: list[League] = []
     rows: list[ScalingRow] = []
     for family in families:
-        tensors = open_model(family.base).tensors.values()
+        tensors = open_model(family.members[0].reference).tensors.values()
         parameters = sum(tensor.numel for tensor in tensors)
-        for count in sorted(set(counts) or {len(family.experts)}):
-            if count > len(family.experts):
+        for count in sorted(set(counts) or {len(family.models)}):
+            if count > len(family.models):
                 continue
             league = run_league(
                 family.first(count),
@@ -104,7 +104,7 @@ def _rows(league: League, parameters: int) -> list[ScalingRow]:
             row.name,
             league.family,
             parameters,
-            len(league.experts),
+            len(league.models),
             row.normalized,
             row.retained,
             row.unseen,

@@ -74,14 +74,18 @@ class LeagueRow:
 
 
 def league_rows(
-    base: Evaluation, experts: Mapping[str, Evaluation], contestants: Sequence[Contestant]
+    base: Evaluation | None,
+    experts: Mapping[str, Evaluation],
+    contestants: Sequence[Contestant],
 ) -> tuple[LeagueRow, ...]:
     """Rows for the base, the experts on their own tasks, and the contestants by rank, tuned ones first.
 
     `experts` maps each own task to its expert's evaluation, on that task at least. All must have the same items.
+    Without a base there is no row of it, and nothing that is measured from it.
     """
     judge = _Judge(base, experts)
-    rows = [judge.row(Contestant(BASE, BASE, {}, base)), judge.row_of_experts()]
+    rows = [] if base is None else [judge.row(Contestant(BASE, BASE, {}, base))]
+    rows.append(judge.row_of_experts())
     made = [judge.row(contestant) for contestant in contestants]
     rows += [row for row in made if row.setting not in _RANKED]
     for setting in reversed(_RANKED):
@@ -125,13 +129,14 @@ def mean_normalized(evaluation: Evaluation, experts: Mapping[str, Evaluation]) -
 class _Judge:
     """Computes rows; every evaluation is restricted once, so that its draws are made once."""
 
-    def __init__(self, base: Evaluation, experts: Mapping[str, Evaluation]) -> None:
+    def __init__(self, base: Evaluation | None, experts: Mapping[str, Evaluation]) -> None:
         self._own = tuple(experts)
-        self._rest = tuple(s.task for s in base.scores if s.task not in experts)
+        scores = () if base is None else base.scores
+        self._rest = tuple(score.task for score in scores if score.task not in experts)
         self._experts = joined(EXPERTS, experts)
         self._base = base
         self._draws = Draws([self._experts])
-        self._rest_draws = Draws([restricted(base, self._rest)]) if self._rest else None
+        self._rest_draws = Draws([restricted(base, self._rest)]) if base and self._rest else None
         self._parts: dict[tuple[int, tuple[str, ...]], Evaluation] = {}
         self._kept: list[Evaluation] = []
 
@@ -175,6 +180,8 @@ class _Judge:
         return mean_of(known) if len(known) == len(ratios) else None
 
     def _retained(self, evaluation: Evaluation) -> Floats | None:
+        if self._base is None:
+            return None
         own, base = self._part(evaluation, self._own), self._part(self._base, self._own)
         shares = [retained_draws(own, self._experts, base, task, self._draws) for task in self._own]
         known = [share for share in shares if share is not None]
@@ -187,12 +194,14 @@ class _Judge:
 
     def _change(self, evaluation: Evaluation, *, general: bool) -> Estimate | None:
         """Improvement over the base on general tasks, or on those that are new to all merged experts."""
+        if self._base is None or self._rest_draws is None:
+            return None
         tasks = [
             s.task
             for s in self._base.scores
             if s.task in self._rest and (s.group == GENERAL) is general
         ]
-        if not tasks or self._rest_draws is None:
+        if not tasks:
             return None
         rest, base = self._part(evaluation, self._rest), self._part(self._base, self._rest)
         return _estimate(mean_of([self._rest_draws.gain(base, rest, task) for task in tasks]))

@@ -52,19 +52,21 @@ class LeftOut:
     reason: str
 
 
-def enter(method: str, experts: int, *, has_statistics: bool = False) -> Entrant | LeftOut:
-    """A method as it takes part with so many experts, with statistics of them or without, or why it cannot.
+def enter(
+    method: str, experts: int, *, has_statistics: bool = False, has_base: bool = True
+) -> Entrant | LeftOut:
+    """A method as it takes part with so many experts, with statistics and a base or without, or why it cannot.
 
     Raises RecipeError for an unknown name.
     """
     spec = registry.get(method)
-    reason = _reason_against(spec, experts, has_statistics)
+    reason = _reason_against(spec, experts, has_statistics, has_base)
     if reason is not None:
         return LeftOut(method, reason)
     scale = scale_of(spec)
     grid = () if scale is None else SHARES if method in _BETWEEN else STRENGTHS
-    has_base, given = spec.base is not Base.IGNORED, _GIVEN.get(method, {})
-    return Entrant(method, has_base, given, scale, grid, measured=bool(spec.statistics))
+    takes_base, given = has_base and spec.base is not Base.IGNORED, _GIVEN.get(method, {})
+    return Entrant(method, takes_base, given, scale, grid, measured=bool(spec.statistics))
 
 
 def scale_of(spec: MethodSpec) -> str | None:
@@ -72,9 +74,13 @@ def scale_of(spec: MethodSpec) -> str | None:
     return "lambda" if "lambda" in spec.parameters else _SCALES.get(spec.name)
 
 
-def _reason_against(spec: MethodSpec, experts: int, has_statistics: bool) -> str | None:
+def _reason_against(
+    spec: MethodSpec, experts: int, has_statistics: bool, has_base: bool
+) -> str | None:
     if spec.name in _LEFT_OUT:
         return _LEFT_OUT[spec.name]
+    if spec.base is Base.REQUIRED and not has_base:
+        return "it needs the base that the models were made from"
     if spec.statistics and not has_statistics:
         return f"it needs statistics of the experts ({', '.join(spec.statistics)})"
     given = _GIVEN.get(spec.name, {})

@@ -357,7 +357,7 @@ def _dialect(form: AdapterForm, loaded: Sequence[Loaded]) -> Dialect:
     if len(flattened) > 1 or (True in flattened and dialect != "kohya"):
         one = next(one for one in loaded if one.flattened)
         raise CompatibilityError(
-            f"{shown(one.source)} has names without dots, which only a base can tell from those of other dialects: "
+            f"{shown(one.source)} has names without dots, which only a base can tell from those of other formats: "
             "give the base of the adapters as `base_model`."
         )
     return dialect

@@ -37,7 +37,7 @@ def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: 
         shown = "; ".join(sorted(failures)[:10])
         more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
         raise AssertionFailed(
-            f"The merge is not sealed, because an assertion of the recipe fails: {shown}{more}."
+            f"The merge is not finished, because an assertion of the recipe fails: {shown}{more}."
         )
 
 

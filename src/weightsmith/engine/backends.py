@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from weightsmith.errors import ResourceError, UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.passes import Backend
+from weightsmith.wording import with_extra
 
 # Measured anonymous memory of a process that has done a merge's imports, before the first tile.
 _NATIVE_RESIDENT = 40 * 2**20
@@ -95,7 +96,7 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
     if importlib.util.find_spec("torch") is None:
         raise ResourceError(
             f"Neither backend is available: {native.why_not()}, and torch is not installed; install "
-            "a C++ compiler and reinstall weightsmith, or `pip install weightsmith[torch]`."
+            f"a C++ compiler and reinstall weightsmith, or {with_extra('torch')}."
         )
     note: tuple[Finding, ...] = ()
     if wanted == "auto":
@@ -114,7 +115,7 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
 def _require_device(device: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise ResourceError(
-            f"Device {device} needs torch, which is not installed: `pip install weightsmith[torch]`."
+            f"Device {device} needs torch, which is not installed; {with_extra('torch')}."
         )
     import torch
 

@@ -27,6 +27,7 @@ from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.state import note_state
 from weightsmith.engine.tensor_job import Settings
 from weightsmith.errors import ResourceError
+from weightsmith.wording import with_extra
 
 _BATCHES_PER_CPU = 4
 _ATTEMPTS = 4
@@ -62,7 +63,7 @@ def _connected(address: str) -> tuple[Any, bool]:
     """Ray, and whether it was started here; a session that the caller has opened is used as it is."""
     if importlib.util.find_spec("ray") is None:
         raise ResourceError(
-            "Running on a cluster needs Ray, which is not installed: `pip install weightsmith[ray]`."
+            f"Running on a cluster needs Ray, which is not installed; {with_extra('ray')}."
         )
     import ray
 

@@ -132,7 +132,7 @@ def _write_tensors(
         skip = set(records) | store.make_without_reading(progress)
         records |= work(plan, store, finished, scheduler, skip, progress)
         check_assertions(plan, store, scheduler, progress)
-        progress.stage("sealing")
+        progress.stage("writing the manifest")
         store.finish()
         return records, plan.output.merged(plan, records, store, staging.out)
 
@@ -153,7 +153,7 @@ def _write_one_file(
         progress.start(plan.layout.total_size, 0)
         skip = store.make_without_reading(progress)
         records = compute_tensors(plan, store, Forgotten(), scheduler, skip, progress)
-        progress.stage("sealing")
+        progress.stage("writing the manifest")
         merged = plan.output.merged(plan, records, store, place)
         _check_record(merged, expected, sources)
         manifest = manifests.build(plan, merged, None)
@@ -174,7 +174,7 @@ def _check_record(
         raise VerificationError(
             f"The result differs from the record in {len(different)} of {counted(len(wanted), 'tensor')}, "
             f"the first being {different[0]!r}; "
-            "an input was changed, or another version or backend wrote the record. The output was not sealed."
+            "an input was changed, or another version or backend wrote the record. No output was made."
         )
     for given in merged.inputs.values():
         known = sources.get(given.reference, {})
@@ -182,7 +182,7 @@ def _check_record(
             if known.get(tensor, digest) != digest:
                 raise VerificationError(
                     f"Tensor {tensor!r} of the input {given.reference!r} is not the one on record; give the input that "
-                    "was merged. The output was not sealed."
+                    "was merged. No output was made."
                 )
 
 

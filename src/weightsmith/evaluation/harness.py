@@ -29,6 +29,7 @@ from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import check_language_model
 from weightsmith.naming import nearest
+from weightsmith.wording import with_extra
 
 # How the library turns the items of a metric into a score: those that are ratios of sums over items.
 _MEANS = frozenset({"mean", "nanmean"})
@@ -50,7 +51,7 @@ class HarnessTask:
     def __init__(self, task: Task) -> None:
         if find_spec("lm_eval") is None:
             raise ResourceError(
-                f"Task {task.name!r} needs lm-evaluation-harness: `pip install weightsmith[eval]`."
+                f"Task {task.name!r} needs lm-evaluation-harness; {with_extra('eval')}."
             )
         self.task = task
         with _quiet():

@@ -24,7 +24,7 @@ from weightsmith.evaluation.plain_models import Build, find_builder
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.recipes import Recipe
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.wording import counted, literal, shown
+from weightsmith.wording import counted, literal, shown, with_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -276,9 +276,7 @@ def _check_size(subject: Subject, planned: Module) -> None:
 def _check_libraries(needed: list[str]) -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
-        raise ResourceError(
-            f"Evaluation needs {' and '.join(missing)}: `pip install weightsmith[eval]`."
-        )
+        raise ResourceError(f"Evaluation needs {' and '.join(missing)}; {with_extra('eval')}.")
 
 
 def _check_device(device: str) -> None:

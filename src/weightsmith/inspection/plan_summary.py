@@ -176,7 +176,7 @@ def _part(plan: Plan, label: str) -> str:
     if label == plan.resolved.base:
         parts.append("base")
     if label == plan.resolved.donor:
-        parts.append("donor")
+        parts.append("config")
     if label in plan.resolved.statistics:
         parts.append("statistics")
     if not parts and plan.resolved.vocabulary is not None:

@@ -194,7 +194,7 @@ def materialise(
         names = [member.name for member in members(library)]
         near = nearest(name, names)
         hint = f"did you mean {near!r}?" if near else _listed(names)
-        raise UsageError(f"The library {str(library)!r} has no member {name!r}; {hint}")
+        raise UsageError(f"The library {str(library)!r} has no model {name!r}; {hint}")
     if is_package(place) and not task:
         return unpack(place, out, base=base, **options)
     if not task:

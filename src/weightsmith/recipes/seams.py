@@ -12,6 +12,7 @@ from typing import Any
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.formula import OutputTensor, first_leaf
+from weightsmith.wording import counted
 
 _MOST_SHOWN = 4
 
@@ -109,7 +110,7 @@ def seam_findings(
                 "seams",
                 stack,
                 f"{stack!r} has {len(layers)} layers ({parameters:,} parameters in all) with "
-                f"{len(seams)} seam(s): {listed}{more}{twice}",
+                f"{counted(len(seams), 'layer boundary', 'layer boundaries')}: {listed}{more}{twice}",
                 "`weightsmith seams` measures them",
             )
         )

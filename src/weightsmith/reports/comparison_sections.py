@@ -106,7 +106,7 @@ def _flips(tasks: Sequence[TaskComparison]) -> tuple[Block, ...]:
             ),
             DataTable(
                 "Flips between right and wrong",
-                ("task", "items", "negative", "rate", "positive", "rate", "trust"),
+                ("task", "items", "negative", "rate", "positive", "rate", "still right"),
                 tuple(_flip_row(name, change) for name, change in flipping),
                 frozenset(range(1, 7)),
             ),

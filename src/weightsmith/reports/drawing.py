@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 
 from weightsmith.errors import UsageError
 from weightsmith.reports.palette import COLOURS, light
+from weightsmith.wording import with_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def require_matplotlib() -> None:
     """Raise UsageError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
-            "Reports need matplotlib, which is not installed: `pip install weightsmith[report]`."
+            f"Reports need matplotlib, which is not installed; {with_extra('report')}."
         )
 
 

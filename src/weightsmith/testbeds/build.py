@@ -34,6 +34,7 @@ from weightsmith.tensors.paths import expanded
 from weightsmith.testbeds.families import Blueprint, Family, Step, find_family
 from weightsmith.testbeds.places import family_folder
 from weightsmith.testbeds.sources import Source, fetch, file_digest
+from weightsmith.wording import with_extra
 
 RECORD = "family.json"
 _STEPS = "steps.jsonl"
@@ -167,8 +168,8 @@ def _check_libraries(family: Family) -> None:
     missing = [name for name in family.needs if find_spec(name) is None]
     if missing:
         raise ResourceError(
-            f"The family {family.name!r} needs {', '.join(missing)}, which this environment lacks: "
-            "install weightsmith with the extra `testbed`."
+            f"The family {family.name!r} needs {', '.join(missing)}, which this environment lacks; "
+            f"{with_extra('testbed')}."
         )
 
 
