@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble, open_checkpoint
-from weightsmith.checkpoints.donor import is_inside
+from weightsmith.checkpoints.donor import absence, is_inside
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.outside_base import base_tensor, open_base
 from weightsmith.checkpoints.weights import BareAdapter, find_weights, read_tensors
@@ -152,7 +152,7 @@ def read_header(folder: Path) -> BundleHeader:
     """The header of a bundle; raises CheckpointError if it is missing, damaged or of a newer version."""
     path = folder / FILE_NAME
     if not is_inside(path, folder):
-        raise CheckpointError(f"{shown(folder)} has no {FILE_NAME}: give a task bundle.")
+        raise CheckpointError(absence(folder, FILE_NAME, "a task bundle"))
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(

@@ -38,6 +38,7 @@ from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.tensors.dtypes import DType
+from weightsmith.wording import shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +85,8 @@ def combine_adapters(
     What a recipe can say is run as one, into a folder with recipe and manifest, unless `out` is a file. Raises what
     planning and merging raise, and UsageError for requests without a meaning.
     """
+    if isinstance(adapters, (str, Path)):
+        raise UsageError(f"adapters is a list of paths, not {shown(adapters)}.")
     if not adapters:
         raise UsageError("There is nothing to combine: name at least one adapter.")
     paths = [str(path) for path in adapters]
