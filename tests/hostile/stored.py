@@ -19,6 +19,7 @@ from .running import Input, Make
 
 Factors = dict[str, np.ndarray]
 _Q = "base_model.model.model.layers.0.self_attn.q_proj"
+_DIGEST = "the digest of a"
 _KOHYA = "lora_unet_model_layers_0_self_attn_q_proj"
 ROW: dict[str, Any] = {
     "name": "ties",
@@ -86,7 +87,7 @@ FACTORS: dict[str, Callable[[Factors], Factors]] = {
     "rows of no tensor": _with(q_B=_ones(17, 2)),
     "columns of no tensor": _with(q_A=_ones(2, 15)),
     "one axis": _with(q_A=_ones(16)),
-    "no axis": _with(q_A=np.float32(1).reshape(())),
+    "no axis": _with(q_A=np.array(1, np.float32)),
     "three axes": _with(q_A=_ones(2, 4, 4)),
     "a kernel": _with(q_A=_ones(2, 16, 3, 3), q_B=_ones(16, 2, 1, 1)),
     "nothing": _with(q_A=_ones(2, 0)),
@@ -121,13 +122,13 @@ FACTORS: dict[str, Callable[[Factors], Factors]] = {
 KOHYA: dict[str, Factors] = {
     "whole": {},
     "down alone": {"lora_up.weight": None},  # type: ignore[dict-item]
-    "alpha NaN": {"alpha": np.float32("nan").reshape(())},
-    "alpha infinite": {"alpha": np.float32("inf").reshape(())},
-    "alpha 0": {"alpha": np.float32(0).reshape(())},
-    "alpha negative": {"alpha": np.float32(-3e38).reshape(())},
+    "alpha NaN": {"alpha": np.array(np.nan, np.float32)},
+    "alpha infinite": {"alpha": np.array(np.inf, np.float32)},
+    "alpha 0": {"alpha": np.array(0, np.float32)},
+    "alpha negative": {"alpha": np.array(-3e38, np.float32)},
     "alpha of two": {"alpha": _ones(2)},
     "alpha of none": {"alpha": _ones(0)},
-    "alpha a whole number": {"alpha": np.int64(4).reshape(())},
+    "alpha a whole number": {"alpha": np.array(4, np.int64)},
     "a core": {"lora_mid.weight": _ones(2, 2, 3, 3)},
     "a core that does not fit": {"lora_mid.weight": _ones(5, 5, 3, 3)},
     "half of LoHa": {"hada_w1_a": _ones(16, 2)},
@@ -193,11 +194,22 @@ def _saved(tensors: Factors, metadata: dict[str, str] | None = None) -> Make:
     return lambda path: save_file(tensors, path, metadata=metadata)
 
 
+def _measured(tensors: Factors, header: bytes) -> Make:
+    """Statistics of the model `a`, whose digest is on record."""
+
+    def make(path: Path) -> None:
+        record = json.loads((path.parents[1] / "merged/weightsmith-manifest.json").read_bytes())
+        text = header.decode("utf-8", "replace").replace(_DIGEST, record["inputs"]["a"]["digest"])
+        save_file(tensors, path, metadata={"weightsmith_statistics": text})
+
+    return make
+
+
 def _statistics() -> Iterator[Input]:
     header = {
         "schema": 1,
         "kind": "fisher",
-        "of": {"name": "a", "digest": "xxh3-checkpoint-1:" + "0" * 32},
+        "of": {"name": "a", "digest": _DIGEST},
         "data": "d",
         "samples": 4,
         "normalization": "mean",
@@ -212,14 +224,13 @@ def _statistics() -> Iterator[Input]:
     for method, kind in methods.items():
         recipe = (
             f"weightsmith: 1\nmerge_method: {method}\nmodels: [{{model: a, statistics: case/s.safetensors}}, "
-            "{model: b, statistics: case/s.safetensors}]\n"
+            "{model: a, statistics: case/s.safetensors}]\n"
         )
         for name, document in (*variants({**header, "kind": kind}, FEW), *JSON_TEXTS.items()):
             if callable(document):
                 continue
             text = document if isinstance(document, bytes) else json.dumps(document).encode()
-            metadata = {"weightsmith_statistics": text.decode("utf-8", "replace")}
-            files: dict[str, Any] = {"r.yaml": recipe, "s.safetensors": _saved(tensors, metadata)}
+            files: dict[str, Any] = {"r.yaml": recipe, "s.safetensors": _measured(tensors, text)}
             yield Input("statistics", f"{method}: {name}", ("plan", "{case}/r.yaml"), files)
         for name, changed in {
             "negative": -_ones(16),
@@ -228,10 +239,10 @@ def _statistics() -> Iterator[Input]:
             "zeros": 0 * _ones(16),
             "whole numbers": np.ones(16, np.int64),
         }.items():
-            metadata = {"weightsmith_statistics": json.dumps({**header, "kind": kind})}
+            text = json.dumps({**header, "kind": kind}).encode()
             files = {
                 "r.yaml": recipe,
-                "s.safetensors": _saved({"model.norm.weight": changed}, metadata),
+                "s.safetensors": _measured({"model.norm.weight": changed}, text),
             }
             argv = ("merge", "{case}/r.yaml", "{case}/out", "--quiet")
             yield Input("statistics", f"{method}: tensors {name}", argv, files)
