@@ -74,7 +74,10 @@ def computed(plan: Plan) -> tuple[LowRankAdapter, dict[str, float]]:
     """The adapter that a plan makes, and by key the share of the norm that was cut from a change."""
     with plan.output.store_to_compare(plan) as store:
         assert isinstance(store, FactorStore)
-        skip, scheduler = store.make_without_reading(Silence()), Scheduler(plan.threads, plan.window)
+        skip, scheduler = (
+            store.make_without_reading(Silence()),
+            Scheduler(plan.threads, plan.window),
+        )
         compute_tensors(plan, store, Forgotten(), scheduler, skip, Silence())
         return store.adapter(), store.ordered(store.losses)
 

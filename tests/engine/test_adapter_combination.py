@@ -467,3 +467,8 @@ def test_factors_that_are_zero_in_all_adapters_stay_zero_in_a_space():
     found, _ = combined(adapters, "core_space", parameters={"density": 1.0})
     assert set(found.factors) == set(SHAPES)
     assert not dense(found)[name].any()
+
+
+def test_one_path_is_no_list_of_adapters(tmp_path):
+    with pytest.raises(UsageError, match="adapters is a list of paths, not 'lora'"):
+        combine_adapters("lora", tmp_path / "out")

@@ -307,9 +307,7 @@ def test_whole_modules_are_combined_as_changes_of_the_base(family: Path) -> None
     base = family / "base"
     lora(base, "d", 4, modules_to_save=["lm_head"])
     made = recipe(family, "task_arithmetic", "ad", weights=(1, 0.5))
-    with pytest.raises(
-        CompatibilityError, match="give the base of the adapters as `base_model`"
-    ):
+    with pytest.raises(CompatibilityError, match="give the base of the adapters as `base_model`"):
         weightsmith.merge(made, family / "out")
     weightsmith.merge({**made, "base_model": str(base)}, family / "out")
     own = load_file(family / "d/adapter_model.safetensors")["base_model.model.lm_head.weight"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,27 +15,19 @@ from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
+from weightsmith.wording import advice_on
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 UNEXPECTED = 3
 
-# What to do where the system refuses something, by its reason.
-_ADVICE = {
-    errno.EACCES: "check its permissions, or choose another place",
-    errno.EPERM: "check its permissions, or choose another place",
-    errno.EROFS: "choose a place that can be written to",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.ELOOP: "check the links of the path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or raise the quota",
-    errno.EMFILE: "raise `ulimit -n`",
-    errno.ENFILE: "close other programs",
-    errno.ENOMEM: "free some memory, or raise `ulimit -v`",
-    errno.EIO: "check the disk",
+# What click says of a text that is no number, and what that means.
+_NUMBERS = {
+    "is not a valid integer range": "is no whole number",
+    "is not a valid integer": "is no whole number",
+    "is not a valid float range": "is no number",
+    "is not a valid float": "is no number",
 }
 
 # In the order of use, with what the help says of each; the module of that name has the command.
@@ -140,22 +131,25 @@ def execute(arguments: list[str]) -> int:
         return _told(str(error), error.exit_code)
     except MemoryError:
         return _told(
-            "memory ran out; give fewer --threads or a smaller --memory.", ResourceError.exit_code
+            "memory ran out; give fewer --threads or a smaller --memory, or free some and raise `ulimit -v`.",
+            ResourceError.exit_code,
         )
     except OSError as error:
         if is_debug:
             traceback.print_exc()
         place = f" at {shown(error.filename)}" if error.filename is not None else ""
         reason = error.strerror or str(error)
-        advice = _ADVICE.get(error.errno or 0, "check the path and what its disk allows")
         return _told(
-            f"the system refused an operation{place}: {reason}; {advice}.", ResourceError.exit_code
+            f"the system refused an operation{place}: {reason}; {advice_on(error)}.",
+            ResourceError.exit_code,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if _is_interrupted(error):
             return _told_interrupted()
         if is_debug:
             traceback.print_exc()
+        if isinstance(error, ImportError) and not _is_own(error):
+            return _told(_of_import(error), ResourceError.exit_code)
         if "can't start new thread" in str(error):
             return _told(
                 "the system allows no more threads; give fewer --threads, or raise `ulimit -u` and `ulimit -v`.",
@@ -165,6 +159,22 @@ def execute(arguments: list[str]) -> int:
         return _told(
             f"unexpected {what}; run again with --debug, and report what it shows.", UNEXPECTED
         )
+
+
+def _is_own(error: ImportError) -> bool:
+    return (error.name or "").partition(".")[0] == "weightsmith"
+
+
+def _of_import(error: BaseException) -> str:
+    """What to say where a package cannot be loaded: one that is missing or broken, or for which there is no memory."""
+    while isinstance(error.__cause__, ImportError):
+        error = error.__cause__
+    reason = str(error).strip().splitlines()
+    why = f" ({reason[0].rstrip('.')})" if reason else ""
+    return (
+        f"a package that this command needs cannot be loaded{why}; install weightsmith again, or allow more memory if "
+        "`ulimit -v` is low."
+    )
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
@@ -192,6 +202,8 @@ def _usage_sentence(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     # click lists what can be chosen line by line.
     sentence = " ".join(error.format_message().split())
+    for theirs, ours in _NUMBERS.items():
+        sentence = sentence.replace(theirs, ours)
     if context is None:
         return sentence
     return f"{sentence.rstrip('.')}{'' if sentence.endswith('?') else '.'} See `{context.command_path} --help`."

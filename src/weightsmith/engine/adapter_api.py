@@ -75,7 +75,10 @@ def combine_adapters(
     Whatever the method, a recipe is run: a folder has it and its manifest beside the weights, a file whose name ends in
     .safetensors in its metadata. Raises what planning and merging raise, and UsageError for requests without a meaning.
     """
+    if isinstance(adapters, (str, Path)):
+        raise UsageError(f"adapters is a list of paths, not {shown(adapters)}.")
     paths = [str(path) for path in adapters]
+    opened = [open_adapter(path) for path in paths]
     document = combination(
         paths,
         method,
@@ -83,16 +86,20 @@ def combine_adapters(
         parameters or {},
         space=space,
         bound=Bound(rank, energy, error),
-        dialect=dialect_for(open_adapter(paths[0]), dialect) if paths else None,
+        dialect=dialect_for(opened[0], dialect) if opened else None,
         base=base,
         dtype=dtype,
         seed=seed,
     )
-    return _made(document, out, force, progress)
+    return _made(document, opened, out, force, progress)
 
 
 def _made(
-    document: dict[str, Any], out: str | Path, force: bool, progress: Progress | None
+    document: dict[str, Any],
+    opened: Sequence[Adapter],
+    out: str | Path,
+    force: bool,
+    progress: Progress | None,
 ) -> Combined:
     """Run a recipe of adapters."""
     plan = make_plan(Recipe.load(document))
@@ -102,7 +109,8 @@ def _made(
             f"{shown(first)} has no factors by which it is known as an adapter; convert it to the dialect peft first."
         )
     manifest = run(plan, Path(out), force=force, progress=progress)
-    return Combined(Path(out), manifest.lost, plan.findings, manifest)
+    findings = [finding for adapter in opened for finding in adapter.findings]
+    return Combined(Path(out), manifest.lost, (*findings, *plan.findings), manifest)
 
 
 def extract_adapter(
@@ -169,11 +177,12 @@ def resize_adapter(
         raise UsageError(
             "Nothing says how much of the adapter to keep; give a rank, energy or error."
         )
-    to = dialect_for(open_adapter(adapter), dialect)
+    opened = open_adapter(adapter)
+    to = dialect_for(opened, dialect)
     document = combination(
         [str(adapter)], "linear", None, {}, bound=bound, dialect=to, base=base, dtype=dtype
     )
-    return _made(document, out, force, progress)
+    return _made(document, [opened], out, force, progress)
 
 
 def convert_adapter(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from weightsmith.adapters.opening import form_of
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.journal import Journal, TensorRecord
@@ -55,7 +56,8 @@ def _card(plan: Plan, merged: Merged, title: str, recipe: str) -> str:
         given = merged.inputs[label]
         name = checkpoint.hub_id or checkpoint.path.name
         is_hub = checkpoint.hub_id is not None
-        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision))
+        form = form_of(checkpoint)
+        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision, form))
         parents += [
             Parent(
                 own.name, f"adapter of {name}", found.digest, own.hub_id is not None, own.revision

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import open_output
+from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Merged, inputs_read
 from weightsmith.engine.outputs.memory import DigestStore
@@ -108,8 +108,7 @@ class DenseFolder:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, data)
         if plan.papers.config is not None:
-            text = json.dumps(plan.papers.config, indent=2, ensure_ascii=False) + "\n"
-            write_file(folder / "config.json", text.encode())
+            write_file(folder / "config.json", json_bytes(plan.papers.config))
         if plan.layout.index is not None:
             write_file(folder / INDEX, plan.layout.index)
         write_state(plan, records, journal, folder)
