@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutation import live, processes, reach, sites  # noqa: E402
+from mutation import equivalents, live, processes, reach, session, sites  # noqa: E402
 
 SOURCE = b'''"""Text."""
 
@@ -112,6 +112,12 @@ def test_defaults_and_constants_are_changed_and_what_describes_is_not():
     assert {"3 -> 4", "3 -> 2"} <= changes("")
     assert not [m for m in everything if "slots" in m.change or "Text" in m.change]
     assert not [m for m in everything if "4" in m.change and "maxsize" in m.change]
+
+
+def test_names_of_types_are_left_alone():
+    for alias in (b"Known = dict[str, int | None]\n", b"Number = int | None\n"):
+        assert sites.mutants_of("types.py", alias) == []
+    assert sites.mutants_of("bits.py", b"mask = low | high\n")
 
 
 def test_every_mutant_is_python_with_the_same_lines():
@@ -223,3 +229,42 @@ def test_forked_work_returns_and_a_crash_and_an_endless_loop_are_told_apart():
     assert ended["sum"] == processes.Ended(3)
     assert ended["crash"].signal == signal.SIGKILL
     assert ended["endless"].signal == signal.SIGPROF
+
+
+def test_every_mutant_that_is_not_drawn_exists_and_has_a_reason():
+    """The list has none that an edit of the code took away."""
+    known = equivalents.listed(ROOT / "tools/mutation/equivalent.yaml")
+    package = ROOT / "src/weightsmith"
+    possible = set()
+    for file in {change.file for change in known}:
+        (path,) = [
+            p / file for p in (package / "methods", package / "tensors") if (p / file).exists()
+        ]
+        source = path.read_bytes()
+        possible |= {equivalents.change_of(m, source) for m in sites.mutants_of(str(path), source)}
+    assert set(known) <= possible
+    assert all(len(reason) > 20 for reason in known.values())
+
+
+@pytest.mark.parametrize("change", ["2.0 -> 3.0", "2.0 -> 1.0"])
+def test_a_mistake_at_import_is_caught_by_the_test_that_fails_and_by_nothing_else(tmp_path, change):
+    """Tests of several folders, each with a conftest of its own, in a session that imports the mistake."""
+    module = tmp_path / "box_of_two.py"
+    module.write_bytes(SOURCE)
+    seconds = {}
+    for folder, wanted in (("a", "side < 2.5"), ("b", "side > 0.5")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "conftest.py").write_text("")
+        text = f"import box_of_two\n\ndef test_it():\n    assert box_of_two.Box().{wanted}\n"
+        (tmp_path / folder / f"test_{folder}.py").write_text(text)
+        seconds[f"{folder}/test_{folder}.py::test_it"] = 0.1
+    (mutant,) = [m for m in sites.mutants_of(str(module), SOURCE) if m.change == change]
+
+    def run():
+        os.chdir(tmp_path)
+        sys.path.insert(0, str(tmp_path))
+        return session.imported(mutant, str(module), SOURCE, list(seconds), seconds)
+
+    ((_, ended),) = processes.run_all([("one", run)], 1)
+    caught = "a/test_a.py::test_it" if change == "2.0 -> 3.0" else ""
+    assert (ended.value.caught_by, ended.value.tests) == (caught, 1 if caught else 2)

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from mutation import live, processes, session
+from mutation.equivalents import change_of, listed
 from mutation.reach import Memory
 from mutation.report import Result, as_json, rate, survivors
 from mutation.sites import Mutant, mutants_of
@@ -42,6 +42,8 @@ GROUPS = {
     "graph": [PACKAGE / "tensors" / f"{name}.py" for name in GRAPH.split()],
 }
 TESTS = ("tests/methods", "tests/tensors", "tests/native", "tests/engine", "tests/oracle")
+# Compares what methods declare (defaults, bounds, choices, presets) with a page, whatever functions that runs.
+DECLARATIONS = "tests/test_catalogue.py"
 MEMORY = ROOT / "build" / "mutants.pickle"
 # Mutants that were looked at and that change nothing which anyone could see, with the reasons.
 EQUIVALENT = Path(__file__).parent / "mutation" / "equivalent.yaml"
@@ -112,14 +114,16 @@ def _options() -> argparse.Namespace:
 
 
 def _sample(options: argparse.Namespace, seed: int) -> list[Task]:
-    known = yaml.safe_load(EQUIVALENT.read_text())
-    equivalent = {(e["file"], e["where"], e["change"]) for e in known}
+    equivalent = listed(EQUIVALENT)
     wanted = {Path(f).resolve() for f in options.file or ()}
     tasks: list[Task] = []
     for group in options.group or GROUPS:
         files = [f for f in GROUPS[group] if not wanted or f in wanted]
-        found = [m for f in files for m in mutants_of(str(f.relative_to(ROOT)), f.read_bytes())]
-        found = [m for m in found if (Path(m.path).name, m.where, m.change) not in equivalent]
+        found = []
+        for file in files:
+            source = file.read_bytes()
+            mutants = mutants_of(str(file.relative_to(ROOT)), source)
+            found += [m for m in mutants if change_of(m, source) not in equivalent]
         drawn = random.Random(f"{seed} {group}").sample(found, min(options.size, len(found)))
         tasks += [Task(len(tasks) + i, group, mutant) for i, mutant in enumerate(drawn)]
     return tasks
@@ -172,7 +176,7 @@ def _in_session(
     codes = {path: probes.compiled(path, source) for path, source in sources.items()}
     live.substitute(codes.get)
     work = functools.partial(_with_tests, tasks, sources, options, say, probes)
-    folders = [folder for folder in TESTS if (ROOT / folder).exists()]
+    folders = [folder for folder in (*TESTS, DECLARATIONS) if (ROOT / folder).exists()]
     try:
         return session.Collected.run(folders, work)
     except session.TestsFail as failed:
@@ -204,7 +208,9 @@ def _with_tests(
         is_exchangeable = live.is_exchangeable(task.mutant, task.path, source)
         if not is_exchangeable or reach.runs_at_import(task.place):
             near = reach.of_files([task.path])
-            tests = reach.of_files([task.path, *users.get(task.path, ())])
+            if task.group == "methods":
+                near += [name for name in reach.tests if name.startswith(DECLARATIONS)]
+            tests = {*near, *reach.of_files(users.get(task.path, ()))}
             alone[task.number] = reach.order(tests, options.most, near)
         else:
             ordered = reach.order(reach.of_statement(task.place), options.most)
