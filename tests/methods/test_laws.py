@@ -168,6 +168,23 @@ def test_scale(name, merge, data, power):
     close(scaled / factor, merged, base, experts)
 
 
+# Spectral methods whose weights are strengths: each of its task vector, before anything is decomposed.
+STRENGTHS = ["tsv_m", "resm", "iso_c", "iso_cts", "wudi", "iwudi", "swudi", "aswudi", "optmerge"]
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_a_strength_is_a_factor_of_its_task_vector(name, merge):
+    base, *taus = np.random.default_rng(9).normal(size=(4, 7, 5))
+    weights = [0.5, 2.0, 1.25]
+    given = [{"weight": w} for w in weights]
+    shared = {"solver": "closed"} if name == "optmerge" else {}
+    found = merge(name, base, [base + t for t in taus], per_expert=given, shared=shared)
+    scaled = [base + w * t for w, t in zip(weights, taus, strict=True)]
+    expected = merge(name, base, scaled, shared=shared)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    assert abs(found - merge(name, base, [base + t for t in taus], shared=shared)).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "preset"), [("sce", "paper"), ("pcb", "paper"), ("pcb", "pcb_es")]
 )
