@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutation import live, processes, reach, sites  # noqa: E402
+from mutation import equivalents, live, processes, reach, sites  # noqa: E402
 
 SOURCE = b'''"""Text."""
 
@@ -223,3 +223,18 @@ def test_forked_work_returns_and_a_crash_and_an_endless_loop_are_told_apart():
     assert ended["sum"] == processes.Ended(3)
     assert ended["crash"].signal == signal.SIGKILL
     assert ended["endless"].signal == signal.SIGPROF
+
+
+def test_every_mutant_that_is_not_drawn_exists_and_has_a_reason():
+    """The list has none that an edit of the code took away."""
+    known = equivalents.listed(ROOT / "tools/mutation/equivalent.yaml")
+    package = ROOT / "src/weightsmith"
+    possible = set()
+    for file in {change.file for change in known}:
+        (path,) = [
+            p / file for p in (package / "methods", package / "tensors") if (p / file).exists()
+        ]
+        source = path.read_bytes()
+        possible |= {equivalents.change_of(m, source) for m in sites.mutants_of(str(path), source)}
+    assert set(known) <= possible
+    assert all(len(reason) > 20 for reason in known.values())

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from mutation import live, processes, session
+from mutation.equivalents import change_of, listed
 from mutation.reach import Memory
 from mutation.report import Result, as_json, rate, survivors
 from mutation.sites import Mutant, mutants_of
@@ -112,14 +112,16 @@ def _options() -> argparse.Namespace:
 
 
 def _sample(options: argparse.Namespace, seed: int) -> list[Task]:
-    known = yaml.safe_load(EQUIVALENT.read_text())
-    equivalent = {(e["file"], e["where"], e["change"]) for e in known}
+    equivalent = listed(EQUIVALENT)
     wanted = {Path(f).resolve() for f in options.file or ()}
     tasks: list[Task] = []
     for group in options.group or GROUPS:
         files = [f for f in GROUPS[group] if not wanted or f in wanted]
-        found = [m for f in files for m in mutants_of(str(f.relative_to(ROOT)), f.read_bytes())]
-        found = [m for m in found if (Path(m.path).name, m.where, m.change) not in equivalent]
+        found = []
+        for file in files:
+            source = file.read_bytes()
+            mutants = mutants_of(str(file.relative_to(ROOT)), source)
+            found += [m for m in mutants if change_of(m, source) not in equivalent]
         drawn = random.Random(f"{seed} {group}").sample(found, min(options.size, len(found)))
         tasks += [Task(len(tasks) + i, group, mutant) for i, mutant in enumerate(drawn)]
     return tasks
