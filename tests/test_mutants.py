@@ -114,6 +114,12 @@ def test_defaults_and_constants_are_changed_and_what_describes_is_not():
     assert not [m for m in everything if "4" in m.change and "maxsize" in m.change]
 
 
+def test_names_of_types_are_left_alone():
+    for alias in (b"Known = dict[str, int | None]\n", b"Number = int | None\n"):
+        assert sites.mutants_of("types.py", alias) == []
+    assert sites.mutants_of("bits.py", b"mask = low | high\n")
+
+
 def test_every_mutant_is_python_with_the_same_lines():
     for mutant in sites.mutants_of("box.py", SOURCE):
         mutated = mutant.applied(SOURCE)

@@ -236,7 +236,8 @@ def _is_left_out(node: ast.stmt) -> bool:
         return False
     names = [target.id for target in node.targets if isinstance(target, ast.Name)]
     is_union = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr)
-    return "__slots__" in names or (is_union and names[0][0].isupper())
+    is_type = is_union or isinstance(node.value, ast.Subscript)
+    return "__slots__" in names or (is_type and bool(names) and names[0][0].isupper())
 
 
 def _drops_description(node: ast.expr, other: ast.expr) -> bool:
