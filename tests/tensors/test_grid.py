@@ -27,6 +27,22 @@ def test_gaps_of_bfloat16_lead_to_the_next_number():
     np.testing.assert_array_equal(gaps(values.double().numpy(), DType.BFLOAT16), expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (DType.FLOAT8_E4M3FN, torch.float8_e4m3fn),
+        (DType.FLOAT8_E5M2, torch.float8_e5m2),
+        (DType.BFLOAT16, torch.bfloat16),
+    ],
+)
+def test_gaps_of_all_positive_numbers_of_a_narrow_type_lead_to_the_next(dtype, stored):
+    """From zero through the subnormal numbers to the largest, code by code."""
+    codes = torch.arange(2 ** (stored.itemsize * 8 - 1), dtype=torch.int32)
+    kept = codes.to(torch.uint8 if stored.itemsize == 1 else torch.int16).view(stored).double()
+    numbers = kept[kept.isfinite()].numpy()
+    np.testing.assert_array_equal(gaps(numbers, dtype)[:-1], np.diff(numbers))
+
+
 def test_roundoff_is_half_of_the_gap_at_one():
     for dtype in (*NUMPY, DType.BFLOAT16, DType.FLOAT8_E4M3FN, DType.FLOAT8_E5M2):
         assert roundoff(dtype) == gaps(np.ones(1), dtype)[0] / 2

@@ -50,6 +50,20 @@ def test_leading_directions_are_the_best_approximation(shape: tuple[int, int]) -
         assert gram_spectrum(np, matrix, rank).rank == min(rank, *shape)
 
 
+def test_the_largest_value_that_was_left_out_is_remembered() -> None:
+    """By whatever was left out in several steps, and as a size where the values are turned round."""
+    whole = exact(np, np.diag([5.0, 4.0, 3.0, 2.0, 1.0]))
+    assert (whole.beyond, whole.leading(5).beyond, whole.leading(9).beyond) == (0.0, 0.0, 0.0)
+    three = whole.leading(3)
+    assert three.beyond == 2.0
+    assert three.leading(2).beyond == 3.0
+    assert three.only(np.array([False, True, True])).beyond == 5.0
+    assert whole.only(np.array([True, True, True, True, False])).leading(4).beyond == 1.0
+    assert three.times(-2.0).beyond == 4.0
+    assert three.times(-2.0).values.tolist() == [-10.0, -8.0, -6.0]
+    assert three.within(np.eye(6)[:, :5]).beyond == 2.0
+
+
 def test_directions_without_a_length_are_left_out_of_the_embedded_problem() -> None:
     matrix = np.outer(drawn((7, 1)), drawn((1, 4), 1)) + np.outer(
         drawn((7, 1), 2), drawn((1, 4), 3)
