@@ -113,6 +113,14 @@ def test_tall_masks_on_the_ties_vector_and_by_magnitude(merge_model):
     np.testing.assert_allclose(by_size, top * taus.sum(0), atol=1e-12)
 
 
+def test_a_mask_of_all_magnitudes_is_what_the_task_changed(merge):
+    base, experts = draw(3)
+    shared = {"part": "mask", "task": "2", "masks": "magnitude", "mask_density": 1.0}
+    changed = deltas_of(base, experts)[1] != 0.0
+    assert 0 < changed.sum() < changed.size
+    np.testing.assert_array_equal(merge("tall_masks", base, experts, shared=shared), changed)
+
+
 @pytest.mark.parametrize("method", ["tall_masks", "emr"])
 def test_tasks_go_by_label_or_number(merge, method):
     base, experts = draw(3)

@@ -277,6 +277,17 @@ def test_the_l1_norm_can_be_restored():
         np.testing.assert_allclose(np.abs(sparse - base).sum(), np.abs(expert - base).sum())
 
 
+def test_the_largest_can_be_divided_by_their_share():
+    base, experts = draw(2)
+    found = modified("sparsify", base, experts, density=0.5, rescale="probability")
+    for expert, sparse in zip(experts, found, strict=True):
+        tau = expert - base
+        kept = abs(tau) >= np.sort(abs(tau).ravel())[-21]
+        np.testing.assert_allclose(sparse, base + np.where(kept, tau, 0.0) / 0.5, rtol=1e-13)
+    for value in modified("sparsify", base, experts, density=0.0, rescale="probability"):
+        np.testing.assert_array_equal(value, base)
+
+
 @pytest.mark.parametrize("keep", ["largest", "random"])
 def test_density_zero_leaves_the_base_and_one_changes_nothing(keep):
     base, experts = draw(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -200,6 +201,64 @@ def test_the_search_among_ranks_finds_the_wanted_one(count: int, data: st.DataOb
         assert rounds < 200
     if wanted < size:
         assert search.result == (int(ranks[wanted - 1]), wanted - 1)
+
+
+def around(count: int, wanted: int, low: int, high: int, sigmas: float = 8.0) -> tuple[int, int]:
+    """The bracket by its definition: where `wanted` of `count` uniform numbers in [low, high] is to be expected."""
+    share = wanted / count
+    half = sigmas * (math.sqrt(count * share * (1.0 - share)) + 1.0) / count
+    span = high - low
+    ends = (int(span * max(0.0, share - half)), math.ceil(span * min(1.0, share + half)))
+    return low + ends[0], min(low + ends[1], high)
+
+
+def answered(search: RankSearch, ranks: np.ndarray, *, held: bool = True) -> tuple[int, int]:
+    """The bracket that a search asks for, answered from sorted ranks."""
+    asked = search.request()
+    at = np.flatnonzero((ranks >= asked.low) & (ranks <= asked.high))
+    keys = ranks[at if held else at[:0]].astype(np.uint64)
+    kept = at if held else at[:0]
+    search.absorb(asked, [CollectPart(keys, kept, len(at), int((ranks < asked.low).sum()), 0)])
+    return asked.low, asked.high
+
+
+def test_a_bracket_of_ranks_that_missed_leaves_what_lies_on_the_side_of_the_wanted_one() -> None:
+    """2000 ranks at the bottom, 4000 a little above the middle, 4000 at the top; the 5000th is wanted."""
+    last = 2**63 - 1
+    places = [(0.0, 2000), (0.56, 4000), (0.99, 4000)]
+    ranks = np.concatenate(
+        [int(p * 2**62) * 2 + np.arange(n) * (last // 2**10 // n) for p, n in places]
+    )
+    search = RankSearch(7, 5000, 10_000)
+    low, high = answered(search, ranks)
+    assert (low, high) == around(10_000, 5000, 0, last)
+    # 2000 are below: the wanted one is the 3000th of the 8000 that lie higher.
+    second = answered(search, ranks)
+    assert second == around(8000, 3000, high + 1, last)
+    # 4000 of those lie below the bracket: it is the 3000th of them.
+    assert answered(search, ranks) == around(4000, 3000, high + 1, second[0] - 1)
+    while search.result is None:
+        answered(search, ranks)
+    assert search.result == (int(ranks[4999]), 4999)
+
+
+def test_ranks_that_were_too_many_to_be_held_are_looked_for_in_half_as_wide_a_bracket() -> None:
+    ranks = np.arange(10_000) * (2**63 // 10_000)
+    search = RankSearch(7, 5000, 10_000)
+    low, high = answered(search, ranks, held=False)
+    assert search.result is None
+    inside = int(((ranks >= low) & (ranks <= high)).sum())
+    below = int((ranks < low).sum())
+    assert answered(search, ranks) == around(inside, 5000 - below, low, high, sigmas=4.0)
+    assert search.result == (int(ranks[4999]), 4999)
+
+
+@pytest.mark.parametrize(("wanted", "is_all"), [(9, False), (10, True), (11, True)])
+def test_where_all_of_equal_magnitude_are_wanted_no_rank_is_looked_for(
+    wanted: int, is_all: bool
+) -> None:
+    highest = 2**63 - 1
+    assert RankSearch(7, wanted, 10).result == ((highest, highest) if is_all else None)
 
 
 def test_a_selection_by_rank_asks_for_ranks_only_where_ties_are_too_many() -> None:
