@@ -153,6 +153,7 @@ class Holder:
         (np.float32(0.0), np.float32(-0.0)),
         (frozenset([1]), frozenset([1.0])),
         (Changeable(1.0), Changeable(1.0)),
+        (-1, -2),  # of one hash
     ],
 )
 def test_attributes_that_only_look_equal_make_graphs_of_their_own(one: Any, other: Any) -> None:

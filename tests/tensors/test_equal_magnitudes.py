@@ -242,6 +242,21 @@ def test_a_bracket_of_ranks_that_missed_leaves_what_lies_on_the_side_of_the_want
     assert search.result == (int(ranks[4999]), 4999)
 
 
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_a_rank_that_just_lies_outside_a_bracket_is_found(side: str) -> None:
+    last = 2**63 - 1
+    low, high = around(10_000, 5000, 0, last)
+    ends = np.arange(4999), last - np.arange(5000)[::-1]
+    just = {"below": [low - 1], "above": [high + 1]}[side]
+    ranks = np.concatenate([ends[0], just, ends[1]])
+    search = RankSearch(7, 5000, 10_000)
+    assert answered(search, ranks) == (low, high)
+    for _ in range(20):
+        if search.result is None:
+            answered(search, ranks)
+    assert search.result == (just[0], 4999)
+
+
 def test_ranks_that_were_too_many_to_be_held_are_looked_for_in_half_as_wide_a_bracket() -> None:
     ranks = np.arange(10_000) * (2**63 // 10_000)
     search = RankSearch(7, 5000, 10_000)
