@@ -10,6 +10,7 @@ import torch
 
 from weightsmith.methods.rounding import (
     EXACT,
+    Rounding,
     rounding_of,
     shares_alike,
     strength_of_sum,
@@ -143,6 +144,15 @@ def test_errors_of_several_tasks_add_up_as_far_as_they_are_alike(step, alike):
             assert largest < found < 1.35 * largest
     beside = np.linalg.svd(np.concatenate(errors, 1), compute_uv=False)[0]
     assert beside < strength_side_by_side(parts, shares) < 1.3 * beside
+
+
+def test_long_rows_of_errors_that_lie_side_by_side_are_one_row():
+    """Of [E_1 E_2] with rows of length 3 and 4 it has length 5; the longest column is that of either."""
+    parts = [
+        Rounding(error=0.1, rows=4, columns=9, longest_row=3.0, longest_column=0.5),
+        Rounding(error=0.1, rows=4, columns=9, longest_row=4.0, longest_column=0.25),
+    ]
+    assert strength_side_by_side(parts, [[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(5.0 + 0.5)
 
 
 def test_rows_and_columns_that_were_left_alone_have_no_errors():

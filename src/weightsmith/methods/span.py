@@ -62,8 +62,6 @@ def span_combination(values: Sequence[Value], coefficients: Sequence[Number]) ->
 
     s is 1, or 0 where a c_i, i > 0, is so large that the difference would lose digits.
     """
-    if len(values) == 1:
-        return values[0] * coefficients[0]
     shift, own = solve(_anchoring, coefficients, 2)
     anchor = values[0]
     others = linear_combination([v - anchor * shift for v in values[1:]], coefficients[1:])

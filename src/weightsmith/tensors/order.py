@@ -275,7 +275,8 @@ class Selection:
             return
         wanted = self.k - self.above
         if sum(len(p.keys) for p in parts) == inside:
-            self._finish(_joined_keys(parts), _joined_indices(parts), wanted)
+            keys = np.concatenate([p.keys for p in parts])
+            self._finish(keys, np.concatenate([p.indices for p in parts]), wanted)
         elif asked.low == asked.high:
             self._finish_ties(asked.low, parts, wanted)
         else:
@@ -344,14 +345,6 @@ def _summed(parts: Iterable[HistogramPart]) -> NDArray[np.int64]:
     for part in parts:
         counts += part.counts.astype(np.int64)
     return counts
-
-
-def _joined_keys(parts: Sequence[CollectPart]) -> NDArray[np.uint64]:
-    return np.concatenate([p.keys for p in parts]) if parts else np.empty(0, np.uint64)
-
-
-def _joined_indices(parts: Sequence[CollectPart]) -> NDArray[np.int64]:
-    return np.concatenate([p.indices for p in parts]) if parts else np.empty(0, np.int64)
 
 
 def local_cut(cut: CutPoint, offset: int, numel: int, rank_key: int = 0) -> CutPoint:
