@@ -214,6 +214,22 @@ def test_emr_keeps_the_l1_norm_of_the_whole_model_where_the_mean_of_means_does_n
     assert abs(theirs / norm - 1) > 0.01
 
 
+@pytest.mark.parametrize(("rescale", "is_scaled"), [("norm", True), ("none", False)])
+def test_parts_of_emr_make_the_whole(merge, rescale, is_scaled):
+    """theta_0 + lambda_t M_t tau_uni, each from its formula."""
+    base, experts = draw(3)
+    taus = deltas_of(base, experts)
+    united = emr_golden(taus[:, None].reshape(3, -1), [base.size], "none", 0.0)[1]
+    shared = {"task": "2", "rescale": rescale}
+    mask = merge("emr", base, experts, shared={**shared, "part": "mask"})
+    np.testing.assert_array_equal(mask.reshape(-1), united != 0.0)
+    scale = abs(taus[1]).sum() / abs(united).sum() if is_scaled else 1.0
+    found = merge("emr", base, experts, shared={**shared, "part": "scale"})
+    np.testing.assert_allclose(found, np.full(base.shape, scale), rtol=1e-12)
+    whole = merge("emr", base, experts, shared=shared)
+    np.testing.assert_allclose(whole, base + scale * united.reshape(base.shape), atol=1e-12)
+
+
 def test_emr_signs_and_magnitudes(merge):
     base, experts = draw(5)
     taus = deltas_of(base, experts)
@@ -275,6 +291,20 @@ def test_localize_and_stitch_at_density_1_is_the_average_and_disjoint_regions_ar
     first, second = np.array([1.0, 2, 0, 0, 0, 0]), np.array([0.0, 0, 0, 3, 4, 0])
     merged = merge("localize_and_stitch", base, [first, second], shared={"density": 0.4})
     np.testing.assert_array_equal(merged, first + second)
+
+
+def test_parts_of_localize_and_stitch_make_the_whole(merge):
+    base, experts = draw(3)
+    taus = deltas_of(base, experts)
+    masks = [abs(t) >= np.sort(abs(t).ravel())[-12] for t in taus]  # 0.3 of 40
+    shared = {"density": 0.3, "lambda": 0.5}
+    mask = merge("localize_and_stitch", base, experts, shared={**shared, "part": "mask", "task": 2})
+    np.testing.assert_array_equal(mask, masks[1])
+    stitched = sum(m * t for m, t in zip(masks, taus, strict=True)) / np.maximum(sum(masks), 1)
+    found = merge("localize_and_stitch", base, experts, shared={**shared, "part": "shared"})
+    np.testing.assert_allclose(found, 0.5 * stitched, atol=1e-12)
+    whole = merge("localize_and_stitch", base, experts, shared={**shared, "task": "2"})
+    np.testing.assert_allclose(whole, base + 0.5 * masks[1] * stitched, atol=1e-12)
 
 
 def test_localize_and_stitch_takes_exactly_k_of_equal_changes(merge):

@@ -67,6 +67,18 @@ def test_vectors_and_embeddings_are_added_and_rescaled(merge):
     close(merge("opcm", base, experts, role="embedding"), expected)
 
 
+def test_vectors_and_embeddings_can_be_left_or_averaged(merge):
+    """An average is as far from the base as the experts are on average, like everything that opcm merges."""
+    for shape, facts, rule in [((7,), {}, "others"), ((6, 5), {"role": "embedding"}, "embeddings")]:
+        base, experts = draw(3, shape)
+        kept = merge("opcm", base, experts, shared={rule: "base"}, **facts)
+        np.testing.assert_array_equal(kept, base)
+        mean = np.mean(experts, 0) - base
+        size = np.mean([np.linalg.norm(e - base) for e in experts])
+        found = merge("opcm", base, experts, shared={rule: "average"}, **facts)
+        close(found, base + mean * size / np.linalg.norm(mean))
+
+
 def test_the_first_expert_is_taken_as_it_is(merge):
     base, (expert,) = draw(1)
     close(merge("opcm", base, [expert]), expert)
