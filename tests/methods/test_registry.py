@@ -132,6 +132,32 @@ def test_a_meaningless_parameter_is_refused_with_its_name(name, shared, message)
 
 
 @pytest.mark.parametrize(
+    ("name", "key", "given", "meant"),
+    [
+        ("linear", "normalize", 1, True),
+        ("linear", "normalize", 0.0, False),
+        ("lawa", "k", 1, 1),
+        ("lawa", "k", 3.0, 3),
+        ("ties", "zero_sum", "majority", "majority"),
+    ],
+)
+def test_a_parameter_may_be_written_in_another_way(name, key, given, meant):
+    found = getattr(build(name, {key: given}), key)
+    assert (found, type(found)) == (meant, type(meant))
+
+
+def test_a_share_may_be_all_or_nothing():
+    for given in (0, 1):
+        assert build("ties", {"density": given}).density == (float(given),)
+
+
+@pytest.mark.parametrize("given", [2, -1, 0.5, float("nan")])
+def test_a_number_that_is_neither_0_nor_1_is_no_switch(given):
+    with pytest.raises(RecipeError, match="normalize must be true or false"):
+        build("linear", {"normalize": given})
+
+
+@pytest.mark.parametrize(
     ("name", "experts"), [("slerp", 2), ("model_stock", 1), ("nuslerp", 3), ("trimmed_mean", 2)]
 )
 def test_a_wrong_number_of_experts_is_refused(name, experts):
