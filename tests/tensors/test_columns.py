@@ -17,6 +17,8 @@ from weightsmith.tensors.pieces import PIECE_TARGET
         (Columns(4096, 256), (4096, 256), 2 * PIECE_TARGET, 2 + 1),
         (Columns(4096, 256), (4096, 256), 2 * PIECE_TARGET + 1, 3 + 1),
         (Columns(4096, 256), (4096, 256), 5 * PIECE_TARGET, 5 + 2),
+        # Every element a matrix of its own.
+        (Columns(1, 1), (300, 1), 300, 1 + 300),
         # A matrix without elements: nothing to divide by.
         (Columns(0, 3), (0, 3), 0, 0),
     ],
