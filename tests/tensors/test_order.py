@@ -228,6 +228,8 @@ def test_a_large_population_of_few_values_needs_one_streamed_round(
 ) -> None:
     """The second sample tells the one key, of which no lists are needed: then a look inside one tile is all."""
     monkeypatch.setattr(order_module, "_LARGE", 1 << 17)
+    # Far more elements have the key than lists may hold.
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 1 << 12)
     values = np.repeat(np.array([1.0, 1.001, 1.002, 4.0], np.float32), 100_000)
     keys = values.view(np.uint32).astype(np.uint64)
     selection = Selection(150_000, len(keys), 31)
