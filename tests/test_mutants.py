@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutation import equivalents, live, processes, reach, sites  # noqa: E402
+from mutation import equivalents, live, processes, reach, session, sites  # noqa: E402
 
 SOURCE = b'''"""Text."""
 
@@ -244,3 +244,27 @@ def test_every_mutant_that_is_not_drawn_exists_and_has_a_reason():
         possible |= {equivalents.change_of(m, source) for m in sites.mutants_of(str(path), source)}
     assert set(known) <= possible
     assert all(len(reason) > 20 for reason in known.values())
+
+
+@pytest.mark.parametrize("change", ["2.0 -> 3.0", "2.0 -> 1.0"])
+def test_a_mistake_at_import_is_caught_by_the_test_that_fails_and_by_nothing_else(tmp_path, change):
+    """Tests of several folders, each with a conftest of its own, in a session that imports the mistake."""
+    module = tmp_path / "box_of_two.py"
+    module.write_bytes(SOURCE)
+    seconds = {}
+    for folder, wanted in (("a", "side < 2.5"), ("b", "side > 0.5")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "conftest.py").write_text("")
+        text = f"import box_of_two\n\ndef test_it():\n    assert box_of_two.Box().{wanted}\n"
+        (tmp_path / folder / f"test_{folder}.py").write_text(text)
+        seconds[f"{folder}/test_{folder}.py::test_it"] = 0.1
+    (mutant,) = [m for m in sites.mutants_of(str(module), SOURCE) if m.change == change]
+
+    def run():
+        os.chdir(tmp_path)
+        sys.path.insert(0, str(tmp_path))
+        return session.imported(mutant, str(module), SOURCE, list(seconds), seconds)
+
+    ((_, ended),) = processes.run_all([("one", run)], 1)
+    caught = "a/test_a.py::test_it" if change == "2.0 -> 3.0" else ""
+    assert (ended.value.caught_by, ended.value.tests) == (caught, 1 if caught else 2)

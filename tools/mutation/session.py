@@ -186,11 +186,12 @@ def imported(
     live.substitute({path: code}.get)
     plugin = _Single(tests, seconds)
     files = dict.fromkeys(name.partition("::")[0] for name in tests)
-    pytest.main([*_OPTIONS, *files], plugins=[plugin])
+    if pytest.main([*_OPTIONS, *files], plugins=[plugin]) is pytest.ExitCode.INTERNAL_ERROR:
+        raise RuntimeError("pytest failed by itself, which says nothing of the tests.")
     return plugin.verdict or Verdict("import or collection", 0)
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps plugins in sets
 class _Single(_Outcome):
     tests: Sequence[str]
     seconds: Mapping[str, float]
