@@ -152,6 +152,13 @@ def test_gradients_are_those_of_the_point_and_not_of_the_search(copied):
     assert torch.autograd.gradcheck(value, points, eps=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("squares", [(np.inf, 1.0, np.inf), (np.nan, 1.0, 2.0)])
+def test_distances_that_are_no_numbers_give_no_coefficients(squares):
+    with np.errstate(all="ignore"):  # as all numbers between passes are computed
+        found = geometric_median.MedianOfDistances((0.5, 0.25, 0.25))(*map(np.float64, squares))
+    assert np.isnan(found).all()
+
+
 def test_a_search_without_an_end_is_said(merge, monkeypatch):
     monkeypatch.setattr(geometric_median, "_STEPS", 1)
     with pytest.raises(RecipeError, match="no median was found in 1 steps"):

@@ -187,6 +187,11 @@ def test_the_solver_never_amplifies_a_direction_that_is_rounding():
     assert np.abs(found).max() < 20
 
 
+def test_a_gram_matrix_of_zeros_has_no_directions():
+    found = gram.directions(np, np.zeros((3, 3)), cut=1e-12)
+    assert (found.left.shape, found.values.shape, found.right.shape) == ((3, 0), (0,), (0, 3))
+
+
 def test_wide_and_tall_factors_reduce_to_the_same_step():
     target, start = RNG.normal(size=(2, 4, 6))
     for rows in (3, 9):

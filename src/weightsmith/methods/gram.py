@@ -110,7 +110,7 @@ def directions(
 
     Eigenvectors are the columns of `left`. `tensor` is the name that an error of their gradients gives.
     """
-    scale = number(abs(gram).max()) if gram.shape[0] else 0.0
+    scale = number(abs(gram).max())
     if scale == 0.0:
         return Spectrum(gram[:, :0], gram[:0, 0], gram[:0])
     relative = _symmetric(gram, scale)
