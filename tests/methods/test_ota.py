@@ -129,6 +129,14 @@ def test_moments_that_are_zero_everywhere_give_the_mean(merge, rule):
     np.testing.assert_allclose(found, np.mean(experts, axis=0), rtol=1e-12)
 
 
+def test_elements_whose_weights_vanish_count_equally_among_those_that_keep_them(merge):
+    """Moments of 1e-200 squared are 0 in float64; the masks know which elements are kept."""
+    experts = [np.array([4.0, 3.0, 0.2, 0.1]), np.array([0.1, 3.5, 5.0, 0.2])]
+    moments = [np.full(4, 1e-200)] * 2
+    found = ota(merge, np.zeros(4), experts, moments, [0.5, 0.5], shared={"power": 2.0})
+    np.testing.assert_allclose(found, [4.0, 3.25, 5.0, 0.0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("how", ["linear", "ties"])
 def test_masks_reach_the_other_ways_to_reduce(merge, how):
     # In the authors' code masks do nothing there, and `ties` divides by all experts.
