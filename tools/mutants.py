@@ -42,6 +42,8 @@ GROUPS = {
     "graph": [PACKAGE / "tensors" / f"{name}.py" for name in GRAPH.split()],
 }
 TESTS = ("tests/methods", "tests/tensors", "tests/native", "tests/engine", "tests/oracle")
+# Compares what methods declare (defaults, bounds, choices, presets) with a page, whatever functions that runs.
+DECLARATIONS = "tests/test_catalogue.py"
 MEMORY = ROOT / "build" / "mutants.pickle"
 # Mutants that were looked at and that change nothing which anyone could see, with the reasons.
 EQUIVALENT = Path(__file__).parent / "mutation" / "equivalent.yaml"
@@ -174,7 +176,7 @@ def _in_session(
     codes = {path: probes.compiled(path, source) for path, source in sources.items()}
     live.substitute(codes.get)
     work = functools.partial(_with_tests, tasks, sources, options, say, probes)
-    folders = [folder for folder in TESTS if (ROOT / folder).exists()]
+    folders = [folder for folder in (*TESTS, DECLARATIONS) if (ROOT / folder).exists()]
     try:
         return session.Collected.run(folders, work)
     except session.TestsFail as failed:
@@ -206,7 +208,9 @@ def _with_tests(
         is_exchangeable = live.is_exchangeable(task.mutant, task.path, source)
         if not is_exchangeable or reach.runs_at_import(task.place):
             near = reach.of_files([task.path])
-            tests = reach.of_files([task.path, *users.get(task.path, ())])
+            if task.group == "methods":
+                near += [name for name in reach.tests if name.startswith(DECLARATIONS)]
+            tests = {*near, *reach.of_files(users.get(task.path, ()))}
             alone[task.number] = reach.order(tests, options.most, near)
         else:
             ordered = reach.order(reach.of_statement(task.place), options.most)
