@@ -244,7 +244,7 @@ def test_replaced_tensors_that_differ_need_the_base():
         (adapters[:1], "cat", [0.5]),
         (adapters, "ties"),
     ):
-        with pytest.raises(CompatibilityError, match=r"lm_head\.weight.*give the base.*--base"):
+        with pytest.raises(CompatibilityError, match=r"lm_head\.weight.*name the base.*--base"):
             combined(*asked)
 
 

@@ -18,8 +18,8 @@ def base_tensor(
     """
     if base is None:
         raise CompatibilityError(
-            f"{why}, so what it changes depends on the base: give the base of the adapters as `base_model` "
-            "(--base on the command line)."
+            f"{why}, so what it changes depends on the base: name the base of the adapters (`base_model` in a recipe, "
+            "--base on the command line)."
         )
     stored = base.tensors.get(name)
     if stored is None:
