@@ -16,6 +16,7 @@ import torch
 
 import weightsmith
 from weightsmith.methods import registry
+from weightsmith.recipes.dialect import PARAMETERS, without_effect
 from weightsmith.tensors.random import stream_key
 from weightsmith.tensors.torch_interpreter import uniform_tile
 
@@ -147,12 +148,18 @@ def drawn(
 
 
 def ours(case: Case, inputs: Sequence[torch.Tensor], preset: str = "mergekit") -> torch.Tensor:
+    """The merge without the parameters that the dialect knows to change nothing, which mergekit is given."""
     experts = inputs[1:] if case.base else inputs
+    shared = {
+        key: value
+        for key, value in case.shared.items()
+        if without_effect(key, [case.method]) is None
+    }
     merged = weightsmith.merge_state_dicts(
         case.method,
         [{NAME: x} for x in experts],
         base={NAME: inputs[0]} if case.base else None,
-        parameters=dict(case.shared),
+        parameters=shared,
         per_expert=[
             {key: numbers[i] for key, numbers in case.each.items()} for i in range(len(experts))
         ],
@@ -239,6 +246,10 @@ def test_every_method_of_mergekit_is_here_with_its_parameters_and_defaults(peer)
         defaults = mine.defaults("mergekit")
         for parameter in spec.parameters:
             where = f"{name}: {parameter.name}"
+            assert parameter.name in PARAMETERS[name], where
+            if without_effect(parameter.name, [name]) is not None:
+                assert parameter.name not in mine.parameters, where
+                continue
             assert parameter.name in mine.parameters, where
             declared = mine.parameters[parameter.name]
             assert declared.per_expert is (parameter.scope.value != "shared"), where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_magnitudes import (
     EqualMagnitudes,
     RankSearch,
+    lowest,
     model_ranks,
     rank_key,
     ranks_of,
@@ -277,6 +279,22 @@ def test_where_all_of_equal_magnitude_are_wanted_no_rank_is_looked_for(
     assert RankSearch(7, wanted, 10).result == ((highest, highest) if is_all else None)
 
 
+@pytest.mark.parametrize("wanted", [1, 2, 77_777, 150_000, 299_999])
+def test_no_tile_is_asked_for_more_ranks_than_it_has_room_for(wanted: int) -> None:
+    """A backend makes room for as many as are asked for, so that all elements of a tile would break the budget."""
+    ranks = ranks_of(rank_key("t"), np.arange(300_000))
+    search = RankSearch(7, wanted, len(ranks))
+    while search.result is None:
+        asked = search.request()
+        assert asked.limit <= 1 << 16
+        inside = np.flatnonzero((ranks >= asked.low) & (ranks <= asked.high))
+        at = inside[: asked.limit]
+        below = int((ranks < asked.low).sum())
+        search.absorb(asked, [CollectPart(ranks[at].astype(np.uint64), at, len(inside), below, 0)])
+    at = int(np.argsort(ranks)[wanted - 1])
+    assert search.result == (int(ranks[at]), at)
+
+
 def test_a_selection_by_rank_asks_for_ranks_only_where_ties_are_too_many() -> None:
     keys = np.full(5000, 9, np.uint64)
     selection = Selection(10, 5000, 31, limit=100, ranks=model_ranks([("t", 5000)]))
@@ -300,3 +318,17 @@ def test_a_selection_by_rank_asks_for_ranks_only_where_ties_are_too_many() -> No
     assert asked_kinds[-1] is Equal
     wanted = sorted(range(5000), key=lambda i: rank("t", i))[9]
     assert (selection.result.last_index, selection.result.last_rank) == (wanted, rank("t", wanted))
+
+
+def test_a_million_equal_magnitudes_take_little_more_memory_than_their_ranks() -> None:
+    size = 1_000_000
+    ranks = model_ranks([("a", size // 2), ("b", size)])
+    indices = np.arange(size)
+    tracemalloc.start()
+    found = lowest(size // 3, ranks(indices), indices)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * indices.nbytes
+    every = np.concatenate([ranks_of(rank_key(name), np.arange(size // 2)) for name in "ab"])
+    at = np.lexsort((indices, every))[size // 3 - 1]
+    assert found == (int(every[at]), int(at))

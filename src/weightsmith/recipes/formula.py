@@ -12,12 +12,13 @@ but the names of the tensors they read.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
+from weightsmith.tensors.records import record
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
@@ -72,6 +73,7 @@ class Stored:
     dtype: DType = DType.FLOAT32
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in the result of its own recipe a tensor is merged: what a method may depend on, besides numbers.
@@ -89,6 +91,7 @@ class Place:
     input_first: bool
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A method applied to a base and experts at a `place` of the result.
@@ -117,6 +120,17 @@ class Merge:
     origin: Formula | None = None
     statistics: tuple[Stored, ...] = ()
     stored: DType = DType.FLOAT32
+    # Planning asks for them some ten times for each tensor.
+    _leaves: tuple[Leaf, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Every stored tensor that is read, in the order of reading, each once."""
+        if self._leaves is None:
+            found = dict.fromkeys(leaf for part in self.parts for leaf in distinct_leaves(part))
+            object.__setattr__(self, "_leaves", tuple(found))
+        assert self._leaves is not None
+        return self._leaves
 
     @property
     def parts(self) -> tuple[Formula, ...]:
@@ -224,7 +238,11 @@ def formulas_in(formula: Formula) -> Iterator[Formula]:
 
 def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
     """Every stored tensor that a formula reads, in the order of reading, each once."""
-    return tuple(dict.fromkeys(f for f in formulas_in(formula) if isinstance(f, Leaf)))
+    if isinstance(formula, Merge):
+        return formula.leaves
+    if isinstance(formula, Leaf):
+        return (formula,)
+    return tuple(dict.fromkeys(leaf for part in formula.parts for leaf in distinct_leaves(part)))
 
 
 def merges_in(formula: Formula) -> Iterator[Merge]:
@@ -246,6 +264,7 @@ def first_leaf(formula: Formula) -> Leaf:
     return formula
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the result.

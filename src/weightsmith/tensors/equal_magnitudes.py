@@ -28,6 +28,10 @@ from weightsmith.tensors.passes import CollectPart, Equal
 
 HIGHEST_RANK = (1 << 63) - 1
 _SIGMAS = 8.0
+# Of one tile; a bracket rarely holds so many of all tiles together, and every tile has room for them.
+_COLLECT_LIMIT = 1 << 16
+# A million ranks at once would take tens of megabytes on the way.
+_AT_ONCE = 1 << 16
 
 Ranks = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
@@ -64,7 +68,7 @@ def model_ranks(tensors: Sequence[tuple[str, int]]) -> Ranks:
     offsets = np.cumsum([0, *(size for _, size in tensors)])
     keys = [rank_key(name) for name, _ in tensors]
 
-    def ranks(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def some(indices: NDArray[np.int64]) -> NDArray[np.int64]:
         of = np.searchsorted(offsets, indices, side="right") - 1
         found = np.empty(len(indices), dtype=np.int64)
         for tensor in np.unique(of):
@@ -72,13 +76,21 @@ def model_ranks(tensors: Sequence[tuple[str, int]]) -> Ranks:
             found[own] = ranks_of(keys[tensor], indices[own] - offsets[tensor])
         return found
 
+    def ranks(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.empty(len(indices), dtype=np.int64)
+        for start in range(0, len(indices), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            found[part] = some(indices[part])
+        return found
+
     return ranks
 
 
 def lowest(wanted: int, ranks: NDArray[np.int64], indices: NDArray[np.int64]) -> tuple[int, int]:
     """Rank and index of the element that is the `wanted`-th in the order of ranks, equal ones by index."""
-    at = np.lexsort((indices, ranks))[wanted - 1]
-    return int(ranks[at]), int(indices[at])
+    rank = np.partition(ranks, wanted - 1)[wanted - 1]
+    equal = np.sort(indices[ranks == rank])
+    return int(rank), int(equal[wanted - 1 - np.count_nonzero(ranks < rank)])
 
 
 class RankSearch:
@@ -103,7 +115,7 @@ class RankSearch:
         half = self._sigmas * spread / self._inside
         low = self._low + int(span * max(0.0, share - half))
         high = self._low + math.ceil(span * min(1.0, share + half))
-        return Equal(self._key, low, min(high, self._high), 1 << 62)
+        return Equal(self._key, low, min(high, self._high), _COLLECT_LIMIT)
 
     def absorb(self, asked: Equal, parts: Sequence[CollectPart]) -> None:
         """Take the answers of one round."""

@@ -276,8 +276,8 @@ def _above(x: Tensor, cut: CutPoint, frame: _Frame) -> Tensor:
     if cut.last_rank is not None:
         mask = keys > cut.key
         tied = torch.nonzero(keys == cut.key).flatten()
-        ranks, indices = tie_ranks(cut.rank_key, tied + frame.start), tied + frame.start
-        equal = (ranks == cut.last_rank) & (indices <= cut.last_index)
+        ranks = tie_ranks(cut.rank_key, tied + frame.start)
+        equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
         mask[tied] = (ranks < cut.last_rank) | equal
     elif cut.last_index >= frame.start + frame.count - 1:
         mask = keys >= cut.key
@@ -297,9 +297,9 @@ def _row_rank(x: Tensor, frame: _Frame) -> Tensor:
 def tie_ranks(key: int, indices: Tensor) -> Tensor:
     """Ranks of elements at flat indices (see `weightsmith.tensors.equal_magnitudes`)."""
     x = indices + key
-    x = (x ^ _shifted_wide(x, 30)) * _signed_wide(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted_wide(x, 27)) * _signed_wide(0x94D049BB133111EB)
-    return _shifted_wide(x ^ _shifted_wide(x, 31), 1)
+    x.bitwise_xor_(_shifted_wide(x, 30)).mul_(_signed_wide(0xBF58476D1CE4E5B9))
+    x.bitwise_xor_(_shifted_wide(x, 27)).mul_(_signed_wide(0x94D049BB133111EB))
+    return _shifted_wide(x.bitwise_xor_(_shifted_wide(x, 31)), 1)
 
 
 def _signed_wide(word: int) -> int:
@@ -307,7 +307,7 @@ def _signed_wide(word: int) -> int:
 
 
 def _shifted_wide(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def uniform_tile(key: tuple[Any, ...], start: int, count: int, device: torch.device) -> Tensor:
