@@ -111,3 +111,15 @@ def test_no_name_can_break_out_of_the_front_matter_or_the_table(name: str) -> No
 def test_a_recipe_with_backticks_gets_a_longer_fence() -> None:
     card = _card(recipe="# ```\n# <script>\n")
     assert "````yaml\n# ```\n# <script>\n````" in card
+
+
+def test_a_parent_with_adapters_or_of_a_bundle_is_called_by_both() -> None:
+    card = _card(
+        parents=[
+            Parent("org/base", "base", "d", is_hub=True, form="+math-lora:0.5"),
+            Parent("/home/alice/tasks", "expert", "e", form="#code"),
+        ],
+    )
+    assert r"| org/base\+math-lora:0.5 | base |" in card
+    assert r"| tasks\#code | expert |" in card
+    assert "base_model:\n- org/base\n" in card

@@ -349,3 +349,25 @@ def test_weights_of_a_mean_are_divided_by_their_sum_and_those_of_a_sum_are_not(a
     run(capsys, "combine", "math-lora", "code-lora", "--out", "more", *asked, "--quiet")
     for name, found in change(adapters / "more").items():
         np.testing.assert_allclose(found, 2 * math[name] + code[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "math-lora", "out.safetensors", "--to", "kohya"],
+        ["resize", "math-lora", "out", "--rank", "1"],
+        ["combine", "math-lora", "code-lora", "--out", "out"],
+        ["combine", "math-lora", "code-lora", "--out", "out", "--method", "cat"],
+    ],
+)
+def test_a_module_that_was_trained_and_not_saved_is_noted_by_whatever_is_made(
+    adapters, capsys, command
+):
+    file = adapters / "math-lora" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
+    capsys.readouterr()
+    assert execute(["adapter", *command]) == 0
+    told = capsys.readouterr().err
+    assert "note[module-not-saved]: The adapter 'math-lora' names 'lm_head'" in told
+    assert "note[factored]" not in told

@@ -97,3 +97,18 @@ def test_the_version_is_the_packages(weightsmith):
 
 def test_the_module_and_the_entry_point_are_one_command(family, shell):
     assert shell("--version", cwd=family).out == f"weightsmith {__version__}\n"
+
+
+def test_an_interruption_while_the_command_is_imported_is_one_line():
+    program = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from weightsmith.cli import main\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert finished.returncode == 130
+    assert finished.stderr == "weightsmith: interrupted.\n"

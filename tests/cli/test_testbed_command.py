@@ -58,9 +58,17 @@ def test_list_shows_every_family_and_whether_it_is_built(cache, capsys):
     assert all(name in table for name in FAMILIES)
 
 
-def test_path_says_where_a_family_lies(cache, capsys):
-    assert execute(["testbed", "path", "vision"]) == 0
-    assert capsys.readouterr().out.strip() == str(cache / "vision")
+@pytest.mark.usefixtures("toy")
+def test_path_says_where_a_family_lies_and_whether_it_is_there(cache, capsys):
+    assert execute(["testbed", "path", "toy"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(cache / "toy")
+    assert "toy is not built" in shown.err
+    assert execute(["testbed", "build", "toy", "--quiet"]) == 0
+    capsys.readouterr()
+    assert execute(["testbed", "path", "toy"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.strip(), shown.err) == (str(cache / "toy"), "")
 
 
 @pytest.mark.parametrize("verb", ["path", "build"])

@@ -31,6 +31,7 @@ def sentence(result):
         (["plan"], 2, "Missing argument 'RECIPE'"),
         (["plan", "ties.yaml", "--memory", "lots"], 2, "write it like 256MB"),
         (["plan", "ties.yaml", "--threads", "0"], 2, "'--threads'"),
+        (["plan", "ties.yaml", "--threads", "1e20"], 2, "'1e20' is no whole number"),
         (["plan", "ties.yaml", "--device", "tpu"], 2, "choose cpu, cuda"),
         (
             ["plan", "ties.yaml", "--explain", "model.norm.wieght"],
@@ -45,6 +46,15 @@ def sentence(result):
         (["merge", "ties.yaml", "ties.yaml"], 4, "is also an input"),
         (["merge", "ties.yaml", "linear.yaml"], 4, "exists"),
         (["verify", "base"], 1, "was not written by `weightsmith merge`"),
+        (["verify", "absent"], 1, "There is no folder 'absent'"),
+        (["verify", "ties.yaml"], 1, "'ties.yaml' is no folder"),
+        (["bundle", "list", "absent"], 4, "There is no folder 'absent'"),
+        (["bundle", "list", "ties.yaml"], 4, "'ties.yaml' is no folder"),
+        (["bundle", "list", "base"], 4, "has no weightsmith-bundle.json"),
+        (["delta", "show", "absent"], 4, "There is no folder 'absent'"),
+        (["delta", "show", "ties.yaml"], 4, "'ties.yaml' is no folder"),
+        (["compare", "absent.json", "absent.json"], 2, "There is no file 'absent.json'"),
+        (["compare", "base", "base"], 2, "is no saved evaluation"),
         (["verify", "base", "--input", "base"], 2, "REF=PATH"),
         (["replay", "base", "new"], 1, "was not written by `weightsmith merge`"),
         (["inspect", "absent"], 4, "No checkpoint is at 'absent'"),
@@ -56,6 +66,54 @@ def test_wrong_input_is_told_in_one_sentence(weightsmith, arguments, code, part)
     result = weightsmith(*arguments)
     assert part in sentence(result)
     assert result.code == code
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "merge ties.yaml /",
+        "adapter extract base base / --rank 2",
+        "adapter resize base / --rank 2",
+        "adapter convert base / --to peft",
+        "adapter merge base base /",
+        "delta pack base / --base base",
+        "transplant base base /",
+    ],
+)
+def test_the_root_of_all_folders_is_no_output(weightsmith, command):
+    result = weightsmith(*command.split())
+    assert result.code == 4
+    assert "PosixPath" not in sentence(result)
+
+
+def test_a_record_that_is_a_link_out_of_its_folder_is_not_called_missing(weightsmith, family):
+    (family / "elsewhere.json").write_text("{}")
+    (family / "linked").mkdir()
+    for name in ("weightsmith-delta.json", "weightsmith-bundle.json"):
+        (family / "linked" / name).symlink_to(family / "elsewhere.json")
+    for command in (["delta", "show"], ["bundle", "list"]):
+        assert "is a link that leaves its folder" in sentence(weightsmith(*command, "linked"))
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "part"),
+    [
+        ("suite: s\ntasks: []\n", "plan FILE", "this is a suite of tasks"),
+        ("tasks: []\n", "plan FILE", "this is a suite of tasks"),
+        ('{"subject": "a", "scores": []}', "plan FILE", "this is what `evaluate` saved"),
+        ('{"model_type": "llama"}', "plan FILE", "a model's configuration"),
+        (
+            "merge_method: linear\nmodels: []\n",
+            "evaluate base --suite FILE",
+            "this is a recipe; `plan`",
+        ),
+    ],
+)
+def test_a_document_of_another_kind_is_told_what_it_is(weightsmith, family, text, command, part):
+    (family / "given.yaml").write_text(text)
+    result = weightsmith(*command.replace("FILE", "given.yaml").split())
+    assert result.code == 4
+    assert part in sentence(result)
 
 
 def test_debug_shows_the_traceback_wherever_it_is_written(weightsmith):
@@ -95,6 +153,7 @@ def test_an_unexpected_exception_is_one_line_that_asks_for_a_report(weightsmith,
         (OSError(24, "Too many open files"), "Too many open files; raise `ulimit -n`."),
         (RuntimeError("can't start new thread"), "give fewer --threads"),
         (MemoryError(), "memory ran out"),
+        (ImportError("libx.so: failed to map segment", name="numpy"), "libx.so: failed to map"),
     ],
 )
 def test_what_the_system_refuses_is_no_defect(weightsmith, monkeypatch, raised, part):
@@ -106,6 +165,27 @@ def test_what_the_system_refuses_is_no_defect(weightsmith, monkeypatch, raised, 
     result = weightsmith("inspect", "base")
     assert result.code == errors.ResourceError.exit_code
     assert part in sentence(result)
+
+
+def test_a_module_of_its_own_that_is_missing_is_a_defect(weightsmith, monkeypatch):
+    def broken(path):
+        assert path == "base"
+        raise ModuleNotFoundError("No module", name="weightsmith.nowhere")
+
+    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", broken)
+    assert weightsmith("inspect", "base").code == UNEXPECTED
+
+
+def test_names_that_nobody_reads_to_their_end_are_abridged(weightsmith, save, family):
+    long = "n" * 50_000
+    save(family / "long", {long: np.zeros(3, np.float32), "b": np.zeros(3, np.float32)})
+    save(family / "longer", {long: np.ones(4, np.float32), "b": np.zeros(3, np.float32)})
+    for command in ("inspect long --tensors", "diff long longer", "diff long base"):
+        result = weightsmith(*command.split())
+        assert "nnn ... nnn" in result.out
+        assert max(map(len, result.out.splitlines())) < 3000
+    full = weightsmith("inspect", "long", "--tensors", "--json").out
+    assert long in full
 
 
 def test_a_name_that_the_encoding_lacks_is_escaped(save, family, shell):

@@ -122,3 +122,8 @@ def test_the_mapping_is_json_with_a_schema(bed):
 def test_a_checkpoint_needs_a_suite(bed):
     with pytest.raises(UsageError, match="name a suite"):
         weightsmith.compare(bed["old"], bed["new"])
+
+
+def test_one_path_is_no_list_of_parents():
+    with pytest.raises(UsageError, match="parents is a list"):
+        weightsmith.compare("old.json", "new.json", parents="old.json")

@@ -319,6 +319,13 @@ def test_a_truncated_bundle_is_refused(family, keep):
         (lambda h: h["tensors"]["model.norm.weight"]["digests"].pop("shared"), "missing"),
         (lambda h: h["tensors"].update(other=h["tensors"]["model.norm.weight"]), "missing"),
         (lambda h: h.update(tensors=3), "not a bundle's header"),
+        (lambda h: h.update(method={"a": 1}), "its 'method' is no text"),
+        (lambda h: h["base"].update(digest=5), "its 'digest' is no text"),
+        (lambda h: h["base"].update(places=[{}]), "a place of its base is no text"),
+        (
+            lambda h: h["tensors"]["model.norm.weight"]["digests"].update(base={"a": 1}),
+            "its 'digests' is no object of texts",
+        ),
     ],
 )
 def test_a_damaged_header_is_told_in_a_sentence(family, change, match):

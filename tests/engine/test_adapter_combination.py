@@ -357,3 +357,8 @@ def test_a_folder_with_a_record_is_replaced_by_one_without(tmp_path):
     combine_adapters(folders, tmp_path / "out", method="ties")
     combine_adapters(folders, tmp_path / "out", method="knots", force=True)
     assert not (tmp_path / "out" / "weightsmith-manifest.json").exists()
+
+
+def test_one_path_is_no_list_of_adapters(tmp_path):
+    with pytest.raises(UsageError, match="adapters is a list of paths, not 'lora'"):
+        combine_adapters("lora", tmp_path / "out")

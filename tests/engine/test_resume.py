@@ -11,6 +11,7 @@ import pytest
 
 import weightsmith
 from weightsmith.engine import staging
+from weightsmith.engine.journal import Journal
 from weightsmith.engine.staging import Staging
 from weightsmith.errors import AssertionFailed, NonFiniteError, OutputError, ResourceError
 from weightsmith.publishing import putting, renaming
@@ -457,3 +458,10 @@ def test_nothing_is_kept_open_after_a_run(family: Family, recipe: dict[str, Any]
             weightsmith.merge(recipe, family.root / "other", progress=Recorder("sealing"))
         weightsmith.merge(recipe, family.root / "out", force=True)
         assert descriptors() == before
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"9" * 5000, b"\xff", b"null"])
+def test_a_line_that_no_journal_has_is_told_by_its_number(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "journal.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(OutputError, match=r"Line 1 of .* is damaged; run again with --fresh"):
+        Journal(tmp_path / "journal.jsonl")

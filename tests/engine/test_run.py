@@ -224,3 +224,22 @@ def test_a_tensor_with_matrix_and_model_methods_runs_streamed(family: Family) ->
     singular = torch.linalg.svdvals(delta)
     # What lies beyond rank 4 is the rounding to bfloat16 alone.
     assert singular[3] > 5 * singular[4]
+
+
+@pytest.mark.parametrize(
+    ("method", "memory_bytes", "advice"),
+    [
+        ("linear", 2**20, "the program itself takes"),
+        ("linear", 43 * 10**6, "or use fewer threads"),
+        ("tsv_m", 60 * 10**6, "a method that needs no whole rows or matrices"),
+    ],
+)
+def test_advice_on_memory_is_about_what_takes_it(
+    family: Family, method: str, memory_bytes: int, advice: str
+) -> None:
+    planned = weightsmith.plan(
+        family.recipe(method), memory_bytes=memory_bytes, threads=16, backend=BACKENDS[-1]
+    )
+    (finding,) = [f for f in planned.findings if f.code == "memory"]
+    assert advice in finding.fix
+    assert "tokenizers" not in finding.fix

@@ -137,3 +137,43 @@ def test_floats_of_8_bits_and_tensors_without_data_are_merged():
     assert bool((found.float() == 1.0).all())
     absent = {"w": torch.empty(2, 2, device="meta")}
     assert weightsmith.merge_state_dicts("linear", [absent, absent])["w"].is_meta
+
+
+ONE = {"w": torch.tensor([1.0, 2.0])}
+TWO = {"w": torch.tensor([3.0, 5.0])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"per_expert": [{"weight": 1}]}, "per_expert holds 1 for 2 experts"),
+        ({"per_expert": [{"weight": 1}] * 3}, "per_expert holds 3 for 2 experts"),
+        ({"per_expert": {"weight": 1}}, "per_expert is a list of mappings"),
+        ({"per_expert": [1, 2]}, "per_expert lists mappings"),
+        ({"parameters": 5}, "parameters maps names to values"),
+        ({"modify": "clip"}, "modify is a list of modifiers"),
+        ({"modify": [5]}, "modify lists names of modifiers"),
+        ({"seed": "x"}, "seed is a whole number, not 'x'"),
+        ({"seed": True}, "seed is a whole number, not true"),
+        ({"base": 5}, "The base is a value of type int"),
+        ({"experts": ONE}, "experts is a list of state dicts"),
+        ({"experts": 5}, "experts is a list of state dicts"),
+        ({"experts": [ONE, [1.0]]}, "State dict 1 is a value of type list"),
+        ({"experts": [{"w": [1.0]}] * 2}, "'w' of state dict 0 is a value of type list"),
+        ({"experts": [{5: torch.ones(2)}] * 2}, "Tensors are called by texts"),
+        ({"experts": [{"w": torch.ones(2).to_sparse()}] * 2}, "sparse; pass it as `to_dense()`"),
+        ({"method": 5}, "A method is given by its name"),
+    ],
+)
+def test_arguments_of_another_form_are_refused_in_words(arguments, part):
+    given = {"method": "linear", "experts": [ONE, TWO], **arguments}
+    with pytest.raises(UsageError) as caught:
+        weightsmith.merge_state_dicts(given.pop("method"), given.pop("experts"), **given)
+    assert part in str(caught.value)
+
+
+def test_a_list_for_each_expert_may_be_empty_or_complete():
+    merge = weightsmith.merge_state_dicts
+    own = merge("linear", (ONE, TWO), per_expert=({"weight": 1}, {"weight": 3}))
+    assert own["w"].tolist() == [2.5, 4.25]
+    assert merge("linear", [ONE, TWO], per_expert=[])["w"].tolist() == [2.0, 3.5]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.engine import manifest as manifests
-from weightsmith.errors import VerificationError
+from weightsmith.errors import UsageError, VerificationError
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 
 from .conftest import Family
@@ -28,6 +28,18 @@ def out(family: Family) -> Path:
     (family.root / "base" / "tokenizer.json").write_text('{"version": "1.0"}')
     weightsmith.merge(family.recipe("ties", shard_size=300_000), family.root / "out")
     return family.root / "out"
+
+
+@pytest.mark.parametrize("recompute", [-1, "all", 1.5])
+def test_a_number_of_tensors_to_recompute_is_a_count(out: Path, recompute: Any) -> None:
+    with pytest.raises(UsageError, match="recompute is a number of tensors"):
+        weightsmith.verify(out, recompute=recompute)
+
+
+def test_ways_to_roll_back_are_called_by_their_names(out: Path) -> None:
+    way: Any = "subtracting"
+    with pytest.raises(UsageError, match="by replay or subtraction, not by 'subtracting'"):
+        weightsmith.rollback(out, out.with_name("new"), "e1", by=way)
 
 
 def is_sound(folder: Path) -> bool:

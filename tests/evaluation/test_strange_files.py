@@ -34,10 +34,10 @@ def changed(folder, tmp_path, **config):
     ("config", "error", "reason"),
     [
         ({"num_attention_heads": 0}, UsageError, "a number in it is 0 that must not be"),
+        ({"rope_parameters": "x"}, UsageError, "'rope_parameters'|a text"),
+        ({"dtype": "float99"}, UsageError, "'dtype'|float99"),
         ({"num_attention_heads": 5}, UsageError, "5"),
         ({"num_hidden_layers": "8"}, CompatibilityError | UsageError, "num_hidden_layers|a text"),
-        ({"rope_parameters": "x"}, UsageError, "another form|a text"),
-        ({"dtype": "float99"}, UsageError, "float99|another form"),
         ({"hidden_size": {"a": 1}}, UsageError, "expected a whole number, got an object"),
         (
             {"num_hidden_layers": 10**9},

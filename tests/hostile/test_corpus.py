@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 import pytest
 
-from . import commands, evaluations, papers, recipes, weights
+from . import commands, evaluations, outputs, papers, recipes, stored, weights
 from .conftest import COUNTS, WORST
 from .running import Input, World, described, tally
 from .world import CONTROLS, ENDS
@@ -37,10 +37,17 @@ GROUPS = (
     "data",
     "results",
     "families",
+    "outputs",
+    "leftovers",
+    "factors",
+    "statistics",
+    "bases",
+    "leagues",
+    "libraries",
     "networks",
 )
 # Inputs of these groups are answered before torch would be loaded, which takes longer than all of the sample.
-_SAMPLED = frozenset(GROUPS) - {"networks", "data", "results"}
+_SAMPLED = frozenset(GROUPS) - {"networks", "data", "results", "leagues"}
 _IN_SAMPLE = 4
 
 
@@ -52,6 +59,8 @@ def corpus() -> Iterable[Input]:
         weights.inputs(),
         papers.inputs(),
         evaluations.inputs(),
+        outputs.inputs(),
+        stored.inputs(),
         evaluations.networks(),
     )
 

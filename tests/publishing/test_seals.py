@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import xml.etree.ElementTree as ET
 import zlib
@@ -121,3 +122,10 @@ def test_what_has_no_seal_is_not_known(tmp_path: Path, content: bytes) -> None:
     assert not is_sealed_as(tmp_path / "file", "picture")
     assert not is_sealed_as(tmp_path / "missing", "picture")
     assert not is_sealed_as(tmp_path, "picture")
+
+
+def test_a_pipe_has_no_seal_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "absent"):
+        assert not is_sealed_as(tmp_path / name, "adapter")

@@ -203,3 +203,38 @@ def test_operands_of_another_kind_are_refused(other):
 def test_an_expression_that_is_no_weight_is_refused():
     with pytest.raises(RecipeError, match="adds two weights"):
         Recipe.from_expression(checkpoint("a") + checkpoint("b"))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda a, b: methods.ties(a, b, 5),
+        lambda a, b: methods.ties(a, b, "b"),
+        lambda a, b: methods.ties(a, b, density=float("nan")),
+        lambda a, b: methods.linear(a, b, weight=[1.0, float("inf")]),
+        lambda a, b: a + 10**400 * (b - a),
+        lambda a, b: a + float("nan") * (b - a),
+        lambda a, b: a + np.bool_(True) * (b - a),
+        lambda a, b: a + (b - a) * np.bool_(True),
+    ],
+)
+def test_operands_without_a_meaning_are_refused_when_they_are_given(build):
+    with pytest.raises(RecipeError) as caught:
+        build(checkpoint("a"), checkpoint("b"))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("given", ["a", 5, None])
+def test_a_recipe_is_made_of_expressions_only(given):
+    with pytest.raises(RecipeError, match="is no expression"):
+        Recipe.from_expression(given)
+
+
+def test_numbers_that_numpy_computed_are_numbers():
+    a, b = checkpoint("a"), checkpoint("b")
+    for half in (np.float64(0.5), np.float32(0.5)):
+        assert repr(a + (b - a) * half) == repr(a + (b - a) * 0.5)
+        assert repr(a + half * (b - a)) == repr(a + 0.5 * (b - a))
+    weighted = Recipe.from_expression(methods.linear(a, b, weight=[0.25, 0.75]))
+    for weight in (np.array([0.25, 0.75]), (np.float64(0.25), 0.75)):
+        assert Recipe.from_expression(methods.linear(a, b, weight=weight)) == weighted

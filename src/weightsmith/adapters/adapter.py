@@ -9,7 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from weightsmith.checkpoints.checkpoint import not_saved
 from weightsmith.deltas.changes import Change
+from weightsmith.findings import Finding
 from weightsmith.tensors.stored import LazyTensor, stored_in
 
 
@@ -97,6 +99,14 @@ class Adapter:
         names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []
         stored = [f".{update.target}." for update in self.updates.values()]
         return tuple(name for name in names if not any(f".{name}." in target for target in stored))
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What should be known before another adapter is made of it."""
+        if not self.unsaved:
+            return ()
+        then = "so neither has what is made of it"
+        return (not_saved(self.name, self.unsaved, self.source, then),)
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ from weightsmith.checkpoints.roles import Kind
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
@@ -49,13 +50,14 @@ class ConvertedTensor:
 class Conversion:
     """The changes of an adapter that has been written in another dialect, and the type of its factors.
 
-    `whole` are the tensors that are replaced or added as they are.
+    `whole` are the tensors that are replaced or added as they are; `findings` those of the adapter that was read.
     """
 
     dialect: Dialect
     dtype: DType
     tensors: tuple[ConvertedTensor, ...]
     whole: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def error(self) -> float:
@@ -72,6 +74,7 @@ class Conversion:
                 {"tensor": t.target, "form": t.form.value, "rank": t.rank, "lost": t.error}
                 for t in self.tensors
             ],
+            "findings": [finding.to_mapping() for finding in self.findings],
         }
 
 
@@ -138,7 +141,7 @@ def convert(
         for key, f in sorted(written.factors.items())
     ]
     whole = tuple(sorted([*written.replaced, *written.added]))
-    return Conversion(dialect, kept, tuple(tensors), whole)
+    return Conversion(dialect, kept, tuple(tensors), whole, adapter.findings)
 
 
 def _is_product(update: Update) -> bool:

@@ -86,13 +86,14 @@ def reference_of(attached: Attached) -> AdapterReference:
 
 def place_of(checkpoint: Checkpoint) -> str:
     """Where a checkpoint lies, with its task and the names of its adapters, in the form of a reference."""
-    place = (
-        str(checkpoint.path)
-        if checkpoint.member is None
-        else f"{checkpoint.path}#{checkpoint.member}"
-    )
+    return f"{checkpoint.path}{form_of(checkpoint)}"
+
+
+def form_of(checkpoint: Checkpoint) -> str:
+    """What stands behind the place of a checkpoint in a reference to it: `#task`, `+adapter:0.5`."""
+    task = "" if checkpoint.member is None else f"#{checkpoint.member}"
     named = (AdapterReference(a.name, None, a.strength) for a in checkpoint.attached)
-    return "+".join([place, *map(str, named)])
+    return task + "".join(f"+{adapter}" for adapter in named)
 
 
 def _opened(placed: PlacedAdapter) -> tuple[Adapter, Attached]:

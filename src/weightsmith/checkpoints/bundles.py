@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble, open_checkpoint
-from weightsmith.checkpoints.donor import is_inside
+from weightsmith.checkpoints.donor import absence, is_inside
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.outside_base import base_tensor, open_base
 from weightsmith.checkpoints.weights import BareAdapter, find_weights, read_tensors
@@ -28,6 +28,7 @@ from weightsmith.tensors.graph import Value, source, where
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
+from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
 from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-bundle.json"
@@ -152,7 +153,7 @@ def read_header(folder: Path) -> BundleHeader:
     """The header of a bundle; raises CheckpointError if it is missing, damaged or of a newer version."""
     path = folder / FILE_NAME
     if not is_inside(path, folder):
-        raise CheckpointError(f"{shown(folder)} has no {FILE_NAME}: give a task bundle.")
+        raise CheckpointError(absence(folder, FILE_NAME, "a task bundle"))
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(
@@ -170,28 +171,35 @@ def read_header(folder: Path) -> BundleHeader:
 def _header(content: Mapping[str, Any]) -> BundleHeader:
     base = content["base"]
     tasks = tuple(
-        Task(str(t["label"]), str(t["reference"]), str(t["digest"])) for t in content["tasks"]
+        Task(text_in(t, "label"), text_in(t, "reference"), text_in(t, "digest"))
+        for t in content["tasks"]
     )
     if not tasks:
         raise Malformed("it has no tasks")
     return BundleHeader(
-        str(content["method"]),
+        text_in(content, "method"),
         dict(content["parameters"]),
         tasks,
-        str(base["reference"]),
-        str(base["digest"]),
-        tuple(str(place) for place in base["places"]),
+        text_in(base, "reference"),
+        text_in(base, "digest"),
+        tuple(_place(place) for place in base["places"]),
         {
             str(name): CodedTensor(
                 DType.parse(t["dtype"]),
-                None if t["base"] is None else str(t["base"]),
+                optional_text_in(t, "base"),
                 bool(t["coded"]),
                 bool(t["scaled"]),
-                {str(part): str(digest) for part, digest in t["digests"].items()},
+                texts_in(t, "digests"),
             )
             for name, t in content["tensors"].items()
         },
     )
+
+
+def _place(place: Any) -> str:
+    if not isinstance(place, str):
+        raise Malformed("a place of its base is no text")
+    return place
 
 
 def open_packed(folder: Path) -> Checkpoint:

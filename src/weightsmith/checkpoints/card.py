@@ -24,7 +24,8 @@ _TAG = re.compile(r"[^a-z0-9._-]+")
 class Parent:
     """One checkpoint that went in.
 
-    `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart; `part` is what it was in
+    `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart; `form` is what stands
+    behind the name in a reference to it, its task and its adapters; `part` is what it was in
     the merge (base, expert, adapter or base of another, statistics), `digest` that of its weights; a checkpoint with
     adapters has that of its changed weights.
     """
@@ -34,6 +35,7 @@ class Parent:
     digest: str
     is_hub: bool = False
     revision: str | None = None
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,12 @@ def _last_name(parent: Parent) -> str:
 def _parents_table(parents: Sequence[Parent]) -> str:
     rows = ["| checkpoint | part | revision | digest |", "| --- | --- | --- | --- |"]
     for parent in parents:
-        cells = (_last_name(parent), parent.part, parent.revision or "", parent.digest)
+        cells = (
+            _last_name(parent) + parent.form,
+            parent.part,
+            parent.revision or "",
+            parent.digest,
+        )
         rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
     return "\n".join(rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ class Attached:
     def name(self) -> str:
         """A name without the user's folders: the Hub id, or the folder's or file's own name."""
         return self.hub_id or Path(self.source).name or self.path.name
+
+
+def not_saved(adapter: str, modules: Sequence[str], place: str, then: str) -> Finding:
+    """The note on modules that an adapter says were trained whole and of which it stores nothing."""
+    return Finding(
+        Severity.NOTE,
+        "module-not-saved",
+        place,
+        f"The adapter {adapter!r} names {', '.join(map(shown, modules))} among `modules_to_save` and has no tensors of "
+        f"it, {then}",
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,13 +195,7 @@ class Checkpoint:
         linked = self._linked()
         found += [] if linked is None else [linked]
         return found + [
-            Finding(
-                Severity.NOTE,
-                "module-not-saved",
-                self.identity,
-                f"The adapter {adapter.name!r} names {', '.join(map(shown, adapter.unsaved))} among `modules_to_save` "
-                "and has no tensors of it, so the base's are kept",
-            )
+            not_saved(adapter.name, adapter.unsaved, self.identity, "so the base's are kept")
             for adapter in self.attached
             if adapter.unsaved
         ]

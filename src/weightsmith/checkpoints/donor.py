@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from weightsmith.tensors.messages import shown
+
 # What a tokenizer and its chat template are made of, over all families.
 _TOKENIZER = frozenset(
     """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
@@ -69,6 +71,20 @@ def left_out(folder: Path) -> tuple[Path, ...]:
             if os.path.lexists(folder / name) and not is_inside(folder / name, folder)
         )
     )
+
+
+def absence(folder: Path, name: str, wanted: str) -> str:
+    """What is wrong with a folder that has no file of its own called `name`, which makes one what is `wanted`."""
+    if not os.path.lexists(folder):
+        return f"There is no folder {shown(folder)}: give {wanted}."
+    if not folder.is_dir():
+        return f"{shown(folder)} is no folder: give {wanted}."
+    if os.path.lexists(folder / name):
+        return (
+            f"{shown(folder / name)} is a link that leaves its folder or leads nowhere, or no regular file: put the "
+            "file itself there."
+        )
+    return f"{shown(folder)} has no {name}: give {wanted}."
 
 
 def is_template(name: Path) -> bool:

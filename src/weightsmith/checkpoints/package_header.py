@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.donor import is_inside
+from weightsmith.checkpoints.donor import absence, is_inside
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
@@ -186,7 +186,7 @@ def read_header(folder: Path) -> PackageHeader:
     """The header of a package; raises CheckpointError if it is missing, damaged, hostile or of a newer version."""
     path = folder / FILE_NAME
     if not is_inside(path, folder):
-        raise CheckpointError(f"{shown(folder)} has no {FILE_NAME}: give a delta package.")
+        raise CheckpointError(absence(folder, FILE_NAME, "a delta package"))
     try:
         content = unsealed(read_small(path, _LARGEST_BYTES))
         if content.get("schema") != SCHEMA:

@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
-from weightsmith.cli.main import main as main
+import sys
+
+try:
+    from weightsmith.cli.main import main as main
+except KeyboardInterrupt:
+    print("weightsmith: interrupted.", file=sys.stderr)
+    raise SystemExit(130) from None

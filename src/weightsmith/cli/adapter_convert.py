@@ -18,7 +18,7 @@ from weightsmith.cli.adapter_options import (
 )
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
-from weightsmith.cli.output import Block, Data, present
+from weightsmith.cli.output import Block, Data, present, show_findings
 from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import counted
 from weightsmith.tensors.sizes import format_size
@@ -101,6 +101,8 @@ def convert(
         force=force,
     )
     STREAMS.done()
+    if not as_json:
+        show_findings(made.findings, to_stderr=True)
     present(_Converted(out, made, bytes_of(out)), _blocks, as_json=as_json)
     return 0
 

@@ -98,8 +98,9 @@ def list_(folder: Path, as_json: bool) -> int:
     """Show the tasks of BUNDLE, its method and base, and its size, from headers alone."""
     from weightsmith.checkpoints.bundles import open_packed, read_header
 
+    header = read_header(folder)
     stored = sum(tensor.nbytes for tensor in open_packed(folder).tensors.values())
-    present(_Bundle(read_header(folder), stored), _blocks, as_json=as_json)
+    present(_Bundle(header, stored), _blocks, as_json=as_json)
     return 0
 
 

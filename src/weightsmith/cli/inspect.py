@@ -70,6 +70,8 @@ def _blocks(summary: CheckpointSummary) -> Iterator[Block]:
 
 
 def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
+    from weightsmith.checkpoints.ties import Tying
+
     facts = [("path", summary.place or str(summary.path)), ("layout", summary.layout)]
     facts += [("adapter", adapter) for adapter in summary.adapters]
     if not summary.roles:
@@ -83,7 +85,8 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
         for s in summary.stacks
     ]
     if summary.vocabulary is not None:
-        facts.append(("vocabulary head", summary.tying))
+        has_none = summary.tying == Tying.NO_HEAD.value
+        facts.append(("vocabulary head", "none" if has_none else summary.tying))
     facts += [("tied", " = ".join(group)) for group in summary.ties]
     if summary.vocabulary is not None:
         facts.append(("vocabulary", f"{summary.vocabulary:,} rows"))

@@ -39,6 +39,14 @@ _ADVICE = {
     errno.EIO: "check the disk",
 }
 
+# What click says of a text that is no number, and what that means.
+_NUMBERS = {
+    "is not a valid integer range": "is no whole number",
+    "is not a valid integer": "is no whole number",
+    "is not a valid float range": "is no number",
+    "is not a valid float": "is no number",
+}
+
 # In the order of use, with what the help says of each; the module of that name has the command.
 COMMANDS = {
     "plan": "Show what a merge will read, compute and write.",
@@ -140,7 +148,8 @@ def execute(arguments: list[str]) -> int:
         return _told(str(error), error.exit_code)
     except MemoryError:
         return _told(
-            "memory ran out; give fewer --threads or a smaller --memory.", ResourceError.exit_code
+            "memory ran out; give fewer --threads or a smaller --memory, or free some and raise `ulimit -v`.",
+            ResourceError.exit_code,
         )
     except OSError as error:
         if is_debug:
@@ -156,6 +165,8 @@ def execute(arguments: list[str]) -> int:
             return _told_interrupted()
         if is_debug:
             traceback.print_exc()
+        if isinstance(error, ImportError) and not _is_own(error):
+            return _told(_of_import(error), ResourceError.exit_code)
         if "can't start new thread" in str(error):
             return _told(
                 "the system allows no more threads; give fewer --threads, or raise `ulimit -u` and `ulimit -v`.",
@@ -165,6 +176,22 @@ def execute(arguments: list[str]) -> int:
         return _told(
             f"unexpected {what}; run again with --debug, and report what it shows.", UNEXPECTED
         )
+
+
+def _is_own(error: ImportError) -> bool:
+    return (error.name or "").partition(".")[0] == "weightsmith"
+
+
+def _of_import(error: BaseException) -> str:
+    """What to say where a package cannot be loaded: one that is missing or broken, or for which there is no memory."""
+    while isinstance(error.__cause__, ImportError):
+        error = error.__cause__
+    reason = str(error).strip().splitlines()
+    why = f" ({reason[0].rstrip('.')})" if reason else ""
+    return (
+        f"a package that this command needs cannot be loaded{why}; install weightsmith again, or allow more memory if "
+        "`ulimit -v` is low."
+    )
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
@@ -192,6 +219,8 @@ def _usage_sentence(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     # click lists what can be chosen line by line.
     sentence = " ".join(error.format_message().split())
+    for theirs, ours in _NUMBERS.items():
+        sentence = sentence.replace(theirs, ours)
     if context is None:
         return sentence
     return f"{sentence.rstrip('.')}{'' if sentence.endswith('?') else '.'} See `{context.command_path} --help`."

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 from weightsmith.cli.tables import Cell as Cell
 from weightsmith.cli.tables import Interval as Interval
 from weightsmith.cli.tables import Table as Table
-from weightsmith.cli.tables import draw_table, plain_table
+from weightsmith.cli.tables import draw_table, plain_table, with_short_cells
 from weightsmith.cli.text import abridged, harmless
 from weightsmith.findings import Finding, Severity
 
@@ -87,6 +87,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def show_table(table: Table) -> None:
     """Write a table and an empty line to stdout: drawn to fit a terminal, plain elsewhere."""
+    table = with_short_cells(table)
     if is_terminal(sys.stdout):
         from rich.console import Console
 
@@ -98,7 +99,7 @@ def show_table(table: Table) -> None:
 
 def show_line(text: str = "") -> None:
     """Write a sentence to stdout, harmless to a terminal and broken between words where it is narrow."""
-    line = harmless(text)
+    line = harmless(abridged(text))
     print(broken(line, shutil.get_terminal_size().columns) if is_terminal(sys.stdout) else line)
 
 

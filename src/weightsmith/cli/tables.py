@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightsmith.cli.text import harmless
+from weightsmith.cli.text import abridged, harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +79,14 @@ def without_blanks(table: Table) -> Table:
         frozenset(places[i] for i in table.right if i in places),
         tuple(places[i] for i in table.spare if i in places),
     )
+
+
+def with_short_cells(table: Table) -> Table:
+    """The table without the middle of cells that are longer than anybody reads, such as names of a hostile file."""
+    rows = [
+        [abridged(cell) if isinstance(cell, str) else cell for cell in row] for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def plain_table(table: Table) -> str:

@@ -170,11 +170,17 @@ def _built_blocks(built: _Built) -> Iterator[Block]:
 @click.argument("name", shell_complete=completing.names(completing.families))
 @json_option
 def path(name: str, as_json: bool) -> int:
-    """Show the folder of the family NAME in the cache, built or not."""
+    """Show the folder of the family NAME in the cache; the exit code is 1 where it is not built yet."""
     from weightsmith.testbeds.families import find_family
 
-    present(_placed(find_family(name)), _path_blocks, as_json=as_json)
-    return 0
+    found = _placed(find_family(name))
+    present(found, _path_blocks, as_json=as_json)
+    if found.is_built:
+        return 0
+    _to_stderr(
+        f"weightsmith: {name} is not built; `weightsmith testbed build {name}` builds it there."
+    )
+    return 1
 
 
 def _path_blocks(found: _Placed) -> Iterator[Block]:

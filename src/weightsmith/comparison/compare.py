@@ -22,6 +22,7 @@ from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.metrics import Floats
 from weightsmith.evaluation.saved import read_saved
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
+from weightsmith.wording import shown
 
 SCHEMA = 1
 
@@ -143,6 +144,8 @@ def compare(
     than `tolerance`. `options` are those of `evaluate` (device, cache, batch_size). Raises UsageError where the models
     were not evaluated on the same items.
     """
+    if isinstance(parents, (str, Path)):
+        raise UsageError(f"parents is a list of models or evaluations, not {shown(parents)}.")
     named = [old, new, *parents, *([base] if base is not None else [])]
     found = [as_evaluation(subject, suite, **options) for subject in named]
     last = found[-1] if base is not None else None
@@ -186,8 +189,12 @@ def as_evaluation(subject: Any, suite: str | Path | None = None, **options: Any)
     if isinstance(subject, (str, Path)) and _is_json(Path(subject)):
         return read_evaluation(Path(subject))
     if suite is None:
+        if Path(subject).suffix == ".json":
+            raise UsageError(
+                f"There is no file {shown(subject)}; give what `evaluate --save` wrote."
+            )
         raise UsageError(
-            f"{str(subject)!r} is no saved evaluation, so it must be evaluated: name a suite."
+            f"{shown(subject)} is no saved evaluation, so it must be evaluated: name a suite."
         )
     return evaluate(subject, suite, **options)
 
@@ -197,10 +204,10 @@ def _is_json(path: Path) -> bool:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation that `weightsmith evaluate --json` saved; raises UsageError for another file."""
+    """The evaluation that `weightsmith evaluate --save` wrote; raises UsageError for another file."""
     content = read_saved(path, "evaluate")
     if "scores" not in content:
-        raise UsageError(f"{str(path)!r} holds no evaluation; give what `evaluate --json` wrote.")
+        raise UsageError(f"{shown(path)} holds no evaluation; give what `evaluate --save` wrote.")
     return Evaluation.from_mapping(content)
 
 

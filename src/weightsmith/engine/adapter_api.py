@@ -33,11 +33,12 @@ from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
 from weightsmith.engine.threads import thread_count
 from weightsmith.errors import UsageError
-from weightsmith.findings import Finding
+from weightsmith.findings import Finding, Severity
 from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.sections import distinct_labels
 from weightsmith.tensors.dtypes import DType
+from weightsmith.wording import shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,18 +85,24 @@ def combine_adapters(
     What a recipe can say is run as one, into a folder with recipe and manifest, unless `out` is a file. Raises what
     planning and merging raise, and UsageError for requests without a meaning.
     """
+    if isinstance(adapters, (str, Path)):
+        raise UsageError(f"adapters is a list of paths, not {shown(adapters)}.")
     if not adapters:
         raise UsageError("There is nothing to combine: name at least one adapter.")
     paths = [str(path) for path in adapters]
     opened = [open_adapter(path) for path in paths]
+    known = [finding for adapter in opened for finding in adapter.findings]
     place, to = Path(out), dialect_for(opened[0], dialect)
     bound, given = Bound(rank, energy, error), dict(parameters or {})
     if space == "dense" and has_recipe(method) and place.suffix != SUFFIX:
         document = _document(paths, method, weights, given, base, dtype, seed)
         form = {"rank": rank, "energy": energy, "error": error, "dialect": to}
         document["adapter"] = {key: value for key, value in form.items() if value is not None}
-        manifest = run(make_plan(Recipe.load(document)), place, force=force, progress=progress)
-        return Combined(place, manifest.lost, (), manifest)
+        plan = make_plan(Recipe.load(document))
+        manifest = run(plan, place, force=force, progress=progress)
+        # What its notes say of factors and ranks, `lost` says of the result.
+        known += [f for f in plan.findings if f.severity is not Severity.NOTE]
+        return Combined(place, manifest.lost, known, manifest)
     model = None if base is None else open_model(base)
     reads = inputs_of(opened, model)
     place = check_output(place, to, force=force, reads=reads)
@@ -116,7 +123,8 @@ def combine_adapters(
     )
     typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
     write_adapter(typed, place, to, base=model, force=force, reads=reads)
-    return Combined(place, {t.key: t.lost for t in report.tensors}, report.findings)
+    found = (*known, *report.findings)
+    return Combined(place, {t.key: t.lost for t in report.tensors}, found)
 
 
 def _document(
@@ -226,7 +234,8 @@ def resize_adapter(
     )
     typed = replace(made, dtype=made.dtype if dtype is None else DType.parse(dtype))
     write_adapter(typed, place, to, base=model, force=force, reads=reads)
-    return Combined(Path(out), {t.key: t.lost for t in report.tensors}, report.findings)
+    found = (*opened.findings, *report.findings)
+    return Combined(Path(out), {t.key: t.lost for t in report.tensors}, found)
 
 
 def convert_adapter(

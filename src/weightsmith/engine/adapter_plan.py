@@ -281,7 +281,7 @@ def _dialect(form: AdapterForm, loaded: Sequence[Loaded]) -> Dialect:
         one = next(one for one in loaded if one.flattened)
         raise CompatibilityError(
             f"{shown(one.source)} has names without dots, which only a base can tell from those of other dialects: "
-            "give the base of the adapters as `base_model`."
+            "give the base of the adapters, as `base_model` in a recipe and as --base of `adapter combine`."
         )
     return dialect
 

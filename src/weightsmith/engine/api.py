@@ -11,7 +11,11 @@ from weightsmith.checkpoints.roles import Kind, Role, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.memory_checks import require_finite_inputs, require_finite_result
+from weightsmith.engine.memory_checks import (
+    require_arguments,
+    require_finite_inputs,
+    require_finite_result,
+)
 from weightsmith.engine.memory_statistics import InMemory
 from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from weightsmith.engine.progress import Progress
@@ -26,6 +30,7 @@ from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
 from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.site import Site
+from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +121,11 @@ def rollback(
     from weightsmith.engine.rollback import Way
     from weightsmith.engine.rollback import rollback as roll_back
 
-    way = None if by is None else Way(by)
+    try:
+        way = None if by is None else Way(by)
+    except ValueError:
+        ways = " or ".join(way.value for way in Way)
+        raise UsageError(f"A model is taken out by {ways}, not by {literal(by)}.") from None
     return roll_back(
         Path(folder), Path(new), without, by=way, inputs=inputs, progress=progress, **options
     )
@@ -150,8 +159,9 @@ def merge_state_dicts(
     "propagate". Names that share their memory in every state dict, as those of a tied head do in `model.state_dict()`,
     are one tensor that is merged once, under the name of the embedding if it is one of them. `equal_magnitudes` decides
     what thresholds over the model take of equals, as the recipe's key does. Raises CompatibilityError for different
-    names or shapes, and NonFiniteError.
+    names or shapes, UsageError for arguments of another form, and NonFiniteError.
     """
+    require_arguments(method, experts, base, parameters, per_expert, modify, seed)
     order = _equal_magnitudes(equal_magnitudes)
     if nonfinite not in ("error", "propagate"):
         raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import OutputError
+from weightsmith.tensors.strict_json import NotJson, loads_json
 from weightsmith.tensors.writer import pwrite_all, sync_file
 
 SCHEMA = 1
@@ -121,8 +122,8 @@ def _encoded(entry: dict[str, Any]) -> bytes:
 def _decoded(line: bytes) -> dict[str, Any] | None:
     """The entry of a line, or None if the line is not one that `_encoded` wrote."""
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = loads_json(line)
+    except NotJson:
         return None
     if not isinstance(entry, dict):
         return None

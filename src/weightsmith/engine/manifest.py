@@ -15,6 +15,7 @@ from typing import Any
 from weightsmith.adapters.opening import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
+from weightsmith.checkpoints.donor import absence
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.plan import Plan
 from weightsmith.errors import Malformed, VerificationError
@@ -327,10 +328,10 @@ def read(folder: Path) -> Manifest:
                 "use a newer weightsmith."
             )
         return _from_json(content)
-    except FileNotFoundError:
-        if not folder.exists():
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.is_dir():
             raise VerificationError(
-                f"There is no folder {shown(folder)}; give an output of `weightsmith merge`."
+                absence(folder, FILE_NAME, "an output of `weightsmith merge`")
             ) from None
         raise VerificationError(
             f"{shown(folder)} has no {FILE_NAME}, so it was not written by `weightsmith merge`."

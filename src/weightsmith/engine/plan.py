@@ -303,11 +303,16 @@ def _memory_findings(plan: Plan) -> list[Finding]:
 def _memory_fix(plan: Plan) -> str:
     if any(tensor.fits for tensor in plan._aligned):
         return "allow more with --memory, use fewer threads, or a rule for missing rows that fits nothing"
-    if (
-        reading := _vocabulary_bytes(plan.resolved)
-    ) and reading > plan.memory_bytes - plan.backend.resident_bytes:
+    if _vocabulary_bytes(plan.resolved) > plan.peak_bytes / 2:
         return "allow more with --memory: reading the tokenizers takes most of it"
-    return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
+    if plan.backend.resident_bytes > plan.memory_bytes:
+        return (
+            f"allow more with --memory: the program itself takes {format_size(plan.backend.resident_bytes)}, "
+            "whatever is merged"
+        )
+    if any(tensor.whole or tensor.rows for tensor in plan.tensors):
+        return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
+    return "allow more with --memory, or use fewer threads"
 
 
 def require_runnable(plan: Plan) -> None:

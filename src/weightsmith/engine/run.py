@@ -145,12 +145,11 @@ def check_expected(digests: Mapping[str, str], expected: Mapping[str, str] | Non
     """Raise VerificationError where tensors did not come out as expected."""
     if expected is None:
         return
-    different = sorted(
-        n for n in expected.keys() | digests.keys() if digests.get(n) != expected.get(n)
-    )
+    names = expected.keys() | digests.keys()
+    different = sorted(n for n in names if digests.get(n) != expected.get(n))
     if different:
         raise VerificationError(
-            f"The result differs from the record in {len(different)} of {counted(len(expected), 'tensor')}, "
+            f"The result differs from the record in {len(different)} of {counted(len(names), 'tensor')}, "
             f"the first being {different[0]!r}; "
             "an input was changed, or another version or backend wrote the record. The output was not sealed."
         )

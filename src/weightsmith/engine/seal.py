@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from weightsmith.adapters.opening import form_of
 from weightsmith.checkpoints import bundles, open_output
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
@@ -107,7 +108,8 @@ def _card(
         given = made.inputs[label]
         name = checkpoint.hub_id or checkpoint.path.name
         is_hub = checkpoint.hub_id is not None
-        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision))
+        form = form_of(checkpoint)
+        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision, form))
         parents += [
             Parent(
                 own.name, f"adapter of {name}", found.digest, own.hub_id is not None, own.revision

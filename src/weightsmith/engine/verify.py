@@ -25,12 +25,13 @@ from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.tensor_job import Finished, Settings
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.engine.trace import Tracer
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import UsageError, WeightsmithError
 from weightsmith.publishing.records import header_digest
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.formula import Form, OutputTensor, distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest
 from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.wording import literal
 
 _TILE = 1 << 20
 
@@ -69,6 +70,8 @@ def verify(
     the manifest says they lay, or where `inputs` maps their references) and compared bit for bit.
     Raises VerificationError where nothing can be compared.
     """
+    if not isinstance(recompute, int) or recompute < 0:
+        raise UsageError(f"recompute is a number of tensors, not {literal(recompute)}.")
     manifest = manifests.read(folder)
     recomputed: tuple[str, ...] = ()
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from weightsmith.errors import WeightsmithError
@@ -35,12 +35,24 @@ _WORDS = {
 }
 _CLASS_NAME = re.compile(r"^[A-Za-z]*(?:Error|Exception): ")
 
+_ZERO = "a number in it is 0 that must not be"
+_TOO_LARGE = "a number in it is too large"
+_OTHER_FORM = "an entry of it has another form than it should"
+# Reasons that do not say which entry it is.
+_UNNAMED = frozenset({_ZERO, _TOO_LARGE, _OTHER_FORM})
+
 
 @contextmanager
-def asking_library(said: str, advice: str, kind: type[WeightsmithError]) -> Iterator[None]:
+def asking_library(
+    said: str,
+    advice: str,
+    kind: type[WeightsmithError],
+    entry: Callable[[], str | None] | None = None,
+) -> Iterator[None]:
     """Turn whatever a library raises within into `kind`: what was `said`, its reason in brackets, and the `advice`.
 
-    Errors of this project pass, and so does memory that ran out. Warnings of the library are not shown.
+    Where the library does not say which entry of a file it means, `entry` may find it. Errors of this project pass, and
+    so does memory that ran out. Warnings of the library are not shown.
     """
     try:
         with warnings.catch_warnings():
@@ -51,7 +63,10 @@ def asking_library(said: str, advice: str, kind: type[WeightsmithError]) -> Iter
     except Exception as error:  # libraries raise everything
         if is_of_memory(error):
             raise
-        raise kind(f"{said} ({reason_of(error)}); {advice}.") from error
+        reason = reason_of(error)
+        found = entry() if entry is not None and reason in _UNNAMED else None
+        where = "" if found is None else f": {shown(found)}"
+        raise kind(f"{said} ({reason}{where}); {advice}.") from error
 
 
 def is_of_memory(error: Exception) -> bool:
@@ -70,20 +85,16 @@ def reason_of(error: BaseException) -> str:
     while inmost.__cause__ is not None and inmost.__cause__ is not inmost:
         inmost = inmost.__cause__
     if isinstance(inmost, ZeroDivisionError):
-        return "a number in it is 0 that must not be"
+        return _ZERO
     if isinstance(inmost, KeyError) and inmost.args:
         return f"there is no {shown(inmost.args[0])}"
     if isinstance(inmost, (RecursionError, OverflowError)):
-        return (
-            "it is nested too deeply"
-            if isinstance(inmost, RecursionError)
-            else "a number in it is too large"
-        )
+        return "it is nested too deeply" if isinstance(inmost, RecursionError) else _TOO_LARGE
     lines = [line.strip() for line in str(inmost).splitlines() if line.strip()]
     # A heading that ends in a colon has the reason below it.
     told = next((line for line in lines if not line.endswith(":")), "")
     told = _CLASS_NAME.sub("", told).rstrip(".")
     told = _TYPES.sub(lambda match: f"{match[1]} {_WORDS.get(match[2], match[2])}", told)
     if not told or _OF_PYTHON.search(told) or isinstance(inmost, (AttributeError, IndexError)):
-        return "an entry of it has another form than it should"
+        return _OTHER_FORM
     return told if len(told) <= _MOST_CHARACTERS else f"{told[:_MOST_CHARACTERS]}..."

@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from inspect import signature
@@ -167,17 +167,15 @@ def _plain(subject: Subject, build: Build) -> Module:
 
 def _pretrained(subject: Subject) -> Any:
     import torch
-    from transformers import CONFIG_MAPPING
 
     said = f"transformers does not understand the config.json of {subject.name!r}"
     with asking_library(said, "correct it", UsageError):
         model_class = _model_class(subject)
-        config = CONFIG_MAPPING[subject.config["model_type"]].from_dict(dict(subject.config))
     options: dict[str, Any] = {}
     if "add_pooling_layer" in signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = any("pooler." in name for name in subject.tensors)
-    with asking_library(said, "correct it", UsageError), torch.device("meta"):
-        planned = model_class(config, **options)
+    with asking_library(said, "correct it", UsageError, lambda: _wrong_entry(subject, model_class)):
+        config, planned = _described(subject.config, model_class, options)
     _check_size(subject, planned)
     state = {name: as_torch(tensor) for name, tensor in subject.tensors.items()}
     said = f"The tensors of {subject.name!r} do not fit {model_class.__name__}"
@@ -192,6 +190,28 @@ def _pretrained(subject: Subject) -> Any:
         )
     _check_names(subject, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
     return module
+
+
+def _described(
+    content: Mapping[str, Any], model_class: Any, options: Mapping[str, Any]
+) -> tuple[Any, Module]:
+    """The configuration as transformers has it, and the network that it describes, without memory."""
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[content["model_type"]].from_dict(dict(content))
+    with torch.device("meta"):
+        return config, model_class(config, **options)
+
+
+def _wrong_entry(subject: Subject, model_class: Any) -> str | None:
+    """The first entry of a configuration without which transformers understands it, if there is one."""
+    for key in subject.config:
+        rest = {name: value for name, value in subject.config.items() if name != key}
+        with suppress(Exception):
+            _described(rest, model_class, {})
+            return key
+    return None
 
 
 def _model_class(subject: Subject) -> Any:

@@ -21,6 +21,7 @@ from weightsmith.errors import RecipeError, UsageError
 from weightsmith.evaluation.metrics import METRICS_OF, find_metric
 from weightsmith.naming import nearest
 from weightsmith.recipes.document import MOST_BYTES, Kind, Place, YamlDocument, parse_documents
+from weightsmith.recipes.other_documents import refuse_other_kinds
 from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.small_files import read_small
 from weightsmith.wording import literal, shown
@@ -140,7 +141,9 @@ def load_suite(path: str | Path) -> Suite:
             f"The suite {shown(path)} is not UTF-8 text (byte {error.start}); save it as UTF-8."
         ) from None
     except OSError as error:
-        raise UsageError(f"The suite {shown(path)} cannot be read ({error.strerror}).") from error
+        raise UsageError(
+            f"The suite {shown(path)} cannot be read ({error.strerror}); give a YAML file."
+        ) from error
     return _Reader(_only_document(text, str(path)), path.absolute().parent).suite()
 
 
@@ -158,6 +161,7 @@ class _Reader:
 
     def suite(self) -> Suite:
         data = self.document.data
+        refuse_other_kinds(self.document, "suite")
         self._known_keys(data, ("suite", "tasks"), (), "A suite")
         name = data.get("suite", Path(self.document.source).stem)
         if not isinstance(name, str) or not name:

@@ -28,8 +28,6 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
     nothing can be written.
     """
     out = Path(os.path.abspath(expanded(out)))
-    if not out.name:
-        raise OutputError(f"{shown(out)} cannot be an output; name a place below it.")
     refuse_inputs(out, reads)
     if out.is_symlink():
         raise OutputError(f"The output {shown(out)} is a symbolic link; name the real place.")
@@ -52,9 +50,11 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
 
 def refuse_inputs(out: Path, reads: Iterable[Path]) -> None:
     """Raise OutputError for an output that is, lies inside, or would hold one of the folders and files that are
-    read.
+    read, and for the root of all folders, which would hold everything.
     """
     real = Path(os.path.realpath(out))
+    if not real.name:
+        raise OutputError(f"{shown(out)} cannot be an output; name a place below it.")
     staged = staging_folder(real)
     for path in reads:
         source = Path(os.path.realpath(path))

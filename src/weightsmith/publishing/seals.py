@@ -73,7 +73,12 @@ def write_sealed_tensors(
 
 
 def is_sealed_as(path: Path, kind: str) -> bool:
-    """Whether a file has the seal of a kind, and nothing in it was changed since; no more is read than that takes."""
+    """Whether a file has the seal of a kind, and nothing in it was changed since; no more is read than that takes.
+
+    A pipe or a device has none, and is not waited for.
+    """
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(_LENGTH + 1)

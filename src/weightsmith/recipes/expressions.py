@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 from weightsmith.errors import RecipeError
@@ -408,6 +409,12 @@ class _Methods:
         spec = registry.get(name)
 
         def apply(*weights: Expression, **parameters: Any) -> Expression:
+            for weight in weights:
+                if not isinstance(weight, Expression):
+                    raise RecipeError(
+                        f"Method {spec.name} merges checkpoints, not {literal(weight)}; open them first, and give "
+                        "parameters by name."
+                    )
             given = [w.text for w in weights]
             operands = list(weights)
             for key, value in parameters.items():
@@ -415,7 +422,7 @@ class _Methods:
                     given.append(f"{key}={value.text}")
                     operands.append(value)
                 else:
-                    given.append(f"{key}={value!r}")
+                    given.append(f"{key}={_plain(value)!r}")
             return _over(f"{spec.name}({', '.join(given)})", operands)
 
         return apply
@@ -429,16 +436,38 @@ def _placeholder(path: str) -> str:
     return f"<{path.encode().hex()}>"
 
 
+def _plain(value: object) -> object:
+    """A value without what a library adds to it, as numpy does to the numbers that it computes."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        listed = getattr(value, "tolist", None)
+        return value if listed is None else _plain(listed())
+    number = _python_number(value)
+    if not abs(number) <= _LARGEST:
+        raise RecipeError(
+            f"A parameter of an expression cannot be {literal(number)}; give a finite number."
+        )
+    return number
+
+
+def _python_number(given: Real) -> int | float:
+    return int(given) if isinstance(given, Integral) else float(given)
+
+
 def _lifted(operand: object) -> Expression:
     if isinstance(operand, Expression):
         return operand
-    if isinstance(operand, bool) or not isinstance(operand, (int, float)):
+    if isinstance(operand, bool) or not isinstance(operand, Real):
         raise RecipeError(
             f"{literal(operand)} cannot be combined with a checkpoint; use numbers and other checkpoints."
         )
-    if not abs(operand) <= _LARGEST:
-        raise RecipeError(f"A checkpoint cannot be combined with the number {operand}.")
-    return Expression(repr(operand), is_number=True)
+    number = _python_number(operand)
+    if not abs(number) <= _LARGEST:
+        raise RecipeError(
+            f"A checkpoint cannot be combined with {literal(number)}; use a finite number."
+        )
+    return Expression(repr(number), is_number=True)
 
 
 def _joined(left: Expression, operator: str, right: object) -> Expression:

@@ -30,6 +30,7 @@ from weightsmith.recipes.document import (
     plain_data,
 )
 from weightsmith.recipes.mistakes import recipe_error
+from weightsmith.recipes.other_documents import refuse_other_kinds
 from weightsmith.recipes.overrides import override
 from weightsmith.recipes.recipe import Recipe
 from weightsmith.recipes.references import RECIPE_SUFFIXES
@@ -151,6 +152,7 @@ class _Loading:
         """Validate one document as it stands, so that messages have its lines and columns."""
         is_native = "weightsmith" in document.data
         dialect.refuse_other_programs(document)
+        refuse_other_kinds(document, "recipe")
         if not is_native:
             self.findings += tuple(dialect.findings(document))
         self.findings += tuple(dialect.unused_keys(document)) + tuple(dialect.empty_lists(document))

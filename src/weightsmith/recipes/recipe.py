@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
 from weightsmith.recipes.document import dump_yaml
 from weightsmith.recipes.schema import RecipeDocument
+from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from weightsmith.recipes.expressions import Expression
@@ -50,8 +52,13 @@ class Recipe:
 
         Raises RecipeError where the expression is no weight, or a setting is unknown.
         """
+        from weightsmith.recipes import expressions
         from weightsmith.recipes.loading import load
 
+        if not isinstance(expression, expressions.Expression):
+            raise RecipeError(
+                f"{literal(expression)} is no expression; make one of what `weightsmith.open` gives."
+            )
         return load({"weightsmith": 1, **expression.written(), **settings})
 
     @property
