@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
@@ -13,6 +14,23 @@ _LONGEST_LINE = 1200
 _MOST_ITEMS = 4
 _MOST_DEPTH = 2
 _MOST_BITS = 256
+
+# What to do where the system refuses something, by its reason.
+_ADVICE = {
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.EPERM: "check its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.ELOOP: "check the links of the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "free some memory, or raise `ulimit -v`",
+    errno.EIO: "check the disk",
+}
 
 
 def shown(text: object) -> str:
@@ -67,6 +85,11 @@ def fault(problem: Exception) -> str:
     if isinstance(problem, KeyError) and problem.args:
         return f"it lacks {shown(problem.args[0])}"
     return "an entry of it has another form than it should"
+
+
+def advice_on(refusal: OSError) -> str:
+    """What to do where the system refuses something."""
+    return _ADVICE.get(refusal.errno or 0, "check the path and what its disk allows")
 
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:

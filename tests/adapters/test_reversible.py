@@ -8,9 +8,12 @@ import pytest
 from weightsmith.adapters.basis_files import open_basis, write_basis
 from weightsmith.adapters.low_rank import Factors, LowRankAdapter
 from weightsmith.adapters.reversible import reversible_basis, together
+from weightsmith.adapters.storing import BASIS
 from weightsmith.deltas.changes import LowRank
 from weightsmith.errors import CheckpointError, CompatibilityError, OutputError, UsageError
+from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.safetensors_header import parse_file
 
 from .lora import SHAPES, adapter, assert_same, change, dense, regauged
 
@@ -227,3 +230,35 @@ def test_one_adapter_other_bases_and_unknown_labels_are_refused():
         reversible_basis(relatives(2)).recovered("3")
     with pytest.raises(CompatibilityError, match="different bases"):
         reversible_basis([adapter(0, base_reference="x"), adapter(1, base_reference="y")])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": [5]}, "its 'labels' is no list of texts"),
+        ({"form": "x"}, "there is no form 'x'"),
+        ({"base": 5}, "its 'base' is no text"),
+        ({"target": None}, "its 'target' is no text"),
+        ({"kind": "x"}, "there is no kind 'x'"),
+        ({"rank": -1}, "its 'rank' is no whole number"),
+        ({"rank": True}, "its 'rank' is no whole number"),
+        ({"shape": [12, 11]}, "do not fit together"),
+        ({"matrix": ["12", 10]}, "no list of whole numbers"),
+        ({"adapters": [[0], 1]}, "no list of whole numbers"),
+        ({"part": 10**12}, "do not fit together|has no expert"),
+        ({"part": [1]}, "its 'part' is no whole number"),
+    ],
+)
+def test_a_header_that_says_what_no_basis_has_is_refused(tmp_path, change, said):
+    from safetensors.numpy import load_file, save_file
+
+    out = tmp_path / "basis.safetensors"
+    write_basis(reversible_basis(relatives(2), ["chat", "code"]), out)
+    metadata = parse_file(out).metadata
+    header = {k: v for k, v in unsealed(metadata[BASIS].encode()).items() if k != "seal"}
+    places = [header] if set(change) <= set(header) else list(header["tensors"].values())
+    for place in places:
+        place.update(change)
+    save_file(load_file(out), out, metadata={**metadata, BASIS: sealed(header).decode()})
+    with pytest.raises(CheckpointError, match=said):
+        open_basis(out)

@@ -86,6 +86,14 @@ def test_the_root_of_all_folders_is_no_output(weightsmith, command):
     assert "PosixPath" not in sentence(result)
 
 
+def test_a_name_that_is_too_long_is_told_with_what_to_do(weightsmith):
+    for command in (["merge", "ties.yaml", "x" * 300], ["report", "ties.yaml", "-o", "x" * 300]):
+        told = sentence(weightsmith(*command))
+        assert "File name too long" in told
+        assert "choose a shorter name" in told
+        assert len(told) < 800
+
+
 def test_a_record_that_is_a_link_out_of_its_folder_is_not_called_missing(weightsmith, family):
     (family / "elsewhere.json").write_text("{}")
     (family / "linked").mkdir()

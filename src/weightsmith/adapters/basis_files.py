@@ -7,14 +7,15 @@ shape, rank, adapters and digests. For tensor X it holds `X::mean`, `X::directio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from weightsmith.adapters.low_rank import Array, Factors
-from weightsmith.adapters.reversible import ReversibleBasis, TensorBasis
+from weightsmith.adapters.low_rank import Array, Factors, FactorsKind
+from weightsmith.adapters.reversible import BasisForm, ReversibleBasis, TensorBasis
 from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, check_place, put
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import LowRank
@@ -27,6 +28,13 @@ from weightsmith.tensors.narrowing import narrow
 from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors.strict_json import (
+    count_in,
+    counts_in,
+    listed_in,
+    optional_text_in,
+    text_in,
+)
 from weightsmith.wording import fault
 
 SCHEMA = 1
@@ -112,37 +120,52 @@ def _read(header: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> Reve
         if digest_tensor(tensor) != header["digests"][name]:
             raise Malformed(f"{shown(name)} does not have the digest on record")
     tensors = {key: _tensor(key, facts, stored) for key, facts in header["tensors"].items()}
-    labels = tuple(header["labels"])
+    labels = tuple(listed_in(header, "labels"))
+    form = text_in(header, "form")
+    if form not in get_args(BasisForm):
+        raise Malformed(f"there is no form {shown(form)}")
     return ReversibleBasis(
         labels,
-        header["form"],
+        cast("BasisForm", form),
         tensors,
         _wholes("replaced", len(labels), stored),
         _wholes("added", len(labels), stored),
-        header["base"],
+        optional_text_in(header, "base"),
         DType.parse(header["dtype"]),
     )
 
 
 def _tensor(key: str, facts: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> TensorBasis:
     mean, directions, coefficients = (read_matrix(stored[f"{key}::{part}"]) for part in _PARTS)
-    rows, columns = facts["matrix"]
+    rows, columns = counts_in(facts, "matrix")
     positions, p, size = directions.shape
-    members = tuple(int(m) for m in facts["adapters"])
+    members, rank, shape = (
+        counts_in(facts, "adapters"),
+        count_in(facts, "rank"),
+        counts_in(facts, "shape"),
+    )
+    part = None if facts["part"] is None else count_in(facts, "part")
+    kind = text_in(facts, "kind")
     fits = mean.shape == (positions, size) and coefficients.shape == (positions, len(members), p)
-    if not fits or positions * size != (rows + columns) * facts["rank"]:
+    # An expert of a fused tensor has a matrix of its own.
+    whole = math.prod(shape) == rows * columns * (1 if part is None else shape[0] if shape else 0)
+    if not fits or not whole or positions * size != (rows + columns) * rank:
         raise Malformed(f"the shapes of {shown(key)} do not fit together")
+    if part is not None and part >= shape[0]:
+        raise Malformed(f"{shown(key)} has no expert {part}")
+    if kind not in get_args(FactorsKind):
+        raise Malformed(f"there is no kind {shown(kind)}")
     # Only the shape of this change counts: factors without directions take no memory.
     nothing = LowRank(np.zeros((rows, 0)), np.zeros((0, columns)))
     first = Factors(
-        facts["target"],
+        text_in(facts, "target"),
         nothing,
-        tuple(facts["shape"]),
-        facts["kind"],
-        facts["input_first"],
-        facts["part"],
+        shape,
+        cast("FactorsKind", kind),
+        bool(facts["input_first"]),
+        part,
     )
-    return TensorBasis(first, members, facts["rank"], mean, directions, coefficients)
+    return TensorBasis(first, members, rank, mean, directions, coefficients)
 
 
 def _wholes(

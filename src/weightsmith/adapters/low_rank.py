@@ -25,6 +25,9 @@ from weightsmith.tensors.stored import LazyTensor
 Array = NDArray[np.float32]
 
 
+FactorsKind = Literal["linear", "embedding", "conv"]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
     """The change of low rank that an adapter makes to one tensor, in the orientation in which the base stores it.
@@ -37,7 +40,7 @@ class Factors:
     target: str
     change: LowRank
     shape: tuple[int, ...]
-    kind: Literal["linear", "embedding", "conv"] = "linear"
+    kind: FactorsKind = "linear"
     input_first: bool = False
     part: int | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,28 +15,12 @@ from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.streams import STREAMS
 from weightsmith.cli.text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
+from weightsmith.wording import advice_on
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 UNEXPECTED = 3
-
-# What to do where the system refuses something, by its reason.
-_ADVICE = {
-    errno.EACCES: "check its permissions, or choose another place",
-    errno.EPERM: "check its permissions, or choose another place",
-    errno.EROFS: "choose a place that can be written to",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.ELOOP: "check the links of the path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or raise the quota",
-    errno.EMFILE: "raise `ulimit -n`",
-    errno.ENFILE: "close other programs",
-    errno.ENOMEM: "free some memory, or raise `ulimit -v`",
-    errno.EIO: "check the disk",
-}
 
 # What click says of a text that is no number, and what that means.
 _NUMBERS = {
@@ -156,9 +139,9 @@ def execute(arguments: list[str]) -> int:
             traceback.print_exc()
         place = f" at {shown(error.filename)}" if error.filename is not None else ""
         reason = error.strerror or str(error)
-        advice = _ADVICE.get(error.errno or 0, "check the path and what its disk allows")
         return _told(
-            f"the system refused an operation{place}: {reason}; {advice}.", ResourceError.exit_code
+            f"the system refused an operation{place}: {reason}; {advice_on(error)}.",
+            ResourceError.exit_code,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if _is_interrupted(error):

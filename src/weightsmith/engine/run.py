@@ -40,7 +40,7 @@ from weightsmith.publishing.records import manifest_problem
 from weightsmith.recipes.formula import distinct_leaves
 from weightsmith.tensors.graph import Value
 from weightsmith.tensors.open_files import OPEN_FILES
-from weightsmith.wording import counted
+from weightsmith.wording import advice_on, counted, shown
 
 _EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -117,13 +117,13 @@ def run(
 def described(error: OSError, out: Path) -> WeightsmithError:
     """The sentence for a system call that failed while `out` was being made."""
     reason = error.strerror or str(error)
-    where = f" on {error.filename!r}" if error.filename else ""
-    failed = f"A system call{where} failed while {str(out)!r} was being made ({reason})"
+    where = f" on {shown(error.filename)}" if error.filename else ""
+    failed = f"A system call{where} failed while {shown(out)} was being made ({reason})"
     if error.errno in _EXHAUSTED:
         return ResourceError(
             f"{failed}; free some space or raise the limit, then give the same command again."
         )
-    return OutputError(f"{failed}; mend that, then give the same command again.")
+    return OutputError(f"{failed}; {advice_on(error)}, then give the same command again.")
 
 
 def _write_tensors(

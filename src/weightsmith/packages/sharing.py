@@ -69,8 +69,11 @@ def dedupe(library: str | Path) -> Deduped:
     found = packages_of(library)
     if not found:
         return Deduped(0, 0, 0)
-    (library / SHARED).mkdir(exist_ok=True)
     try:
+        for folder in found:
+            own_streams(folder)
+            read_header(folder)
+        (library / SHARED).mkdir(exist_ok=True)
         with _locked(library):
             return _dedupe(library, found)
     finally:

@@ -129,6 +129,34 @@ def texts_in(facts: Any, key: str) -> dict[str, str]:
     return value
 
 
+def listed_in(facts: Any, key: str) -> list[str]:
+    """The list of texts under a key."""
+    value = _entry(facts, key)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise Malformed(f"its {shown(key)} is no list of texts")
+    return value
+
+
+def count_in(facts: Any, key: str) -> int:
+    """The whole number from 0 on under a key."""
+    value = _entry(facts, key)
+    if not _is_count(value):
+        raise Malformed(f"its {shown(key)} is no whole number from 0 on")
+    return int(value)
+
+
+def counts_in(facts: Any, key: str) -> tuple[int, ...]:
+    """The list of whole numbers from 0 on under a key."""
+    value = _entry(facts, key)
+    if not isinstance(value, list) or not all(map(_is_count, value)):
+        raise Malformed(f"its {shown(key)} is no list of whole numbers from 0 on")
+    return tuple(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _entry(facts: Any, key: str) -> Any:
     if key not in _object_of(facts):
         raise Malformed(f"it lacks {shown(key)}")

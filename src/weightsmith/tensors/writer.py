@@ -20,6 +20,7 @@ from weightsmith.errors import OutputError, ResourceError, WeightsmithError
 from weightsmith.tensors.layout import Placement, Shard
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import read_at
+from weightsmith.wording import advice_on
 
 if TYPE_CHECKING:
     from weightsmith.tensors.stored import Buffer
@@ -42,9 +43,7 @@ def failure(error: OSError, path: Path, doing: str, need: int) -> WeightsmithErr
     """
     reason = error.strerror or str(error)
     if error.errno not in _FULL:
-        return OutputError(
-            f"{shown(path)} could not be {doing} ({reason}): check the disk and its permissions."
-        )
+        return OutputError(f"{shown(path)} could not be {doing} ({reason}): {advice_on(error)}.")
     try:
         free = f"{free_bytes(path.parent)} bytes are free there"
     except OSError:
