@@ -289,3 +289,11 @@ def test_a_package_taken_out_of_the_library_says_what_it_lacks(library, family):
     shutil.copytree(library / "one", family.root / "lonely")
     with pytest.raises(CheckpointError, match="taken away from what it shares"):
         materialise(family.root, "lonely", family.root / "out")
+
+
+def test_a_refused_deduplication_leaves_nothing_in_the_library(library):
+    (library / "two" / "weightsmith-delta.json").write_text("{}")
+    before = sorted(library.rglob("*"))
+    with pytest.raises(CheckpointError, match="is not a package's header"):
+        dedupe(library)
+    assert sorted(library.rglob("*")) == before

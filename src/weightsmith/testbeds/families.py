@@ -80,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
             "a tiny ViT, four image tasks, nothing to download",
             (*_TRAINING, "sklearn", "PIL"),
             0,
-            0.3,
+            0.8,
             f"{_HERE}.vision_tiny:vision_tiny",
         ),
         Family(
