@@ -498,3 +498,27 @@ def test_truncated_files_are_refused(tmp_path):
         with pytest.raises(CheckpointError):
             open_adapter(file)
         assert not is_adapter(file)
+
+
+def test_a_whole_weight_beside_factors_of_another_shape_is_refused(tmp_path):
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{module}.lora_A.weight": np.ones((2, 16), np.float32),
+        f"{module}.lora_B.weight": np.ones((16, 2), np.float32),
+        f"{module}.weight": np.ones((4, 4), np.float32),
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"\[4, 4\] lies beside factors of .*\[16, 16\]"):
+        open_adapter(tmp_path)
+
+
+def test_factors_of_whole_numbers_are_refused_from_their_header(tmp_path):
+    tensors = {
+        "lora_unet_x.lora_down.weight": np.ones((2, 16), np.int8),
+        "lora_unet_x.lora_up.weight": np.ones((16, 2), np.int8),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="holds int8, but factors are floats"):
+        open_adapter(tmp_path / "x.safetensors")

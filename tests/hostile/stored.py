@@ -173,7 +173,14 @@ def _factors() -> Iterator[Input]:
             save_file(change(load_file(file)), file)
 
         for argv in commands:
-            yield Input("factors", f"{name}, {' '.join(argv[:3])}", argv, {"m": make})
+            # Numbers that are none are met while a merge goes on, which keeps what it has finished.
+            yield Input(
+                "factors",
+                f"{name}, {' '.join(argv[:3])}",
+                argv,
+                {"m": make},
+                leaves=name in ("NaN", "infinity", "3e38"),
+            )
     for name, more in KOHYA.items():
         own = {"lora_down.weight": _ones(2, 16), "lora_up.weight": _ones(16, 2), **more}
         tensors = {f"{_KOHYA}.{part}": t for part, t in own.items() if t is not None}

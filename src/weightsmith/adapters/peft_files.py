@@ -6,6 +6,7 @@ behind `lora_A`; a key without such a part is a whole tensor that was trained (`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,6 +159,12 @@ def _on_top(update: Update, tensor: LazyTensor) -> Update:
         raise wrong(
             f"{tensor.location} is a whole table beside trained rows of it, as is saved for a resized vocabulary",
             "resize the base's vocabulary in the same way, and remove the table from the adapter",
+        )
+    if update.shape is not None and math.prod(update.shape) != tensor.numel:
+        raise wrong(
+            f"{tensor.location} of shape {list(tensor.shape)} lies beside factors of a change of shape "
+            f"{list(update.shape)}",
+            "the adapter is damaged, fetch it again",
         )
     return replace(update, sources=(*update.sources, tensor), replacement=tensor)
 

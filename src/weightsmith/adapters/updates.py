@@ -35,11 +35,7 @@ class Scale:
 
 def finite(tensor: LazyTensor) -> Array:
     """A stored tensor whole; raises NonFiniteError where it has NaN or an infinity, CheckpointError for no floats."""
-    if not tensor.dtype.is_float:
-        raise CheckpointError(
-            f"{tensor.location} holds {tensor.dtype}, but factors are floats: the adapter is quantised or damaged, "
-            "fetch one that is not."
-        )
+    require_floats(tensor)
     found = read_matrix(tensor)
     if not np.isfinite(found).all():
         raise NonFiniteError(
@@ -47,6 +43,16 @@ def finite(tensor: LazyTensor) -> Array:
             "version of the adapter."
         )
     return found
+
+
+def require_floats(*tensors: LazyTensor) -> None:
+    """Raise CheckpointError for a tensor that holds no floats, as its header says."""
+    for tensor in tensors:
+        if not tensor.dtype.is_float:
+            raise CheckpointError(
+                f"{tensor.location} holds {tensor.dtype}, but factors are floats: the adapter is quantised or damaged, "
+                "fetch one that is not."
+            )
 
 
 def wrong(what: str, advice: str) -> CheckpointError:
@@ -149,6 +155,7 @@ def ranked(down: LazyTensor, up: LazyTensor) -> tuple[int, tuple[int, ...]]:
 
     CompatibilityError for those of a convolution in groups: PEFT's `down` sees the inputs of all groups.
     """
+    require_floats(down, up)
     if len(down.shape) < 2 or len(up.shape) < 2 or 0 in (*down.shape, *up.shape):
         odd = down if len(down.shape) < 2 or 0 in down.shape else up
         raise wrong(
