@@ -25,7 +25,7 @@ ROW: dict[str, Any] = {
     "name": "ties",
     "setting": "default",
     "parameters": {},
-    "rank": 1,
+    "rank": None,
     "normalized": {"value": 0.9, "low": 0.8, "high": 1.0},
     "retained": None,
     "mean": None,

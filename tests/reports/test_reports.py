@@ -276,6 +276,14 @@ def test_a_league_table_has_no_column_without_a_figure(league):
     assert (settings["base"], settings["experts"], settings["average"]) == ("", "", "")
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_a_merge_that_took_no_time_has_no_place_on_an_axis_of_powers(league, seconds):
+    for row in league["rows"]:
+        if row["cost"] is not None:
+            row["cost"]["cpu_seconds"] = seconds
+    assert keys(report_of_league(league)) == ["league-quality"]
+
+
 @pytest.mark.parametrize("damage", ["rows", "family", "experts"])
 def test_a_damaged_league_is_refused(league, damage):
     del league[damage]

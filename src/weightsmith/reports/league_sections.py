@@ -101,7 +101,8 @@ def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
                 ),
             )
         )
-    costly = [row for row in scored if row["cost"] is not None]
+    # The axis of seconds is logarithmic, so nothing has a place on it that took none.
+    costly = [row for row in scored if row["cost"] and float(row["cost"]["cpu_seconds"]) > 0]
     if costly:
         pictures.append(
             Picture(
