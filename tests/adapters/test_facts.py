@@ -99,3 +99,19 @@ def test_magnitudes_and_replaced_tensors_are_counted(tmp_path):
     step = tensors[f"{path}.norm.weight"].astype(float) - base["m.norm.weight"]
     assert norm.norm == pytest.approx(np.linalg.norm(step), rel=1e-12)
     assert inspect_adapter(folder).tensors[0].norm is None
+
+
+def test_the_size_of_a_change_with_a_huge_scale_does_not_overflow(tmp_path):
+    module = "base_model.model.model.layers.{}.self_attn.q_proj"
+    tensors = {}
+    for layer in (0, 1):
+        tensors[f"{module.format(layer)}.lora_A.weight"] = np.eye(2, 4, dtype=np.float32)
+        tensors[f"{module.format(layer)}.lora_B.weight"] = np.eye(4, 2, dtype=np.float32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 1e306, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = inspect_adapter(tmp_path)
+    # Two directions of alpha / r = 5e305 in each of two tensors.
+    assert [t.norm for t in found.tensors] == pytest.approx([2**0.5 * 5e305] * 2)
+    assert found.norm == pytest.approx(1e306)
+    assert [t.effective_rank for t in found.tensors] == pytest.approx([2.0, 2.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.checkpoints.config import changed_keys, input_findings, merged_config
+from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Severity
 from weightsmith.tensors.dtypes import DType
@@ -280,3 +282,11 @@ def test_transformers_reads_the_result_with_the_layer_types_of_the_sources(
         old = getattr(donor, key, None)
         if old is not None:
             assert list(getattr(read, key)) == [old[source] for source in sources]
+
+
+@pytest.mark.parametrize("indent", [2, None])
+def test_half_a_character_in_a_configuration_is_written_as_it_was_read(indent: int | None) -> None:
+    plain, half = {"bos": "é", "n": [1]}, {"bos": "\ud800", "n": [1]}
+    assert json_bytes(plain, indent=indent).decode().count("é") == 1
+    assert json.loads(json_bytes(half, indent=indent)) == half
+    assert rb"\ud800" in json_bytes(half, indent=indent)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from weightsmith.checkpoints import open_checkpoint
+from weightsmith.checkpoints.fingerprint import fingerprint
 from weightsmith.publishing.sealing import sealed
 from weightsmith.tensors.safetensors_header import parse_file
 
@@ -202,11 +204,11 @@ def _saved(tensors: Factors, metadata: dict[str, str] | None = None) -> Make:
 
 
 def _measured(tensors: Factors, header: bytes) -> Make:
-    """Statistics of the model `a`, whose digest is on record."""
+    """Statistics of the model `a`."""
 
     def make(path: Path) -> None:
-        record = json.loads((path.parents[1] / "merged/weightsmith-manifest.json").read_bytes())
-        text = header.decode("utf-8", "replace").replace(_DIGEST, record["inputs"]["a"]["digest"])
+        digest = fingerprint(open_checkpoint(path.parents[1] / "a"))
+        text = header.decode("utf-8", "replace").replace(_DIGEST, digest)
         save_file(tensors, path, metadata={"weightsmith_statistics": text})
 
     return make

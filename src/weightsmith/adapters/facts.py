@@ -56,10 +56,11 @@ class TensorFacts:
     @property
     def effective_rank(self) -> float:
         """The number of directions that the change is spread over; 0 for a change of zero."""
-        total = math.fsum(self.values)
-        if total == 0.0:
+        if not any(self.values):
             return 0.0
-        shares = [value / total for value in self.values]
+        # Of the largest, so that the sum of huge ones is finite.
+        parts = [value / self.values[0] for value in self.values]
+        shares = [part / math.fsum(parts) for part in parts]
         return math.exp(-math.fsum(p * math.log(p) for p in shares if p > 0.0))
 
     @property
@@ -112,7 +113,7 @@ class AdapterFacts:
     @property
     def norm(self) -> float:
         """The Frobenius norm of all changes whose norm is known."""
-        return math.sqrt(math.fsum(t.norm**2 for t in self.tensors if t.norm is not None))
+        return math.hypot(*(t.norm for t in self.tensors if t.norm is not None))
 
     @property
     def is_dora(self) -> bool:
@@ -188,7 +189,8 @@ def _facts(name: str, update: Update, base: LazyTensor | None) -> TensorFacts:
     size: float | None = None
     if update.load is not None and update.replacement is None:
         values = _values(update.load())
-        size = float(np.linalg.norm(values))
+        # A scale may be any number, so squares could overflow.
+        size = math.hypot(*values.tolist())
     elif base is not None and update.replacement is not None and update.rows is None:
         size = _distance(update.replacement, base)
     whole = None if base is None or size is None else _distance(base, None)
@@ -217,7 +219,7 @@ def _values(change: Change) -> Matrix:
         ordered: Matrix = np.sort(found)[::-1]
         return ordered
     if isinstance(change, Full) and 1 in change.shape:
-        size = float(np.linalg.norm(change.rows(0, change.shape[0])))
+        size = math.hypot(*change.rows(0, change.shape[0]).reshape(-1).tolist())
         return np.array([size] if size else [])
     values: Matrix = spectrum(factored(change)).values
     return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,15 @@ from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.strict_json import NotJson, loads_json
 
 _LARGEST_BYTES = 20_000_000
+
+
+def json_bytes(document: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
+    """JSON as transformers writes it; where a text holds half a character, which UTF-8 has not, with escapes."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        return (text + "\n" * (indent is not None)).encode()
+    except UnicodeEncodeError:
+        return (json.dumps(document, indent=indent) + "\n" * (indent is not None)).encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from weightsmith.errors import CheckpointError, CompatibilityError, Malformed
 from weightsmith.naming import natural_key
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.strict_json import parse_json
-from weightsmith.wording import fault
+from weightsmith.wording import fault, literal, shown
 
 METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
@@ -166,9 +166,9 @@ def require_names(statistics: Statistics, checkpoint: Checkpoint) -> None:
 
 def listed(names: Sequence[str]) -> str:
     """The first few names, for messages."""
-    shown = ", ".join(map(repr, names[:_MOST_NAMES]))
+    first = ", ".join(map(shown, names[:_MOST_NAMES]))
     more = len(names) - _MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def misfit(shape: tuple[int, ...], found: Sequence[tuple[int, ...]], kind: str) -> str:
@@ -214,7 +214,7 @@ def _header(opened: Checkpoint) -> StatisticsHeader:
 
 def _from_json(content: Mapping[str, Any]) -> StatisticsHeader:
     if content["schema"] != SCHEMA:
-        raise Malformed(f"schema {content['schema']!r} is not {SCHEMA}")
+        raise Malformed(f"its schema is {literal(content['schema'])} and not {SCHEMA}")
     return StatisticsHeader(
         kind=content["kind"],
         name=content["of"]["name"],
@@ -232,10 +232,21 @@ def _from_json(content: Mapping[str, Any]) -> StatisticsHeader:
 
 def checked(header: StatisticsHeader) -> StatisticsHeader:
     """The header, its types and ranges checked; raises Malformed."""
-    texts = (header.kind, header.name, header.digest, header.data, header.normalization)
-    names = (*header.metrics, *header.same, *header.same.values())
-    if not all(isinstance(text, str) for text in (*texts, *names, header.version)):
-        raise Malformed("a text is none")
+    texts = {
+        "kind": header.kind,
+        "name": header.name,
+        "digest": header.digest,
+        "data": header.data,
+        "normalization": header.normalization,
+        "weightsmith": header.version,
+        **{f"same.{name}": other for name, other in header.same.items()},
+    }
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise Malformed(f"its {shown(key)} is no text")
+    for name in (*header.same, *header.metrics):
+        if not isinstance(name, str):
+            raise Malformed(f"{literal(name)} is no name")
     if header.kind not in KINDS:
         raise Malformed(f"kind {header.kind!r} is none of {', '.join(KINDS)}")
     if header.normalization not in _NORMALIZATIONS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from weightsmith.adapters.opening import form_of
 from weightsmith.checkpoints import bundles, open_output
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
+from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.bundle_header import bundle_header
 from weightsmith.engine.journal import Journal, TensorRecord
@@ -39,10 +40,7 @@ def seal(
     config = plan.papers.config
     _write_papers(plan.papers, folder)
     if config is not None:
-        write_file(
-            folder / "config.json",
-            (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-        )
+        write_file(folder / "config.json", json_bytes(config))
     if plan.layout.index is not None:
         write_file(folder / INDEX, plan.layout.index)
     recipe = plan.recipe.dump()

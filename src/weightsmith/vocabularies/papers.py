@@ -6,7 +6,6 @@ for byte unless the vocabulary or the template changes what they say.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.donor import donor_files, is_template, tokenizer_files
-from weightsmith.checkpoints.json_files import read_json
+from weightsmith.checkpoints.json_files import json_bytes, read_json
 from weightsmith.findings import Finding
 from weightsmith.vocabularies.special_ids import consistent
 
@@ -65,7 +64,7 @@ def papers(
         config, generation, change.old, change.new, rows=change.rows
     )
     if carried is not None and carried != generation:
-        files[_GENERATION] = (json.dumps(carried, indent=2, ensure_ascii=False) + "\n").encode()
+        files[_GENERATION] = json_bytes(carried)
     if change.template is not None:
         from weightsmith.vocabularies.templates import with_template
 

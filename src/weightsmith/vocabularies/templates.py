@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.errors import RecipeError, TokenizerError
 from weightsmith.findings import Finding, Severity
 from weightsmith.naming import nearest
@@ -104,11 +105,11 @@ def with_template(files: Mapping[str, bytes], text: str) -> dict[str, bytes]:
             # A file that says the same already keeps its bytes.
             is_same = replaced == given
             changed[name] = (
-                files[name] if is_same else _written({**content, _TEMPLATE_KEY: replaced})
+                files[name] if is_same else json_bytes({**content, _TEMPLATE_KEY: replaced})
             )
     if not changed and _TOKENIZER_CONFIG in files:
         content = _read(files[_TOKENIZER_CONFIG], _TOKENIZER_CONFIG)
-        changed[_TOKENIZER_CONFIG] = _written({**content, _TEMPLATE_KEY: text})
+        changed[_TOKENIZER_CONFIG] = json_bytes({**content, _TEMPLATE_KEY: text})
     if not changed:
         changed[_JINJA] = text.encode()
     return {name: data for name, data in changed.items() if files.get(name) != data}
@@ -245,10 +246,6 @@ def _read(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerError(f"{name} holds no JSON object: correct the donor's file.")
     return content
-
-
-def _written(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _replaced(given: Any, text: str) -> Any:

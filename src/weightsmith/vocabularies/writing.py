@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.donor import tokenizer_files
+from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.errors import TokenizerError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.messages import shown
@@ -48,18 +48,14 @@ def written_files(vocabulary: Vocabulary, folder: Path) -> WrittenFiles:
     present = [file.as_posix() for file in tokenizer_files(folder)]
     files = {name: read_bytes(folder / name) for name in present if name not in _SLOW}
     # Without line breaks, which cost seconds for a large vocabulary.
-    files[_FAST] = json.dumps(vocabulary.document, ensure_ascii=False).encode("utf-8")
-    files[CONFIG] = _json(_config(vocabulary))
+    files[_FAST] = json_bytes(vocabulary.document, indent=None)
+    files[CONFIG] = json_bytes(_config(vocabulary))
     if SPECIAL_MAP in files:
-        files[SPECIAL_MAP] = _json(_special_map(vocabulary, folder))
+        files[SPECIAL_MAP] = json_bytes(_special_map(vocabulary, folder))
     if ADDED in files:
-        files[ADDED] = _json({text: vocabulary.ids[text] for text in vocabulary.added})
+        files[ADDED] = json_bytes({text: vocabulary.ids[text] for text in vocabulary.added})
     left_out = [name for name in present if name in _SLOW]
     return WrittenFiles(dict(sorted(files.items())), tuple(_left_out(vocabulary, left_out)))
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 
 
 def _config(vocabulary: Vocabulary) -> dict[str, Any]:
