@@ -134,6 +134,15 @@ def test_pictures_are_not_put_into_an_input(weightsmith, folder):
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_folder_for_pictures_is_not_made_inside_an_output(weightsmith, folder):
+    assert weightsmith("merge", "linear.yaml", "sealed", "--quiet").code == 0
+    before = sorted((folder / "sealed").rglob("*"))
+    result = weightsmith("report", "ties.yaml", "-o", "page.html", "--pictures", "sealed/pictures")
+    assert result.code == 4
+    assert "whose record names all that is in it" in result.err
+    assert sorted((folder / "sealed").rglob("*")) == before
+
+
 def test_a_report_lies_outside_of_the_output(weightsmith):
     """Before the output is there and after."""
     for _ in range(2):

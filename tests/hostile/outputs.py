@@ -26,16 +26,13 @@ PLACES = (
     "..",
     "../..",
     "a",
-    "a/x",
     "a/model.safetensors",
     "a/model.safetensors/x",
-    "base/../a/x.html",
     "merged",
     "merged/x",
     "merged/weightsmith-manifest.json",
     "package",
     "bundle/x.json",
-    "lora/x.safetensors",
     "garbage",
     "loop",
     "loop/x",
@@ -43,11 +40,10 @@ PLACES = (
     "no/such/x",
     "ok.yaml",
     "ok.yaml/x",
-    "one.json",
     "colours.npz",
     "basis.safetensors",
     "x" * 300,
-    "x" * 245 + ".json",
+    "{case}/" + "x" * 245 + ".json",
     "x/" * 3000,
     "\udcff\udcfe/x",
     "~nobody-here/x",
@@ -129,17 +125,35 @@ def inputs() -> Iterator[Input]:
             if isinstance(option, click.Option) and option.opts[-1] in OPTIONS:
                 flag = option.opts[-1]
                 rest = _without(control, option)
+                # A folder for pictures is made where there is none, and may be one that is there.
+                made = (
+                    "",
+                    ".",
+                    "..",
+                    "../..",
+                    "no/such/x",
+                    "~nobody-here/x",
+                    "\udcff\udcfe/x",
+                    "{case}/..",
+                )
                 for place in PLACES:
+                    if flag == "--pictures" and place in made:
+                        continue
                     yield _output(name, flag, place, (*rest, f"{flag}={place}"))
         for at, word in enumerate(control):
             if word.startswith("{case}") and not control[at - 1].startswith("-"):
                 for place in PLACES:
+                    # A library may be any folder.
+                    if word == "{case}" and place in ("", ".", "..", "../..", "{case}/.."):
+                        continue
                     yield _output(name, word, place, (*control[:at], place, *control[at + 1 :]))
     yield from _leftovers()
 
 
 def _output(name: str, word: str, place: str, argv: tuple[str, ...]) -> Input:
-    return Input("outputs", f"{name}, {word} at {place[:24]!r}", argv)
+    # What was to be shown is written beside the work, which stays where it cannot be.
+    is_beside = word in ("--report", "--save", "--pictures")
+    return Input("outputs", f"{name}, {word} at {place[:24]!r}", argv, leaves=is_beside)
 
 
 def _without(control: list[str], option: click.Option) -> list[str]:

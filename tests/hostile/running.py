@@ -184,13 +184,13 @@ def _wrong(one: Input, answer: Answer) -> list[str]:
     words = [_FOREIGN] if one.group == "pickles" else [_FOREIGN, _OF_PICKLES]
     found += [f"it says {foreign[0]!r}" for word in words if (foreign := word.search(said))]
     if answer.code in (2, 4, 5):
-        found += _of_a_refusal(answer)
+        found += _of_a_refusal(answer, may_show=one.leaves)
     if one.shows and one.shows not in answer.out + answer.err:
         found.append(f"it does not say {one.shows!r}")
     return found
 
 
-def _of_a_refusal(answer: Answer) -> list[str]:
+def _of_a_refusal(answer: Answer, *, may_show: bool) -> list[str]:
     found = []
     lines = answer.err.splitlines()
     if not any(line.startswith("weightsmith: error: ") for line in lines):
@@ -202,7 +202,7 @@ def _of_a_refusal(answer: Answer) -> list[str]:
         found.append("a line of many thousand characters")
     if _CONTROL.search(answer.err.replace("\n", "")):
         found.append("control characters")
-    if answer.out.strip():
+    if answer.out.strip() and not may_show:
         found.append(f"stdout has {answer.out[:60]!r}")
     return found
 

@@ -39,13 +39,18 @@ def check_place(out: Path, reads: Iterable[Path]) -> Path:
         raise OutputError(
             f"The folder {shown(out.parent)} cannot be written to; choose another place for the output."
         )
+    refuse_recorded(out)
+    return out
+
+
+def refuse_recorded(out: Path) -> None:
+    """Raise OutputError for a place inside another output, which would no longer be as its record has it."""
     for folder in Path(os.path.realpath(out)).parents:
         if any((folder / name).is_file() for name in RECORDS):
             raise OutputError(
                 f"The output {shown(out)} lies inside {shown(folder)}, whose record names all that is in it; choose a "
                 "place outside of it."
             )
-    return out
 
 
 def refuse_inputs(out: Path, reads: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightsmith.errors import OutputError
 from weightsmith.publishing.files import check_file, publish_file
-from weightsmith.publishing.places import refuse_inputs
+from weightsmith.publishing.places import refuse_inputs, refuse_recorded
 from weightsmith.publishing.seals import with_seal
 from weightsmith.reports.drawing import save_png, save_svg
 from weightsmith.reports.page import Report, render
@@ -43,6 +43,7 @@ def write_report(
 def _make_folder(folder: Path, files: Iterable[Path], reads: Iterable[Path]) -> None:
     for file in files:
         refuse_inputs(file, reads)
+        refuse_recorded(file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
