@@ -88,7 +88,7 @@ FAMILIES: Mapping[str, Family] = {
             "two networks of one shape, trained independently on the same images",
             (*_TRAINING, "sklearn", "PIL"),
             0,
-            0.5,
+            1,
             f"{_HERE}.pair:pair",
         ),
         Family(
@@ -104,7 +104,7 @@ FAMILIES: Mapping[str, Family] = {
             "a tiny byte-level Llama, two domains and exact skills, nothing to download",
             (*_TRAINING, "tokenizers"),
             0,
-            0.4,
+            0.5,
             f"{_HERE}.language_tiny:language_tiny",
         ),
         Family(
