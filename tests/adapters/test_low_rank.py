@@ -149,7 +149,7 @@ def test_trained_rows_need_the_base(tmp_path, base):
     expected[[1, 4]] = 9.0
     found = low_rank_adapter(holding(given), base)
     assert np.array_equal(found.replaced["table.weight"], expected)
-    with pytest.raises(CompatibilityError, match=r"replaces some rows .* give the base"):
+    with pytest.raises(CompatibilityError, match=r"replaces some rows .* name the base"):
         low_rank_adapter(holding(given))
 
 
