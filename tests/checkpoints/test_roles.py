@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.checkpoints.roles import Kind, infer_roles
+from weightsmith.checkpoints.roles import Kind, Sizes, infer_roles
 from weightsmith.checkpoints.stacks import find_stacks
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import StoredTensor
@@ -47,7 +47,7 @@ def _roles(
         for name, shape in shapes.items()
     }
     stacks = find_stacks(shapes)
-    return infer_roles(tensors, config, stacks), stacks
+    return infer_roles(tensors, Sizes.of(config), stacks), stacks
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -214,3 +214,22 @@ parameters:
 """
     ).formula("model.layers.0.mlp.up_proj.weight")
     assert own.per_expert == ((("weight", 0.75),), (("weight", 0.25),))
+
+
+def test_tensors_of_one_depth_share_their_parameters_unless_a_condition_looks_at_names(make, solve):
+    for name in "abc":
+        make(name, layers=3)
+    text = (
+        "merge_method: ties\nbase_model: a\nparameters: {density: [0, 1], weight: WEIGHT}\n"
+        "models: [{model: b}, {model: c}]\n"
+    )
+    names = [f"model.layers.{i}.mlp.{x}_proj.weight" for i in (0, 2) for x in ("up", "down")]
+    even = [solve(text.replace("WEIGHT", "0.5")).formula(name) for name in names]
+    assert [dict(merge.per_expert[1])["density"] for merge in even] == [0.0, 0.0, 1.0, 1.0]
+    named = text.replace("WEIGHT", "[{filter: up_proj, value: 1}, {value: 2}]")
+    weights = [dict(solve(named).formula(name).per_expert[1])["weight"] for name in names]
+    assert weights == [1.0, 2.0, 1.0, 2.0]
+    solved = solve(text.replace("WEIGHT", "0.5"))
+    first, second, other, _ = (solved.formula(name) for name in names)
+    assert first.per_expert is second.per_expert
+    assert first.per_expert is not other.per_expert

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.donor import is_inside, left_out, tokenizer_files
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.locate import find_location
-from weightsmith.checkpoints.roles import Kind, Role, infer_roles
+from weightsmith.checkpoints.roles import Kind, Role
 from weightsmith.checkpoints.sections import first_of, layer_count_of
-from weightsmith.checkpoints.stacks import Stack, depths, find_stacks
+from weightsmith.checkpoints.stacks import Stack, depths
 from weightsmith.checkpoints.ties import Tying, find_ties, tying_of, vocabulary_embedding
 from weightsmith.checkpoints.weights import find_weights, read_tensors
 from weightsmith.deltas.renamed import renamed
@@ -294,8 +295,8 @@ def assemble(
 ) -> Checkpoint:
     """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
     ordered = dict(tensors)
-    stacks = find_stacks({name: tensor.shape for name, tensor in ordered.items()})
-    roles = infer_roles(ordered, config, stacks)
+    anatomy = anatomy_of(ordered, config)
+    stacks, roles = anatomy.stacks, anatomy.roles
     ties = find_ties(ordered, roles, config)
     tying = tying_of(ordered, roles, ties, config)
     return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)

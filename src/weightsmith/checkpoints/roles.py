@@ -19,6 +19,7 @@ from weightsmith.checkpoints.sections import sections, vocabulary_size_of
 from weightsmith.checkpoints.stacks import Stack, place
 from weightsmith.naming import is_number, parse_name, split_name
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.records import record
 
 
 class Described(Protocol):
@@ -64,11 +65,15 @@ class Kind(enum.Enum):
     BUFFER = "buffer"
     OTHER = "other"
 
+    # As in `DType`.
+    __hash__ = object.__hash__
+
     def matches(self, selector: str) -> bool:
         """Whether a selector names this kind or its family: `attention` matches `attention.q`."""
         return self.value == selector or self.value.startswith(selector + ".")
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Role:
     """A tensor's purpose and place.
@@ -112,10 +117,21 @@ class _Module:
     all_float: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a configuration declares: rows of the vocabulary (None where unknown), and inner widths of MLPs."""
+
+    vocabulary: int | None = None
+    intermediate: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, config: dict[str, Any] | None) -> Sizes:
+        """Those of a configuration."""
+        return cls(vocabulary_size_of(config), _intermediate_sizes(config))
+
+
 def infer_roles(
-    tensors: Mapping[str, Described],
-    config: dict[str, Any] | None,
-    stacks: Mapping[str, Stack],
+    tensors: Mapping[str, Described], sizes: Sizes, stacks: Mapping[str, Stack]
 ) -> dict[str, Role]:
     """The role of every tensor, in the order of `tensors`.
 
@@ -124,19 +140,25 @@ def infer_roles(
     """
     modules: dict[_Key, _Module] = {}
     keys: dict[str, tuple[_Key, str, int | None, int | None]] = {}
+    # The blocks of a stack have the same names inside, each of which is taken apart once.
+    known: dict[tuple[str | None, str], _Inside] = {}
     for name, tensor in tensors.items():
         block, layer = place(name, stacks)
-        pieces = parse_name(name, block)
-        stem = split_name(pieces.stem)
-        fields, part = _split_part(stem)
+        head = "" if block is None else f"{block}.{layer}." if block else f"{layer}."
+        alike = (block, name.removeprefix(head)) if name.startswith(head) else (None, name)
+        inside = known.get(alike)
+        if inside is None:
+            inside = known[alike] = _inside(name, block)
         # Elements of a bare sequence have nothing but their number to tell them apart.
-        key = (block, fields or (str(layer),))
-        module = modules.setdefault(key, _Module(fields, block is not None, fields == stem))
-        module.shapes.setdefault(part, tensor.shape)
+        key = (block, inside.fields or (str(layer),))
+        module = modules.get(key)
+        if module is None:
+            module = modules[key] = _Module(inside.fields, block is not None, inside.direct)
+        module.shapes.setdefault(inside.part, tensor.shape)
         module.all_float &= tensor.dtype.is_float
-        keys[name] = (key, part, layer, pieces.expert)
+        keys[name] = (key, inside.part, layer, inside.expert)
     siblings = _siblings(modules)
-    classifier = _Classifier(vocabulary_size_of(config), _intermediate_sizes(config))
+    classifier = _Classifier(sizes)
     kinds = {
         key: classifier.classify(module, siblings[key[0], key[1][:-1]])
         for key, module in modules.items()
@@ -181,6 +203,23 @@ def _input_first_blocks(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A tensor's name in its block: the fields of its module, its part there, its expert; `direct` as in `_Module`."""
+
+    fields: tuple[str, ...]
+    part: str
+    expert: int | None
+    direct: bool
+
+
+def _inside(name: str, block: str | None) -> _Inside:
+    pieces = parse_name(name, block)
+    stem = split_name(pieces.stem)
+    fields, part = _split_part(stem)
+    return _Inside(fields, part, pieces.expert, fields == stem)
+
+
 def _split_part(fields: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     last = fields[-1]
     if _PARTS.match(last):
@@ -218,8 +257,7 @@ def _words_of(field_name: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Classifier:
-    vocabulary_size: int | None
-    intermediate_sizes: frozenset[int]
+    sizes: Sizes
 
     def classify(self, module: _Module, siblings: set[str]) -> Kind:
         """The kind of one module; `siblings` are the names beside it in its parent."""
@@ -285,7 +323,7 @@ class _Classifier:
         return Kind.MLP_DOWN if leaf in words.DOWN else None
 
     def _is_twice_wide(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and any(shape[0] == 2 * size for size in self.intermediate_sizes)
+        return len(shape) == 2 and any(shape[0] == 2 * size for size in self.sizes.intermediate)
 
     def _outside_block(
         self, fields: tuple[str, ...], every: list[frozenset[str]], shape: tuple[int, ...]
@@ -301,7 +339,8 @@ class _Classifier:
             if every[-1] & words.TYPE_EMBED:
                 return Kind.TYPE_EMBEDDING
             return None if every[-1] & words.NOT_VOCABULARY else Kind.EMBEDDING
-        if self.vocabulary_size is not None and shape[0] == self.vocabulary_size != shape[1]:
+        vocabulary = self.sizes.vocabulary
+        if vocabulary is not None and shape[0] == vocabulary != shape[1]:
             return Kind.HEAD
         return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from weightsmith.checkpoints.roles import Kind, Role, infer_roles
+from weightsmith.checkpoints.roles import Kind, Role, Sizes, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks, place
 from weightsmith.engine import verify as verification
 from weightsmith.engine.manifest import Manifest
@@ -267,7 +267,7 @@ def _roles(state: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> dict[str
         )
         for name, tensor in state.items()
     }
-    return infer_roles(held, None, stacks)
+    return infer_roles(held, Sizes(), stacks)
 
 
 def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modifiers.Modify:

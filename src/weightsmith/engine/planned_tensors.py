@@ -25,6 +25,7 @@ from weightsmith.tensors.columns import Columns
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.graph import Scalar, Scope, walk
 from weightsmith.tensors.passes import has_row_nodes, reduction_levels
+from weightsmith.tensors.records import record
 from weightsmith.tensors.stored import ReadingCost
 
 
@@ -36,6 +37,7 @@ class Action(enum.Enum):
     COMPUTE = "compute"
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One output tensor: what is done, how often its inputs are streamed, and what that reads.

@@ -10,7 +10,7 @@ from weightsmith.findings import Severity
 from weightsmith.recipes.continuing import with_previous_state
 from weightsmith.recipes.formula import Assignments, Cast, Formula, Leaf, Merge, Place, Same
 from weightsmith.recipes.problems import Problems
-from weightsmith.recipes.sections import Section, Treatment, values
+from weightsmith.recipes.sections import Given, Section, Treatment, values
 from weightsmith.recipes.selectors import TensorPlace
 from weightsmith.recipes.statistics import METRICS, stored_statistics, with_metric
 from weightsmith.recipes.views import Item, View
@@ -123,25 +123,7 @@ class Combiner:
         base: Item | None,
         output: Output,
     ) -> Formula | None:
-        shared = values(treatment.shared, output.t, output.place.name, output.place)
-        position, item = experts[0]
-        shared = with_previous_state(
-            treatment.spec,
-            treatment.preset,
-            shared,
-            section.sources[treatment.experts[0]].view,
-            item if position == 0 else None,
-        )
-        per_expert = tuple(
-            with_metric(
-                treatment.spec,
-                values(treatment.per_expert[i], output.t, item.name, output.place),
-                shared,
-                treatment.statistics[i],
-                section.where,
-            )
-            for i, item in experts
-        )
+        shared, per_expert, modifiers = self._given(section, treatment, experts, output)
         if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
             return None
         statistics = stored_statistics(
@@ -157,7 +139,6 @@ class Combiner:
                 self.uses[file.label] = self.uses.get(file.label, False) or statistics != ()
         if statistics is None:
             return None
-        modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)
         is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
         if is_copy and not modifiers:
             return self.cast(experts[0][1])
@@ -180,6 +161,41 @@ class Combiner:
                 for i, item in experts
             ),
         )
+
+    def _given(
+        self,
+        section: Section,
+        treatment: Treatment,
+        experts: Sequence[tuple[int, Item]],
+        output: Output,
+    ) -> Given:
+        """The parameters of one tensor; tensors that differ in nothing that they depend on share them."""
+        key = (output.t, tuple([i for i, _ in experts]))
+        known = treatment.known.get(key) if treatment.is_even else None
+        if known is not None:
+            return known
+        shared = values(treatment.shared, output.t, output.place.name, output.place)
+        position, item = experts[0]
+        shared = with_previous_state(
+            treatment.spec,
+            treatment.preset,
+            shared,
+            section.sources[treatment.experts[0]].view,
+            item if position == 0 else None,
+        )
+        per_expert = tuple(
+            with_metric(
+                treatment.spec,
+                values(treatment.per_expert[i], output.t, item.name, output.place),
+                shared,
+                treatment.statistics[i],
+                section.where,
+            )
+            for i, item in experts
+        )
+        modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)
+        treatment.known[key] = (shared, per_expert, modifiers)
+        return shared, per_expert, modifiers
 
     def cast(self, item: Item) -> Formula:
         """A tensor as it goes into a merge."""

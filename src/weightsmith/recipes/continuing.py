@@ -12,6 +12,11 @@ from weightsmith.recipes.formula import Assignments, Cast, Leaf
 from weightsmith.recipes.views import Item, View
 
 
+def continues(spec: MethodSpec) -> bool:
+    """Whether merges of a method can go on with an earlier one."""
+    return hasattr(spec.implementation, "state")
+
+
 def with_previous_state(
     spec: MethodSpec, preset: str, shared: Assignments, first: View, item: Item | None
 ) -> Assignments:
@@ -21,8 +26,10 @@ def with_previous_state(
     RecipeError where there is nothing to go on with, CheckpointError if the folder has no such state, and
     CompatibilityError if its merge had other rules.
     """
+    if not continues(spec):
+        return shared
     given: dict[str, Any] = {**spec.defaults(preset), **dict(shared)}
-    if not hasattr(spec.implementation, "state") or not given["previous"]:
+    if not given["previous"]:
         return shared
     if item is None:
         raise RecipeError(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
+from weightsmith.tensors.records import record
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
@@ -55,6 +56,7 @@ class Stored:
     dtype: DType = DType.FLOAT32
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in the result of its own recipe a tensor is merged: what a method may depend on, besides numbers.
@@ -72,6 +74,7 @@ class Place:
     input_first: bool
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A method applied to a base and experts at a `place` of the result.
@@ -100,6 +103,17 @@ class Merge:
     origin: Formula | None = None
     statistics: tuple[Stored, ...] = ()
     stored: DType = DType.FLOAT32
+    # Planning asks for them some ten times for each tensor.
+    _leaves: tuple[Leaf, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Every stored tensor that is read, in the order of reading, each once."""
+        if self._leaves is None:
+            found = dict.fromkeys(leaf for inner in inner_formulas(self) for leaf in _leaves(inner))
+            object.__setattr__(self, "_leaves", tuple(found))
+        assert self._leaves is not None
+        return self._leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +156,19 @@ def inner_formulas(formula: Formula) -> tuple[Formula, ...]:
 
 def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
     """Every stored tensor that a formula reads, in the order of reading, each once."""
+    if isinstance(formula, Merge):
+        return formula.leaves
     return tuple(dict.fromkeys(_leaves(formula)))
 
 
 def _leaves(formula: Formula) -> Iterator[Leaf]:
     if isinstance(formula, Leaf):
         yield formula
-    for inner in inner_formulas(formula):
-        yield from _leaves(inner)
+    elif isinstance(formula, Merge):
+        yield from formula.leaves
+    else:
+        for inner in inner_formulas(formula):
+            yield from _leaves(inner)
 
 
 def merges_in(formula: Formula) -> Iterator[Merge]:
@@ -168,6 +187,7 @@ class Form(enum.Enum):
     CONSTANT = "constant"
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the result.

@@ -12,6 +12,8 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
+from weightsmith.recipes.continuing import continues
+from weightsmith.recipes.formula import Assignments, Modification
 from weightsmith.recipes.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.schema import Rule
 from weightsmith.recipes.selectors import TensorPlace
@@ -20,6 +22,8 @@ from weightsmith.recipes.statistics import Measured, chosen
 from weightsmith.recipes.views import View
 
 Level = Mapping[str, Any]
+# The parameters of the method and of each expert at one tensor, and the modifiers.
+Given = tuple[Assignments, tuple[Assignments, ...], tuple[Modification, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class Section:
 class Treatment:
     """What is done with a tensor: `experts` are positions among the section's sources.
 
-    `has_origin`: modifiers measure task vectors from the base.
+    `has_origin`: modifiers measure task vectors from the base. `is_even`: its parameters depend on a tensor's depth
+    alone, not on its name or place.
     """
 
     spec: registry.MethodSpec
@@ -76,6 +81,17 @@ class Treatment:
     keep: View | None = None
     has_origin: bool = False
     statistics: tuple[Measured | None, ...] = ()
+    # What an even treatment gives by depth and by which of the experts have the tensor.
+    known: dict[tuple[float, tuple[int, ...]], Given] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    is_even: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        every = [*self.shared, *(p for own in self.per_expert for p in own)]
+        every += [p for use in self.modifiers for p in use.parameters]
+        is_even = not continues(self.spec) and not any(lookup.is_by_name for lookup in every)
+        object.__setattr__(self, "is_even", is_even)
 
     @property
     def reads_base(self) -> bool:

@@ -118,18 +118,19 @@ class Lookup:
     """One parameter with its settings from the closest level to the widest.
 
     A gradient v of n numbers has the value (1 - f) v[i] + f v[i + 1] at depth t, with s = t (n - 1),
-    i = floor(s) and f = s - i; one of bools or words has v[floor(s)].
+    i = floor(s) and f = s - i; one of bools or words has v[floor(s)]. `is_by_name`: the value depends on more than
+    the depth.
     """
 
     parameter: Parameter
     settings: tuple[Any, ...]
     where: str
     preset: str
-    _by_name: bool = field(init=False)
+    is_by_name: bool = field(init=False)
     _known: dict[float, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_name = any(
+        self.is_by_name = any(
             isinstance(s, tuple) and s and isinstance(s[0], Condition) and not _is_catch_all(s[0])
             for s in self.settings
         )
@@ -139,7 +140,7 @@ class Lookup:
 
         Raises RecipeError for a value that the parameter cannot have.
         """
-        if self._by_name:
+        if self.is_by_name:
             return self._search(t, filtered_name, place)
         if t not in self._known:
             self._known[t] = self._search(t, filtered_name, place)

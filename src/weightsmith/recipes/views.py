@@ -9,10 +9,12 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.recipes.formula import Formula, Leaf, Place
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.records import record
 
 LayerKey = tuple[int, str]
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Item:
     """One tensor that can be merged, or that a merge gave.

@@ -44,6 +44,9 @@ class DType(enum.Enum):
     BOOL = "bool", 1, "BOOL", False
     COMPLEX64 = "complex64", 8, "C64", False
 
+    # Members are one object each; the hash that enumerations have by default is a function in Python.
+    __hash__ = object.__hash__
+
     def __str__(self) -> str:
         return str(self.value)
 

@@ -10,6 +10,7 @@ from weightsmith.errors import OutputError, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.index import encode_index
 from weightsmith.tensors.messages import shown
+from weightsmith.tensors.records import record
 from weightsmith.tensors.safetensors_header import encode_header
 from weightsmith.tensors.stored import Shaped
 
@@ -19,6 +20,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 SINGLE_FILE = "model.safetensors"
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Placement(Shaped):
     """The place of one output tensor: the shard's position in the layout and the absolute byte in

@@ -85,8 +85,10 @@ def parse_header(header: bytes, path: Path, identity: FileIdentity) -> Safetenso
     entries: dict[str, Any] = parse_json(header, f"{shown(path)}: the header")
     metadata = _checked_metadata(entries.pop(METADATA_KEY, {}), path)
     _check_names(entries, path)
+    forms: _Forms = {}
     tensors = [
-        _checked_entry(name, entry, path, identity, data_start) for name, entry in entries.items()
+        _checked_entry(name, entry, path, identity, data_start, forms)
+        for name, entry in entries.items()
     ]
     # Stable, so that empty tensors at one offset keep the header's order.
     tensors.sort(key=attrgetter("offset"))
@@ -122,16 +124,27 @@ def _check_names(entries: Mapping[str, Any], path: Path) -> None:
     raise _tensor_refusal(path, name, "has an empty name or control characters in it")
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A dtype and a shape that a tensor may have, and the bytes that it then takes."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+_Forms = dict[tuple[str, tuple[int, ...]], _Form]
+
+
 def _checked_entry(
-    name: str, entry: Any, path: Path, identity: FileIdentity, data_start: int
+    name: str, entry: Any, path: Path, identity: FileIdentity, data_start: int, forms: _Forms
 ) -> StoredTensor:
     if type(entry) is not dict or entry.keys() != _FIELDS:
         raise _tensor_refusal(
             path, name, "does not have exactly the fields dtype, shape, data_offsets"
         )
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    dtype = SAFETENSORS_CODES.get(code) if type(code) is str else None
-    if dtype is None:
+    if type(code) is not str:
         raise CheckpointError(f"{shown(path)}: tensor {shown(name)}: {unknown_code(str(code))}")
     if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
         raise _tensor_refusal(path, name, "has a shape or data_offsets that is not a fitting list")
@@ -142,18 +155,30 @@ def _checked_entry(
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise _tensor_refusal(path, name, f"has the data_offsets {shown(offsets)}")
-    count = math.prod(shape)
-    if end - begin != count * dtype.itemsize:
-        stated = f"of dtype {dtype} and shape {shown(shape)}"
+    # A file has many tensors of few forms, whose shapes are then one object.
+    lengths = tuple(shape)
+    form = forms.get((code, lengths))
+    if form is None:
+        form = forms[code, lengths] = _checked_form(code, lengths, path, name)
+    if end - begin != form.nbytes:
+        stated = f"of dtype {form.dtype} and shape {shown(shape)}"
         raise _tensor_refusal(path, name, f"{stated} cannot fill bytes {begin} to {end}")
+    return StoredTensor(name, form.dtype, form.shape, path, data_start + begin, None, identity)
+
+
+def _checked_form(code: str, shape: tuple[int, ...], path: Path, name: str) -> _Form:
+    dtype = SAFETENSORS_CODES.get(code)
+    if dtype is None:
+        raise CheckpointError(f"{shown(path)}: tensor {shown(name)}: {unknown_code(code)}")
+    count = math.prod(shape)
     if len(shape) > LARGEST_RANK or (count == 0 and _overflows(shape)):
         raise _tensor_refusal(
-            path, name, f"has a shape with too many or too long axes: {shown(shape)}"
+            path, name, f"has a shape with too many or too long axes: {shown(list(shape))}"
         )
-    return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, None, identity)
+    return _Form(dtype, shape, count * dtype.itemsize)
 
 
-def _overflows(shape: list[int]) -> bool:
+def _overflows(shape: tuple[int, ...]) -> bool:
     """True if a zero hides a product on which a fixed-width reader would overflow."""
     return any(n > _LARGEST_COUNT for n in (*shape, *accumulate(shape, mul)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
+from weightsmith.tensors.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,12 +39,19 @@ class ReadingCost:
     @classmethod
     def of(cls, tensors: Iterable[LazyTensor]) -> ReadingCost:
         """The cost of reading several tensors."""
-        costs = [tensor.cost for tensor in tensors]
-        return cls(
-            sum(cost.stored_bytes for cost in costs),
-            sum(cost.held_bytes for cost in costs),
-            sum(cost.products for cost in costs),
-        )
+        stored_bytes = held_bytes = products = 0
+        for tensor in tensors:
+            cost = tensor.cost
+            stored_bytes += cost.stored_bytes
+            held_bytes += cost.held_bytes
+            products += cost.products
+        return cls(stored_bytes, held_bytes, products)
+
+
+# The tensors of a model have few sizes.
+@functools.lru_cache(maxsize=1 << 10)
+def _of_bytes(count: int) -> ReadingCost:
+    return ReadingCost(stored_bytes=count)
 
 
 class LazyTensor(Protocol):
@@ -184,6 +193,7 @@ class FromSources(Shaped):
         return self.sources
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class StoredTensor(Shaped):
     """A tensor that lies in a file: contiguous from byte `offset`, or a view of elements with
@@ -210,7 +220,7 @@ class StoredTensor(Shaped):
     @property
     def cost(self) -> ReadingCost:
         """Its own bytes."""
-        return ReadingCost(stored_bytes=self.nbytes)
+        return _of_bytes(self.nbytes)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Write elements [start, stop), in C order, as little-endian bytes into `buffer` (exactly

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from weightsmith.errors import CheckpointError, Malformed
 from weightsmith.tensors.messages import shown
 
+_BEFORE_NUMBERS = frozenset((b"", b"[", b":", b",", b" ", b"\t", b"\n", b"\r"))
+
 
 class NotJson(Malformed):
     """Bytes are no JSON, or none that is read; the message begins with "it"."""
@@ -43,7 +45,10 @@ def _may_have_negative_zero(data: bytes) -> bool:
     """Whether a number may begin with "-0"; vocabularies have many strings with it."""
     at = data.find(b"-0")
     while at >= 0:
-        if data[max(0, at - 64) : at].rstrip()[-1:] in (b"", b"[", b":", b","):
+        # One byte says it of most; an index has two such strings in every entry ("model-00001-of-00002").
+        if data[at - 1 : at] in _BEFORE_NUMBERS and (
+            data[max(0, at - 64) : at].rstrip()[-1:] in (b"", b"[", b":", b",")
+        ):
             return True
         at = data.find(b"-0", at + 1)
     return False
