@@ -154,7 +154,10 @@ def _measure(statistics: dict[ModelStatistic, _Statistic], scheduler: Scheduler)
     asked: dict[ModelStatistic, Request | None] = {
         key: s.selection.request() if s.selection else None for key, s in statistics.items()
     }
-    for key, by_part in _stream(statistics, asked, scheduler).items():
+    found = _stream(statistics, asked, scheduler)
+    for key in list(found):
+        # Answers may hold a million elements each, so none outlives its turn.
+        by_part = found.pop(key)
         statistic, request = statistics[key], asked[key]
         if statistic.selection is None:
             statistic.result = combine_partials(
@@ -253,7 +256,9 @@ def _asked_parts(statistic: _Statistic, request: Request | None) -> list[tuple[_
 
 def _global(part: Any, offset: int) -> Any:
     if isinstance(part, CollectPart):
-        return dataclasses.replace(part, indices=part.indices + offset)
+        # Not in place: equal reductions of one tensor share their answer.
+        moved = part.indices + offset if offset else part.indices
+        return dataclasses.replace(part, indices=moved)
     assert isinstance(part, HistogramPart)
     return part
 
