@@ -247,7 +247,7 @@ class Machine {
         int64_t rank, last;
     };
 
-    // Ranks are worked out for equals alone, eight flags being looked at together. The registers may be one.
+    // Ranks are worked out for equals alone, without branches that no processor could predict. The registers may be one.
     void above_ranked(const T* x, T* out, int64_t key, Ranked bound) const {
         typedef typename KeyOf<T>::type Key;
         const Key equal = Key(key);
@@ -258,15 +258,14 @@ class Machine {
             flags[i] = own == equal ? 1 : 0;
             out[i] = own > equal ? T(1) : T(0);
         }
-        std::memset(flags + n_, 0, 8);
+        uint32_t* equals = behind_flags(flags, n_);
+        const int64_t found = raised(flags, n_, equals);
         const int64_t first = tile_.start + at_;
-        uint64_t word;
-        for (int64_t group = 0; group < n_; group += 8) {
-            for (std::memcpy(&word, flags + group, 8); word; word &= word - 1) {
-                const int64_t i = group + (__builtin_ctzll(word) >> 3);
-                const int64_t rank = tie_rank(bound.rank_key, first + i);
-                if (rank < bound.rank || (rank == bound.rank && first + i <= bound.last)) out[i] = T(1);
-            }
+        for (int64_t e = 0; e < found; ++e) {
+            const int64_t index = first + equals[e];
+            const int64_t rank = tie_rank(bound.rank_key, index);
+            const bool taken = (rank < bound.rank) | ((rank == bound.rank) & (index <= bound.last));
+            out[equals[e]] = taken ? T(1) : T(0);
         }
     }
 
@@ -388,7 +387,7 @@ class Machine {
         const int64_t* request = tile_.integers + in.b;
         collect_equal(reg(in.a), n_, tile_.start + at_, request[0], Bracket{request[1], request[2], request[3]},
                       uint64_t(request[4]), output<uint64_t>(in.slot), output<int64_t>(in.slot + 1),
-                      tile_.tallies[in.slot]);
+                      tile_.tallies[in.slot], reinterpret_cast<uint8_t*>(staging_));
     }
 
     void execute(I in) const {

@@ -218,19 +218,42 @@ static inline int64_t tie_rank(uint64_t key, int64_t index) {
     return int64_t((x ^ (x >> 31)) >> 1);
 }
 
+// Room for numbers of elements behind the flags of n of them.
+static inline uint32_t* behind_flags(uint8_t* flags, int64_t n) {
+    return reinterpret_cast<uint32_t*>(flags + (n + 15) / 8 * 8);
+}
+
+// Lists the elements whose flag is 1, and says how many they are.
+static inline int64_t raised(const uint8_t* flags, int64_t n, uint32_t* elements) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        elements[found] = uint32_t(i);
+        found += flags[i];
+    }
+    return found;
+}
+
 // `tally`: how many elements of the key have a rank inside the bracket, and below it.
 template <class T>
 static void collect_equal(const T* x, int64_t n, int64_t flat, int64_t wanted, Bracket bracket, uint64_t rank_key,
-                          uint64_t* ranks, int64_t* indices, int64_t* tally) {
+                          uint64_t* ranks, int64_t* indices, int64_t* tally, uint8_t* flags) {
     typedef typename KeyOf<T>::type Key;
-    for (int64_t i = 0; i < n; ++i) {
-        if (key_at(x, i) != Key(wanted)) continue;
-        const int64_t rank = tie_rank(rank_key, flat + i);
-        tally[1] += rank < bracket.low ? 1 : 0;
+    const Key equal = Key(wanted);
+    WS_VECTOR_LOOP
+    for (int64_t i = 0; i < n; ++i) flags[i] = key_at(x, i) == equal ? 1 : 0;
+    uint32_t* equals = behind_flags(flags, n);
+    const int64_t found = raised(flags, n, equals);
+    int64_t below = 0;
+    for (int64_t e = 0; e < found; ++e) {
+        const int64_t index = flat + equals[e];
+        const int64_t rank = tie_rank(rank_key, index);
+        below += rank < bracket.low ? 1 : 0;
+        // Few lie inside the bracket, so this branch is foreseen.
         if (rank < bracket.low || rank > bracket.high) continue;
-        if (tally[0] < bracket.limit) ranks[tally[0]] = uint64_t(rank), indices[tally[0]] = flat + i;
+        if (tally[0] < bracket.limit) ranks[tally[0]] = uint64_t(rank), indices[tally[0]] = index;
         ++tally[0];
     }
+    tally[1] += below;
 }
 
 // `tally` has two numbers of each of the request's two slots: inside, above; nonzero, unused.
