@@ -251,15 +251,17 @@ class Machine {
     void above_ranked(const T* x, T* out, int64_t key, Ranked bound) const {
         typedef typename KeyOf<T>::type Key;
         const Key equal = Key(key);
+        // A member could be what a flag is written to, and no loop whose end may change is vectorised.
+        const int64_t n = n_;
         uint8_t* flags = reinterpret_cast<uint8_t*>(staging_);
         WS_VECTOR_LOOP
-        for (int64_t i = 0; i < n_; ++i) {
+        for (int64_t i = 0; i < n; ++i) {
             const Key own = key_at(x, i);
             flags[i] = own == equal ? 1 : 0;
             out[i] = own > equal ? T(1) : T(0);
         }
-        uint32_t* equals = behind_flags(flags, n_);
-        const int64_t found = raised(flags, n_, equals);
+        uint32_t* equals = behind_flags(flags, n);
+        const int64_t found = raised(flags, n, equals);
         const int64_t first = tile_.start + at_;
         for (int64_t e = 0; e < found; ++e) {
             const int64_t index = first + equals[e];
