@@ -21,21 +21,21 @@ import numpy as np
 from report import machine
 
 from weightsmith.adapters.algebra import concatenated, truncated
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.spaces import CoreSpace, Knots, Space
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.tensors.blas import one_blas_thread
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
-Work = Callable[[], LowRank]
+Work = Callable[[], LowRankChange]
 
 
-def make_adapters(size: int, count: int, rank: int) -> list[LowRank]:
+def make_adapters(size: int, count: int, rank: int) -> list[LowRankChange]:
     """Factors as a fine-tune leaves them: spectra that fall."""
     rng = np.random.default_rng(0)
     falling = 1.0 / (1.0 + np.arange(rank))
     return [
-        LowRank(rng.normal(size=(size, rank)) * falling, rng.normal(size=(rank, size)))
+        LowRankChange(rng.normal(size=(size, rank)) * falling, rng.normal(size=(rank, size)))
         for _ in range(count)
     ]
 
@@ -53,21 +53,21 @@ def ties(vectors: Sequence[Matrix], density: float = 0.2) -> Matrix:
     return total / np.maximum(count, 1.0)
 
 
-def _dense(changes: Sequence[LowRank]) -> list[Matrix]:
+def _dense(changes: Sequence[LowRankChange]) -> list[Matrix]:
     return [c.rows(0, c.shape[0]) for c in changes]
 
 
-def _cut(matrix: Matrix, rank: int) -> LowRank:
+def _cut(matrix: Matrix, rank: int) -> LowRankChange:
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    return LowRank(left[:, :rank] * values[:rank], right[:rank])
+    return LowRankChange(left[:, :rank] * values[:rank], right[:rank])
 
 
-def dense_sum(changes: Sequence[LowRank], rank: int) -> LowRank:
+def dense_sum(changes: Sequence[LowRankChange], rank: int) -> LowRankChange:
     """The best approximation of the sum of dense changes."""
     return _cut(sum(_dense(changes)[1:], _dense(changes)[0]) / len(changes), rank)
 
 
-def dense_knots(changes: Sequence[LowRank], rank: int) -> LowRank:
+def dense_knots(changes: Sequence[LowRankChange], rank: int) -> LowRankChange:
     """Joint decomposition of the dense changes beside each other, TIES on their coefficients."""
     found = _dense(changes)
     left, values, right = np.linalg.svd(np.concatenate(found, 1), full_matrices=False)
@@ -78,7 +78,7 @@ def dense_knots(changes: Sequence[LowRank], rank: int) -> LowRank:
     return _cut(left[:, kept] @ merged, rank)
 
 
-def dense_core(changes: Sequence[LowRank], rank: int) -> LowRank:
+def dense_core(changes: Sequence[LowRankChange], rank: int) -> LowRankChange:
     """Each dense change decomposed, bases of all of their directions, TIES on what lies between them."""
     found, lefts, rights = _dense(changes), [], []
     for one, change in zip(found, changes, strict=True):
@@ -92,17 +92,17 @@ def dense_core(changes: Sequence[LowRank], rank: int) -> LowRank:
     return _cut(left @ merged @ right, rank)
 
 
-def factored_sum(changes: Sequence[LowRank], rank: int) -> LowRank:
+def factored_sum(changes: Sequence[LowRankChange], rank: int) -> LowRankChange:
     """The same from the factors."""
     return truncated(concatenated([(1.0 / len(changes), c) for c in changes]), rank=rank)[0]
 
 
-def factored_in(space: Space) -> Callable[[Sequence[LowRank], int], LowRank]:
+def factored_in(space: Space) -> Callable[[Sequence[LowRankChange], int], LowRankChange]:
     """TIES in a space that is found from the factors."""
 
-    def merged(changes: Sequence[LowRank], rank: int) -> LowRank:
+    def merged(changes: Sequence[LowRankChange], rank: int) -> LowRankChange:
         entered = space.enter(changes)
-        return entered.leave(ties(entered.coordinates), Bound(rank=rank)).change
+        return entered.leave(ties(entered.coordinates), RankBound(rank=rank)).change
 
     return merged
 
@@ -114,7 +114,7 @@ CASES = {
 }
 
 
-def measured(work: Work, runs: int) -> tuple[float, LowRank]:
+def measured(work: Work, runs: int) -> tuple[float, LowRankChange]:
     """Median CPU seconds of this process, and the result."""
     seconds = []
     for _ in range(runs):
@@ -124,7 +124,7 @@ def measured(work: Work, runs: int) -> tuple[float, LowRank]:
     return statistics.median(seconds), found
 
 
-def difference(found: LowRank, expected: LowRank) -> float:
+def difference(found: LowRankChange, expected: LowRankChange) -> float:
     """||found - expected|| / ||expected||, dense."""
     whole = expected.rows(0, expected.shape[0])
     return float(np.linalg.norm(found.rows(0, found.shape[0]) - whole) / np.linalg.norm(whole))

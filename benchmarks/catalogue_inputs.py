@@ -14,7 +14,7 @@ from spectral import DECOMPOSED
 
 import weightsmith
 from weightsmith.checkpoints.checkpoint import open_checkpoint
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 EXPERTS = 4
 SAMPLES = 2

@@ -30,16 +30,16 @@ import numpy as np
 from report import machine
 
 import weightsmith
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.treatments import Choices
-from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.package_header import FILE_NAME, STREAMS
+from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.opening import open_family
 from weightsmith.deltas.codecs import LOSSY
 from weightsmith.errors import WeightsmithError
-from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.scoring import evaluate
 from weightsmith.packages.goal import budget_bytes
 from weightsmith.packages.packing import pack
 from weightsmith.recipes import Recipe

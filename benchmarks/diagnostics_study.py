@@ -27,7 +27,7 @@ from weightsmith.comparison.diagnostics import DIAGNOSTICS, diagnose
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.standings import mean_normalized
-from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.scoring import evaluate
 from weightsmith.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

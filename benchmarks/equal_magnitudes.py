@@ -20,8 +20,8 @@ from weightsmith.checkpoints import open_checkpoint
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.standings import mean_normalized
-from weightsmith.evaluation.evaluate import evaluate
-from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
+from weightsmith.evaluation.scoring import evaluate
+from weightsmith.graph.equal_magnitudes import EqualMagnitudes
 
 METHODS = {
     "ties": {"density": 0.2},

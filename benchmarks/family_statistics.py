@@ -25,15 +25,15 @@ import torch
 from torch.nn import functional
 
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.statistics_writer import write_statistics
+from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.opening import open_family
-from weightsmith.evaluation.evaluate import evaluate
 from weightsmith.evaluation.frozen_head import read_head
 from weightsmith.evaluation.items import read_labelled
 from weightsmith.evaluation.live import LiveModel, as_torch, load_model
 from weightsmith.evaluation.metrics import find_metric
 from weightsmith.evaluation.retrieval import encoder_of
+from weightsmith.evaluation.scoring import evaluate
 from weightsmith.evaluation.suite import Suite, Task, load_suite
 from weightsmith.evaluation.tokens import tokens_of
 from weightsmith.testbeds.embedding import SCALE

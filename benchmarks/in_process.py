@@ -43,14 +43,14 @@ def build_library() -> None:
 def switch_off(part: str, backend: str) -> None:
     """Replace one part of the work by nothing."""
     from weightsmith.engine import tiles
-    from weightsmith.tensors import native
+    from weightsmith.graph.backends import native
 
     if part == "fsync":
         os.fsync = os.fdatasync = lambda _descriptor: None  # type: ignore[assignment]
     elif part == "digests":
         tiles.piece_digest = lambda _data: bytes(16)
     elif backend == "torch":
-        from weightsmith.tensors import torch_backend
+        from weightsmith.graph.backends import torch_backend
 
         torch_backend.nonfinite = lambda _values, _start: (0, -1)
     else:

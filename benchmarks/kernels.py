@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.methods import registry
-from weightsmith.tensors import graph, native
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scalar, Value
-from weightsmith.tensors.passes import (
+from weightsmith.graph import graph
+from weightsmith.graph.backends import native
+from weightsmith.graph.graph import Cut, Node, Scalar, Value
+from weightsmith.graph.passes import (
     Backend,
     Collect,
     CutPoint,
@@ -32,7 +31,9 @@ from weightsmith.tensors.passes import (
     has_row_nodes,
     reduction_levels,
 )
-from weightsmith.tensors.site import Site
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts import registry
+from weightsmith.tensors.dtypes import DType
 
 ROW = 4096
 TILE = 1 << 18
@@ -158,7 +159,7 @@ def main() -> None:
     if options.torch:
         import torch
 
-        from weightsmith.tensors.torch_backend import TorchBackend
+        from weightsmith.graph.backends.torch_backend import TorchBackend
 
         torch.set_num_threads(1)
         backends["torch"] = TorchBackend()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 
 ROOT = Path(__file__).parent.parent
 

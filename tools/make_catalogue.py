@@ -15,9 +15,9 @@ from weightsmith.cli.main import weightsmith as command_line
 from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
 from weightsmith.inspection.method_guide import MODIFIERS as MODIFIER_QUESTION
 from weightsmith.inspection.method_guide import QUESTIONS
-from weightsmith.methods import modifiers, registry
-from weightsmith.methods.modifiers import ModifierSpec
-from weightsmith.methods.registry import MethodSpec
+from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods.parts.modifiers import ModifierSpec
+from weightsmith.methods.parts.registry import MethodSpec
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 INTRODUCTION = """\

@@ -13,11 +13,13 @@ from weightsmith.doors import door
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.reading import open_adapter as open_adapter
-    from weightsmith.checkpoints.statistics import read_statistics as read_statistics
-    from weightsmith.checkpoints.statistics_writer import write_statistics as write_statistics
-    from weightsmith.comparison.compare import compare as compare
-    from weightsmith.comparison.league import league as league
+    from weightsmith.adapters.adapter_reading import open_adapter as open_adapter
+    from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
+    from weightsmith.checkpoints.formats.statistics_writer import (
+        write_statistics as write_statistics,
+    )
+    from weightsmith.comparison.ranking import league as league
+    from weightsmith.comparison.versions import compare as compare
     from weightsmith.engine.adapter_api import combine_adapters as combine_adapters
     from weightsmith.engine.adapter_api import convert_adapter as convert_adapter
     from weightsmith.engine.adapter_api import extract_adapter as extract_adapter
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import rollback as rollback
     from weightsmith.engine.api import verify as verify
     from weightsmith.errors import WeightsmithError as WeightsmithError
-    from weightsmith.evaluation.evaluate import evaluate as evaluate
+    from weightsmith.evaluation.scoring import evaluate as evaluate
+    from weightsmith.inspection.checkpoint_difference import compare_checkpoints as diff
     from weightsmith.inspection.checkpoint_summary import summarize_checkpoint as inspect
-    from weightsmith.inspection.difference import compare_checkpoints as diff
     from weightsmith.packages.packing import pack as pack_delta
     from weightsmith.packages.unpacking import unpack as unpack_delta
     from weightsmith.recipes import Recipe as Recipe
@@ -48,27 +50,27 @@ else:
             "Recipe": "weightsmith.recipes",
             "WeightsmithError": "weightsmith.errors",
             "combine_adapters": "weightsmith.engine.adapter_api",
-            "compare": "weightsmith.comparison.compare",
+            "compare": "weightsmith.comparison.versions",
             "convert_adapter": "weightsmith.engine.adapter_api",
-            "diff": "weightsmith.inspection.difference:compare_checkpoints",
-            "evaluate": "weightsmith.evaluation.evaluate",
+            "diff": "weightsmith.inspection.checkpoint_difference:compare_checkpoints",
+            "evaluate": "weightsmith.evaluation.scoring",
             "extract_adapter": "weightsmith.engine.adapter_api",
             "inspect": "weightsmith.inspection.checkpoint_summary:summarize_checkpoint",
             "inspect_adapter": "weightsmith.engine.adapter_api",
-            "league": "weightsmith.comparison.league",
+            "league": "weightsmith.comparison.ranking",
             "merge": "weightsmith.engine.api",
             "merge_state_dicts": "weightsmith.engine.api",
             "open": "weightsmith.engine.api",
-            "open_adapter": "weightsmith.adapters.reading",
+            "open_adapter": "weightsmith.adapters.adapter_reading",
             "pack_delta": "weightsmith.packages.packing:pack",
             "plan": "weightsmith.engine.api",
-            "read_statistics": "weightsmith.checkpoints.statistics",
+            "read_statistics": "weightsmith.checkpoints.formats.statistics",
             "replay": "weightsmith.engine.api",
             "report": "weightsmith.reports.making",
             "resize_adapter": "weightsmith.engine.adapter_api",
             "rollback": "weightsmith.engine.api",
             "unpack_delta": "weightsmith.packages.unpacking:unpack",
             "verify": "weightsmith.engine.api",
-            "write_statistics": "weightsmith.checkpoints.statistics_writer",
+            "write_statistics": "weightsmith.checkpoints.formats.statistics_writer",
         },
     )

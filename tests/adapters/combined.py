@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.low_rank import LowRankAdapter, low_rank_adapter
-from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.writing import write_adapter
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
+from weightsmith.adapters.bounds import RankBound
+from weightsmith.adapters.low_rank_adapters import LowRankAdapter, low_rank_adapter
 from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.journal import Forgotten
 from weightsmith.engine.outputs.adapter import FactorStore
@@ -91,9 +91,11 @@ def combined(
 ):
     """One adapter of several, in memory, and what is told of it.
 
-    `asked` are those of `Bound` and of `combination`; labels are the names of the adapters' folders, by default a, b...
+    `asked` are those of `RankBound` and of `combination`; labels are the names of the adapters' folders, by default a, b...
     """
-    bound = Bound(**{key: asked.pop(key) for key in ("rank", "energy", "error") if key in asked})
+    bound = RankBound(
+        **{key: asked.pop(key) for key in ("rank", "energy", "error") if key in asked}
+    )
     names = labels or [chr(ord("a") + i) for i in range(len(adapters))]
     with tempfile.TemporaryDirectory() as root:
         places = [Path(root) / name for name in names]

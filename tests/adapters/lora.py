@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from weightsmith.adapters.algebra import zeros
-from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.deltas.changes import LowRank
+from weightsmith.adapters.bounds import RankBound
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.deltas.changes import LowRankChange
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj.weight": (12, 10),
@@ -17,7 +17,9 @@ SHAPES = {
 
 
 def change(rng, shape=(12, 10), rank=3, scale=1.0):
-    return LowRank(rng.normal(size=(shape[0], rank)), rng.normal(size=(rank, shape[1])), scale)
+    return LowRankChange(
+        rng.normal(size=(shape[0], rank)), rng.normal(size=(rank, shape[1])), scale
+    )
 
 
 def adapter(seed, rank=3, scale=1.0, shapes=None, **rest):
@@ -34,14 +36,14 @@ def regauged(found, seed=0):
     for key, f in found.factors.items():
         gauge = rng.normal(size=(f.change.rank, f.change.rank)) + 3.0 * np.eye(f.change.rank)
         c = f.change
-        moved = LowRank(c.left @ gauge, np.linalg.solve(gauge, c.right), c.scale)
+        moved = LowRankChange(c.left @ gauge, np.linalg.solve(gauge, c.right), c.scale)
         factors[key] = Factors(f.target, moved, f.shape, f.kind, f.input_first, f.part)
     return LowRankAdapter(factors, found.replaced, found.added)
 
 
 def dense(found):
     """Every change of an adapter as a matrix."""
-    if isinstance(found, LowRank):
+    if isinstance(found, LowRankChange):
         return found.scale * found.left @ found.right
     return {key: dense(f.change) for key, f in found.factors.items()}
 
@@ -102,5 +104,5 @@ def in_space(space, adapters, rule, bound=None):
         changes = [a.factors[key].change if key in a.factors else none for a in adapters]
         entered[key] = space.enter(changes, input_first=first[key].input_first)
     models = [{k: e.coordinates[i] for k, e in entered.items()} for i in range(len(adapters))]
-    made = {k: entered[k].leave(m, bound or Bound()) for k, m in rule(models).items()}
+    made = {k: entered[k].leave(m, bound or RankBound()) for k, m in rule(models).items()}
     return {k: dense(m.change) for k, m in made.items()}, {k: m.lost for k, m in made.items()}

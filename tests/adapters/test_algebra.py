@@ -20,12 +20,12 @@ from weightsmith.adapters.algebra import (
     zeros,
 )
 from weightsmith.adapters.factoring import factored
-from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRank, Weighted
+from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRankChange, Weighted
 from weightsmith.errors import NonFiniteError, UsageError
 
 
 def change(rng, rows=12, columns=9, rank=3, scale=1.0):
-    return LowRank(rng.normal(size=(rows, rank)), rng.normal(size=(rank, columns)), scale)
+    return LowRankChange(rng.normal(size=(rows, rank)), rng.normal(size=(rank, columns)), scale)
 
 
 def dense(found):
@@ -35,7 +35,7 @@ def dense(found):
 def regauged(found, rng):
     """The same change as another product."""
     gauge = rng.normal(size=(found.rank, found.rank)) + 3.0 * np.eye(found.rank)
-    return LowRank(found.left @ gauge, np.linalg.solve(gauge, found.right), found.scale)
+    return LowRankChange(found.left @ gauge, np.linalg.solve(gauge, found.right), found.scale)
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,7 +100,7 @@ def test_norm_inner_product_and_cosine_are_those_of_the_dense_changes():
 def test_the_norm_of_changes_that_nearly_cancel_is_not_lost_in_rounding():
     rng = np.random.default_rng(1)
     a = change(rng)
-    moved = LowRank(a.left, a.right + 1e-9 * rng.normal(size=a.right.shape))
+    moved = LowRankChange(a.left, a.right + 1e-9 * rng.normal(size=a.right.shape))
     difference = concatenated([(1.0, moved), (-1.0, a)])
     expected = np.linalg.norm(a.left @ (moved.right - a.right))
     assert norm(difference) == pytest.approx(expected, rel=1e-5)
@@ -121,9 +121,9 @@ def test_factors_are_balanced_and_the_largest_element_of_each_left_vector_is_pos
     "degenerate",
     [
         zeros(5, 4),
-        LowRank(np.ones((5, 2)), np.zeros((2, 4))),
-        LowRank(np.ones((5, 2)), np.ones((2, 4)), 0.0),
-        LowRank(np.zeros((5, 0)), np.zeros((0, 4))),
+        LowRankChange(np.ones((5, 2)), np.zeros((2, 4))),
+        LowRankChange(np.ones((5, 2)), np.ones((2, 4)), 0.0),
+        LowRankChange(np.zeros((5, 0)), np.zeros((0, 4))),
     ],
 )
 def test_a_change_of_zero_stays_finite_and_has_rank_one(degenerate):
@@ -158,7 +158,7 @@ def test_a_rank_beyond_the_matrix_ends_at_the_matrix():
 
 @pytest.mark.parametrize("size", [1e-170, 1e160])
 def test_sizes_whose_squares_leave_the_range_of_numbers_are_measured(size):
-    tiny = LowRank(np.full((4, 1), size), np.ones((1, 3)))
+    tiny = LowRankChange(np.full((4, 1), size), np.ones((1, 3)))
     assert norm(tiny) == pytest.approx(size * np.sqrt(12.0), rel=1e-12, abs=0.0)
     cut, _ = truncated(tiny, energy=0.5)
     assert np.allclose(dense(cut) / size, 1.0, rtol=1e-12)
@@ -204,7 +204,7 @@ def test_no_changes_and_changes_of_other_shapes_have_no_sum():
 
 
 def test_numbers_that_are_not_finite_are_refused():
-    damaged = LowRank(np.full((4, 1), np.nan), np.ones((1, 3)))
+    damaged = LowRankChange(np.full((4, 1), np.nan), np.ones((1, 3)))
     with pytest.raises(NonFiniteError, match="damaged"):
         spectrum(damaged)
     with pytest.raises(NonFiniteError, match="damaged"):

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.adapters.allocation import allocate, spread
-from weightsmith.adapters.decomposing import Directions
+from weightsmith.adapters.decomposing import ChangeDirections
+from weightsmith.adapters.rank_allocation import allocate, spread
 
 
 def spectra(draw):
@@ -71,8 +71,8 @@ def test_spectra_that_are_found_step_by_step_give_the_same_ranks(seed, budget, l
 
     def search(found):
         for count in (2, 4):
-            yield Directions(found[:count], None, is_whole=False)
-        yield Directions(found, None, is_whole=True)
+            yield ChangeDirections(found[:count], None, is_whole=False)
+        yield ChangeDirections(found, None, is_whole=True)
 
     ranks = spread([search(v) for v in values], costs, budget, limit)
     assert ranks == allocate([v[:limit] for v in values], costs, budget)

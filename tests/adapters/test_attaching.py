@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.checkpoints import open_checkpoint, untied
 from weightsmith.deltas.changed import ChangedTensor, read_elements
 from weightsmith.errors import (

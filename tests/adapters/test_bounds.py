@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 
 from weightsmith.adapters.algebra import spectrum
-from weightsmith.adapters.bounds import Bound, cut_matrix, cut_spectrum
-from weightsmith.deltas.changes import LowRank
+from weightsmith.adapters.bounds import RankBound, cut_matrix, cut_spectrum
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import NonFiniteError, UsageError
 
-BOUNDS = [Bound(), Bound(rank=2), Bound(energy=0.9), Bound(error=0.3), Bound(rank=1, energy=0.99)]
+BOUNDS = [
+    RankBound(),
+    RankBound(rank=2),
+    RankBound(energy=0.9),
+    RankBound(error=0.3),
+    RankBound(rank=1, energy=0.99),
+]
 
 
 def dense(change):
@@ -21,7 +27,7 @@ def dense(change):
 @pytest.mark.parametrize("size", [1.0, 1e-170, 1e150])
 def test_dense_and_factored_cuts_of_one_change_are_the_same(bound, size):
     rng = np.random.default_rng(0)
-    change = LowRank(rng.normal(size=(9, 4)), rng.normal(size=(4, 7)), size)
+    change = LowRankChange(rng.normal(size=(9, 4)), rng.normal(size=(4, 7)), size)
     factored = cut_spectrum(spectrum(change), bound)
     whole = cut_matrix(dense(change), bound, "w")
     assert whole.change.rank == factored.change.rank
@@ -37,24 +43,24 @@ def test_of_a_large_matrix_only_the_directions_that_are_wanted_are_sought():
     left, right = (np.linalg.qr(rng.normal(size=(1100, 60)))[0] for _ in range(2))
     values = 0.5 ** np.arange(60)
     matrix = (left * values) @ right.T
-    found = cut_matrix(matrix, Bound(rank=8), "w")
+    found = cut_matrix(matrix, RankBound(rank=8), "w")
     assert found.change.rank == 8
     best = (left[:, :8] * values[:8]) @ right[:, :8].T
     assert np.allclose(dense(found.change), best, atol=1e-8)
     off = np.linalg.norm(dense(found.change) - matrix) / np.linalg.norm(matrix)
     assert found.lost == pytest.approx(off, rel=1e-6)
-    again = cut_matrix(matrix, Bound(rank=8), "w")
+    again = cut_matrix(matrix, RankBound(rank=8), "w")
     assert np.array_equal(again.change.left, found.change.left)
 
 
 def test_zeros_are_cut_to_zeros():
-    found = cut_matrix(np.zeros((3, 4)), Bound(rank=2), "w")
+    found = cut_matrix(np.zeros((3, 4)), RankBound(rank=2), "w")
     assert (found.change.rank, found.lost, found.size) == (1, 0.0, 0.0)
     assert not dense(found.change).any()
 
 
 def test_what_has_no_meaning_is_refused():
     with pytest.raises(NonFiniteError, match="'w' holds NaN"):
-        cut_matrix(np.full((2, 2), np.nan), Bound(), "w")
+        cut_matrix(np.full((2, 2), np.nan), RankBound(), "w")
     with pytest.raises(UsageError, match="rank of 0"):
-        cut_matrix(np.ones((2, 2)), Bound(rank=0), "w")
+        cut_matrix(np.ones((2, 2)), RankBound(rank=0), "w")

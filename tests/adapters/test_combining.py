@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.deltas.changes import LowRank
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError, UsageError
 
@@ -319,7 +319,7 @@ def test_nothing_to_combine_is_refused():
 
 
 def test_a_damaged_adapter_is_named(tmp_path):
-    broken = LowRank(np.full((12, 1), np.nan), np.ones((1, 10)))
+    broken = LowRankChange(np.full((12, 1), np.nan), np.ones((1, 10)))
     save(LowRankAdapter({Q: Factors(Q, broken, SHAPES[Q])}), tmp_path / "chat")
     with pytest.raises(NonFiniteError, match=r"q_proj.*chat"):
         combine_adapters([tmp_path / "chat"], tmp_path / "out")

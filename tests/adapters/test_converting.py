@@ -5,9 +5,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
 from weightsmith.adapters.converting import convert
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.errors import (

@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.treatments import Choices
-from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.ties import Tying
+from weightsmith.checkpoints.tied_tensors import Tying
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.attaching import attach
 from weightsmith.adapters.decomposing import sketched, whole
 from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.treatments import Choices, Treatment
-from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import Full

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.facts import inspect_adapter
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.adapters.writing import write_adapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.tensors.dtypes import DType
 
 
@@ -16,14 +16,14 @@ def _with_values(rng, values, rows, columns):
     """A change with these singular values."""
     left = np.linalg.qr(rng.standard_normal((rows, len(values))))[0]
     right = np.linalg.qr(rng.standard_normal((columns, len(values))))[0]
-    return LowRank(left * np.array(values), right.T)
+    return LowRankChange(left * np.array(values), right.T)
 
 
 def test_figures_are_those_of_the_dense_change(tmp_path):
     rng = np.random.default_rng(0)
     values = [4.0, 2.0, 1.0, 1e-5]
     change = _with_values(rng, values, 9, 7)
-    scaled = LowRank(change.left, change.right, 0.5)
+    scaled = LowRankChange(change.left, change.right, 0.5)
     name = "m.a.weight"
     write_adapter(LowRankAdapter({name: Factors(name, scaled, (9, 7))}), tmp_path / "a")
     weight = rng.standard_normal((9, 7)).astype(np.float32)
@@ -45,7 +45,7 @@ def test_figures_are_those_of_the_dense_change(tmp_path):
 
 
 def test_a_change_of_zero_has_no_directions(tmp_path):
-    change = LowRank(np.zeros((3, 2)), np.ones((2, 4)))
+    change = LowRankChange(np.zeros((3, 2)), np.ones((2, 4)))
     write_adapter(LowRankAdapter({"a.weight": Factors("a.weight", change, (3, 4))}), tmp_path / "a")
     (tensor,) = inspect_adapter(tmp_path / "a").tensors
     assert (tensor.norm, tensor.effective_rank, tensor.directions) == (0.0, 0.0, 0)

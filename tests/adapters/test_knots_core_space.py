@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.adapters.algebra import truncated
-from weightsmith.adapters.bounds import Bound
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.bounds import RankBound
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.adapters.spaces import CoreSpace, Knots
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 
 from .lora import (
     SHAPES,
@@ -56,7 +56,7 @@ def test_each_change_is_recovered_from_its_coordinates(space, input_first):
     changes = [change(rng, rank=r, scale=s) for r, s in ((2, 1.0), (4, 0.5), (1, -3.0))]
     entered = space.enter(changes, input_first=input_first)
     for one, coordinates in zip(changes, entered.coordinates, strict=True):
-        found = entered.leave(coordinates, Bound()).change
+        found = entered.leave(coordinates, RankBound()).change
         assert np.allclose(dense(found), dense(one), rtol=0, atol=1e-12)
 
 
@@ -119,7 +119,7 @@ def test_one_adapter_alone_is_itself(space):
 def test_the_rank_can_be_cut_on_the_way_back(space):
     adapters = [adapter(9), adapter(10)]
     whole, _ = in_space(space, adapters, ties(0.5, [1.0, 1.0]))
-    cut, lost = in_space(space, adapters, ties(0.5, [1.0, 1.0]), Bound(rank=2))
+    cut, lost = in_space(space, adapters, ties(0.5, [1.0, 1.0]), RankBound(rank=2))
     assert set(lost) == set(SHAPES)
     for key, share in lost.items():
         u, s, vt = np.linalg.svd(whole[key])
@@ -141,8 +141,8 @@ def test_adapters_without_a_part_in_a_tensor_have_zeros_there(space):
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_a_direction_that_an_adapter_lacks_has_no_vote(space):
     # Two changes of unlike rows and columns: rounding must not be elected over zeros.
-    one = LowRank(np.eye(6)[:, :2], np.eye(2, 8))
-    two = LowRank(np.eye(6)[:, 3:4], np.eye(8)[5:6], 2.0)
+    one = LowRankChange(np.eye(6)[:, :2], np.eye(2, 8))
+    two = LowRankChange(np.eye(6)[:, 3:4], np.eye(8)[5:6], 2.0)
     first, second = space.enter([one, two]).coordinates
     assert not ((first != 0.0) & (second != 0.0)).any()
 
@@ -152,12 +152,14 @@ def test_what_storage_rounds_does_not_grow_into_directions(side):
     # One change twice, once through float32: divided by its size, the difference would count like the change.
     space = Knots(side=side, basis="scaled")
     one = change(np.random.default_rng(0), rank=2)
-    stored = LowRank(*(f.astype(np.float32).astype(np.float64) for f in (one.left, one.right)))
+    stored = LowRankChange(
+        *(f.astype(np.float32).astype(np.float64) for f in (one.left, one.right))
+    )
     rule = ties(0.5, [1.0, 1.0])
     entered, twice = space.enter([one, stored]), space.enter([one, one])
     assert entered.coordinates[0].shape[0] == 2
     merged = [
-        e.leave(rule([{"w": c} for c in e.coordinates])["w"], Bound()) for e in (entered, twice)
+        e.leave(rule([{"w": c} for c in e.coordinates])["w"], RankBound()) for e in (entered, twice)
     ]
     assert np.allclose(dense(merged[0].change), dense(merged[1].change), atol=1e-5)
 
@@ -176,7 +178,7 @@ def test_core_matrices_lie_between_the_singular_bases_of_all_factors(gauge):
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_changes_of_zero_stay_zero_and_finite(space):
-    zero = Factors("w", LowRank(np.zeros((6, 2)), np.ones((2, 5))), (6, 5))
+    zero = Factors("w", LowRankChange(np.zeros((6, 2)), np.ones((2, 5))), (6, 5))
     found, lost = in_space(space, [LowRankAdapter({"w": zero})] * 2, weighted_sum([1.0, 1.0]))
     assert found["w"].shape == (6, 5)
     assert not found["w"].any()
@@ -189,7 +191,7 @@ def test_changes_of_zero_stay_zero_and_finite(space):
 def test_inputs_first_weights_are_seen_as_their_transposes():
     rng = np.random.default_rng(13)
     changes = [change(rng, rank=2), change(rng, rank=3)]
-    turned = [LowRank(c.right.T, c.left.T, c.scale) for c in changes]
+    turned = [LowRankChange(c.right.T, c.left.T, c.scale) for c in changes]
     for side in ("outputs", "inputs"):
         plain = Knots(side=side).enter(changes)
         other = Knots(side=side).enter(turned, input_first=True)

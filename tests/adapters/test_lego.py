@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.adapters.lego import Lego, clustered, k_means
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.plan import make_plan
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.recipes import Recipe
@@ -33,7 +33,7 @@ def written_otherwise(one, rng):
     """The same units in another order, with other signs and other sizes of the halves."""
     order = rng.permutation(one.rank)
     factor = rng.choice([-1.0, 1.0], one.rank) * rng.uniform(0.1, 10.0, one.rank)
-    return LowRank(one.left[:, order] * factor, one.right[order] / factor[:, None], one.scale)
+    return LowRankChange(one.left[:, order] * factor, one.right[order] / factor[:, None], one.scale)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -82,7 +82,7 @@ def test_a_cluster_is_the_mean_of_its_units_with_their_mean_size():
     a = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     b = np.array([[0.0, 1.0, 0.1], [1.0, 0.0, 0.0]])
     near = a + np.array([[0.0, 0.0, 0.3], [0.0, 0.0, 0.1]])
-    parts = [(1.0, LowRank(b.T, a)), (1.0, LowRank(b.T, near))]
+    parts = [(1.0, LowRankChange(b.T, a)), (1.0, LowRankChange(b.T, near))]
     for norm, order in (("l2", 2), ("inf", np.inf)):
         found = clustered(parts, Lego(rank=2, norm=norm))
         expected = np.zeros((3, 3))
@@ -110,7 +110,7 @@ def test_opposite_units_cancel_no_more_than_their_products_do():
     # (a, b) and (-a, -b) are one unit: their mean is it, and not zero.
     rng = np.random.default_rng(5)
     one = change(rng, rank=1)
-    turned = LowRank(-one.left, -one.right)
+    turned = LowRankChange(-one.left, -one.right)
     for similarity in ("halves", "products"):
         found = clustered([(1.0, one), (1.0, turned)], Lego(rank=1, similarity=similarity))
         assert np.allclose(dense(found), dense(one), atol=1e-12)
@@ -119,7 +119,7 @@ def test_opposite_units_cancel_no_more_than_their_products_do():
 def test_units_of_zero_take_no_part():
     rng = np.random.default_rng(6)
     one = change(rng, rank=2)
-    padded = LowRank(np.pad(one.left, ((0, 0), (0, 2))), np.pad(one.right, ((0, 2), (0, 0))))
+    padded = LowRankChange(np.pad(one.left, ((0, 0), (0, 2))), np.pad(one.right, ((0, 2), (0, 0))))
     found = clustered([(1.0, padded)], Lego(rank=4, reweight_output=False))
     assert found.rank == 2
     assert np.allclose(dense(found), dense(one), atol=1e-12)

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
-from weightsmith.adapters.low_rank import low_rank_adapter
+from weightsmith.adapters.low_rank_adapters import low_rank_adapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRank, Stacked
+from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRankChange, Stacked
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import read_header
+from weightsmith.tensors.files.safetensors_header import read_header
 
 from .lora import change, dense
 
@@ -172,7 +172,7 @@ def test_a_dora_is_what_it_makes_of_the_base_less_the_base(tmp_path, base, by_co
 def test_a_dora_of_rows_of_zeros_stays_finite(tmp_path):
     save_file({"w.weight": np.zeros((12, 10), np.float32)}, tmp_path / "zeros.safetensors")
     magnitude = stored(tmp_path, g=np.ones(12, np.float32))["g"]
-    zero = LowRank(np.zeros((12, 2)), np.ones((2, 10)))
+    zero = LowRankChange(np.zeros((12, 2)), np.ones((2, 10)))
     given = update(zero, magnitude=magnitude)
     found = low_rank_adapter(holding(given), open_checkpoint(tmp_path / "zeros.safetensors"))
     assert not dense(found.factors["w.weight"].change).any()

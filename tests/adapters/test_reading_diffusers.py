@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_elements
 

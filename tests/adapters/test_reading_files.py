@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.adapters.adapter import Form
+from weightsmith.adapters.adapter_reading import is_adapter, open_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.reading import is_adapter, open_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_elements
 from weightsmith.errors import CheckpointError, CompatibilityError, NonFiniteError, WeightsmithError

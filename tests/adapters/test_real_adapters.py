@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.as_changes import load_changes
 from weightsmith.adapters.attaching import attach
 from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.writing import write_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.testbeds.places import family_folder
+from weightsmith.testbeds.family_places import family_folder
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

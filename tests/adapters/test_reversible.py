@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from weightsmith.adapters.basis_files import open_basis, write_basis
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.adapters.reversible import reversible_basis, together
 from weightsmith.adapters.storing import BASIS
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CheckpointError, CompatibilityError, OutputError, UsageError
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.files.safetensors_header import parse_file
 
 from .lora import SHAPES, adapter, assert_same, change, dense, regauged
 
@@ -30,7 +30,7 @@ def relatives(count, rank=4, spread=0.3):
         factors = {}
         for key, f in common.factors.items():
             c = f.change
-            moved = LowRank(
+            moved = LowRankChange(
                 c.left + spread * rng.normal(size=c.left.shape),
                 c.right + spread * rng.normal(size=c.right.shape),
             )
@@ -117,7 +117,7 @@ def test_no_result_depends_on_how_products_are_written(form):
 def test_factors_are_aligned_before_they_are_compared():
     # Without alignment the copies' factors differ by as much as their size.
     one = change(np.random.default_rng(6), rank=4)
-    stacked = together([one, LowRank(-one.left[:, ::-1], -one.right[::-1])])
+    stacked = together([one, LowRankChange(-one.left[:, ::-1], -one.right[::-1])])
     assert np.allclose(stacked[0], stacked[1], atol=1e-12)
     left, right = stacked[0][:12], stacked[0][12:]
     assert np.allclose(left @ right.T, dense(one), atol=1e-12)
@@ -142,7 +142,7 @@ def test_adapters_may_change_different_tensors():
 
 def test_zeros_and_whole_tensors_are_kept():
     head = np.ones((3, 2), np.float32)
-    zero = Factors(Q, LowRank(np.zeros((12, 2)), np.ones((2, 10))), SHAPES[Q])
+    zero = Factors(Q, LowRankChange(np.zeros((12, 2)), np.ones((2, 10))), SHAPES[Q])
     a = LowRankAdapter({Q: zero}, {"lm_head.weight": head}, {"norm.bias": head[0]})
     basis = reversible_basis([a, LowRankAdapter({Q: zero})])
     found = basis.recovered("1")

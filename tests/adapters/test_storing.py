@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.writing import write_adapter
-from weightsmith.deltas.changes import LowRank
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import (
     CompatibilityError,
     NonFiniteError,
@@ -15,12 +15,13 @@ from weightsmith.errors import (
     ResourceError,
     UsageError,
 )
-from weightsmith.publishing import putting, renaming
+from weightsmith.publishing import atomic_renames as renaming
+from weightsmith.publishing import putting
 from weightsmith.tensors.dtypes import DType
 
 
 def _adapter(value=1.0, dtype=DType.FLOAT32, **more):
-    change = LowRank(np.full((4, 2), value), np.ones((2, 3)))
+    change = LowRankChange(np.full((4, 2), value), np.ones((2, 3)))
     return LowRankAdapter(
         {"m.a.weight": Factors("m.a.weight", change, (4, 3))}, dtype=dtype, **more
     )
@@ -244,7 +245,7 @@ def test_a_tensor_cannot_be_both_replaced_and_have_factors(tmp_path):
 
 
 def test_modules_that_flatten_to_one_name_are_refused_in_kohya(tmp_path):
-    change = LowRank(np.ones((4, 2)), np.ones((2, 3)))
+    change = LowRankChange(np.ones((4, 2)), np.ones((2, 3)))
     names = ("a_b.c.weight", "a.b_c.weight")
     adapter = LowRankAdapter({n: Factors(n, change, (4, 3)) for n in names})
     with pytest.raises(CompatibilityError, match="lora_unet_a_b_c"):
@@ -262,7 +263,7 @@ def test_modules_that_flatten_to_one_name_are_refused_in_kohya(tmp_path):
 def test_kohya_and_diffusers_refuse_what_they_have_no_factors_for(
     tmp_path, kind, input_first, part, shape
 ):
-    change = LowRank(np.ones((4, 2)), np.ones((2, 3)))
+    change = LowRankChange(np.ones((4, 2)), np.ones((2, 3)))
     factors = Factors("unet.a.weight", change, shape, kind, input_first, part)
     for dialect in ("kohya", "diffusers"):
         with pytest.raises(CompatibilityError, match="write PEFT"):

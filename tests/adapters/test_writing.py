@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tests.adapters.small_llama import small_llama
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.adapters.writing import write_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.tensors.dtypes import DType
 
 torch = pytest.importorskip("torch")
@@ -26,7 +26,7 @@ def _change(rng, shape, rank, *, input_first=False, kind="linear", scale=1.0, ta
     rows, columns = shape[0], int(np.prod(shape[1:]))
     left = rng.standard_normal((rows, rank)).astype(np.float32).astype(np.float64)
     right = rng.standard_normal((rank, columns)).astype(np.float32).astype(np.float64)
-    return Factors(target, LowRank(left, right, scale), shape, kind, input_first)
+    return Factors(target, LowRankChange(left, right, scale), shape, kind, input_first)
 
 
 def _adapter(factors, **more):
@@ -256,7 +256,7 @@ def test_peft_reads_factors_of_fused_experts(tmp_path, names):
     for name in names:
         shape = tuple(getattr(model.experts, name).shape)
         for part, rank in ((0, 2), (2, 1)):
-            change = LowRank(
+            change = LowRankChange(
                 rng.standard_normal((shape[1], rank)),
                 rng.standard_normal((rank, shape[2])),
                 0.5 + part,
@@ -321,7 +321,7 @@ def test_factors_are_rounded_once_to_the_dtype(tmp_path, dtype):
 
     rng = np.random.default_rng(0)
     left, right = rng.standard_normal((6, 2)) * 1e-3, rng.standard_normal((2, 5))
-    factors = Factors("a.weight", LowRank(left, right), (6, 5))
+    factors = Factors("a.weight", LowRankChange(left, right), (6, 5))
     write_adapter(_adapter([factors], dtype=dtype), tmp_path / "out")
     found = load_file(tmp_path / "out/adapter_model.safetensors")
     wanted = getattr(torch, dtype.value)

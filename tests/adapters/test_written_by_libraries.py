@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from tests.adapters.small_llama import small_llama
 
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.converting import convert
 from weightsmith.adapters.facts import inspect_adapter
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.writing import write_adapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
 
@@ -169,7 +169,7 @@ def _unet_adapter(unet, scale, rng):
     for module, rank in TARGETS.items():
         name = f"{module}.weight"
         shape = tuple(state[name].shape)
-        change = LowRank(
+        change = LowRankChange(
             rng.standard_normal((shape[0], rank)) * 0.3,
             rng.standard_normal((rank, int(np.prod(shape[1:])))) * 0.3,
             scale,
@@ -258,7 +258,7 @@ def test_a_u_net_gets_one_alpha_in_kohya_and_keeps_its_digits(tmp_path):
         name = f"unet.down_blocks.{number}.conv.weight"
         halves = rng.standard_normal((6, rank)), rng.standard_normal((rank, 5))
         left, right = (torch.from_numpy(h).bfloat16().double().numpy() for h in halves)
-        factors[name] = Factors(name, LowRank(left, right, scale), (6, 5))
+        factors[name] = Factors(name, LowRankChange(left, right, scale), (6, 5))
     adapter = LowRankAdapter(factors, dtype=DType.BFLOAT16)
     write_adapter(adapter, tmp_path / "k.safetensors", "kohya")
     found = load_file(tmp_path / "k.safetensors")

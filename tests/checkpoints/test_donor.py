@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import donor_files, open_checkpoint
-from weightsmith.checkpoints.donor import left_out, tokenizer_files
+from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Severity
 

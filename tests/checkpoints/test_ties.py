@@ -10,7 +10,7 @@ import pytest
 
 import weightsmith
 from weightsmith.checkpoints import Checkpoint, Tying, open_checkpoint, untied
-from weightsmith.checkpoints.ties import require_equal_ties, tie_findings
+from weightsmith.checkpoints.tied_tensors import require_equal_ties, tie_findings
 from weightsmith.errors import CompatibilityError
 
 Llama = Callable[..., Checkpoint]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.cli.evaluate import Telling
+from weightsmith.cli.judging.evaluate import Telling
 from weightsmith.cli.main import execute
 from weightsmith.evaluation.plain_models import residual_perceptron
 from weightsmith.evaluation.scores import Evaluation, TaskScore

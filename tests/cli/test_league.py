@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from weightsmith.cli.league import LeagueLines
+from weightsmith.cli.judging.league import LeagueLines
 from weightsmith.cli.main import execute
 
 from .conftest import WIDTHS
@@ -158,8 +158,8 @@ def test_a_league_without_models_or_with_two_families_is_refused(capsys, line, s
 
 
 def test_the_command_and_the_function_try_the_same_methods():
-    from weightsmith.cli.league import _METHODS
-    from weightsmith.comparison.league import METHODS
+    from weightsmith.cli.judging.league import _METHODS
+    from weightsmith.comparison.ranking import METHODS
 
     assert tuple(_METHODS.split(",")) == METHODS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weightsmith.cli.main import execute
 from weightsmith.inspection.method_facts import facts_of_modifier
-from weightsmith.methods import modifiers
+from weightsmith.methods.parts import modifiers
 
 
 def test_modifiers_are_listed_below_the_methods(capsys):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.cli.progress import Lines
-from weightsmith.cli.tables import Table, folded, plain_table
-from weightsmith.cli.text import counted, duration, harmless, percent
+from weightsmith.cli.progress_bars import ProgressLines
+from weightsmith.cli.terminal_text import counted, duration, harmless, percent
+from weightsmith.cli.text_tables import TextTable, folded, plain_table
 from weightsmith.tensors.sizes import format_size, parse_size
 
 
@@ -71,7 +71,7 @@ def test_harmless_text_is_printable_and_keeps_what_was_printable(text):
 
 
 def test_a_plain_table_aligns_and_trims():
-    table = Table("T", ("a", "number"), [("x", "1"), ("long\x07", "20")], frozenset({1}))
+    table = TextTable("T", ("a", "number"), [("x", "1"), ("long\x07", "20")], frozenset({1}))
     assert plain_table(table).splitlines() == [
         "T",
         "  a         number",
@@ -81,7 +81,7 @@ def test_a_plain_table_aligns_and_trims():
 
 
 def test_a_table_without_column_names_has_no_head():
-    assert plain_table(Table("T", ("", ""), [("x", "1")])).splitlines() == ["T", "  x  1"]
+    assert plain_table(TextTable("T", ("", ""), [("x", "1")])).splitlines() == ["T", "  x  1"]
 
 
 class Clock:
@@ -94,7 +94,7 @@ class Clock:
 
 def test_progress_lines_come_once_per_tenth_with_rate_and_remaining_time():
     lines, clock = [], Clock()
-    progress = Lines(lines.append, clock)
+    progress = ProgressLines(lines.append, clock)
     progress.start(1000_000, 0)
     for _ in range(1000):
         clock.now += 0.01
@@ -107,7 +107,7 @@ def test_progress_lines_come_once_per_tenth_with_rate_and_remaining_time():
 
 def test_resumed_bytes_count_for_the_share_but_not_for_the_rate():
     lines, clock = [], Clock()
-    progress = Lines(lines.append, clock)
+    progress = ProgressLines(lines.append, clock)
     progress.start(1000_000, 500_000)
     clock.now = 1.0
     progress.advance(250_000, "w")
@@ -119,7 +119,7 @@ def test_resumed_bytes_count_for_the_share_but_not_for_the_rate():
 
 def test_an_output_without_bytes_is_no_division_by_zero():
     lines = []
-    progress = Lines(lines.append, Clock())
+    progress = ProgressLines(lines.append, Clock())
     progress.start(0, 0)
     progress.advance(0, "w")
     assert lines == ["writing 0 B"]

@@ -164,7 +164,7 @@ def test_one_file_is_not_both_json_and_report(weightsmith, folder):
 @pytest.mark.usefixtures("folder")
 def test_the_result_of_a_merge_is_told_even_if_its_report_fails(weightsmith, monkeypatch):
     from weightsmith.errors import OutputError
-    from weightsmith.reports import writing
+    from weightsmith.reports import report_files as writing
 
     def fails(*_, **__):
         raise OutputError("The disk is faulty.")

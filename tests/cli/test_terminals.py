@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from weightsmith.cli.output import broken
-from weightsmith.cli.tables import Interval, Table, fitted
+from weightsmith.cli.presenting import broken
+from weightsmith.cli.text_tables import ShownInterval, TextTable, fitted
 
 from .conftest import WIDTHS
 from .workshop import LINES
@@ -41,10 +41,10 @@ def test_names_that_are_long_are_broken_behind_dots_and_never_squeezed(
 
 def test_a_league_on_a_narrow_terminal_is_a_table_without_intervals():
     rows = [
-        ("task_arithmetic, tuned", "lambda=0.5", Interval("0.78", "[0.74, 0.81]"), "0.4 s"),
-        ("ties, default", "", Interval("0.66", "[0.62, 0.7]"), "0.4 s"),
+        ("task_arithmetic, tuned", "lambda=0.5", ShownInterval("0.78", "[0.74, 0.81]"), "0.4 s"),
+        ("ties, default", "", ShownInterval("0.66", "[0.62, 0.7]"), "0.4 s"),
     ]
-    table = Table("League", ("", "scale", "mean", "CPU"), rows, frozenset({2, 3}), spare=(3,))
+    table = TextTable("League", ("", "scale", "mean", "CPU"), rows, frozenset({2, 3}), spare=(3,))
     wide, narrow, narrowest = (fitted(table, width) for width in (80, 50, 42))
     assert wide.rows[0][2] == "0.78 [0.74, 0.81]"
     assert narrow.rows[0] == ("task_arithmetic, tuned", "lambda=0.5", "0.78", "0.4 s")
@@ -65,7 +65,7 @@ def test_a_league_on_a_narrow_terminal_is_a_table_without_intervals():
     st.integers(20, 160),
 )
 def test_a_table_that_fits_is_no_wider_than_its_terminal(rows, width):
-    found = fitted(Table("T", ("name", "words", "number"), rows, frozenset({2})), width)
+    found = fitted(TextTable("T", ("name", "words", "number"), rows, frozenset({2})), width)
     if found is not None:
         assert sum(found.widths) + 2 * (len(found.widths) - 1) <= width
         # Numbers are never broken, and no column is squeezed to nothing.

@@ -8,9 +8,9 @@ import types
 
 import pytest
 
+from weightsmith.cli.judging.testbed import BuildLines
 from weightsmith.cli.main import execute
-from weightsmith.cli.testbed import BuildLines
-from weightsmith.testbeds.families import FAMILIES, Blueprint, Family, Step
+from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TestFamily
 
 from .json_table import check
 
@@ -37,10 +37,12 @@ def toy(monkeypatch):
         workshop.place("experts/one/config.json").write_text("{}")
         return {}
 
-    steps = (Step("base", 1, base), Step("experts/one", 3, expert))
+    steps = (BuildStep("base", 1, base), BuildStep("experts/one", 3, expert))
     module.blueprint = lambda: Blueprint(("one",), (), {}, steps)
     monkeypatch.setitem(sys.modules, "toy_family", module)
-    monkeypatch.setitem(FAMILIES, "toy", Family("toy", "a toy", (), 0, 0, "toy_family:blueprint"))
+    monkeypatch.setitem(
+        FAMILIES, "toy", TestFamily("toy", "a toy", (), 0, 0, "toy_family:blueprint")
+    )
     return module
 
 

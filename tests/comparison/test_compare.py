@@ -10,7 +10,7 @@ import yaml
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.comparison.compare import SCHEMA
+from weightsmith.comparison.versions import SCHEMA
 from weightsmith.errors import UsageError
 
 ITEMS, CLASSES = 60, 4

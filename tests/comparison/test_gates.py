@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.comparison.conftest import bits, evaluation, right_and_wrong
 
-from weightsmith.comparison.compare import compare_evaluations
 from weightsmith.comparison.gates import check_gates, parse_gate
+from weightsmith.comparison.versions import compare_evaluations
 from weightsmith.errors import UsageError
 
 

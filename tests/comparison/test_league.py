@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.statistics_writer import write_statistics
-from weightsmith.comparison.entries import Candidate, measure_cost, recipe_of
-from weightsmith.comparison.league import BUDGET, FINISHED, INTERRUPTED, run_league
+from weightsmith.checkpoints.formats.statistics_writer import write_statistics
+from weightsmith.comparison.league_entries import Candidate, measure_cost, recipe_of
 from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.ranking import BUDGET, FINISHED, INTERRUPTED, run_league
 from weightsmith.comparison.scaling import run_scaling
 from weightsmith.comparison.standings import DEFAULT, TUNED
 from weightsmith.comparison.tuning import STRENGTHS, Entrant, LeftOut, enter
 from weightsmith.errors import ResourceError, UsageError
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 
 class Heard:
@@ -59,7 +59,7 @@ def test_every_method_has_a_row_with_defaults_and_one_tuned(found):
 
 def test_the_tuned_scale_is_the_best_of_the_grid_on_validation_only(found, small_family):
     from weightsmith.comparison.standings import mean_normalized
-    from weightsmith.evaluation.evaluate import evaluate
+    from weightsmith.evaluation.scoring import evaluate
     from weightsmith.recipes import Recipe
 
     league, _ = found
@@ -162,7 +162,7 @@ def test_methods_that_cannot_take_part_say_why():
 
 
 def test_every_method_either_takes_part_or_says_why_not():
-    from weightsmith.methods import registry
+    from weightsmith.methods.parts import registry
 
     for name in registry.names():
         entrant = enter(name, 4)

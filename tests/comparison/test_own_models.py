@@ -11,11 +11,11 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from weightsmith.comparison.halves import half_of
-from weightsmith.comparison.league import FINISHED, run_league
 from weightsmith.comparison.opening import family_of_models, open_family
+from weightsmith.comparison.ranking import FINISHED, run_league
 from weightsmith.comparison.standings import TUNED, mean_normalized
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.evaluate import evaluate
+from weightsmith.evaluation.scoring import evaluate
 from weightsmith.recipes import Recipe
 
 from .conftest import evaluation, right_and_wrong

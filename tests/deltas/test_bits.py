@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from weightsmith.deltas import BitPacker, DecodedTensor, PackedBits, Repeated, VerifiedTensor
 from weightsmith.deltas.bits import MASK, packed_bytes
 from weightsmith.errors import CheckpointError
+from weightsmith.graph.graph import source, where
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source, where
 from weightsmith.tensors.memory import MemoryTensor
 
 ONE = 0x38  # 1.0 in float8_e4m3fn

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.bundles import open_member, read_header
+from weightsmith.checkpoints.formats.bundles import open_member, read_bundle_header
 from weightsmith.errors import CheckpointError, OutputError, RecipeError, WeightsmithError
 from weightsmith.tensors.digests import digest_tensor
 
@@ -373,7 +373,7 @@ def test_what_is_no_member_is_told(family):
         open_checkpoint(out)
     with pytest.raises(CheckpointError, match="No checkpoint"):
         open_checkpoint(f"{family.root}/nowhere#e1")
-    header = read_header(out)
+    header = read_bundle_header(out)
     assert [task.label for task in header.tasks] == ["e1", "e2"]
     assert header.stores_base
 

@@ -13,13 +13,13 @@ from weightsmith.deltas.changes import (
     Full,
     Hadamard,
     Kronecker,
-    LowRank,
+    LowRankChange,
     Stacked,
     Weighted,
     transposed,
 )
-from weightsmith.deltas.rows import ReplacedRows
-from weightsmith.tensors.safetensors_header import read_header
+from weightsmith.deltas.row_views import ReplacedRows
+from weightsmith.tensors.files.safetensors_header import read_header
 
 RNG = np.random.default_rng(0)
 LEFT, RIGHT = RNG.normal(size=(6, 2)), RNG.normal(size=(2, 4))
@@ -44,12 +44,12 @@ def dense_kron(left, right):
 
 PRODUCT, KRON = dense_product(LEFT, RIGHT), dense_kron(SMALL, LARGE)
 FORMS = {
-    "low rank": (LowRank(LEFT, RIGHT, 0.5), 0.5 * PRODUCT),
-    "by element": (Hadamard(LowRank(LEFT, RIGHT), Full(WHOLE), 3.0), 3.0 * PRODUCT * WHOLE),
+    "low rank": (LowRankChange(LEFT, RIGHT, 0.5), 0.5 * PRODUCT),
+    "by element": (Hadamard(LowRankChange(LEFT, RIGHT), Full(WHOLE), 3.0), 3.0 * PRODUCT * WHOLE),
     "kronecker": (Kronecker(SMALL, LARGE, -2.0), -2.0 * KRON),
     "whole": (Full(WHOLE, 0.25), 0.25 * WHOLE),
     "weighted": (
-        Weighted([(0.5, Full(WHOLE)), (-1.0, LowRank(LEFT, RIGHT))]),
+        Weighted([(0.5, Full(WHOLE)), (-1.0, LowRankChange(LEFT, RIGHT))]),
         0.5 * WHOLE - PRODUCT,
     ),
 }
@@ -64,7 +64,7 @@ def test_any_rows_of_a_change_and_of_its_transpose(change, dense):
 
 
 def test_stacked_changes_lie_below_one_another_and_are_transposed_one_by_one():
-    change = Stacked((Full(WHOLE), LowRank(LEFT, RIGHT)))
+    change = Stacked((Full(WHOLE), LowRankChange(LEFT, RIGHT)))
     dense = np.concatenate([WHOLE, PRODUCT])
     for start, stop in itertools.combinations_with_replacement(range(13), 2):
         np.testing.assert_allclose(change.rows(start, stop), dense[start:stop], atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from weightsmith.deltas.codecs.codebook import fitted_codebook
-from weightsmith.deltas.codecs.delta import bins_of, histogram_of
+from weightsmith.deltas.codecs.delta_codec import bins_of, histogram_of
 
 
 def fitted(values: np.ndarray, count: int):

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 from tests.deltas.stored_arrays import read, stored
 
-from weightsmith.deltas.codecs import Choice, Delta, decoded, encode
+from weightsmith.deltas.codecs import CodecChoice, Delta, decoded, encode
 from weightsmith.deltas.codecs.codec import Encoded, part_in_memory
 from weightsmith.errors import CheckpointError, NonFiniteError
 from weightsmith.tensors.dtypes import DType
 
 SHAPE = (40, 300)
 EVERY = [
-    Choice("sign"),
-    Choice("sign", {"scales": "row"}),
-    Choice("sign2"),
-    Choice("ternary"),
-    Choice("lloyd2", {"scales": "row"}),
-    Choice("lloyd4"),
-    Choice("sparse", {"density": 0.1, "values": "bfloat16"}),
-    Choice("sparse", {"density": 0.1, "values": "lloyd2"}),
-    Choice("low_rank", {"rank": 3}),
-    Choice("banded", {"bands": [[2, 8], [10, 3], [5, 1]]}),
+    CodecChoice("sign"),
+    CodecChoice("sign", {"scales": "row"}),
+    CodecChoice("sign2"),
+    CodecChoice("ternary"),
+    CodecChoice("lloyd2", {"scales": "row"}),
+    CodecChoice("lloyd4"),
+    CodecChoice("sparse", {"density": 0.1, "values": "bfloat16"}),
+    CodecChoice("sparse", {"density": 0.1, "values": "lloyd2"}),
+    CodecChoice("low_rank", {"rank": 3}),
+    CodecChoice("banded", {"bands": [[2, 8], [10, 3], [5, 1]]}),
 ]
 
 
@@ -30,7 +30,7 @@ def base() -> object:
     return stored(np.zeros(SHAPE, np.float32))
 
 
-def encoded(choice: Choice) -> Encoded:
+def encoded(choice: CodecChoice) -> Encoded:
     change = np.random.default_rng(0).laplace(size=SHAPE).astype(np.float32)
     return encode(Delta(base(), stored(change)), choice)
 
@@ -124,7 +124,7 @@ def test_a_huge_shape_is_refused_before_anything_of_its_size_is_made(choice, sha
 
 
 def test_counts_and_positions_beyond_a_block_are_refused():
-    good = encoded(Choice("sparse", {"density": 0.1, "values": "lloyd2"}))
+    good = encoded(CodecChoice("sparse", {"density": 0.1, "values": "lloyd2"}))
     for count in (1199, 1201, 12_001, 2**32 - 1):
         table = good.parts["table"].copy()
         table[0, 0] = count
@@ -137,7 +137,7 @@ def test_a_damaged_block_does_not_stop_others_from_being_read():
     rng = np.random.default_rng(2)
     change = rng.laplace(size=(1 << 20) + 4096).astype(np.float32)
     zeros = stored(np.zeros_like(change))
-    good = encode(Delta(zeros, stored(change)), Choice("lloyd4"))
+    good = encode(Delta(zeros, stored(change)), CodecChoice("lloyd4"))
     codes = good.parts["codes"].copy()
     codes[: good.parts["table"][0, 0]] = 0xFF
     parts = {**good.parts, "codes": codes}

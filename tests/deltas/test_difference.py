@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.checkpoints.weights import read_tensors
-from weightsmith.deltas.difference import Difference, is_same
+from weightsmith.checkpoints.formats.weights import read_tensors
+from weightsmith.deltas.matrix_difference import MatrixDifference, is_same
 from weightsmith.errors import NonFiniteError
-from weightsmith.tensors import range_finder
+from weightsmith.graph import range_finder
 
 
 def stored(tmp_path, **tensors):
@@ -25,21 +25,21 @@ def normal(seed, *shape):
 def test_rows_are_subtracted_in_float64_whatever_the_types(tmp_path):
     after, before = normal(0, 7, 5).to(torch.bfloat16), normal(1, 7, 5).float()
     found = stored(tmp_path, after=after, before=before)
-    change = Difference(found["after"], found["before"], (7, 5))
+    change = MatrixDifference(found["after"], found["before"], (7, 5))
     np.testing.assert_array_equal(change.rows(2, 6), (after.double() - before.double())[2:6])
 
 
 def test_an_expert_begins_at_its_first_element(tmp_path):
     after, before = normal(0, 3, 4, 5).float(), normal(1, 3, 4, 5).float()
     found = stored(tmp_path, after=after, before=before)
-    change = Difference(found["after"], found["before"], (4, 5), first=20)
+    change = MatrixDifference(found["after"], found["before"], (4, 5), first=20)
     np.testing.assert_array_equal(change.rows(1, 4), (after.double() - before.double())[1, 1:])
 
 
 def test_measures_do_not_depend_on_blocks(tmp_path, monkeypatch):
     after, before = normal(0, 40, 30).float(), normal(1, 40, 30).float()
     found = stored(tmp_path, after=after, before=before)
-    change = Difference(found["after"], found["before"], (40, 30))
+    change = MatrixDifference(found["after"], found["before"], (40, 30))
     expected = float((after.double() - before.double()).square().sum())
     assert change.measure().squares == pytest.approx(expected, rel=1e-12)
     monkeypatch.setattr(range_finder, "_BLOCK", 70)
@@ -51,7 +51,7 @@ def test_noise_is_what_rounding_adds(tmp_path, dtype):
     exact = normal(0, 300, 200)
     rounded = exact.to(dtype)
     found = stored(tmp_path, after=rounded, before=rounded.clone())
-    noise = Difference(found["after"], found["before"], (300, 200)).measure().noise
+    noise = MatrixDifference(found["after"], found["before"], (300, 200)).measure().noise
     assert float((rounded.double() - exact).square().sum()) == pytest.approx(noise, rel=0.05)
 
 
@@ -60,7 +60,7 @@ def test_damage_is_told_with_the_tensor(tmp_path):
     broken[1, 1] = float("nan")
     found = stored(tmp_path, after=broken, before=normal(1, 3, 3).float())
     with pytest.raises(NonFiniteError, match="after"):
-        Difference(found["after"], found["before"], (3, 3)).measure()
+        MatrixDifference(found["after"], found["before"], (3, 3)).measure()
 
 
 def test_tensors_are_the_same_by_their_bytes(tmp_path):

@@ -13,7 +13,7 @@ from tests.deltas.stored_arrays import floats, from_bfloat16, read, stored, to_b
 
 from weightsmith.deltas.codecs import (
     LOSSY,
-    Choice,
+    CodecChoice,
     Delta,
     choices,
     encode,
@@ -26,19 +26,19 @@ from weightsmith.tensors.dtypes import DType
 
 # One choice of each codec, and of each of its kinds.
 EVERY = [
-    Choice("sign"),
-    Choice("sign", {"scales": "row"}),
-    Choice("sign2"),
-    Choice("ternary"),
-    Choice("lloyd2"),
-    Choice("lloyd3", {"scales": "row"}),
-    Choice("lloyd4"),
-    Choice("sparse", {"density": 0.05, "values": "bfloat16"}),
-    Choice("sparse", {"density": 0.2, "values": "lloyd1"}),
-    Choice("sparse", {"density": 0.5, "values": "lloyd2"}),
-    Choice("sparse", {"density": 0.1, "values": "lloyd4"}),
-    Choice("low_rank", {"rank": 3}),
-    Choice("banded", {"bits": 1.0}),
+    CodecChoice("sign"),
+    CodecChoice("sign", {"scales": "row"}),
+    CodecChoice("sign2"),
+    CodecChoice("ternary"),
+    CodecChoice("lloyd2"),
+    CodecChoice("lloyd3", {"scales": "row"}),
+    CodecChoice("lloyd4"),
+    CodecChoice("sparse", {"density": 0.05, "values": "bfloat16"}),
+    CodecChoice("sparse", {"density": 0.2, "values": "lloyd1"}),
+    CodecChoice("sparse", {"density": 0.5, "values": "lloyd2"}),
+    CodecChoice("sparse", {"density": 0.1, "values": "lloyd4"}),
+    CodecChoice("low_rank", {"rank": 3}),
+    CodecChoice("banded", {"bits": 1.0}),
 ]
 
 
@@ -71,7 +71,7 @@ ERRORS = [
 @pytest.mark.parametrize("kind", ["normal", "laplace"])
 def test_errors_and_bits_are_those_of_theory(codec, sets, bits_n, bits_l, normal, laplace, kind):
     base, target = pair(drawn(kind))
-    encoded = encode(Delta(base, target), Choice(codec, sets))
+    encoded = encode(Delta(base, target), CodecChoice(codec, sets))
     expected, bits = (normal, bits_n) if kind == "normal" else (laplace, bits_l)
     assert measured_error(encoded, base, target) == pytest.approx(expected, rel=0.01)
     if bits is not None:
@@ -83,10 +83,10 @@ def test_more_bits_leave_less_error(kind):
     base, target = pair(drawn(kind, (128, 512)))
     delta = Delta(base, target)
     ladder = [
-        [Choice(name) for name in ("sign", "ternary", "lloyd2", "lloyd3", "lloyd4")],
-        [Choice("sparse", {"density": d}) for d in (0.01, 0.1, 0.3, 0.6)],
-        [Choice("low_rank", {"rank": r}) for r in (1, 8, 32, 100)],
-        [Choice("banded", {"bits": b}) for b in (0.25, 0.5, 1.0, 2.0, 4.0)],
+        [CodecChoice(name) for name in ("sign", "ternary", "lloyd2", "lloyd3", "lloyd4")],
+        [CodecChoice("sparse", {"density": d}) for d in (0.01, 0.1, 0.3, 0.6)],
+        [CodecChoice("low_rank", {"rank": r}) for r in (1, 8, 32, 100)],
+        [CodecChoice("banded", {"bits": b}) for b in (0.25, 0.5, 1.0, 2.0, 4.0)],
     ]
     for rungs in ladder:
         found = [encode(delta, choice) for choice in rungs]
@@ -138,7 +138,7 @@ def test_awkward_shapes_and_values_are_coded_and_decoded(choice, data):
     change = rng.integers(-2, 3, shape) * data.draw(st.sampled_from([1.0, 1e-42, 1e30]))
     base, target = pair(np.asarray(change, np.float32))
     if choice.codec == "low_rank":
-        choice = Choice("low_rank", {"rank": 1})
+        choice = CodecChoice("low_rank", {"rank": 1})
     delta = Delta(base, target)
     encoded = encode(delta, choice)
     found = floats(in_memory(encoded, base, "x", DType.FLOAT32, shape))
@@ -153,7 +153,7 @@ def test_a_sign_and_a_scale_are_what_the_formula_says():
     change = np.array([[0.5, -0.0, -2.0], [0.0, 1.0, -0.25]], np.float32)
     base = stored(np.full((2, 3), 8.0, np.float32))
     target = stored(np.float32(8) + change)
-    one = encode(Delta(base, target), Choice("sign"))
+    one = encode(Delta(base, target), CodecChoice("sign"))
     mean = np.float32(3.75 / 6)
     # Zero counts as plus.
     signs = np.array([[1, 1, -1], [1, 1, -1]], np.float32)
@@ -161,7 +161,7 @@ def test_a_sign_and_a_scale_are_what_the_formula_says():
         floats(in_memory(one, base, "x", DType.FLOAT32, (2, 3))), np.float32(8) + mean * signs
     )
     assert one.parts["bits"].tolist() == [0b011011]
-    rows = encode(Delta(base, target), Choice("sign", {"scales": "row"}))
+    rows = encode(Delta(base, target), CodecChoice("sign", {"scales": "row"}))
     scale = np.array([[2.5 / 3], [1.25 / 3]], np.float32)
     np.testing.assert_array_equal(
         floats(in_memory(rows, base, "x", DType.FLOAT32, (2, 3))), np.float32(8) + scale * signs
@@ -171,7 +171,7 @@ def test_a_sign_and_a_scale_are_what_the_formula_says():
 def test_the_second_signs_are_those_of_what_the_first_leave():
     change = drawn("normal", (16, 33))
     base, target = pair(change)
-    encoded = encode(Delta(base, target), Choice("sign2"))
+    encoded = encode(Delta(base, target), CodecChoice("sign2"))
     first = np.abs(change).mean(dtype=np.float64)
     left = change - np.where(change >= 0, first, -first)
     second = np.abs(left).mean()
@@ -189,7 +189,7 @@ def test_row_scales_take_up_what_rows_differ_in():
     assert all(choice.settings == {"scales": "row"} for choice in listed.values())
     for codec, theory in (("sign", 0.603), ("lloyd2", 0.343)):
         errors = [
-            measured_error(encode(delta, Choice(codec, {"scales": kind})), base, target)
+            measured_error(encode(delta, CodecChoice(codec, {"scales": kind})), base, target)
             for kind in ("row", "tensor")
         ]
         assert errors[0] == pytest.approx(theory, rel=0.03)
@@ -201,7 +201,7 @@ def test_exactly_the_largest_are_kept_and_of_equal_ones_the_first(count):
     change = np.array([3, -1, 1, -3, 2, 0, 1, -1, 2, 1, -2, 5] * 2, np.float32)
     base, target = pair(change)
     encoded = encode(
-        Delta(base, target), Choice("sparse", {"density": count / 24, "values": "bfloat16"})
+        Delta(base, target), CodecChoice("sparse", {"density": count / 24, "values": "bfloat16"})
     )
     order = np.lexsort((np.arange(24), -np.abs(change)))[:count]
     expected = np.zeros(24, np.float32)
@@ -216,7 +216,9 @@ def test_kept_elements_of_several_blocks_share_one_threshold():
     change = rng.integers(-3, 4, BLOCK + 5000).astype(np.float32)
     change[BLOCK:] *= 2
     base, target = pair(change)
-    encoded = encode(Delta(base, target), Choice("sparse", {"density": 0.1, "values": "bfloat16"}))
+    encoded = encode(
+        Delta(base, target), CodecChoice("sparse", {"density": 0.1, "values": "bfloat16"})
+    )
     count = round(0.1 * change.size)
     order = np.lexsort((np.arange(change.size), -np.abs(change)))[:count]
     expected = np.zeros_like(change)
@@ -229,7 +231,9 @@ def test_kept_elements_of_several_blocks_share_one_threshold():
 def test_a_kept_value_is_the_nearest_bfloat16_and_never_infinite():
     values = np.array([1.00390625, 1.01171875, -3.4e38, 1e-45], np.float32)
     base, target = pair(values)
-    encoded = encode(Delta(base, target), Choice("sparse", {"density": 1, "values": "bfloat16"}))
+    encoded = encode(
+        Delta(base, target), CodecChoice("sparse", {"density": 1, "values": "bfloat16"})
+    )
     found = floats(in_memory(encoded, base, "x", DType.FLOAT32, (4,)))
     assert found[:2].tolist() == [1.0, 1.015625]
     assert found[2] == np.float32(-3.3895314e38)
@@ -241,7 +245,7 @@ def test_the_sum_is_rounded_once_to_the_stored_dtype():
     target = (base + 0.3 * rng.normal(size=base.shape)).astype(np.float16)
     tensors = stored(base), stored(target, DType.FLOAT16)
     delta = Delta(*tensors)
-    encoded = encode(delta, Choice("lloyd2"))
+    encoded = encode(delta, CodecChoice("lloyd2"))
     zero = stored(np.zeros_like(base))
     change = floats(in_memory(encoded, zero, "x", DType.FLOAT32, base.shape))
     found = read(in_memory(encoded, tensors[0], "x", DType.FLOAT16, base.shape))
@@ -256,7 +260,7 @@ def test_a_grown_table_is_a_change_of_a_base_with_rows_of_zeros():
     rng = np.random.default_rng(5)
     base, target = rng.normal(size=(20, 300)), rng.normal(size=(23, 300))
     tensors = stored(base.astype(np.float32)), stored(target.astype(np.float32))
-    encoded = encode(Delta(*tensors), Choice("lloyd4"))
+    encoded = encode(Delta(*tensors), CodecChoice("lloyd4"))
     assert measured_error(encoded, *tensors) < 0.12
     assert in_memory(encoded, tensors[0], "x", DType.FLOAT32, (23, 300)).shape == (23, 300)
 
@@ -266,7 +270,7 @@ def test_float64_is_decoded_in_float64():
     base = rng.normal(size=(8, 64))
     change = np.where(rng.random(base.shape) < 0.5, 1.0, -1.0) * 2.0**-40
     tensors = stored(base, DType.FLOAT64), stored(base + change, DType.FLOAT64)
-    encoded = encode(Delta(*tensors), Choice("sign"))
+    encoded = encode(Delta(*tensors), CodecChoice("sign"))
     assert measured_error(encoded, *tensors) < 1e-3
 
 
@@ -289,25 +293,25 @@ def test_small_zero_and_infinite_changes_are_left_to_exact_codecs():
     for change in (zeros, broken, np.ones(8192, np.float32), np.ones((10, 10), np.float32)):
         assert choices(Delta(*pair(change))) == []
     with pytest.raises(NonFiniteError, match="only an exact codec"):
-        encode(Delta(*pair(broken)), Choice("sign"))
+        encode(Delta(*pair(broken)), CodecChoice("sign"))
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        Choice("sine"),
-        Choice("sign", {"scales": "column"}),
-        Choice("lloyd2", {"scales": 1}),
-        Choice("sparse"),
-        Choice("sparse", {"density": 0.0}),
-        Choice("sparse", {"density": math.nan}),
-        Choice("sparse", {"density": 0.5, "values": "float8"}),
-        Choice("low_rank", {"rank": 17}),
-        Choice("low_rank", {"rank": 2.0}),
-        Choice("banded"),
-        Choice("banded", {"bits": -1}),
-        Choice("banded", {"bands": [[1, 5]]}),
-        Choice("banded", {"bands": [[17, 2]]}),
+        CodecChoice("sine"),
+        CodecChoice("sign", {"scales": "column"}),
+        CodecChoice("lloyd2", {"scales": 1}),
+        CodecChoice("sparse"),
+        CodecChoice("sparse", {"density": 0.0}),
+        CodecChoice("sparse", {"density": math.nan}),
+        CodecChoice("sparse", {"density": 0.5, "values": "float8"}),
+        CodecChoice("low_rank", {"rank": 17}),
+        CodecChoice("low_rank", {"rank": 2.0}),
+        CodecChoice("banded"),
+        CodecChoice("banded", {"bits": -1}),
+        CodecChoice("banded", {"bands": [[1, 5]]}),
+        CodecChoice("banded", {"bands": [[17, 2]]}),
     ],
     ids=str,
 )
@@ -328,9 +332,9 @@ def test_shapes_and_dtypes_that_have_no_difference_are_refused():
 
 def test_nothing_changed_has_no_error_and_a_change_of_nothing_an_infinite_one():
     base, target = pair(drawn("normal", (16, 20)))
-    encoded = encode(Delta(base, target), Choice("sign"))
+    encoded = encode(Delta(base, target), CodecChoice("sign"))
     assert measured_error(encoded, base, base) == math.inf
-    zeros = encode(Delta(base, base), Choice("sign"))
+    zeros = encode(Delta(base, base), CodecChoice("sign"))
     assert measured_error(zeros, base, base) == 0.0
 
 
@@ -369,7 +373,7 @@ def test_every_float_dtype_is_decoded_nearer_to_the_target_than_the_base_is(dtyp
 def test_changes_too_large_to_hold_give_the_same_bytes(choice, monkeypatch):
     base, target = pair(drawn("laplace", (64, 300)))
     held = encode(Delta(base, target), choice)
-    monkeypatch.setattr("weightsmith.deltas.codecs.delta._HELD", 0)
+    monkeypatch.setattr("weightsmith.deltas.codecs.delta_codec._HELD", 0)
     again = encode(Delta(base, target), choice)
     for part, array in held.parts.items():
         np.testing.assert_array_equal(array, again.parts[part])

@@ -10,7 +10,7 @@ import pytest
 from tests.deltas.stored_arrays import floats, read, stored
 
 from weightsmith.deltas.codecs import (
-    Choice,
+    CodecChoice,
     Delta,
     Encoded,
     choices,
@@ -38,7 +38,7 @@ def pair(change: np.ndarray) -> tuple:
 def test_the_error_is_that_of_eckart_and_young(rank):
     strengths = 1 / np.arange(1, 49)
     base, target = pair(with_spectrum((48, 130), strengths))
-    encoded = encode(Delta(base, target), Choice("low_rank", {"rank": rank}))
+    encoded = encode(Delta(base, target), CodecChoice("low_rank", {"rank": rank}))
     left_out = math.sqrt((strengths[rank:] ** 2).sum() / (strengths**2).sum())
     assert measured_error(encoded, base, target) == pytest.approx(left_out, rel=1e-3, abs=5e-4)
     assert encoded.nbytes == 2 * rank * (48 + 130) + 4 * rank
@@ -48,7 +48,7 @@ def test_tiny_and_huge_changes_lose_nothing_to_float16():
     change = with_spectrum((40, 60), np.array([1.0, 0.5]))
     for scale in (2.0**-100, 2.0**100):
         base, target = pair(change * np.float32(scale))
-        encoded = encode(Delta(base, target), Choice("low_rank", {"rank": 2}))
+        encoded = encode(Delta(base, target), CodecChoice("low_rank", {"rank": 2}))
         assert measured_error(encoded, base, target) < 1e-3
 
 
@@ -56,7 +56,7 @@ def test_kernels_are_taken_as_outputs_by_all_others_and_experts_below_one_anothe
     change = with_spectrum((32, 3 * 3 * 8), np.array([1.0]))
     for shape, rank_one in (((32, 8, 3, 3), True), ((4, 8, 72), True), ((8, 4, 72), True)):
         base, target = pair(change.reshape(shape))
-        encoded = encode(Delta(base, target), Choice("low_rank", {"rank": 1}))
+        encoded = encode(Delta(base, target), CodecChoice("low_rank", {"rank": 1}))
         assert (measured_error(encoded, base, target) < 1e-3) is rank_one
         assert encoded.nbytes == 2 * (32 + 72) + 4
 
@@ -116,7 +116,7 @@ def test_directions_without_strength_get_no_bits():
 def test_a_band_keeps_as_much_as_its_codebooks_do(bits):
     rng = np.random.default_rng(1)
     base, target = pair(rng.normal(size=(256, 300)).astype(np.float32))
-    encoded = encode(Delta(base, target), Choice("banded", {"bands": [[256, bits]]}))
+    encoded = encode(Delta(base, target), CodecChoice("banded", {"bands": [[256, bits]]}))
     distortion = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 8: 1e-4}[bits]
     expected = math.sqrt(1 - (1 - distortion) ** 2)
     assert measured_error(encoded, base, target) == pytest.approx(expected, rel=0.03, abs=0.01)
@@ -126,8 +126,8 @@ def test_a_band_keeps_as_much_as_its_codebooks_do(bits):
 def test_bands_beat_factors_of_one_precision_at_equal_bytes():
     base, target = pair(with_spectrum((256, 256), np.arange(1, 257) ** -0.5))
     delta = Delta(base, target)
-    plain = encode(delta, Choice("low_rank", {"rank": 16}))
-    banded = encode(delta, Choice("banded", {"bits": 16 * 16 * 512 / 256**2}))
+    plain = encode(delta, CodecChoice("low_rank", {"rank": 16}))
+    banded = encode(delta, CodecChoice("banded", {"bits": 16 * 16 * 512 / 256**2}))
     assert banded.nbytes <= plain.nbytes
     assert measured_error(banded, base, target) < 0.85 * measured_error(plain, base, target)
 
@@ -151,15 +151,15 @@ def test_a_change_of_a_rank_is_offered_at_that_rank_and_bits_are_not_spent_beyon
     delta = Delta(base, target)
     ranks = [choice.settings["rank"] for choice in choices(delta, ["low_rank"])]
     assert ranks == [1, 4, 5]
-    assert measured_error(encode(delta, Choice("low_rank", {"rank": 5})), base, target) < 1e-3
-    banded = encode(delta, Choice("banded", {"bits": 4.0}))
+    assert measured_error(encode(delta, CodecChoice("low_rank", {"rank": 5})), base, target) < 1e-3
+    banded = encode(delta, CodecChoice("banded", {"bits": 4.0}))
     assert banded.parameters["bands"] == [[5, 8]]
 
 
 def test_the_sum_of_directions_is_what_is_decoded():
     change = with_spectrum((30, 50), np.array([1.0, 0.3]))
     base, target = pair(change)
-    encoded = encode(Delta(base, target), Choice("low_rank", {"rank": 2}))
+    encoded = encode(Delta(base, target), CodecChoice("low_rank", {"rank": 2}))
     left, right = (encoded.parts[side].astype(np.float64) for side in ("left", "right"))
     expected = (left * encoded.parts["strengths"].astype(np.float64)) @ right
     found = floats(in_memory(encoded, base, "x", DType.FLOAT32, (30, 50)))
@@ -170,7 +170,9 @@ def test_no_order_of_sums_changes_a_bit():
     # The product is decoded for the factors as they are and with their directions in another order.
     rng = np.random.default_rng(3)
     base, target = pair(rng.normal(size=(96, 128)).astype(np.float32))
-    encoded = encode(Delta(base, target), Choice("low_rank", {"rank": 90, "numbers": "float32"}))
+    encoded = encode(
+        Delta(base, target), CodecChoice("low_rank", {"rank": 90, "numbers": "float32"})
+    )
     order = rng.permutation(90)
     parts = {
         "left": encoded.parts["left"][:, order],

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 import weightsmith
-from weightsmith.adapters.low_rank import low_rank_adapter
-from weightsmith.adapters.opening import open_model
-from weightsmith.adapters.reading import open_adapter
+from weightsmith.adapters.adapted_models import open_model
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.low_rank_adapters import low_rank_adapter
 from weightsmith.deltas import DecodedTensor
 from weightsmith.deltas.changed import ChangedTensor
-from weightsmith.deltas.changes import Full, LowRank
+from weightsmith.deltas.changes import Full, LowRankChange
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.rounded import RoundedTensor
 from weightsmith.errors import NonFiniteError, WeightsmithError
+from weightsmith.graph.graph import source
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
 from weightsmith.tensors.memory import MemoryTensor
 
 
@@ -164,6 +164,6 @@ def test_an_adapter_whose_alpha_overflows_is_refused_where_it_is_loaded(family, 
 def test_a_change_at_the_border_is_not_refused():
     """2 x 3 of ones times the largest float32 over 2: entries of that largest number."""
     scale = float(np.finfo(np.float32).max) / 2
-    change = LowRank(np.ones((2, 2)), np.ones((2, 3)), scale)
+    change = LowRankChange(np.ones((2, 2)), np.ones((2, 3)), scale)
     tensor = ChangedTensor(held("w", np.zeros((2, 3), np.float32)), (), lambda: change)
     assert np.isfinite(read(tensor)).all()

@@ -10,14 +10,14 @@ from safetensors.numpy import save_file
 
 from weightsmith.deltas import DecodedTensor, PackedBits, Repeated, VerifiedTensor
 from weightsmith.deltas.changed import ChangedTensor
-from weightsmith.deltas.changes import LowRank
-from weightsmith.deltas.renamed import renamed
+from weightsmith.deltas.changes import LowRankChange
+from weightsmith.deltas.renamed_tensors import renamed
 from weightsmith.deltas.rounded import RoundedTensor
-from weightsmith.deltas.rows import JoinedRows, ReplacedRows, SomeRows
+from weightsmith.deltas.row_views import JoinedRows, ReplacedRows, SomeRows
+from weightsmith.graph.graph import source
 from weightsmith.tensors.compressed import BlockConstant, LowRankProduct, OuterProduct
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.files.safetensors_header import parse_file
 from weightsmith.tensors.stored import LazyTensor, ReadingCost, behind, stored_in
 
 
@@ -45,7 +45,7 @@ def stored(tmp_path: Path) -> dict[str, LazyTensor]:
 
 def changed(s: dict[str, LazyTensor], **more) -> ChangedTensor:
     return ChangedTensor(
-        s["w"], (s["a"], s["b"]), lambda: LowRank(np.ones((6, 2)), np.ones((2, 4))), **more
+        s["w"], (s["a"], s["b"]), lambda: LowRankChange(np.ones((6, 2)), np.ones((2, 4))), **more
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightsmith.deltas.codecs.codec import part_in_memory
-from weightsmith.deltas.rows import JoinedRows, SomeRows
+from weightsmith.deltas.row_views import JoinedRows, SomeRows
 from weightsmith.tensors.stored import behind
 
 

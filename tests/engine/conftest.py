@@ -78,7 +78,7 @@ class Family:
         **more: Any,
     ) -> dict[str, Any]:
         """A native recipe with absolute paths."""
-        from weightsmith.methods import registry
+        from weightsmith.methods.parts import registry
 
         models = [
             {"model": str(self.root / f"e{i + 1}"), "parameters": dict(per_expert or {})}

@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.lego import Lego, clustered
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter, low_rank_adapter
-from weightsmith.adapters.reading import open_adapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter, low_rank_adapter
 from weightsmith.adapters.spaces import CoreSpace, Knots
-from weightsmith.adapters.writing import write_adapter
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.adapter_api import combine_adapters, resize_adapter
 from weightsmith.engine.api import merge_state_dicts
 from weightsmith.engine.plan import make_plan
@@ -24,7 +24,7 @@ from weightsmith.errors import (
     UsageError,
     VerificationError,
 )
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 from weightsmith.recipes import Recipe
 
 from ..adapters.combined import combined, computed  # noqa: TID252 - two rooms share it
@@ -461,7 +461,7 @@ def test_factors_that_are_zero_in_all_adapters_stay_zero_in_a_space():
     adapters = []
     for seed in (1, 2):
         one = adapter(seed)
-        none = LowRank(np.zeros((12, 1)), np.ones((1, 10)))
+        none = LowRankChange(np.zeros((12, 1)), np.ones((1, 10)))
         factors = {**one.factors, name: Factors(name, none, SHAPES[name])}
         adapters.append(LowRankAdapter(factors))
     found, _ = combined(adapters, "core_space", parameters={"density": 1.0})

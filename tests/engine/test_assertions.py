@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import weightsmith
 from weightsmith.errors import AssertionFailed
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 

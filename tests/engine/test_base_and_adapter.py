@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.planned_tensors import Action
 from weightsmith.errors import (
@@ -23,8 +23,8 @@ from weightsmith.errors import (
     VerificationError,
 )
 from weightsmith.evaluation.subjects import open_subject
+from weightsmith.inspection.checkpoint_difference import compare_checkpoints
 from weightsmith.inspection.checkpoint_summary import summarize_checkpoint
-from weightsmith.inspection.difference import compare_checkpoints
 from weightsmith.recipes import Recipe
 from weightsmith.tensors.digests import digest_tensor
 

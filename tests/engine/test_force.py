@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.errors import OutputError
-from weightsmith.publishing import putting, renaming, staging
+from weightsmith.publishing import atomic_renames as renaming
+from weightsmith.publishing import putting, staging
 
 from .conftest import Family
 from .interrupted import Recorder, bytes_of

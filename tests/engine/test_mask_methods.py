@@ -49,7 +49,7 @@ def family(tmp_path_factory):
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize(("method", "parameters"), METHODS)
 def test_streamed_is_as_in_memory(family, tmp_path, backend, method, parameters):
-    from weightsmith.tensors import native
+    from weightsmith.graph.backends import native
 
     if backend == "native" and not native.available():
         pytest.skip("the native backend is not built")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.errors import UsageError
-from weightsmith.tensors.graph import Scope, source, total
+from weightsmith.graph.graph import Scope, source, total
 
 Tensors = dict[str, torch.Tensor]
 

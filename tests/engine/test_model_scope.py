@@ -17,12 +17,12 @@ from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Scheduler
-from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.tensor_job import JobSettings, TensorJob
 from weightsmith.engine.tiles import model_sample_runs, sample_step
-from weightsmith.engine.trace import Member
-from weightsmith.tensors import native
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import (
+from weightsmith.engine.trace import StatisticMember
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_memory import evaluate_model
+from weightsmith.graph.graph import (
     Extent,
     Scope,
     Value,
@@ -33,9 +33,9 @@ from weightsmith.tensors.graph import (
     walk,
     where,
 )
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.memory import MemoryTensor
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.torch_memory import evaluate_model
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 Tensors = dict[str, torch.Tensor]
@@ -114,12 +114,14 @@ def test_a_cut_keeps_a_share_of_what_is_not_zero(backend: str, extent: Extent) -
 
 def engine_results(graphs: dict[str, Value], tensors: Tensors, backend: str) -> Tensors:
     """What the engine's jobs compute from one source per tensor."""
-    settings = Settings(choose_backend(wanted=backend).load(), 1 << 16)
+    settings = JobSettings(choose_backend(wanted=backend).load(), 1 << 16)
     jobs = []
     for name, graph in graphs.items():
         shape, data = tuple(tensors[name].shape), tensors[name].numpy().view(np.uint8).data
         stored = MemoryTensor(name, DType.FLOAT32, shape, data)
-        members = {n: Member(s, name) for n in walk([graph]) if (s := statistic_of(n)) is not None}
+        members = {
+            n: StatisticMember(s, name) for n in walk([graph]) if (s := statistic_of(n)) is not None
+        }
         jobs.append(TensorJob(name, shape, (graph,), [stored], settings, members))
     scheduler = Scheduler(2)
     resolve_model_scope(jobs, scheduler)

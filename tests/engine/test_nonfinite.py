@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import weightsmith
 from weightsmith.errors import NonFiniteError
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
 
 from .conftest import Family
 

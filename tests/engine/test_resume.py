@@ -14,8 +14,10 @@ from weightsmith.engine import staging
 from weightsmith.engine.journal import Journal
 from weightsmith.engine.staging import Staging
 from weightsmith.errors import AssertionFailed, NonFiniteError, OutputError, ResourceError
-from weightsmith.publishing import putting, renaming
-from weightsmith.tensors import native, writer
+from weightsmith.graph.backends import native
+from weightsmith.publishing import atomic_renames as renaming
+from weightsmith.publishing import putting
+from weightsmith.tensors.files import writer
 
 from .conftest import Family
 from .interrupted import Recorder, Stop, bytes_of, merge_in_process

@@ -17,8 +17,8 @@ import weightsmith
 from weightsmith.engine import plan as plans
 from weightsmith.engine.run import run
 from weightsmith.errors import NonFiniteError, OutputError, RecipeError
-from weightsmith.methods import registry
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
+from weightsmith.methods.parts import registry
 
 from .conftest import Family
 

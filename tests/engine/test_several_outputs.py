@@ -11,14 +11,14 @@ import pytest
 from weightsmith.deltas.bits import MASK, packed_bytes
 from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage, Target
 from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
-from weightsmith.tensors import native
+from weightsmith.engine.tensor_job import Finished, JobSettings, TensorJob
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_backend import TorchBackend
+from weightsmith.graph.graph import Value, above, largest_share, norm, source, value, where
+from weightsmith.graph.passes import Backend
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, above, largest_share, norm, source, value, where
 from weightsmith.tensors.memory import MemoryTensor
-from weightsmith.tensors.passes import Backend
-from weightsmith.tensors.torch_backend import TorchBackend
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 SHAPE = (96, 128)
@@ -73,7 +73,7 @@ def run(
         Target(dtype, sink, form, sink.back)
         for (dtype, form), sink in zip(forms, kept, strict=True)
     ]
-    job = TensorJob("t", SHAPE, tuple(graphs), list(sources), Settings(backend, TILE))
+    job = TensorJob("t", SHAPE, tuple(graphs), list(sources), JobSettings(backend, TILE))
     found: list[Finished] = []
 
     def compute() -> Job:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith.checkpoints import merge_state
+from weightsmith.checkpoints.formats import merge_state
 from weightsmith.engine.scratch import Scratch
 from weightsmith.errors import CheckpointError, CompatibilityError, RecipeError
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
 from weightsmith.tensors.dtypes import DType
 
 from .conftest import Family

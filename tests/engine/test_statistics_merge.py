@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import weightsmith
-from weightsmith.checkpoints.statistics_writer import write_statistics
+from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.engine import plan as planning
 from weightsmith.engine.api import merge, merge_state_dicts, replay, verify
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.expressions import methods
+from weightsmith.recipes.language.expressions import methods
 
 UP = "model.layers.1.mlp.up_proj.weight"
 GRAMS = [

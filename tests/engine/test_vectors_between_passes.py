@@ -15,18 +15,16 @@ from weightsmith.engine import tensor_job
 from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Settings, TensorJob
-from weightsmith.engine.trace import Member
-from weightsmith.methods import registry
-from weightsmith.methods.arcee_fusion import ArceeFusion, softmax
-from weightsmith.tensors import graph, native
-from weightsmith.tensors.by_column import column_total
-from weightsmith.tensors.columns import Columns
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scope, Value, source, walk
-from weightsmith.tensors.memory import MemoryTensor
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.passes import (
+from weightsmith.engine.tensor_job import JobSettings, TensorJob
+from weightsmith.engine.trace import StatisticMember
+from weightsmith.graph import graph
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_backend import TorchBackend
+from weightsmith.graph.by_column import column_total
+from weightsmith.graph.columns import Columns
+from weightsmith.graph.graph import Scope, Value, source, walk
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.passes import (
     Backend,
     PassSpec,
     TilePass,
@@ -34,8 +32,11 @@ from weightsmith.tensors.passes import (
     pass_roots,
     rows_to_keep,
 )
-from weightsmith.tensors.site import Site
-from weightsmith.tensors.torch_backend import TorchBackend
+from weightsmith.graph.site import Site
+from weightsmith.methods.arcee_fusion import ArceeFusion, softmax
+from weightsmith.methods.parts import registry
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.memory import MemoryTensor
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 
@@ -85,7 +86,7 @@ def computed(
     sources = [
         MemoryTensor(f"t{i}", dtype, shape, bytearray(a.tobytes())) for i, a in enumerate(arrays)
     ]
-    job = TensorJob("t", shape, (output,), list(sources), Settings(backend, tile))
+    job = TensorJob("t", shape, (output,), list(sources), JobSettings(backend, tile))
     sink = Collected(4 * math.prod(shape), 4)
 
     def run() -> Job:
@@ -177,11 +178,11 @@ def test_a_sample_of_a_whole_model_computes_its_own_rows() -> None:
     cut = graph.largest_share(scaled, 0.1, MODEL)
     output = graph.where(graph.above(scaled, cut), 1.0, 0.0)
     backend = Recorded(backend_of(BACKENDS[-1]))
-    settings = Settings(backend, 1 << 18)
+    settings = JobSettings(backend, 1 << 18)
     jobs: list[TensorJob] = []
     for name, array in zip("ab", drawn(shape), strict=True):
         stored = MemoryTensor(name, DType.FLOAT32, shape, bytearray(array.tobytes()))
-        members = {cut: Member(MODEL, name)}
+        members = {cut: StatisticMember(MODEL, name)}
         jobs.append(TensorJob(name, shape, (output,), [stored], settings, members))
     scheduler = Scheduler(1)
     resolve_model_scope(jobs, scheduler)

@@ -14,7 +14,7 @@ from weightsmith.engine.plan import Plan, make_plan
 from weightsmith.engine.run import run
 from weightsmith.recipes import Recipe
 
-from ..vocabularies.tokenizers_made_here import SAMPLES  # noqa: TID252 - two rooms share it
+from ..tokenizers.tokenizers_made_here import SAMPLES  # noqa: TID252 - two rooms share it
 from .vocabulary_models import (
     borrowed_tables,
     in_memory,

@@ -22,8 +22,8 @@ from weightsmith.findings import Severity
 from weightsmith.inspection.explanation import explain_tensor
 from weightsmith.inspection.vocabulary_summary import summarize_vocabulary
 from weightsmith.recipes import Recipe
+from weightsmith.vocabularies.aligned_rows import AlignedRows
 from weightsmith.vocabularies.outcome import Outcome
-from weightsmith.vocabularies.rows import AlignedRows
 
 from . import vision_language
 from .interrupted import Recorder, merge_in_process

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..vocabularies.tokenizers_made_here import write_tokenizer  # noqa: TID252 - two rooms share it
+from ..tokenizers.tokenizers_made_here import write_tokenizer  # noqa: TID252 - two rooms share it
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -236,4 +236,4 @@ def test_a_config_that_names_no_network_is_told(models, tmp_path, suite, mixed, 
 
 def test_the_public_name_is_the_function():
     assert weightsmith.evaluate is evaluate
-    assert callable(sys.modules["weightsmith.evaluation.evaluate"].evaluate)
+    assert callable(sys.modules["weightsmith.evaluation.scoring"].evaluate)

@@ -151,7 +151,7 @@ def test_the_cache_knows_the_documents_of_a_task(models, suite, tasks):
 
 
 def test_progress_tells_of_requests(models, suite, tasks):  # noqa: ARG001
-    from weightsmith.evaluation.evaluate import Silent
+    from weightsmith.evaluation.scoring import Silent
 
     told = []
 

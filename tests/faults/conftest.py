@@ -21,7 +21,7 @@ from weightsmith.engine.run import run
 from weightsmith.engine.verify import verify
 from weightsmith.errors import OutputError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.files.safetensors_header import encode_header
 
 from .merge_once import plan_of
 

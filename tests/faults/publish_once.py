@@ -23,11 +23,11 @@ def write_adapter(place: Path, number: int) -> None:
     """Write the adapter, in the place of an earlier one."""
     import numpy as np
 
-    from weightsmith.adapters.low_rank import Factors, LowRankAdapter
-    from weightsmith.adapters.writing import write_adapter as write
-    from weightsmith.deltas.changes import LowRank
+    from weightsmith.adapters.adapter_writing import write_adapter as write
+    from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
+    from weightsmith.deltas.changes import LowRankChange
 
-    change = LowRank(np.full((4, 2), float(number)), np.ones((2, 3)))
+    change = LowRankChange(np.full((4, 2), float(number)), np.ones((2, 3)))
     factors = {"m.a.weight": Factors("m.a.weight", change, (4, 3))}
     write(LowRankAdapter(factors), place, force=True)
 

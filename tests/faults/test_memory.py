@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 import weightsmith
 from weightsmith.engine.verify import verify
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.files.safetensors_header import encode_header
 
 from .conftest import Bench, ended
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.adapters.reading import open_adapter
+from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.engine.run import run
 
 from .conftest import Bench, bytes_of, ended

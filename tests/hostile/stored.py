@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
 from weightsmith.publishing.sealing import sealed
-from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.files.safetensors_header import parse_file
 
 from .papers import FEW, copied, variants
 from .papers import TEXTS as JSON_TEXTS

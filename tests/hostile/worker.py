@@ -28,7 +28,7 @@ def _status(key: str) -> int:
 
 def _run(argv: list[str], out: int, err: int) -> int:
     from weightsmith.cli.main import execute
-    from weightsmith.tensors.open_files import OPEN_FILES
+    from weightsmith.tensors.files.open_files import OPEN_FILES
 
     with (
         open(out, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as sys.stdout,

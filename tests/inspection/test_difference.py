@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.inspection.difference import compare_checkpoints
+from weightsmith.inspection.checkpoint_difference import compare_checkpoints
 from weightsmith.inspection.measures import Measures, together
 
 Q = "model.layers.{}.self_attn.q_proj.weight"

@@ -6,7 +6,7 @@ import pytest
 
 from weightsmith.inspection.explanation import formula_of
 from weightsmith.inspection.method_facts import facts_of
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import collections
 from dataclasses import replace
 
 from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, question_of, questions
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 
 
 def own(names, get):

@@ -14,7 +14,7 @@ import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.cli.main import execute
 from weightsmith.engine.plan import make_plan
-from weightsmith.inspection.seams import seams_of_checkpoint, seams_of_plan
+from weightsmith.inspection.layer_boundaries import seams_of_checkpoint, seams_of_plan
 from weightsmith.recipes import Recipe
 
 LAYERS, KEPT = 6, 4

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods import registry
-from weightsmith.tensors.graph import Value, source
-from weightsmith.tensors.site import Site, Statistic
-from weightsmith.tensors.torch_memory import evaluate, evaluate_model
+from weightsmith.graph.backends.torch_memory import evaluate, evaluate_model
+from weightsmith.graph.graph import Value, source
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts import registry
 
 
 def trace(

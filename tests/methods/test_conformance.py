@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
-from weightsmith.methods.registry import REQUIRED, Base
-from weightsmith.tensors.equal_graphs import shared_graph
-from weightsmith.tensors.graph import Cut, source, statistic_of, value, walk
-from weightsmith.tensors.site import Site
+from weightsmith.graph.equal_graphs import shared_graph
+from weightsmith.graph.graph import Cut, source, statistic_of, value, walk
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.registry import REQUIRED, Base
 
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (3, 0), (0, 3), (4, 1), (1, 6), (2, 3, 4), (2, 3, 3, 2)]
 NAMES = registry.names()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.graph.singular import Spectrum
 from weightsmith.methods.knots import JointBasis
-from weightsmith.methods.matrices import MatrixView
-from weightsmith.methods.spectra import Decomposition
+from weightsmith.methods.parts.matrices import MatrixView
+from weightsmith.methods.parts.spectra import Decomposition
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.singular import Spectrum
 
 IN_FLOAT64 = {"stored": DType.FLOAT64}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods import registry
+from weightsmith.graph.site import Site
 from weightsmith.methods.doge import Surrogate
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts import registry
 
 ETA = 0.07
 

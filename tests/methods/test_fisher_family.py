@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.site import Site, Statistic
+from weightsmith.graph.graph import source
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts import registry
 
 RNG = np.random.default_rng(11)
 SHAPE = (3, 4)
@@ -57,7 +57,7 @@ def test_fisher_norms_run_over_the_whole_model():
     graph = spec.build({}, [{}, {}]).combine(None, [source(0), source(1)], site)
     import torch
 
-    from weightsmith.tensors.torch_memory import evaluate_model
+    from weightsmith.graph.backends.torch_memory import evaluate_model
 
     a, b = draw(2), draw(2, 3)
     f, g = curvatures(2), curvatures(2, 5, 100.0)
@@ -212,7 +212,7 @@ def test_rcp_from_a_stored_fisher_is_that_from_the_gradients(merge):
     spec = registry.get("rcp")
     import torch
 
-    from weightsmith.tensors.torch_memory import evaluate
+    from weightsmith.graph.backends.torch_memory import evaluate
 
     entries = (
         Statistic("fisher", (source(3),), SHAPE),

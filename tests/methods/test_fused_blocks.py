@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 WIDTH = 8
 # (role, outputs of each block). Grouped heads make k and v smaller than q.

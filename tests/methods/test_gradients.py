@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from weightsmith.errors import GradientError
-from weightsmith.methods import registry
-from weightsmith.methods.registry import REQUIRED, Base
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.registry import REQUIRED, Base
 
 SMOOTH = (
     "linear soup wise_ft expo ema lawa wma slerp nuslerp multislerp karcher model_stock task_arithmetic passthrough "

@@ -9,8 +9,8 @@ from scipy.integrate import solve_ivp
 
 from weightsmith import merge_state_dicts
 from weightsmith.errors import CompatibilityError, NonFiniteError
-from weightsmith.methods import gram, registry
-from weightsmith.methods.gram_matrices import require_gram
+from weightsmith.methods.parts import gram, registry
+from weightsmith.methods.parts.gram_matrices import require_gram
 from weightsmith.tensors.dtypes import DType
 
 RNG = np.random.default_rng(7)

@@ -16,9 +16,10 @@ import pytest
 
 import weightsmith.methods
 from weightsmith.errors import RecipeError, UsageError
-from weightsmith.methods import index, modifiers, registry
-from weightsmith.methods.registry import Base, method
-from weightsmith.tensors.graph import Value
+from weightsmith.graph.graph import Value
+from weightsmith.methods.parts import method_index as index
+from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods.parts.registry import Base, method
 
 
 def fresh(program):

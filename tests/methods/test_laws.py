@@ -8,8 +8,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from weightsmith.methods import registry
-from weightsmith.methods.registry import REQUIRED, Base
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.registry import REQUIRED, Base
 
 SHAPES = [
     (),

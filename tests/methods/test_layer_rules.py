@@ -8,11 +8,11 @@ import torch
 
 import weightsmith
 from weightsmith.errors import RecipeError
-from weightsmith.methods import modifiers
+from weightsmith.graph.backends.torch_memory import evaluate
+from weightsmith.graph.graph import source
+from weightsmith.graph.site import Site
 from weightsmith.methods.layer_swapping import middle_block, swap_share
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.site import Site
-from weightsmith.tensors.torch_memory import evaluate
+from weightsmith.methods.parts import modifiers
 
 LAYERS = 6
 NAMES = [

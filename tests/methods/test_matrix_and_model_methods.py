@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from weightsmith.errors import NonFiniteError
-from weightsmith.methods.matrices import MatrixView
 from weightsmith.methods.nuslerp import SlerpAlongFirstAxis
-from weightsmith.methods.spectra import ByMatrix, Decomposition
-from weightsmith.methods.truncate import LowRank, Rank
+from weightsmith.methods.parts.matrices import MatrixView
+from weightsmith.methods.parts.spectra import ByMatrix, Decomposition
+from weightsmith.methods.truncate import Rank, RankTruncation
 
 
 def draw(n, shape=(8, 6), seed=0):
@@ -99,7 +99,9 @@ def test_truncate_takes_kernels_as_matrices_if_asked(merge):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numpy_and_torch_give_the_same_matrices(dtype):
     a, b = (np.random.default_rng(s).normal(size=(5, 9, 7)).astype(dtype) for s in (0, 1))
-    truncation = ByMatrix(LowRank(Rank(3), Decomposition()), MatrixView(a.shape, 5, 9, 7), "t")
+    truncation = ByMatrix(
+        RankTruncation(Rank(3), Decomposition()), MatrixView(a.shape, 5, 9, 7), "t"
+    )
     for function, inputs in ((truncation, [a, b]), (SlerpAlongFirstAxis(0.3), [a, b])):
         ours = function(np, *inputs)
         theirs = function(torch, *(torch.from_numpy(x) for x in inputs)).numpy()

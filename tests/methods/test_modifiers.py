@@ -8,11 +8,11 @@ import torch
 
 import weightsmith
 from weightsmith.errors import RecipeError, UsageError
-from weightsmith.methods import modifiers, registry
-from weightsmith.methods.registry import REQUIRED, Base
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.site import Site
-from weightsmith.tensors.torch_memory import evaluate
+from weightsmith.graph.backends.torch_memory import evaluate
+from weightsmith.graph.graph import source
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods.parts.registry import REQUIRED, Base
 
 
 def draw(n, shape=(6, 7), seed=0, *, dyadic=False):

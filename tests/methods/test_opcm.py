@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from weightsmith.errors import RecipeError
+from weightsmith.graph.model_statistics import ModelStatistic
 from weightsmith.methods.opcm import Fold, Opcm
-from weightsmith.methods.spectra import Decomposition
+from weightsmith.methods.parts.spectra import Decomposition
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.model_statistics import ModelStatistic
 
 
 def draw(n, shape=(12, 9), seed=0):

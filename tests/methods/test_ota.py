@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.site import Site, Statistic
-from weightsmith.tensors.torch_memory import evaluate_model
+from weightsmith.graph.backends.torch_memory import evaluate_model
+from weightsmith.graph.graph import source
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts import registry
 
 SHAPE = (3, 4)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
+from weightsmith.methods.parts.spectral_ranks import RANK_RULES, EigenvalueSpectrum
 
 LEVELS = {"cumulative": [0.5, 0.95], "loss_elbow": [0.3, 0.01], "wudi_risk": [3.0, 1.0, 0.01]}
 CASES = [(rule, level) for rule in RANK_RULES for level in LEVELS.get(rule, [None])]
@@ -120,7 +120,7 @@ def test_the_usual_levels_are_the_authors(merge):
 def test_rank_rules_count_what_they_say():
     values = np.array([4.0, 1.0, 1.0, 0.25])
     starts, targets = np.array([0.5, 1.0, 2.0, 16.0]), np.array([8.0, 1.0, 0.0, 0.25])
-    spectrum = Spectrum(values, 3, 6, 4, lambda: (starts, targets))
+    spectrum = EigenvalueSpectrum(values, 3, 6, 4, lambda: (starts, targets))
     # fit: 16, 2, 2, 1.25 and thus 21.25, 5.25, 3.25, 1.25, 0; norms: 19.5, 19.5, 19.5, 17.5, 5.5.
     expected = {
         ("root_participation", 0.0): 4,  # 4.5^2 / 6.25 = 3.24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 MERGEKIT_METHODS = (
     "linear slerp nuslerp multislerp karcher passthrough model_stock nearswap arcee_fusion task_arithmetic ties "

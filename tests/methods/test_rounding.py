@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods.rounding import (
+from weightsmith.methods.parts.rounding import (
     EXACT,
     Rounding,
     rounding_of,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from weightsmith import merge_state_dicts
-from weightsmith.methods import registry
-from weightsmith.methods.registry import Base
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.registry import Base
 
 LINEAR = {"merger": "linear", "density": 1.0, "normalize": "none"}
 

@@ -8,10 +8,10 @@ import torch
 
 from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
-from weightsmith.methods.matrices import EMBEDDING_ROLES, MatrixRules, MatrixView, fused_parts
-from weightsmith.methods.spectra import Decomposition
-from weightsmith.tensors.singular import embedded, exact, gram_spectrum, signs
-from weightsmith.tensors.site import Site
+from weightsmith.graph.singular import embedded, exact, gram_spectrum, signs
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.matrices import EMBEDDING_ROLES, MatrixRules, MatrixView, fused_parts
+from weightsmith.methods.parts.spectra import Decomposition
 
 RULES = {
     "others": "average",

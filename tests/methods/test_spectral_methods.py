@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods import registry
-from weightsmith.methods.spectra import Decomposition
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.spectra import Decomposition
 from weightsmith.methods.tsv import interference
 
 FAMILY = ["tsv_m", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "truncate"]
@@ -365,8 +365,8 @@ def test_iso_cts_makes_no_direction_of_the_rounding_that_the_common_ones_leave(m
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_torch_and_numpy_agree(name):
-    from weightsmith.tensors.graph import source, walk
-    from weightsmith.tensors.site import Site
+    from weightsmith.graph.graph import source, walk
+    from weightsmith.graph.site import Site
 
     base, experts = draw(2)
     spec = registry.get(name)

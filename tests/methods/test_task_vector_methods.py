@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.tensors.random import stream_key
+from weightsmith.graph.random import stream_key
 
 
 def draw(n, shape=(6, 7), seed=0):

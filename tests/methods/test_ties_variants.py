@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 from .test_task_vector_methods import close, top
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith.methods import triangular
-from weightsmith.methods.triangular import divided, factorised
+from weightsmith.methods.parts import triangular
+from weightsmith.methods.parts.triangular import divided, factorised
 
 
 def positive_definite(n: int, seed: int = 0) -> np.ndarray:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensors import native
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_backend import TorchBackend
+from weightsmith.graph.passes import Backend, PassSpec, TileResult
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.passes import Backend, PassSpec, TileResult
-from weightsmith.tensors.torch_backend import TorchBackend
 
 if not native.available():
     pytest.skip(native.why_not(), allow_module_level=True)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import UsageError
-from weightsmith.tensors import graph, native
+from weightsmith.graph import graph
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.program import list_pass
+from weightsmith.graph.graph import source
+from weightsmith.graph.passes import PassSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.passes import PassSpec
-from weightsmith.tensors.program import list_pass
 
 F32 = DType.FLOAT32
 SUM = PassSpec((64,), (F32, F32), ((source(0) * 0.25 + source(1), F32),))

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.errors import UsageError
-from weightsmith.tensors import graph, native
-from weightsmith.tensors.by_column import column_dot, column_peak, column_total
-from weightsmith.tensors.columns import Columns, ColumnSums
+from weightsmith.graph import graph
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_memory import evaluate
+from weightsmith.graph.by_column import column_dot, column_peak, column_total
+from weightsmith.graph.columns import Columns, ColumnSums
+from weightsmith.graph.graph import Scalar, Scope, source
+from weightsmith.graph.passes import PassSpec
+from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scalar, Scope, source
-from weightsmith.tensors.passes import PassSpec
-from weightsmith.tensors.pieces import piece_elements
-from weightsmith.tensors.torch_memory import evaluate
 
 # Shapes and the views on them: matrices, stacks, kernels, rows as columns, rows and matrices that no piece is made of.
 CASES = [

@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightsmith.tensors import graph
+from weightsmith.graph import graph
+from weightsmith.graph.graph import Value, source
+from weightsmith.graph.passes import CutPoint, PassSpec, used_sources
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
-from weightsmith.tensors.passes import CutPoint, PassSpec, used_sources
 
 FLOATS = [d for d in DType if d.is_float]
 SHAPES = st.sampled_from(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensors import graph
+from weightsmith.graph import graph
+from weightsmith.graph.graph import source
+from weightsmith.graph.passes import PassSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.passes import PassSpec
 
 
 @pytest.mark.parametrize(

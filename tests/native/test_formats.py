@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.graph.graph import rounded, source
+from weightsmith.graph.passes import PassSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import rounded, source
-from weightsmith.tensors.passes import PassSpec
 
 FLOATS = [d for d in DType if d.is_float]
 SMALL = [d for d in FLOATS if d.itemsize < 4]

@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods import registry
-from weightsmith.tensors import native
-from weightsmith.tensors.columns import ColumnSums
+from weightsmith.graph.backends import native
+from weightsmith.graph.columns import ColumnSums
+from weightsmith.graph.graph import Cut, Node, Scope, source, walk
+from weightsmith.graph.order import Selection
+from weightsmith.graph.passes import Collect, PassSpec, reduction_levels, selected_count
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts import registry
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Cut, Node, Scope, source, walk
-from weightsmith.tensors.order import Selection
-from weightsmith.tensors.passes import (
-    Collect,
-    PassSpec,
-    reduction_levels,
-    selected_count,
-)
-from weightsmith.tensors.site import Site
 
 SHAPE = (24, 130)
 VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from weightsmith.graph.backends.instructions import assemble
+from weightsmith.graph.backends.native import NativeBackend, load
+from weightsmith.graph.backends.program import list_pass
+from weightsmith.graph.graph import Value, source
+from weightsmith.graph.passes import PassSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
-from weightsmith.tensors.instructions import assemble
-from weightsmith.tensors.native import NativeBackend, load
-from weightsmith.tensors.passes import PassSpec
-from weightsmith.tensors.program import list_pass
 
 COUNT = 1027  # no whole number of vectors or blocks
 OPERATIONS = {

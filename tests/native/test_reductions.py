@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightsmith.tensors import graph, native
+from weightsmith.graph import graph
+from weightsmith.graph.backends import native
+from weightsmith.graph.graph import source
+from weightsmith.graph.passes import Collect, Histogram, PassSpec
+from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.passes import Collect, Histogram, PassSpec
-from weightsmith.tensors.pieces import piece_elements
 
 DELTA = source(0) - source(1)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import UsageError
-from weightsmith.tensors import graph, scalars
+from weightsmith.graph import graph, scalars
+from weightsmith.graph.graph import Scope, source
+from weightsmith.graph.passes import PassSpec
+from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scope, source
-from weightsmith.tensors.passes import PassSpec
-from weightsmith.tensors.pieces import piece_elements
 
 SHAPES = [(5, 1), (300, 7), (64, 64), (3, 1500), (2, 3, 33), (4100,), (), (2, 300000)]
 MEAN = graph.total(source(0), Scope.ROW) / 7.0

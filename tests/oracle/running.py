@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.engine.in_memory import merge_in_memory
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 from .catalogue import Rule, Variant
 from .families import Family, Tensors

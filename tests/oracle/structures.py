@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 
 from .catalogue import MODIFIERS, ORACLES, Rule, Variant
 from .families import Family, Place, Tensors

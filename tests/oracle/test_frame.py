@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 
 from .catalogue import MODIFIERS, ORACLES, RULES, label
 from .families import BUILDERS, llama

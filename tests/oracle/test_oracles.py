@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 
 from .catalogue import MODIFIERS, ORACLES, Rule, Variant, label
 from .families import BUILDERS, llama

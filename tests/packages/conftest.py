@@ -14,7 +14,7 @@ import pytest
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.tensors.digests import digest_tensor
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.files.safetensors_header import encode_header
 
 Stored = tuple[DType, tuple[int, ...], bytes]
 SHAPES = {

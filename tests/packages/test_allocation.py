@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.errors import UsageError
-from weightsmith.packages.allocation import Option, hull, within_budget, within_error
+from weightsmith.packages.codec_allocation import Option, hull, within_budget, within_error
 
 options = st.lists(
     st.builds(Option, st.integers(0, 40), st.integers(0, 1000).map(float)),

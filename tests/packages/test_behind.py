@@ -11,17 +11,17 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.engine.manifest import FILE_NAME
 from weightsmith.errors import OutputError
 from weightsmith.inspection.plan_summary import summarize_plan
-from weightsmith.packages.library import materialise
+from weightsmith.packages.package_library import materialise
 from weightsmith.packages.packing import pack
 from weightsmith.packages.sharing import dedupe
 from weightsmith.packages.unpacking import unpack
 from weightsmith.publishing.sealing import sealed
-from weightsmith.tensors.safetensors_header import parse_file
+from weightsmith.tensors.files.safetensors_header import parse_file
 
 
 def copy_of(*models: Path | str) -> dict[str, object]:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import weightsmith
-from weightsmith.checkpoints.packages import SHARED
+from weightsmith.checkpoints.formats.packages import SHARED
 from weightsmith.errors import CheckpointError, OutputError, UsageError
 from weightsmith.packages import sharing
-from weightsmith.packages.library import materialise, members, own_streams
+from weightsmith.packages.package_library import materialise, members, own_streams
 from weightsmith.packages.packing import pack
 from weightsmith.packages.sharing import dedupe, gc
 from weightsmith.tensors.dtypes import DType

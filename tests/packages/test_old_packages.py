@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.package_header import read_header
+from weightsmith.checkpoints.formats.package_header import read_package_header
 from weightsmith.deltas import read_matrix
 from weightsmith.tensors.digests import digest_tensor
 
@@ -37,7 +37,7 @@ def package(tmp_path):
 
 
 def test_a_package_of_0_1_0_gives_the_bits_that_are_on_record(package):
-    header = read_header(package)
+    header = read_package_header(package)
     tensors = open_checkpoint(package).tensors
     assert {name: t.shape for name, t in tensors.items()} == SHAPES
     assert {n: digest_tensor(t) for n, t in tensors.items()} == {

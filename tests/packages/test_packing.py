@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.checkpoints.package_header import FILE_NAME, STREAMS, read_header
+from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS, read_package_header
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,
@@ -24,14 +24,14 @@ from weightsmith.errors import (
     ResourceError,
     UsageError,
 )
+from weightsmith.graph.backends import native
+from weightsmith.graph.backends.torch_backend import TorchBackend
 from weightsmith.packages import packing
 from weightsmith.packages.goal import budget_bytes
 from weightsmith.packages.packing import pack
 from weightsmith.packages.sharing import dedupe
 from weightsmith.packages.unpacking import unpack
-from weightsmith.tensors import native
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.torch_backend import TorchBackend
 
 FLOATS = [
     DType.FLOAT64,
@@ -100,10 +100,10 @@ def test_nan_in_a_base_of_another_dtype_is_the_same_on_every_machine(
     base = family.finetune("other", replaced={name: (DType.FLOAT32, words.shape, words.tobytes())})
     tuned = family.finetune("tuned", replaced={name: stored(family.arrays[name], dtype)})
     for number, backend in enumerate(backends):
-        monkeypatch.setattr("weightsmith.deltas.decoded._backend", backend)
+        monkeypatch.setattr("weightsmith.deltas.decoded_tensors._backend", backend)
         pack(tuned, base, family.root / f"package-{number}")
         for other in backends:
-            monkeypatch.setattr("weightsmith.deltas.decoded._backend", other)
+            monkeypatch.setattr("weightsmith.deltas.decoded_tensors._backend", other)
             assert content(family.root / f"package-{number}") == content(tuned)
 
 
@@ -351,7 +351,7 @@ def test_an_output_that_exists_or_is_an_input_is_refused(family):
     with pytest.raises(OutputError, match="input"):
         pack(tuned, chained, place, force=True)
     pack(tuned, family.base, place, budget="1/4", force=True)
-    assert read_header(place).goal == "budget"
+    assert read_package_header(place).goal == "budget"
     (place / "mine.txt").write_text("kept")
     with pytest.raises(OutputError, match=r"holds 'mine.txt', which was not written"):
         pack(tuned, family.base, place, force=True)
@@ -445,10 +445,10 @@ def test_an_error_in_the_middle_leaves_nothing(family, monkeypatch):
     def full(*_arguments):
         raise ResourceError("The disk is full.")
 
-    monkeypatch.setattr("weightsmith.packages.streams.pwrite_all", full)
+    monkeypatch.setattr("weightsmith.packages.package_streams.pwrite_all", full)
     with pytest.raises(ResourceError):
         pack(tuned, family.base, place)
-    monkeypatch.setattr("weightsmith.packages.streams.pwrite_all", _interrupt)
+    monkeypatch.setattr("weightsmith.packages.package_streams.pwrite_all", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack(tuned, family.base, place)
     assert not list(family.root.glob("package*"))

@@ -10,8 +10,8 @@ import pytest
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.package_header import FILE_NAME, read_header
-from weightsmith.checkpoints.packages import open_package
+from weightsmith.checkpoints.formats.package_header import FILE_NAME, read_package_header
+from weightsmith.checkpoints.formats.packages import open_package
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.packing import pack
 from weightsmith.packages.unpacking import unpack
@@ -169,7 +169,7 @@ def test_a_cycle_of_packages_is_refused(packed):
 
 
 def test_a_chain_that_is_too_long_is_refused(packed, monkeypatch):
-    monkeypatch.setattr("weightsmith.checkpoints.outside_base.LONGEST_CHAIN", 2)
+    monkeypatch.setattr("weightsmith.checkpoints.formats.outside_base.LONGEST_CHAIN", 2)
     pack(packed.root / "two", packed.root / "p-one", packed.root / "second")
     open_checkpoint(packed.root / "second")
     pack(packed.root / "one", packed.root / "second", packed.root / "third")
@@ -222,7 +222,7 @@ def test_every_changed_byte_of_the_header_is_found(packed):
         changed[at] ^= 0x01
         file.write_bytes(bytes(changed))
         with pytest.raises(CheckpointError):
-            read_header(file.parent)
+            read_package_header(file.parent)
 
 
 UP = "model.layers.0.mlp.up_proj.weight"

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith.methods import registry
-from weightsmith.recipes.dialect import PARAMETERS, without_effect
-from weightsmith.tensors.random import stream_key
-from weightsmith.tensors.torch_interpreter import uniform_tile
+from weightsmith.graph.backends.torch_interpreter import uniform_tile
+from weightsmith.graph.random import stream_key
+from weightsmith.methods.parts import registry
+from weightsmith.recipes.language.dialect import PARAMETERS, without_effect
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

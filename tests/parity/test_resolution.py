@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import weightsmith
 from weightsmith.errors import WeightsmithError
-from weightsmith.methods import registry
-from weightsmith.recipes.dialect import PARAMETERS, without_effect
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge
+from weightsmith.methods.parts import registry
+from weightsmith.recipes.language.dialect import PARAMETERS, without_effect
+from weightsmith.recipes.resolution.formula import Cast, Formula, Leaf, Merge
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

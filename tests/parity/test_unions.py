@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.vocabularies.reading import read_tokenizer_folder
-from weightsmith.vocabularies.target import Member, copy_target
-from weightsmith.vocabularies.union import union_target
+from weightsmith.tokenizers.target import TokenizerMember, copy_target
+from weightsmith.tokenizers.tokenizer_reading import read_tokenizer_folder
+from weightsmith.tokenizers.union import union_target
 
-from ..vocabularies.tokenizers_made_here import write_json, write_tokenizer  # noqa: TID252 - two rooms share it
+from ..tokenizers.tokenizers_made_here import write_json, write_tokenizer  # noqa: TID252 - two rooms share it
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("peer")]
 
 
-def model(root: Path, family: str, corpus: str, *extra: str, short: int = 0) -> Member:
+def model(root: Path, family: str, corpus: str, *extra: str, short: int = 0) -> TokenizerMember:
     """A folder whose config has `short` rows fewer than its tokenizer has tokens."""
     folder = write_tokenizer(root / corpus, family, extra, corpus=corpus)
     vocabulary = read_tokenizer_folder(folder)
@@ -33,10 +33,10 @@ def model(root: Path, family: str, corpus: str, *extra: str, short: int = 0) -> 
         "vocab_size": rows,
     }
     write_json(folder / "config.json", config)
-    return Member(vocabulary, folder, rows, corpus)
+    return TokenizerMember(vocabulary, folder, rows, corpus)
 
 
-def theirs(members: list[Member], source: str, tokens: list[str]) -> dict[str, int]:
+def theirs(members: list[TokenizerMember], source: str, tokens: list[str]) -> dict[str, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         build = importlib.import_module("mergekit.tokenizer.build")

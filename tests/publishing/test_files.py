@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from weightsmith.errors import OutputError, ResourceError
-from weightsmith.publishing import files, putting, renaming
+from weightsmith.publishing import atomic_renames as renaming
+from weightsmith.publishing import files, putting
 from weightsmith.publishing.files import check_file, publish_file, staged_name, write_file
 from weightsmith.publishing.seals import sealed_json, with_seal
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from weightsmith.publishing import renaming
-from weightsmith.publishing.renaming import exchange, rename_into_free
+from weightsmith.publishing import atomic_renames as renaming
+from weightsmith.publishing.atomic_renames import exchange, rename_into_free
 
 
 @pytest.fixture(params=["renameat2", "as NFS", "as FAT", "no such function"])

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.recipes import load
-from weightsmith.recipes.formula import Formula, OutputTensor, Resolved
-from weightsmith.recipes.resolve import resolve
+from weightsmith.recipes.resolution.formula import Formula, OutputTensor, Resolved
+from weightsmith.recipes.resolution.resolve import resolve
 
 HIDDEN = 4
 

@@ -11,7 +11,7 @@ import pytest
 from weightsmith.adapters.references import AdapterReference, parse_reference
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.references import ModelRef
+from weightsmith.recipes.language.model_references import ModelRef
 
 
 def one(model: Any, **options: Any) -> ModelRef:

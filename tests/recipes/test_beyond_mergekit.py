@@ -11,10 +11,10 @@ import yaml
 from weightsmith.checkpoints import assemble
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Severity
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.formula import Cast, Leaf, Merge
-from weightsmith.recipes.resolve import resolve
+from weightsmith.recipes.resolution.formula import Cast, Leaf, Merge
+from weightsmith.recipes.resolution.resolve import resolve
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import StoredTensor
 

@@ -11,7 +11,7 @@ import pytest
 
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.recipes import load
-from weightsmith.recipes.sections import distinct_labels
+from weightsmith.recipes.resolution.output_sections import distinct_labels
 
 NATIVE = "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\n"
 
@@ -82,7 +82,7 @@ def test_files_that_are_no_recipes_are_refused_by_their_size_or_kind(tmp_path, m
     assert "larger than 8,388,608 bytes" in refusal(tmp_path / "weights.yaml")
     assert "it is a device" in refusal(Path("/dev/zero"))
     assert "it is a folder" in refusal(tmp_path)
-    monkeypatch.setattr("weightsmith.tensors.small_files._PATIENCE_FOR_A_WRITER", 0.05)
+    monkeypatch.setattr("weightsmith.tensors.files.small_files._PATIENCE_FOR_A_WRITER", 0.05)
     os.mkfifo(tmp_path / "pipe.yaml")
     assert "is empty" in refusal(tmp_path / "pipe.yaml")
 

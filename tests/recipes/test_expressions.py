@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.expressions import Call, Combination, Name, checkpoint, methods
-from weightsmith.recipes.expressions import parse_expression as parse
-from weightsmith.recipes.formula import Leaf, Merge, Same, Sum
+from weightsmith.recipes.language.expressions import Call, Combination, Name, checkpoint, methods
+from weightsmith.recipes.language.expressions import parse_expression as parse
+from weightsmith.recipes.resolution.formula import Leaf, Merge, Same, Sum
 
 NORM = "model.norm.weight"
 NAMES = {"a": 0, "b": 0, "base": 0}

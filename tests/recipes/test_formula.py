@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weightsmith.recipes.formula import (
+from weightsmith.recipes.resolution.formula import (
     Cast,
     Formula,
     Leaf,
+    MeasuredLeaves,
     Merge,
     Place,
     Same,
-    Stored,
     Sum,
     distinct_leaves,
     first_leaf,
@@ -35,7 +35,7 @@ BASE, A, B = Leaf("base", "w"), Leaf("a", "w"), Leaf("b", "w")
 
 
 def test_leaves_come_in_the_order_of_reading_each_once() -> None:
-    statistics = (Stored("fisher", (Leaf("fisher", "w"),), (2, 3), 1.0),)
+    statistics = (MeasuredLeaves("fisher", (Leaf("fisher", "w"),), (2, 3), 1.0),)
     formula = merge(BASE, Cast(DType.BFLOAT16, A), BASE, B, statistics=statistics)
     assert distinct_leaves(formula) == (BASE, A, B, Leaf("fisher", "w"))
     assert distinct_leaves(Sum(((1.0, B), (-1.0, A), (0.5, B)))) == (B, A)
@@ -50,7 +50,7 @@ def test_an_inner_merge_comes_before_the_one_that_uses_it() -> None:
 
 
 def test_the_models_of_a_formula_are_those_of_weights_and_not_of_statistics() -> None:
-    statistics = (Stored("fisher", (Leaf("fisher", "w"),), (2, 3), 1.0),)
+    statistics = (MeasuredLeaves("fisher", (Leaf("fisher", "w"),), (2, 3), 1.0),)
     formula = merge(BASE, Same((A, B)), statistics=statistics, origin=Leaf("origin", "w"))
     assert models_in(formula) == {"base", "a", "b", "origin"}
 

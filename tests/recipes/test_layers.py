@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.formula import Leaf
+from weightsmith.recipes.resolution.formula import Leaf
 
 Q = "model.layers.{}.self_attn.q_proj.weight"
 

@@ -14,10 +14,10 @@ from weightsmith.engine.plan import make_plan, require_runnable
 from weightsmith.errors import RecipeError
 from weightsmith.inspection.explanation import explain_tensor
 from weightsmith.inspection.plan_summary import summarize_plan
-from weightsmith.methods import modifiers, registry
-from weightsmith.methods.registry import REQUIRED
+from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods.parts.registry import REQUIRED
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.formula import Leaf, Modification
+from weightsmith.recipes.resolution.formula import Leaf, Modification
 
 NORM = "model.norm.weight"
 Q = "model.layers.{}.self_attn.q_proj.weight"
@@ -228,8 +228,8 @@ def test_mistakes_in_expressions_are_refused(solve, text, sentence):
 
 
 def test_modifiers_are_functions_in_python(family, tmp_path):
-    from weightsmith.recipes.expressions import checkpoint, methods
-    from weightsmith.recipes.modifier_calls import modifiers as modifying
+    from weightsmith.recipes.language.expressions import checkpoint, methods
+    from weightsmith.recipes.language.modifier_calls import modifiers as modifying
 
     base, *experts = (checkpoint(family / name) for name in ("base", "a", "b", "c"))
     made = methods.linear(*experts, base=base, modify=[modifying.clip(limit=0.5, scope="layer")])
@@ -361,7 +361,7 @@ def test_the_plan_counts_the_pass_over_the_layers(family):
 
 def _require(backend):
     if backend == "native":
-        native = pytest.importorskip("weightsmith.tensors.native")
+        native = pytest.importorskip("weightsmith.graph.backends.native")
         if not native.available():
             pytest.skip("the native library is not built")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.formula import Leaf
+from weightsmith.recipes.resolution.formula import Leaf
 
 Tensors = dict[str, np.ndarray]
 

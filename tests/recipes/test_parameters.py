@@ -8,10 +8,10 @@ import pytest
 
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 from weightsmith.recipes import load
-from weightsmith.recipes.selectors import TensorPlace
-from weightsmith.recipes.settings import ABSENT, Lookup
+from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup
+from weightsmith.recipes.language.selectors import TensorPlace
 
 PLACE = TensorPlace("model.layers.1.self_attn.q_proj.weight", Kind.ATTENTION_Q, 1)
 

@@ -7,9 +7,9 @@ import pytest
 
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import load
-from weightsmith.recipes.combine import keeps_values
-from weightsmith.recipes.formula import Cast, Leaf, Merge, Same
-from weightsmith.recipes.resolve import resolve, shard_bytes
+from weightsmith.recipes.resolution.combine import keeps_values
+from weightsmith.recipes.resolution.formula import Cast, Leaf, Merge, Same
+from weightsmith.recipes.resolution.resolve import resolve, shard_bytes
 from weightsmith.tensors.dtypes import DType
 
 NORM = "model.norm.weight"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from weightsmith.recipes.seams import layer_origins, repeated_layers, seams_of
+from weightsmith.recipes.resolution.boundary_findings import (
+    layer_origins,
+    repeated_layers,
+    seams_of,
+)
 
 STACK = "model.layers"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import weightsmith
-from weightsmith.checkpoints.statistics_writer import write_statistics
+from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.errors import CompatibilityError, RecipeError
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.expressions import methods
-from weightsmith.recipes.formula import Leaf, Merge
+from weightsmith.recipes.language.expressions import methods
+from weightsmith.recipes.resolution.formula import Leaf, Merge
 
 from .conftest import HIDDEN, llama_shapes
 

@@ -9,7 +9,7 @@ import yaml
 
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.mentioned import (
+from weightsmith.recipes.language.mentioned import (
     base_reference,
     frame_reference,
     merged_references,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from weightsmith.comparison.compare import compare_evaluations
+from weightsmith.comparison.versions import compare_evaluations
 from weightsmith.reports.evaluation_sections import named
-from weightsmith.reports.subjects import report_of_comparison, report_of_subjects
-from weightsmith.reports.writing import write_report
+from weightsmith.reports.report_files import write_report
+from weightsmith.reports.report_subjects import report_of_comparison, report_of_subjects
 
 from .browser import find_browser, running_browser
 

@@ -10,16 +10,24 @@ import pytest
 
 from weightsmith.findings import Finding, Severity
 from weightsmith.reports.drawing import save_png, save_svg
-from weightsmith.reports.figures import Bar, Grid, Point, Scale, estimates, heat_map, plane
+from weightsmith.reports.figures import (
+    ColourScale,
+    Grid,
+    IntervalBar,
+    Point,
+    estimates,
+    heat_map,
+    plane,
+)
 from weightsmith.reports.page import (
     DataTable,
     Facts,
-    Findings,
-    Listing,
+    FindingList,
+    PageSection,
     Paragraph,
     Picture,
     Report,
-    Section,
+    TextListing,
     render,
 )
 from weightsmith.reports.palette import COLOURS, contrast
@@ -46,7 +54,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def grid(name="q", scale=Scale.SIZE):
+def grid(name="q", scale=ColourScale.SIZE):
     return Grid(("0", name), (name, "b"), ((0.1, None), (float("inf"), 0.3)), scale, "layer")
 
 
@@ -54,7 +62,9 @@ def every_block(name):
     table = DataTable(name, (name, "n"), ((name, "1"),), frozenset({1}))
     figures = {
         "map": heat_map(grid(name)),
-        "bars": estimates([Bar(name, 0.5, 0.4, 0.6, name), Bar("t", 0.5, 0.4, 0.6, "s")], name),
+        "bars": estimates(
+            [IntervalBar(name, 0.5, 0.4, 0.6, name), IntervalBar("t", 0.5, 0.4, 0.6, "s")], name
+        ),
         "plane": plane(
             [Point(1.0, 2.0, name, name, name), Point(2.0, 1.0, "p", name, name)], name, name
         ),
@@ -63,17 +73,17 @@ def every_block(name):
         name,
         name,
         (
-            Section(
+            PageSection(
                 name, tuple(Picture(k, name, name, f, table, name) for k, f in figures.items())
             ),
-            Section(
+            PageSection(
                 "words",
                 (
                     Paragraph(name, caution=True),
                     Facts(((name, name),)),
-                    Listing(name, f"{name}\n{name}"),
+                    TextListing(name, f"{name}\n{name}"),
                     table,
-                    Findings((Finding(Severity.ERROR, name, name, name, name),)),
+                    FindingList((Finding(Severity.ERROR, name, name, name, name),)),
                 ),
             ),
         ),
@@ -123,7 +133,7 @@ def test_a_picture_has_a_title_and_a_description_and_its_numbers_beside_it():
     picture = Picture(
         "k", "Title", "What it shows.", heat_map(grid()), DataTable("T", ("a",), (("7.5",),))
     )
-    page = render(Report("r", "s", (Section("x", (picture,)),)))
+    page = render(Report("r", "s", (PageSection("x", (picture,)),)))
     assert 'role="img"' in page
     assert '<title id="k-title">Title</title><desc id="k-desc">What it shows.</desc>' in page
     assert '<th scope="row">7.5</th>' in page

@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from weightsmith.cli.main import execute
-from weightsmith.comparison.compare import compare_evaluations
+from weightsmith.comparison.versions import compare_evaluations
 from weightsmith.errors import UsageError
 from weightsmith.reports.evaluation_sections import named, read_evaluations
 from weightsmith.reports.league_sections import league_sections
-from weightsmith.reports.page import DataTable, Picture, Report, Section, render
-from weightsmith.reports.subjects import (
+from weightsmith.reports.page import DataTable, PageSection, Picture, Report, render
+from weightsmith.reports.report_subjects import (
     report_of_comparison,
     report_of_evaluation,
     report_of_league,
@@ -303,6 +303,8 @@ def test_a_scaling_study_draws_a_line_for_each_method_of_a_family(league):
 
 def test_empty_sections_are_left_out():
     page = render(
-        Report("r", "s", (Section("empty", ()), Section("full", (DataTable("t", ("a",), ()),))))
+        Report(
+            "r", "s", (PageSection("empty", ()), PageSection("full", (DataTable("t", ("a",), ()),)))
+        )
     )
     assert re.findall(r"<h2[^>]*>([^<]*)", page) == ["full"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from weightsmith.tensors.columns import Columns
-from weightsmith.tensors.pieces import PIECE_TARGET
+from weightsmith.graph.columns import Columns
+from weightsmith.tensors.digest_pieces import PIECE_TARGET
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import plan_layout
-from weightsmith.tensors.open_files import FileIdentity
-from weightsmith.tensors.safetensors_header import LENGTH_BYTES, parse_header, read_header
-from weightsmith.tensors.writer import ShardWriter
+from weightsmith.tensors.files.layout import plan_layout
+from weightsmith.tensors.files.open_files import FileIdentity
+from weightsmith.tensors.files.safetensors_header import LENGTH_BYTES, parse_header, read_header
+from weightsmith.tensors.files.writer import ShardWriter
 
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12)
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.pickle_machine import Global, PickleMachine, PickleRefused
-from weightsmith.tensors.pickle_reader import read_torch_file
+from weightsmith.tensors.pickles.pickle_machine import Global, PickleMachine, PickleRefused
+from weightsmith.tensors.pickles.pickle_reader import read_torch_file
 
 
 def archive(
@@ -234,10 +234,10 @@ def test_deep_nesting_is_built_and_dropped_without_recursion(tmp_path: Path) -> 
 
 
 def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightsmith.tensors.pickle_machine._MOST_CONTAINERS", 1000)
+    monkeypatch.setattr("weightsmith.tensors.pickles.pickle_machine._MOST_CONTAINERS", 1000)
     with pytest.raises(PickleRefused, match="more than 1000 containers"):
         run(b"]0" * 2000 + b"N.")
-    monkeypatch.setattr("weightsmith.tensors.pickle_machine._MOST_OPERATIONS", 1000)
+    monkeypatch.setattr("weightsmith.tensors.pickles.pickle_machine._MOST_OPERATIONS", 1000)
     with pytest.raises(PickleRefused, match="more than 1000 operations"):
         run(b"N0" * 2000 + b"N.")
 
@@ -245,7 +245,7 @@ def test_work_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pickle_above_the_limit_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightsmith.tensors.pickle_reader.LARGEST_PICKLE_BYTES", 1000)
+    monkeypatch.setattr("weightsmith.tensors.pickles.pickle_reader.LARGEST_PICKLE_BYTES", 1000)
     with pytest.raises(CheckpointError, match=r"data\.pkl has 1001 bytes"):
         read_torch_file(archive(tmp_path / "x.pt", b"N" * 1001))
 

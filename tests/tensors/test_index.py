@@ -12,9 +12,14 @@ import torch
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.index import SAFETENSORS_INDEX, TORCH_INDEX, encode_index, read_index
-from weightsmith.tensors.safetensors_header import encode_header
-from weightsmith.tensors.shard_paths import resolve_inside
+from weightsmith.tensors.files.safetensors_header import encode_header
+from weightsmith.tensors.files.shard_index import (
+    SAFETENSORS_INDEX,
+    TORCH_INDEX,
+    encode_index,
+    read_index,
+)
+from weightsmith.tensors.files.shard_paths import resolve_inside
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 HONEST = {"a": ONE, "b": ONE, "c": TWO}

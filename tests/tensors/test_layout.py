@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weightsmith.errors import OutputError, UsageError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import Entry, plan_layout
+from weightsmith.tensors.files.layout import Entry, plan_layout
 
 
 def entries(*sizes: int, dtype: DType = DType.UINT8) -> list[Entry]:

@@ -11,6 +11,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightsmith.tensors.digest_pieces import piece_count, piece_elements, pieces
 from weightsmith.tensors.digests import (
     checkpoint_digest,
     digest_tensor,
@@ -18,7 +19,6 @@ from weightsmith.tensors.digests import (
     tensor_digest,
 )
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.pieces import piece_count, piece_elements, pieces
 from weightsmith.tensors.stored import StoredTensor
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 257, 4096, 2**18 - 1, 2**18, 2**18 + 1]), max_size=3)

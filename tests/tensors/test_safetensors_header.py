@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from weightsmith.errors import CheckpointError, OutputError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import encode_header, parse_file, read_header
+from weightsmith.tensors.files.safetensors_header import encode_header, parse_file, read_header
 
 
 def entry(
@@ -395,7 +395,7 @@ def test_a_name_that_could_not_be_read_back_is_not_written(names: list[str]) -> 
 
 
 def test_a_header_above_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightsmith.tensors.safetensors_header.LARGEST_HEADER_BYTES", 1000)
+    monkeypatch.setattr("weightsmith.tensors.files.safetensors_header.LARGEST_HEADER_BYTES", 1000)
     entries = [(f"{i}" * 100, DType.INT8, (1,)) for i in range(8)]
     assert len(encode_header(entries[:5])) <= 1008
     with pytest.raises(OutputError, match="smaller shards"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.tensors.small_files import read_small
+from weightsmith.tensors.files.small_files import read_small
 
 
 def test_a_file_up_to_the_bound_is_read_and_a_larger_one_is_not_opened_for_long(
@@ -67,7 +67,7 @@ def test_a_pipe_is_read_to_its_end_where_pipes_may_stand(tmp_path: Path) -> None
 def test_a_pipe_without_a_writer_is_soon_taken_for_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightsmith.tensors.small_files._PATIENCE_FOR_A_WRITER", 0.05)
+    monkeypatch.setattr("weightsmith.tensors.files.small_files._PATIENCE_FOR_A_WRITER", 0.05)
     os.mkfifo(tmp_path / "pipe")
     assert read_small(tmp_path / "pipe", 100, pipes=True) == b""
 

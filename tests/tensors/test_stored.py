@@ -14,11 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors import open_files
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.open_files import OPEN_FILES, OpenFiles
+from weightsmith.tensors.files import open_files
+from weightsmith.tensors.files.open_files import OPEN_FILES, OpenFiles
+from weightsmith.tensors.pickles.strided import (
+    contiguous_strides,
+    gather,
+    is_contiguous,
+    span_elements,
+)
 from weightsmith.tensors.stored import StoredTensor, read_runs
-from weightsmith.tensors.strided import contiguous_strides, gather, is_contiguous, span_elements
 
 DATA = np.arange(1000, dtype=np.uint16)
 
@@ -60,7 +65,7 @@ def test_rows_are_gathered_in_one_call(
 ) -> None:
     """Runs, repeats and absent rows; with the library and without, contiguous or not."""
     if not native:
-        monkeypatch.setattr("weightsmith.tensors.native.read_rows", lambda *_: 0)
+        monkeypatch.setattr("weightsmith.graph.backends.native.read_rows", lambda *_: 0)
     tensor = replace(tensor, strides=strides)
     table = DATA.reshape(40, 25) if strides is None else DATA.reshape(25, 40).T
     rows = np.array([3, 4, 5, -1, 0, 39, 38, 7, 7, -1, -1, 8])
@@ -300,7 +305,7 @@ def test_a_strided_view_is_read_in_c_order(
 
     out = bytearray((stop - start) * 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightsmith.tensors.strided._CHEAP_BYTES", cheap_bytes)
+        patch.setattr("weightsmith.tensors.pickles.strided._CHEAP_BYTES", cheap_bytes)
         gather(fetch, 4, view.shape, strides, start, stop, memoryview(out))
     np.testing.assert_array_equal(np.frombuffer(out, np.uint32), view.ravel()[start:stop])
     assert longest <= max(cheap_bytes, 2 * len(out))
@@ -310,7 +315,7 @@ def test_a_strided_view_is_read_in_c_order(
 def test_every_range_of_a_permuted_tensor_is_read(
     cheap_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightsmith.tensors.strided._CHEAP_BYTES", cheap_bytes)
+    monkeypatch.setattr("weightsmith.tensors.pickles.strided._CHEAP_BYTES", cheap_bytes)
     flat = np.arange(24, dtype=np.uint32)
     view = flat.reshape(4, 2, 3).transpose(2, 0, 1)
     strides = tuple(s // 4 for s in view.strides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weightsmith.errors import CheckpointError, Malformed
-from weightsmith.tensors.strict_json import (
+from weightsmith.tensors.files.strict_json import (
     loads_json,
     optional_text_in,
     parse_json,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.pickle_reader import parse_torch_file, read_torch_file
+from weightsmith.tensors.pickles.pickle_reader import parse_torch_file, read_torch_file
 from weightsmith.tensors.stored import StoredTensor
 
 
@@ -286,7 +286,7 @@ def test_an_archive_without_crcs_is_read(tmp_path: Path) -> None:
 def test_reading_loads_neither_torch_nor_the_pickle_module_of_anyone(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
     program = (
-        "import sys; from pathlib import Path; from weightsmith.tensors.pickle_reader import read_torch_file; "
+        "import sys; from pathlib import Path; from weightsmith.tensors.pickles.pickle_reader import read_torch_file; "
         f"print(len(read_torch_file(Path({str(tmp_path / 'x.pt')!r}))), 'torch' in sys.modules)"
     )
     result = subprocess.run(

@@ -15,9 +15,9 @@ import pytest
 
 from weightsmith.errors import OutputError, ResourceError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import Shard, plan_layout
-from weightsmith.tensors.safetensors_header import read_header
-from weightsmith.tensors.writer import ShardWriter, pwrite_all, sync_file, sync_folder
+from weightsmith.tensors.files.layout import Shard, plan_layout
+from weightsmith.tensors.files.safetensors_header import read_header
+from weightsmith.tensors.files.writer import ShardWriter, pwrite_all, sync_file, sync_folder
 
 NUMBERS = np.arange(5000, dtype=np.uint16)
 
@@ -225,7 +225,7 @@ def test_without_allocation_the_free_space_is_compared(
     monkeypatch.setattr(os, "posix_fallocate", failing(code))
     ShardWriter.create(tmp_path, one_shard()).close()
     (tmp_path / "model.safetensors").unlink()
-    monkeypatch.setattr("weightsmith.tensors.writer.free_bytes", lambda _: 100)
+    monkeypatch.setattr("weightsmith.tensors.files.writer.free_bytes", lambda _: 100)
     with pytest.raises(ResourceError, match="100 bytes are free"):
         ShardWriter.create(tmp_path, one_shard())
 

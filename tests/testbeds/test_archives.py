@@ -9,7 +9,8 @@ import zipfile
 import pytest
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds import embedding, language, smollm
+from weightsmith.testbeds import embedding, smollm
+from weightsmith.testbeds import language_family as language
 from weightsmith.testbeds.sources import read_members
 
 FILES = {"a/2.json": b"two", "a/1.json": b"one", "b/1.json": b"other", "a/1.txt": b"text"}

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from weightsmith.testbeds import byte_llama, moe
-from weightsmith.testbeds.byte_llama import BEGIN, END, ROW, Size, new_model, pack
+from weightsmith.testbeds.byte_llama import BEGIN, END, ROW, LlamaSize, new_model, pack
 from weightsmith.testbeds.language_tasks import LanguageTask, gain
 from weightsmith.testbeds.languages import tune
-from weightsmith.testbeds.low_rank import Shape, add_adapters, fold_adapters, write_adapter
+from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
 from weightsmith.testbeds.training import Schedule
 
 TEXTS = ["def one():\n    return 1", "Привет, мир", "écrit  deux\ttrois"]
-SIZE = Size(width=16, layers=2, heads=2, key_value_heads=1, inner=24)
+SIZE = LlamaSize(width=16, layers=2, heads=2, key_value_heads=1, inner=24)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from weightsmith.errors import VerificationError
 from weightsmith.testbeds import embedding, sentence_encoder
-from weightsmith.testbeds.pairs import PairTask, functions_of
+from weightsmith.testbeds.pair_tasks import PairTask, functions_of
 from weightsmith.testbeds.sentence_encoder import Encoder, read_encoder, write_encoder
 
 SOURCE = '''

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from weightsmith.errors import ResourceError, VerificationError
-from weightsmith.testbeds.sources import Source, fetch, members, read_member
+from weightsmith.testbeds.sources import Archive, fetch, members, read_member
 
 WHEEL = "toydata-1.0-py3-none-any.whl"
 
@@ -34,7 +34,7 @@ def registry(tmp_path, monkeypatch):
 def source_of(folder, digest=None):
     if digest is None:
         digest = f"sha256:{hashlib.sha256((folder / WHEEL).read_bytes()).hexdigest()}"
-    return Source("toydata", "1.0", WHEEL, digest, "CC0-1.0")
+    return Archive("toydata", "1.0", WHEEL, digest, "CC0-1.0")
 
 
 def test_an_archive_is_downloaded_once_and_read_without_unpacking(registry, tmp_path):
@@ -63,7 +63,7 @@ def test_a_download_with_another_digest_is_refused_and_not_kept(registry, tmp_pa
 
 @pytest.mark.usefixtures("registry")
 def test_what_the_registry_does_not_have_is_an_error_that_names_it():
-    missing = Source("toydata", "2.0", "toydata-2.0-py3-none-any.whl", "sha256:00", "CC0-1.0")
+    missing = Archive("toydata", "2.0", "toydata-2.0-py3-none-any.whl", "sha256:00", "CC0-1.0")
     with pytest.raises(ResourceError, match=r"toydata 2\.0 could not be downloaded"):
         fetch(missing)
 
@@ -76,14 +76,14 @@ def test_a_source_distribution_is_not_accepted_because_pip_would_run_it(registry
     with tarfile.open(registry / "toydata-1.0.tar.gz", "w:gz") as packed:
         packed.add(script, "toydata-1.0/setup.py")
     with pytest.raises(ResourceError, match="is no wheel"):
-        fetch(Source("toydata", "1.0", "toydata-1.0.tar.gz", "sha256:00", "CC0-1.0"))
+        fetch(Archive("toydata", "1.0", "toydata-1.0.tar.gz", "sha256:00", "CC0-1.0"))
     assert not witness.exists()
 
 
 @pytest.mark.usefixtures("registry")
 def test_npm_sources_need_npm(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    source = Source("toydata", "1.0", "toydata-1.0.tgz", "sha512:00", "CC0-1.0", "npm")
+    source = Archive("toydata", "1.0", "toydata-1.0.tgz", "sha512:00", "CC0-1.0", "npm")
     with pytest.raises(ResourceError, match="no `npm` is on the PATH"):
         fetch(source)
 
@@ -98,7 +98,7 @@ def test_an_npm_archive_that_is_there_already_needs_no_npm(monkeypatch, tmp_path
         packed.add(text, "package/words.txt")
     digest = hashlib.sha512((archives / "toydata-1.0.tgz").read_bytes()).hexdigest()
     monkeypatch.setenv("PATH", str(tmp_path))
-    source = Source("toydata", "1.0", "toydata-1.0.tgz", f"sha512:{digest}", "CC0-1.0", "npm")
+    source = Archive("toydata", "1.0", "toydata-1.0.tgz", f"sha512:{digest}", "CC0-1.0", "npm")
     archive = fetch(source)
     assert members(archive) == ("package/words.txt",)
     assert read_member(archive, "package/words.txt") == b"gamma"

@@ -48,7 +48,7 @@ def test_a_head_file_reads_back_and_is_the_same_each_time(tmp_path):
 
 
 def test_a_vit_reads_back_as_it_was_though_its_names_differ_on_disk(tmp_path):
-    model = vit.new_model(vit.Size(width=16, layers=2, heads=2), seed=3)
+    model = vit.new_model(vit.VitSize(width=16, layers=2, heads=2), seed=3)
     vit.write_model(model, tmp_path)
     again = vit.read_model(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as stored:
@@ -61,7 +61,7 @@ def test_a_vit_reads_back_as_it_was_though_its_names_differ_on_disk(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_network_and_another_does_not():
-    size = vit.Size(width=16, layers=1, heads=2)
+    size = vit.VitSize(width=16, layers=1, heads=2)
     one, same, other = (vit.new_model(size, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)

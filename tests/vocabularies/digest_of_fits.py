@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from weightsmith.tensors.safetensors_header import read_header
+from weightsmith.tensors.files.safetensors_header import read_header
 from weightsmith.vocabularies.missing import Missing
 from weightsmith.vocabularies.rules import FittedRows, LeastSquares, Omp, Procrustes
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 
 def digest_of_fits(folder: Path) -> str:
     """All rules on rows of which the first 700 are shared."""
-    own, donor = (Table(read_header(folder / f"{n}.safetensors")[0]) for n in ("own", "donor"))
+    own, donor = (TokenTable(read_header(folder / f"{n}.safetensors")[0]) for n in ("own", "donor"))
     pairs, wanted = np.arange(700), np.arange(700, 900)
     missing = Missing(own, 200, None, donor, pairs, pairs, wanted)
     state = hashlib.sha256()

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.tensors.safetensors_header import read_header
+from weightsmith.tensors.files.safetensors_header import read_header
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 
 def stored(folder: Path, name: str, values: torch.Tensor | np.ndarray) -> LazyTensor:
@@ -21,9 +21,9 @@ def stored(folder: Path, name: str, values: torch.Tensor | np.ndarray) -> LazyTe
     return read_header(path)[0]
 
 
-def table(folder: Path, name: str, values: torch.Tensor | np.ndarray) -> Table:
+def table(folder: Path, name: str, values: torch.Tensor | np.ndarray) -> TokenTable:
     """The same as a table with rows along axis 0."""
-    return Table(stored(folder, name, values))
+    return TokenTable(stored(folder, name, values))
 
 
 def read(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from weightsmith.vocabularies.heldout import Errors, held_out_error
 from weightsmith.vocabularies.missing import Missing, Pieces
 from weightsmith.vocabularies.rules import LeastSquares, Mean, Omp, Procrustes, Subtokens, Zero
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 from .tables_made_here import table
 
@@ -133,7 +133,7 @@ def test_where_nothing_is_missing_nothing_is_wrong(related: Missing) -> None:
 
 
 def test_too_few_tokens_and_rows_of_zeros_cannot_be_measured(tmp_path: Path) -> None:
-    one: Table = table(tmp_path, "one", torch.ones(1, 3))
+    one: TokenTable = table(tmp_path, "one", torch.ones(1, 3))
     pair = np.array([0])
     assert held_out_error(Omp(), Missing(one, 1, None, one, pair, pair, pair)) is None
     assert held_out_error(Mean(), Missing(one, 1)) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.linear_model import orthogonal_mp
 
-from weightsmith.vocabularies.missing import Missing, Rule
+from weightsmith.vocabularies.missing import Missing, MissingRule
 from weightsmith.vocabularies.pursuit import Pursuit, pursue
 from weightsmith.vocabularies.rules import FittedRows, LeastSquares, Omp, Procrustes
 
@@ -139,7 +139,7 @@ def planted(
     return Missing(tables[0], len(wanted), None, tables[1], pairs, pairs, wanted), own[shared:]
 
 
-def made(rule: Rule, missing: Missing) -> np.ndarray:
+def made(rule: MissingRule, missing: Missing) -> np.ndarray:
     rows = FittedRows(rule, missing).read(np.arange(missing.count))
     return rows.view(f"<f{rows.itemsize}").astype(np.float64)
 

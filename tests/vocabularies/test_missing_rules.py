@@ -12,8 +12,8 @@ import torch
 
 from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError, UsageError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.vocabularies.missing import Missing, Pieces, Rule
-from weightsmith.vocabularies.rows import AlignedRows, Fill
+from weightsmith.vocabularies.aligned_rows import AlignedRows, Fill
+from weightsmith.vocabularies.missing import Missing, MissingRule, Pieces
 from weightsmith.vocabularies.rules import (
     RULES,
     FittedRows,
@@ -25,7 +25,7 @@ from weightsmith.vocabularies.rules import (
     Zero,
     rule_named,
 )
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 from .tables_made_here import read, table
 
@@ -35,23 +35,23 @@ DONOR_RULES = [Omp(), LeastSquares(), Procrustes()]
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Table:
+def own(tmp_path: Path) -> TokenTable:
     return table(tmp_path, "embed", VALUES)
 
 
-def made(rule: Rule, missing: Missing) -> np.ndarray:
+def made(rule: MissingRule, missing: Missing) -> np.ndarray:
     rows = FittedRows(rule, missing)
     assert rows.dtype is DType.FLOAT32
     return rows.read(np.arange(missing.count)).view(np.float32)
 
 
-def test_zero_leaves_the_dtype_of_the_table(own: Table) -> None:
+def test_zero_leaves_the_dtype_of_the_table(own: TokenTable) -> None:
     fill = Fill(np.array([50]), FittedRows(Zero(), Missing(own, 1)))
     aligned = AlignedRows(own.tensor, np.append(np.arange(50), -1), (fill,))
     assert torch.equal(read(aligned), torch.cat([VALUES, torch.zeros(1, 4).bfloat16()]))
 
 
-def test_the_mean_is_that_of_the_rows_in_use(own: Table) -> None:
+def test_the_mean_is_that_of_the_rows_in_use(own: TokenTable) -> None:
     used = np.array([3, 4, 9])
     found = made(Mean(), Missing(own, 2, used=used))
     expected = EXACT[used].mean(axis=0)
@@ -59,7 +59,7 @@ def test_the_mean_is_that_of_the_rows_in_use(own: Table) -> None:
     np.testing.assert_allclose(made(Mean(), Missing(own, 1))[0], EXACT.mean(axis=0), rtol=1e-6)
 
 
-def test_a_mean_of_nothing_is_refused(own: Table) -> None:
+def test_a_mean_of_nothing_is_refused(own: TokenTable) -> None:
     with pytest.raises(CompatibilityError, match="'llama' has no rows in use"):
         FittedRows(Mean(), Missing(own, 1, used=np.array([], int), own_label="'llama'"))
 
@@ -88,7 +88,7 @@ PIECES = [[5], [7, 8, 8], [], [1, 2, 3, 4]]
     ],
 )
 def test_pieces_are_put_together(
-    own: Table, variant: str, is_head: bool, weights: list[float]
+    own: TokenTable, variant: str, is_head: bool, weights: list[float]
 ) -> None:
     """The last piece counts most for an embedding, the first for a head; one piece is itself in every variant."""
     missing = Missing(own, 4, pieces=Pieces.of(PIECES), is_head=is_head)
@@ -97,14 +97,14 @@ def test_pieces_are_put_together(
     np.testing.assert_array_equal(found[0], EXACT[5].astype(np.float32))
 
 
-def test_a_token_without_pieces_gets_the_mean_and_is_counted(own: Table) -> None:
+def test_a_token_without_pieces_gets_the_mean_and_is_counted(own: TokenTable) -> None:
     rows = FittedRows(Subtokens(), Missing(own, 4, pieces=Pieces.of(PIECES), used=np.arange(9)))
     found = rows.read(np.array([2])).view(np.float32)
     np.testing.assert_allclose(found[0], EXACT[:9].mean(axis=0), rtol=1e-6)
     assert rows.fitted().facts == {"without pieces": 1.0}
 
 
-def test_pieces_must_be_given_and_lie_in_the_table(own: Table) -> None:
+def test_pieces_must_be_given_and_lie_in_the_table(own: TokenTable) -> None:
     with pytest.raises(UsageError, match="pieces"):
         FittedRows(Subtokens(), Missing(own, 1))
     with pytest.raises(UsageError, match="50 rows"):
@@ -121,7 +121,9 @@ def test_lists_of_pieces_are_taken_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("rule", DONOR_RULES, ids=lambda rule: rule.name)
-def test_without_shared_tokens_the_message_names_both_checkpoints(own: Table, rule: Rule) -> None:
+def test_without_shared_tokens_the_message_names_both_checkpoints(
+    own: TokenTable, rule: MissingRule
+) -> None:
     nothing = np.array([], int)
     missing = Missing(
         own,
@@ -139,13 +141,13 @@ def test_without_shared_tokens_the_message_names_both_checkpoints(own: Table, ru
 
 
 @pytest.mark.parametrize("rule", DONOR_RULES, ids=lambda rule: rule.name)
-def test_a_rule_that_needs_a_donor_says_so(own: Table, rule: Rule) -> None:
+def test_a_rule_that_needs_a_donor_says_so(own: TokenTable, rule: MissingRule) -> None:
     with pytest.raises(UsageError, match="no rows of a donor"):
         FittedRows(rule, Missing(own, 1))
 
 
 @pytest.mark.parametrize("rule", [Mean(), Subtokens(), *DONOR_RULES], ids=lambda rule: rule.name)
-def test_a_row_of_nan_is_named(tmp_path: Path, rule: Rule) -> None:
+def test_a_row_of_nan_is_named(tmp_path: Path, rule: MissingRule) -> None:
     values = VALUES.clone()
     values[7, 2] = float("nan")
     broken = table(tmp_path, "broken", values)
@@ -184,8 +186,8 @@ def test_a_rule_that_is_not_known_is_refused(name: str, parameters: dict, messag
         rule_named(name, parameters)
 
 
-def test_identities_know_rule_parameters_and_inputs_without_reading(own: Table) -> None:
-    def identity(rule: Rule, shared: int = 20, wanted: int = 30) -> object:
+def test_identities_know_rule_parameters_and_inputs_without_reading(own: TokenTable) -> None:
+    def identity(rule: MissingRule, shared: int = 20, wanted: int = 30) -> object:
         pairs = np.arange(shared)
         return FittedRows(
             rule, Missing(own, 1, None, own, pairs, pairs, np.array([wanted]))
@@ -203,7 +205,7 @@ def test_identities_know_rule_parameters_and_inputs_without_reading(own: Table) 
 
 
 def test_a_fit_is_made_once_however_many_threads_ask(
-    own: Table, monkeypatch: pytest.MonkeyPatch
+    own: TokenTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     fit = Mean.fit
@@ -216,7 +218,7 @@ def test_a_fit_is_made_once_however_many_threads_ask(
     assert len({part.tobytes() for part in found}) == 1
 
 
-def test_aligned_tables_travel_to_other_processes(own: Table) -> None:
+def test_aligned_tables_travel_to_other_processes(own: TokenTable) -> None:
     """Fitted or not."""
     fill = Fill(np.array([50]), FittedRows(Mean(), Missing(own, 1)))
     aligned = AlignedRows(own.tensor, np.append(np.arange(50), -1), (fill,))

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.errors import CheckpointError
-from weightsmith.vocabularies.papers import Change, papers
+from weightsmith.vocabularies.companion_files import VocabularyChange, papers
 
-from .words import words
+from ..tokenizers.words import words  # noqa: TID252 - two rooms share it
 
 CONFIG: dict[str, Any] = {"vocab_size": 4, "eos_token_id": 1}
 FILES = {
@@ -58,7 +58,7 @@ def test_without_a_change_every_paper_is_the_donors_byte_for_byte(donor: Checkpo
 
 def test_another_tokenizer_loses_none_of_the_other_papers(donor: Checkpoint) -> None:
     """Generation settings and processors survive a tokenizer section, with their ids made true."""
-    change = Change(OLD, NEW, rows=3, tokenizer={"tokenizer.json": b"{}"})
+    change = VocabularyChange(OLD, NEW, rows=3, tokenizer={"tokenizer.json": b"{}"})
     made = papers(donor, CONFIG, change)
     assert set(made.files) == {
         "tokenizer.json",
@@ -81,18 +81,18 @@ def test_another_tokenizer_loses_none_of_the_other_papers(donor: Checkpoint) -> 
 
 def test_generation_settings_whose_ids_stay_keep_their_bytes(donor: Checkpoint) -> None:
     """Nothing is written anew for its own sake."""
-    made = papers(donor, CONFIG, Change(OLD, OLD, rows=4))
+    made = papers(donor, CONFIG, VocabularyChange(OLD, OLD, rows=4))
     assert made.files["generation_config.json"] == FILES["generation_config.json"].encode()
 
 
 def test_a_template_changes_in_both_places(donor: Checkpoint) -> None:
     """The jinja file and the tokenizer's configuration, also where the latter is written anew."""
-    made = papers(donor, CONFIG, Change(template="new"))
+    made = papers(donor, CONFIG, VocabularyChange(template="new"))
     assert made.files["chat_template.jinja"] == b"new"
     assert json.loads(made.files["tokenizer_config.json"])["chat_template"] == "new"
     assert made.files["additional_chat_templates/rag.jinja"] == b"rag"
     rewritten = {"tokenizer_config.json": b'{"chat_template": "mine", "x": 1}'}
-    made = papers(donor, CONFIG, Change(OLD, NEW, 3, rewritten, "new"))
+    made = papers(donor, CONFIG, VocabularyChange(OLD, NEW, 3, rewritten, "new"))
     assert json.loads(made.files["tokenizer_config.json"]) == {"chat_template": "new", "x": 1}
 
 
@@ -132,8 +132,9 @@ def test_transformers_reads_the_new_template_from_every_form(
     donor: Checkpoint, tmp_path_factory: Any, form: str
 ) -> None:
     """As a file, in the configuration, among named ones, and where there was none."""
-    from tokenizers import Tokenizer, models
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from tokenizers import Tokenizer, models
 
     for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja"):
         (donor.path / name).unlink()
@@ -148,7 +149,7 @@ def test_transformers_reads_the_new_template_from_every_form(
         given["chat_template"] = "old" if form == "config" else named
         file.write_text(json.dumps(given))
     out = tmp_path_factory.mktemp("out")
-    for name, data in papers(donor, CONFIG, Change(template="{{ 'new' }}")).files.items():
+    for name, data in papers(donor, CONFIG, VocabularyChange(template="{{ 'new' }}")).files.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(data)
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))

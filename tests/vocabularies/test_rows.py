@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import LazyTensor
+from weightsmith.vocabularies.aligned_rows import AlignedRows, Fill
 from weightsmith.vocabularies.combinations import (
-    Combined,
+    CombinedRows,
     Constant,
     Copied,
     Zeros,
     borrow,
     mean_over,
 )
-from weightsmith.vocabularies.rows import AlignedRows, Fill
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 from .tables_made_here import read, stored, table
 
@@ -45,7 +45,7 @@ def own(folder: Path) -> LazyTensor:
 
 
 @pytest.fixture(scope="module")
-def other(folder: Path) -> Table:
+def other(folder: Path) -> TokenTable:
     return table(folder, "other", OTHER)
 
 
@@ -82,7 +82,7 @@ class Mixture:
 
 
 @pytest.fixture(scope="module")
-def mixture(own: LazyTensor, other: Table) -> Mixture:
+def mixture(own: LazyTensor, other: TokenTable) -> Mixture:
     """100 rows: own, zero, copied, combined, constant; the order is shuffled."""
     order = np.random.default_rng(3).permutation(100)
     rows = np.full(100, -1)
@@ -94,7 +94,9 @@ def mixture(own: LazyTensor, other: Table) -> Mixture:
     row = np.arange(6, dtype=np.float32)
     fills = (
         Fill(copied, Copied(other, np.arange(10))),
-        Fill(combined, Combined((Table(own), other), starts, terms, coefficients, origins)),
+        Fill(
+            combined, CombinedRows((TokenTable(own), other), starts, terms, coefficients, origins)
+        ),
         Fill(constant, Constant(row, 10)),
     )
     expected = torch.zeros(100, 6)
@@ -190,7 +192,9 @@ def test_rows_of_another_dtype_meet_in_one_that_holds_both(
     )
 
 
-def test_integers_are_gathered_but_never_mixed_with_floats(tmp_path: Path, other: Table) -> None:
+def test_integers_are_gathered_but_never_mixed_with_floats(
+    tmp_path: Path, other: TokenTable
+) -> None:
     tensor = stored(tmp_path, "t", torch.arange(12).reshape(2, 6))
     assert torch.equal(read(AlignedRows(tensor, np.array([1, -1])))[0], torch.arange(6, 12))
     with pytest.raises(CompatibilityError, match="only floats are widened"):
@@ -198,7 +202,7 @@ def test_integers_are_gathered_but_never_mixed_with_floats(tmp_path: Path, other
 
 
 def test_zero_rows_keep_the_dtype(own: LazyTensor) -> None:
-    fill = Fill(np.array([0]), Zeros(Table(own), 1))
+    fill = Fill(np.array([0]), Zeros(TokenTable(own), 1))
     aligned = AlignedRows(own, np.array([-1, 5]), (fill,))
     assert aligned.dtype is DType.BFLOAT16
     assert torch.equal(read(aligned), torch.stack([torch.zeros(6).bfloat16(), OWN[5]]))
@@ -230,9 +234,9 @@ def test_tables_with_more_axes_and_with_no_elements(tmp_path: Path) -> None:
     assert read(AlignedRows(aligned, np.array([], np.int64))).shape == (0, 3, 2)
 
 
-def test_the_identity_of_rows_is_told_from_any_change(own: LazyTensor, other: Table) -> None:
+def test_the_identity_of_rows_is_told_from_any_change(own: LazyTensor, other: TokenTable) -> None:
     def aligned(rows: list[int], borrowed: int = 0, factor: float = 0.5) -> AlignedRows:
-        combined = Combined((other,), np.array([0, 1]), np.array([1]), np.array([factor]))
+        combined = CombinedRows((other,), np.array([0, 1]), np.array([1]), np.array([factor]))
         fills = (
             Fill(np.array([2]), Copied(other, np.array([borrowed]))),
             Fill(np.array([3]), combined),
@@ -260,7 +264,9 @@ def test_an_index_outside_the_table_is_refused(own: LazyTensor, rows: list[int])
         AlignedRows(own, np.array(rows))
 
 
-def test_fills_that_do_not_fit_are_refused(own: LazyTensor, tmp_path: Path, other: Table) -> None:
+def test_fills_that_do_not_fit_are_refused(
+    own: LazyTensor, tmp_path: Path, other: TokenTable
+) -> None:
     rows = np.array([0, -1, -1])
     one = Copied(other, np.array([0]))
     with pytest.raises(UsageError, match="more than one origin"):
@@ -292,7 +298,7 @@ def test_sums_do_not_depend_on_what_is_read_together(tmp_path: Path) -> None:
     lengths = rng.integers(0, 40, 200)
     starts = np.append(0, np.cumsum(lengths))
     rows, factors = rng.integers(0, 500, starts[-1]), rng.standard_normal(starts[-1])
-    combined = Combined((table(tmp_path, "t", values),), starts, rows, factors)
+    combined = CombinedRows((table(tmp_path, "t", values),), starts, rows, factors)
     together = combined.read(np.arange(200))
     alone = np.concatenate([combined.read(np.array([i])) for i in range(200)])
     np.testing.assert_array_equal(together, alone)
@@ -310,7 +316,7 @@ def test_a_row_of_nan_that_is_combined_is_an_error_and_one_that_is_copied_is_not
     values[3, 1] = float("nan")
     broken = table(tmp_path, "broken", values)
     assert read(AlignedRows(broken.tensor, np.array([3]))).isnan().any()
-    combined = Combined((broken,), np.array([0, 2]), np.array([2, 3]), np.array([1.0, 0.0]))
+    combined = CombinedRows((broken,), np.array([0, 2]), np.array([2, 3]), np.array([1.0, 0.0]))
     with pytest.raises(NonFiniteError, match=r"Row 3 of tensor 'broken'.*NaN"):
         combined.read(np.array([0]))
 
@@ -318,12 +324,12 @@ def test_a_row_of_nan_that_is_combined_is_an_error_and_one_that_is_copied_is_not
 def test_large_finite_rows_are_finite(tmp_path: Path) -> None:
     """Their sum overflows, and they are fine."""
     large = table(tmp_path, "large", torch.full((2, 4), 3e38))
-    combined = Combined((large,), np.array([0, 1]), np.array([1]), np.array([0.5]))
+    combined = CombinedRows((large,), np.array([0, 1]), np.array([1]), np.array([0.5]))
     assert (combined.read(np.array([0])).view(np.float32) == np.float32(3e38) / 2).all()
 
 
 def borrowed(
-    targets: list[int], tables: list[Table], rows: list[list[int]], base: int | None
+    targets: list[int], tables: list[TokenTable], rows: list[list[int]], base: int | None
 ) -> torch.Tensor:
     mine = AlignedRows(
         tables[0].tensor,
@@ -334,11 +340,11 @@ def borrowed(
 
 
 def test_borrowed_rows_follow_mergekits_default(
-    own: LazyTensor, other: Table, tmp_path: Path
+    own: LazyTensor, other: TokenTable, tmp_path: Path
 ) -> None:
     """The only model's row; the base's; the mean over those that have it; zero where nobody has one."""
     third_values = torch.randn(10, 6).bfloat16()
-    tables = [Table(own), other, table(tmp_path, "third", third_values)]
+    tables = [TokenTable(own), other, table(tmp_path, "third", third_values)]
     rows = [[-1, 3, 4, 5, -1], [7, 8, -1, 9, -1], [-1, 1, 2, 3, -1]]
     with_base = borrowed([0, 1, 2, 3, 4], tables, rows, 1)
     mean_of_two = ((OWN[4].double() + third_values[2].double()) / 2).float()
@@ -356,9 +362,9 @@ def test_borrowed_rows_follow_mergekits_default(
     assert torch.equal(without[2], mean_of_two)
 
 
-def test_borrowed_copies_keep_their_dtype(own: LazyTensor, other: Table) -> None:
+def test_borrowed_copies_keep_their_dtype(own: LazyTensor, other: TokenTable) -> None:
     """No mean, no float32."""
-    fills = borrow(np.array([1]), [Table(own), other], np.array([[-1], [4]]))
+    fills = borrow(np.array([1]), [TokenTable(own), other], np.array([[-1], [4]]))
     aligned = AlignedRows(own, np.array([0, -1]), fills)
     assert aligned.dtype is DType.BFLOAT16
     assert torch.equal(read(aligned)[1], OTHER[4])
@@ -367,4 +373,4 @@ def test_borrowed_copies_keep_their_dtype(own: LazyTensor, other: Table) -> None
 def test_means_over_tables_of_different_widths_are_refused(own: LazyTensor, tmp_path: Path) -> None:
     narrow = table(tmp_path, "narrow", torch.zeros(3, 2))
     with pytest.raises(CompatibilityError, match="hidden sizes"):
-        mean_over([Table(own), narrow], np.array([[0], [0]]))
+        mean_over([TokenTable(own), narrow], np.array([[0], [0]]))

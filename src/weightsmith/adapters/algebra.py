@@ -14,15 +14,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightsmith.deltas.changes import LowRank, Matrix
+from weightsmith.deltas.changes import LowRankChange, Matrix
 from weightsmith.errors import NonFiniteError, UsageError
-from weightsmith.tensors.singular import Spectrum, exact
+from weightsmith.graph.singular import Spectrum, exact
 
 # Singular values below this many roundings of the largest, for each row or column, are rounding.
 _ROUNDING = float(np.finfo(np.float64).eps)
 
 
-def leading(found: Spectrum, rank: int) -> LowRank:
+def leading(found: Spectrum, rank: int) -> LowRankChange:
     """The best approximation of that rank, balanced: B = U sqrt(S), A = sqrt(S) V^T; of rank 1 at least.
 
     A change without any singular value gives zeros of rank 1, which every dialect can write.
@@ -31,7 +31,7 @@ def leading(found: Spectrum, rank: int) -> LowRank:
         return zeros(found.left.shape[0], found.right.shape[1])
     kept = found.leading(max(rank, 1))
     root = np.sqrt(kept.values)
-    return LowRank(kept.left * root, root[:, None] * kept.right)
+    return LowRankChange(kept.left * root, root[:, None] * kept.right)
 
 
 def lost(values: Matrix, rank: int) -> float:
@@ -42,12 +42,12 @@ def lost(values: Matrix, rank: int) -> float:
     return float(np.sqrt(np.square(relative[rank:]).sum() / np.square(relative).sum()))
 
 
-def zeros(rows: int, columns: int) -> LowRank:
+def zeros(rows: int, columns: int) -> LowRankChange:
     """The change that changes nothing, of rank 1."""
-    return LowRank(np.zeros((rows, 1)), np.zeros((1, columns)))
+    return LowRankChange(np.zeros((rows, 1)), np.zeros((1, columns)))
 
 
-def concatenated(changes: Sequence[tuple[float, LowRank]]) -> LowRank:
+def concatenated(changes: Sequence[tuple[float, LowRankChange]]) -> LowRankChange:
     """sum_i w_i s_i B_i A_i, exactly: factors beside and below each other, of rank sum_i r_i, with scale 1.
 
     Weights may be negative; they go to the left factors. Raises UsageError for no changes or for different shapes.
@@ -61,10 +61,10 @@ def concatenated(changes: Sequence[tuple[float, LowRank]]) -> LowRank:
             f"Changes of the shapes {listed} cannot be added: they are of other bases."
         )
     left = [change.left * (weight * change.scale) for weight, change in changes]
-    return LowRank(np.concatenate(left, 1), np.concatenate([c.right for _, c in changes], 0))
+    return LowRankChange(np.concatenate(left, 1), np.concatenate([c.right for _, c in changes], 0))
 
 
-def spectrum(change: LowRank) -> Spectrum:
+def spectrum(change: LowRankChange) -> Spectrum:
     """The singular value decomposition of a change, up to its numerical rank, from two QRs and one small SVD.
 
     The largest element of each left singular vector is positive (the first of equal ones), so the result is the same
@@ -84,7 +84,7 @@ def spectrum(change: LowRank) -> Spectrum:
     return signed(whole, scale=change.scale * sizes[0] * sizes[1], size=bound)
 
 
-def _even(change: LowRank) -> tuple[Matrix, Matrix]:
+def _even(change: LowRankChange) -> tuple[Matrix, Matrix]:
     """Left and right factors with each column of the one as large as the row of the other that it goes with."""
     left, right = (
         abs(change.left).max(axis=0, initial=0.0),
@@ -159,12 +159,12 @@ def kept_rank(
 
 
 def truncated(
-    change: LowRank,
+    change: LowRankChange,
     *,
     rank: int | None = None,
     energy: float | None = None,
     error: float | None = None,
-) -> tuple[LowRank, float]:
+) -> tuple[LowRankChange, float]:
     """The best approximation of lower rank, and the share of the norm that it lost (see `kept_rank`).
 
     Balanced: B = U sqrt(S) and A = sqrt(S) V^T, scale 1. Without any bound it is the same change in that gauge.
@@ -174,28 +174,28 @@ def truncated(
     return leading(found, kept), lost(found.values, kept)
 
 
-def inner(first: LowRank, second: LowRank) -> float:
+def inner(first: LowRankChange, second: LowRankChange) -> float:
     """sum_ij X_ij Y_ij of two changes of one shape, from R x R products."""
     products = (first.left.T @ second.left) * (first.right @ second.right.T)
     return float(products.sum()) * first.scale * second.scale
 
 
-def norm(change: LowRank) -> float:
+def norm(change: LowRankChange) -> float:
     """The Frobenius norm, from the cores of two QRs: sound where factors nearly cancel."""
     return math.hypot(*spectrum(change).values)
 
 
-def cosine(first: LowRank, second: LowRank) -> float:
+def cosine(first: LowRankChange, second: LowRankChange) -> float:
     """The cosine between two changes as vectors, in [-1, 1]; 0 where one of them is zero."""
     sizes = norm(first), norm(second)
     if 0.0 in sizes:
         return 0.0
-    a = LowRank(first.left / sizes[0], first.right, first.scale)
-    b = LowRank(second.left / sizes[1], second.right, second.scale)
+    a = LowRankChange(first.left / sizes[0], first.right, first.scale)
+    b = LowRankChange(second.left / sizes[1], second.right, second.scale)
     return max(-1.0, min(1.0, inner(a, b)))
 
 
-def require_finite(change: LowRank) -> None:
+def require_finite(change: LowRankChange) -> None:
     """Raise NonFiniteError where a factor holds NaN or infinities."""
     if not (np.isfinite(change.left).all() and np.isfinite(change.right).all()):
         raise NonFiniteError("A low-rank change holds NaN or infinities: its adapter is damaged.")

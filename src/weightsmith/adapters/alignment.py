@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.messages import shown

@@ -9,8 +9,8 @@ from weightsmith.adapters.adapter import Form, Update
 from weightsmith.adapters.updates import loaded
 from weightsmith.deltas.changed import ChangedTensor, Towards
 from weightsmith.deltas.changes import Change, Weighted, transposed
-from weightsmith.deltas.renamed import renamed
-from weightsmith.deltas.rows import ReplacedRows
+from weightsmith.deltas.renamed_tensors import renamed
+from weightsmith.deltas.row_views import ReplacedRows
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.stored import LazyTensor

@@ -17,7 +17,7 @@ from weightsmith.adapters.algebra import zeros
 from weightsmith.adapters.alignment import aligned
 from weightsmith.adapters.attaching import fitted_updates
 from weightsmith.adapters.base_tensors import base_tensor
-from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter, low_rank_adapter
+from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter, low_rank_adapter
 from weightsmith.checkpoints import Checkpoint, assemble
 from weightsmith.deltas import ChangedTensor
 from weightsmith.deltas.changed import read_elements
@@ -48,7 +48,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class ChangedTarget:
     """A tensor that any of the adapters changes, as methods see it.
 
     `units` are its factors without numbers that matter, one for a matrix and one for each expert of a fused tensor;
@@ -114,13 +114,13 @@ def named_by(base: Checkpoint | None, adapter: Adapter) -> Adapter:
     return replace(adapter, updates=updates, flattened=False)
 
 
-def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, Target]:
+def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, ChangedTarget]:
     """Every tensor that one of the adapters changes, in the order of the adapters.
 
     Raises CompatibilityError where adapters see a tensor in different shapes or orientations.
     """
     aligned([one.adapter for one in loaded], [shown(one.source) for one in loaded])
-    seen: dict[str, list[tuple[Loaded, Target]]] = {}
+    seen: dict[str, list[tuple[Loaded, ChangedTarget]]] = {}
     for one in loaded:
         for target in _targets(one, base):
             seen.setdefault(target.name, []).append((one, target))
@@ -129,7 +129,7 @@ def targets_of(loaded: Sequence[Loaded], base: Checkpoint | None) -> dict[str, T
 
 def changes_of(
     one: Loaded,
-    targets: Mapping[str, Target],
+    targets: Mapping[str, ChangedTarget],
     dtype: DType = DType.FLOAT32,
     coordinates: Mapping[str, LazyTensor] | None = None,
 ) -> Checkpoint:
@@ -152,7 +152,7 @@ def changes_of(
 
 
 def unchanged(
-    targets: Mapping[str, Target], path: Path, source: str, dtype: DType = DType.FLOAT32
+    targets: Mapping[str, ChangedTarget], path: Path, source: str, dtype: DType = DType.FLOAT32
 ) -> Checkpoint:
     """The base's part: a checkpoint of zeros."""
     tensors: dict[str, LazyTensor] = {
@@ -203,7 +203,7 @@ class _Replacing:
 
 
 def _assembled(
-    tensors: dict[str, LazyTensor], targets: Mapping[str, Target], path: Path, source: str
+    tensors: dict[str, LazyTensor], targets: Mapping[str, ChangedTarget], path: Path, source: str
 ) -> Checkpoint:
     made = assemble(tensors, None, path=path, source=source)
     roles = {
@@ -230,18 +230,18 @@ def _all_units(units: Sequence[Factors]) -> tuple[Factors, ...]:
     return tuple(replace(empty, part=part) for part in range(first.shape[0]))
 
 
-def _targets(one: Loaded, base: Checkpoint | None) -> Iterator[Target]:
+def _targets(one: Loaded, base: Checkpoint | None) -> Iterator[ChangedTarget]:
     adapter = one.adapter
     for name, whole in adapter.replaced.items():
-        yield Target(name, whole.shape, (), _original(name, whole.shape, one, base))
+        yield ChangedTarget(name, whole.shape, (), _original(name, whole.shape, one, base))
     for name, whole in adapter.added.items():
-        yield Target(name, whole.shape)
+        yield ChangedTarget(name, whole.shape)
     for name, units in _by_target(adapter).items():
         if name not in adapter.replaced:
-            yield Target(name, units[0].shape, _all_units(units))
+            yield ChangedTarget(name, units[0].shape, _all_units(units))
 
 
-def _joined(found: Sequence[tuple[Loaded, Target]]) -> Target:
+def _joined(found: Sequence[tuple[Loaded, ChangedTarget]]) -> ChangedTarget:
     """One tensor as all adapters see it: kept whole where one of them does."""
     first, target = found[0]
     for one, other in found[1:]:
@@ -255,13 +255,13 @@ def _joined(found: Sequence[tuple[Loaded, Target]]) -> Target:
     return (originals or wholes or [target])[0]
 
 
-def _form(target: Target, other: Target) -> object:
+def _form(target: ChangedTarget, other: ChangedTarget) -> object:
     """What a tensor must have in common with another adapter's."""
     both_are_factored = bool(target.units and other.units)
     return math.prod(target.shape), both_are_factored and target.units[0].input_first
 
 
-def _words(target: Target) -> str:
+def _words(target: ChangedTarget) -> str:
     first = " with inputs first" if target.units and target.units[0].input_first else ""
     return f"{list(target.shape)}{first}"
 
@@ -278,7 +278,7 @@ def _original(
 
 
 def _change(
-    adapter: LowRankAdapter, target: Target, own: Sequence[Factors]
+    adapter: LowRankAdapter, target: ChangedTarget, own: Sequence[Factors]
 ) -> Callable[[], Change] | None:
     """What gives the change that an adapter makes; None where it makes none."""
     name = target.name

@@ -14,27 +14,27 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from weightsmith.adapters.low_rank import Array, Factors, FactorsKind
+from weightsmith.adapters.low_rank_adapters import Array, Factors, FactorsKind
 from weightsmith.adapters.reversible import BasisForm, ReversibleBasis, TensorBasis
-from weightsmith.adapters.storing import BASIS, SUFFIX, Files, Stored, check_place, put
+from weightsmith.adapters.storing import BASIS, SUFFIX, Files, StoredFactor, check_place, put
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.publishing.sealing import sealed, unsealed
+from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.digests import digest_tensor, piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.pieces import piece_elements
-from weightsmith.tensors.safetensors_header import parse_file
-from weightsmith.tensors.stored import StoredTensor
-from weightsmith.tensors.strict_json import (
+from weightsmith.tensors.files.safetensors_header import parse_file
+from weightsmith.tensors.files.strict_json import (
     count_in,
     counts_in,
     listed_in,
     optional_text_in,
     text_in,
 )
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors.stored import StoredTensor
 from weightsmith.wording import fault
 
 SCHEMA = 1
@@ -54,11 +54,11 @@ def write_basis(
     for key, tensor in basis.tensors.items():
         values = (tensor.mean, tensor.directions, tensor.coefficients)
         for part, value in zip(_PARTS, values, strict=True):
-            tensors.append(Stored(f"{key}::{part}", value, basis.dtype))
+            tensors.append(StoredFactor(f"{key}::{part}", value, basis.dtype))
     for kind, held in (("replaced", basis.replaced), ("added", basis.added)):
         for number, wholes in enumerate(held, start=1):
             for name, array in wholes.items():
-                tensors.append(Stored(f"{name}::{kind}::{number}", array, DType.FLOAT32))
+                tensors.append(StoredFactor(f"{name}::{kind}::{number}", array, DType.FLOAT32))
     header = _header(basis, {t.name: _digest(t) for t in tensors})
     metadata = {"format": "pt", BASIS: sealed(header).decode()}
     put(Files("", tensors, metadata, kind="basis"), out, force=force, reads=reads)
@@ -156,7 +156,7 @@ def _tensor(key: str, facts: Mapping[str, Any], stored: Mapping[str, StoredTenso
     if kind not in get_args(FactorsKind):
         raise Malformed(f"there is no kind {shown(kind)}")
     # Only the shape of this change counts: factors without directions take no memory.
-    nothing = LowRank(np.zeros((rows, 0)), np.zeros((0, columns)))
+    nothing = LowRankChange(np.zeros((rows, 0)), np.zeros((0, columns)))
     first = Factors(
         text_in(facts, "target"),
         nothing,
@@ -179,7 +179,7 @@ def _wholes(
     return tuple(found)
 
 
-def _digest(tensor: Stored) -> str:
+def _digest(tensor: StoredFactor) -> str:
     """As `digest_tensor` gives it of what will lie in the file."""
     words = narrow(np.ascontiguousarray(tensor.values), tensor.dtype).reshape(-1)
     shape, step = tensor.values.shape, piece_elements(tensor.values.shape)

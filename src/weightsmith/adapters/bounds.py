@@ -9,14 +9,14 @@ import numpy as np
 
 from weightsmith.adapters.algebra import kept_rank, leading, lost, zeros
 from weightsmith.adapters.decomposing import decompositions
-from weightsmith.deltas.changes import Full, LowRank, Matrix
+from weightsmith.deltas.changes import Full, LowRankChange, Matrix
 from weightsmith.errors import NonFiniteError
+from weightsmith.graph.singular import Spectrum
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.singular import Spectrum
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class RankBound:
     """How far changes are cut; see `algebra.kept_rank`. `rank` is a limit: smaller matrices have less."""
 
     rank: int | None = None
@@ -37,18 +37,18 @@ class Bound:
 class CutChange:
     """A change after its cut, the share of the norm that the cut took, and the norm before it."""
 
-    change: LowRank
+    change: LowRankChange
     lost: float
     size: float
 
 
-def cut_spectrum(found: Spectrum, bound: Bound) -> CutChange:
+def cut_spectrum(found: Spectrum, bound: RankBound) -> CutChange:
     """The leading directions of a decomposed change."""
     kept = bound.kept(found.values)
     return CutChange(leading(found, kept), lost(found.values, kept), math.hypot(*found.values))
 
 
-def cut_matrix(matrix: Matrix, bound: Bound, key: str) -> CutChange:
+def cut_matrix(matrix: Matrix, bound: RankBound, key: str) -> CutChange:
     """The leading directions of a dense change.
 
     Where a rank alone is asked for, and it is small for a large matrix, only these directions are sought, by a sketch
@@ -68,7 +68,7 @@ def cut_matrix(matrix: Matrix, bound: Bound, key: str) -> CutChange:
     norm = float(np.linalg.norm(matrix / size))
     share = lost(known.values, kept) if known.is_whole else _left_over(known.values[:kept], norm)
     root = math.sqrt(size)
-    return CutChange(LowRank(change.left * root, change.right * root), share, norm * size)
+    return CutChange(LowRankChange(change.left * root, change.right * root), share, norm * size)
 
 
 def _left_over(values: Matrix, norm: float) -> float:

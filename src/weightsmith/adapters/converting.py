@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import Dialect, check_output, write_adapter
 from weightsmith.adapters.algebra import concatenated, norm, truncated
 from weightsmith.adapters.applying import is_embedding
 from weightsmith.adapters.attaching import fitted_updates
-from weightsmith.adapters.fitting import rounded
-from weightsmith.adapters.low_rank import (
+from weightsmith.adapters.factor_fitting import rounded
+from weightsmith.adapters.low_rank_adapters import (
     Array,
     Factors,
     LowRankAdapter,
     low_rank_adapter,
     without_copy,
 )
-from weightsmith.adapters.reading import open_adapter
-from weightsmith.adapters.renaming import Renaming, between, renamed_base
-from weightsmith.adapters.writing import Dialect, check_output, write_adapter
+from weightsmith.adapters.names_in_memory import Renaming, between, renamed_base
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.roles import Kind
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRank, Matrix
+from weightsmith.deltas.changes import LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding
 from weightsmith.tensors.dtypes import DType, promote
@@ -263,7 +263,7 @@ def _cut(
     return replace(loaded, factors=factors), errors
 
 
-def _rounding(change: LowRank, dtype: DType) -> float:
+def _rounding(change: LowRankChange, dtype: DType) -> float:
     """The share of a change that is lost when its factors are stored in `dtype`."""
     stored = rounded(change, dtype)
     if np.array_equal(stored.left, change.left) and np.array_equal(stored.right, change.right):

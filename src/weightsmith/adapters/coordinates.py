@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from weightsmith.adapters.algebra import zeros
-from weightsmith.adapters.as_changes import Loaded, NoChange, Target
-from weightsmith.adapters.bounds import Bound, CutChange
-from weightsmith.adapters.low_rank import Factors
+from weightsmith.adapters.as_changes import ChangedTarget, Loaded, NoChange
+from weightsmith.adapters.bounds import CutChange, RankBound
+from weightsmith.adapters.low_rank_adapters import Factors
 from weightsmith.adapters.spaces import Entered, Space
 from weightsmith.deltas import ChangedTensor
 from weightsmith.deltas.changed import MOST_HELD
@@ -43,7 +43,7 @@ class Coordinates:
 
     @classmethod
     def of(
-        cls, space: Space, loaded: Sequence[Loaded], targets: Mapping[str, Target]
+        cls, space: Space, loaded: Sequence[Loaded], targets: Mapping[str, ChangedTarget]
     ) -> Coordinates:
         """Enter the space with every tensor that has factors; raises what the decompositions raise."""
         units = {unit.key: unit for target in targets.values() for unit in target.units}
@@ -53,14 +53,14 @@ class Coordinates:
             shapes |= {key: made.entered(key).shape for key in units}
         return made
 
-    def targets(self, targets: Mapping[str, Target]) -> Iterator[Target]:
+    def targets(self, targets: Mapping[str, ChangedTarget]) -> Iterator[ChangedTarget]:
         """What a method sees of targets: coordinates where there are factors. What no adapter changes is left out."""
         for target in targets.values():
             if not target.units:
                 yield target
             for unit in target.units:
                 if 0 not in self.shapes[unit.key]:
-                    yield Target(unit.key, self.shapes[unit.key], (unit,), in_space=True)
+                    yield ChangedTarget(unit.key, self.shapes[unit.key], (unit,), in_space=True)
 
     def of_one(self, one: Loaded) -> dict[str, LazyTensor]:
         """The coordinates of one adapter by key, computed while they are read."""
@@ -81,7 +81,7 @@ class Coordinates:
         units = {key: self.units[key] for key in keys}
         return {k: replace(u, change=zeros(*u.change.shape)) for k, u in units.items()}
 
-    def leave(self, key: str, merged: Matrix, bound: Bound) -> CutChange:
+    def leave(self, key: str, merged: Matrix, bound: RankBound) -> CutChange:
         """The change that merged coordinates stand for, cut to a bound."""
         return self.entered(key).leave(merged, bound)
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from weightsmith.adapters.algebra import leading as leading_factors
 from weightsmith.adapters.algebra import signed
-from weightsmith.deltas.changes import Change, LowRank, Matrix
-from weightsmith.tensors.range_finder import row_blocks, sketched_spectrum, times
-from weightsmith.tensors.singular import Spectrum, exact, signs
+from weightsmith.deltas.changes import Change, LowRankChange, Matrix
+from weightsmith.graph.range_finder import row_blocks, sketched_spectrum, times
+from weightsmith.graph.singular import Spectrum, exact, signs
 
 # The smaller axis up to which all directions are found.
 _WHOLE = 1024
@@ -31,18 +31,18 @@ _FIRST_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Directions:
+class ChangeDirections:
     """Leading singular values of a change, falling; `leading(rank)` gives the balanced factors of the first of them.
 
     `is_whole`: these are all that are not rounding.
     """
 
     values: Matrix
-    leading: Callable[[int], LowRank]
+    leading: Callable[[int], LowRankChange]
     is_whole: bool
 
 
-def decompositions(change: Change, key: str, rank: int | None) -> Iterator[Directions]:
+def decompositions(change: Change, key: str, rank: int | None) -> Iterator[ChangeDirections]:
     """Ever more directions of a change: those of a sketch, of one twice as wide, and at last all.
 
     With `rank` the first ones are that many, and the last. `key` selects the sketch, so the same change under the same
@@ -58,7 +58,7 @@ def decompositions(change: Change, key: str, rank: int | None) -> Iterator[Direc
     yield whole(change)
 
 
-def whole(change: Change) -> Directions:
+def whole(change: Change) -> ChangeDirections:
     """All directions that are not rounding."""
     rows, columns = change.shape
     if rows > columns:
@@ -66,14 +66,14 @@ def whole(change: Change) -> Directions:
     return _directions(signed(exact(np, change.rows(0, rows))), is_whole=True)
 
 
-def sketched(change: Change, key: str, wanted: int) -> Directions:
+def sketched(change: Change, key: str, wanted: int) -> ChangeDirections:
     """The first `wanted` directions, or as many as there are."""
     sketch = signs((change.shape[1], wanted + _OVERSAMPLING), 0, key)
     found = signed(sketched_spectrum(change.rows, change.shape, sketch, _POWER_ITERATIONS))
     return _directions(found.leading(wanted), is_whole=found.rank < wanted)
 
 
-def residual(change: Change, approximation: LowRank) -> float:
+def residual(change: Change, approximation: LowRankChange) -> float:
     """||change - approximation||_F, measured element by element in float64."""
     squares = 0.0
     for start, stop in row_blocks(change.shape):
@@ -82,24 +82,24 @@ def residual(change: Change, approximation: LowRank) -> float:
     return float(np.sqrt(squares))
 
 
-def _directions(spectrum: Spectrum, *, is_whole: bool) -> Directions:
-    return Directions(spectrum.values, partial(leading_factors, spectrum), is_whole)
+def _directions(spectrum: Spectrum, *, is_whole: bool) -> ChangeDirections:
+    return ChangeDirections(spectrum.values, partial(leading_factors, spectrum), is_whole)
 
 
-def _tall(change: Change) -> Directions:
+def _tall(change: Change) -> ChangeDirections:
     """The directions of more rows than columns: the left ones are made of the rows again, once it is known how many."""
     found = exact(np, _triangle(change))
     kept = found.values > found.values[0] * np.finfo(np.float64).eps * max(change.shape)
     values, right = found.values[kept], found.right[kept]
 
-    def leading(rank: int) -> LowRank:
+    def leading(rank: int) -> LowRankChange:
         root = np.sqrt(values[:rank])
         left = times(change.rows, change.shape, right[:rank].T) / root
         largest = left[abs(left).argmax(axis=0), np.arange(left.shape[1])]
         sign = np.where(largest < 0.0, -1.0, 1.0)
-        return LowRank(left * sign, (sign * root)[:, None] * right[:rank])
+        return LowRankChange(left * sign, (sign * root)[:, None] * right[:rank])
 
-    return Directions(values, leading, is_whole=True)
+    return ChangeDirections(values, leading, is_whole=True)
 
 
 def _triangle(change: Change) -> Matrix:

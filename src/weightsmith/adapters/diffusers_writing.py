@@ -10,11 +10,11 @@ from typing import Any
 from weightsmith.adapters.components import COMPONENTS, split
 from weightsmith.adapters.diffusers_files import METADATA
 from weightsmith.adapters.kohya_writing import refuse_unnamed
-from weightsmith.adapters.low_rank import LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import LowRankAdapter
 from weightsmith.adapters.module_factors import ModuleFactors, module_factors, with_scale
 from weightsmith.adapters.peft_writing import bias_tensors, factor_tensors, peft_config
+from weightsmith.adapters.saved_modules import settle
 from weightsmith.adapters.storing import Files
-from weightsmith.adapters.wholes import settle
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError, UsageError

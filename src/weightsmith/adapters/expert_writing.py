@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.adapters.peft_files import PARAMETER_ORDER
-from weightsmith.adapters.storing import Stored
+from weightsmith.adapters.storing import StoredFactor
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.dtypes import DType
@@ -25,7 +25,7 @@ from weightsmith.tensors.messages import shown
 class ExpertTensors:
     """The tensors of fused experts; `targets` are the parameters, `ranks` rank and alpha of each."""
 
-    tensors: list[Stored] = field(default_factory=list)
+    tensors: list[StoredFactor] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -88,8 +88,8 @@ def _add(
         down[number, : len(a)] = a
         up[:, : len(a), number] = b * (part.change.scale / scale)
     found.tensors += [
-        Stored(f"{path}.lora_A.weight", down.reshape(count * rank, -1), dtype),
-        Stored(f"{path}.lora_B.weight", up.reshape(-1, rank * count), dtype),
+        StoredFactor(f"{path}.lora_A.weight", down.reshape(count * rank, -1), dtype),
+        StoredFactor(f"{path}.lora_B.weight", up.reshape(-1, rank * count), dtype),
     ]
     found.targets.append(target)
     found.ranks[target] = (rank, scale * rank)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from weightsmith.adapters.adapter import Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changes import Change, LowRank, Stacked
+from weightsmith.deltas.changes import Change, LowRankChange, Stacked
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.messages import shown
 
@@ -73,8 +73,8 @@ def _divided(update: Update, parts: tuple[str, ...]) -> Iterator[Update]:
 
 def _rows_of(update: Update, expert: int, first: int, last: int) -> Change:
     change = _experts(update)[expert]
-    assert isinstance(change, LowRank)
-    return LowRank(change.left[first:last], change.right, change.scale)
+    assert isinstance(change, LowRankChange)
+    return LowRankChange(change.left[first:last], change.right, change.scale)
 
 
 @functools.lru_cache(maxsize=_HELD)

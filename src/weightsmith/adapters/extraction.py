@@ -16,8 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from weightsmith.adapters.allocation import spread
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.decomposing import decompositions
 from weightsmith.adapters.extraction_report import (
     ExtractedTensor,
@@ -25,17 +24,18 @@ from weightsmith.adapters.extraction_report import (
     findings_of,
     signal_rank,
 )
-from weightsmith.adapters.fitting import fit, nearest
-from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
-from weightsmith.adapters.treatments import Choices, Part, Treatment, parts_of
-from weightsmith.adapters.wholes import stored, tied_head
+from weightsmith.adapters.factor_fitting import fit, nearest
+from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
+from weightsmith.adapters.rank_allocation import spread
+from weightsmith.adapters.saved_modules import stored, tied_head
+from weightsmith.adapters.treatments import Choices, TreatedTensor, Treatment, parts_of
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import read_elements
-from weightsmith.deltas.difference import Difference, Measure, is_same
+from weightsmith.deltas.matrix_difference import MatrixDifference, Measure, is_same
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
+from weightsmith.graph.range_finder import row_blocks
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.range_finder import row_blocks
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.threads import in_order
 
@@ -74,7 +74,7 @@ def extract(
     Raises UsageError for bounds that mean nothing, CompatibilityError for models that do not fit together, that are
     equal, or that cannot be held to the bound in `dtype`, and NonFiniteError for NaN or infinities in a changed tensor.
     """
-    bound = Bound(rank, energy, error)
+    bound = RankBound(rank, energy, error)
     _check(bound, budget_bytes, dtype)
     parts = parts_of(finetune, base, choices or Choices())
     doubled = tied_head(base) or ()
@@ -88,7 +88,7 @@ def extract(
     wholes = [_whole(c, dtype) for c in changed if c.is_whole]
     matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
     _check_rank(rank, matrices)
-    bounds: list[Bound | None] = [bound] * len(matrices)
+    bounds: list[RankBound | None] = [bound] * len(matrices)
     if budget_bytes is not None:
         bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
     pairs = list(zip(matrices, bounds, strict=True))
@@ -114,7 +114,7 @@ def extract(
 class _Changed:
     """A part that differs; `copies` tells how many times a file holds what is stored of it."""
 
-    part: Part
+    part: TreatedTensor
     measure: Measure | None
     copies: int
 
@@ -124,10 +124,12 @@ class _Changed:
         return self.part.treatment in (Treatment.REPLACED, Treatment.ADDED)
 
     @property
-    def difference(self) -> Difference:
+    def difference(self) -> MatrixDifference:
         """What is read of it."""
         assert self.part.base is not None
-        return Difference(self.part.finetune, self.part.base, self.part.shape, self.part.first)
+        return MatrixDifference(
+            self.part.finetune, self.part.base, self.part.shape, self.part.first
+        )
 
     def bytes_of(self, rank: int, dtype: DType) -> int:
         """Bytes of its factors."""
@@ -182,7 +184,7 @@ def _is_worth_telling(done: int, count: int) -> bool:
     return done == count or (count >= 20 and done * 10 // count > (done - 1) * 10 // count)
 
 
-def _check(bound: Bound, budget_bytes: int | None, dtype: DType) -> None:
+def _check(bound: RankBound, budget_bytes: int | None, dtype: DType) -> None:
     bound.kept(np.zeros(0))
     others = (bound.energy, bound.error, budget_bytes)
     if bound.is_open and budget_bytes is None:
@@ -206,13 +208,13 @@ def _check_rank(rank: int | None, matrices: Sequence[_Changed]) -> None:
         )
 
 
-def _measure(part: Part) -> Measure | None:
+def _measure(part: TreatedTensor) -> Measure | None:
     """Sums over the change of a part; None where there is nothing to subtract, or no numbers that could be."""
     if part.base is None:
         return None
     if part.finetune.dtype.is_float and part.base.dtype.is_float:
         try:
-            return Difference(part.finetune, part.base, part.shape, part.first).measure()
+            return MatrixDifference(part.finetune, part.base, part.shape, part.first).measure()
         except NonFiniteError:
             # Infinities are no damage in a mask, and nothing to tell where they are in both.
             if part.treatment is not Treatment.LEFT_OUT and not is_same(part.finetune, part.base):
@@ -225,9 +227,9 @@ def _spent(
     matrices: Sequence[_Changed],
     wholes: Sequence[_Whole],
     budget_bytes: int,
-    bound: Bound,
+    bound: RankBound,
     dtype: DType,
-) -> list[Bound | None]:
+) -> list[RankBound | None]:
     """The rank of every matrix under a budget, None for those that get nothing."""
     taken = sum(w.entry.nbytes for w in wholes)
     if taken > budget_bytes:
@@ -238,11 +240,11 @@ def _spent(
     searches = [decompositions(c.difference, c.part.key, None) for c in matrices]
     costs = [c.bytes_of(1, dtype) for c in matrices]
     ranks = spread(searches, costs, budget_bytes - taken, bound.rank, workers.map)
-    return [Bound(rank) if rank else None for rank in ranks]
+    return [RankBound(rank) if rank else None for rank in ranks]
 
 
 def _fitted(
-    changed: _Changed, bound: Bound | None, dtype: DType
+    changed: _Changed, bound: RankBound | None, dtype: DType
 ) -> tuple[Factors | None, ExtractedTensor]:
     part, measure = changed.part, changed.measure
     entry = changed.entry()

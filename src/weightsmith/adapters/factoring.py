@@ -12,18 +12,20 @@ from weightsmith.adapters.algebra import (
     truncated,
     zeros,
 )
-from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRank, Matrix, Weighted
-from weightsmith.tensors.singular import Spectrum
+from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRankChange, Matrix, Weighted
+from weightsmith.graph.singular import Spectrum
 
 
-def factored(change: Change, *, rank: int | None = None, energy: float | None = None) -> LowRank:
+def factored(
+    change: Change, *, rank: int | None = None, energy: float | None = None
+) -> LowRankChange:
     """A change as left @ right; without bounds exact to rounding.
 
     A LowRank stays as it is. LoHa is the row-by-row product of its factors (rank r1 r2), LoKr the product of the
     decompositions of its halves, whose singular values are all products of theirs; neither is made dense. Anything
     else is decomposed whole. `rank` and `energy` cut what is no LowRank, see `algebra.kept_rank`.
     """
-    if isinstance(change, LowRank):
+    if isinstance(change, LowRankChange):
         return change
     if isinstance(change, Kronecker):
         return _kronecker(change, rank, energy)
@@ -34,13 +36,13 @@ def factored(change: Change, *, rank: int | None = None, energy: float | None = 
     return leading(found, kept_rank(found.values, rank=rank, energy=energy))
 
 
-def _cut(change: LowRank, rank: int | None, energy: float | None) -> LowRank:
+def _cut(change: LowRankChange, rank: int | None, energy: float | None) -> LowRankChange:
     return truncated(change, rank=rank, energy=energy)[0]
 
 
-def _exact(change: Change) -> LowRank | None:
+def _exact(change: Change) -> LowRankChange | None:
     """The change as one product without any decomposition, where its form allows that."""
-    if isinstance(change, LowRank):
+    if isinstance(change, LowRankChange):
         return change
     if isinstance(change, Hadamard):
         first, second = _exact(change.first), _exact(change.second)
@@ -48,7 +50,7 @@ def _exact(change: Change) -> LowRank | None:
             return None
         scale = change.scale * first.scale * second.scale
         left = _row_products(first.left, second.left)
-        return LowRank(left, _row_products(first.right.T, second.right.T).T, scale)
+        return LowRankChange(left, _row_products(first.right.T, second.right.T).T, scale)
     if isinstance(change, Weighted):
         parts = [(weight, _exact(part)) for weight, part in change.parts]
         known = [(weight, part) for weight, part in parts if part is not None]
@@ -62,7 +64,7 @@ def _row_products(first: Matrix, second: Matrix) -> Matrix:
     return products.reshape(len(first), -1)
 
 
-def _kronecker(change: Kronecker, rank: int | None, energy: float | None) -> LowRank:
+def _kronecker(change: Kronecker, rank: int | None, energy: float | None) -> LowRankChange:
     outer, inner = dense_spectrum(change.left), dense_spectrum(change.right)
     if not len(outer.values) or not len(inner.values) or change.scale == 0.0:
         return zeros(*change.shape)

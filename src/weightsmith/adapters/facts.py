@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
+from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.algebra import spectrum
 from weightsmith.adapters.attaching import fitted_updates
 from weightsmith.adapters.factoring import factored
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changed import read_elements
 from weightsmith.deltas.changes import Change, Full, Matrix, Stacked

@@ -13,7 +13,7 @@ import numpy as np
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changes import Change, LowRank
+from weightsmith.deltas.changes import Change, LowRankChange
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.messages import shown
 
@@ -49,14 +49,14 @@ def _joined(update: Update, before: Update, initial: Adapter) -> Update:
 
     def load() -> Change:
         after, first = after_load(), before_load()
-        if not isinstance(after, LowRank) or not isinstance(first, LowRank):
+        if not isinstance(after, LowRankChange) or not isinstance(first, LowRankChange):
             raise CompatibilityError(
                 f"{shown(update.target)} holds fused experts, which no initialisation from a base is known for: merge "
                 "the adapter with PEFT."
             )
         ratio = first.scale / after.scale
         left = np.concatenate([after.left, -ratio * first.left], axis=1)
-        return LowRank(left, np.concatenate([after.right, first.right]), after.scale)
+        return LowRankChange(left, np.concatenate([after.right, first.right]), after.scale)
 
     return replace(
         update,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from weightsmith.adapters.components import ENCODERS, UNET, kohya_prefix, split
-from weightsmith.adapters.low_rank import Array, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter
 from weightsmith.adapters.module_factors import (
     ModuleFactors,
     module_factors,
@@ -16,8 +16,8 @@ from weightsmith.adapters.module_factors import (
     plain,
     with_scale,
 )
-from weightsmith.adapters.storing import Files, Stored
-from weightsmith.adapters.wholes import stored, whole
+from weightsmith.adapters.saved_modules import stored, whole
+from weightsmith.adapters.storing import Files, StoredFactor
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError
@@ -104,11 +104,11 @@ def _flattened(modules: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _tensors(name: str, found: ModuleFactors, dtype: DType) -> list[Stored]:
+def _tensors(name: str, found: ModuleFactors, dtype: DType) -> list[StoredFactor]:
     tensors = [
-        Stored(f"{name}.lora_down.weight", found.down, dtype),
-        Stored(f"{name}.lora_up.weight", found.wide_up(), dtype),
-        Stored(f"{name}.alpha", np.array(found.alpha), DType.FLOAT32),
+        StoredFactor(f"{name}.lora_down.weight", found.down, dtype),
+        StoredFactor(f"{name}.lora_up.weight", found.wide_up(), dtype),
+        StoredFactor(f"{name}.alpha", np.array(found.alpha), DType.FLOAT32),
     ]
     if found.magnitude is not None:
         ones = tuple(1 for _ in found.kernel)

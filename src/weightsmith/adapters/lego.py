@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.algebra import leading, spectrum, zeros
-from weightsmith.deltas.changes import LowRank, Matrix
+from weightsmith.deltas.changes import LowRankChange, Matrix
 from weightsmith.errors import UsageError
 
 Labels = NDArray[np.intp]
@@ -51,7 +51,9 @@ class Lego:
     iterations: int = 100
 
 
-def clustered(changes: Sequence[tuple[float, LowRank]], how: Lego | None = None) -> LowRank:
+def clustered(
+    changes: Sequence[tuple[float, LowRankChange]], how: Lego | None = None
+) -> LowRankChange:
     """One change of the given rank from weighted changes of one shape; as many units as there are, if fewer.
 
     A weight scales the units of its change; units that are zero take no part. Deterministic: the first centres are
@@ -78,7 +80,7 @@ def clustered(changes: Sequence[tuple[float, LowRank]], how: Lego | None = None)
     centres = np.stack([_centre(units[clusters == j], how) for j in np.unique(clusters)])
     if how.reweight_output:
         centres = centres * np.sqrt(np.sqrt(np.mean(ranks) / len(centres)))
-    return LowRank(np.ascontiguousarray(centres[:, :size].T), centres[:, size:])
+    return LowRankChange(np.ascontiguousarray(centres[:, :size].T), centres[:, size:])
 
 
 def k_means(similarity: Matrix, count: int, iterations: int = 100) -> Labels:
@@ -138,7 +140,7 @@ def _nearest(distances: Matrix, sizes: Matrix, clusters: Labels | None = None) -
     return kept
 
 
-def _units(changes: Sequence[tuple[float, LowRank]], how: Lego) -> tuple[Matrix, Matrix]:
+def _units(changes: Sequence[tuple[float, LowRankChange]], how: Lego) -> tuple[Matrix, Matrix]:
     """Units as rows [b] and [a], balanced, the largest element of each a positive; no zeros."""
     lefts, rights = [], []
     for weight, stored in changes:

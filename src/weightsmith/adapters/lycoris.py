@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from weightsmith.adapters.adapter import Form, Update
-from weightsmith.adapters.updates import Array, Scale, finite, together, wrong
-from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRank
+from weightsmith.adapters.updates import Array, FactorScale, finite, together, wrong
+from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRankChange
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor
@@ -26,7 +26,7 @@ Parts = Mapping[str, LazyTensor]
 
 
 def product_update(
-    target: str, parts: Parts, scale: Scale | float | None, *, in_peft: bool = False
+    target: str, parts: Parts, scale: FactorScale | float | None, *, in_peft: bool = False
 ) -> Update:
     """A LoHa or a LoKr from its parts, by LyCORIS' names for them.
 
@@ -40,7 +40,11 @@ def product_update(
 
 
 def core_update(
-    target: str, down: LazyTensor, core: LazyTensor, up: LazyTensor, scale: Scale | float | None
+    target: str,
+    down: LazyTensor,
+    core: LazyTensor,
+    up: LazyTensor,
+    scale: FactorScale | float | None,
 ) -> Update:
     """A LoCon whose kernel lies in a core between its factors; `scale` as in `product_update`."""
     if min(len(down.shape), len(up.shape)) < 2:
@@ -55,13 +59,15 @@ def core_update(
         left = finite(up).reshape(shape[0], -1)
         right = finite(down).reshape(rank, shape[1])
         inner = np.tensordot(finite(core), right, axes=(1, 0))
-        return LowRank(left, np.moveaxis(inner, -1, 1).reshape(len(inner), -1), factor)
+        return LowRankChange(left, np.moveaxis(inner, -1, 1).reshape(len(inner), -1), factor)
 
     return Update(target, Form.LORA, (down, core, up), load, shape, rank, alpha, factor)
 
 
-def _scaled(scale: Scale | float | None, rank: int, at: LazyTensor) -> tuple[float, float | None]:
-    if isinstance(scale, Scale):
+def _scaled(
+    scale: FactorScale | float | None, rank: int, at: LazyTensor
+) -> tuple[float, float | None]:
+    if isinstance(scale, FactorScale):
         if scale.rank != rank:
             raise wrong(
                 f"{at.location} has rank {rank}, but the configuration says {scale.rank} for it",
@@ -71,7 +77,7 @@ def _scaled(scale: Scale | float | None, rank: int, at: LazyTensor) -> tuple[flo
     return (1.0 if scale is None else scale / rank), scale
 
 
-def _loha(target: str, parts: Parts, scale: Scale | float | None) -> Update:
+def _loha(target: str, parts: Parts, scale: FactorScale | float | None) -> Update:
     cores = ("hada_t1", "hada_t2") if "hada_t1" in parts or "hada_t2" in parts else ()
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", *cores)
     _refuse_others(parts, names)
@@ -89,7 +95,7 @@ def _loha(target: str, parts: Parts, scale: Scale | float | None) -> Update:
     return Update(target, Form.LOHA, found, load, first, b1.shape[0], alpha, factor)
 
 
-def _lokr(target: str, parts: Parts, scale: Scale | float | None, in_peft: bool) -> Update:
+def _lokr(target: str, parts: Parts, scale: FactorScale | float | None, in_peft: bool) -> Update:
     names: list[str] = []
     for side in ("lokr_w1", "lokr_w2"):
         names += [side] if side in parts else [f"{side}_a", f"{side}_b"]
@@ -104,7 +110,7 @@ def _lokr(target: str, parts: Parts, scale: Scale | float | None, in_peft: bool)
     if ranked is not None:
         rank = ranked.shape[0]
         factor, alpha = _scaled(scale, rank, ranked)
-    elif in_peft and isinstance(scale, Scale):
+    elif in_peft and isinstance(scale, FactorScale):
         factor, alpha = scale.factor, scale.alpha
     if in_peft and len(shape) == 3:
         raise CompatibilityError(
@@ -154,9 +160,9 @@ def _product_shape(a: LazyTensor, b: LazyTensor, core: LazyTensor | None) -> tup
 def _half(a: LazyTensor, b: LazyTensor, core: LazyTensor | None) -> Change:
     left, right = finite(a), finite(b)
     if core is None:
-        return LowRank(left, right)
+        return LowRankChange(left, right)
     inner = np.einsum("ij...,jr->ir...", finite(core), right)
-    return LowRank(left.T, inner.reshape(len(inner), -1))
+    return LowRankChange(left.T, inner.reshape(len(inner), -1))
 
 
 def _refuse_others(parts: Parts, known: tuple[str, ...]) -> None:

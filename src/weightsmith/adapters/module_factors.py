@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType

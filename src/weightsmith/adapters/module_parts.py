@@ -13,7 +13,7 @@ import numpy as np
 from weightsmith.adapters import lycoris
 from weightsmith.adapters.adapter import Update
 from weightsmith.adapters.updates import (
-    Scale,
+    FactorScale,
     finite,
     full_update,
     linear_update,
@@ -50,7 +50,7 @@ _FOREIGN = {
 
 
 def module_updates(
-    module: str, parts: dict[str, LazyTensor], scale: Scale | None, component: str | None
+    module: str, parts: dict[str, LazyTensor], scale: FactorScale | None, component: str | None
 ) -> list[Update]:
     """The updates of one module from its parts.
 
@@ -111,7 +111,7 @@ def _low_rank(
     left: dict[str, LazyTensor],
     parts: dict[str, LazyTensor],
     alpha: float | None,
-    scale: Scale | None,
+    scale: FactorScale | None,
 ) -> Update:
     if any(name.startswith(("hada_", "lokr_")) for name in left):
         return lycoris.product_update(target, left, scale or alpha)
@@ -127,11 +127,11 @@ def _low_rank(
     rank = down.shape[0] if down.shape else 0
     if scale is None:
         stated = float(rank) if alpha is None else alpha
-        scale = Scale(stated / max(rank, 1), rank, stated)
+        scale = FactorScale(stated / max(rank, 1), rank, stated)
     return linear_update(target, down, up, scale)
 
 
-def _alpha(stored: LazyTensor | None, scale: Scale | None) -> float | None:
+def _alpha(stored: LazyTensor | None, scale: FactorScale | None) -> float | None:
     if stored is None:
         return None
     if scale is not None:

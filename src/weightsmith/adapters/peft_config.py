@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.adapters.updates import Scale
+from weightsmith.adapters.updates import FactorScale
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.patterns import Allowance, PatternError, Patterns
 from weightsmith.tensors.messages import shown
@@ -86,7 +86,7 @@ class PeftConfig:
             module == name or module.endswith(f".{name}") for name in self.names("target_modules")
         )
 
-    def scale(self, module: str) -> Scale:
+    def scale(self, module: str) -> FactorScale:
         r"""s, r and alpha of a module: those of the first pattern that matches its path, else the common ones.
 
         s = alpha / r, or alpha / sqrt(r) with `use_rslora`. A pattern k matches a path as the regular expression
@@ -105,7 +105,7 @@ class PeftConfig:
         ):
             raise self.wrong(f"the alpha of {shown(module)} is {shown(alpha)}, no finite number")
         divisor = math.sqrt(rank) if self.flag("use_rslora") else rank
-        return Scale(alpha / divisor, rank, float(alpha))
+        return FactorScale(alpha / divisor, rank, float(alpha))
 
     def _of_pattern(self, key: str, module: str, common: Any) -> Any:
         patterns = self.content.get(key) or {}

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsmith.adapters.expert_writing import expert_tensors
-from weightsmith.adapters.low_rank import Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.adapters.module_factors import ModuleFactors, module_factors, most_common, plain
+from weightsmith.adapters.names_in_memory import in_memory, renamed_adapter, renamed_base
 from weightsmith.adapters.peft_files import PREFIX
-from weightsmith.adapters.renaming import in_memory, renamed_adapter, renamed_base
-from weightsmith.adapters.storing import Files, Stored
-from weightsmith.adapters.wholes import Wholes, settle, stored, tied_head
+from weightsmith.adapters.saved_modules import Wholes, settle, stored, tied_head
+from weightsmith.adapters.storing import Files, StoredFactor
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import CompatibilityError
@@ -143,17 +143,17 @@ def _check(modules: Mapping[str, ModuleFactors], experts: Sequence[str]) -> None
         )
 
 
-def factor_tensors(found: ModuleFactors, path: str, dtype: DType) -> list[Stored]:
+def factor_tensors(found: ModuleFactors, path: str, dtype: DType) -> list[StoredFactor]:
     """The tensors of one module, under the names that PEFT has for them behind `path`."""
     if found.factors.kind == "embedding":
         tensors = [
-            Stored(f"{path}.lora_embedding_A", found.down, dtype),
-            Stored(f"{path}.lora_embedding_B", found.up, dtype),
+            StoredFactor(f"{path}.lora_embedding_A", found.down, dtype),
+            StoredFactor(f"{path}.lora_embedding_B", found.up, dtype),
         ]
     else:
         tensors = [
-            Stored(f"{path}.lora_A.weight", found.down, dtype),
-            Stored(f"{path}.lora_B.weight", found.wide_up(), dtype),
+            StoredFactor(f"{path}.lora_A.weight", found.down, dtype),
+            StoredFactor(f"{path}.lora_B.weight", found.wide_up(), dtype),
         ]
     if found.magnitude is not None:
         shape = _magnitude_shape(found)
@@ -177,7 +177,7 @@ def _magnitude_shape(found: ModuleFactors) -> tuple[int, ...]:
 
 def bias_tensors(
     modules: Mapping[str, ModuleFactors], wholes: Wholes, prefix: str, dtype: DType
-) -> list[Stored]:
+) -> list[StoredFactor]:
     """The biases of `lora_bias`: PEFT gives every module one if it gives one to any."""
     if not wholes.lora_biases:
         return []
@@ -185,7 +185,7 @@ def bias_tensors(
     for name, found in modules.items():
         change = wholes.lora_biases.get(name)
         values = found.up[:, 0] * 0.0 if change is None else change / found.scale
-        tensors.append(Stored(f"{prefix}{name}.lora_B.bias", values, dtype))
+        tensors.append(StoredFactor(f"{prefix}{name}.lora_B.bias", values, dtype))
     return tensors
 
 

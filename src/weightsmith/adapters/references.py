@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.checkpoints.bundles import member_of, read_header
-from weightsmith.tensors.paths import expanded
+from weightsmith.checkpoints.formats.bundles import member_of, read_bundle_header
+from weightsmith.tensors.files.paths import expanded
 
 _STRENGTH = re.compile(r"(?P<path>.*):(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _FORM = "BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]"
@@ -153,7 +153,9 @@ def _is_there(part: str, base_dir: Path | None) -> bool:
     if exists_locally(part, base_dir):
         return True
     found = member_of(locate(part, base_dir)) if "#" in part else None
-    return found is not None and any(t.label == found[1] for t in read_header(found[0]).tasks)
+    return found is not None and any(
+        t.label == found[1] for t in read_bundle_header(found[0]).tasks
+    )
 
 
 def _is_strong(part: str, base_dir: Path | None) -> bool:

@@ -24,13 +24,13 @@ import numpy as np
 
 from weightsmith.adapters.algebra import concatenated, norm, truncated
 from weightsmith.adapters.alignment import aligned, labels_of
-from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
-from weightsmith.deltas.changes import LowRank, Matrix
+from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
+from weightsmith.deltas.changes import LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.graph.singular import exact
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.singular import exact
 
 BasisForm = Literal["whole", "per_position"]
 # Rounds in which factors are turned towards their mean; it has settled long before.
@@ -59,13 +59,13 @@ class TensorBasis:
         """How many are stored."""
         return self.mean.size + self.directions.size + self.coefficients.size
 
-    def change(self, member: int) -> LowRank:
+    def change(self, member: int) -> LowRankChange:
         """The change of the adapter with that number."""
         place = self.members.index(member)
         weights = self.coefficients[:, place, None, :]
         stacked = (self.mean + (weights @ self.directions)[:, 0]).reshape(-1, self.rank)
         rows = self.first.change.shape[0]
-        return LowRank(stacked[:rows].copy(), np.ascontiguousarray(stacked[rows:].T))
+        return LowRankChange(stacked[:rows].copy(), np.ascontiguousarray(stacked[rows:].T))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def _tensor_basis(
     return found, facts
 
 
-def together(changes: Sequence[LowRank]) -> Matrix:
+def together(changes: Sequence[LowRankChange]) -> Matrix:
     """Factors of changes as (N, rows + columns, r), written alike: balanced, and turned towards their mean.
 
     r is the largest of the ranks; smaller ones have zeros. Each product is unchanged.
@@ -237,7 +237,7 @@ def _components(points: Matrix) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     return mean, values, vectors * sign.swapaxes(1, 2), left * sign * values[:, None]
 
 
-def _errors(basis: TensorBasis, changes: Sequence[LowRank]) -> list[float]:
+def _errors(basis: TensorBasis, changes: Sequence[LowRankChange]) -> list[float]:
     found = []
     for member, change in zip(basis.members, changes, strict=True):
         size = norm(change)

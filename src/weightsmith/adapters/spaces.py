@@ -19,9 +19,9 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from weightsmith.adapters.algebra import dense_spectrum, signed, spectrum, truncated
-from weightsmith.adapters.bounds import Bound, CutChange, cut_spectrum
-from weightsmith.deltas.changes import LowRank, Matrix
-from weightsmith.tensors.singular import Spectrum, exact
+from weightsmith.adapters.bounds import CutChange, RankBound, cut_spectrum
+from weightsmith.deltas.changes import LowRankChange, Matrix
+from weightsmith.graph.singular import Spectrum, exact
 
 # Coefficients below this share of a task's largest are rounding: where a task has no part it must not vote.
 _NOISE = 2.0**-40
@@ -37,7 +37,7 @@ class Entered:
     """
 
     coordinates: list[Matrix]
-    leave: Callable[[Matrix, Bound], CutChange]
+    leave: Callable[[Matrix, RankBound], CutChange]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,7 +51,7 @@ class Space(Protocol):
 
     name: ClassVar[str]
 
-    def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:
+    def enter(self, changes: Sequence[LowRankChange], *, input_first: bool = False) -> Entered:
         """Coordinates of changes of one shape."""
         ...
 
@@ -69,7 +69,7 @@ class Knots:
     side: Literal["outputs", "inputs"] = "outputs"
     basis: Literal["orthonormal", "scaled"] = "orthonormal"
 
-    def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:
+    def enter(self, changes: Sequence[LowRankChange], *, input_first: bool = False) -> Entered:
         """T_1 .. T_N of R rows."""
         turned = (self.side == "inputs") is not input_first
         sides = [_transposed(c) if turned else c for c in changes]
@@ -84,13 +84,13 @@ class Knots:
             left = left * values
         images = [_without_noise(image) for image in images]
 
-        def leave(merged: Matrix, bound: Bound) -> CutChange:
-            change = LowRank(left, merged)
+        def leave(merged: Matrix, bound: RankBound) -> CutChange:
+            change = LowRankChange(left, merged)
             return cut_spectrum(spectrum(_transposed(change) if turned else change), bound)
 
         return Entered(images, leave)
 
-    def _joint(self, changes: Sequence[LowRank]) -> tuple[Matrix, Matrix]:
+    def _joint(self, changes: Sequence[LowRankChange]) -> tuple[Matrix, Matrix]:
         """U and S of the changes beside each other."""
         basis, factor = np.linalg.qr(np.concatenate([c.left for c in changes], 1))
         cores, first = [], 0
@@ -115,7 +115,7 @@ class CoreSpace:
     name: ClassVar[str] = "core"
     gauge: Literal["balanced", "stored"] = "balanced"
 
-    def enter(self, changes: Sequence[LowRank], *, input_first: bool = False) -> Entered:
+    def enter(self, changes: Sequence[LowRankChange], *, input_first: bool = False) -> Entered:
         """M_1 .. M_N."""
         if self.gauge == "balanced":
             changes = [truncated(c)[0] for c in changes]
@@ -123,7 +123,7 @@ class CoreSpace:
         right = _span([c.right.T for c in changes])
         cores = [_without_noise((left.T @ c.left) @ (c.right @ right) * c.scale) for c in changes]
 
-        def leave(merged: Matrix, bound: Bound) -> CutChange:
+        def leave(merged: Matrix, bound: RankBound) -> CutChange:
             inner = dense_spectrum(merged)
             whole = Spectrum(left @ inner.left, inner.values, inner.right @ right.T)
             return cut_spectrum(signed(whole), bound)
@@ -139,8 +139,8 @@ def _span(blocks: Sequence[Matrix]) -> Matrix:
     return left
 
 
-def _transposed(change: LowRank) -> LowRank:
-    return LowRank(change.right.T, change.left.T, change.scale)
+def _transposed(change: LowRankChange) -> LowRankChange:
+    return LowRankChange(change.right.T, change.left.T, change.scale)
 
 
 def _without_noise(coordinates: Matrix) -> Matrix:

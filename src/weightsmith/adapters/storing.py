@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from weightsmith.errors import NonFiniteError, OutputError
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.files import StagedFile, staged_file, write_file
-from weightsmith.publishing.places import check_place as check_read
 from weightsmith.publishing.records import (
     FOREIGN,
     MANIFEST,
     Recorded,
     manifest_problem,
 )
+from weightsmith.publishing.safe_places import check_place as check_read
 from weightsmith.publishing.seals import is_sealed_as, write_sealed_tensors
 from weightsmith.publishing.staging import StagingFolder
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.files.safetensors_header import parse_file
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.widening import WORDS, widen
 
 SUFFIX = ".safetensors"
@@ -44,7 +44,7 @@ _CHANGED = f"{FOREIGN}, or was changed since"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stored:
+class StoredFactor:
     """A tensor as it will lie in a file: `values` are rounded to `dtype` when they are written."""
 
     name: str
@@ -60,7 +60,7 @@ class Files:
     """
 
     weights: str
-    tensors: Sequence[Stored]
+    tensors: Sequence[StoredFactor]
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
     papers: Mapping[str, bytes] = field(default_factory=dict)
     kind: str = "adapter"
@@ -152,7 +152,7 @@ def _write_tensors(staged: StagedFile, files: Files, metadata: Mapping[str, str]
     )
 
 
-def words(tensor: Stored) -> bytearray:
+def words(tensor: StoredFactor) -> bytearray:
     """The bytes of a tensor as it is stored; raises NonFiniteError for numbers that its dtype does not have."""
     narrowed = narrow(np.ascontiguousarray(tensor.values), tensor.dtype).reshape(-1)
     if not np.isfinite(widen(narrowed.view(WORDS[tensor.dtype.itemsize]), tensor.dtype)).all():

@@ -14,9 +14,9 @@ import numpy as np
 from weightsmith.adapters.adapter import Adapter, Form, Update
 from weightsmith.adapters.updates import loaded
 from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.ties import Tying, vocabulary_embedding, vocabulary_head
+from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding, vocabulary_head
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRank
+from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.messages import shown
 
@@ -94,7 +94,7 @@ def _alike(below: Update, head: Update) -> bool:
     if below.magnitude is not None or head.magnitude is not None:
         return False
     first, second = loaded(below)(), loaded(head)()
-    if not isinstance(first, LowRank) or not isinstance(second, LowRank):
+    if not isinstance(first, LowRankChange) or not isinstance(second, LowRankChange):
         return False
     return (
         first.scale == second.scale

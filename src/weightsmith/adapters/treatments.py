@@ -10,7 +10,7 @@ from typing import Literal
 from weightsmith.adapters.attaching import Turned, stores_input_first, turned_stacks
 from weightsmith.checkpoints.checkpoint import Checkpoint, untied
 from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.ties import Tying, vocabulary_embedding
+from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
@@ -48,7 +48,7 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class TreatedTensor:
     """A tensor of the fine-tune, or one expert (`part`) of a fused one, and what becomes of its change.
 
     `base` is None for a tensor that the base lacks or has in another shape. `shape` is that of the matrix, `first` the
@@ -76,7 +76,7 @@ class Part:
         return self.name if self.part is None else f"{self.name}[{self.part}]"
 
 
-def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[Part]:
+def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[TreatedTensor]:
     """Every tensor of the fine-tune that may differ from the base's, in the order of its files.
 
     Of tensors that are tied in both the first counts for all. Raises CompatibilityError where the fine-tune lacks a
@@ -98,7 +98,7 @@ def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[P
 
 def _parts(
     name: str, finetune: Checkpoint, base: Checkpoint, choices: Choices, turned: Turned
-) -> Iterator[Part]:
+) -> Iterator[TreatedTensor]:
     tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.roles[name]
     if role.part.startswith("weight_scale"):
         raise CompatibilityError(
@@ -113,7 +113,7 @@ def _parts(
             )
         original = None
     input_first = original is not None and bool(stores_input_first(base, name, turned))
-    part = Part(
+    part = TreatedTensor(
         tensor, original, Treatment.FACTORED, kernel_shape(tensor.shape), input_first=input_first
     )
     treatment, why = _treatment(part, role, choices)
@@ -123,7 +123,7 @@ def _parts(
     yield replace(part, treatment=treatment, why=why, kind=_kind(role, tensor))
 
 
-def _treatment(part: Part, role: Role, choices: Choices) -> tuple[Treatment, str]:
+def _treatment(part: TreatedTensor, role: Role, choices: Choices) -> tuple[Treatment, str]:
     """What becomes of a tensor, and why if it is left out."""
     tensor, kind = part.finetune, role.kind
     if not tensor.dtype.is_float or (part.base is not None and not part.base.dtype.is_float):
@@ -175,7 +175,7 @@ def _kind(role: Role, tensor: LazyTensor) -> Literal["linear", "embedding", "con
     return "conv" if len(tensor.shape) > 2 else "linear"
 
 
-def _experts(part: Part) -> Iterator[Part]:
+def _experts(part: TreatedTensor) -> Iterator[TreatedTensor]:
     count, rows, columns = part.finetune.shape
     for number in range(count):
         yield replace(part, shape=(rows, columns), part=number, first=number * rows * columns)
@@ -189,7 +189,7 @@ def _same_head(finetune: Checkpoint, base: Checkpoint) -> Checkpoint:
     return untied(finetune, missing[0]) if missing else finetune
 
 
-def _untying(finetune: Checkpoint, base: Checkpoint) -> Part | None:
+def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
     """The head of a fine-tune whose base ties it, compared with the fine-tune's own table."""
     if finetune.tying is not Tying.UNTIED or base.tying is not Tying.TIED:
         return None
@@ -199,7 +199,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> Part | None:
     if table is None or not own:
         return None
     why = "the base ties its head to the table, which an adapter cannot undo"
-    return Part(
+    return TreatedTensor(
         own[0], finetune.tensors[table], Treatment.LEFT_OUT, kernel_shape(own[0].shape), why=why
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Form, Update
 from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import Change, Full, LowRank, Stacked, transposed
+from weightsmith.deltas.changes import Change, Full, LowRankChange, Stacked, transposed
 from weightsmith.errors import CheckpointError, CompatibilityError, NonFiniteError
 from weightsmith.tensors.matrix_shapes import kernel_shape
 from weightsmith.tensors.messages import shown
@@ -26,7 +26,7 @@ Parts = Mapping[str, LazyTensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class FactorScale:
     """What a product of factors is multiplied with, and the rank and alpha that it follows from."""
 
     factor: float
@@ -74,7 +74,7 @@ def together(target: str, parts: Parts, needed: tuple[str, ...]) -> tuple[LazyTe
 
 
 def linear_update(
-    target: str, down: LazyTensor, up: LazyTensor, scale: Scale, *, input_first: bool = False
+    target: str, down: LazyTensor, up: LazyTensor, scale: FactorScale, *, input_first: bool = False
 ) -> Update:
     """scale * up @ down of a matrix or a convolution; `input_first` for a base that stores inputs x outputs."""
     rank, shape = ranked(down, up)
@@ -85,7 +85,7 @@ def linear_update(
         )
 
     def load() -> Change:
-        found = LowRank(
+        found = LowRankChange(
             finite(up).reshape(shape[0], rank), finite(down).reshape(rank, -1), scale.factor
         )
         return transposed(found) if input_first else found
@@ -103,13 +103,13 @@ def linear_update(
     )
 
 
-def embedding_update(target: str, down: LazyTensor, up: LazyTensor, scale: Scale) -> Update:
+def embedding_update(target: str, down: LazyTensor, up: LazyTensor, scale: FactorScale) -> Update:
     """scale * (up @ down)^T of a table of vocabulary x size: down is rank x vocabulary, up size x rank."""
     return replace(linear_update(target, down, up, scale, input_first=True), input_first=False)
 
 
 def experts_update(
-    target: str, down: LazyTensor, up: LazyTensor, scale: Scale, experts: int
+    target: str, down: LazyTensor, up: LazyTensor, scale: FactorScale, experts: int
 ) -> Update:
     """A change for each of the experts that one tensor (experts x outputs x inputs) holds.
 
@@ -123,7 +123,7 @@ def experts_update(
     def load() -> Change:
         a = finite(down).reshape(experts, rank, inputs)
         b = finite(up).reshape(outputs, rank, experts)
-        return Stacked(tuple(LowRank(b[:, :, e], a[e], scale.factor) for e in range(experts)))
+        return Stacked(tuple(LowRankChange(b[:, :, e], a[e], scale.factor) for e in range(experts)))
 
     shape = (experts, outputs, inputs)
     return Update(target, Form.LORA, (down, up), load, shape, rank, scale.alpha, scale.factor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from weightsmith.checkpoints.bundles import member_of as member_of
-from weightsmith.checkpoints.bundles import open_output as open_output
 from weightsmith.checkpoints.checkpoint import Attached as Attached
 from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
 from weightsmith.checkpoints.checkpoint import assemble as assemble
@@ -13,9 +11,11 @@ from weightsmith.checkpoints.compatibility import agreeing as agreeing
 from weightsmith.checkpoints.compatibility import compare as compare
 from weightsmith.checkpoints.config import changed_keys as changed_keys
 from weightsmith.checkpoints.config import merged_config as merged_config
-from weightsmith.checkpoints.donor import donor_files as donor_files
+from weightsmith.checkpoints.copied_files import donor_files as donor_files
+from weightsmith.checkpoints.formats.bundles import member_of as member_of
+from weightsmith.checkpoints.formats.bundles import open_output as open_output
+from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
 from weightsmith.checkpoints.roles import Kind as Kind
 from weightsmith.checkpoints.roles import Role as Role
 from weightsmith.checkpoints.stacks import Stack as Stack
-from weightsmith.checkpoints.ties import Tying as Tying
-from weightsmith.checkpoints.weights import BareAdapter as BareAdapter
+from weightsmith.checkpoints.tied_tensors import Tying as Tying

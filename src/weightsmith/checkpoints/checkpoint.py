@@ -10,21 +10,21 @@ from typing import Any
 
 from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
-from weightsmith.checkpoints.donor import is_inside, left_out, tokenizer_files
+from weightsmith.checkpoints.copied_files import is_inside, left_out, tokenizer_files
+from weightsmith.checkpoints.formats.weights import find_weights, read_tensors
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints.nested_config import first_of, layer_count_of
 from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.sections import first_of, layer_count_of
 from weightsmith.checkpoints.stacks import Stack, depths
-from weightsmith.checkpoints.ties import (
+from weightsmith.checkpoints.tied_tensors import (
     Tying,
     find_ties,
     own_head_findings,
     tying_of,
     vocabulary_embedding,
 )
-from weightsmith.checkpoints.weights import find_weights, read_tensors
-from weightsmith.deltas.renamed import renamed
+from weightsmith.deltas.renamed_tensors import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType
@@ -243,8 +243,8 @@ def open_checkpoint(path: str | Path, *, bases: Mapping[str, Path] | None = None
     Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
     safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
     """
-    from weightsmith.checkpoints.bundles import member_of, open_member, refuse_whole
-    from weightsmith.checkpoints.package_header import is_package
+    from weightsmith.checkpoints.formats.bundles import member_of, open_member, refuse_whole
+    from weightsmith.checkpoints.formats.package_header import is_package
 
     member = member_of(path)
     if member is not None:
@@ -254,7 +254,7 @@ def open_checkpoint(path: str | Path, *, bases: Mapping[str, Path] | None = None
     is_folder = folder.is_dir()
     refuse_whole(folder)
     if is_package(folder):
-        from weightsmith.checkpoints.packages import open_package
+        from weightsmith.checkpoints.formats.packages import open_package
 
         return open_package(
             folder,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.roles import Kind
-from weightsmith.checkpoints.ties import Tying, tie_findings, vocabulary_head
+from weightsmith.checkpoints.tied_tensors import Tying, tie_findings, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType, promote

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsmith.checkpoints.codes import code_findings
 from weightsmith.checkpoints.layer_keys import move_layers
-from weightsmith.checkpoints.sections import LAYER_COUNT_KEYS, sections, vocabulary_size_of
+from weightsmith.checkpoints.nested_config import LAYER_COUNT_KEYS, sections, vocabulary_size_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.index import read_weight_map
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors.files.shard_index import read_weight_map
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

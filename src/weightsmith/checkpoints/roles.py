@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from weightsmith.checkpoints import words
-from weightsmith.checkpoints.sections import sections, vocabulary_size_of
+from weightsmith.checkpoints import role_words as words
+from weightsmith.checkpoints.nested_config import sections, vocabulary_size_of
 from weightsmith.checkpoints.stacks import Stack, place
 from weightsmith.naming import is_number, parse_name, split_name
 from weightsmith.tensors.dtypes import DType

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
 
-class Reference(click.types.StringParamType):
+class ReferenceType(click.types.StringParamType):
     """Text that names a checkpoint, a recipe, an adapter or a suite: a file or folder, or what is no path at all."""
 
     def shell_complete(
@@ -45,14 +45,14 @@ def names(known: Callable[[], Iterable[str]], *more: str, listed: bool = False) 
 
 def methods() -> list[str]:
     """Names of the merge methods."""
-    from weightsmith.methods import index
+    from weightsmith.methods.parts import method_index as index
 
     return sorted(index.modules_of("method"))
 
 
 def methods_and_modifiers() -> list[str]:
     """Names of the merge methods, then those of modifiers."""
-    from weightsmith.methods import index
+    from weightsmith.methods.parts import method_index as index
 
     return [*methods(), *sorted(index.modules_of("modifier"))]
 
@@ -90,11 +90,11 @@ def tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Compl
     """Labels of the tasks of the bundle that stands before."""
     from click.shell_completion import CompletionItem
 
-    from weightsmith.checkpoints.bundles import read_header
+    from weightsmith.checkpoints.formats.bundles import read_bundle_header
     from weightsmith.errors import WeightsmithError
 
     try:
-        header = read_header(Path(ctx.params["folder"]))
+        header = read_bundle_header(Path(ctx.params["folder"]))
     except (WeightsmithError, KeyError, TypeError):
         return []
     labels = (task.label for task in header.tasks)

@@ -43,7 +43,7 @@ def _complete_references(parameters: Sequence[click.Parameter]) -> None:
     for parameter in parameters:
         is_reference = isinstance(parameter, click.Argument) or parameter.name in _REFERENCES
         if is_reference and parameter.type is click.STRING:
-            parameter.type = completing.Reference()
+            parameter.type = completing.ReferenceType()
 
 
 def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:

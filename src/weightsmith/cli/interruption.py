@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from weightsmith.cli.text import harmless
+from weightsmith.cli.terminal_text import harmless
 
 INTERRUPTED = 130
 
@@ -25,7 +25,7 @@ def interruptible(out: Path) -> Iterator[None]:
 
 
 def _tell_interrupted(out: Path) -> None:
-    from weightsmith.publishing.places import SUFFIX
+    from weightsmith.publishing.safe_places import SUFFIX
 
     staging = out.with_name(out.name + SUFFIX)
     if staging.is_dir():

@@ -12,8 +12,8 @@ import click
 
 from weightsmith import __version__
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.streams import STREAMS
-from weightsmith.cli.text import abridged, harmless, shown
+from weightsmith.cli.standard_streams import STREAMS
+from weightsmith.cli.terminal_text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
 from weightsmith.wording import advice_on
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.output import SCHEMA, Result
-from weightsmith.cli.streams import STREAMS
+from weightsmith.cli.presenting import SCHEMA, CommandResult
+from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -46,7 +46,7 @@ def check_save(
     check_file(file, kind, reads)
 
 
-def save(found: Result, file: Path | None, kind: str, reads: Iterable[Path]) -> None:
+def save(found: CommandResult, file: Path | None, kind: str, reads: Iterable[Path]) -> None:
     """Write what --save asks for, if it was given, sealed, so that the same command may replace it."""
     if file is not None:
         from weightsmith.publishing.files import publish_file

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.cli.interruption import interruptible
+from weightsmith.cli.merging.plan import show_plan
 from weightsmith.cli.options import Machine
-from weightsmith.cli.output import Data, present, show_findings
-from weightsmith.cli.plan import show_plan
-from weightsmith.cli.progress import Quiet, open_progress
-from weightsmith.cli.streams import STREAMS
-from weightsmith.cli.text import duration
+from weightsmith.cli.presenting import Data, present, show_findings
+from weightsmith.cli.progress_bars import Quiet, open_progress
+from weightsmith.cli.standard_streams import STREAMS
+from weightsmith.cli.terminal_text import duration
 from weightsmith.findings import Finding
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.inspection.interference import Changes, measure_interference

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.comparison.compare import Comparison, TaskComparison
+from weightsmith.comparison.versions import Comparison, TaskComparison
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.metrics import METRICS_OF
 from weightsmith.naming import nearest

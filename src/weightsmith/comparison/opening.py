@@ -23,10 +23,10 @@ from weightsmith.errors import Malformed, UsageError
 from weightsmith.evaluation.subjects import open_subject
 from weightsmith.evaluation.suite import Suite, load_suite
 from weightsmith.naming import nearest
-from weightsmith.tensors.paths import expanded
-from weightsmith.tensors.small_files import read_small
-from weightsmith.tensors.strict_json import loads_json
-from weightsmith.testbeds.places import family_folder
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors.files.small_files import read_small
+from weightsmith.tensors.files.strict_json import loads_json
+from weightsmith.testbeds.family_places import family_folder
 from weightsmith.wording import counted, fault, literal, shown
 
 _LARGEST_BYTES = 10_000_000

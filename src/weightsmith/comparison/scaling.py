@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.league import FINISHED, League, Progress, run_league
+from weightsmith.comparison.ranking import FINISHED, League, Progress, run_league
 from weightsmith.comparison.resampling import Estimate, estimate_mapping
 from weightsmith.comparison.standings import TUNED
 

@@ -25,7 +25,7 @@ GENERAL, UNSEEN = "general", "unseen"
 
 
 @dataclass(frozen=True, slots=True)
-class Skill:
+class RetainedSkill:
     """What is left of one parent's skill on one task.
 
     `gained` is how much better the parent is than the base. Where its interval does not lie above 0, the parent has no
@@ -57,7 +57,7 @@ class SkillReport:
     tasks (of retained: those that have one). None where base, parents or tasks of a group are missing.
     """
 
-    skills: tuple[Skill, ...]
+    skills: tuple[RetainedSkill, ...]
     experts: Mapping[str, str]
     retained: Estimate | None
     normalized_score: Estimate | None
@@ -65,7 +65,7 @@ class SkillReport:
     generalization: Estimate | None
     changes: Mapping[str, Estimate]
 
-    def of_expert(self, task: str) -> Skill | None:
+    def of_expert(self, task: str) -> RetainedSkill | None:
         """The skill of the expert of a task; None if the task has no expert."""
         name = self.experts.get(task)
         return next((s for s in self.skills if s.task == task and s.parent == name), None)
@@ -175,10 +175,10 @@ def normalized_draws(new: Evaluation, parent: Evaluation, task: str, draws: Draw
 
 def _skill(
     new: Evaluation, parent: Evaluation, base: Evaluation | None, task: str, draws: Draws
-) -> Skill:
+) -> RetainedSkill:
     retained = retained_draws(new, parent, base, task, draws)
     normalized = normalized_draws(new, parent, task, draws)
-    return Skill(
+    return RetainedSkill(
         parent=parent.subject,
         task=task,
         gained=None if base is None else Estimate.of(draws.gain(base, parent, task)),

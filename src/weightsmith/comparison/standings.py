@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.comparison.entries import Cost
+from weightsmith.comparison.league_entries import MeasuredCost
 from weightsmith.comparison.resampling import Draws, Estimate, estimate_mapping, mean_of
 from weightsmith.comparison.skill import GENERAL, normalized_draws, retained_draws
 from weightsmith.evaluation.metrics import Floats
@@ -34,7 +34,7 @@ class Contestant:
     setting: str
     parameters: Mapping[str, Any]
     evaluation: Evaluation
-    cost: Cost | None = None
+    cost: MeasuredCost | None = None
     at_edge: bool = False
 
 
@@ -51,7 +51,7 @@ class LeagueRow:
     retained: Estimate | None
     general: Estimate | None
     unseen: Estimate | None
-    cost: Cost | None
+    cost: MeasuredCost | None
     at_edge: bool = False
     rank: Estimate | None = None
 

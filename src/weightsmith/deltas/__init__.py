@@ -9,5 +9,5 @@ from weightsmith.deltas.changed import ChangedTensor as ChangedTensor
 from weightsmith.deltas.changed import Towards as Towards
 from weightsmith.deltas.changed import read_matrix as read_matrix
 from weightsmith.deltas.constant import Repeated as Repeated
-from weightsmith.deltas.decoded import DecodedTensor as DecodedTensor
+from weightsmith.deltas.decoded_tensors import DecodedTensor as DecodedTensor
 from weightsmith.deltas.verified import VerifiedTensor as VerifiedTensor

@@ -31,7 +31,7 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LowRank:
+class LowRankChange:
     """scale * left @ right; left is rows x rank, right rank x columns. In LoRA's words B and A."""
 
     left: Matrix
@@ -159,8 +159,8 @@ def transposed(change: Change) -> Change:
     """
     if isinstance(change, Stacked):
         return Stacked(tuple(transposed(part) for part in change.parts))
-    if isinstance(change, LowRank):
-        return LowRank(change.right.T, change.left.T, change.scale)
+    if isinstance(change, LowRankChange):
+        return LowRankChange(change.right.T, change.left.T, change.scale)
     if isinstance(change, Hadamard):
         return Hadamard(transposed(change.first), transposed(change.second), change.scale)
     if isinstance(change, Kronecker):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from weightsmith.deltas.decoded import DecodedTensor
+from weightsmith.deltas.decoded_tensors import DecodedTensor
+from weightsmith.graph.graph import Value, source
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.stored import FromStored, LazyTensor
 
 # Whether a NaN keeps its sign and payload when it is rounded is left to hardware and library, so all become this one.

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from weightsmith.adapters import facts
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.adapters.adapter import Adapter
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import Dialect, check_output, write_adapter
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.converting import Conversion, convert
 from weightsmith.adapters.extraction import extract
 from weightsmith.adapters.extraction_report import ExtractionReport
-from weightsmith.adapters.opening import open_model
-from weightsmith.adapters.reading import open_adapter
 from weightsmith.adapters.treatments import Choices
-from weightsmith.adapters.writing import Dialect, check_output, write_adapter
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.manifest import Manifest
@@ -85,7 +85,7 @@ def combine_adapters(
         weights,
         parameters or {},
         space=space,
-        bound=Bound(rank, energy, error),
+        bound=RankBound(rank, energy, error),
         dialect=dialect_for(opened[0], dialect) if opened else None,
         base=base,
         dtype=dtype,
@@ -172,7 +172,7 @@ def resize_adapter(
     `dialect` and `dtype` are as for `combine_adapters`. Raises UsageError without a bound, and what reading and writing
     adapters raise.
     """
-    bound = Bound(rank, energy, error)
+    bound = RankBound(rank, energy, error)
     if bound.is_open:
         raise UsageError(
             "Nothing says how much of the adapter to keep; give a rank, energy or error."

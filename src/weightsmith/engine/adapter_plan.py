@@ -13,37 +13,37 @@ from dataclasses import replace
 
 import numpy as np
 
+from weightsmith.adapters.adapted_models import stored_tensors
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.adapter_writing import Dialect
 from weightsmith.adapters.alignment import absences, aligned
 from weightsmith.adapters.as_changes import (
+    ChangedTarget,
     Loaded,
-    Target,
     changes_of,
     named_by,
     targets_of,
     unchanged,
 )
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.coordinates import Coordinates
 from weightsmith.adapters.lego import Lego
-from weightsmith.adapters.low_rank import Array, LowRankAdapter, low_rank_adapter
-from weightsmith.adapters.opening import stored_tensors
-from weightsmith.adapters.reading import open_adapter
+from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter, low_rank_adapter
 from weightsmith.adapters.spaces import CoreSpace, Knots
-from weightsmith.adapters.writing import Dialect
 from weightsmith.checkpoints import BareAdapter, Checkpoint
 from weightsmith.engine.adapter_result import AdapterResult
 from weightsmith.engine.linearity import coefficients
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import CompatibilityError, RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.adapter_form import AdapterForm
-from weightsmith.recipes.formula import Cast, Formula, Merge, OutputTensor, Resolved, Sum
-from weightsmith.recipes.mentioned import merged_references, other_references
-from weightsmith.recipes.references import ModelRef
-from weightsmith.recipes.resolve import opener_of, resolve
-from weightsmith.recipes.schema import RecipeDocument
+from weightsmith.recipes.language.mentioned import merged_references, other_references
+from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.resolution.formula import Cast, Formula, Merge, OutputTensor, Resolved, Sum
+from weightsmith.recipes.resolution.resolve import opener_of, resolve
 from weightsmith.tensors.dtypes import DType, promote
 from weightsmith.tensors.messages import shown
 from weightsmith.wording import counted
@@ -114,25 +114,25 @@ def resolve_adapters(
     return replace(resolved, recipe=recipe, findings=findings, shard_bytes=2**62), result
 
 
-def _bound(form: AdapterForm, targets: Mapping[str, Target]) -> Bound:
+def _bound(form: AdapterForm, targets: Mapping[str, ChangedTarget]) -> RankBound:
     rank = form.rank if isinstance(form.rank, int) else None
     sizes = [min(unit.change.shape) for target in targets.values() for unit in target.units]
     if rank is not None and sizes and rank > max(sizes):
         raise RecipeError(
             f"adapter.rank: No tensor of these adapters can have rank {rank}: the largest possible is {max(sizes)}."
         )
-    return Bound(rank, form.energy, form.error)
+    return RankBound(rank, form.energy, form.error)
 
 
 def _coordinates(
-    form: AdapterForm, loaded: Sequence[Loaded], targets: Mapping[str, Target]
+    form: AdapterForm, loaded: Sequence[Loaded], targets: Mapping[str, ChangedTarget]
 ) -> Coordinates | None:
     if form.space is None or form.space.name == "dense":
         return None
     return Coordinates.of(_SPACES[form.space.name](**form.space.options), loaded, targets)
 
 
-def _lego(form: AdapterForm, bound: Bound) -> Lego | None:
+def _lego(form: AdapterForm, bound: RankBound) -> Lego | None:
     if form.reduce is None or form.reduce.name != "lego":
         return None
     return Lego(rank=bound.rank, **form.reduce.options)
@@ -150,7 +150,7 @@ def _require_sums(result: AdapterResult) -> None:
 def _views(
     opened: Mapping[str, Checkpoint | BareAdapter],
     loaded: Mapping[str, Loaded],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, ChangedTarget],
     coordinates: Coordinates | None,
 ) -> dict[str, Checkpoint]:
     """Every model of the recipe as the checkpoint of its changes, and one that changes nothing."""
@@ -168,7 +168,7 @@ def _views(
     return {**views, NO_BASE: unchanged(targets, path, NO_BASE, dtype)}
 
 
-def _apart(resolved: Resolved, targets: Mapping[str, Target]) -> Resolved:
+def _apart(resolved: Resolved, targets: Mapping[str, ChangedTarget]) -> Resolved:
     """Statistics of the whole model apart for coordinates and for what is in no space: their sizes have nothing in
     common.
     """
@@ -280,7 +280,7 @@ def _wants_base(document: RecipeDocument) -> bool:
 
 
 def _sums(
-    resolved: Resolved, targets: Mapping[str, Target], labels: set[str]
+    resolved: Resolved, targets: Mapping[str, ChangedTarget], labels: set[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The tensors whose result is a sum of the adapters' changes, with its coefficients by label.
 
@@ -296,7 +296,7 @@ def _sums(
 
 
 def _kept(
-    targets: Mapping[str, Target],
+    targets: Mapping[str, ChangedTarget],
     sums: Mapping[str, Mapping[str, float]],
     loaded: Mapping[str, Loaded],
 ) -> Iterator[tuple[str, Array | None]]:

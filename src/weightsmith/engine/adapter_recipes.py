@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.errors import UsageError
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 from weightsmith.wording import counted
 
 # Methods that are a space, with the options of it that are given like parameters.
@@ -43,7 +43,7 @@ def combination(
     parameters: Mapping[str, Any],
     *,
     space: str = "dense",
-    bound: Bound | None = None,
+    bound: RankBound | None = None,
     dialect: str | None = None,
     base: str | Path | None = None,
     dtype: str | None = None,
@@ -56,7 +56,7 @@ def combination(
     """
     if not adapters:
         raise UsageError("There is nothing to combine: name at least one adapter.")
-    bound = bound or Bound()
+    bound = bound or RankBound()
     said = _spoken(method, weights, dict(parameters), space, bound, len(adapters))
     spec = registry.get(said.method)
     each, shared = _by_adapter(spec, said.parameters, said.weights, len(adapters))
@@ -85,7 +85,7 @@ def _spoken(
     weights: Sequence[float] | None,
     given: dict[str, Any],
     space: str,
-    bound: Bound,
+    bound: RankBound,
     count: int,
 ) -> _Spoken:
     in_space = {} if space == "dense" else {"space": space}

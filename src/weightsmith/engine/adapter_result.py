@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.adapters.as_changes import Loaded, Target
-from weightsmith.adapters.bounds import Bound
+from weightsmith.adapters.adapter_writing import Dialect
+from weightsmith.adapters.as_changes import ChangedTarget, Loaded
+from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.coordinates import Coordinates
 from weightsmith.adapters.lego import Lego
-from weightsmith.adapters.low_rank import Array
-from weightsmith.adapters.writing import Dialect
+from weightsmith.adapters.low_rank_adapters import Array
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.tensors.dtypes import DType
 
@@ -29,10 +29,10 @@ class AdapterResult:
     """
 
     loaded: Mapping[str, Loaded]
-    targets: Mapping[str, Target]
+    targets: Mapping[str, ChangedTarget]
     sums: Mapping[str, Mapping[str, float]]
     kept: Mapping[str, Array | None]
-    bound: Bound
+    bound: RankBound
     dialect: Dialect
     dtype: DType
     base: Checkpoint | None
@@ -60,7 +60,7 @@ class AdapterResult:
         """Whether an input is one that the recipe names: not the zeros that stand for a base."""
         return label in self.loaded or self.base is not None
 
-    def bound_of(self, name: str) -> Bound:
+    def bound_of(self, name: str) -> RankBound:
         """How far the change of a tensor is cut: as asked for.
 
         Where nothing is, what is computed of elements is cut to the largest rank of an adapter there; sums are exact,

@@ -22,14 +22,14 @@ from weightsmith.engine.progress import Progress
 from weightsmith.engine.run import run
 from weightsmith.engine.verify import Verification
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.methods import modifiers, registry
+from weightsmith.graph.equal_magnitudes import EqualMagnitudes
+from weightsmith.graph.graph import Value, source
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts import modifiers, registry
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.combine import coarsest
-from weightsmith.recipes.expressions import Expression, checkpoint
+from weightsmith.recipes.language.expressions import Expression, checkpoint
+from weightsmith.recipes.resolution.combine import coarsest
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.equal_magnitudes import EqualMagnitudes
-from weightsmith.tensors.graph import Value, source
-from weightsmith.tensors.site import Site
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def merge_state_dicts(
     order = _equal_magnitudes(equal_magnitudes)
     if nonfinite not in ("error", "propagate"):
         raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")
-    from weightsmith.tensors.torch_memory import evaluate_model
+    from weightsmith.graph.backends.torch_memory import evaluate_model
 
     spec = registry.get(method)
     built = spec.build(

@@ -10,12 +10,12 @@ from weightsmith.engine.outputs.output import Store
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler, Worker
-from weightsmith.engine.tensor_job import Settings, TensorJob
+from weightsmith.engine.tensor_job import JobSettings, TensorJob
 from weightsmith.engine.tiles import plain_round
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import AssertionFailed
-from weightsmith.recipes.formula import Assertion, Formula, OutputTensor, distinct_leaves
-from weightsmith.tensors.graph import Scalar, Value, count, dot, source, value
+from weightsmith.graph.graph import Scalar, Value, count, dot, source, value
+from weightsmith.recipes.resolution.formula import Assertion, Formula, OutputTensor, distinct_leaves
 from weightsmith.tensors.stored import LazyTensor
 
 
@@ -24,7 +24,7 @@ def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: 
     if not plan.resolved.assertions:
         return
     progress.stage("checking assertions")
-    settings = Settings(plan.backend.load(), plan.tile_elements)
+    settings = JobSettings(plan.backend.load(), plan.tile_elements)
     outputs = {tensor.output.name: tensor.output for tensor in plan.tensors}
     failures: list[str] = []
     for clause in plan.resolved.assertions:
@@ -47,7 +47,7 @@ def _check(
     reference: Formula | None,
     plan: Plan,
     shards: Store,
-    settings: Settings,
+    settings: JobSettings,
     failures: list[str],
 ) -> Job:
     sources: list[LazyTensor] = [shards.stored(tensor.name)]
@@ -93,7 +93,7 @@ def _mismatch(tensors: Sequence[LazyTensor]) -> str:
     return ""
 
 
-def _differing(written: LazyTensor, expected: LazyTensor, settings: Settings) -> Rounds:
+def _differing(written: LazyTensor, expected: LazyTensor, settings: JobSettings) -> Rounds:
     """How many elements of two tensors of one integer dtype differ, compared as bytes."""
     itemsize = written.dtype.itemsize
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from weightsmith.errors import ResourceError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.passes import Backend
+from weightsmith.graph.passes import Backend
 from weightsmith.wording import with_extra
 
 # Measured anonymous memory of a process that has done a merge's imports, before the first tile.
@@ -49,10 +49,10 @@ class BackendChoice:
         """Make the backend; torch is imported here and nowhere earlier."""
         keep_freed_memory()
         if self.kind == "native":
-            from weightsmith.tensors import native
+            from weightsmith.graph.backends import native
 
             return native.load()
-        from weightsmith.tensors.torch_backend import TorchBackend, use_one_thread
+        from weightsmith.graph.backends.torch_backend import TorchBackend, use_one_thread
 
         use_one_thread()
         return TorchBackend(self.device)
@@ -87,7 +87,7 @@ def choose_backend(device: str = "cpu", wanted: str = "auto") -> BackendChoice:
             )
         _require_device(device)
         return BackendChoice("torch", device, f"torch on {device}")
-    from weightsmith.tensors import native
+    from weightsmith.graph.backends import native
 
     if wanted != "torch" and native.available():
         return BackendChoice("native", "cpu", native.describe())

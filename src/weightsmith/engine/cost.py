@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
-from weightsmith.recipes.formula import distinct_leaves
+from weightsmith.recipes.resolution.formula import distinct_leaves
 from weightsmith.tensors.stored import ReadingCost
 
 # Bytes per second of one thread that copies from the page cache and digests what it copied.
@@ -35,14 +35,14 @@ _TENSOR_PASS = 0.4e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class PredictedTime:
     """Predicted wall seconds: with the inputs in the page cache, and without."""
 
     warm_seconds: float
     cold_seconds: float
 
 
-def predict(plan: Plan) -> Cost:
+def predict(plan: Plan) -> PredictedTime:
     """The predicted time of a plan from the rates above."""
     cores = min(plan.threads, os.cpu_count() or 1)
     reading = plan.read_bytes / _READ_RATE
@@ -52,7 +52,7 @@ def predict(plan: Plan) -> Cost:
     start = _START[plan.backend.kind]
     writing = plan.write_bytes / _WRITE_RATE
     disk = input_bytes(plan) / _DISK_RATE
-    return Cost(start + max(busy, writing), start + max(busy, writing, disk + writing))
+    return PredictedTime(start + max(busy, writing), start + max(busy, writing, disk + writing))
 
 
 def input_bytes(plan: Plan) -> int:

@@ -14,9 +14,9 @@ from weightsmith.engine.run import compute_tensors
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.errors import RecipeError, ResourceError
 from weightsmith.tensors.digests import checkpoint_digest
+from weightsmith.tensors.files.open_files import OPEN_FILES
 from weightsmith.tensors.memory import MemoryTensor
-from weightsmith.tensors.open_files import OPEN_FILES
-from weightsmith.vocabularies.papers import Papers
+from weightsmith.vocabularies.companion_files import Papers
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import OutputError
-from weightsmith.tensors.strict_json import NotJson, loads_json
-from weightsmith.tensors.writer import pwrite_all, sync_file
+from weightsmith.tensors.files.strict_json import NotJson, loads_json
+from weightsmith.tensors.files.writer import pwrite_all, sync_file
 
 SCHEMA = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from weightsmith.graph.graph import Node, Value, walk
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Node, Value, walk
 
 
 @dataclass(frozen=True, slots=True)

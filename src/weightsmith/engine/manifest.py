@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.adapters.opening import reference_of
+from weightsmith.adapters.adapted_models import reference_of
 from weightsmith.adapters.references import base_of
 from weightsmith.checkpoints import Attached, Checkpoint
-from weightsmith.checkpoints.donor import absence
+from weightsmith.checkpoints.copied_files import absence
 from weightsmith.engine.journal import TensorRecord
 from weightsmith.errors import CheckpointError, Malformed, VerificationError
 from weightsmith.publishing.records import (
@@ -26,13 +26,13 @@ from weightsmith.publishing.records import (
     header_digest,
 )
 from weightsmith.publishing.sealing import sealed, unsealed
-from weightsmith.recipes.formula import distinct_leaves
+from weightsmith.recipes.resolution.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
+from weightsmith.tensors.files.safetensors_header import parse_file
+from weightsmith.tensors.files.small_files import read_small
+from weightsmith.tensors.files.strict_json import optional_text_in, text_in, texts_in
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.safetensors_header import parse_file
-from weightsmith.tensors.small_files import read_small
 from weightsmith.tensors.stored import LazyTensor, behind
-from weightsmith.tensors.strict_json import optional_text_in, text_in, texts_in
 from weightsmith.wording import fault
 
 if TYPE_CHECKING:

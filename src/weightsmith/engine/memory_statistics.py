@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints.statistics import listed, misfit
+from weightsmith.checkpoints.formats.statistics import listed, misfit
 from weightsmith.engine.memory_checks import comparable
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.methods.registry import MethodSpec
+from weightsmith.graph.graph import source
+from weightsmith.graph.site import Statistic
+from weightsmith.methods.parts.registry import MethodSpec
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.site import Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Statistics over the whole model: the same reduction measured on many tensors and joined.
 
-Tensors belong together when their reductions have the same name (`tensors.model_statistics`). Each round
+Tensors belong together when their reductions have the same name (`graph.model_statistics`). Each round
 streams every tensor that takes part once, measuring all of its pending model-wide reductions
 together.
 """
@@ -15,12 +15,12 @@ from typing import Any
 from weightsmith.engine.scheduler import Job, Rounds, Scheduler
 from weightsmith.engine.tensor_job import TensorJob, combine_partials
 from weightsmith.engine.tiles import sample_step
-from weightsmith.tensors.equal_graphs import walked
-from weightsmith.tensors.equal_magnitudes import EqualMagnitudes, model_ranks, rank_key
-from weightsmith.tensors.graph import Cut, Scalar, adds_to
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for, local_cut
-from weightsmith.tensors.passes import Collect, CollectPart, CutPoint, Equal, HistogramPart, Request
+from weightsmith.graph.equal_graphs import walked
+from weightsmith.graph.equal_magnitudes import EqualMagnitudes, model_ranks, rank_key
+from weightsmith.graph.graph import Cut, Scalar, adds_to
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.order import Gate, Selection, SummedHistograms, gate_for, local_cut
+from weightsmith.graph.passes import Collect, CollectPart, CutPoint, Equal, HistogramPart, Request
 
 
 @dataclass(slots=True)

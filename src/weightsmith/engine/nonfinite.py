@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightsmith.engine.tiles import tiles_of
 from weightsmith.errors import NonFiniteError
-from weightsmith.recipes.formula import distinct_leaves
-from weightsmith.tensors.graph import source
-from weightsmith.tensors.passes import PassSpec, work_dtype
+from weightsmith.graph.graph import source
+from weightsmith.graph.passes import PassSpec, work_dtype
+from weightsmith.recipes.resolution.formula import distinct_leaves
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan
     from weightsmith.engine.planned_tensors import PlannedTensor
-    from weightsmith.engine.tensor_job import Finished, Settings
-    from weightsmith.recipes.formula import Leaf
+    from weightsmith.engine.tensor_job import Finished, JobSettings
+    from weightsmith.recipes.resolution.formula import Leaf
 
 _T = TypeVar("_T")
 
@@ -72,7 +72,7 @@ def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
 
 
 @contextmanager
-def located(plan: Plan, settings: Settings) -> Iterator[None]:
+def located(plan: Plan, settings: JobSettings) -> Iterator[None]:
     """Turn an `Unlocated` error into one that names the input with a NaN or infinity, if any of those read has one."""
     try:
         yield
@@ -95,7 +95,7 @@ def _suspects(plan: Plan, name: str) -> Iterable[Leaf]:
     )
 
 
-def nonfinite_elements(tensor: LazyTensor, settings: Settings) -> tuple[int, int]:
+def nonfinite_elements(tensor: LazyTensor, settings: JobSettings) -> tuple[int, int]:
     """How many elements of a stored tensor are NaN or infinite, and the flat index of the first (-1 for none)."""
     if not tensor.dtype.is_float:
         return 0, -1

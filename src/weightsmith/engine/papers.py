@@ -6,12 +6,12 @@ import math
 from collections import Counter
 
 from weightsmith.checkpoints import Checkpoint, Kind, Tying, merged_config
-from weightsmith.checkpoints.ties import declared_tied
+from weightsmith.checkpoints.tied_tensors import declared_tied
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
-from weightsmith.recipes.formula import Resolved
+from weightsmith.recipes.resolution.formula import Resolved
 from weightsmith.tensors.dtypes import DType
-from weightsmith.vocabularies.papers import Papers, papers
+from weightsmith.vocabularies.companion_files import Papers, papers
 
 
 def result_papers(resolved: Resolved) -> tuple[Papers | None, list[Finding]]:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from weightsmith.tensors.paths import expanded
+from weightsmith.tensors.files.paths import expanded
 
 CACHE_VARIABLE = "WEIGHTSMITH_CACHE"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas.changed import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.backends import BackendChoice, choose_backend
@@ -21,22 +21,17 @@ from weightsmith.engine.planned_tensors import PlannedTensor, planned_tensors
 from weightsmith.engine.tiles import tile_elements
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.findings import Finding, Severity, errors_among
+from weightsmith.graph.passes import work_dtype
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import (
-    Leaf,
-    OutputTensor,
-    Resolved,
-    distinct_leaves,
-)
+from weightsmith.recipes.resolution.formula import Leaf, OutputTensor, Resolved, distinct_leaves
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import ShardLayout
-from weightsmith.tensors.passes import work_dtype
+from weightsmith.tensors.files.layout import ShardLayout
+from weightsmith.tensors.files.strict_json import collection_paused
 from weightsmith.tensors.sizes import format_size
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.strict_json import collection_paused
 from weightsmith.tensors.threads import thread_count
-from weightsmith.vocabularies.papers import Change, Papers
-from weightsmith.vocabularies.rows import AlignedRows
+from weightsmith.vocabularies.aligned_rows import AlignedRows
+from weightsmith.vocabularies.companion_files import Papers, VocabularyChange
 from weightsmith.wording import counted
 
 DEFAULT_MEMORY = 256 * 2**20
@@ -261,7 +256,7 @@ def _without_vocabularies(resolved: Resolved) -> Resolved:
     """The same without the tokens themselves, which nobody needs once the papers are made."""
     if resolved.vocabulary is None:
         return resolved
-    return replace(resolved, vocabulary=replace(resolved.vocabulary, change=Change()))
+    return replace(resolved, vocabulary=replace(resolved.vocabulary, change=VocabularyChange()))
 
 
 def _memory_findings(plan: Plan) -> list[Finding]:

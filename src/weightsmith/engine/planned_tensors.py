@@ -12,11 +12,17 @@ from weightsmith.engine.outputs.storage import PLAIN, Storage
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.formula import Leaf, OutputTensor, Resolved, Same, distinct_leaves
-from weightsmith.tensors.columns import Columns
+from weightsmith.graph.columns import Columns
+from weightsmith.graph.graph import Scalar, Scope, walk
+from weightsmith.graph.passes import has_row_nodes, reduction_levels
+from weightsmith.recipes.resolution.formula import (
+    Leaf,
+    OutputTensor,
+    Resolved,
+    Same,
+    distinct_leaves,
+)
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Scalar, Scope, walk
-from weightsmith.tensors.passes import has_row_nodes, reduction_levels
 from weightsmith.tensors.records import record
 from weightsmith.tensors.stored import ReadingCost
 

@@ -25,7 +25,7 @@ from weightsmith.engine.run import ModelResults, in_file_order, model_results, r
 from weightsmith.engine.scheduler import Scheduler
 from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.state import note_state
-from weightsmith.engine.tensor_job import Settings
+from weightsmith.engine.tensor_job import JobSettings
 from weightsmith.errors import ResourceError
 from weightsmith.wording import with_extra
 
@@ -113,7 +113,7 @@ class Cluster:
         progress: Progress,
     ) -> dict[str, TensorRecord]:
         """Hand out batches, journal what comes back, and hand out again what a dead worker left."""
-        settings = Settings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
+        settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
         results = model_results(plan, settings, scheduler, skip, progress)
         note_state(plan, results, journal)
         wanted = [t.output.name for t in in_file_order(plan) if t.output.name not in skip]
@@ -189,7 +189,7 @@ def compute_batch(shared: Shared, names: Sequence[str]) -> Iterator[TensorRecord
     """On a worker: compute tensors into the staging folder, giving each one's record when it is durable there."""
     plan, folder, results = shared
     by_name = {tensor.output.name: tensor for tensor in plan.tensors}
-    settings = Settings(plan.backend.load(), plan.tile_elements)
+    settings = JobSettings(plan.backend.load(), plan.tile_elements)
     scheduler = Scheduler(plan.threads)
     with Shards(plan.layout, Path(folder), create=False) as shards:
         for name in names:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from weightsmith.adapters.opening import PlacedAdapter, open_model, open_with
+from weightsmith.adapters.adapted_models import PlacedAdapter, open_model, open_with
 from weightsmith.adapters.references import AdapterReference
 from weightsmith.checkpoints import Checkpoint, member_of
 from weightsmith.engine.manifest import Input, Manifest

@@ -14,14 +14,14 @@ from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import make_plan
 from weightsmith.engine.progress import Progress
 from weightsmith.engine.recorded import input_called, recorded_opener
-from weightsmith.engine.rounding import Bound
+from weightsmith.engine.rounding import RoundingBound
 from weightsmith.engine.run import run
 from weightsmith.engine.subtraction import Opener, Subtraction, merged_opener, subtraction
 from weightsmith.engine.verify import wants_torch
 from weightsmith.errors import CheckpointError, RecipeError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.mentioned import merged_references, other_references
-from weightsmith.recipes.without import without
+from weightsmith.recipes.language.mentioned import merged_references, other_references
+from weightsmith.recipes.language.without import without
 
 
 class Way(enum.Enum):
@@ -44,13 +44,13 @@ class RolledBack:
     way: Way
     gone: tuple[str, ...] = ()
     was_donor: bool = False
-    bounds: Mapping[str, Bound] = field(default_factory=dict)
+    bounds: Mapping[str, RoundingBound] = field(default_factory=dict)
 
     @property
-    def worst(self) -> Bound:
+    def worst(self) -> RoundingBound:
         """A bound that holds for every tensor."""
         found = list(self.bounds.values())
-        return Bound(
+        return RoundingBound(
             max((b.merged for b in found), default=0.0),
             max((b.result for b in found), default=0.0),
             max((b.inputs for b in found), default=0.0),

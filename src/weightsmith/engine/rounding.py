@@ -26,7 +26,7 @@ _WORK = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class RoundingBound:
     """For every element: |NEW - fresh| <= merged |MERGED| + result |NEW| + inputs max_i |x_i| + smallest.
 
     The first term is the rounding of MERGED as it was stored, times its ratio in NEW; the second that of NEW and of
@@ -53,7 +53,7 @@ def bound_of(
     before: Collection[float],
     after: Collection[float],
     stored: DType,
-) -> Bound:
+) -> RoundingBound:
     """The bound for NEW = ratio MERGED + sum of `others` times inputs.
 
     `before` and `after` are the coefficients of the merge on record and of the fresh one; `stored` the dtype of
@@ -65,13 +65,13 @@ def bound_of(
         (1 - u) |NEW - fresh| <= u |r| |MERGED| + 2 u |NEW| + (|r| g_before + g_new + g_after) max_i |x_i|
     """
     if stored not in _SMALLEST or (ratio == 1.0 and not others):
-        return Bound(0.0, 0.0, 0.0, 0.0)
+        return RoundingBound(0.0, 0.0, 0.0, 0.0)
     unit = 2.0**-stored.significant_bits
     sums = abs(ratio) * _sum_error(before)
     sums += _sum_error([ratio, *others]) + _sum_error(after)
     rest = 1.0 - unit
     least = (abs(ratio) + 2.0) * 2.0 ** max(_SMALLEST[stored] - 1, -1074)
-    return Bound(abs(ratio) * unit / rest, 2.0 * unit / rest, sums / rest, least / rest)
+    return RoundingBound(abs(ratio) * unit / rest, 2.0 * unit / rest, sums / rest, least / rest)
 
 
 def _sum_error(factors: Collection[float]) -> float:

@@ -26,27 +26,27 @@ from weightsmith.engine.scratch import Scratch
 from weightsmith.engine.seal import seal
 from weightsmith.engine.staging import Staging
 from weightsmith.engine.state import check_continued, note_state
-from weightsmith.engine.tensor_job import Finished, Settings, TensorJob
+from weightsmith.engine.tensor_job import Finished, JobSettings, TensorJob
 from weightsmith.engine.tiles import digest_rounds
-from weightsmith.engine.trace import Member, Traced, Tracer
+from weightsmith.engine.trace import StatisticMember, Traced, Tracer
 from weightsmith.errors import (
     OutputError,
     ResourceError,
     VerificationError,
     WeightsmithError,
 )
+from weightsmith.graph.graph import Value
 from weightsmith.publishing.earlier import check_free
-from weightsmith.publishing.places import check_place
-from weightsmith.recipes.formula import distinct_leaves
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.publishing.safe_places import check_place
+from weightsmith.recipes.resolution.formula import distinct_leaves
+from weightsmith.tensors.files.open_files import OPEN_FILES
 from weightsmith.wording import advice_on, counted, shown
 
 _EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 
-ModelResults = Mapping[Member, Any]
+ModelResults = Mapping[StatisticMember, Any]
 Compute = Callable[[Plan, Store, Journal, Scheduler, set[str], Progress], dict[str, TensorRecord]]
 
 
@@ -211,7 +211,7 @@ def compute_tensors(
     progress: Progress,
 ) -> dict[str, TensorRecord]:
     """Compute every tensor that is not in `skip` with the threads of this process, write it and record it."""
-    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
+    settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
     results = model_results(plan, settings, scheduler, skip, progress)
     note_state(plan, results, journal)
     records: dict[str, TensorRecord] = {}
@@ -229,7 +229,7 @@ def write_tensors(
     plan: Plan,
     tensors: Iterable[PlannedTensor],
     shards: Store,
-    settings: Settings,
+    settings: JobSettings,
     scheduler: Scheduler,
     results: ModelResults,
     done: Callable[[TensorRecord], None],
@@ -298,7 +298,7 @@ def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
 
 
 def tensor_job(
-    plan: Plan, reading: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
+    plan: Plan, reading: Sequence[PlannedTensor], settings: JobSettings, tracer: Tracer
 ) -> tuple[TensorJob, Traced]:
     """The job of computed tensors of one reading, and their graphs."""
     traced = tracer.trace(*(tensor.output for tensor in reading))
@@ -308,7 +308,7 @@ def tensor_job(
 def _job(
     plan: Plan,
     reading: Sequence[PlannedTensor],
-    settings: Settings,
+    settings: JobSettings,
     traced: Traced,
     graphs: tuple[Value, ...],
 ) -> TensorJob:
@@ -327,7 +327,7 @@ def _job(
 
 
 def model_results(
-    plan: Plan, settings: Settings, scheduler: Scheduler, skip: set[str], progress: Progress
+    plan: Plan, settings: JobSettings, scheduler: Scheduler, skip: set[str], progress: Progress
 ) -> ModelResults:
     """Statistics of the whole model; finished tensors take part, since the statistics need them.
 
@@ -349,7 +349,7 @@ def model_results(
 
 
 def _statistics_job(
-    plan: Plan, tensors: Sequence[PlannedTensor], settings: Settings, tracer: Tracer
+    plan: Plan, tensors: Sequence[PlannedTensor], settings: JobSettings, tracer: Tracer
 ) -> TensorJob:
     """A job with all that the tensors of one reading measure."""
     traced = tracer.trace(*(tensor.output for tensor in tensors))

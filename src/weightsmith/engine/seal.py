@@ -6,17 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from weightsmith.adapters.opening import form_of
+from weightsmith.adapters.adapted_models import form_of
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
 from weightsmith.engine import manifest as manifests
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Manifest, Merged
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.staging import Staging
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 from weightsmith.publishing.files import write_file
-from weightsmith.recipes.formula import merges_in
-from weightsmith.tensors.writer import sync_folder
+from weightsmith.recipes.resolution.formula import merges_in
+from weightsmith.tensors.files.writer import sync_folder
 
 RECIPE = "weightsmith-recipe.yaml"
 

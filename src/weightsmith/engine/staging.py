@@ -16,7 +16,7 @@ from weightsmith.errors import OutputError, ResourceError
 from weightsmith.publishing.earlier import Problem
 from weightsmith.publishing.records import manifest_problem
 from weightsmith.publishing.staging import LOCK, StagingFolder
-from weightsmith.tensors.writer import free_bytes
+from weightsmith.tensors.files.writer import free_bytes
 
 _JOURNAL = "journal.jsonl"
 

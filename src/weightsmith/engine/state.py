@@ -6,21 +6,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints import merge_state
-from weightsmith.checkpoints.merge_state import MergeState, TensorState
+from weightsmith.checkpoints.formats import merge_state
+from weightsmith.checkpoints.formats.merge_state import MergeState, TensorState
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
-from weightsmith.engine.trace import Member
+from weightsmith.engine.trace import StatisticMember
 from weightsmith.errors import CompatibilityError
-from weightsmith.methods import registry
+from weightsmith.methods.parts import registry
 from weightsmith.publishing.files import write_file
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, distinct_leaves, merges_in
+from weightsmith.recipes.resolution.formula import (
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    distinct_leaves,
+    merges_in,
+)
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan
 
 
-def note_state(plan: Plan, results: Mapping[Member, Any], journal: Journal) -> None:
+def note_state(plan: Plan, results: Mapping[StatisticMember, Any], journal: Journal) -> None:
     """Put the numbers of the plan's continual merge, if it is one, on record."""
     for merge, _ in _continual(plan):
         statistics = {

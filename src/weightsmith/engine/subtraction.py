@@ -14,23 +14,23 @@ from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.ghosts import ghost
 from weightsmith.engine.linearity import coefficients
 from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.rounding import Bound, bound_of
+from weightsmith.engine.rounding import RoundingBound, bound_of
 from weightsmith.engine.trace import Tracer
 from weightsmith.errors import CheckpointError, RecipeError
 from weightsmith.findings import Severity
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import OutputTensor, Resolved, Same
-from weightsmith.recipes.mentioned import merged_model
-from weightsmith.recipes.references import ModelRef
-from weightsmith.recipes.resolve import resolve
-from weightsmith.recipes.schema import RecipeDocument
+from weightsmith.recipes.language.mentioned import merged_model
+from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, Same
+from weightsmith.recipes.resolution.resolve import resolve
 from weightsmith.tensors.dtypes import DType
 
 Opener = Callable[[str], Checkpoint]
 _SAME = 1e-9
 
 
-class Place(NamedTuple):
+class InputPlace(NamedTuple):
     """A tensor of an input, by the input's reference, and the dtype that it is rounded to before it is merged."""
 
     reference: str
@@ -43,7 +43,7 @@ class Share:
     """How one tensor without the contributor comes about: merged * MERGED + sum_i terms_i x_i."""
 
     merged: float
-    terms: Mapping[Place, float]
+    terms: Mapping[InputPlace, float]
 
     def weight(self, reference: str) -> float:
         """The coefficient of an input."""
@@ -55,7 +55,7 @@ class Subtraction:
     """The recipe that takes a contributor out, and for each tensor how far from a fresh merge it may be."""
 
     recipe: Recipe
-    bounds: Mapping[str, Bound]
+    bounds: Mapping[str, RoundingBound]
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ def merged_opener(folder: Path, opener: Opener) -> Opener:
 
 def _shares(
     merge: _Merge, old: Resolved, new: Resolved, contributor: str
-) -> tuple[dict[str, Share], dict[str, Bound]]:
+) -> tuple[dict[str, Share], dict[str, RoundingBound]]:
     for resolved in (old, new):
         wrong = next((f for f in resolved.findings if f.severity is Severity.ERROR), None)
         if wrong is not None:
@@ -132,7 +132,7 @@ def _shares(
             "give every other input and roll back by replay."
         )
     shares: dict[str, Share] = {}
-    bounds: dict[str, Bound] = {}
+    bounds: dict[str, RoundingBound] = {}
     tracers = Tracer(), Tracer()
     for name, tensor in was.items():
         before = _terms(tensor, old, tracers[0])
@@ -149,10 +149,10 @@ def _shares(
     return shares, bounds
 
 
-_MERGED = Place("", "", None)
+_MERGED = InputPlace("", "", None)
 
 
-def _terms(tensor: OutputTensor, resolved: Resolved, tracer: Tracer) -> dict[Place, float]:
+def _terms(tensor: OutputTensor, resolved: Resolved, tracer: Tracer) -> dict[InputPlace, float]:
     """The coefficients of a tensor's inputs; tensors that all inputs share count as one of their own."""
     if isinstance(tensor.formula, Same):
         return {_MERGED: 1.0}
@@ -167,15 +167,15 @@ def _terms(tensor: OutputTensor, resolved: Resolved, tracer: Tracer) -> dict[Pla
     for term, coefficient in found.items():
         leaf = traced.sources[term.index]
         reference = resolved.checkpoints[leaf.checkpoint].source
-        places[Place(reference, leaf.tensor, term.rounded_to)] = coefficient
+        places[InputPlace(reference, leaf.tensor, term.rounded_to)] = coefficient
     return places
 
 
 def _share(
     merge: _Merge,
     name: str,
-    before: Mapping[Place, float],
-    after: Mapping[Place, float],
+    before: Mapping[InputPlace, float],
+    after: Mapping[InputPlace, float],
     contributor: str,
 ) -> Share:
     if _MERGED in before:
@@ -193,9 +193,9 @@ def _share(
 def _ratio(
     merge: _Merge,
     name: str,
-    before: Mapping[Place, float],
-    after: Mapping[Place, float],
-    others: Sequence[Place],
+    before: Mapping[InputPlace, float],
+    after: Mapping[InputPlace, float],
+    others: Sequence[InputPlace],
 ) -> float:
     """What every input that is gone is multiplied by; where all are at hand, what most models are."""
     gone = [p for p in others if p.reference not in merge.at_hand]

@@ -26,15 +26,12 @@ from weightsmith.engine.tiles import (
     tile_task,
     tiles_of,
 )
-from weightsmith.engine.trace import Member
-from weightsmith.tensors.columns import ColumnSums
-from weightsmith.tensors.digests import tensor_digest
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.equal_graphs import substitute
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
-from weightsmith.tensors.memory import MemorySink, MemoryTensor
-from weightsmith.tensors.order import Gate, Selection, SummedHistograms, gate_for
-from weightsmith.tensors.passes import (
+from weightsmith.engine.trace import StatisticMember
+from weightsmith.graph.columns import ColumnSums
+from weightsmith.graph.equal_graphs import substitute
+from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, source, walk
+from weightsmith.graph.order import Gate, Selection, SummedHistograms, gate_for
+from weightsmith.graph.passes import (
     Backend,
     Collect,
     PassSpec,
@@ -51,12 +48,15 @@ from weightsmith.tensors.passes import (
     used_sources,
     work_dtype,
 )
-from weightsmith.tensors.scalars import exact_sum
+from weightsmith.graph.scalars import exact_sum
+from weightsmith.tensors.digests import tensor_digest
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.memory import MemorySink, MemoryTensor
 from weightsmith.tensors.stored import LazyTensor, read_runs
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class JobSettings:
     """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows.
 
     `scratch` keeps the results of matrix methods that statistics of the whole model need, until they are written out.
@@ -91,8 +91,8 @@ class TensorJob:
     shape: tuple[int, ...]
     outputs: tuple[Value, ...]
     sources: list[LazyTensor]
-    settings: Settings
-    members: dict[Node, Member] = field(default_factory=dict)
+    settings: JobSettings
+    members: dict[Node, StatisticMember] = field(default_factory=dict)
     known: dict[Node, Any] = field(default_factory=dict)
     wide: bool = False
     key: tuple[str, ...] = ()
@@ -226,11 +226,11 @@ class TensorJob:
         results = (yield from self._sample(spec, runs)) if runs else []
         return [[tile.partials[i] for tile in results] for i in range(len(requests))]
 
-    def model_results(self) -> dict[Member, Any]:
+    def model_results(self) -> dict[StatisticMember, Any]:
         """The model-wide results that are known, for another job of the same tensor to adopt."""
         return {m: self.known[node] for node, m in self.members.items() if node in self.known}
 
-    def adopt(self, results: Mapping[Member, Any]) -> None:
+    def adopt(self, results: Mapping[StatisticMember, Any]) -> None:
         """Take model-wide results that were measured before."""
         self.known.update({node: results[m] for node, m in self.members.items() if m in results})
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from weightsmith.engine.scheduler import Round, Rounds, Task, Worker
+from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.digests import piece_digest, tensor_digest
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.pieces import piece_elements
 from weightsmith.tensors.stored import LazyTensor
 
 _SAMPLE_RUN = 4096

@@ -6,20 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.methods import modifiers, registry
-from weightsmith.recipes.formula import (
-    Cast,
-    Formula,
-    Leaf,
-    Merge,
-    Modification,
-    OutputTensor,
-    Stored,
-    Sum,
-    distinct_leaves,
-)
-from weightsmith.tensors.equal_graphs import shared_graph
-from weightsmith.tensors.graph import (
+from weightsmith.graph.equal_graphs import shared_graph
+from weightsmith.graph.graph import (
     Cut,
     Node,
     Scalar,
@@ -31,12 +19,24 @@ from weightsmith.tensors.graph import (
     value,
     walk,
 )
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.site import Site, Statistic
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts import modifiers, registry
+from weightsmith.recipes.resolution.formula import (
+    Cast,
+    Formula,
+    Leaf,
+    MeasuredLeaves,
+    Merge,
+    Modification,
+    OutputTensor,
+    Sum,
+    distinct_leaves,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class StatisticMember:
     """The part that one tensor has in a statistic of the model: its name in the result of the merge that measures it.
 
     The same tensor of a recipe inside a recipe may be in several outputs, and counts once.
@@ -57,7 +57,7 @@ class Traced:
     outputs: tuple[Value, ...]
     measured: Value
     sources: tuple[Leaf, ...]
-    members: dict[Node, Member]
+    members: dict[Node, StatisticMember]
 
     @property
     def output(self) -> Value:
@@ -77,7 +77,7 @@ class _Place:
     tensor: OutputTensor
     sources: tuple[Leaf, ...]
     values: dict[Formula, Value] = field(default_factory=dict)
-    members: dict[Node, Member] = field(default_factory=dict)
+    members: dict[Node, StatisticMember] = field(default_factory=dict)
     positions: dict[Leaf, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,7 +161,7 @@ class Tracer:
         for node in walk([result, *changed], place.members):
             statistic = statistic_of(node)
             if statistic is not None and node not in place.members:
-                place.members[node] = Member(statistic, at.name)
+                place.members[node] = StatisticMember(statistic, at.name)
         return result
 
     def _modifier(self, modification: Modification, name: str) -> modifiers.Modify:
@@ -185,14 +185,14 @@ class Tracer:
         return self._methods[key]
 
 
-def _statistic(stored: Stored, positions: Mapping[Leaf, int]) -> Statistic:
+def _statistic(stored: MeasuredLeaves, positions: Mapping[Leaf, int]) -> Statistic:
     values = [source(positions[leaf]) for leaf in stored.leaves]
     if stored.divisor != 1.0:
         values = [v / stored.divisor for v in values]
     return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)
 
 
-def _with_unused(outputs: Sequence[Value], members: Mapping[Node, Member]) -> Value:
+def _with_unused(outputs: Sequence[Value], members: Mapping[Node, StatisticMember]) -> Value:
     """The outputs, and behind them the statistics that they do not depend on."""
     used = set(walk(outputs)) if members else set()
     unused = [node for node in members if node not in used]

@@ -21,15 +21,15 @@ from weightsmith.engine.recorded import recorded_opener
 from weightsmith.engine.run import model_results, run, write_tensors
 from weightsmith.engine.scheduler import Job, Scheduler
 from weightsmith.engine.scratch import Scratch
-from weightsmith.engine.tensor_job import Settings
+from weightsmith.engine.tensor_job import JobSettings
 from weightsmith.engine.tiles import digest_rounds
 from weightsmith.errors import UsageError, WeightsmithError
 from weightsmith.publishing.records import header_digest
 from weightsmith.publishing.seals import is_sealed_as
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import distinct_leaves
+from weightsmith.recipes.resolution.formula import distinct_leaves
 from weightsmith.tensors.digests import checkpoint_digest
-from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.tensors.files.open_files import OPEN_FILES
 from weightsmith.wording import literal
 
 _TILE = 1 << 20
@@ -187,7 +187,7 @@ def _computed_again(plan: Plan, store: Store, needed: set[str] | None) -> dict[s
     scheduler = Scheduler(plan.threads, plan.window)
     skip = set() if needed is None else {t.output.name for t in plan.tensors} - needed
     skip |= store.make_without_reading(Silence())
-    settings = Settings(plan.backend.load(), plan.tile_elements, Scratch())
+    settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch())
     results = model_results(plan, settings, scheduler, skip, Silence())
     records: dict[str, TensorRecord] = {}
 

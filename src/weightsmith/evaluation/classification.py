@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError, UsageError
 from weightsmith.evaluation.batches import Told
-from weightsmith.evaluation.frozen_head import Head, read_head
+from weightsmith.evaluation.frozen_head import FrozenHead, read_head
 from weightsmith.evaluation.items import LabelledInputs, numbered, read_labelled
 from weightsmith.evaluation.libraries import asking_library
 from weightsmith.evaluation.live import LiveModel
@@ -138,7 +138,7 @@ def _numbers(labels: NDArray[Any], classes: tuple[str, ...], task: Task) -> NDAr
 
 
 def _forward(
-    model: LiveModel, head: Head | None, items: LabelledInputs, task: Task
+    model: LiveModel, head: FrozenHead | None, items: LabelledInputs, task: Task
 ) -> Callable[[Tensor], Tensor]:
     """From inputs [B, ...] to logits [B, C]."""
     if model.plain:

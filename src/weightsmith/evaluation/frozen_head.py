@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.evaluation.live import as_torch
-from weightsmith.tensors.safetensors_header import parse_file
-from weightsmith.tensors.strict_json import loads_json
+from weightsmith.tensors.files.safetensors_header import parse_file
+from weightsmith.tensors.files.strict_json import loads_json
 from weightsmith.wording import fault
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ POOLINGS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Head:
+class FrozenHead:
     """A head with `width` features in; `classes` are the names of what comes out."""
 
     logits: Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class Head:
     classes: tuple[str, ...]
 
 
-def read_head(path: Path, device: str = "cpu") -> Head:
+def read_head(path: Path, device: str = "cpu") -> FrozenHead:
     """A frozen head; raises UsageError for a file that is none."""
     try:
         file = parse_file(path)
@@ -58,7 +58,7 @@ def read_head(path: Path, device: str = "cpu") -> Head:
 
 def _head(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], classes: tuple[str, ...]
-) -> Head:
+) -> FrozenHead:
     from torch.nn import functional
 
     pooling = metadata.get("pooling", "pooled")
@@ -83,4 +83,4 @@ def _head(
         logits = linear
     if matrix.ndim != 2 or len(matrix) != len(classes):
         raise Malformed(f"its matrix is {tuple(matrix.shape)}, and it names {len(classes)} classes")
-    return Head(logits, matrix.shape[1], pooling, classes)
+    return FrozenHead(logits, matrix.shape[1], pooling, classes)

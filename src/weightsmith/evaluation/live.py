@@ -17,7 +17,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.sections import sections
+from weightsmith.checkpoints.nested_config import sections
 from weightsmith.errors import CompatibilityError, ResourceError, UsageError
 from weightsmith.evaluation.libraries import asking_library, reason_of
 from weightsmith.evaluation.plain_models import Build, find_builder

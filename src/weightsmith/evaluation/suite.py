@@ -20,10 +20,16 @@ from typing import Any
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.evaluation.metrics import METRICS_OF, find_metric
 from weightsmith.naming import nearest
-from weightsmith.recipes.document import MOST_BYTES, Kind, Place, YamlDocument, parse_documents
+from weightsmith.recipes.language.document import (
+    MOST_BYTES,
+    DocumentKind,
+    Place,
+    YamlDocument,
+    parse_documents,
+)
 from weightsmith.recipes.other_documents import refuse_other_kinds
-from weightsmith.tensors.paths import expanded
-from weightsmith.tensors.small_files import read_small
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors.files.small_files import read_small
 from weightsmith.wording import literal, shown
 
 HARNESS = "harness"
@@ -45,7 +51,7 @@ _MOST = {"few_shot": 1000, "max_new_tokens": 100_000}
 _LARGEST = 10**9
 _FROM_ZERO = frozenset({"few_shot"})
 _CHUNK = 1 << 20
-_SUITE = Kind("suite", "suite and tasks")
+_SUITE = DocumentKind("suite", "suite and tasks")
 
 
 @dataclass(frozen=True, slots=True)

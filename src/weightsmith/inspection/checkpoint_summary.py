@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.opening import open_model, place_of
+from weightsmith.adapters.adapted_models import open_model, place_of
 from weightsmith.adapters.references import Reference, parse_reference
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.bundles import member_of
+from weightsmith.checkpoints.formats.bundles import member_of
+from weightsmith.checkpoints.formats.package_header import is_package
 from weightsmith.checkpoints.locate import find_location
-from weightsmith.checkpoints.package_header import is_package
-from weightsmith.checkpoints.sections import first_of, layer_count_of, vocabulary_size_of
+from weightsmith.checkpoints.nested_config import first_of, layer_count_of, vocabulary_size_of
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors.dtypes import DType
@@ -169,7 +169,7 @@ def _damage(path: Path, error: CheckpointError) -> tuple[Finding, ...]:
 
 
 def _header_problem(file: Path) -> str | None:
-    from weightsmith.tensors.safetensors_header import read_header
+    from weightsmith.tensors.files.safetensors_header import read_header
 
     try:
         read_header(file)

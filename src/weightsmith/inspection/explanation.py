@@ -12,12 +12,20 @@ from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import PlannedTensor
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.methods import modifiers, registry
+from weightsmith.methods.parts import modifiers, registry
 from weightsmith.naming import nearest
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Modification, Same, Sum
+from weightsmith.recipes.resolution.formula import (
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    Modification,
+    Same,
+    Sum,
+)
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import StoredTensor
-from weightsmith.vocabularies.rows import AlignedRows
+from weightsmith.vocabularies.aligned_rows import AlignedRows
 
 _GIVEN, _DEFAULT = "given", "default"
 

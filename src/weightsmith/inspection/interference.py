@@ -23,10 +23,10 @@ from weightsmith.engine.backends import choose_backend
 from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
 from weightsmith.engine.tensor_job import combine_partials
 from weightsmith.engine.tiles import tiles_of
+from weightsmith.graph.graph import Scalar, Value, add_all, dot, source, total, where
+from weightsmith.graph.passes import Backend, PassSpec, TilePass
+from weightsmith.graph.scalars import exact_sum
 from weightsmith.naming import natural_key
-from weightsmith.tensors.graph import Scalar, Value, add_all, dot, source, total, where
-from weightsmith.tensors.passes import Backend, PassSpec, TilePass
-from weightsmith.tensors.scalars import exact_sum
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.threads import thread_count
 

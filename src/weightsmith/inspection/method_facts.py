@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightsmith.methods.modifiers import ModifierSpec
-from weightsmith.methods.registry import PAPER, REQUIRED, Base, MethodSpec, Parameter
-from weightsmith.tensors.graph import Cut, Node, Scalar, Scope, Value, source, walk
-from weightsmith.tensors.passes import reduction_levels
-from weightsmith.tensors.site import Site, Statistic
+from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, source, walk
+from weightsmith.graph.passes import reduction_levels
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts.modifiers import ModifierSpec
+from weightsmith.methods.parts.registry import PAPER, REQUIRED, Base, MethodSpec, Parameter
 
 # A matrix in a middle block, so that rules for depth and for rows show.
 _SITE = Site("model.layers.1.mlp.up_proj.weight", (64, 64), role="mlp.up", layer=1, layers=4)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.cost import Cost, input_bytes, predict
+from weightsmith.engine.cost import PredictedTime, input_bytes, predict
 from weightsmith.engine.plan import Plan
 from weightsmith.engine.planned_tensors import Action, PlannedTensor
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
-from weightsmith.recipes.formula import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
+from weightsmith.recipes.resolution.formula import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
 from weightsmith.tensors.stored import LazyTensor, ReadingCost, behind
 
 
@@ -74,7 +74,7 @@ class PlanSummary:
 
     inputs: tuple[InputRow, ...]
     steps: tuple[StepRow, ...]
-    cost: Cost
+    cost: PredictedTime
     input_bytes: int
     read_bytes: int
     write_bytes: int

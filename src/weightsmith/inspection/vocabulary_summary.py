@@ -7,18 +7,18 @@ from typing import Any
 
 from weightsmith.engine.plan import Plan
 from weightsmith.errors import WeightsmithError
-from weightsmith.vocabularies.alignment import TableReport
+from weightsmith.vocabularies.aligned_rows import AlignedRows
 from weightsmith.vocabularies.heldout import Errors, HeldOut, held_out_error
 from weightsmith.vocabularies.outcome import SpecialToken
-from weightsmith.vocabularies.rows import AlignedRows
 from weightsmith.vocabularies.rules import FittedRows
+from weightsmith.vocabularies.table_alignment import TableReport
 
 # Held-out tokens per rule and table: enough for two digits of a mean error, and seconds of work.
 _SAMPLE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRule:
     """The error of one rule on one table; `problem` says why there is none."""
 
     checkpoint: str
@@ -39,7 +39,7 @@ class VocabularySummary:
     tables: tuple[TableReport, ...]
     special: tuple[SpecialToken, ...]
     template: str
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredRule, ...]
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -76,7 +76,7 @@ def summarize_vocabulary(plan: Plan) -> VocabularySummary | None:
     )
 
 
-def _measured(plan: Plan) -> list[Measured]:
+def _measured(plan: Plan) -> list[MeasuredRule]:
     found = []
     merged = {report.checkpoint for report in _tables(plan)}
     for label, checkpoint in plan.resolved.checkpoints.items():
@@ -93,13 +93,13 @@ def _tables(plan: Plan) -> tuple[TableReport, ...]:
     return () if outcome is None else outcome.tables
 
 
-def _of(label: str, name: str, rows: FittedRows) -> Measured:
+def _of(label: str, name: str, rows: FittedRows) -> MeasuredRule:
     try:
         error = held_out_error(rows.rule, rows.missing, largest=_SAMPLE)
     except WeightsmithError as problem:
-        return Measured(label, name, rows.rule.name, rows.count, None, str(problem))
+        return MeasuredRule(label, name, rows.rule.name, rows.count, None, str(problem))
     why = "too few tokens are known" if error is None else None
-    return Measured(label, name, rows.rule.name, rows.count, error, why)
+    return MeasuredRule(label, name, rows.rule.name, rows.count, error, why)
 
 
 def _table(report: TableReport) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _table(report: TableReport) -> dict[str, Any]:
     }
 
 
-def _held_out(one: Measured) -> dict[str, Any]:
+def _held_out(one: MeasuredRule) -> dict[str, Any]:
     found: dict[str, Any] = {
         "checkpoint": one.checkpoint,
         "tensor": one.tensor,

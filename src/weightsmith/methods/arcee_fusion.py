@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method
-from weightsmith.tensors.graph import Scope, Value, apply, exp, largest, log, peak, total, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Scope, Value, apply, exp, largest, log, peak, total, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method
 
 _SMOOTHING = 1e-8
 

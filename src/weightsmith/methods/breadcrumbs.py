@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph.graph import Value
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert
+from weightsmith.methods.parts.task_vectors import (
     density_parameter,
     fuse,
     keep_between,
@@ -20,8 +22,6 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.site import Site
 
 _PAPER = "Davari and Belilovsky, ECCV 2024, arXiv:2312.06795"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale_floor": 1e-7}

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.modifiers import deltas_of, displaced, modifier
-from weightsmith.methods.registry import Base, shared
-from weightsmith.methods.span import root
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scalar, Value, dot, solve, value, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Scalar, Value, dot, solve, value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.modifiers import deltas_of, displaced, modifier
+from weightsmith.methods.parts.registry import Base, shared
+from weightsmith.methods.parts.span import root
 
 
 @modifier(

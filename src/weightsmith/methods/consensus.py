@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.multi_task import (
+from weightsmith.graph.graph import Value, add_all, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.multi_task import (
     mask_density_parameter,
     mask_lambda_parameter,
     mask_rule_parameter,
@@ -14,10 +16,8 @@ from weightsmith.methods.multi_task import (
     trim_parameter,
     vector_parameter,
 )
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Value, add_all, where
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 
 
 @method(

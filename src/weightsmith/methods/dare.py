@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph.graph import Scope, Value
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
+from weightsmith.methods.parts.task_vectors import (
     density_parameter,
     fuse,
     keep_at_random,
@@ -21,8 +23,6 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Value
-from weightsmith.tensors.site import Site
 
 _PAPER = "Yu et al., ICML 2024, arXiv:2311.03099"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale": "l1", "rescale_floor": 1e-7}

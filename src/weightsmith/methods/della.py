@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph.graph import Scope, Value
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
+from weightsmith.methods.parts.task_vectors import (
     Election,
     density_parameter,
     fuse,
@@ -21,8 +23,6 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Scope, Value
-from weightsmith.tensors.site import Site
 
 _PAPER = "Deep et al., 2024, arXiv:2406.11617"
 _MERGEKIT = {

@@ -7,32 +7,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightsmith.errors import GradientError
-from weightsmith.methods.gram import reciprocal, roots, rounding_of_sum
-from weightsmith.methods.iso import frobenius, length_of
-from weightsmith.methods.least_squares import LinearMap
-from weightsmith.methods.matrices import (
-    MatrixView,
-    embeddings_parameter,
-    in_dtype_of,
-    in_float64,
-    others_parameter,
-)
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import Rounding, arithmetic_of
-from weightsmith.methods.span import root
-from weightsmith.methods.spectra import Decomposition, LeadingRules, constant, require_finite
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Value, above, add_all, apply, dot, largest_share, where, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import (
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Value, above, add_all, apply, dot, largest_share, where, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import (
     Spectrum,
     arbitrary,
     differentiable,
     falling,
     without_gradient,
 )
-from weightsmith.tensors.site import Site
+from weightsmith.graph.site import Site
+from weightsmith.methods.iso import frobenius, length_of
+from weightsmith.methods.parts.gram import reciprocal, roots, rounding_of_sum
+from weightsmith.methods.parts.least_squares import LinearOperator
+from weightsmith.methods.parts.matrices import (
+    MatrixView,
+    embeddings_parameter,
+    in_dtype_of,
+    in_float64,
+    others_parameter,
+)
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.rounding import Rounding, arithmetic_of
+from weightsmith.methods.parts.span import root
+from weightsmith.methods.parts.spectra import Decomposition, LeadingRules, constant, require_finite
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # Share of the largest singular value within which two count as equal. Directions by Gram matrices, which are those of
@@ -311,9 +311,9 @@ class Surrogate:
         return delta
 
     @property
-    def equations(self) -> LinearMap:
+    def equations(self) -> LinearOperator:
         """Delta -> the inner products <tau_j, Delta>, which are to be `wanted`."""
-        return LinearMap(
+        return LinearOperator(
             lambda delta: [self._inner(t, self.outside(delta[0])) for t in self.tasks],
             lambda numbers: [self._normal(numbers)],
         )
@@ -340,7 +340,7 @@ class Surrogate:
 
         d Delta = (A^T A)^+ d(A^T (w - A x)) + (1 - A^+ A) dA^T y      at x = Delta = A^T y, held fixed
         """
-        from weightsmith.tensors.torch_implicit import implicit
+        from weightsmith.graph.backends.torch_implicit import implicit
 
         equations, most = plain.equations, max(steps, 4 * len(self.tasks) * len(delta))
         across, is_across = equations.transposed.solution([delta], most)

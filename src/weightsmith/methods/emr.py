@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.multi_task import (
-    PARTS,
-    part_parameter,
-    task_number,
-    task_parameter,
-)
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import (
     Scalar,
     Value,
     add_all,
@@ -25,7 +17,10 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
-from weightsmith.tensors.site import Site
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.multi_task import PARTS, part_parameter, task_number, task_parameter
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 
 @method(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.curvature import element_average, scaled, squares
+from weightsmith.graph.graph import Value, maximum
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized, weighted_average
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.tensors.graph import Value, maximum
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.curvature import element_average, scaled, squares
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 
 
 @method(

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import RecipeError
+from weightsmith.graph.graph import Value, dot, linear_combination, solve
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.registry import Base, method, per_expert
-from weightsmith.methods.span import total
-from weightsmith.methods.spectra import constant
-from weightsmith.tensors.graph import Value, dot, linear_combination, solve
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, per_expert
+from weightsmith.methods.parts.span import total
+from weightsmith.methods.parts.spectra import constant
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from weightsmith.graph.graph import Value
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import interpolate
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
 
 
 @method(

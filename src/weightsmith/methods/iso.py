@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.matrices import in_float64
-from weightsmith.methods.named_roles import TEXT_PROJECTION
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.rounding import arithmetic_of, shares_alike, strength_of_sum
-from weightsmith.methods.spectra import (
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import Spectrum, arbitrary
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.matrices import in_float64
+from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.rounding import arithmetic_of, shares_alike, strength_of_sum
+from weightsmith.methods.parts.spectra import (
     ByMatrix,
     Decomposition,
     SpectralRules,
     blockwise,
     constant,
 )
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum, arbitrary
-from weightsmith.tensors.site import Site
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Number, Scalar, Value, linear_combination, solve
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.span import (
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.span import (
     NO_DIRECTION,
     root,
     span_combination,
@@ -17,10 +20,7 @@ from weightsmith.methods.span import (
     upper_triangle,
     vectors_described,
 )
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Scalar, Value, linear_combination, solve
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 
 # Sine of the angle from the antipode below which a direction points nowhere, as the antipode itself.
 _ANTIPODE = 1e-7

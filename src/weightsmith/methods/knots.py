@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightsmith.graph.graph import Value, whole, whole_parts
+from weightsmith.graph.singular import without_gradient
+from weightsmith.graph.site import Site
 from weightsmith.methods.iso import frobenius
-from weightsmith.methods.matrices import MatrixView, in_dtype_of, in_float64
-from weightsmith.methods.registry import Base, FormerPreset, method, shared
-from weightsmith.methods.rounding import EXACT, shares_alike, strength_side_by_side
-from weightsmith.methods.spectra import (
+from weightsmith.methods.parts.matrices import MatrixView, in_dtype_of, in_float64
+from weightsmith.methods.parts.registry import Base, FormerPreset, method, shared
+from weightsmith.methods.parts.rounding import EXACT, shares_alike, strength_side_by_side
+from weightsmith.methods.parts.spectra import (
     ByMatrix,
     Decomposition,
     SpectralRules,
     constant,
     require_finite,
 )
-from weightsmith.methods.task_vectors import (
+from weightsmith.methods.parts.task_vectors import (
     density_parameter,
     keep_at_random,
     keep_largest,
@@ -28,9 +31,6 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Value, whole, whole_parts
-from weightsmith.tensors.singular import without_gradient
-from weightsmith.tensors.site import Site
 
 # Coefficients below this many units of rounding of a task's largest are rounding themselves.
 _ROUNDING = 8.0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Value, linear_combination, solve
+from weightsmith.graph.site import Site
 from weightsmith.methods.layer_rules import layer_changes, layer_squares
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Value, linear_combination, solve
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 
 
 @method(

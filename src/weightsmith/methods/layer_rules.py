@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weightsmith.methods.span import root
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scalar, Value, dot
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Scalar, Value, dot
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.span import root
 
 
 def layer_squares(base: Value, deltas: Sequence[Value], site: Site) -> list[Scalar]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
+from weightsmith.graph.graph import Scalar, Value, solve, value, where
+from weightsmith.graph.site import Site
 from weightsmith.methods.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.linear import interpolate
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Scalar, Value, solve, value, where
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
 
 
 @method(

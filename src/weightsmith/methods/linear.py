@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.tensors.graph import Value, add_all, linear_combination
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Value, add_all, linear_combination
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 
 
 @method(

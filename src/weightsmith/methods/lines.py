@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.modifiers import displaced, modifier
-from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Number, Value, add_all, apply, scalar, total
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.modifiers import displaced, modifier
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
+from weightsmith.methods.parts.task_vectors import (
     density_parameter,
     keep_largest,
     merge_vectors,
     task_vectors,
     weight_parameter,
 )
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Value, add_all, apply, scalar, total
-from weightsmith.tensors.site import Site
 
 
 @method(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.multi_task import PARTS, part_parameter, task_number
-from weightsmith.methods.named_roles import has_role
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import density_parameter, lambda_parameter, task_vectors
-from weightsmith.tensors.graph import Extent, Value, above, add_all, largest_share, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Extent, Value, above, add_all, largest_share, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.multi_task import PARTS, part_parameter, task_number
+from weightsmith.methods.parts.named_roles import has_role
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import density_parameter, lambda_parameter, task_vectors
 
 _EMBEDDINGS = "embedding position_embedding type_embedding"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Value, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 
 @method(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.curvature import softmax
+from weightsmith.graph.graph import Value
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import weighted_average
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.curvature import softmax
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 
 
 @method(

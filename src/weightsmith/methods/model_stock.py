@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.span import root, symmetric, total, upper_triangle
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Scope, Value, add_all, apply
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Scope, Value, add_all, apply
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.span import root, symmetric, total, upper_triangle
 
 # 1 + (N - 1) c up to which t is not told from its pole: cosines of float32 numbers are no more exact.
 _POLE = 1e-6

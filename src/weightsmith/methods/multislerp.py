@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Number, Value, linear_combination, solve
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
-from weightsmith.methods.span import (
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
+from weightsmith.methods.parts.span import (
     NO_DIRECTION,
     root,
     span_combination,
@@ -17,9 +20,6 @@ from weightsmith.methods.span import (
     upper_triangle,
     vectors_described,
 )
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Value, linear_combination, solve
-from weightsmith.tensors.site import Site
 
 
 @method(

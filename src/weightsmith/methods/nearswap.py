@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.tensors.graph import Value, clamp, maximum, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Value, clamp, maximum, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
 
 
 @method(

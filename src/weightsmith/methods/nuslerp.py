@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.matrices import in_dtype_of, in_float64
-from weightsmith.methods.registry import REQUIRED, Base, method, per_expert, shared
+from weightsmith.graph.graph import Number, Scope, Value, dot, solve, whole
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.matrices import in_dtype_of, in_float64
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
+from weightsmith.methods.parts.span import arc_coefficients, cosine
 from weightsmith.methods.slerp import on_the_nearer, slerp_coefficients
-from weightsmith.methods.span import arc_coefficients, cosine
-from weightsmith.tensors.graph import Number, Scope, Value, dot, solve, whole
-from weightsmith.tensors.site import Site
 
 # Below this sum of the weights their ratio means nothing; mergekit's threshold.
 _NO_WEIGHT = 1e-6

@@ -8,16 +8,16 @@ from math import sqrt
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.matrices import embeddings_parameter, in_float64, others_parameter
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.span import root
-from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules, constant
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Value, add_all, apply, dot, whole
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.singular import without_gradient
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Value, add_all, apply, dot, whole
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.singular import without_gradient
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.matrices import embeddings_parameter, in_float64, others_parameter
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.span import root
+from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, SpectralRules, constant
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 # Share of the largest change below which a weight's is what arithmetic leaves of none.
 _UNCHANGED = 1e-10

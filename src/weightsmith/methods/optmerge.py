@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.gram import Descent, Problem, begun, cut_of, rounding_floor, unit
-from weightsmith.methods.matrices import in_float64, others_parameter
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.gram import Descent, Problem, begun, cut_of, rounding_floor, unit
+from weightsmith.methods.parts.matrices import in_float64, others_parameter
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.site import Site
 
 
 @method(

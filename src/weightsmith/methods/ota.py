@@ -10,15 +10,8 @@ from functools import reduce
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.curvature import element_average, power, scaled, squares
-from weightsmith.methods.gram import directions, roots
-from weightsmith.methods.linear import normalized, weighted_average
-from weightsmith.methods.matrices import EMBEDDING_ROLES, in_dtype_of, in_float64
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import constant
-from weightsmith.methods.task_vectors import merge_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import (
     Extent,
     Value,
     above,
@@ -30,8 +23,15 @@ from weightsmith.tensors.graph import (
     where,
     whole,
 )
-from weightsmith.tensors.singular import without_gradient
-from weightsmith.tensors.site import Site
+from weightsmith.graph.singular import without_gradient
+from weightsmith.graph.site import Site
+from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.parts.curvature import element_average, power, scaled, squares
+from weightsmith.methods.parts.gram import directions, roots
+from weightsmith.methods.parts.matrices import EMBEDDING_ROLES, in_dtype_of, in_float64
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.spectra import constant
+from weightsmith.methods.parts.task_vectors import merge_vectors
 
 # What the authors' code does where a recipe says nothing: it masks no element.
 _CODE = {"density": 1.0, "masked": "average", "epsilon": 1e-8}

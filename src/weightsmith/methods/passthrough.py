@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.registry import Base, method, per_expert
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Value
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, per_expert
 
 
 @method(

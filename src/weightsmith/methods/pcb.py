@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors, weight_parameter
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import (
     Number,
     Scalar,
     Value,
@@ -27,9 +25,11 @@ from weightsmith.tensors.graph import (
     value,
     where,
 )
-from weightsmith.tensors.model_statistics import ModelStatistic
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.site import Site
+from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors, weight_parameter
 
 _CODE = {"density": 0.2}
 # Spreads below it are no normal numbers in float32, nor are their reciprocals.

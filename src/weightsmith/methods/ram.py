@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import Number, Value, add_all, apply, count, maximum, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Number, Value, add_all, apply, count, maximum, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 _PAPER = "Reinforced Agent Merging, 2026, arXiv:2601.13572"
 _EPSILON = "|tau| up to which an element counts as unchanged"

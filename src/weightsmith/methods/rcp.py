@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.curvature import squares
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Value, add_all, where
-from weightsmith.tensors.site import Site, Statistic
+from weightsmith.graph.graph import Value, add_all, where
+from weightsmith.graph.site import Site, Statistic
+from weightsmith.methods.parts.curvature import squares
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 
 @method(

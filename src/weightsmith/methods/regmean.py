@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.methods.gram import cut_of, number, rank_tolerance_parameter, solve
-from weightsmith.methods.gram_matrices import require_gram
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized, weighted_average
-from weightsmith.methods.matrices import (
+from weightsmith.methods.parts.gram import cut_of, number, rank_tolerance_parameter, solve
+from weightsmith.methods.parts.gram_matrices import require_gram
+from weightsmith.methods.parts.matrices import (
     MatrixRules,
     MatrixView,
     WideMatrix,
     in_dtype_of,
     in_float64,
 )
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import require_finite
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.spectra import require_finite
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.site import Site
 
 # Elements that are scaled at a time.
 _BLOCK = 1 << 15

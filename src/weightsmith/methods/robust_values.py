@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
+from weightsmith.graph.graph import Value, add_all, maximum, minimum, where
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import weighted_average
-from weightsmith.methods.modifiers import modifier
-from weightsmith.methods.registry import Base, shared
+from weightsmith.methods.parts.modifiers import modifier
+from weightsmith.methods.parts.registry import Base, shared
 from weightsmith.methods.trimmed_mean import without_extremes
-from weightsmith.tensors.graph import Value, add_all, maximum, minimum, where
-from weightsmith.tensors.site import Site
 
 
 @modifier(

@@ -6,25 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.span import total as add
-from weightsmith.methods.task_vectors import (
-    agreement,
-    task_vectors,
-    zero_sum_parameter,
-)
-from weightsmith.tensors import scalars
-from weightsmith.tensors.graph import (
-    Value,
-    above,
-    add_all,
-    dot,
-    largest_share,
-    maximum,
-    solve,
-    where,
-)
-from weightsmith.tensors.site import Site
+from weightsmith.graph import scalars
+from weightsmith.graph.graph import Value, above, add_all, dot, largest_share, maximum, solve, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.span import total as add
+from weightsmith.methods.parts.task_vectors import agreement, task_vectors, zero_sum_parameter
 
 
 @method(

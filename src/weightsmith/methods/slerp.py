@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.methods.span import arc_coefficients, cosine, span_combination
-from weightsmith.tensors.graph import Number, Value, dot, solve
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Number, Value, dot, solve
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
+from weightsmith.methods.parts.span import arc_coefficients, cosine, span_combination
 
 
 @method(

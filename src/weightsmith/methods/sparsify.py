@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.modifiers import displaced, modifier
-from weightsmith.methods.registry import REQUIRED, Base, shared
-from weightsmith.methods.task_vectors import keep_at_random, keep_largest, restore_l1, task_vectors
-from weightsmith.tensors.graph import Value, where
-from weightsmith.tensors.site import Site
+from weightsmith.graph.graph import Value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.modifiers import displaced, modifier
+from weightsmith.methods.parts.registry import REQUIRED, Base, shared
+from weightsmith.methods.parts.task_vectors import (
+    keep_at_random,
+    keep_largest,
+    restore_l1,
+    task_vectors,
+)
 
 
 @modifier(

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.gram import rounding_floor
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.site import Site
 from weightsmith.methods.iso import frobenius
-from weightsmith.methods.matrices import in_float64
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.span import plain_sum
-from weightsmith.methods.spectra import ByMatrix, Decomposition, SpectralRules
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
+from weightsmith.methods.parts.gram import rounding_floor
+from weightsmith.methods.parts.matrices import in_float64
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.span import plain_sum
+from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, SpectralRules
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.site import Site
 
 
 @method(

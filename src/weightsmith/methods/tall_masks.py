@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.multi_task import (
+from weightsmith.graph.graph import Value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.multi_task import (
     PARTS,
     mask_density_parameter,
     mask_lambda_parameter,
@@ -18,10 +20,8 @@ from weightsmith.methods.multi_task import (
     trim_parameter,
     vector_parameter,
 )
-from weightsmith.methods.registry import Base, method
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Value, where
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 
 @method(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.registry import REQUIRED, Base, method
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph.graph import Value
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method
+from weightsmith.methods.parts.task_vectors import (
     fuse,
     lambda_parameter,
     normalize_parameter,
     task_vectors,
     weight_parameter,
 )
-from weightsmith.tensors.graph import Value
-from weightsmith.tensors.site import Site
 
 
 @method(

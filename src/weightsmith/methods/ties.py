@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from weightsmith.methods.registry import REQUIRED, Base, method, shared
-from weightsmith.methods.task_vectors import (
+from weightsmith.graph.graph import Value, maximum, minimum, value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
+from weightsmith.methods.parts.task_vectors import (
     Election,
     agreement,
     density_parameter,
@@ -23,8 +25,6 @@ from weightsmith.methods.task_vectors import (
     weight_parameter,
     zero_sum_parameter,
 )
-from weightsmith.tensors.graph import Value, maximum, minimum, value, where
-from weightsmith.tensors.site import Site
 
 _REFERENCE = {"trim_count": "one_more", "zero_sum": "majority"}
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
+from weightsmith.graph.graph import Value, maximum, minimum
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import weighted_average
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.tensors.graph import Value, maximum, minimum
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
 
 
 @method(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.graph.graph import Value, linear_combination, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized
-from weightsmith.methods.matrices import embeddings_parameter, in_float64, others_parameter
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import ByMatrix, Decomposition, LeadingRules
-from weightsmith.methods.task_vectors import task_vectors
-from weightsmith.tensors.graph import Value, linear_combination, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.matrices import embeddings_parameter, in_float64, others_parameter
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules
+from weightsmith.methods.parts.task_vectors import task_vectors
 
 
 @method(
@@ -60,7 +60,7 @@ class Truncate(LeadingRules):
         if rule == "base":
             return base
         if view is not None:
-            low_rank = LowRank(Rank(self.rank, self.rank_share), self.how(site))
+            low_rank = RankTruncation(Rank(self.rank, self.rank_share), self.how(site))
             if not all(map(low_rank.is_whole, view.blocks)):
                 deltas = [whole(ByMatrix(low_rank, view, site.name), d, base) for d in deltas]
         divided = self.normalize and rule == "average"
@@ -81,7 +81,7 @@ class Rank:
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class RankTruncation:
     """Best approximation of low rank of a task vector, without what rounding of the weights around the base makes.
 
     A task vector that is rounding alone keeps as many directions, and one whose directions are all kept stays as it

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.methods.matrices import in_float64
-from weightsmith.methods.named_roles import TEXT_PROJECTION
-from weightsmith.methods.registry import Base, method, per_expert, shared
-from weightsmith.methods.spectra import (
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import Spectrum
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.matrices import in_float64
+from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
+from weightsmith.methods.parts.registry import Base, method, per_expert, shared
+from weightsmith.methods.parts.spectra import (
     ByMatrix,
     Decomposition,
     LeadingRules,
     blockwise,
     constant,
 )
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.truncate import LowRank, Rank
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum
-from weightsmith.tensors.site import Site
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
+from weightsmith.methods.truncate import Rank, RankTruncation
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
 
@@ -188,7 +188,7 @@ class TsvCompress(LeadingRules):
         if view is None:
             merged = self.without_matrix(deltas, (1.0,), site)
             return base if merged is None else base + merged
-        low_rank = LowRank(Rank(share=1.0 / self.tasks), self.how(site))
+        low_rank = RankTruncation(Rank(share=1.0 / self.tasks), self.how(site))
         return base + whole(ByMatrix(low_rank, view, site.name), deltas[0], base)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors import scalars
-from weightsmith.tensors.by_column import column_dot
-from weightsmith.tensors.columns import Columns
-from weightsmith.tensors.graph import Value, add_all, exp, maximum, solve, total, value, where
+from weightsmith.graph import scalars
+from weightsmith.graph.by_column import column_dot
+from weightsmith.graph.columns import Columns
+from weightsmith.graph.graph import Value, add_all, exp, maximum, solve, total, value, where
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.tensors.matrix_shapes import matrix_stack
-from weightsmith.tensors.site import Site
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
 

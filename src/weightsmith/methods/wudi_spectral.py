@@ -15,7 +15,11 @@ from functools import partial
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.gram import (
+from weightsmith.graph.graph import Value, whole
+from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import Spectrum as Directions
+from weightsmith.graph.site import Site
+from weightsmith.methods.parts.gram import (
     GramRules,
     Reduced,
     cut_of,
@@ -23,16 +27,12 @@ from weightsmith.methods.gram import (
     rounding_floor,
     task_problem,
 )
-from weightsmith.methods.registry import Base, method, shared
-from weightsmith.methods.spectra import ByMatrix
-from weightsmith.methods.spectral_ranks import RANK_RULES, Spectrum
-from weightsmith.methods.task_vectors import lambda_parameter, task_vectors
+from weightsmith.methods.parts.registry import Base, method, shared
+from weightsmith.methods.parts.spectra import ByMatrix
+from weightsmith.methods.parts.spectral_ranks import RANK_RULES, EigenvalueSpectrum
+from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, whole
-from weightsmith.tensors.shares import floor_of_share
-from weightsmith.tensors.singular import Spectrum as Directions
-from weightsmith.tensors.site import Site
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
 _COST = "O(N m n min(m, n) + min(N m, n)^3)"
@@ -91,7 +91,7 @@ class Gains:
             return -linalg.expm1(-self.strength * values)
         return linalg.ones_like(values)
 
-    def kept(self, linalg: Any, spectrum: Spectrum) -> int:
+    def kept(self, linalg: Any, spectrum: EigenvalueSpectrum) -> int:
         """How many directions, from the strongest on, move."""
         if self.rule == "all":
             return spectrum.rank
@@ -125,7 +125,9 @@ class Filtered:
         images = reduced.residual @ found.left
         outputs, inputs = matrices[0].shape
         lengths = partial(_lengths, linalg, problem.start, reduced, found, images)
-        spectrum = Spectrum(found.values, int(outputs), int(inputs), problem.rows, lengths)
+        spectrum = EigenvalueSpectrum(
+            found.values, int(outputs), int(inputs), problem.rows, lengths
+        )
         moving = found.leading(self.gains.kept(linalg, spectrum))
         images = images[:, : moving.rank] if found.core is None else reduced.residual @ moving.left
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from weightsmith.checkpoints import Checkpoint, donor_files
-from weightsmith.checkpoints.donor import is_inside
+from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.errors import CheckpointError
 from weightsmith.publishing.files import write_file
 from weightsmith.tensors.messages import shown

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from weightsmith.deltas.codecs import (
     LOSSY,
-    Choice,
+    CodecChoice,
     Delta,
     Encoded,
     choices,
@@ -19,18 +19,18 @@ from weightsmith.deltas.codecs import (
     encode_exactly,
     measured_error,
 )
-from weightsmith.packages.allocation import Option, within_budget, within_error
-from weightsmith.packages.entries import stored_bytes
-from weightsmith.packages.pairs import Pair
+from weightsmith.packages.codec_allocation import Option, within_budget, within_error
+from weightsmith.packages.package_entries import stored_bytes
+from weightsmith.packages.tensor_pairs import Pair
 
 SAME = "same"
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredChoice:
     """What storing one tensor in one way costs; `choice` None is exact."""
 
-    choice: Choice | None
+    choice: CodecChoice | None
     option: Option
 
 
@@ -38,14 +38,14 @@ class Measured:
 class Candidates:
     """The ways of storing one tensor, and the sum of its squared changes."""
 
-    ways: tuple[Measured, ...]
+    ways: tuple[MeasuredChoice, ...]
     squares: float
 
 
 def measure(pair: Pair, codecs: Sequence[str] | None) -> Candidates:
     """Try the codecs that fit a tensor, lossless and leaving the change out among them."""
     exact = encode_exactly(pair.known, pair.target)
-    exactly = Measured(None, Option(stored_bytes(pair, exact), 0.0))
+    exactly = MeasuredChoice(None, Option(stored_bytes(pair, exact), 0.0))
     if not pair.can_lose or exact.codec == SAME:
         return Candidates((exactly,), 0.0)
     target, added = pair.target_rows()
@@ -57,7 +57,7 @@ def measure(pair: Pair, codecs: Sequence[str] | None) -> Candidates:
         return Candidates((exactly,), 0.0)
     beyond = None if added is None else encode_exactly(None, added)
     nothing = stored_bytes(pair, Encoded(SAME), beyond)
-    dropped = Measured(Choice(SAME), Option(nothing, delta.squares))
+    dropped = MeasuredChoice(CodecChoice(SAME), Option(nothing, delta.squares))
     ways = [exactly, dropped]
     for choice in worth_trying:
         encoded = encode(delta, choice)
@@ -65,13 +65,13 @@ def measure(pair: Pair, codecs: Sequence[str] | None) -> Candidates:
             continue
         error = measured_error(encoded, known, target)
         option = Option(stored_bytes(pair, encoded, beyond), error * error * delta.squares)
-        ways.append(Measured(choice, option))
+        ways.append(MeasuredChoice(choice, option))
     return Candidates(tuple(ways), delta.squares)
 
 
 def choose_within_budget(
     candidates: Sequence[Candidates], budget: int, fixed: int
-) -> list[Choice | None]:
+) -> list[CodecChoice | None]:
     """The ways that together have the least error within a number of bytes, None being exact.
 
     `fixed` bytes are spent in any case. Raises UsageError if the budget is too small.
@@ -82,7 +82,7 @@ def choose_within_budget(
     return [found.ways[i].choice for found, i in zip(candidates, chosen, strict=True)]
 
 
-def choose_within_error(candidates: Sequence[Candidates], error: float) -> list[Choice | None]:
+def choose_within_error(candidates: Sequence[Candidates], error: float) -> list[CodecChoice | None]:
     """For each tensor the way of fewest bytes whose relative error is at most `error`."""
     found = []
     for tensor in candidates:

@@ -15,21 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.adapters.opening import open_model
+from weightsmith.adapters.adapted_models import open_model
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
-from weightsmith.checkpoints.package_header import (
+from weightsmith.checkpoints.formats.package_header import (
     FILE_NAME,
     STREAMS,
     PackageHeader,
+    PackedPiece,
     PackedTensor,
-    Piece,
     is_package,
-    read_header,
+    read_package_header,
     stream_name,
 )
-from weightsmith.checkpoints.packages import as_base
+from weightsmith.checkpoints.formats.packages import as_base
 from weightsmith.deltas.codecs import (
-    Choice,
+    CodecChoice,
     Delta,
     Encoded,
     encode,
@@ -38,7 +38,7 @@ from weightsmith.deltas.codecs import (
     measured_error,
 )
 from weightsmith.deltas.codecs.codec import part_in_memory
-from weightsmith.deltas.rows import JoinedRows
+from weightsmith.deltas.row_views import JoinedRows
 from weightsmith.engine.progress import Progress, Silence
 from weightsmith.engine.run import described
 from weightsmith.engine.staging import Staging
@@ -50,20 +50,20 @@ from weightsmith.packages.choosing import (
     choose_within_error,
     measure,
 )
-from weightsmith.packages.entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.goal import Goal, check_codecs, goal_of
-from weightsmith.packages.pairs import Pair, pairs_of
-from weightsmith.packages.streams import StreamFile
+from weightsmith.packages.package_entries import packed_tensor, piece, stored_bytes
+from weightsmith.packages.package_streams import StreamFile
+from weightsmith.packages.tensor_pairs import Pair, pairs_of
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.files import write_file
-from weightsmith.publishing.places import check_place
 from weightsmith.publishing.records import FOREIGN, Recorded
+from weightsmith.publishing.safe_places import check_place
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
-from weightsmith.tensors.open_files import OPEN_FILES
+from weightsmith.tensors.files.open_files import OPEN_FILES
+from weightsmith.tensors.files.writer import sync_folder
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.threads import in_order, thread_count
-from weightsmith.tensors.writer import sync_folder
 
 # What the journal of a package in the making says instead of a plan's digest.
 PLAN = "delta-package"
@@ -123,7 +123,7 @@ def _as_stored(opened: Checkpoint) -> Checkpoint:
 def package_problem(folder: Path, thorough: bool) -> str:
     """What stands against replacing a package: what is in it that `pack` did not write; see `earlier.Problem`."""
     try:
-        header = read_header(folder)
+        header = read_package_header(folder)
     except WeightsmithError:
         is_there = folder.is_dir() and is_package(folder)
         return (
@@ -206,7 +206,7 @@ class _Packer:
         twice = sum(stored_bytes(pair, None) for pair in pairs if pair.same_as is not None)
         return empty + twice + _SLACK
 
-    def _choices(self, pairs: Sequence[Pair], fixed: int) -> list[Choice | None]:
+    def _choices(self, pairs: Sequence[Pair], fixed: int) -> list[CodecChoice | None]:
         """The lossy way of each tensor, None being exact."""
         if self.goal.limit is None:
             return [None] * len(pairs)
@@ -230,7 +230,7 @@ class _Packer:
         chosen = dict(zip((pair.name for pair in alone), found, strict=True))
         return [chosen.get(pair.name) for pair in pairs]
 
-    def _coded(self, pair: Pair, choice: Choice | None) -> _Coded:
+    def _coded(self, pair: Pair, choice: CodecChoice | None) -> _Coded:
         """Code one tensor, decode it again, and compare where nothing may be lost."""
         if pair.same_as is not None:
             return _Coded(pair, None, None, 0.0, 0.0, pair.digest)
@@ -334,7 +334,7 @@ def _piece(
     *,
     error: float,
     added: bool,
-) -> Piece | None:
+) -> PackedPiece | None:
     """Write the streams of some rows; returns what the header says of them."""
     if encoded is None:
         return None

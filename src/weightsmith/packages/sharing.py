@@ -15,22 +15,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.package_header import STREAMS, read_header
-from weightsmith.checkpoints.packages import SHARED, shared_file, shared_stream
+from weightsmith.checkpoints.formats.package_header import STREAMS, read_package_header
+from weightsmith.checkpoints.formats.packages import SHARED, shared_file, shared_stream
 from weightsmith.engine.journal import Journal
 from weightsmith.engine.staging import Staging
 from weightsmith.errors import CheckpointError, OutputError
-from weightsmith.packages.library import absent_streams, folders_of, own_streams, packages_of
+from weightsmith.packages.package_library import (
+    absent_streams,
+    folders_of,
+    own_streams,
+    packages_of,
+)
+from weightsmith.packages.package_streams import chunks_of, write_streams
 from weightsmith.packages.packing import PLAN
-from weightsmith.packages.streams import chunks_of, write_streams
 from weightsmith.publishing.files import staged_name
-from weightsmith.publishing.places import SUFFIX
+from weightsmith.publishing.safe_places import SUFFIX
 from weightsmith.tensors.digests import digest_tensor
+from weightsmith.tensors.files.open_files import OPEN_FILES
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors.files.writer import sync_folder
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.open_files import OPEN_FILES
-from weightsmith.tensors.paths import expanded
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.writer import sync_folder
 
 # Smaller streams stay where they are: a file of their own would take as much room.
 SMALLEST = 4096
@@ -72,7 +77,7 @@ def dedupe(library: str | Path) -> Deduped:
     try:
         for folder in found:
             own_streams(folder)
-            read_header(folder)
+            read_package_header(folder)
         (library / SHARED).mkdir(exist_ok=True)
         with _locked(library):
             return _dedupe(library, found)
@@ -87,7 +92,7 @@ def _dedupe(library: Path, found: list[Path]) -> Deduped:
     sizes: dict[str, int] = {}
     for folder in found:
         own = own_streams(folder)
-        for name, digest in read_header(folder).streams.items():
+        for name, digest in read_package_header(folder).streams.items():
             uses[digest] = uses.get(digest, 0) + 1
             if name in own:
                 sizes[digest] = own[name].nbytes
@@ -98,7 +103,7 @@ def _dedupe(library: Path, found: list[Path]) -> Deduped:
 
 def _move(folder: Path, shared: Path, wanted: set[str]) -> bool:
     """Make a package anew without the streams that are wanted elsewhere; False if it has none of them."""
-    header, own = read_header(folder), own_streams(folder)
+    header, own = read_package_header(folder), own_streams(folder)
     leaving = {n: d for n, d in header.streams.items() if n in own and d in wanted}
     for name, digest in leaving.items():
         _put(shared, digest, own[name])

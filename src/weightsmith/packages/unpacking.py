@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints.formats.package_header import read_package_header
+from weightsmith.checkpoints.formats.packages import open_package
 from weightsmith.checkpoints.locate import find_location
-from weightsmith.checkpoints.package_header import read_header
-from weightsmith.checkpoints.packages import open_package
 from weightsmith.engine.manifest import Manifest
 from weightsmith.engine.plan import Plan, make_plan
 from weightsmith.engine.progress import Progress
@@ -35,7 +35,7 @@ def unpack(
     naming the first tensor that differs, and what merging raises.
     """
     location = find_location(package)
-    header = read_header(location.path)
+    header = read_package_header(location.path)
     check_files(location.path, dict(header.files))
     opened = open_package(
         location.path,

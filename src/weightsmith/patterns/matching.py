@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightsmith.patterns.syntax import (
+    Alternative,
     Anchor,
     Character,
-    Choice,
     Concatenation,
     Look,
     Node,
@@ -105,7 +105,7 @@ class _Writer:
         elif isinstance(node, Concatenation):
             for part in node.parts:
                 self.write(part)
-        elif isinstance(node, Choice):
+        elif isinstance(node, Alternative):
             self._choice(node)
         else:
             self._repeat(node)
@@ -136,7 +136,7 @@ class _Writer:
                 self.program.append(_Accept(number))
             self.program[at] = _Split(tuple(starts))
 
-    def _choice(self, node: Choice) -> None:
+    def _choice(self, node: Alternative) -> None:
         at = self.reserved()
         starts: list[int] = []
         ends: list[int] = []
@@ -174,7 +174,7 @@ def _size(node: Node) -> int:
     """At least as many as the instructions that a node is written in."""
     if isinstance(node, Concatenation):
         return 1 + sum(map(_size, node.parts))
-    if isinstance(node, Choice):
+    if isinstance(node, Alternative):
         return 1 + sum(1 + _size(option) for option in node.options)
     if isinstance(node, Repeat):
         return 2 + max(node.least + 1, node.most or 0) * (1 + _size(node.inner))

@@ -64,7 +64,7 @@ class Concatenation:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Alternative:
     """One of several."""
 
     options: tuple[Node, ...]
@@ -79,7 +79,7 @@ class Repeat:
     most: int | None
 
 
-Node = Character | Anchor | Look | Concatenation | Choice | Repeat
+Node = Character | Anchor | Look | Concatenation | Alternative | Repeat
 
 
 def parse(text: str) -> Node:
@@ -144,7 +144,7 @@ class _Parser:
         while self._text.startswith("|", self._at):
             self._at += 1
             options.append(self._sequence(flags))
-        return options[0] if len(options) == 1 else Choice(tuple(options))
+        return options[0] if len(options) == 1 else Alternative(tuple(options))
 
     def _sequence(self, flags: re.RegexFlag) -> Node:
         parts: list[Node] = []
@@ -258,7 +258,7 @@ def _width(node: Node) -> int:
         return 1
     if isinstance(node, Concatenation):
         return sum(map(_width, node.parts))
-    if isinstance(node, Choice):
+    if isinstance(node, Alternative):
         return _width(node.options[0])
     if isinstance(node, Repeat):
         return node.least * _width(node.inner)

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from weightsmith.errors import OutputError
+from weightsmith.publishing.atomic_renames import exchange, rename_into_free
 from weightsmith.publishing.earlier import Earlier, appeared, changed, look
-from weightsmith.publishing.renaming import exchange, rename_into_free
+from weightsmith.tensors.files.writer import sync_file, sync_folder
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.writer import sync_file, sync_folder
 
 # How often something is put back at a place where others put and remove things at the same moment.
 _ATTEMPTS = 10

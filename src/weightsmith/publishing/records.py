@@ -17,8 +17,8 @@ from typing import Any
 from weightsmith.errors import CheckpointError
 from weightsmith.publishing.sealing import unsealed
 from weightsmith.tensors.digests import digest_tensor
+from weightsmith.tensors.files.safetensors_header import parse_file
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.safetensors_header import parse_file
 from weightsmith.tensors.stored import StoredTensor
 from weightsmith.tensors.threads import in_order, thread_count
 

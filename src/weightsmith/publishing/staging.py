@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from weightsmith.errors import OutputError
+from weightsmith.publishing.atomic_renames import rename_into_free
 from weightsmith.publishing.earlier import Earlier, Problem, look
-from weightsmith.publishing.places import staging_folder
 from weightsmith.publishing.putting import put, sync_tree
-from weightsmith.publishing.renaming import rename_into_free
+from weightsmith.publishing.safe_places import staging_folder
+from weightsmith.tensors.files.writer import sync_folder
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.writer import sync_folder
 
 LOCK = "lock"
 _REPLACED = "replaced"

@@ -6,33 +6,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
+from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.recipes.numbers import Number
-from weightsmith.recipes.parts import Part
 from weightsmith.wording import literal
 
 
-class DenseSpace(Part):
+class DenseSpace(DocumentPart):
     """The elements of the changes themselves."""
 
 
-class KnotsSpace(Part):
+class KnotsSpace(DocumentPart):
     """The joint singular basis of all changes; see `adapters.spaces.Knots`."""
 
     side: Literal["outputs", "inputs"] = "outputs"
     basis: Literal["orthonormal", "scaled"] = "orthonormal"
 
 
-class CoreSpace(Part):
+class CoreSpace(DocumentPart):
     """What lies between the bases of all left and of all right factors; see `adapters.spaces.CoreSpace`."""
 
     gauge: Literal["balanced", "stored"] = "balanced"
 
 
-class SvdReduction(Part):
+class SvdReduction(DocumentPart):
     """The leading singular directions."""
 
 
-class LegoReduction(Part):
+class LegoReduction(DocumentPart):
     """Units of rank one, clustered; see `adapters.lego.Lego`."""
 
     units: Literal["stored", "singular"] = "stored"
@@ -43,7 +43,7 @@ class LegoReduction(Part):
     iterations: StrictInt = Field(default=100, ge=1, le=10_000)
 
 
-class _Choice(Part):
+class _Choice(DocumentPart):
     """One of several things, written as its name or as `{name: {option: value}}`."""
 
     @classmethod
@@ -75,7 +75,7 @@ class _Choice(Part):
     def options(self) -> dict[str, Any]:
         """Its options, those that are left to defaults among them."""
         chosen = getattr(self, self.name)
-        assert isinstance(chosen, Part)
+        assert isinstance(chosen, DocumentPart)
         return chosen.model_dump()
 
 
@@ -94,7 +94,7 @@ class ReductionChoice(_Choice):
     lego: LegoReduction | None = None
 
 
-class AdapterForm(Part):
+class AdapterForm(DocumentPart):
     """`adapter:`: in what space adapters are combined, and how the result is stored.
 
     `rank` is the most that is kept, or `largest`, the largest rank of the adapters at the tensor; `energy` the share of

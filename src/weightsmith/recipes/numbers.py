@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from weightsmith.recipes.document import number
+from weightsmith.recipes.language.document import number
 from weightsmith.wording import literal
 
 

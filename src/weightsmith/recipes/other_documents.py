@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.document import YamlDocument
+from weightsmith.recipes.language.document import YamlDocument
 
 # What each kind of document is and what it is for, by keys of which it has all and the others have none.
 _KINDS = (

@@ -15,10 +15,10 @@ from weightsmith.inspection.interference import (
 )
 from weightsmith.inspection.subspaces import RANK, MatrixOverlap, measure_overlaps
 from weightsmith.reports.evaluation_sections import names_of
-from weightsmith.reports.figures import Grid, Scale
+from weightsmith.reports.figures import ColourScale, Grid
 from weightsmith.reports.layer_maps import Places, map_pictures
-from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
-from weightsmith.reports.text import number
+from weightsmith.reports.page import Block, DataTable, PageSection, Paragraph, Picture
+from weightsmith.reports.report_text import number
 from weightsmith.reports.validation import caution_about, diagnostics_table
 from weightsmith.wording import counted
 
@@ -32,7 +32,7 @@ def change_sections(
     merged: Checkpoint | None = None,
     has_base: bool = True,
     threads: int | None = None,
-) -> list[Section]:
+) -> list[PageSection]:
     """Measure what experts changed of a base and show it.
 
     `merged` is what was made of them. Without a base (`has_base` False) the first checkpoint stands for it. Cosine,
@@ -45,11 +45,11 @@ def change_sections(
     layers = _Layers(found)
     blocks: list[Block] = [*_preface(base, found, layers.places, has_base)]
     blocks += _sizes(found, layers, names)
-    sections = [Section("What was changed", tuple(blocks))]
+    sections = [PageSection("What was changed", tuple(blocks))]
     if len(experts) > 1:
         overlaps = measure_overlaps(base, experts, threads=threads)
         sections.append(
-            Section("How the changes meet", tuple(_meetings(found, layers, names, overlaps)))
+            PageSection("How the changes meet", tuple(_meetings(found, layers, names, overlaps)))
         )
     if merged is not None:
         sections.append(_merged_section(base, experts, merged, names, threads))
@@ -63,7 +63,7 @@ class _Layers:
         self._groups = found.grouped()
         self.places = Places(self._groups)
 
-    def grid(self, figure: Callable[[Changes], float | None], scale: Scale) -> Grid:
+    def grid(self, figure: Callable[[Changes], float | None], scale: ColourScale) -> Grid:
         return self.places.grid(lambda place: figure(self._groups[place]), scale)
 
 
@@ -96,7 +96,7 @@ def _sizes(found: Interference, layers: _Layers, names: Sequence[str]) -> list[B
     assert total is not None
     if len(names) > _MOST_MAPS:
         grid = layers.grid(
-            lambda c: sum(c.relative(i) for i in range(len(names))) / len(names), Scale.SIZE
+            lambda c: sum(c.relative(i) for i in range(len(names))) / len(names), ColourScale.SIZE
         )
         maps = [
             *map_pictures(
@@ -114,7 +114,7 @@ def _sizes(found: Interference, layers: _Layers, names: Sequence[str]) -> list[B
                 f"change-{i}",
                 f"Relative change of {name}",
                 "|model - base| / |base| by layer and role, Euclidean norms.",
-                layers.grid(lambda c, i=i: c.relative(i), Scale.SIZE),  # type: ignore[misc]
+                layers.grid(lambda c, i=i: c.relative(i), ColourScale.SIZE),  # type: ignore[misc]
             )
         ]
     table = DataTable(
@@ -139,7 +139,7 @@ def _meetings(
         tuple(names),
         tuple(names),
         tuple(tuple(total.cosine(i, j) for j in experts) for i in experts),
-        Scale.COSINE,
+        ColourScale.COSINE,
     )
     pictures = [
         *map_pictures(
@@ -153,14 +153,14 @@ def _meetings(
             "cosine",
             "Cosine between changes",
             "Mean over pairs of models, by layer and role.",
-            layers.grid(lambda c: c.mean_cosine, Scale.COSINE),
+            layers.grid(lambda c: c.mean_cosine, ColourScale.COSINE),
             caution=caution_about("delta_cosine"),
         ),
         *map_pictures(
             "sign-conflict",
             "Sign conflict",
             "Of the pairs of changes of one value, the share with opposite signs; unrelated changes have 0.5.",
-            layers.grid(lambda c: c.sign_conflict, Scale.SHARE),
+            layers.grid(lambda c: c.sign_conflict, ColourScale.SHARE),
             caution=caution_about("sign_conflict"),
         ),
     ]
@@ -185,7 +185,7 @@ def _overlap_pictures(overlaps: Sequence[MatrixOverlap], places: Places) -> list
         if min(chances) == max(chances)
         else f"{number(min(chances), 2)} to {number(max(chances), 2)}"
     )
-    grid = places.grid(means.get, Scale.SHARE)
+    grid = places.grid(means.get, ColourScale.SHARE)
     return map_pictures(
         "subspace-overlap",
         "Subspace overlap",
@@ -202,22 +202,22 @@ def _merged_section(
     merged: Checkpoint,
     names: Sequence[str],
     threads: int | None,
-) -> Section:
+) -> PageSection:
     found = measure_interference(base, [*experts, merged], threads=threads)
     total = found.total
     title = "What the merge changed"
     if total is None:
-        return Section(title, (Paragraph("No tensor has the same shape in all models."),))
+        return PageSection(title, (Paragraph("No tensor has the same shape in all models."),))
     own = len(experts)
     layers = _Layers(found)
-    return Section(
+    return PageSection(
         title,
         (
             *map_pictures(
                 "merged-change",
                 "Relative change of the merged model",
                 "|merged - base| / |base| by layer and role, Euclidean norms.",
-                layers.grid(lambda c: c.relative(own), Scale.SIZE),
+                layers.grid(lambda c: c.relative(own), ColourScale.SIZE),
             ),
             DataTable(
                 "The merged model's change beside each model's",

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.comparison.compare import Change, Comparison, TaskComparison
 from weightsmith.comparison.resampling import Estimate
 from weightsmith.comparison.skill import SkillReport
+from weightsmith.comparison.versions import Comparison, ScoreChange, TaskComparison
 from weightsmith.reports.evaluation_sections import names_of
-from weightsmith.reports.figures import Bar, estimates
-from weightsmith.reports.page import Block, DataTable, Facts, Paragraph, Picture, Section
-from weightsmith.reports.text import ABSENT, interval, number, score, share
+from weightsmith.reports.figures import IntervalBar, estimates
+from weightsmith.reports.page import Block, DataTable, Facts, PageSection, Paragraph, Picture
+from weightsmith.reports.report_text import ABSENT, interval, number, score, share
 
 _MOST_IDS = 12
 
 
-def comparison_sections(found: Comparison) -> list[Section]:
+def comparison_sections(found: Comparison) -> list[PageSection]:
     """Old against new, the same against every parent, and retained skill."""
     old, new = names_of([found.old, found.new])
     sections = [
-        Section("Differences", _differences(found.tasks, old, new, "differences")),
-        Section("Flips", _flips(found.tasks)),
-        Section("Slices", _slices(found.tasks)),
+        PageSection("Differences", _differences(found.tasks, old, new, "differences")),
+        PageSection("Flips", _flips(found.tasks)),
+        PageSection("Slices", _slices(found.tasks)),
     ]
     for position, parent in enumerate(found.parents):
         name = names_of([parent.subject, found.new])[0]
         blocks = _differences(parent.tasks, name, new, f"parent-{position}")
-        sections.append(Section(f"Against parent {name}", blocks))
+        sections.append(PageSection(f"Against parent {name}", blocks))
     if found.skill is not None:
-        sections.append(Section("Skill", _skill(found.skill)))
+        sections.append(PageSection("Skill", _skill(found.skill)))
     return sections
 
 
@@ -40,11 +40,13 @@ def _differences(
         own = [task for task in tasks if task.metric == metric]
         higher = own[0].new.higher_is_better
         bars = [
-            Bar(t.task, t.change.difference.estimate.value, *_ends(t.change.difference.estimate))
+            IntervalBar(
+                t.task, t.change.difference.estimate.value, *_ends(t.change.difference.estimate)
+            )
             for t in own
         ]
         sides = [
-            Bar(task.task, s.value, s.low, s.high, name)
+            IntervalBar(task.task, s.value, s.low, s.high, name)
             for task in own
             for name, s in ((f"old: {old}", task.old), (f"new: {new}", task.new))
         ]
@@ -133,7 +135,7 @@ def _flips(tasks: Sequence[TaskComparison]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _flip_row(name: str, change: Change) -> tuple[str, ...]:
+def _flip_row(name: str, change: ScoreChange) -> tuple[str, ...]:
     flips = change.flips
     assert flips is not None
     return (
@@ -147,7 +149,7 @@ def _flip_row(name: str, change: Change) -> tuple[str, ...]:
     )
 
 
-def _graded_row(name: str, change: Change) -> tuple[str, ...]:
+def _graded_row(name: str, change: ScoreChange) -> tuple[str, ...]:
     graded = change.graded
     assert graded is not None
     return (
@@ -196,7 +198,7 @@ def _skill(found: SkillReport) -> tuple[Block, ...]:
     parents = list(dict.fromkeys(s.parent for s in found.skills))
     names = dict(zip(parents, names_of(parents), strict=True))
     bars = [
-        Bar(s.task, s.retained.value, *_ends(s.retained), names[s.parent])
+        IntervalBar(s.task, s.retained.value, *_ends(s.retained), names[s.parent])
         for task in dict.fromkeys(s.task for s in found.skills)
         for s in found.skills
         if s.task == task and s.retained is not None

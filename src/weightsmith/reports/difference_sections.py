@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from weightsmith.inspection.difference import Difference, Mismatch
+from weightsmith.inspection.checkpoint_difference import CheckpointDifference, Mismatch
 from weightsmith.inspection.measures import Measures
-from weightsmith.reports.figures import Grid, Scale
+from weightsmith.reports.figures import ColourScale, Grid
 from weightsmith.reports.layer_maps import Places, map_pictures
-from weightsmith.reports.page import Block, DataTable, Facts, Paragraph, Picture, Section
-from weightsmith.reports.text import number, share
+from weightsmith.reports.page import Block, DataTable, Facts, PageSection, Paragraph, Picture
+from weightsmith.reports.report_text import number, share
 from weightsmith.wording import counted
 
 
-def difference_sections(found: Difference) -> list[Section]:
+def difference_sections(found: CheckpointDifference) -> list[PageSection]:
     """How B differs from A by layer and role; with a base, what each changed of it."""
-    sections = [Section("In short", tuple(_summary(found)))]
+    sections = [PageSection("In short", tuple(_summary(found)))]
     if found.groups:
-        sections.append(Section("By layer and role", tuple(_maps(found))))
+        sections.append(PageSection("By layer and role", tuple(_maps(found))))
     tables = _tables(found)
-    return [*sections, Section("What could not be compared", tuple(tables))] if tables else sections
+    return (
+        [*sections, PageSection("What could not be compared", tuple(tables))]
+        if tables
+        else sections
+    )
 
 
-def _summary(found: Difference) -> list[Block]:
+def _summary(found: CheckpointDifference) -> list[Block]:
     total = found.total
     pairs = [
         ("A", found.a),
@@ -46,11 +50,11 @@ def _summary(found: Difference) -> list[Block]:
     return [Paragraph(verdict), Facts(tuple(pairs))]
 
 
-def _maps(found: Difference) -> list[Block]:
+def _maps(found: CheckpointDifference) -> list[Block]:
     groups = {(g.block, g.layer, g.role): g.measures for g in found.groups}
     places = Places(groups)
 
-    def grid(figure: Callable[[Measures], float | None], scale: Scale) -> Grid:
+    def grid(figure: Callable[[Measures], float | None], scale: ColourScale) -> Grid:
         return places.grid(lambda place: figure(groups[place]), scale)
 
     maps: list[Picture] = [
@@ -58,13 +62,13 @@ def _maps(found: Difference) -> list[Block]:
             "difference",
             "Relative difference",
             "|B - A| / |A| by layer and role, Euclidean norms.",
-            grid(lambda m: m.relative_delta, Scale.SIZE),
+            grid(lambda m: m.relative_delta, ColourScale.SIZE),
         ),
         *map_pictures(
             "changed",
             "Changed values",
             "The share of values that are not the same.",
-            grid(lambda m: m.changed_share, Scale.SHARE),
+            grid(lambda m: m.changed_share, ColourScale.SHARE),
         ),
     ]
     if found.base is not None:
@@ -73,26 +77,26 @@ def _maps(found: Difference) -> list[Block]:
                 "change-a",
                 "Relative change of A",
                 "|A - base| / |base| by layer and role.",
-                grid(lambda m: m.delta_a, Scale.SIZE),
+                grid(lambda m: m.delta_a, ColourScale.SIZE),
             ),
             *map_pictures(
                 "change-b",
                 "Relative change of B",
                 "|B - base| / |base| by layer and role.",
-                grid(lambda m: m.delta_b, Scale.SIZE),
+                grid(lambda m: m.delta_b, ColourScale.SIZE),
             ),
             *map_pictures(
                 "change-cosine",
                 "Cosine between changes",
                 "Between A - base and B - base, by layer and role.",
-                grid(lambda m: m.delta_cosine, Scale.COSINE),
+                grid(lambda m: m.delta_cosine, ColourScale.COSINE),
             ),
         ]
     legend = [Paragraph(places.legend)] if places.legend else []
     return [*legend, *maps]
 
 
-def _tables(found: Difference) -> list[DataTable]:
+def _tables(found: CheckpointDifference) -> list[DataTable]:
     lists: tuple[tuple[str, Sequence[str]], ...] = (
         ("Only in A", found.missing),
         ("Only in B", found.extra),

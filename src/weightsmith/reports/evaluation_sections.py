@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 
 from weightsmith.evaluation.saved import read_saved
 from weightsmith.evaluation.scores import Evaluation
-from weightsmith.reports.figures import Bar, Point, estimates, plane
-from weightsmith.reports.page import DataTable, Picture, Section
-from weightsmith.reports.text import interval, score
+from weightsmith.reports.figures import IntervalBar, Point, estimates, plane
+from weightsmith.reports.page import DataTable, PageSection, Picture
+from weightsmith.reports.report_text import interval, score
 
 _MOST_SERIES = 6
 _TRADED_TASKS = 4
@@ -78,7 +78,7 @@ def _placed(name: str, evaluation: Evaluation) -> Named:
     return Named(name, evaluation, match["path"], float(match["at"]))
 
 
-def evaluation_sections(rows: Sequence[Named]) -> list[Section]:
+def evaluation_sections(rows: Sequence[Named]) -> list[PageSection]:
     """For every suite the scores of its tasks, and with several evaluations the trade-off between tasks."""
     sections = []
     suites = list(dict.fromkeys(row.evaluation.suite for row in rows))
@@ -87,11 +87,11 @@ def evaluation_sections(rows: Sequence[Named]) -> list[Section]:
         sections.append(_scores(own, suite, f"scores-{number}"))
         pictures = _trade_off(own, f"trade-{number}")
         if pictures:
-            sections.append(Section(f"What one task costs another on {suite}", tuple(pictures)))
+            sections.append(PageSection(f"What one task costs another on {suite}", tuple(pictures)))
     return sections
 
 
-def _scores(rows: Sequence[Named], suite: str, key: str) -> Section:
+def _scores(rows: Sequence[Named], suite: str, key: str) -> PageSection:
     if len(rows) > _MOST_SERIES:
         pictures = [
             _picture_of_task(rows, task, f"{key}-{i}") for i, task in enumerate(_tasks(rows))
@@ -110,7 +110,7 @@ def _scores(rows: Sequence[Named], suite: str, key: str) -> Section:
         ),
         frozenset({3, 4, 5}),
     )
-    return Section(f"Scores on {suite}", (*pictures, table))
+    return PageSection(f"Scores on {suite}", (*pictures, table))
 
 
 def _tasks(rows: Sequence[Named]) -> list[str]:
@@ -130,7 +130,7 @@ def _better(rows: Sequence[Named], metric: str) -> str:
 
 def _picture_of_metric(rows: Sequence[Named], metric: str, key: str) -> Picture:
     bars = [
-        Bar(s.task, s.value, s.low, s.high, row.name if len(rows) > 1 else "")
+        IntervalBar(s.task, s.value, s.low, s.high, row.name if len(rows) > 1 else "")
         for task in _tasks(rows)
         for row in rows
         for s in row.evaluation.scores
@@ -155,7 +155,7 @@ def _picture_of_task(rows: Sequence[Named], task: str, key: str) -> Picture:
         f"Scores on {task}",
         f"Every model with its 95 % interval, the best first; {_better(rows, metric)}. "
         "The numbers are in the table below.",
-        estimates([Bar(name, s.value, s.low, s.high) for name, s in best_first], metric),
+        estimates([IntervalBar(name, s.value, s.low, s.high) for name, s in best_first], metric),
     )
 
 

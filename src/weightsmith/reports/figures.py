@@ -18,7 +18,7 @@ from weightsmith.reports.drawing import (
     text_width,
 )
 from weightsmith.reports.palette import SERIES, STEPS, light, step_of
-from weightsmith.reports.text import label, number
+from weightsmith.reports.report_text import label, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ _RIGHT_MARGIN = 12.0
 _Box = tuple[float, float, float, float]
 
 
-class Scale(enum.Enum):
+class ColourScale(enum.Enum):
     """What the colours of a heat map span."""
 
     SIZE = "from 0 to the largest value"
@@ -50,7 +50,7 @@ class Grid:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
-    scale: Scale
+    scale: ColourScale
     row_title: str = ""
 
     @property
@@ -61,17 +61,17 @@ class Grid:
     @property
     def top(self) -> float:
         """The value at the end of the colour scale."""
-        return (max(self.known, default=0.0) or 1.0) if self.scale is Scale.SIZE else 1.0
+        return (max(self.known, default=0.0) or 1.0) if self.scale is ColourScale.SIZE else 1.0
 
     def colour(self, value: float) -> str:
         """The name of a value's colour."""
-        if self.scale is Scale.COSINE:
+        if self.scale is ColourScale.COSINE:
             return f"signed-{step_of((value + 1) / 2)}"
         return f"size-{step_of(value / self.top if math.isfinite(value) else 1.0)}"
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class IntervalBar:
     """An estimate with its interval; rows of one `group` share a label, `series` tells them apart."""
 
     group: str
@@ -152,12 +152,12 @@ def _draw_scale(figure: Figure, grid: Grid) -> None:
         top=figure.get_figheight() * 72 - 26,
         bottom=18,
     )
-    family = "signed" if grid.scale is Scale.COSINE else "size"
+    family = "signed" if grid.scale is ColourScale.COSINE else "size"
     for step in range(STEPS):
         axes.add_patch(Rectangle((step, 0), 1, 1, facecolor=light(f"{family}-{step}"), linewidth=0))
     axes.set_xlim(0, STEPS)
     axes.set_ylim(0, 1)
-    low = -1.0 if grid.scale is Scale.COSINE else 0.0
+    low = -1.0 if grid.scale is ColourScale.COSINE else 0.0
     ends = (low, (low + grid.top) / 2, grid.top)
     axes.set_xticks([0, STEPS / 2, STEPS], [number(end, 2) for end in ends])
     axes.set_yticks([])
@@ -167,7 +167,7 @@ def _draw_scale(figure: Figure, grid: Grid) -> None:
 
 
 def estimates(
-    bars: Sequence[Bar],
+    bars: Sequence[IntervalBar],
     axis: str,
     *,
     reference: float | None = None,
@@ -208,7 +208,7 @@ def estimates(
     return figure
 
 
-def _places(bars: Sequence[Bar]) -> list[float]:
+def _places(bars: Sequence[IntervalBar]) -> list[float]:
     """Rows of one group lie closer together than those of two."""
     places: list[float] = []
     for position, bar in enumerate(bars):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from weightsmith.inspection.interference import Place, place_order
-from weightsmith.reports.figures import Grid, Scale, heat_map
+from weightsmith.reports.figures import ColourScale, Grid, heat_map
 from weightsmith.reports.page import DataTable, Picture
-from weightsmith.reports.text import number
+from weightsmith.reports.report_text import number
 
 _OUTSIDE = "outside"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -43,7 +43,7 @@ class Places:
         pairs = (f"{_LETTERS[i % len(_LETTERS)]} = {b}" for i, b in enumerate(self.blocks))
         return f"Layers: {', '.join(pairs)}."
 
-    def grid(self, figure: Callable[[Place], float | None], scale: Scale) -> Grid:
+    def grid(self, figure: Callable[[Place], float | None], scale: ColourScale) -> Grid:
         """What a figure says of every place; None where the model has no such tensor."""
         values = tuple(
             tuple(

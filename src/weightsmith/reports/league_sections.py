@@ -8,10 +8,10 @@ from typing import Any
 
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.saved import read_saved
-from weightsmith.reports.figures import Bar, Point, estimates, plane
-from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
+from weightsmith.reports.figures import IntervalBar, Point, estimates, plane
+from weightsmith.reports.page import Block, DataTable, PageSection, Paragraph, Picture
+from weightsmith.reports.report_text import ABSENT, number, written
 from weightsmith.reports.scaling_sections import is_scaling, scaling_sections
-from weightsmith.reports.text import ABSENT, number, written
 from weightsmith.tensors.sizes import format_size
 from weightsmith.wording import fault
 
@@ -45,7 +45,7 @@ def read_league(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def league_sections(league: Mapping[str, Any]) -> list[Section]:
+def league_sections(league: Mapping[str, Any]) -> list[PageSection]:
     """The sections of a league or a scaling study in the form of its JSON; raises UsageError if it has another form."""
     try:
         return scaling_sections(league) if is_scaling(league) else _sections(league)
@@ -55,7 +55,7 @@ def league_sections(league: Mapping[str, Any]) -> list[Section]:
         ) from problem
 
 
-def _sections(league: Mapping[str, Any]) -> list[Section]:
+def _sections(league: Mapping[str, Any]) -> list[PageSection]:
     rows = list(league["rows"])
     ended = _NOT_FINISHED.get(str(league.get("ended", "")))
     intro = (
@@ -70,14 +70,14 @@ def _sections(league: Mapping[str, Any]) -> list[Section]:
         _table(rows),
     )
     left_out = league.get("left_out") or []
-    sections = [Section("League", blocks)]
+    sections = [PageSection("League", blocks)]
     if left_out:
         table = DataTable(
             "Methods that did not take part",
             ("method", "why"),
             tuple((str(out["method"]), str(out["reason"])) for out in left_out),
         )
-        sections.append(Section("Left out", (table,)))
+        sections.append(PageSection("Left out", (table,)))
     return sections
 
 
@@ -121,9 +121,9 @@ def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
     return pictures
 
 
-def _bar(row: Mapping[str, Any]) -> Bar:
+def _bar(row: Mapping[str, Any]) -> IntervalBar:
     estimate = row["normalized"]
-    return Bar(
+    return IntervalBar(
         str(row["name"]),
         float(estimate["value"]),
         float(estimate["low"]),

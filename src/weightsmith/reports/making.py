@@ -7,8 +7,8 @@ from pathlib import Path
 
 from weightsmith.reports.evaluation_sections import read_evaluations
 from weightsmith.reports.league_sections import read_league
-from weightsmith.reports.subjects import report_of_subjects
-from weightsmith.reports.writing import write_report
+from weightsmith.reports.report_files import write_report
+from weightsmith.reports.report_subjects import report_of_subjects
 
 
 def report(

@@ -7,18 +7,18 @@ from pathlib import Path
 from weightsmith.engine.manifest import BehindInput, Input, Manifest
 from weightsmith.engine.plan import Plan
 from weightsmith.inspection.plan_summary import PlanSummary, summarize_plan
-from weightsmith.reports.page import DataTable, Facts, Findings, Listing, Section
+from weightsmith.reports.page import DataTable, Facts, FindingList, PageSection, TextListing
 from weightsmith.tensors.sizes import format_size
 from weightsmith.wording import counted, duration
 
 
-def plan_sections(plan: Plan) -> list[Section]:
+def plan_sections(plan: Plan) -> list[PageSection]:
     """The recipe in its canonical form, and what merging it reads, computes and writes."""
     summary = summarize_plan(plan)
     return [
-        Section("Recipe", (Listing("Recipe", plan.recipe.dump()),)),
-        Section("Plan", (_inputs(summary), _steps(summary), _cost(summary))),
-        Section("Findings", (Findings(summary.findings),)),
+        PageSection("Recipe", (TextListing("Recipe", plan.recipe.dump()),)),
+        PageSection("Plan", (_inputs(summary), _steps(summary), _cost(summary))),
+        PageSection("Findings", (FindingList(summary.findings),)),
     ]
 
 
@@ -76,7 +76,7 @@ def _cost(summary: PlanSummary) -> Facts:
     )
 
 
-def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) -> list[Section]:
+def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) -> list[PageSection]:
     """What is on record about an output folder; its recipe too, unless another section has it."""
     facts = Facts(
         (
@@ -98,10 +98,10 @@ def manifest_sections(manifest: Manifest, folder: Path, *, with_recipe: bool) ->
         ),
         frozenset({2}),
     )
-    record = Section("On record", (facts, inputs))
+    record = PageSection("On record", (facts, inputs))
     if not with_recipe:
         return [record]
-    return [Section("Recipe", (Listing("Recipe", manifest.recipe),)), record]
+    return [PageSection("Recipe", (TextListing("Recipe", manifest.recipe),)), record]
 
 
 def _on_record(given: Input | BehindInput) -> tuple[str, ...]:

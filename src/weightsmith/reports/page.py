@@ -39,7 +39,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class TextListing:
     """Text as it was written, line by line."""
 
     title: str
@@ -57,7 +57,7 @@ class DataTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class FindingList:
     """Findings of a plan, errors first."""
 
     findings: tuple[Finding, ...]
@@ -75,11 +75,11 @@ class Picture:
     caution: str = ""
 
 
-Block = Paragraph | Facts | Listing | DataTable | Findings | Picture
+Block = Paragraph | Facts | TextListing | DataTable | FindingList | Picture
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A heading and what stands below it."""
 
     title: str
@@ -92,7 +92,7 @@ class Report:
 
     title: str
     subtitle: str
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
 
     @property
     def pictures(self) -> list[Picture]:
@@ -127,7 +127,7 @@ def _colours() -> str:
     )
 
 
-def _contents(sections: Sequence[Section]) -> str:
+def _contents(sections: Sequence[PageSection]) -> str:
     if len(sections) < 2:
         return ""
     items = "".join(
@@ -137,7 +137,7 @@ def _contents(sections: Sequence[Section]) -> str:
     return f'<nav aria-label="Contents"><ul>{items}</ul></nav>\n'
 
 
-def _section(number: int, section: Section) -> str:
+def _section(number: int, section: PageSection) -> str:
     blocks: list[str] = []
     row: list[str] = []
     for block in section.blocks:
@@ -214,14 +214,14 @@ def _facts(block: Facts) -> str:
     return f"<dl>\n{pairs}</dl>\n"
 
 
-def _listing(block: Listing) -> str:
+def _listing(block: TextListing) -> str:
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(block.title)}">'
         f"<pre><code>{_text(block.text, keep_lines=True)}</code></pre></div>\n"
     )
 
 
-def _findings(block: Findings) -> str:
+def _findings(block: FindingList) -> str:
     if not block.findings:
         return "<p>Nothing to remark.</p>\n"
     order = list(Severity)
@@ -237,9 +237,9 @@ def _findings(block: Findings) -> str:
 _WRITTEN: dict[type, Any] = {
     Paragraph: _paragraph,
     Facts: _facts,
-    Listing: _listing,
+    TextListing: _listing,
     DataTable: _table,
-    Findings: _findings,
+    FindingList: _findings,
 }
 
 

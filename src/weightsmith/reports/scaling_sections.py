@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsmith.reports.figures import Point, plane
-from weightsmith.reports.page import Block, DataTable, Paragraph, Picture, Section
-from weightsmith.reports.text import written
+from weightsmith.reports.page import Block, DataTable, PageSection, Paragraph, Picture
+from weightsmith.reports.report_text import written
 
 _INTRO = (
     "Each method merges the first experts of a family, in the family's order, with the scale that scores best on the "
@@ -21,7 +21,7 @@ def is_scaling(content: Mapping[str, Any]) -> bool:
     return isinstance(content.get("leagues"), list)
 
 
-def scaling_sections(study: Mapping[str, Any]) -> list[Section]:
+def scaling_sections(study: Mapping[str, Any]) -> list[PageSection]:
     """The sections of a scaling study in the form of its JSON; raises KeyError or TypeError for another form."""
     rows = list(study["rows"])
     families: dict[str, list[Mapping[str, Any]]] = {}
@@ -30,7 +30,7 @@ def scaling_sections(study: Mapping[str, Any]) -> list[Section]:
     stopped = [] if study["ended"] == "finished" else [Paragraph(_STOPPED, caution=True)]
     pictures = [_picture(family, own) for family, own in families.items()]
     blocks: tuple[Block, ...] = (Paragraph(_INTRO), *stopped, *pictures, _table(rows))
-    return [Section("Scaling", blocks)]
+    return [PageSection("Scaling", blocks)]
 
 
 def _picture(family: str, rows: Sequence[Mapping[str, Any]]) -> Picture:

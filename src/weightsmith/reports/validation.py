@@ -6,7 +6,7 @@ from weightsmith.comparison.diagnostics import diagnostics_of
 from weightsmith.comparison.validated import VALIDITY
 from weightsmith.inspection.interference import Changes
 from weightsmith.reports.page import DataTable
-from weightsmith.reports.text import ABSENT, number
+from weightsmith.reports.report_text import ABSENT, number
 
 
 def caution_about(diagnostic: str) -> str:

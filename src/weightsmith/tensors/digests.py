@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import xxhash
 
+from weightsmith.tensors.digest_pieces import piece_elements, pieces
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.pieces import piece_elements, pieces
 from weightsmith.tensors.stored import Buffer, LazyTensor
 
 TENSOR_SCHEME = "xxh3-tensor-1"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.files.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
 from weightsmith.tensors.records import record
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from weightsmith.tensors.zip_members import MemberBytes
+    from weightsmith.tensors.pickles.zip_members import MemberBytes
 
 Buffer = bytes | bytearray | memoryview
 
@@ -258,7 +258,7 @@ class StoredTensor(Shaped):
         What `read_into` does row by row, in one call of the native library where there is one. Thread-safe. Raises what
         `read_into` raises.
         """
-        from weightsmith.tensors.strided import row_runs
+        from weightsmith.tensors.pickles.strided import row_runs
 
         size = length * self.dtype.itemsize
         if rows.size and not -1 <= rows.min() <= rows.max() < self.numel // max(length, 1):
@@ -288,14 +288,14 @@ class StoredTensor(Shaped):
     ) -> int:
         import numpy as np
 
-        from weightsmith.tensors.native import read_rows
+        from weightsmith.graph.backends.native import read_rows
 
         out = np.frombuffer(view, np.uint8)
         return read_rows(descriptor, self.offset, size, np.ascontiguousarray(rows), out)
 
     def _read_strided(self, descriptor: int, start: int, stop: int, view: memoryview) -> None:
         # Imported here because only pickled checkpoints need it, and it loads numpy.
-        from weightsmith.tensors.strided import gather
+        from weightsmith.tensors.pickles.strided import gather
 
         itemsize = self.dtype.itemsize
 

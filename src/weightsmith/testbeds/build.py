@@ -26,14 +26,14 @@ from typing import Any, Protocol
 from weightsmith.errors import OutputError, ResourceError
 from weightsmith.publishing.earlier import check_free
 from weightsmith.publishing.files import write_file
-from weightsmith.publishing.places import check_place
 from weightsmith.publishing.records import FOREIGN, Recorded
+from weightsmith.publishing.safe_places import check_place
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.publishing.staging import StagingFolder
-from weightsmith.tensors.paths import expanded
-from weightsmith.testbeds.families import Blueprint, Family, Step, find_family
-from weightsmith.testbeds.places import family_folder
-from weightsmith.testbeds.sources import Source, fetch, file_digest
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.testbeds.families import Blueprint, BuildStep, TestFamily, find_family
+from weightsmith.testbeds.family_places import family_folder
+from weightsmith.testbeds.sources import Archive, fetch, file_digest
 from weightsmith.wording import with_extra
 
 RECORD = "family.json"
@@ -88,7 +88,7 @@ class Workshop:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def archive(self, source: Source) -> Path:
+    def archive(self, source: Archive) -> Path:
         """A downloaded archive."""
         return fetch(source)
 
@@ -139,7 +139,7 @@ class _BuildFolder(StagingFolder):
         return not self.records and not _has_steps(self.folder / _STEPS)
 
 
-def fingerprint(family: Family, blueprint: Blueprint) -> str:
+def fingerprint(family: TestFamily, blueprint: Blueprint) -> str:
     """What must be equal for one build to go on with another's steps: settings, sources and library versions."""
     content = {
         "family": family.name,
@@ -164,7 +164,7 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _check_libraries(family: Family) -> None:
+def _check_libraries(family: TestFamily) -> None:
     missing = [name for name in family.needs if find_spec(name) is None]
     if missing:
         raise ResourceError(
@@ -254,7 +254,7 @@ def _run(
         progress.finished(step.name, record["figures"])
 
 
-def _make(step: Step, staging: Path, progress: Progress) -> dict[str, Any]:
+def _make(step: BuildStep, staging: Path, progress: Progress) -> dict[str, Any]:
     new, family = staging / "new", staging / "family"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -287,7 +287,10 @@ def _files(folder: Path) -> list[str]:
 
 
 def _seal(
-    family: Family, blueprint: Blueprint, staging: Path, records: Mapping[str, Mapping[str, Any]]
+    family: TestFamily,
+    blueprint: Blueprint,
+    staging: Path,
+    records: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write family.json."""
     files = dict(sorted(item for record in records.values() for item in record["files"].items()))

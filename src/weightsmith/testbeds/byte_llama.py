@@ -23,7 +23,7 @@ ROW = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class LlamaSize:
     """The size of a Llama: width, layers, attention heads, key-value heads, width of the feed-forward part."""
 
     width: int
@@ -33,7 +33,7 @@ class Size:
     inner: int
 
 
-def new_model(size: Size, seed: int) -> Any:
+def new_model(size: LlamaSize, seed: int) -> Any:
     """A Llama with random weights and tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -155,8 +155,9 @@ def read_model(folder: Path) -> Any:
 
 def write_tokenizer(folder: Path) -> None:
     """Write the byte tokenizer in the `tokenizers` format, so that AutoTokenizer reads it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     names = {BEGIN: "<s>", END: "</s>", PADDING: "<pad>"}
     vocabulary = {sign: byte for byte, sign in _signs().items()}

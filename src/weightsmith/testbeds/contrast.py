@@ -21,9 +21,9 @@ import torch
 
 from weightsmith.testbeds import heads, vit
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
+from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.images import Pixels, grain, standardise
-from weightsmith.testbeds.sources import Source
+from weightsmith.testbeds.sources import Archive
 from weightsmith.testbeds.suites import classification, write_suite
 from weightsmith.testbeds.tasks import SPLITS, Labels, Split, generator_of, read_items, write_items
 from weightsmith.testbeds.training import Schedule, one_thread, train
@@ -31,7 +31,7 @@ from weightsmith.testbeds.training import Schedule, one_thread, train
 Figures = dict[str, dict[str, float]]
 
 
-class Task(Protocol):
+class FamilyTask(Protocol):
     """A task of a family."""
 
     @property
@@ -57,11 +57,11 @@ class Contrast:
     """
 
     name: str
-    tasks: Callable[[], tuple[Task, ...]]
+    tasks: Callable[[], tuple[FamilyTask, ...]]
     task_names: tuple[str, ...]
     pretraining: Callable[[], tuple[Pixels, Labels, int]]
-    sources: tuple[Source, ...]
-    size: vit.Size
+    sources: tuple[Archive, ...]
+    size: vit.VitSize
     base: Schedule
     expert: Schedule
     counts: Mapping[Split, int]
@@ -88,15 +88,15 @@ class Contrast:
             "factors": list(self.factors),
         }
         steps = [
-            Step("data", data, self._make_data),
-            Step("base", base, self._make_base),
-            Step("heads", expert / 2, self._make_heads),
+            BuildStep("data", data, self._make_data),
+            BuildStep("base", base, self._make_base),
+            BuildStep("heads", expert / 2, self._make_heads),
         ]
         steps += [
-            Step(f"experts/{name}", expert, partial(self._make_expert, name=name))
+            BuildStep(f"experts/{name}", expert, partial(self._make_expert, name=name))
             for name in self.task_names
         ]
-        steps.append(Step("merges", 2 * expert, self._make_merges))
+        steps.append(BuildStep("merges", 2 * expert, self._make_merges))
         return Blueprint(self.task_names, self.sources, settings, tuple(steps))
 
     def _make_data(self, workshop: Workshop) -> Mapping[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from weightsmith.testbeds import pairs
+from weightsmith.testbeds import pair_tasks as pairs
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
+from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import read_rows, write_rows
-from weightsmith.testbeds.pairs import PairTask
+from weightsmith.testbeds.pair_tasks import PairTask
 from weightsmith.testbeds.passages import DJANGO, QURAN
 from weightsmith.testbeds.sentence_encoder import (
     MINILM,
@@ -57,9 +57,11 @@ def embedding() -> Blueprint:
         "tokens": TOKENS,
         "factors": list(_FACTORS),
     }
-    steps = [Step("data", 10, _make_data), Step("base", 70, _make_base)]
-    steps += [Step(f"experts/{name}", 110, partial(_make_expert, name=name)) for name in _NAMES]
-    steps.append(Step("merges", 180, _make_merges))
+    steps = [BuildStep("data", 10, _make_data), BuildStep("base", 70, _make_base)]
+    steps += [
+        BuildStep(f"experts/{name}", 110, partial(_make_expert, name=name)) for name in _NAMES
+    ]
+    steps.append(BuildStep("merges", 180, _make_merges))
     return Blueprint(_NAMES, (MINILM, QURAN, DJANGO), settings, tuple(steps))
 
 

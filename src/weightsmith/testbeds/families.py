@@ -12,11 +12,11 @@ from weightsmith.naming import nearest
 
 if TYPE_CHECKING:
     from weightsmith.testbeds.build import Workshop
-    from weightsmith.testbeds.sources import Source
+    from weightsmith.testbeds.sources import Archive
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BuildStep:
     """One part of a build: it is finished whole, or it is done again.
 
     `make` reads finished parts under `Workshop.root`, writes its own files under `Workshop.new` at the same relative
@@ -38,13 +38,13 @@ class Blueprint:
     """
 
     tasks: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Archive, ...]
     settings: Mapping[str, Any]
-    steps: tuple[Step, ...]
+    steps: tuple[BuildStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class TestFamily:
     """A family that can be built. `recipe` is `module:function`, imported when the family is asked for."""
 
     name: str
@@ -64,10 +64,10 @@ class Family:
 _HERE = "weightsmith.testbeds"
 _TRAINING = ("torch", "transformers", "safetensors")
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, TestFamily] = {
     family.name: family
     for family in (
-        Family(
+        TestFamily(
             "vision",
             "one small ViT, eight image tasks with frozen heads",
             (*_TRAINING, "sklearn", "PIL", "fontTools"),
@@ -75,7 +75,7 @@ FAMILIES: Mapping[str, Family] = {
             6,
             f"{_HERE}.vision:vision",
         ),
-        Family(
+        TestFamily(
             "vision-tiny",
             "a tiny ViT, four image tasks, nothing to download",
             (*_TRAINING, "sklearn", "PIL"),
@@ -83,7 +83,7 @@ FAMILIES: Mapping[str, Family] = {
             0.8,
             f"{_HERE}.vision_tiny:vision_tiny",
         ),
-        Family(
+        TestFamily(
             "pair",
             "two networks of one shape, trained independently on the same images",
             (*_TRAINING, "sklearn", "PIL"),
@@ -91,7 +91,7 @@ FAMILIES: Mapping[str, Family] = {
             1,
             f"{_HERE}.pair:pair",
         ),
-        Family(
+        TestFamily(
             "language",
             "one byte-level Llama, five domains and exact skills",
             (*_TRAINING, "tokenizers"),
@@ -99,7 +99,7 @@ FAMILIES: Mapping[str, Family] = {
             11,
             f"{_HERE}.language:language",
         ),
-        Family(
+        TestFamily(
             "language-tiny",
             "a tiny byte-level Llama, two domains and exact skills, nothing to download",
             (*_TRAINING, "tokenizers"),
@@ -107,7 +107,7 @@ FAMILIES: Mapping[str, Family] = {
             0.5,
             f"{_HERE}.language_tiny:language_tiny",
         ),
-        Family(
+        TestFamily(
             "lora",
             "five low-rank adapters on the base of `language`, each also folded into a checkpoint",
             (*_TRAINING, "tokenizers"),
@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, Family] = {
             10,
             f"{_HERE}.lora:lora",
         ),
-        Family(
+        TestFamily(
             "moe",
             "a small mixture of experts grown from the base of `language`, three fine-tunes",
             (*_TRAINING, "tokenizers"),
@@ -123,7 +123,7 @@ FAMILIES: Mapping[str, Family] = {
             10,
             f"{_HERE}.moe:moe",
         ),
-        Family(
+        TestFamily(
             "embedding",
             "the sentence encoder all-MiniLM-L6-v2, three kinds of retrieval",
             (*_TRAINING, "tokenizers"),
@@ -131,7 +131,7 @@ FAMILIES: Mapping[str, Family] = {
             10,
             f"{_HERE}.embedding:embedding",
         ),
-        Family(
+        TestFamily(
             "smollm",
             "SmolLM2-135M-Instruct, three low-rank adapters, each also folded into a checkpoint",
             (*_TRAINING, "tokenizers", "gguf"),
@@ -143,7 +143,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def find_family(name: str) -> Family:
+def find_family(name: str) -> TestFamily:
     """The family of a name.
 
     Raises UsageError, with the nearest name, if there is none.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from weightsmith.testbeds.images import Pixels, finish, shrink
-from weightsmith.testbeds.sources import Source, fetch, members, read_member
+from weightsmith.testbeds.sources import Archive, fetch, members, read_member
 
 _CANVAS = 96
 _SIZES = (42, 60)
@@ -29,7 +29,7 @@ SIGNS = "0123456789!?&@#%$€£+=<>{}[]/*§¶†‡©®∞∫∑√≈≠≤≥�
 class Typeface:
     """A family of fonts in an archive: the members whose file names begin with `prefix`, save those of `without`."""
 
-    source: Source
+    source: Archive
     prefix: str
     without: tuple[str, ...] = ()
 

@@ -17,13 +17,13 @@ import torch
 from torch.nn import functional
 
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.safetensors_header import encode_header
+from weightsmith.tensors.files.safetensors_header import encode_header
 
 POOLING = "mean_patch_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ContrastHead:
     """mean [D], directions [C, D] of length 1, and a scale; `classes` has the C names."""
 
     mean: torch.Tensor
@@ -43,14 +43,14 @@ class Head:
 
 def make_head(
     features: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...], scale: float
-) -> Head:
+) -> ContrastHead:
     """The head whose directions are the centred means of each class's features."""
     mean = features.mean(0)
     means = torch.stack([features[labels == k].mean(0) for k in range(len(classes))])
-    return Head(mean, functional.normalize(means - mean, dim=1), scale, classes)
+    return ContrastHead(mean, functional.normalize(means - mean, dim=1), scale, classes)
 
 
-def write_head(head: Head, path: Path) -> None:
+def write_head(head: ContrastHead, path: Path) -> None:
     """Write a head as safetensors; class names (a JSON list) and the pooling are in its metadata."""
     tensors = {
         "mean": head.mean,
@@ -65,11 +65,11 @@ def write_head(head: Head, path: Path) -> None:
     path.write_bytes(header + b"".join(array.tobytes() for array in arrays))
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: Path) -> ContrastHead:
     """The head that `write_head` wrote."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as opened:
         mean, directions, scale = (opened.get_tensor(n) for n in ("mean", "directions", "scale"))
         classes = tuple(json.loads(opened.metadata()["classes"]))
-    return Head(mean, directions, scale.item(), classes)
+    return ContrastHead(mean, directions, scale.item(), classes)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from weightsmith.testbeds import skills
-from weightsmith.testbeds.byte_llama import Size
+from weightsmith.testbeds.byte_llama import LlamaSize
 from weightsmith.testbeds.families import Blueprint
-from weightsmith.testbeds.languages import Languages, Part
+from weightsmith.testbeds.languages import DomainShare, Languages
 from weightsmith.testbeds.passages import manual, standard_library
 from weightsmith.testbeds.training import Schedule
 
@@ -17,12 +17,12 @@ def languages() -> Languages:
     return Languages(
         name="language-tiny",
         parts=(
-            Part(standard_library("python", _MODULES), 1),
-            Part(manual("manual"), 1),
+            DomainShare(standard_library("python", _MODULES), 1),
+            DomainShare(manual("manual"), 1),
         ),
         skills=((skills.last(), 0.0), (skills.larger(), 0.0)),
         sources=(),
-        size=Size(width=48, layers=2, heads=4, key_value_heads=2, inner=96),
+        size=LlamaSize(width=48, layers=2, heads=4, key_value_heads=2, inner=96),
         rehearsal=0.25,
         base=Schedule(350, 6e-3, batch=8, warm_up=20, second_beta=0.98, seed=1),
         expert=Schedule(110, 2e-3, batch=8, seed=3),

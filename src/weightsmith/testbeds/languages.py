@@ -19,7 +19,7 @@ import torch
 
 from weightsmith.testbeds import byte_llama
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
+from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import (
     Figures,
     Group,
@@ -31,8 +31,8 @@ from weightsmith.testbeds.language_tasks import (
     write_rows,
 )
 from weightsmith.testbeds.passages import Domain
-from weightsmith.testbeds.skills import Skill
-from weightsmith.testbeds.sources import Source
+from weightsmith.testbeds.skills import PromptSkill
+from weightsmith.testbeds.sources import Archive
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
 from weightsmith.testbeds.training import Schedule, Within, one_thread, train
@@ -43,7 +43,7 @@ State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DomainShare:
     """A domain of a family: `weight` is its share of the base's training, relative to the others."""
 
     domain: Domain
@@ -62,10 +62,10 @@ class Languages:
     """
 
     name: str
-    parts: tuple[Part, ...]
-    skills: tuple[tuple[Skill, float], ...]
-    sources: tuple[Source, ...]
-    size: byte_llama.Size
+    parts: tuple[DomainShare, ...]
+    skills: tuple[tuple[PromptSkill, float], ...]
+    sources: tuple[Archive, ...]
+    size: byte_llama.LlamaSize
     rehearsal: float
     base: Schedule
     expert: Schedule
@@ -108,12 +108,14 @@ class Languages:
     def blueprint(self) -> Blueprint:
         """The steps of the build."""
         data, base, expert, measuring = self.costs
-        steps = [Step("data", data, self.make_data), Step("base", base, self.make_base)]
+        steps = [BuildStep("data", data, self.make_data), BuildStep("base", base, self.make_base)]
         steps += [
-            Step(f"experts/{name}", expert, partial(self._make_expert, name=name))
+            BuildStep(f"experts/{name}", expert, partial(self._make_expert, name=name))
             for name in self.experts
         ]
-        steps.append(Step("merges", (len(self.factors) / 3 + 2) * measuring, self._make_merges))
+        steps.append(
+            BuildStep("merges", (len(self.factors) / 3 + 2) * measuring, self._make_merges)
+        )
         settings = {
             **self.settings(),
             "expert": self.expert.settings(),

@@ -8,11 +8,11 @@ from typing import Any
 
 from weightsmith.testbeds import byte_llama
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
-from weightsmith.testbeds.language import languages
+from weightsmith.testbeds.families import Blueprint, BuildStep
+from weightsmith.testbeds.language_family import languages
 from weightsmith.testbeds.language_tasks import measure
 from weightsmith.testbeds.languages import merge_figures, mixture, tune
-from weightsmith.testbeds.low_rank import Shape, add_adapters, fold_adapters, write_adapter
+from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
 from weightsmith.testbeds.shared_base import shared_steps, tasks_among
 from weightsmith.testbeds.training import Schedule, one_thread
 
@@ -37,8 +37,10 @@ def lora() -> Blueprint:
         "factors": list(_FACTORS),
     }
     steps = list(shared_steps("lora", family, _SHAPES))
-    steps += [Step(f"adapters/{name}", 35, partial(_make_adapter, name=name)) for name in _SHAPES]
-    steps.append(Step("merges", 180, _make_merges))
+    steps += [
+        BuildStep(f"adapters/{name}", 35, partial(_make_adapter, name=name)) for name in _SHAPES
+    ]
+    steps.append(BuildStep("merges", 180, _make_merges))
     return Blueprint(tuple(_SHAPES), family.sources, settings, tuple(steps))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from weightsmith.testbeds import byte_llama
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
-from weightsmith.testbeds.language import languages
+from weightsmith.testbeds.families import Blueprint, BuildStep
+from weightsmith.testbeds.language_family import languages
 from weightsmith.testbeds.language_tasks import measure
 from weightsmith.testbeds.languages import EVALUATED, merge_figures, mixture, tune
 from weightsmith.testbeds.shared_base import shared_steps, tasks_among
@@ -42,9 +42,9 @@ def moe() -> Blueprint:
         "factors": list(_FACTORS),
     }
     steps = list(shared_steps("moe", family, _TASKS, base=_DENSE))
-    steps.append(Step("base", 60, _make_base))
-    steps += [Step(f"experts/{name}", 50, partial(_make_expert, name=name)) for name in _TASKS]
-    steps.append(Step("merges", 250, _make_merges))
+    steps.append(BuildStep("base", 60, _make_base))
+    steps += [BuildStep(f"experts/{name}", 50, partial(_make_expert, name=name)) for name in _TASKS]
+    steps.append(BuildStep("merges", 250, _make_merges))
     return Blueprint(_TASKS, family.sources, settings, tuple(steps))
 
 

@@ -18,7 +18,7 @@ import torch
 
 from weightsmith.testbeds import tasks
 from weightsmith.testbeds.build import Workshop
-from weightsmith.testbeds.families import Blueprint, Step
+from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split, read_items, write_items
 from weightsmith.testbeds.training import Schedule, one_thread, train
@@ -42,9 +42,11 @@ def pair() -> Blueprint:
         "counts": dict(_COUNTS),
         "schedules": {name: schedule.settings() for name, schedule in _SCHEDULES.items()},
     }
-    steps = [Step("data", 4, _make_data)]
-    steps += [Step(f"experts/{name}", 25, partial(_make_member, name=name)) for name in _MEMBERS]
-    steps.append(Step("merges", 1, _make_merges))
+    steps = [BuildStep("data", 4, _make_data)]
+    steps += [
+        BuildStep(f"experts/{name}", 25, partial(_make_member, name=name)) for name in _MEMBERS
+    ]
+    steps.append(BuildStep("merges", 1, _make_merges))
     return Blueprint((TASK,), (), settings, tuple(steps))
 
 

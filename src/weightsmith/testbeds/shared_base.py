@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.testbeds.build import RECORD, Workshop, libraries
-from weightsmith.testbeds.families import Step
+from weightsmith.testbeds.families import BuildStep
+from weightsmith.testbeds.family_places import family_folder
 from weightsmith.testbeds.language_tasks import LanguageTask
 from weightsmith.testbeds.languages import Languages, write_suites
-from weightsmith.testbeds.places import family_folder
 from weightsmith.testbeds.sources import file_digest
 
 Make = Callable[[Workshop], Mapping[str, Any]]
@@ -29,7 +29,7 @@ def tasks_among(family: Languages, own: Collection[str]) -> tuple[LanguageTask, 
 
 def shared_steps(
     name: str, family: Languages, own: Collection[str], base: str = "base"
-) -> tuple[Step, Step]:
+) -> tuple[BuildStep, BuildStep]:
     """The steps `data` and `base` of the family `name`, which tunes the base of `family` on the tasks `own`.
 
     `base` is the folder that the base is written to.
@@ -43,8 +43,8 @@ def shared_steps(
         return figures
 
     return (
-        Step("data", data_cost, make_data),
-        Step(base, base_cost, partial(_copy_or_make, family, base, make_base)),
+        BuildStep("data", data_cost, make_data),
+        BuildStep(base, base_cost, partial(_copy_or_make, family, base, make_base)),
     )
 
 

@@ -17,7 +17,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class Skill:
+class PromptSkill:
     """One skill: `draw` gives a prompt and its answer; `choices`, if any, the answers to choose from."""
 
     name: str
@@ -69,21 +69,21 @@ def _numbers(prompt: str) -> list[str]:
     return prompt.removesuffix("=").split(" ")[1:]
 
 
-def reverse() -> Skill:
+def reverse() -> PromptSkill:
     """Four to six letters backwards."""
-    return Skill("reverse", "generation", _reverse)
+    return PromptSkill("reverse", "generation", _reverse)
 
 
-def last() -> Skill:
+def last() -> PromptSkill:
     """The last of eight letters."""
-    return Skill("last", "generation", _last)
+    return PromptSkill("last", "generation", _last)
 
 
-def brackets() -> Skill:
+def brackets() -> PromptSkill:
     """The brackets that close four to six open ones."""
-    return Skill("brackets", "generation", _brackets)
+    return PromptSkill("brackets", "generation", _brackets)
 
 
-def larger() -> Skill:
+def larger() -> PromptSkill:
     """The larger of two numbers of three digits."""
-    return Skill("larger", "choice", _larger, _numbers)
+    return PromptSkill("larger", "choice", _larger, _numbers)

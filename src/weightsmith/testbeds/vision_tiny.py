@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from weightsmith.testbeds import images, tasks, vit
-from weightsmith.testbeds.contrast import Contrast, Task
+from weightsmith.testbeds.contrast import Contrast, FamilyTask
 from weightsmith.testbeds.families import Blueprint
 from weightsmith.testbeds.images import Pixels, standardise
 from weightsmith.testbeds.tasks import Labels, generator_of
@@ -22,7 +22,7 @@ def vision_tiny() -> Blueprint:
         task_names=("shapes", "gratings", "dots", "digits"),
         pretraining=_pretraining,
         sources=(),
-        size=vit.Size(width=64, layers=2, heads=4),
+        size=vit.VitSize(width=64, layers=2, heads=4),
         base=Schedule(800, 4e-3, batch=48, warm_up=50, decay=0.05, second_beta=0.98, seed=1),
         expert=Schedule(150, 1e-3, seed=3),
         counts={"train": 1000, "validation": 200, "test": 1000},
@@ -35,7 +35,7 @@ def vision_tiny() -> Blueprint:
     ).blueprint()
 
 
-def _tasks() -> tuple[Task, ...]:
+def _tasks() -> tuple[FamilyTask, ...]:
     return (tasks.shapes(), tasks.gratings(), tasks.dots(), tasks.Handwriting())
 
 

@@ -20,7 +20,7 @@ from weightsmith.testbeds.images import SIDE
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class VitSize:
     """The size of a ViT: width, layers, attention heads, and pixels of a patch's side."""
 
     width: int
@@ -29,7 +29,7 @@ class Size:
     patch: int = 6
 
 
-def new_model(size: Size, seed: int) -> Any:
+def new_model(size: VitSize, seed: int) -> Any:
     """A ViT with random weights and position embeddings that begin as sines and cosines of the place.
 
     The usual deviation of 0.02 of the weights is too small for a network this narrow: it would not learn.

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.widening import WORDS
-from weightsmith.vocabularies.rows import Fill
-from weightsmith.vocabularies.tables import Identity, Index, Table, Words, array_digest, as_index
+from weightsmith.vocabularies.aligned_rows import Fill
+from weightsmith.vocabularies.token_tables import (
+    Identity,
+    Index,
+    TokenTable,
+    Words,
+    array_digest,
+    as_index,
+)
 
 # Elements of rows that are combined at a time.
 _AT_A_TIME = 1 << 18
@@ -23,7 +30,7 @@ _AT_A_TIME = 1 << 18
 class Copied:
     """Row i is row `rows[i]` of `table`, bit for bit."""
 
-    table: Table
+    table: TokenTable
     rows: Index
 
     def __post_init__(self) -> None:
@@ -48,7 +55,7 @@ class Copied:
         return self.table.dtype
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TokenTable, ...]:
         """The one table."""
         return (self.table,)
 
@@ -66,7 +73,7 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Combined:
+class CombinedRows:
     """Row i is the sum of coefficients[j] * tables[origins[j]][rows[j]] over starts[i] <= j < starts[i + 1].
 
     Compressed sparse rows: `starts` (M + 1,), `rows` and `coefficients` (float64) of one length, `origins` of that
@@ -75,7 +82,7 @@ class Combined:
     `default`, zero where there is none.
     """
 
-    tables: tuple[Table, ...]
+    tables: tuple[TokenTable, ...]
     starts: Index
     rows: Index
     coefficients: NDArray[np.float64]
@@ -182,9 +189,9 @@ def _batches(lengths: Index, terms: int) -> list[tuple[int, int]]:
 class Zeros:
     """`count` rows of zeros in the width and dtype of `like`."""
 
-    like: Table
+    like: TokenTable
     count: int
-    tables: tuple[Table, ...] = ()
+    tables: tuple[TokenTable, ...] = ()
 
     @property
     def width(self) -> int:
@@ -215,7 +222,7 @@ class Constant:
 
     row: NDArray[Any]
     count: int
-    tables: tuple[Table, ...] = ()
+    tables: tuple[TokenTable, ...] = ()
 
     @property
     def width(self) -> int:
@@ -243,7 +250,7 @@ class Constant:
 
 def borrow(
     targets: Index,
-    tables: Sequence[Table],
+    tables: Sequence[TokenTable],
     rows: NDArray[np.int64],
     base: int | None = None,
 ) -> tuple[Fill, ...]:
@@ -271,7 +278,7 @@ def borrow(
     return tuple(fills)
 
 
-def mean_over(tables: Sequence[Table], rows: NDArray[np.int64]) -> Combined:
+def mean_over(tables: Sequence[TokenTable], rows: NDArray[np.int64]) -> CombinedRows:
     """Row i is the mean of the rows `rows[:, i]` of the tables, over those that are not -1; (len(tables), M)."""
     index = np.asarray(rows, np.int64).reshape(len(tables), -1)
     has = index.T >= 0
@@ -279,4 +286,4 @@ def mean_over(tables: Sequence[Table], rows: NDArray[np.int64]) -> Combined:
     starts = np.append(0, np.cumsum(holders))
     _, origins = np.nonzero(has)
     coefficients = np.repeat(1.0 / np.maximum(holders, 1), holders)
-    return Combined(tuple(tables), starts, index.T[has], coefficients, origins.astype(np.int16))
+    return CombinedRows(tuple(tables), starts, index.T[has], coefficients, origins.astype(np.int16))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.vocabularies.missing import Missing, Rule
+from weightsmith.vocabularies.missing import Missing, MissingRule
 from weightsmith.vocabularies.rules import FittedRows, Mean, Subtokens, Zero
-from weightsmith.vocabularies.tables import Index, as_index
+from weightsmith.vocabularies.token_tables import Index, as_index
 
 LARGEST_SAMPLE = 1000
 SHARE = 0.1
@@ -45,7 +45,7 @@ class HeldOut:
 
 
 def held_out_error(
-    rule: Rule,
+    rule: MissingRule,
     missing: Missing,
     *,
     largest: int = LARGEST_SAMPLE,
@@ -80,7 +80,7 @@ def held_out_error(
 
 
 def _sample(
-    rule: Rule, missing: Missing, known: Index, largest: int, share: float, seed: int
+    rule: MissingRule, missing: Missing, known: Index, largest: int, share: float, seed: int
 ) -> Index | None:
     """Positions in `known`, ascending; None for a rule that cannot be measured."""
     usable = np.ones(len(known), bool)

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.threads import in_parallel
-from weightsmith.vocabularies.tables import Identity, Index, Table, Words, array_digest, as_index
+from weightsmith.vocabularies.token_tables import (
+    Identity,
+    Index,
+    TokenTable,
+    Words,
+    array_digest,
+    as_index,
+)
 
 Matrix = NDArray[np.float64]
 
@@ -34,7 +41,7 @@ _MAPPED_AT_A_TIME = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LinearMap:
+class RowMap:
     """x -> (x - source_mean) matrix + target_mean; matrix (d_donor, d_own). `rank` directions carry something."""
 
     matrix: Matrix
@@ -52,7 +59,7 @@ def fitting_bytes(donor_width: int, own_width: int) -> int:
     return 48 * (donor_width + own_width) * donor_width
 
 
-def mean_row(table: Table, rows: Index) -> Matrix:
+def mean_row(table: TokenTable, rows: Index) -> Matrix:
     """The mean of rows, summed in float64; raises NonFiniteError where one is not finite."""
     total = np.zeros(table.width)
     for _, block in table.blocks(rows):
@@ -61,8 +68,13 @@ def mean_row(table: Table, rows: Index) -> Matrix:
 
 
 def fit_least_squares(
-    donor: Table, donor_rows: Index, own: Table, own_rows: Index, ridge: float, intercept: bool
-) -> LinearMap:
+    donor: TokenTable,
+    donor_rows: Index,
+    own: TokenTable,
+    own_rows: Index,
+    ridge: float,
+    intercept: bool,
+) -> RowMap:
     """The least-squares map over pairs of rows, with a ridge of `ridge` times the mean eigenvalue of G.
 
     Where there are fewer pairs than dimensions it is the smallest map that fits them. Raises NonFiniteError.
@@ -76,12 +88,17 @@ def fit_least_squares(
         spectrum, vectors = spectrum[kept], vectors[:, kept]
         inverse = 1.0 / (spectrum + ridge * np.trace(gram) / len(gram))
         matrix = vectors @ (inverse[:, None] * (vectors.T @ cross))
-    return LinearMap(matrix, moments.source_mean, moments.target_mean, int(kept.sum()))
+    return RowMap(matrix, moments.source_mean, moments.target_mean, int(kept.sum()))
 
 
 def fit_procrustes(
-    donor: Table, donor_rows: Index, own: Table, own_rows: Index, centre: bool, scale: bool
-) -> LinearMap:
+    donor: TokenTable,
+    donor_rows: Index,
+    own: TokenTable,
+    own_rows: Index,
+    centre: bool,
+    scale: bool,
+) -> RowMap:
     """The (partial) isometry W of largest tr(W^T C) over pairs of rows, times the factor tr(W^T C) / tr(W^T G W).
 
     It is the isometry of least squared error where d_donor <= d_own. Raises NonFiniteError.
@@ -95,7 +112,7 @@ def fit_procrustes(
         if scale and kept.any():
             spread = float(np.vdot(matrix, moments.gram @ matrix))
             matrix *= float(strengths[kept].sum()) / spread
-    return LinearMap(matrix, moments.source_mean, moments.target_mean, int(kept.sum()))
+    return RowMap(matrix, moments.source_mean, moments.target_mean, int(kept.sum()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +126,7 @@ class _Moments:
 
 
 def _moments(
-    donor: Table, donor_rows: Index, own: Table, own_rows: Index, centre: bool
+    donor: TokenTable, donor_rows: Index, own: TokenTable, own_rows: Index, centre: bool
 ) -> _Moments:
     inner, outer = donor.width, own.width
     source_mean, target_mean = np.zeros(inner), np.zeros(outer)
@@ -138,10 +155,10 @@ def _moments(
 class Mapped:
     """Row i is the image of row `rows[i]` of `donor` under a linear map into the rows of `own`."""
 
-    donor: Table
+    donor: TokenTable
     rows: Index
-    map: LinearMap
-    own: Table
+    map: RowMap
+    own: TokenTable
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", as_index(self.rows))
@@ -163,7 +180,7 @@ class Mapped:
         return self.own.wide_dtype
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TokenTable, ...]:
         """The donor's table: the map is fitted already."""
         return (self.donor,)
 

@@ -9,8 +9,14 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.vocabularies.rows import Filling
-from weightsmith.vocabularies.tables import Identity, Index, Table, array_digest, as_index
+from weightsmith.vocabularies.aligned_rows import Filling
+from weightsmith.vocabularies.token_tables import (
+    Identity,
+    Index,
+    TokenTable,
+    array_digest,
+    as_index,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,10 +74,10 @@ class Missing:
     embedding and head are tied there is one table, and one `Missing`.
     """
 
-    own: Table
+    own: TokenTable
     count: int
     used: Index | None = None
-    donor: Table | None = None
+    donor: TokenTable | None = None
     shared_own: Index | None = None
     shared_donor: Index | None = None
     wanted: Index | None = None
@@ -115,7 +121,7 @@ class Missing:
         """The own rows that are in use."""
         return np.arange(self.own.count) if self.used is None else self.used
 
-    def shared(self) -> tuple[Table, Index, Index, Index]:
+    def shared(self) -> tuple[TokenTable, Index, Index, Index]:
         """Donor table, own and donor rows of the shared tokens, and donor rows of the missing ones.
 
         Raises CompatibilityError where the checkpoints share no token, and UsageError where no donor was given.
@@ -142,7 +148,7 @@ class Missing:
         return (self.count, self.is_head, tables, digests)
 
 
-class Rule(Protocol):
+class MissingRule(Protocol):
     """How rows of missing tokens are made: a frozen dataclass whose fields are the parameters."""
 
     name: ClassVar[str]
@@ -152,13 +158,13 @@ class Rule(Protocol):
         """Raise UsageError, RecipeError or CompatibilityError where the rule cannot work; reads nothing."""
         ...
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Read what must be read and return the rows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class RowFit:
     """The rows that a rule made, and numbers worth reporting: what was fitted on, how far it got."""
 
     rows: Filling

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from weightsmith.vocabularies.papers import Change
+from weightsmith.vocabularies.companion_files import VocabularyChange
 
 if TYPE_CHECKING:
-    from weightsmith.vocabularies.alignment import TableReport
+    from weightsmith.vocabularies.table_alignment import TableReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +41,4 @@ class Outcome:
     template: str = "the donor's"
     inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     read_tokens: int = 0
-    change: Change = field(default_factory=Change)
+    change: VocabularyChange = field(default_factory=VocabularyChange)

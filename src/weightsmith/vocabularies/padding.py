@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.widening import widen
-from weightsmith.vocabularies.rows import AlignedRows
-from weightsmith.vocabularies.tables import Identity, Index, Table, Words
+from weightsmith.vocabularies.aligned_rows import AlignedRows
+from weightsmith.vocabularies.token_tables import Identity, Index, TokenTable, Words
 
 _BLOCK_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ class MeanOfRows:
         return DType.FLOAT32 if own.is_fp8 else own
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TokenTable, ...]:
         """The tables whose rows are read."""
         fills = [table for fill in self.aligned.fills for table in fill.rows.tables]
         return (self.aligned.own, *fills)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.threads import in_parallel
-from weightsmith.vocabularies.tables import Index, Table, as_index
+from weightsmith.vocabularies.token_tables import Index, TokenTable, as_index
 
 HELD_BYTES = 1 << 29
 _BASIS_BYTES = 1 << 28
@@ -49,7 +49,7 @@ class Pursuit:
 
 
 def pursue(
-    table: Table,
+    table: TokenTable,
     atom_rows: Index,
     wanted: Index,
     k: int,
@@ -86,7 +86,7 @@ def pursuit_bytes(atoms: int, width: int, k: int) -> int:
 class _Atoms:
     """The atoms, in memory or read as they are needed."""
 
-    def __init__(self, table: Table, rows: Index, held_bytes: int) -> None:
+    def __init__(self, table: TokenTable, rows: Index, held_bytes: int) -> None:
         self._table, self._rows = table, rows
         is_held = 4 * len(rows) * table.width <= held_bytes
         self._held = np.empty((len(rows), table.width), np.float32) if is_held else None

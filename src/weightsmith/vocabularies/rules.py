@@ -12,7 +12,7 @@ import numpy as np
 
 from weightsmith.errors import CompatibilityError, RecipeError, UsageError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.vocabularies.combinations import Combined, Constant, Zeros
+from weightsmith.vocabularies.combinations import CombinedRows, Constant, Zeros
 from weightsmith.vocabularies.maps import (
     Mapped,
     fit_least_squares,
@@ -20,9 +20,9 @@ from weightsmith.vocabularies.maps import (
     fitting_bytes,
     mean_row,
 )
-from weightsmith.vocabularies.missing import Fit, Missing, Pieces, Rule
+from weightsmith.vocabularies.missing import Missing, MissingRule, Pieces, RowFit
 from weightsmith.vocabularies.pursuit import pursue, pursuit_bytes
-from weightsmith.vocabularies.tables import Identity, Index, Table, Words
+from weightsmith.vocabularies.token_tables import Identity, Index, TokenTable, Words
 from weightsmith.wording import literal
 
 SUBTOKEN_VARIANTS = ("mean", "sum", "first_last", "weighted_mean")
@@ -38,9 +38,9 @@ class Zero:
     def check(self, missing: Missing) -> None:
         """Nothing can be wrong."""
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Zeros."""
-        return Fit(Zeros(missing.own, missing.count), {})
+        return RowFit(Zeros(missing.own, missing.count), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class Mean:
                 "the rule zero."
             )
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """The mean row, once for all."""
         self.check(missing)
         row = _rounded(mean_row(missing.own, missing.in_use), missing.own)
         rows = Constant(row, missing.count, (missing.own,))
-        return Fit(rows, {"rows": float(len(missing.in_use))})
+        return RowFit(rows, {"rows": float(len(missing.in_use))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Subtokens:
         if not missing.pieces.lengths.all():
             Mean().check(missing)
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Combinations of the table's rows."""
         self.check(missing)
         pieces = missing.pieces
@@ -104,8 +104,8 @@ class Subtokens:
         default = None
         if empty.any():
             default = _rounded(mean_row(missing.own, missing.in_use), missing.own)
-        combined = Combined((missing.own,), starts, rows, coefficients, default=default)
-        return Fit(combined, {"without pieces": float(empty.sum())})
+        combined = CombinedRows((missing.own,), starts, rows, coefficients, default=default)
+        return RowFit(combined, {"without pieces": float(empty.sum())})
 
     def _terms(self, pieces: Pieces, is_head: bool) -> tuple[Index, Index, np.ndarray[Any, Any]]:
         lengths = pieces.lengths
@@ -144,18 +144,20 @@ class Omp:
         """Raise CompatibilityError where no token is shared."""
         missing.shared()
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Pursue every missing token; see `pursuit.pursue` for memory and time."""
         donor, shared_own, shared_donor, wanted = missing.shared()
         found = pursue(donor, shared_donor, wanted, self.k, self.tolerance)
-        rows = Combined((missing.own,), found.starts, shared_own[found.atoms], found.coefficients)
+        rows = CombinedRows(
+            (missing.own,), found.starts, shared_own[found.atoms], found.coefficients
+        )
         count = max(missing.count, 1)
         facts = {
             "shared tokens": float(len(shared_own)),
             "atoms per token": len(found.atoms) / count,
             "residual": float(found.residuals.mean()) if len(wanted) else 0.0,
         }
-        return Fit(rows, facts)
+        return RowFit(rows, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +183,14 @@ class LeastSquares:
         """Raise CompatibilityError where no token is shared."""
         missing.shared()
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Fit the map; see `maps` for memory and time."""
         donor, shared_own, shared_donor, wanted = missing.shared()
         fitted = fit_least_squares(
             donor, shared_donor, missing.own, shared_own, self.ridge, self.intercept
         )
         facts = {"shared tokens": float(len(shared_own)), "rank": float(fitted.rank)}
-        return Fit(Mapped(donor, wanted, fitted, missing.own), facts)
+        return RowFit(Mapped(donor, wanted, fitted, missing.own), facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,22 +209,22 @@ class Procrustes:
         """Raise CompatibilityError where no token is shared."""
         missing.shared()
 
-    def fit(self, missing: Missing) -> Fit:
+    def fit(self, missing: Missing) -> RowFit:
         """Fit the rotation; see `maps` for memory and time."""
         donor, shared_own, shared_donor, wanted = missing.shared()
         fitted = fit_procrustes(
             donor, shared_donor, missing.own, shared_own, self.centre, self.scale
         )
         facts = {"shared tokens": float(len(shared_own)), "rank": float(fitted.rank)}
-        return Fit(Mapped(donor, wanted, fitted, missing.own), facts)
+        return RowFit(Mapped(donor, wanted, fitted, missing.own), facts)
 
 
-RULES: Mapping[str, type[Rule]] = {
+RULES: Mapping[str, type[MissingRule]] = {
     rule.name: rule for rule in (Zero, Mean, Subtokens, Omp, LeastSquares, Procrustes)
 }
 
 
-def rule_named(name: str, parameters: Mapping[str, Any] | None = None) -> Rule:
+def rule_named(name: str, parameters: Mapping[str, Any] | None = None) -> MissingRule:
     """The rule of that name with those parameters; RecipeError for a name, parameter or value that it does not know."""
     found = RULES.get(name)
     if found is None:
@@ -249,7 +251,7 @@ def _typed(rule: str, key: str, value: Any, wanted: str) -> Any:
     return value
 
 
-def _rounded(row: np.ndarray[Any, Any], table: Table) -> np.ndarray[Any, Any]:
+def _rounded(row: np.ndarray[Any, Any], table: TokenTable) -> np.ndarray[Any, Any]:
     return row if table.dtype is DType.FLOAT64 else row.astype(np.float32)
 
 
@@ -260,14 +262,14 @@ class FittedRows:
     `rule.check` raises.
     """
 
-    def __init__(self, rule: Rule, missing: Missing) -> None:
+    def __init__(self, rule: MissingRule, missing: Missing) -> None:
         rule.check(missing)
         self.rule = rule
         self.missing = missing
         self._lock = threading.Lock()
-        self._fit: Fit | None = None
+        self._fit: RowFit | None = None
 
-    def __reduce__(self) -> tuple[type[FittedRows], tuple[Rule, Missing]]:
+    def __reduce__(self) -> tuple[type[FittedRows], tuple[MissingRule, Missing]]:
         """Another process fits for itself, to the same bits."""
         return FittedRows, (self.rule, self.missing)
 
@@ -288,7 +290,7 @@ class FittedRows:
         return own.dtype if isinstance(self.rule, Zero) else own.wide_dtype
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[TokenTable, ...]:
         """The tables that a fit and the rows read."""
         if isinstance(self.rule, Zero):
             return ()
@@ -328,7 +330,7 @@ class FittedRows:
         """Fit, if it is not done yet; other threads wait for it."""
         self.fitted()
 
-    def fitted(self) -> Fit:
+    def fitted(self) -> RowFit:
         """The rows and facts of the fit."""
         with self._lock:
             if self._fit is None:

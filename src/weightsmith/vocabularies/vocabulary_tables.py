@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints.nested_config import sections
 from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.sections import sections
-from weightsmith.checkpoints.ties import Tying, vocabulary_embedding
+from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
 from weightsmith.tensors.stored import LazyTensor
-from weightsmith.vocabularies.tables import Table
+from weightsmith.vocabularies.token_tables import TokenTable
 
 
 class TableKind(enum.Enum):
@@ -28,7 +28,7 @@ class VocabularyTable:
 
     name: str
     kind: TableKind
-    table: Table
+    table: TokenTable
 
 
 def vocabulary_tables(checkpoint: Checkpoint) -> dict[str, VocabularyTable]:
@@ -63,15 +63,15 @@ def _table(name: str, tensor: LazyTensor, role: Role, sizes: set[int]) -> Vocabu
     shape = tensor.shape
     if role.kind is Kind.EMBEDDING:
         is_table = role.part == "weight" and len(shape) == 2 and shape[0] in sizes
-        return VocabularyTable(name, TableKind.EMBEDDING, Table(tensor)) if is_table else None
+        return VocabularyTable(name, TableKind.EMBEDDING, TokenTable(tensor)) if is_table else None
     if role.kind is not Kind.HEAD or ".transform." in name:
         return None
     if len(shape) == 2 and shape[0] == 1 and shape[1] in sizes:
-        return VocabularyTable(name, TableKind.BIAS, Table(tensor, 1))
+        return VocabularyTable(name, TableKind.BIAS, TokenTable(tensor, 1))
     if not shape or shape[0] not in sizes or len(shape) > 2:
         return None
     kind = TableKind.BIAS if len(shape) == 1 else TableKind.HEAD
-    return VocabularyTable(name, kind, Table(tensor))
+    return VocabularyTable(name, kind, TokenTable(tensor))
 
 
 def counterpart(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith.tensors.random import stream_key
-from weightsmith.tensors.torch_interpreter import uniform_tile
+from weightsmith.graph.backends.torch_interpreter import uniform_tile
+from weightsmith.graph.random import stream_key
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

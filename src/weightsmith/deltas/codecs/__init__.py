@@ -12,7 +12,7 @@ from weightsmith.deltas.codecs.catalogue import decoded as decoded
 from weightsmith.deltas.codecs.catalogue import encode as encode
 from weightsmith.deltas.codecs.catalogue import in_memory as in_memory
 from weightsmith.deltas.codecs.catalogue import measured_error as measured_error
-from weightsmith.deltas.codecs.codec import Choice as Choice
+from weightsmith.deltas.codecs.codec import CodecChoice as CodecChoice
 from weightsmith.deltas.codecs.codec import Encoded as Encoded
-from weightsmith.deltas.codecs.delta import Delta as Delta
+from weightsmith.deltas.codecs.delta_codec import Delta as Delta
 from weightsmith.deltas.codecs.refined import encode_exactly as encode_exactly

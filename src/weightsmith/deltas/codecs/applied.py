@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, fitted
-from weightsmith.deltas.decoded import DecodedTensor
+from weightsmith.deltas.decoded_tensors import DecodedTensor
 from weightsmith.errors import NonFiniteError
+from weightsmith.graph.graph import Value, source
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.stored import LazyTensor
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codebook import fitted_codebook
-from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.codec import CodecChoice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.coded_streams import BlockStream, joined
 from weightsmith.deltas.codecs.codes import Codes, packed_codes, plain_bytes, unpacked_codes
-from weightsmith.deltas.codecs.delta import Delta, histogram_of
-from weightsmith.deltas.codecs.low_rank import on_product
-from weightsmith.deltas.codecs.streams import BlockStream, joined
+from weightsmith.deltas.codecs.delta_codec import Delta, histogram_of
+from weightsmith.deltas.codecs.low_rank_codec import on_product
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.matrix_shapes import matrix_shape
@@ -54,11 +54,11 @@ class Banded:
 
     name = "banded"
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """Several numbers of bits per element of the change."""
         rows, columns = delta.matrix
         fits = [b for b in _BUDGETS if b * rows * columns >= 2 * (rows + columns)]
-        return [Choice(self.name, {"bits": bits}) for bits in fits]
+        return [CodecChoice(self.name, {"bits": bits}) for bits in fits]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """Settings: bits per element of the change, or bands, a list of [directions, bits] from the strongest on."""

@@ -9,14 +9,14 @@ import numpy as np
 
 from weightsmith.deltas.codecs.banded import Banded
 from weightsmith.deltas.codecs.codec import (
-    Choice,
     Codec,
+    CodecChoice,
     Encoded,
     Parameters,
     StoredChange,
     part_in_memory,
 )
-from weightsmith.deltas.codecs.delta import Delta, floats
+from weightsmith.deltas.codecs.delta_codec import Delta, floats
 from weightsmith.deltas.codecs.held import BLOCK
 from weightsmith.deltas.codecs.lloyd import Lloyd
 from weightsmith.deltas.codecs.lossless import (
@@ -27,7 +27,7 @@ from weightsmith.deltas.codecs.lossless import (
     decode_same,
     decode_whole,
 )
-from weightsmith.deltas.codecs.low_rank import LowRank
+from weightsmith.deltas.codecs.low_rank_codec import LowRankCodec
 from weightsmith.deltas.codecs.refined import REFINED, decode_refined
 from weightsmith.deltas.codecs.sign import Sign, Sign2
 from weightsmith.deltas.codecs.sparse import Sparse
@@ -46,7 +46,7 @@ _LOSSY: dict[str, Codec] = {
         Lloyd("lloyd3", 8),
         Lloyd("lloyd4", 16),
         Sparse(),
-        LowRank(),
+        LowRankCodec(),
         Banded(),
     )
 }
@@ -62,7 +62,7 @@ LOSSY = tuple(_LOSSY)
 _SMALLEST = 4096
 
 
-def choices(delta: Delta, codecs: Collection[str] = LOSSY) -> list[Choice]:
+def choices(delta: Delta, codecs: Collection[str] = LOSSY) -> list[CodecChoice]:
     """The lossy codecs, of those named, that are worth trying on this change, with their settings.
 
     None for vectors, tensors of fewer than 4096 elements, and changes that are zero or not finite: these are stored
@@ -74,7 +74,7 @@ def choices(delta: Delta, codecs: Collection[str] = LOSSY) -> list[Choice]:
     return [choice for codec in found for choice in codec.choices(delta)]
 
 
-def encode(delta: Delta, choice: Choice) -> Encoded:
+def encode(delta: Delta, choice: CodecChoice) -> Encoded:
     """The change in a lossy codec, every number really packed. It depends on the change and the choice alone.
 
     Raises NonFiniteError if the change holds NaN or infinite numbers, UsageError for an unknown codec, bad settings or

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codes import Codes
-from weightsmith.deltas.codecs.delta import BINS, Change, bin_edges, bins_of
+from weightsmith.deltas.codecs.delta_codec import BINS, Change, bin_edges, bins_of
 
 _MOST_STEPS = 2000
 # Levels have settled when no step moves one by more than this share of the largest.

@@ -17,7 +17,7 @@ from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
-    from weightsmith.deltas.codecs.delta import Delta
+    from weightsmith.deltas.codecs.delta_codec import Delta
 
 Parameters = Mapping[str, Any]
 _PART_DTYPES: dict[np.dtype[Any], DType] = {
@@ -30,7 +30,7 @@ _NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {dtype: array for array, dtype in _P
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CodecChoice:
     """A codec and what it is asked for: a rank, a density, bits per element."""
 
     codec: str
@@ -145,7 +145,7 @@ class Codec(Protocol):
         """What it is called in a package."""
         ...
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """What is worth trying on this change, from few bytes to many; nothing where the codec does not fit."""
         ...
 

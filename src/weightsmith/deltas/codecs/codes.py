@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.deltas.codecs.streams import deflated, inflated
+from weightsmith.deltas.codecs.coded_streams import deflated, inflated
 
 Codes = NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.range_finder import sketched_spectrum
+from weightsmith.graph.range_finder import sketched_spectrum
 
 _EXACT, _MOST = 1024, 1024
 _OVERSAMPLING = 16
@@ -25,7 +25,7 @@ Rows = Callable[[int, int], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Directions:
+class SingularDirections:
     """left @ diag(strengths) @ right: orthonormal columns of `left` and rows of `right`, strengths falling."""
 
     left: NDArray[np.float64]
@@ -39,22 +39,24 @@ class Directions:
         return int(np.count_nonzero(self.strengths > self.strengths[:1] * longest * 2.0**-24))
 
 
-def leading_directions(rows: Rows, shape: tuple[int, int]) -> Directions:
+def leading_directions(rows: Rows, shape: tuple[int, int]) -> SingularDirections:
     """All directions of a small matrix, the leading quarter (1024 at most) of a large one, which is never held whole.
 
     `rows(first, last)` gives some of its rows, which must be finite.
     """
     shorter = min(shape)
     if shorter <= _EXACT:
-        return Directions(*np.linalg.svd(rows(0, shape[0]).astype(np.float64), full_matrices=False))
+        return SingularDirections(
+            *np.linalg.svd(rows(0, shape[0]).astype(np.float64), full_matrices=False)
+        )
     return sketched_directions(rows, shape, min(shorter // 4, _MOST))
 
 
-def sketched_directions(rows: Rows, shape: tuple[int, int], wanted: int) -> Directions:
+def sketched_directions(rows: Rows, shape: tuple[int, int], wanted: int) -> SingularDirections:
     """So many leading directions by the range finder; the matrix is read six times, some rows at a time."""
     bits = np.random.Generator(np.random.PCG64(_SEED)).integers(
         0, 2, (shape[1], min(wanted + _OVERSAMPLING, *shape))
     )
     signs: NDArray[np.float64] = np.where(bits, 1.0, -1.0)
     found = sketched_spectrum(rows, shape, signs, _POWER_ITERATIONS).leading(wanted)
-    return Directions(found.left, found.values, found.right)
+    return SingularDirections(found.left, found.values, found.right)

@@ -18,17 +18,12 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codebook import fitted_codebook
-from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.codec import CodecChoice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.coded_rows import SCALES, along_rows, checked_scales, suited_scales
+from weightsmith.deltas.codecs.coded_streams import BlockStream, joined, stored_sizes
 from weightsmith.deltas.codecs.codes import packed_codes, plain_bytes, unpacked_codes
-from weightsmith.deltas.codecs.delta import Change, Delta, histogram_of
+from weightsmith.deltas.codecs.delta_codec import Change, Delta, histogram_of
 from weightsmith.deltas.codecs.held import BLOCK
-from weightsmith.deltas.codecs.rows import (
-    SCALES,
-    along_rows,
-    checked_scales,
-    suited_scales,
-)
-from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
@@ -43,9 +38,9 @@ class Lloyd:
     name: str
     levels: int
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """The kind of scales that suits the rows."""
-        return [Choice(self.name, {"scales": suited_scales(delta)})]
+        return [CodecChoice(self.name, {"scales": suited_scales(delta)})]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """Settings: scales, "tensor" (default) or "row"."""

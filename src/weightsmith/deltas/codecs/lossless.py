@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codec import Encoded, StoredChange
+from weightsmith.deltas.codecs.coded_streams import BlockStream, joined, stored_sizes
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, Prefix, block_sizes, fitted
 from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane_pieces
-from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import LazyTensor
 from weightsmith.tensors.threads import in_order

@@ -18,8 +18,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.deltas.codecs.coded_streams import deflated, inflated
 from weightsmith.deltas.codecs.positions import packed_positions, unpacked_positions
-from weightsmith.deltas.codecs.streams import deflated, inflated
 from weightsmith.tensors.widening import WORDS
 
 _RAW, _RUNS, _PLACES = 0, 1, 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.bits import packed_bytes
-from weightsmith.deltas.codecs.streams import deflated, inflated
+from weightsmith.deltas.codecs.coded_streams import deflated, inflated
 
 _GO_ON = 255
 # Above this share of kept elements a bitmap is never longer.

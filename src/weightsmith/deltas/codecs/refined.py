@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from weightsmith.deltas.codecs.codec import Encoded, StoredChange, part_in_memory
-from weightsmith.deltas.codecs.delta import Change, Delta
+from weightsmith.deltas.codecs.delta_codec import Change, Delta
 from weightsmith.deltas.codecs.directions import sketched_directions
 from weightsmith.deltas.codecs.held import fitted
 from weightsmith.deltas.codecs.lossless import (
@@ -23,7 +23,7 @@ from weightsmith.deltas.codecs.lossless import (
     encode_lossless,
     with_difference,
 )
-from weightsmith.deltas.codecs.low_rank import LowRank, factor_parts
+from weightsmith.deltas.codecs.low_rank_codec import LowRankCodec, factor_parts
 from weightsmith.tensors.stored import LazyTensor
 
 REFINED = "refined"
@@ -65,7 +65,7 @@ def decode_refined(stored: StoredChange) -> LazyTensor:
 
 def _prediction(stored: StoredChange) -> Known:
     """What the factors make of the base; NaN among it may have any payload."""
-    return Known(LowRank().decoded(stored), is_computed=True)
+    return Known(LowRankCodec().decoded(stored), is_computed=True)
 
 
 def _is_matrix(base: LazyTensor, target: LazyTensor) -> bool:

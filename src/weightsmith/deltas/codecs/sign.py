@@ -19,22 +19,17 @@ from numpy.typing import NDArray
 from weightsmith.deltas.bits import PackedBits, packed_bytes
 from weightsmith.deltas.codecs.applied import with_graph
 from weightsmith.deltas.codecs.codec import (
-    Choice,
+    CodecChoice,
     Encoded,
     Parameters,
     StoredChange,
     part_in_memory,
 )
-from weightsmith.deltas.codecs.delta import Change, Delta
+from weightsmith.deltas.codecs.coded_rows import SCALES, RowNumbers, checked_scales, suited_scales
+from weightsmith.deltas.codecs.delta_codec import Change, Delta
 from weightsmith.deltas.codecs.held import BLOCK
-from weightsmith.deltas.codecs.rows import (
-    SCALES,
-    RowNumbers,
-    checked_scales,
-    suited_scales,
-)
+from weightsmith.graph.graph import Value, source
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.graph import Value, source
 from weightsmith.tensors.matrix_shapes import matrix_shape
 from weightsmith.tensors.stored import LazyTensor
 
@@ -44,9 +39,9 @@ class Sign:
 
     name = "sign"
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """The kind of scales that suits the rows."""
-        return [Choice(self.name, {"scales": suited_scales(delta)})]
+        return [CodecChoice(self.name, {"scales": suited_scales(delta)})]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """Settings: scales, "tensor" (default) or "row"."""
@@ -75,9 +70,9 @@ class Sign2:
 
     name = "sign2"
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """One choice."""
-        return [Choice(self.name)]
+        return [CodecChoice(self.name)]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """No settings."""

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codebook import Codebook, fitted_codebook
-from weightsmith.deltas.codecs.codec import Choice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.codec import CodecChoice, Encoded, Parameters, StoredChange
+from weightsmith.deltas.codecs.coded_streams import BlockStream, joined, stored_sizes
 from weightsmith.deltas.codecs.codes import code_bits, packed_codes, unpacked_codes
-from weightsmith.deltas.codecs.delta import BINS, Change, Delta, histogram_of
+from weightsmith.deltas.codecs.delta_codec import BINS, Change, Delta, histogram_of
 from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane_pieces
 from weightsmith.deltas.codecs.positions import packed_positions, unpacked_positions
-from weightsmith.deltas.codecs.streams import BlockStream, joined, stored_sizes
 from weightsmith.errors import UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.stored import LazyTensor
@@ -48,9 +48,9 @@ class Sparse:
 
     name = "sparse"
 
-    def choices(self, delta: Delta) -> Sequence[Choice]:
+    def choices(self, delta: Delta) -> Sequence[CodecChoice]:
         """Several densities, each with the kind of values that suits it."""
-        return [Choice(self.name, {"density": d, "values": kind}) for d, kind in _TRIED]
+        return [CodecChoice(self.name, {"density": d, "values": kind}) for d, kind in _TRIED]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """Settings: density in (0, 1], and values, "lloyd1", "lloyd2", "lloyd4" (default) or "bfloat16"."""

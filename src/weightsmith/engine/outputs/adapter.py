@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.adapters.adapter_writing import Dialect, adapter_files, check_output
 from weightsmith.adapters.algebra import concatenated, spectrum
 from weightsmith.adapters.algebra import zeros as no_change
-from weightsmith.adapters.as_changes import Target
-from weightsmith.adapters.bounds import Bound, CutChange, cut_matrix, cut_spectrum
+from weightsmith.adapters.as_changes import ChangedTarget
+from weightsmith.adapters.bounds import CutChange, RankBound, cut_matrix, cut_spectrum
 from weightsmith.adapters.lego import clustered
-from weightsmith.adapters.low_rank import Array, Factors, LowRankAdapter
+from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.adapters.storing import (
     KOHYA_WEIGHTS,
     SUFFIX,
@@ -26,10 +27,9 @@ from weightsmith.adapters.storing import (
     words,
     write_into,
 )
-from weightsmith.adapters.writing import Dialect, adapter_files, check_output
 from weightsmith.checkpoints import BareAdapter, Checkpoint, open_output
 from weightsmith.deltas import read_matrix
-from weightsmith.deltas.changes import LowRank, Matrix
+from weightsmith.deltas.changes import LowRankChange, Matrix
 from weightsmith.engine.adapter_plan import resolve_adapters
 from weightsmith.engine.adapter_result import AdapterResult
 from weightsmith.engine.journal import Journal, TensorRecord
@@ -47,11 +47,11 @@ from weightsmith.engine.progress import Progress
 from weightsmith.errors import NonFiniteError, OutputError
 from weightsmith.publishing.records import MANIFEST, MANIFEST_KEY, manifest_problem
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import OutputTensor, Resolved
+from weightsmith.recipes.resolution.formula import OutputTensor, Resolved
 from weightsmith.tensors.blas import one_blas_thread
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import ShardLayout, plan_layout
+from weightsmith.tensors.files.layout import ShardLayout, plan_layout
 from weightsmith.tensors.memory import MemoryTensor
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.narrowing import narrow
@@ -262,8 +262,8 @@ class FactorStore(MemoryStore):
             self.factors[unit.key] = replace(unit, change=self._reduced(unit, parts, bound))
 
     def _reduced(
-        self, unit: Factors, parts: Sequence[tuple[float, LowRank]], bound: Bound
-    ) -> LowRank:
+        self, unit: Factors, parts: Sequence[tuple[float, LowRankChange]], bound: RankBound
+    ) -> LowRankChange:
         """A weighted sum of changes of no more ranks than the bound allows, nor than the matrix can have."""
         if not parts:
             return no_change(*unit.change.shape)
@@ -293,14 +293,14 @@ class FactorStore(MemoryStore):
             change = self._kept(unit.key, cut_matrix(matrix, bound, unit.key))
             self.factors[unit.key] = replace(unit, change=change)
 
-    def _keep_whole(self, target: Target, made: NDArray[Any]) -> None:
+    def _keep_whole(self, target: ChangedTarget, made: NDArray[Any]) -> None:
         if target.original is None:
             self.added[target.name] = made.astype(np.float32)
             return
         whole = read_matrix(target.original()) + made.reshape(target.shape)
         self.replaced[target.name] = narrow(whole, DType.FLOAT32)
 
-    def _leave_space(self, target: Target, made: NDArray[Any], bound: Bound) -> None:
+    def _leave_space(self, target: ChangedTarget, made: NDArray[Any], bound: RankBound) -> None:
         coordinates = self._result.coordinates
         assert coordinates is not None
         if not np.isfinite(made).all():
@@ -343,14 +343,14 @@ class FactorStore(MemoryStore):
         """The same in the order of the outputs, whatever thread was first."""
         return {key: found[key] for key in sorted(found, key=self._order.__getitem__)}
 
-    def _kept(self, key: str, cut: CutChange) -> LowRank:
+    def _kept(self, key: str, cut: CutChange) -> LowRankChange:
         """A change after its cut, what that lost being on record."""
         if cut.lost > 0.0:
             self.losses[key] = cut.lost
         return cut.change
 
 
-def _matrices(dense: NDArray[Any], target: Target) -> list[Matrix]:
+def _matrices(dense: NDArray[Any], target: ChangedTarget) -> list[Matrix]:
     rows, columns = target.units[0].change.shape
     stack = dense.reshape(len(target.units), rows, columns)
     return [np.asarray(matrix, np.float64) for matrix in stack]

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints import bundles
-from weightsmith.checkpoints.bundles import BundleHeader, CodedTensor, Task, part_names
+from weightsmith.checkpoints.formats import bundles
+from weightsmith.checkpoints.formats.bundles import (
+    BundleHeader,
+    BundleTask,
+    CodedTensor,
+    part_names,
+)
 from weightsmith.engine.journal import Journal, TensorRecord
 from weightsmith.engine.manifest import Merged
 from weightsmith.engine.outputs.bundle_parts import TaskBundle, bundled
 from weightsmith.engine.outputs.dense import DenseFolder
 from weightsmith.publishing.files import write_file
-from weightsmith.recipes.formula import Resolved
+from weightsmith.recipes.resolution.formula import Resolved
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan
@@ -72,9 +77,9 @@ def bundle_header(bundle: TaskBundle, made: Merged) -> BundleHeader:
     )
 
 
-def _task(label: str, made: Merged) -> Task:
+def _task(label: str, made: Merged) -> BundleTask:
     expert = made.inputs.get(label)
-    return Task(label, expert.reference if expert else label, expert.digest if expert else "")
+    return BundleTask(label, expert.reference if expert else label, expert.digest if expert else "")
 
 
 def _tensor(name: str, bundle: TaskBundle, made: Merged) -> CodedTensor:

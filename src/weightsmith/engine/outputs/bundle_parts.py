@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.bundles import part_names
+from weightsmith.checkpoints.formats.bundles import part_names
 from weightsmith.deltas.bits import MASK
 from weightsmith.engine.outputs.output import MadeTensor, Reading
 from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage
 from weightsmith.errors import RecipeError
-from weightsmith.methods import registry
-from weightsmith.recipes.formula import (
+from weightsmith.graph.passes import work_dtype
+from weightsmith.methods.parts import registry
+from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.resolution.formula import (
     Formula,
     Leaf,
     Merge,
@@ -21,9 +23,7 @@ from weightsmith.recipes.formula import (
     Same,
     distinct_leaves,
 )
-from weightsmith.recipes.schema import RecipeDocument
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.passes import work_dtype
 
 # Methods that rebuild each expert from base, shared vector and mask, and whether they have rescalers.
 _METHODS = {"tall_masks": False, "emr": True, "localize_and_stitch": False}

@@ -9,8 +9,8 @@ from weightsmith.engine.outputs.dense import DenseFolder
 from weightsmith.engine.outputs.output import Output
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.formula import Resolved
-from weightsmith.recipes.resolve import resolve
+from weightsmith.recipes.resolution.formula import Resolved
+from weightsmith.recipes.resolution.resolve import resolve
 
 
 def resolve_output(recipe: Recipe, opener: Callable[[str], Checkpoint]) -> tuple[Resolved, Output]:

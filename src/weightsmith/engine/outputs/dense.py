@@ -18,8 +18,8 @@ from weightsmith.engine.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.publishing.files import write_file
 from weightsmith.publishing.records import manifest_problem
-from weightsmith.recipes.formula import OutputTensor
-from weightsmith.tensors.layout import ShardLayout, plan_layout
+from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.tensors.files.layout import ShardLayout, plan_layout
 
 if TYPE_CHECKING:
     from weightsmith.engine.plan import Plan

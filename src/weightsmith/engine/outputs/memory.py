@@ -12,7 +12,7 @@ from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.outputs.output import MadeTensor
 from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.progress import Progress
-from weightsmith.tensors.layout import Placement, ShardLayout
+from weightsmith.tensors.files.layout import Placement, ShardLayout
 from weightsmith.tensors.memory import MemorySink, MemoryTensor
 from weightsmith.tensors.stored import LazyTensor
 

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from weightsmith.engine.outputs.storage import PLAIN, Sink, Storage
-from weightsmith.recipes.formula import OutputTensor
+from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import ShardLayout
+from weightsmith.tensors.files.layout import ShardLayout
 from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.progress import Progress
 from weightsmith.errors import OutputError, WeightsmithError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.layout import Placement, ShardLayout
-from weightsmith.tensors.open_files import read_at
+from weightsmith.tensors.files.layout import Placement, ShardLayout
+from weightsmith.tensors.files.open_files import read_at
+from weightsmith.tensors.files.writer import ShardWriter
 from weightsmith.tensors.stored import LazyTensor, StoredTensor
-from weightsmith.tensors.writer import ShardWriter
 
 
 class PlacedSink:

@@ -1,0 +1,197 @@
+"""Opening an adapter, in whatever dialect it was written, from its headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightsmith.adapters.adapter import Adapter
+from weightsmith.adapters.diffusers_files import METADATA, diffusers_updates
+from weightsmith.adapters.kohya_files import is_flat, kohya_updates
+from weightsmith.adapters.peft_config import changed_the_base, checked_config
+from weightsmith.adapters.peft_files import peft_updates
+from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.checkpoints.formats.weights import read_tensors
+from weightsmith.checkpoints.json_files import read_json
+from weightsmith.checkpoints.locate import find_location
+from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors.files.safetensors_header import parse_file
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import StoredTensor
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+DIFFUSERS_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+
+# What names of tensors have in adapters and in no model.
+_MARKS = (
+    ".lora_",
+    "_lora.",
+    ".lora.",
+    ".lora_linear_layer.",
+    ".hada_",
+    ".lokr_",
+    ".trainable_tokens_delta",
+)
+_FLAT_MARKS = (".diff", ".diff_b", ".w_norm", ".b_norm")
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a local folder or file is an adapter, as far as file names and one header tell.
+
+    A folder is one if it has adapter_config.json or diffusers' LoRA file; a safetensors file if names in its header
+    have the marks of one. Nothing that is not there, damaged or on a Hub is one.
+    """
+    place = expanded(path)
+    if place.is_dir():
+        return any((place / name).is_file() for name in (CONFIG_NAME, *DIFFUSERS_NAMES))
+    if place.suffix != ".safetensors" or not place.is_file():
+        return False
+    try:
+        return any(_is_marked(tensor.name) for tensor in parse_file(place).tensors)
+    except CheckpointError:
+        return False
+
+
+def _is_marked(name: str) -> bool:
+    return any(mark in name for mark in _MARKS) or (
+        name.startswith(("lora_", "lycoris_")) and name.endswith(_FLAT_MARKS)
+    )
+
+
+def open_adapter(path: str | Path, *, initial: str | Path | None = None) -> Adapter:
+    """Open an adapter: a folder or a Hub id of PEFT's or diffusers' layout, or one file of any dialect.
+
+    `initial` is the adapter as it was before training, for one whose initialisation changed the base (PiSSA, OLoRA,
+    CorDA, LoRA-GA): the change is then against the base as it was (see `initial.against_base`), and without it
+    CompatibilityError is raised. Nothing but headers and configurations is read. Raises CheckpointError for files that
+    are missing, damaged or hostile, keys that are unknown and factors without partner or of wrong shapes,
+    CompatibilityError for adapters that are no changes of weights.
+    """
+    adapter = _opened(path)
+    changed = changed_the_base(adapter.config)
+    if initial is not None:
+        from weightsmith.adapters.initial import against_base
+
+        return against_base(adapter, _opened(initial))
+    if changed is not None:
+        raise CompatibilityError(
+            f"{shown(path)} was initialised with {shown(changed)}, which took something out of the base when training "
+            "began: give the adapter as it was before training too (initial), or the one that PEFT converted "
+            "(path_initial_model_for_weight_conversion)."
+        )
+    return adapter
+
+
+def _opened(path: str | Path) -> Adapter:
+    location = find_location(path)
+    place, source = location.path, str(path)
+    if not place.is_dir():
+        if place.name in WEIGHTS_NAMES and (place.parent / CONFIG_NAME).is_file():
+            return _peft(place.parent, source)
+        return _file(place, source)
+    if (place / CONFIG_NAME).exists() or (place / CONFIG_NAME).is_symlink():
+        return _peft(place, source)
+    for name in DIFFUSERS_NAMES:
+        if (place / name).is_file():
+            return _file(_inside(place, name), source, place)
+    files = sorted(place.glob("*.safetensors"))
+    if len(files) == 1 and is_adapter(files[0]):
+        return _file(_inside(place, files[0].name), source, place)
+    raise CheckpointError(_nothing_found(place))
+
+
+def _nothing_found(folder: Path) -> str:
+    below = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
+    advice = (
+        f"give one of the folders in it ({', '.join(map(shown, below[:5]))})"
+        if below
+        else f"give a folder with {CONFIG_NAME} or {DIFFUSERS_NAMES[0]}, or a file"
+    )
+    return f"{shown(folder)} holds no adapter: {advice}."
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not is_inside(folder / name, folder):
+        raise CheckpointError(
+            f"{shown(folder / name)} is a link that leaves the adapter's folder or leads nowhere: put the file itself "
+            "there."
+        )
+    return folder / name
+
+
+def _peft(folder: Path, source: str) -> Adapter:
+    content = read_json(_inside(folder, CONFIG_NAME))
+    config = checked_config(content, shown(folder / CONFIG_NAME))
+    name = next((name for name in WEIGHTS_NAMES if (folder / name).exists()), None)
+    if name is None:
+        raise CheckpointError(
+            f"{shown(folder)} has {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}: fetch the adapter again."
+        )
+    tensors = _tensors(_inside(folder, name))
+    base = content.get("base_model_name_or_path")
+    return Adapter(
+        folder,
+        source,
+        "peft",
+        peft_updates(tensors, config),
+        content,
+        base if isinstance(base, str) and base else None,
+    )
+
+
+def _tensors(file: Path) -> list[StoredTensor]:
+    tensors = read_tensors(file)
+    if not tensors:
+        raise CheckpointError(f"{shown(file)} holds no tensors: fetch the adapter again.")
+    return tensors
+
+
+def _file(file: Path, source: str, place: Path | None = None) -> Adapter:
+    """An adapter in one file, whose dialect its keys tell."""
+    metadata: Mapping[str, str] = {}
+    if file.suffix == ".safetensors":
+        header = parse_file(file)
+        metadata = header.metadata
+    tensors = _tensors(file)
+    where = place or file
+    if is_flat(tensors):
+        updates, dialect = kohya_updates(tensors)
+        base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version")
+        return Adapter(where, source, dialect, updates, dict(metadata), base, flattened=True)
+    config = _carried_config(metadata, file)
+    if all(tensor.name.startswith("base_model.model.") for tensor in tensors):
+        if config is None:
+            raise CheckpointError(
+                f"{shown(file)} has PEFT's keys but no configuration, so the scale of its factors is unknown: give the "
+                f"folder with {CONFIG_NAME}."
+            )
+        checked = checked_config({"peft_type": "LORA", **config}, shown(file))
+        return Adapter(where, source, "peft", peft_updates(tensors, checked), checked.content)
+    if not any(_is_marked(t.name) or t.name.endswith(_FLAT_MARKS) for t in tensors):
+        raise CheckpointError(
+            f"{shown(file)} holds no adapter, as no tensor is called like one of an adapter (the first is "
+            f"{shown(tensors[0].name)}): give the adapter's own file."
+        )
+    return Adapter(
+        where, source, "diffusers", diffusers_updates(tensors, config, shown(file)), config or {}
+    )
+
+
+def _carried_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any] | None:
+    """The configuration that diffusers writes into the header of a file."""
+    text = metadata.get(METADATA)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{shown(file)}: its metadata {METADATA!r} is no JSON object: fetch the adapter again."
+        )
+    return found

@@ -1,0 +1,154 @@
+"""Tensors of an adapter that are no product of factors: biases, norms and modules that are replaced whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightsmith.adapters.base_tensors import base_tensor
+from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter
+from weightsmith.adapters.storing import StoredFactor
+from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
+from weightsmith.deltas.changed import read_matrix
+from weightsmith.deltas.changes import Matrix
+from weightsmith.errors import CompatibilityError
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.narrowing import NARROW, fits, narrow
+
+BIAS = ".bias"
+_HEAD = "lm_head.weight"
+
+
+@dataclass(slots=True, eq=False)
+class Wholes:
+    """Where each of them goes in a PEFT adapter.
+
+    `lora_biases` are changes of biases by module; `biases` whole biases by tensor; `saved` all tensors of the modules
+    in `modules`, which take the place of the base's.
+    """
+
+    lora_biases: dict[str, Array] = field(default_factory=dict)
+    biases: dict[str, Array] = field(default_factory=dict)
+    saved: dict[str, Array] = field(default_factory=dict)
+    modules: list[str] = field(default_factory=list)
+
+
+def settle(
+    adapter: LowRankAdapter,
+    base: Checkpoint | None,
+    modules: Collection[str],
+    *,
+    takes_lora_bias: bool,
+) -> Wholes:
+    """Decide for every bias, norm and replaced tensor how PEFT can keep it, `modules` being those with factors.
+
+    A change of a bias becomes a `lora_bias` where `takes_lora_bias` and every module with factors has a bias, and else,
+    as that of a norm, the base's tensor with the change in it. Raises CompatibilityError where that needs a base that
+    is not given, or where a tensor cannot be kept.
+    """
+    found = Wholes()
+    replaced = dict(adapter.replaced)
+    changes = {t: d for t, d in adapter.added.items() if t.removesuffix(BIAS) in modules}
+    has_biases = set(adapter.added if base is None else base.tensors)
+    is_lora = takes_lora_bias and all(m + BIAS in has_biases for m in modules)
+    for target, change in sorted(adapter.added.items()):
+        if is_lora and target in changes and target.endswith(BIAS):
+            found.lora_biases[target.removesuffix(BIAS)] = change
+        else:
+            replaced[target] = narrow(whole(target, change.shape, base) + change, DType.FLOAT32)
+    replaced.update(_tied(replaced, base))
+    for target in sorted(replaced):
+        _place(found, target, replaced, base, modules)
+    _keep_alike(found, base, modules)
+    return found
+
+
+def whole(target: str, shape: tuple[int, ...], base: Checkpoint | None) -> Matrix:
+    """The base's own tensor, in float64."""
+    why = f"The change of {shown(target)} can only be kept as the changed tensor itself"
+    return read_matrix(base_tensor(base, target, why, shape))
+
+
+def tied_head(base: Checkpoint | None) -> tuple[str, str] | None:
+    """The names of a tied base's embedding and of its head, which need not be stored; None for any other base."""
+    if base is None or base.tying is not Tying.TIED:
+        return None
+    embedding = vocabulary_embedding(base.tensors, base.roles)
+    if embedding is None:
+        return None
+    heads = [name for name, role in base.roles.items() if role.kind is Kind.HEAD]
+    head = next((name for name in heads if name != embedding), _HEAD)
+    return embedding, head
+
+
+def stored(name: str, values: NDArray[Any], dtypes: tuple[DType, ...]) -> StoredFactor:
+    """A whole tensor in the first of `dtypes` that loses nothing, else in float32."""
+    kept = [dtype for dtype in dtypes if dtype in NARROW and fits(values, dtype)]
+    return StoredFactor(name, values, kept[0] if kept else DType.FLOAT32)
+
+
+def _tied(replaced: Mapping[str, Array], base: Checkpoint | None) -> dict[str, Array]:
+    """The other name of a tied embedding, which PEFT keeps apart, with the same values."""
+    names = tied_head(base)
+    if names is None:
+        return {}
+    embedding, head = names
+    if embedding in replaced:
+        return {} if head in replaced else {head: replaced[embedding]}
+    return {embedding: replaced[head]} if head in replaced else {}
+
+
+def _place(
+    found: Wholes,
+    target: str,
+    replaced: Mapping[str, Array],
+    base: Checkpoint | None,
+    modules: Collection[str],
+) -> None:
+    module, _, leaf = target.rpartition(".")
+    if module in modules:
+        if leaf != "bias":
+            raise CompatibilityError(
+                f"The adapter both replaces {shown(target)} and has factors for it; one of them must go."
+            )
+        found.biases[f"{module}.base_layer{BIAS}"] = replaced[target]
+        return
+    if leaf == "bias" and f"{module}.weight" not in replaced:
+        found.biases[target] = replaced[target]
+        return
+    if not module or any(other.startswith(f"{module}.") for other in modules):
+        raise CompatibilityError(
+            f"PEFT replaces whole modules, and that of {shown(target)} holds others with factors; "
+            "leave this tensor out."
+        )
+    if module not in found.modules:
+        found.modules.append(module)
+        if base is not None:
+            below = [name for name in base.tensors if name.startswith(f"{module}.")]
+            found.saved.update({n: read_matrix(base.tensors[n]).astype(np.float32) for n in below})
+    found.saved[target] = replaced[target]
+
+
+def _keep_alike(found: Wholes, base: Checkpoint | None, modules: Collection[str]) -> None:
+    """PEFT replaces every module whose path ends like one that is named: the others are saved as the base has them."""
+    if base is None:
+        return
+    others = sorted({name.rpartition(".")[0] for name in base.tensors} - set(found.modules))
+    for other in others:
+        like = next((m for m in found.modules if other.endswith(m)), None)
+        if like is None:
+            continue
+        if any(module == other or module.startswith(f"{other}.") for module in modules):
+            raise CompatibilityError(
+                f"PEFT would replace {shown(other)}, which has factors, together with {shown(like)}, as the path of "
+                "the one ends with that of the other; leave one of them out."
+            )
+        below = [name for name in base.tensors if name.startswith(f"{other}.")]
+        found.saved.update({n: read_matrix(base.tensors[n]).astype(np.float32) for n in below})

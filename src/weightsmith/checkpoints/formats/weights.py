@@ -1,0 +1,119 @@
+"""Which files of a folder hold its weights, and the tensors that their headers list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.errors import CheckpointError
+from weightsmith.naming import natural_key
+from weightsmith.tensors.messages import shown
+from weightsmith.tensors.stored import StoredTensor
+
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+# Pickles that trainers leave beside the weights.
+_TRAINING_STATE = (
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "random_states",
+)
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+class BareAdapter(CheckpointError):
+    """An adapter where a checkpoint must stand; `path` is where it lies, `weights` its file."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.weights = path
+        if path.is_dir():
+            names = (path / name for name in _ADAPTERS)
+            self.weights = next((file for file in names if file.exists()), path)
+        super().__init__(
+            f"{identity} is an adapter, which is no model of its own: write it behind its base, as "
+            f"BASE+{identity[1:-1]}."
+        )
+
+
+def find_weights(folder: Path) -> Path:
+    """The file that the weights are read from: an index of shards, or the one file of weights.
+
+    safetensors files win over pickles, and the standard names over others.
+    Raises CheckpointError where there is none, several and no index, or a link that leaves the
+    folder.
+    """
+    weights = _choose(folder)
+    if not is_inside(weights, folder):
+        raise CheckpointError(
+            f"{shown(weights)} is a link that leaves its folder: put the file itself there, or give "
+            "the file that it leads to."
+        )
+    return weights
+
+
+def _choose(folder: Path) -> Path:
+    for standard, index, endings in (
+        ("model.safetensors", "*.safetensors.index.json", (".safetensors",)),
+        ("pytorch_model.bin", "*.bin.index.json", _PICKLES),
+    ):
+        if (folder / standard).is_file():
+            return folder / standard
+        candidates = sorted(folder.glob(index)) or _weight_files(folder, endings)
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = ", ".join(shown(file.name) for file in candidates[:3])
+            raise CheckpointError(
+                f"{shown(folder)} holds {len(candidates)} weight files ({names}, ...) and nothing "
+                "that says which belong together: give one of them, or add the index of the shards."
+            )
+    if any((folder / adapter).exists() for adapter in _ADAPTERS):
+        raise BareAdapter(folder, shown(folder))
+    raise CheckpointError(_nothing_found(folder))
+
+
+def read_tensors(file: Path) -> list[StoredTensor]:
+    """The tensors that a weights file or an index of shards lists, from headers alone.
+
+    Raises CheckpointError for damaged or hostile files and for formats that are not read.
+    """
+    if file.name.endswith(".index.json"):
+        from weightsmith.tensors.files.shard_index import read_index
+
+        return read_index(file)
+    if file.suffix == ".safetensors":
+        from weightsmith.tensors.files.safetensors_header import read_header
+
+        return read_header(file)
+    if file.suffix in _PICKLES:
+        from weightsmith.tensors.pickles.pickle_reader import read_torch_file
+
+        return read_torch_file(file)
+    raise CheckpointError(
+        f"{shown(file)} is of no format that is read here: give a safetensors file, a torch "
+        f"state dict ({', '.join(_PICKLES)}), or a folder with either."
+    )
+
+
+def _weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    files = (
+        file
+        for file in folder.iterdir()
+        if file.suffix in endings
+        and file.name not in _ADAPTERS
+        and not file.name.startswith(_TRAINING_STATE)
+        and file.is_file()
+    )
+    return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def _nothing_found(folder: Path) -> str:
+    others = sorted(file.name for file in folder.iterdir() if file.is_file())[:5]
+    found = f"it holds {', '.join(shown(name) for name in others)}" if others else "it is empty"
+    return (
+        f"{shown(folder)} has no weights that can be read ({found}): give a folder with "
+        "safetensors files or pytorch_model.bin."
+    )

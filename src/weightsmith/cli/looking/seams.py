@@ -1,0 +1,104 @@
+"""`weightsmith seams`: how rough the joints between stacked layers are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.options import THREADS, json_option
+from weightsmith.cli.presenting import Block, TextTable, present
+
+if TYPE_CHECKING:
+    from weightsmith.inspection.layer_boundaries import LayerChange, SeamMeasures, SeamReport
+    from weightsmith.recipes.resolution.boundary_findings import LayerOrigin
+
+_COLUMNS = (
+    "after layer",
+    "left",
+    "right",
+    "instead of",
+    "norms",
+    "reads",
+    "writes",
+    "|writes|",
+    "written",
+)
+
+
+@click.command(
+    cls=DocumentedCommand,
+    examples=(
+        "seams depth-upscale.yaml",
+        "seams merged --json",
+    ),
+)
+@click.argument("source")
+@click.option(
+    "--threads",
+    type=THREADS,
+    default=None,
+    help="Worker threads; default: all cores.",
+)
+@json_option
+def seams(source: str, threads: int | None, as_json: bool) -> int:
+    """Show where layers of SOURCE, a recipe or a checkpoint, do not follow each other as they did in their source.
+
+    For each seam two lines: the layer to the right, compared with the one that used to follow the layer to the
+    left; and the layer to the left, compared with the one that used to come before. `norms`, `reads` and `writes`
+    are relative differences of the weights of normalisation, of what reads the residual stream and of what writes
+    into it, |writes| the ratio of norms of the latter. `written` says how much more has been written into the
+    stream before the right layer than in its source. Of a checkpoint, runs of layers that repeat earlier ones byte
+    for byte are found. Only layers beside seams, and what writes before them, are read of a recipe's sources.
+    """
+    present(_report(source, threads), _blocks, as_json=as_json)
+    return 0
+
+
+def _report(source: str, threads: int | None) -> SeamReport:
+    from pathlib import Path
+
+    from weightsmith.adapters.adapted_models import open_model
+    from weightsmith.engine.plan import make_plan
+    from weightsmith.inspection.layer_boundaries import seams_of_checkpoint, seams_of_plan
+    from weightsmith.recipes import Recipe
+
+    if Path(source).suffix in (".yaml", ".yml"):
+        return seams_of_plan(make_plan(Recipe.load(Path(source))), threads=threads)
+    return seams_of_checkpoint(open_model(source), threads=threads)
+
+
+def _blocks(report: SeamReport) -> Iterator[Block]:
+    for stack, layers in report.origins.items():
+        yield f"{stack}: {len(layers)} layers, {len(report.repeated[stack])} used more than once"
+    yield f"{report.parameters:,} parameters in all"
+    yield ""
+    rows = [row for found in report.seams for row in _rows(found)]
+    if rows:
+        yield TextTable("Layer boundaries", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS))))
+    else:
+        yield "No boundaries: all layers follow each other as in their source."
+
+
+def _rows(found: SeamMeasures) -> list[tuple[str, ...]]:
+    seam = found.seam
+    head = (f"{seam.stack}.{seam.after}", _name(seam.left), _name(seam.right))
+    right = (*head, *_change(found.successor), _number(found.written))
+    return [right, ("", "", "", *_change(found.predecessor), "")]
+
+
+def _change(change: LayerChange | None) -> tuple[str, ...]:
+    if change is None:
+        return ("nothing", "-", "-", "-", "-")
+    numbers = (change.norms, change.reads, change.writes, change.write_ratio)
+    return (_name(change.compared_with), *(_number(n) for n in numbers))
+
+
+def _name(origin: LayerOrigin) -> str:
+    return f"{origin.checkpoint}: {origin.layer}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

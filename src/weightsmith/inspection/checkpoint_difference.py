@@ -1,0 +1,305 @@
+"""How two checkpoints differ, streamed tile by tile: memory does not depend on their size."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.adapters.adapted_models import open_model, place_of
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.engine.backends import choose_backend
+from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
+from weightsmith.engine.tensor_job import combine_partials
+from weightsmith.engine.tiles import tiles_of
+from weightsmith.errors import CompatibilityError
+from weightsmith.graph.graph import Scalar, count, dot, peak, source
+from weightsmith.graph.passes import Backend, PassSpec, TilePass
+from weightsmith.inspection.measures import Measures, together
+from weightsmith.naming import natural_key
+from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors.threads import thread_count
+
+_TILE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A tensor that both checkpoints have, but not in the same form: `a` and `b` are its two shapes or dtypes."""
+
+    name: str
+    a: str
+    b: str
+
+    def to_mapping(self) -> dict[str, str]:
+        """As JSON has it."""
+        return {"name": self.name, "a": self.a, "b": self.b}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """The measures of one tensor, with its place in the first checkpoint."""
+
+    name: str
+    block: str | None
+    layer: int | None
+    role: str
+    measures: Measures
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDifference:
+    """The measures of all tensors of one role in one block (`layer` None: outside the blocks)."""
+
+    block: str | None
+    layer: int | None
+    role: str
+    measures: Measures
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDifference:
+    """What `compare_checkpoints` found.
+
+    `missing` are tensors that only the first has, `extra` those that only the second has, `shapes` and
+    `dtypes` those that differ in form; tensors of different shape are not measured. `not_in_base`
+    could not be compared with the base. `a`, `b` and `base` say where they lie, with their adapters.
+    """
+
+    a: str
+    b: str
+    base: str | None
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    shapes: tuple[Mismatch, ...]
+    dtypes: tuple[Mismatch, ...]
+    not_in_base: tuple[str, ...]
+    tensors: tuple[TensorDifference, ...]
+    groups: tuple[GroupDifference, ...]
+    total: Measures
+
+    @property
+    def identical(self) -> bool:
+        """True if both have the same tensors in name, shape, dtype and every byte."""
+        return not (
+            self.missing or self.extra or self.shapes or self.dtypes or self.total.other_bits
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        has_base = self.base is not None
+
+        def measured(one: TensorDifference | GroupDifference) -> dict[str, Any]:
+            place = {"block": one.block, "layer": one.layer, "role": one.role}
+            return place | one.measures.to_mapping(with_base=has_base)
+
+        return {
+            "a": str(self.a),
+            "b": str(self.b),
+            "base": None if self.base is None else str(self.base),
+            "identical": self.identical,
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+            "shapes": [mismatch.to_mapping() for mismatch in self.shapes],
+            "dtypes": [mismatch.to_mapping() for mismatch in self.dtypes],
+            "not_in_base": list(self.not_in_base),
+            "total": self.total.to_mapping(with_base=has_base),
+            "groups": [measured(group) for group in self.groups],
+            "tensors": [{"name": tensor.name} | measured(tensor) for tensor in self.tensors],
+        }
+
+
+def compare_checkpoints(
+    a: str | Path, b: str | Path, *, base: str | Path | None = None, threads: int | None = None
+) -> CheckpointDifference:
+    """Compare the tensors of two checkpoints by name; with `base`, also their changes from it.
+
+    Reads every common tensor once, in tiles. Sums are float64 over values in work precision (float32, float64 where a
+    tensor is). Raises CheckpointError for damaged files and CompatibilityError if `base` has other shapes.
+    """
+    first, second = open_model(a), open_model(b)
+    third = None if base is None else open_model(base)
+    common = [
+        n
+        for n, t in first.tensors.items()
+        if n in second.tensors and second.tensors[n].shape == t.shape
+    ]
+    in_base = {n for n in common if third is not None and _fits(third, first.tensors[n])}
+    found: dict[str, Measures] = {}
+    backend = choose_backend().load()
+
+    def measure(name: str) -> Job:
+        tensors = [first.tensors[name], second.tensors[name]]
+        if third is not None and name in in_base:
+            tensors.append(third.tensors[name])
+        found[name] = yield from measure_tensors(backend, tensors)
+
+    Scheduler(thread_count(threads)).run(measure(name) for name in common)
+    tensors = tuple(_placed(first, name, found[name]) for name in common)
+    return CheckpointDifference(
+        a=place_of(first),
+        b=place_of(second),
+        base=None if third is None else place_of(third),
+        missing=tuple(n for n in first.tensors if n not in second.tensors),
+        extra=tuple(n for n in second.tensors if n not in first.tensors),
+        shapes=_mismatches(first, second, lambda checkpoint, name: checkpoint.tensors[name].shape),
+        dtypes=_mismatches(first, second, Checkpoint.dtype_of),
+        not_in_base=tuple(n for n in common if third is not None and n not in in_base),
+        tensors=tensors,
+        groups=_groups(tensors),
+        total=together(t.measures for t in tensors),
+    )
+
+
+def _fits(base: Checkpoint, tensor: LazyTensor) -> bool:
+    found = base.tensors.get(tensor.name)
+    if found is None or found.dtype.is_float is not tensor.dtype.is_float:
+        return False
+    if found.shape != tensor.shape:
+        raise CompatibilityError(
+            f"{found.location} has shape {list(found.shape)} and {tensor.location} {list(tensor.shape)}: "
+            "give the base that both were made from, or leave --base out."
+        )
+    return tensor.dtype.is_float
+
+
+def _mismatches(
+    first: Checkpoint,
+    second: Checkpoint,
+    fact: Callable[[Checkpoint, str], DType | tuple[int, ...]],
+) -> tuple[Mismatch, ...]:
+    found = [
+        (name, fact(first, name), fact(second, name))
+        for name in first.tensors
+        if name in second.tensors
+    ]
+    return tuple(Mismatch(n, _written(one), _written(two)) for n, one, two in found if one != two)
+
+
+def _written(fact: DType | tuple[int, ...]) -> str:
+    return fact.value if isinstance(fact, DType) else str(list(fact))
+
+
+def _placed(checkpoint: Checkpoint, name: str, measures: Measures) -> TensorDifference:
+    role = checkpoint.roles[name]
+    return TensorDifference(name, role.block, role.layer, role.kind.value, measures)
+
+
+def _groups(tensors: Sequence[TensorDifference]) -> tuple[GroupDifference, ...]:
+    members: dict[tuple[str | None, int | None, str], list[Measures]] = defaultdict(list)
+    for tensor in tensors:
+        members[tensor.block, tensor.layer, tensor.role].append(tensor.measures)
+    order = sorted(
+        members, key=lambda key: (key[0] is not None, natural_key(key[0] or ""), key[1] or 0)
+    )
+    return tuple(GroupDifference(*key, together(members[key])) for key in order)
+
+
+# One tensor -------------------------------------------------------------------------------------------------------
+
+
+def measure_tensors(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
+    """A job that returns the `Measures` of two tensors of one shape, and of their base where it is given as a third."""
+    a, b = tensors[:2]
+    if a.dtype.is_float and b.dtype.is_float:
+        return (yield from _measure_floats(backend, tensors))
+    return (yield from _measure_others(a, b))
+
+
+def _measure_floats(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
+    reductions = _reductions(with_base=len(tensors) > 2)
+    shape = tensors[0].shape
+    spec = PassSpec(
+        shape,
+        tuple(t.dtype for t in tensors),
+        reductions=tuple((r, None) for r in reductions.values()),
+    )
+    compiled = backend.compile(spec)
+    results = yield Round(
+        [_tile(compiled, tensors, start, number) for start, number in tiles_of(shape, _TILE)]
+    )
+    sums = {
+        name: combine_partials(reduction.op, [result.partials[i] for result, _ in results])
+        for i, (name, reduction) in enumerate(reductions.items())
+    }
+    changed = int(sums.pop("changed"))
+    # The peak over nothing is -inf; one that meets a NaN depends on where it stands, a sum does not.
+    largest = max(float(sums.pop("largest")), 0.0)
+    largest = math.nan if math.isnan(sums["dd"]) else largest
+    return Measures(
+        tensors=1,
+        elements=tensors[0].numel,
+        changed=changed,
+        other_bits=int(any(differs for _, differs in results)),
+        largest=largest,
+        **{name: float(number) for name, number in sums.items()},
+    )
+
+
+def _reductions(*, with_base: bool) -> dict[str, Scalar]:
+    a, b = source(0), source(1)
+    delta = b - a
+    both_nan = ~a.equals(a) & ~b.equals(b)
+    found = {
+        "aa": dot(a, a),
+        "bb": dot(b, b),
+        "ab": dot(a, b),
+        "dd": dot(delta, delta),
+        "changed": count(~(a.equals(b) | both_nan)),
+        "largest": peak(abs(delta)),
+    }
+    if with_base:
+        base = source(2)
+        u, v = a - base, b - base
+        found |= {"uu": dot(u, u), "vv": dot(v, v), "uv": dot(u, v), "zz": dot(base, base)}
+    return found
+
+
+def _tile(compiled: TilePass, tensors: Sequence[LazyTensor], start: int, number: int) -> Task:
+    def run(worker: Worker) -> tuple[Any, bool]:
+        buffers = [
+            _read(worker, slot, tensor, start, number) for slot, tensor in enumerate(tensors)
+        ]
+        return compiled.run(buffers, start, number), not _same_bytes(buffers[0], buffers[1])
+
+    return run
+
+
+def _read(worker: Worker, slot: int, tensor: LazyTensor, start: int, number: int) -> memoryview:
+    buffer = worker.buffer(slot, number * tensor.dtype.itemsize)
+    tensor.read_into(start, start + number, buffer)
+    return buffer
+
+
+def _same_bytes(a: memoryview, b: memoryview) -> bool:
+    return len(a) == len(b) and bool(
+        np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
+    )
+
+
+def _measure_others(a: LazyTensor, b: LazyTensor) -> Any:
+    """Integers, bools and complex numbers have no delta: only what is changed is counted, byte for byte."""
+
+    def tile(start: int, number: int) -> Task:
+        def run(worker: Worker) -> int:
+            if a.dtype is not b.dtype:
+                return number
+            pair = [
+                _read(worker, slot, tensor, start, number) for slot, tensor in enumerate((a, b))
+            ]
+            rows = [np.frombuffer(data, np.uint8).reshape(number, -1) for data in pair]
+            return int((rows[0] != rows[1]).any(axis=1).sum())
+
+        return run
+
+    results = yield Round([tile(start, number) for start, number in tiles_of(a.shape, _TILE)])
+    changed = sum(results)
+    return Measures(
+        tensors=1, elements=math.prod(a.shape), changed=changed, other_bits=int(changed > 0)
+    )

@@ -1,0 +1,194 @@
+"""Expressions over checkpoints as formulas of output tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from weightsmith.methods.parts import registry
+from weightsmith.methods.parts.registry import MethodSpec
+from weightsmith.recipes.language.expressions import (
+    Atom,
+    Call,
+    Combination,
+    Name,
+    parse_expression,
+    sole_name,
+)
+from weightsmith.recipes.language.modifier_calls import measures_from_base
+from weightsmith.recipes.language.selectors import TensorPlace
+from weightsmith.recipes.resolution.combine import (
+    Combiner,
+    Output,
+    coarsest,
+    merge_place,
+    output_item,
+    stored_dtype,
+)
+from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, Place, Sum
+from weightsmith.recipes.resolution.measured_statistics import (
+    MeasuredStatistics,
+    chosen,
+    stored_statistics,
+    with_metric,
+)
+from weightsmith.recipes.resolution.output_sections import distinct_labels
+from weightsmith.recipes.resolution.views import Item, View
+
+WHERE = "expression"
+
+
+def expression_items(
+    text: str,
+    views: Mapping[str, View],
+    base: View | None,
+    donor: View,
+    combiner: Combiner,
+    semantics: str,
+    scope: str,
+    measured: Mapping[str, Sequence[MeasuredStatistics]],
+) -> Iterator[tuple[Item, Item | None]]:
+    """Every output of an expression with the base's tensor, in the donor's order.
+
+    `measured` has the files of statistics of the expression's names.
+    """
+    combination = parse_expression(text, views, semantics)
+    used = {name: views[name] for name in dict.fromkeys(_names(combination))}
+    order = (donor, *used.values())
+    for name in dict.fromkeys(tensor for view in order for tensor in view.items):
+        items = {label: view.items[name] for label, view in used.items() if name in view.items}
+        if not items:
+            continue
+        base_item = base.items.get(name) if base is not None else None
+        merges = _Merges(name, used, measured, combiner, semantics, scope)
+        item = _item(name, combination, merges, items, base_item, donor)
+        if item is not None:
+            yield item, base_item
+
+
+def _item(
+    name: str,
+    combination: Combination,
+    merges: _Merges,
+    items: dict[str, Item],
+    base: Item | None,
+    donor: View,
+) -> Item | None:
+    used, combiner = merges.views, merges.combiner
+    for label, view in used.items():
+        if label in items:
+            continue
+        if combiner.missing == "base" and base is not None:
+            items[label] = base
+            continue
+        combiner.problems.error(
+            name,
+            "missing-tensor",
+            view.label,
+            f"Model {view.label!r} lacks tensors that others in the expression have",
+            "use checkpoints of one architecture, or set `missing: base`",
+        )
+        return None
+    inputs = [items[label] for label in used]
+    first = donor.items.get(name) or inputs[0]
+    place = TensorPlace(name, first.kind, first.layer)
+    output = Output(place, first.depth, first.layers, first.block)
+    if not combiner.fits(WHERE, inputs, name):
+        return None
+    if not first.dtype.is_float:
+        return combiner.exact(base, inputs, output)
+    tensors = _Tensors(items, merges, merge_place(output, first))
+    return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
+
+
+def _names(combination: Combination) -> Iterator[str]:
+    for _, atom in combination.terms:
+        if isinstance(atom, Name):
+            yield atom.name
+        else:
+            for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
+                yield from _names(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merges:
+    """What calls of methods in the expression need to know of one output tensor."""
+
+    tensor: str
+    views: Mapping[str, View]
+    measured: Mapping[str, Sequence[MeasuredStatistics]]
+    combiner: Combiner
+    semantics: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """The tensors of one output by the names of the expression."""
+
+    items: Mapping[str, Item]
+    of: _Merges
+    place: Place
+
+    def combination(self, combination: Combination, path: str = "") -> Formula:
+        terms = tuple(
+            (c, self._atom(atom, f"{path}.{i}")) for i, (c, atom) in enumerate(combination.terms)
+        )
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            return terms[0][1]
+        return Sum(terms)
+
+    def _atom(self, atom: Atom, path: str) -> Formula:
+        if isinstance(atom, Name):
+            return self.of.combiner.cast(self.items[atom.name])
+        return self._merge(atom, path)
+
+    def _merge(self, call: Call, path: str) -> Merge:
+        base = self.combination(call.base, f"{path}.base") if call.base is not None else None
+        spec = registry.get(call.method)
+        has_base = spec.base is not registry.Base.IGNORED
+        files = [self._measured(spec, expert) for expert in call.experts]
+        per_expert = tuple(
+            with_metric(spec, given, call.shared, file, WHERE)
+            for given, file in zip(call.per_expert, files, strict=True)
+        )
+        return Merge(
+            method=call.method,
+            preset=self.of.semantics,
+            shared=call.shared,
+            base=base if has_base else None,
+            experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
+            per_expert=per_expert,
+            labels=distinct_labels([self._label(expert) for expert in call.experts]),
+            scope_id=f"{self.of.scope}/{call.method}{path}",
+            place=self.place,
+            seed=self.of.combiner.seed,
+            modifiers=call.modifiers,
+            origin=base if measures_from_base(call.modifiers) else None,
+            statistics=self._statistics(spec, call, files),
+            stored=coarsest(
+                stored_dtype(self.items[name], self.of.views[name])
+                for expert in call.experts
+                for name in _names(expert)
+            ),
+        )
+
+    def _measured(self, spec: MethodSpec, expert: Combination) -> MeasuredStatistics | None:
+        name = sole_name(expert)
+        if not spec.statistics or name is None:
+            return None
+        return chosen(spec, self.of.measured.get(name, ()), self.of.views[name].label, WHERE)
+
+    def _statistics(
+        self, spec: MethodSpec, call: Call, files: Sequence[MeasuredStatistics | None]
+    ) -> tuple[MeasuredLeaves, ...]:
+        names = [sole_name(expert) for expert in call.experts]
+        if not spec.statistics or None in names:
+            return ()
+        experts = [(self.of.views[n], self.items[n]) for n in names if n is not None]
+        problems = self.of.combiner.problems
+        return stored_statistics(spec, files, experts, self.of.tensor, problems) or ()
+
+    def _label(self, expert: Combination) -> str:
+        ((_, atom),) = expert.terms if len(expert.terms) == 1 else ((1.0, None),)
+        return self.of.views[atom.name].label if isinstance(atom, Name) else "expression"

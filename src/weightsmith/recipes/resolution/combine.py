@@ -1,0 +1,444 @@
+"""One output tensor: which tensors of the sources go into it, and the formula that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.findings import Severity
+from weightsmith.recipes.language.problems import Problems
+from weightsmith.recipes.language.selectors import TensorPlace
+from weightsmith.recipes.resolution.continuing import with_previous_state
+from weightsmith.recipes.resolution.formula import (
+    Assignments,
+    Cast,
+    Formula,
+    Leaf,
+    Merge,
+    Place,
+    Same,
+    distinct_leaves,
+)
+from weightsmith.recipes.resolution.measured_statistics import (
+    METRICS,
+    stored_statistics,
+    with_metric,
+)
+from weightsmith.recipes.resolution.output_sections import Given, MergeSection, MethodPlan, values
+from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.tensors.dtypes import DType, promote
+
+_NARROW = {
+    DType.FLOAT8_E4M3FN: frozenset({DType.FLOAT8_E4M3FN, DType.FLOAT16, DType.BFLOAT16}),
+    DType.FLOAT8_E5M2: frozenset({DType.FLOAT8_E5M2, DType.FLOAT16, DType.BFLOAT16}),
+    DType.FLOAT16: frozenset({DType.FLOAT16}),
+    DType.BFLOAT16: frozenset({DType.BFLOAT16}),
+    DType.FLOAT32: frozenset[DType](),
+    DType.FLOAT64: frozenset[DType](),
+}
+_VOCABULARY = (Kind.EMBEDDING, Kind.HEAD)
+
+
+def keeps_values(stored: DType, wanted: DType) -> bool:
+    """Whether every number of one float type is a number of another."""
+    if wanted is DType.FLOAT64 or stored is wanted:
+        return True
+    if wanted is DType.FLOAT32:
+        return stored is not DType.FLOAT64
+    return wanted in _NARROW.get(stored, frozenset())
+
+
+def coarsest(dtypes: Iterable[DType]) -> DType:
+    """The float type with the fewest significant digits."""
+    return min(dtypes, key=lambda dtype: dtype.significant_bits, default=DType.FLOAT32)
+
+
+def stored_dtype(item: Item, view: View) -> DType:
+    """The dtype that a tensor's values were last rounded to: what it counts as may be narrower than what is read."""
+    leaf = item.formula
+    if isinstance(leaf, Leaf) and leaf.checkpoint == view.label and not view.is_recipe:
+        return view.checkpoint.tensors[leaf.tensor].dtype
+    return item.dtype
+
+
+def rounded(formula: Formula, stored: DType, wanted: DType | None) -> Formula:
+    """A formula whose values are rounded to `wanted`, where that changes them."""
+    if wanted is None or not stored.is_float or keeps_values(stored, wanted):
+        return formula
+    return Cast(wanted, formula)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output tensor before it has a formula: its place, depth, and stack of `layers` blocks."""
+
+    place: TensorPlace
+    t: float
+    layers: int
+    block: str | None
+
+
+@dataclass(slots=True)
+class Combiner:
+    """Makes formulas under the recipe's policies and notes what does not fit.
+
+    `input_dtype` is what inputs are rounded to before merging (mergekit's `dtype`), `output_dtype` what results are
+    stored in, each None for "as they are"; `seed` is that of random masks.
+    """
+
+    problems: Problems
+    missing: str
+    input_dtype: DType | None
+    output_dtype: DType | None
+    seed: int
+    # Whether a statistics file that a method goes by, by its label, is of any tensor that was merged.
+    uses: dict[str, bool] = field(default_factory=dict)
+
+    def combine(
+        self,
+        section: MergeSection,
+        treatment: MethodPlan,
+        items: Sequence[Item | None],
+        base: Item | None,
+        output: Output,
+    ) -> Item | None:
+        """The output tensor made from the sources' `items` (None where a source lacks it), or None with a finding."""
+        name = output.place.name
+        if treatment.keep is not None:
+            return self._kept(treatment.keep, section, items, output)
+        experts = self._present(section, treatment, items, base, name)
+        if experts is None:
+            return None
+        if not experts:
+            return self._copied(base, base, output) if base is not None else None
+        used = [
+            *([base] if treatment.reads_base and base is not None else []),
+            *(item for _, item in experts),
+        ]
+        if not self.fits(section.where, used, name):
+            return None
+        first = base if base is not None else experts[0][1]
+        if not first.dtype.is_float:
+            return self.exact(base, [item for _, item in experts], output)
+        if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
+            return self._copied(experts[0][1], first, output)
+        formula = self._merged(section, treatment, experts, base, output)
+        if formula is None:
+            return None
+        return output_item(output, first, formula, self.stored(used))
+
+    def _merged(
+        self,
+        section: MergeSection,
+        treatment: MethodPlan,
+        experts: Sequence[tuple[int, Item]],
+        base: Item | None,
+        output: Output,
+    ) -> Formula | None:
+        shared, per_expert, modifiers = self._given(section, treatment, experts, output)
+        if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
+            return None
+        statistics = stored_statistics(
+            treatment.spec,
+            [treatment.statistics[i] for i, _ in experts],
+            [(section.sources[treatment.experts[i]].view, item) for i, item in experts],
+            output.place.name,
+            self.problems,
+        )
+        for i, _ in experts:
+            file = treatment.statistics[i]
+            if file is not None and file.kind != METRICS:
+                self.uses[file.label] = self.uses.get(file.label, False) or statistics != ()
+        if statistics is None:
+            return None
+        is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
+        if is_copy and not modifiers:
+            return self.cast(experts[0][1])
+        return Merge(
+            method=treatment.spec.name,
+            preset=treatment.preset,
+            shared=shared,
+            base=self.cast(base) if treatment.uses_base and base is not None else None,
+            experts=tuple(self.cast(item) for _, item in experts),
+            per_expert=per_expert,
+            labels=tuple(treatment.labels[i] for i, _ in experts),
+            scope_id=treatment.scope,
+            place=merge_place(output, base if base is not None else experts[0][1]),
+            seed=self.seed,
+            modifiers=modifiers,
+            origin=self.cast(base) if treatment.has_origin and base is not None else None,
+            statistics=statistics,
+            stored=coarsest(
+                stored_dtype(item, section.sources[treatment.experts[i]].view)
+                for i, item in experts
+            ),
+        )
+
+    def _given(
+        self,
+        section: MergeSection,
+        treatment: MethodPlan,
+        experts: Sequence[tuple[int, Item]],
+        output: Output,
+    ) -> Given:
+        """The parameters of one tensor; tensors that differ in nothing that they depend on share them."""
+        key = (output.t, tuple([i for i, _ in experts]))
+        known = treatment.known.get(key) if treatment.is_even else None
+        if known is not None:
+            return known
+        shared = values(treatment.shared, output.t, output.place.name, output.place)
+        position, item = experts[0]
+        shared = with_previous_state(
+            treatment.spec,
+            treatment.preset,
+            shared,
+            section.sources[treatment.experts[0]].view,
+            item if position == 0 else None,
+        )
+        per_expert = tuple(
+            with_metric(
+                treatment.spec,
+                values(treatment.per_expert[i], output.t, item.name, output.place),
+                shared,
+                treatment.statistics[i],
+                section.where,
+            )
+            for i, item in experts
+        )
+        modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)
+        treatment.known[key] = (shared, per_expert, modifiers)
+        return shared, per_expert, modifiers
+
+    def cast(self, item: Item) -> Formula:
+        """A tensor as it goes into a merge."""
+        return rounded(item.formula, item.dtype, self.input_dtype)
+
+    def stored(self, used: Sequence[Item]) -> DType:
+        """The dtype of what is made of `used`."""
+        return (
+            self.output_dtype
+            if self.output_dtype is not None
+            else promote(item.dtype for item in used)
+        )
+
+    def _complete(
+        self,
+        section: MergeSection,
+        treatment: MethodPlan,
+        shared: Assignments,
+        per_expert: Sequence[Assignments],
+        experts: Sequence[tuple[int, Item]],
+        name: str,
+    ) -> bool:
+        """Whether every required parameter has a value."""
+        lacking = [(key, "") for key in treatment.required if key not in dict(shared)]
+        if treatment.required_per_expert:
+            lacking += [
+                (key, f" for model {treatment.labels[i]!r}")
+                for (i, _), given in zip(experts, per_expert, strict=True)
+                for key in treatment.required_per_expert
+                if key not in dict(given)
+            ]
+        for key, whom in lacking:
+            self.problems.error(
+                name,
+                "missing-parameter",
+                key,
+                f"{section.where}: method {treatment.spec.name} needs the parameter {key!r}{whom}",
+                "give it under the model's or the recipe's `parameters:`, with a last condition without filter",
+            )
+        return not lacking
+
+    def _present(
+        self,
+        section: MergeSection,
+        treatment: MethodPlan,
+        items: Sequence[Item | None],
+        base: Item | None,
+        name: str,
+    ) -> list[tuple[int, Item]] | None:
+        """(position among the experts, tensor) of those that have it; None where the recipe's policy is to stop."""
+        if treatment.reads_base and base is None:
+            label = section.base.label if section.base is not None else "base"
+            self.problems.error(
+                name,
+                "missing-tensor",
+                label,
+                f"The base {label!r} lacks tensors that others have",
+                self._missing_fix(True),
+            )
+            return None
+        present: list[tuple[int, Item]] = []
+        for i, source in enumerate(treatment.experts):
+            item = items[source]
+            if item is None and self.missing == "base":
+                item = base
+            if item is not None:
+                present.append((i, item))
+            elif self.missing != "skip":
+                label = section.sources[source].view.label
+                self.problems.error(
+                    name,
+                    "missing-tensor",
+                    label,
+                    f"Model {label!r} lacks tensors that others have",
+                    self._missing_fix(base is None),
+                )
+                return None
+        return present
+
+    def _missing_fix(self, without_base: bool) -> str:
+        if without_base:
+            return "merge checkpoints of one architecture, or set `missing: skip`"
+        return "merge checkpoints of one architecture, or set `missing: base` or `missing: skip`"
+
+    def fits(self, where: str, used: Sequence[Item], name: str) -> bool:
+        """Whether tensors that are combined have one shape; notes an error otherwise."""
+        first = used[0]
+        other = next(
+            (i for i in used if i.shape != first.shape or i.dtype.is_float != first.dtype.is_float),
+            None,
+        )
+        if other is None:
+            return True
+        labels = {id(item): _origin(item) for item in used}
+        mine, theirs = labels[id(first)], labels[id(other)]
+        if other.shape == first.shape:
+            self.problems.error(
+                name,
+                "dtype-mismatch",
+                theirs,
+                f"{where}: tensors are {first.dtype} in {mine!r} but {other.dtype} in {theirs!r}",
+                "convert one of the two",
+            )
+        elif first.kind in _VOCABULARY and first.shape[1:] == other.shape[1:]:
+            self.problems.error(
+                name,
+                "vocabulary-mismatch",
+                theirs,
+                f"{where}: the vocabulary has {first.shape[0]} entries in {mine!r} but {other.shape[0]} in {theirs!r}",
+                "align them with `tokenizer: {source: union}` or `base`, or keep these tensors from one model with "
+                "`rules: [{match: {role: [embedding, head]}, keep: MODEL}]`",
+            )
+        else:
+            self.problems.error(
+                name,
+                "shape-mismatch",
+                theirs,
+                f"{where}: tensors have other shapes in {theirs!r} than in {mine!r} "
+                f"({list(other.shape)} instead of {list(first.shape)})",
+                "merge checkpoints of one architecture, or keep these tensors from one model with "
+                "`rules: [{match: ..., keep: MODEL}]`",
+            )
+        return False
+
+    def exact(self, base: Item | None, experts: Sequence[Item], output: Output) -> Item:
+        """Integers and bools: the base's, or what all agree on."""
+        if base is not None:
+            if any(item.dtype != base.dtype or item.shape != base.shape for item in experts):
+                self.problems.about(
+                    output.place.name,
+                    Severity.WARNING,
+                    "buffer-differs",
+                    _origin(base),
+                    "Integer tensors differ in dtype or shape between the models; the base's are copied",
+                    "",
+                )
+            return output_item(output, base, base.formula, base.dtype)
+        first = experts[0]
+        if any(item.dtype != first.dtype for item in experts):
+            self.problems.error(
+                output.place.name,
+                "dtype-mismatch",
+                _origin(first),
+                "Integer tensors have different dtypes",
+                "name a base_model to copy them from, or keep them from one model with "
+                "`rules: [{match: ..., keep: MODEL}]`",
+            )
+        leaves = tuple(
+            dict.fromkeys(leaf for item in experts for leaf in distinct_leaves(item.formula))
+        )
+        return output_item(
+            output, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype
+        )
+
+    def _kept(
+        self, view: View, section: MergeSection, items: Sequence[Item | None], output: Output
+    ) -> Item | None:
+        item = next(
+            (
+                i
+                for s, i in zip(section.sources, items, strict=True)
+                if s.view.label == view.label and i is not None
+            ),
+            None,
+        )
+        if item is None:
+            first = next((i for i in items if i is not None), None)
+            item = view.items.get(first.name) if first is not None else None
+        if item is None:
+            self.problems.error(
+                output.place.name,
+                "missing-tensor",
+                view.label,
+                f"A rule keeps tensors of {view.label!r}, which has none of their names",
+                "correct the rule's match or its `keep:`",
+            )
+            return None
+        return self._copied(item, item, output)
+
+    def _copied(self, item: Item, place: Item, output: Output) -> Item:
+        formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
+        dtype = item.dtype if not item.dtype.is_float else self.stored([item])
+        return output_item(output, place, formula, dtype)
+
+
+def merge_place(output: Output, like: Item) -> Place:
+    """The place of an output tensor, shaped like one of its inputs."""
+    place = output.place
+    return Place(
+        place.name,
+        like.shape,
+        place.kind.value,
+        place.layer,
+        output.layers,
+        output.block,
+        like.input_first,
+    )
+
+
+def output_item(output: Output, like: Item, formula: Formula, dtype: DType) -> Item:
+    """The output tensor at a place, shaped like one of its inputs."""
+    place = output.place
+    return Item(
+        place.name,
+        dtype,
+        like.shape,
+        formula,
+        place.kind,
+        place.layer,
+        output.layers,
+        output.block,
+        output.t,
+        input_first=like.input_first,
+    )
+
+
+def _enough(treatment: MethodPlan, count: int) -> bool:
+    return count >= treatment.spec.experts[0]
+
+
+def _is_plain(shared: Assignments, own: Assignments) -> bool:
+    """Whether passthrough copies its input: no scale, or one of exactly 1."""
+    return all(value is None or value == 1.0 for _, value in (*shared, *own))
+
+
+def _origin(item: Item) -> str:
+    """The label of the checkpoint that a tensor comes from, for messages."""
+    formula = item.formula
+    while isinstance(formula, (Cast, Merge)):
+        formula = formula.inner if isinstance(formula, Cast) else formula.experts[0]
+    if isinstance(formula, Leaf):
+        return formula.checkpoint
+    return formula.leaves[0].checkpoint if isinstance(formula, Same) else "an expression"

@@ -1,0 +1,253 @@
+"""Which tensor of a model stands for which of the donor's, where the two name one network differently.
+
+A vision-language checkpoint keeps its language model under a prefix (`language_model.model.layers.0`,
+`model.language_model.layers.0`), a plain one does not (`model.layers.0`). Stacks of blocks with the same tensors
+inside give the pair of prefixes; what lies outside the blocks follows it, or keeps its name, or is the only tensor of
+its role and shape there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.problems import Problems
+from weightsmith.recipes.resolution.views import Item, View, rest_of
+
+# Roles of which a language model has one tensor outside its blocks.
+_SINGLE = (Kind.EMBEDDING, Kind.HEAD, Kind.NORM)
+# Less than half of their tensors in common, and two blocks are not the same thing.
+_ALIKE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """A model's name prefix and the donor's for the same part; an empty one stands for every name."""
+
+    theirs: str
+    ours: str
+
+    def reaches(self, name: str) -> bool:
+        """Whether a name of the model has the prefix."""
+        return not self.theirs or name == self.theirs or name.startswith(self.theirs + ".")
+
+    def apply(self, name: str) -> str:
+        """The donor's name for a name that the prefix reaches."""
+        rest = name[len(self.theirs) :].lstrip(".")
+        return ".".join(part for part in (self.ours, rest) if part)
+
+    def __str__(self) -> str:
+        theirs, ours = (f"{p}.*" if p else "*" for p in (self.theirs, self.ours))
+        return f"{theirs} as {ours}"
+
+
+def in_donors_names(
+    view: View,
+    donor: View,
+    declared: str | Mapping[str, str] | None,
+    where: str,
+    problems: Problems,
+) -> View:
+    """A model with its tensors under the donor's names; the model itself where they agree already.
+
+    `declared` is a module's `prefix:`, from the donor's prefixes to the model's, or the donor's alone for a model
+    without one; None infers them. The tensors keep their values and places in files. How names are read is a note;
+    tensors under a prefix that the donor has no counterpart for are an error that names them. Raises RecipeError for
+    a declared prefix that no tensor has, and where two stacks of the donor are equally alike.
+    """
+    if view is donor:
+        return view
+    pairs = _declared(view, donor, declared, where) if declared else _inferred(view, donor, where)
+    if not pairs:
+        return view
+    pairs = sorted(pairs, key=lambda pair: -len(pair.theirs))
+    names = _names(view, donor, pairs)
+    problems.add(
+        Finding(
+            Severity.NOTE,
+            "module-names",
+            view.label,
+            f"{where}: names of {view.label!r} are read as those of {donor.label!r}: "
+            f"{', '.join(map(str, pairs))}{_exceptions(names, pairs)}",
+        )
+    )
+    _note_unmatched(view, donor, pairs, names, where, problems)
+    items = {
+        ours: replace(view.items[theirs], name=ours, block=_block(view.items[theirs], pairs))
+        for theirs, ours in names.items()
+    }
+    ties = tuple(frozenset(names.get(name, name) for name in group) for group in view.ties)
+    return replace(view, items=items, ties=ties, _layers=None)
+
+
+def _declared(
+    view: View, donor: View, declared: str | Mapping[str, str], where: str
+) -> list[Prefixes]:
+    given = {declared: ""} if isinstance(declared, str) else declared
+    pairs = [Prefixes(theirs.strip("."), ours.strip(".")) for ours, theirs in given.items()]
+    for pair in pairs:
+        if not any(_under(name, pair.ours) for name in donor.items):
+            raise RecipeError(
+                f"{where}: prefix {pair.ours!r} is no prefix of a tensor of {donor.label!r}; its stacks are "
+                f"{', '.join(donor.stacks) or 'none'}."
+            )
+    if any(_under(s, p.ours) and s in donor.stacks for p in pairs for s in view.stacks):
+        return []
+    for pair in pairs:
+        if not any(pair.reaches(name) for name in view.items):
+            raise RecipeError(
+                f"{where}: prefix {pair.theirs!r} is no prefix of a tensor of {view.label!r}; its stacks are "
+                f"{', '.join(view.stacks) or 'none'}."
+            )
+    return pairs
+
+
+def _under(name: str, prefix: str) -> bool:
+    return not prefix or name == prefix or name.startswith(prefix + ".")
+
+
+def _inferred(view: View, donor: View, where: str) -> list[Prefixes]:
+    pairs: dict[Prefixes, None] = {}
+    free = [prefix for prefix in donor.stacks if prefix not in view.stacks]
+    for stack in view.stacks:
+        if stack in donor.stacks:
+            continue
+        alike = {prefix: _likeness(view, stack, donor, prefix) for prefix in free}
+        best = max(alike.values(), default=0.0)
+        if best <= _ALIKE:
+            continue
+        chosen = [prefix for prefix, likeness in alike.items() if likeness == best]
+        if len(chosen) > 1:
+            raise RecipeError(
+                f"{where}: layers {stack!r} of {view.label!r} could be {' or '.join(map(repr, chosen))} of "
+                f"{donor.label!r}; say which with `prefix:`, such as `prefix: {{{chosen[0]}: {stack}}}`."
+            )
+        pairs[_stripped(stack, chosen[0])] = None
+    return list(pairs)
+
+
+def _likeness(view: View, stack: str, donor: View, other: str) -> float:
+    """Tensors of one name and shape in the first blocks of two stacks, as a part of those of either."""
+    mine, theirs = _block_shapes(view, stack), _block_shapes(donor, other)
+    return len(mine & theirs) / len(mine | theirs)
+
+
+def _block_shapes(view: View, stack: str) -> set[tuple[str, tuple[int, ...]]]:
+    layers = view.stacks[stack]
+    return {(rest, item.shape) for rest, item in layers[min(layers)].items()}
+
+
+def _stripped(theirs: str, ours: str) -> Prefixes:
+    """The prefixes of two stacks without the fields that both end in."""
+    left, right = theirs.split("."), ours.split(".")
+    while left and right and left[-1] == right[-1]:
+        left.pop()
+        right.pop()
+    return Prefixes(".".join(left), ".".join(right))
+
+
+def _names(view: View, donor: View, pairs: Sequence[Prefixes]) -> dict[str, str]:
+    """The donor's name for each name of the model that has one, each used once."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    waiting: list[str] = []
+    for name in view.items:
+        wanted = _mapped(name, pairs)
+        found = next((n for n in (wanted, name) if n is not None and n in donor.items), None)
+        if found is None or found in taken:
+            waiting.append(name)
+            continue
+        names[name] = found
+        taken.add(found)
+    for name in waiting:
+        item = view.items[name]
+        if item.block is not None and _mapped(name, pairs) is not None:
+            # A block's tensor that the donor lacks keeps its place, so that slices can number it anew.
+            names[name] = _mapped(name, pairs) or name
+        alike = [n for n in _of_role(donor, item, pairs) if n not in taken]
+        if item.block is None and len(alike) == 1:
+            names[name] = alike[0]
+            taken.add(alike[0])
+    return names
+
+
+def _mapped(name: str, pairs: Sequence[Prefixes]) -> str | None:
+    return next((pair.apply(name) for pair in pairs if pair.reaches(name)), None)
+
+
+def _of_role(donor: View, item: Item, pairs: Sequence[Prefixes]) -> list[str]:
+    """The donor's tensors outside blocks that have an item's role; those under a prefix go before the others."""
+    part = item.name.rpartition(".")[2]
+    alike = [
+        other.name
+        for other in donor.items.values()
+        if item.kind in _SINGLE
+        and other.kind is item.kind
+        and other.block is None
+        and _fits(other, item)
+        and other.name.rpartition(".")[2] == part
+    ]
+    near = [name for name in alike if any(_under(name, pair.ours) for pair in pairs)]
+    return near or alike
+
+
+def _fits(ours: Item, theirs: Item) -> bool:
+    """Whether two tensors of one role can be the same: a table may have more rows than the other."""
+    start = 0 if theirs.kind is Kind.NORM else 1
+    return ours.shape[start:] == theirs.shape[start:]
+
+
+def _block(item: Item, pairs: Sequence[Prefixes]) -> str | None:
+    if item.block is None:
+        return None
+    return _mapped(item.block, pairs) or item.block
+
+
+def _exceptions(names: Mapping[str, str], pairs: Sequence[Prefixes]) -> str:
+    odd = [f"{a} as {b}" for a, b in names.items() if (_mapped(a, pairs) or a) != b]
+    return f", {', '.join(odd)}" if odd else ""
+
+
+def _note_unmatched(
+    view: View,
+    donor: View,
+    pairs: Sequence[Prefixes],
+    names: Mapping[str, str],
+    where: str,
+    problems: Problems,
+) -> None:
+    """An error for what a prefix reaches and the donor lacks, a note for what is of another part."""
+    for name in _lacking(view, donor, names, pairs):
+        if any(pair.reaches(name) for pair in pairs):
+            problems.error(
+                name,
+                "module-names",
+                view.label,
+                f"{where}: tensors of {view.label!r} have no counterpart in {donor.label!r}",
+                "merge models of one architecture, or say how names correspond with the module's `prefix:`",
+            )
+        else:
+            problems.about(
+                name,
+                Severity.NOTE,
+                "module-names",
+                view.label,
+                f"{where}: tensors of {view.label!r} that {donor.label!r} has no part for are left out",
+                "",
+            )
+
+
+def _lacking(
+    view: View, donor: View, names: Mapping[str, str], pairs: Sequence[Prefixes]
+) -> Iterator[str]:
+    for name, item in view.items.items():
+        # Tables that the network computes anew, such as rotary frequencies, are no loss.
+        if names.get(name) in donor.items or item.kind is Kind.BUFFER:
+            continue
+        # Blocks past the donor's last one are a matter of depth, not of names.
+        layers = donor.stacks.get(_block(item, pairs) or "", {})
+        if item.block is None or not any(rest_of(item) in layer for layer in layers.values()):
+            yield name

@@ -1,0 +1,480 @@
+"""The resolution of one recipe, and of the recipes inside it, into output tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.recipe import plain
+from weightsmith.recipes.language.schema import (
+    ModelEntry,
+    Module,
+    RecipeDocument,
+    RecipeRule,
+    Slice,
+    SliceSource,
+)
+from weightsmith.recipes.resolution.combine import Combiner
+from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.modifying import closest
+from weightsmith.recipes.resolution.output_sections import (
+    Level,
+    MergeSection,
+    MethodPlan,
+    SectionSource,
+    treatment_of,
+)
+from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
+from weightsmith.recipes.resolution.postprocess import post_steps
+from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.tensors.dtypes import DType
+
+ModelLike = ModelRef | RecipeDocument
+
+# Above all models that there are; a layer's number in a file may be any.
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outputs of one recipe with what gave them their frame.
+
+    `inputs` are the views that were merged; `bases` holds the base's tensor for each output that
+    has one; `stack` is the prefix of the layers that `layer_sources` is about.
+    """
+
+    items: tuple[Item, ...]
+    donor: View
+    base: View | None
+    inputs: tuple[View, ...]
+    bases: Mapping[str, Item]
+    layer_sources: tuple[int, ...] | None
+    stack: str | None
+    semantics: str
+    output_dtype: DType | None
+    seed: int
+
+
+@dataclass(slots=True)
+class _Work:
+    """What the parts of one recipe share, and add to, while it is resolved."""
+
+    document: RecipeDocument
+    semantics: str
+    scope: str
+    seed: int
+    donor: View
+    base: View | None
+    combiner: Combiner
+    items: list[Item] = field(default_factory=list)
+    bases: dict[str, Item] = field(default_factory=dict)
+    layer_sources: tuple[int, ...] | None = None
+    treatments: dict[tuple[int, int], MethodPlan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What `models:` or `slices:` are read in: the whole recipe, or one of its modules.
+
+    `restrict` narrows a view to the tensors of the module.
+    """
+
+    owner: RecipeDocument | Module
+    where: str
+    scope: str
+    base: View | None
+    levels: tuple[Level, ...]
+    restrict: Callable[[View], View]
+
+
+class Resolver:
+    """Resolves recipes, and those inside them, over the models that `inputs` opens."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self._problems = inputs.problems
+
+    def result(
+        self, document: RecipeDocument, *, inherited: str, scope: str, seed: int = 0
+    ) -> Result:
+        """Resolve one recipe; `scope` tells its merges from those of other recipes.
+
+        `inherited` is the semantics and `seed` the seed where the recipe has none of its own.
+        """
+        semantics = document.semantics or inherited
+        seed = seed if document.seed is None else document.seed
+        named = self._named_views(document, semantics, scope, seed)
+        if self.inputs.untie(named):
+            named = self._named_views(document, semantics, scope, seed)
+        self.inputs.check_ties(named)
+        base = self._base(document, semantics, scope, seed)
+        donor = base or named[0]
+        if document.donor is not None:
+            donor = self.view(document.donor, semantics, scope, seed)
+        combiner = self._combiner(document, semantics, seed)
+        work = _Work(document, semantics, scope, seed, donor, base, combiner)
+        if document.expression is not None:
+            self._expression(work, document.expression)
+        elif document.modules is not None:
+            self._modules(work, document.modules)
+        else:
+            frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
+            self._part(work, frame, document.models, document.slices)
+        self._note_unused(work.combiner)
+        return Result(
+            items=tuple(post_steps(document, work.items, work.bases, semantics, scope, seed)),
+            donor=donor,
+            base=base,
+            inputs=tuple(named),
+            bases=work.bases,
+            layer_sources=work.layer_sources,
+            stack=donor.main_stack,
+            semantics=semantics,
+            output_dtype=work.combiner.output_dtype,
+            seed=seed,
+        )
+
+    def view(self, model: ModelLike, semantics: str, scope: str, seed: int) -> View:
+        """The tensors of a model: a checkpoint's, or those that a recipe gives."""
+        if isinstance(model, ModelRef):
+            return self.inputs.checkpoint_view(str(model))
+        return self.inputs.recipe_view(
+            (semantics, seed, repr(plain(model))),
+            model.name or "merge",
+            lambda label: self.result(
+                model, inherited=semantics, scope=f"{scope}/{label}", seed=seed
+            ),
+        )
+
+    def _named_views(
+        self, document: RecipeDocument, semantics: str, scope: str, seed: int
+    ) -> list[View]:
+        """Every model that is merged, in the order of the recipe; the base last."""
+        models: list[ModelLike] = [entry.model for entry in document.models or ()]
+        models += [source.model for part in document.slices or () for source in part.sources]
+        for module in (document.modules or {}).values():
+            models += [entry.model for entry in module.models or ()]
+            models += [source.model for part in module.slices or () for source in part.sources]
+        models += list((document.checkpoints or {}).values())
+        views = [self.view(model, semantics, scope, seed) for model in models]
+        base = self._base(document, semantics, scope, seed)
+        if base is not None:
+            views.append(base)
+        return list({id(view): view for view in views}.values())
+
+    def _base(self, document: RecipeDocument, semantics: str, scope: str, seed: int) -> View | None:
+        model = document.base_model
+        if document.expression is not None:
+            names = document.checkpoints or {}
+            if model is None:
+                model = names.get("base")
+            elif isinstance(model, ModelRef) and str(model) in names:
+                model = names[str(model)]
+        return None if model is None else self.view(model, semantics, scope, seed)
+
+    def _combiner(self, document: RecipeDocument, semantics: str, seed: int) -> Combiner:
+        wanted = _dtype(document.dtype)
+        output = _dtype(document.out_dtype) or wanted
+        for dtype in (wanted, output):
+            if dtype is not None and not dtype.is_float:
+                raise RecipeError(
+                    f"dtype {dtype} cannot hold weights; use float32, bfloat16, float16 or float64."
+                )
+        rounding = wanted if semantics == "mergekit" else None
+        return Combiner(self._problems, document.missing or "error", rounding, output, seed)
+
+    def _expression(self, work: _Work, text: str) -> None:
+        from weightsmith.recipes.resolution.arithmetic import expression_items
+
+        models = (work.document.checkpoints or {}).items()
+        views = {
+            name: self.view(model, work.semantics, work.scope, work.seed) for name, model in models
+        }
+        measured = {
+            name: [self.inputs.measured(str(file), views[name]) for file in files]
+            for name, files in (work.document.statistics or {}).items()
+        }
+        made = expression_items(
+            text, views, work.base, work.donor, work.combiner, work.semantics, work.scope, measured
+        )
+        for item, base in made:
+            self._emit(work, item, base)
+
+    def _part(
+        self,
+        work: _Work,
+        frame: _Frame,
+        models: Sequence[ModelEntry] | None,
+        slices: Sequence[Slice] | None,
+    ) -> None:
+        if models is not None:
+            self._models(work, frame, models)
+        else:
+            self._slices(work, frame, slices or ())
+
+    def _models(self, work: _Work, frame: _Frame, entries: Sequence[ModelEntry]) -> None:
+        given = [self._source(work, entry, 0) for entry in entries]
+        sources, base = _restricted(given, frame.base, frame.restrict)
+        if base is not None and not any(source.view is base for source in sources):
+            sources.append(SectionSource(base, is_implicit=True))
+        where = f"{frame.where}models"
+        section = _section(work, frame, where, frame.scope, sources, base, None)
+        is_raw = all(not source.view.checkpoint.is_folder for source in sources)
+        flat = is_raw and section.preset == "mergekit"
+        donor = frame.restrict(work.donor)
+        self._place(work, place_models(section, donor, self._problems, flat=flat))
+
+    def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
+        view = self.view(entry.model, work.semantics, work.scope, work.seed)
+        measured = tuple(self.inputs.measured(str(f), view) for f in entry.statistics or ())
+        return SectionSource(view, start, entry.parameters or {}, statistics=measured)
+
+    def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
+        sections: list[MergeSection] = []
+        for i, part in enumerate(slices):
+            where = f"{frame.where}slices[{i}]"
+            base = frame.base
+            if part.base_model is not None:
+                base = self.view(part.base_model, work.semantics, work.scope, work.seed)
+            given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
+            sources, own_base = _restricted(given, base, frame.restrict)
+            section = _section(work, frame, where, frame.scope, sources, own_base, part)
+            alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
+            sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
+        donor = frame.restrict(work.donor)
+        if work.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
+            raise RecipeError(
+                f"slices: {donor.label!r} has several stacks of layers "
+                f"({', '.join(donor.stacks)}), and mergekit then requires `modules:`; say there "
+                "which one the slices are for."
+            )
+        lengths = [self._length(p, s) for p, s in zip(slices, sections, strict=True)]
+        self._note_layers(work, donor, slices, lengths, frame.where)
+        self._place(work, place_slices(sections, lengths, donor))
+
+    def _length(self, part: Slice, section: MergeSection) -> int:
+        """The number of layers of a slice, having checked its ranges; what is past the layers there are is left out."""
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
+        if len(lengths) > 1:
+            listed = ", ".join(str(list(source.layer_range)) for source in part.sources)
+            raise RecipeError(
+                f"{section.where}: all sources of a slice must have equally many layers, but the "
+                f"ranges are {listed}."
+            )
+        for given, source in zip(part.sources, section.sources, strict=True):
+            count = source.view.layer_count
+            if given.layer_range[1] > count:
+                self._problems.add(
+                    Finding(
+                        Severity.ERROR,
+                        "layer-range",
+                        source.view.label,
+                        f"{section.where}: layer_range {list(given.layer_range)} reaches past the "
+                        f"{count} layers of {source.view.label!r}",
+                        f"end it at {count} at most",
+                    )
+                )
+        # A range is any two numbers, but nothing is made for layers that no source has.
+        longest = max(source.view.layer_count - source.start for source in section.sources)
+        return max(0, min(lengths.pop(), longest))
+
+    def _note_layers(
+        self,
+        work: _Work,
+        donor: View,
+        slices: Sequence[Slice],
+        lengths: Sequence[int],
+        where: str,
+    ) -> None:
+        """Remember which of the donor's layers the output's take the places of."""
+        if sum(lengths) > _MOST_LAYERS:
+            raise RecipeError(
+                f"{where}slices: they come to {sum(lengths)} layers, more than any model has; give shorter ranges."
+            )
+        order = tuple(
+            part.sources[0].layer_range[0] + k
+            for part, length in zip(slices, lengths, strict=True)
+            for k in range(length)
+        )
+        if len(order) == donor.layer_count and order == tuple(range(len(order))):
+            return
+        if donor.main_stack == work.donor.main_stack:
+            work.layer_sources = order
+            return
+        self._problems.add(
+            Finding(
+                Severity.WARNING,
+                "config-layers",
+                where.rstrip("."),
+                f"{where}slices: the number of layers in the configuration is kept for the main "
+                f"stack only, not for {donor.main_stack!r}",
+                "correct the configuration of the result by hand",
+            )
+        )
+
+    def _modules(self, work: _Work, modules: Mapping[str, Module]) -> None:
+        from weightsmith.recipes.resolution.correspondence import in_donors_names
+        from weightsmith.recipes.resolution.modules import split_modules
+
+        split = split_modules(work.donor, modules)
+        for name, module in modules.items():
+            if not split.names.get(name):
+                raise RecipeError(
+                    f"modules.{name}: no tensor of {work.donor.label!r} belongs to it; give it a "
+                    f"`match:`, or use one of {', '.join(split.known)}."
+                )
+
+            def restrict(view: View, name: str = name, module: Module = module) -> View:
+                where = f"modules.{name}"
+                mine = in_donors_names(view, work.donor, module.prefix, where, self._problems)
+                return mine.only(split_modules(mine, modules).names.get(name, ()))
+
+            base = work.base
+            if module.base_model is not None:
+                base = self.view(module.base_model, work.semantics, work.scope, work.seed)
+            levels = (module.parameters or {}, work.document.parameters or {})
+            scope = f"{work.scope}/{name}"
+            frame = _Frame(module, f"modules.{name}.", scope, base, levels, restrict)
+            self._part(work, frame, module.models, module.slices)
+        self._leftover(work, split.leftover)
+
+    def _leftover(self, work: _Work, names: Iterable[str]) -> None:
+        """Tensors of no module: mergekit leaves them out, native recipes copy the donor's."""
+        for name in names:
+            item = work.donor.items[name]
+            if work.semantics == "mergekit":
+                self._problems.about(
+                    name,
+                    Severity.WARNING,
+                    "not-written",
+                    "modules",
+                    "Tensors of no module are not written, as in mergekit",
+                    "add a module for them",
+                )
+                continue
+            self._problems.about(
+                name,
+                Severity.NOTE,
+                "copied",
+                work.donor.label,
+                f"Tensors of no module are copied from {work.donor.label!r}",
+                "",
+            )
+            dtype = work.combiner.output_dtype if item.dtype.is_float else None
+            self._emit(work, replace(item, dtype=dtype or item.dtype), item)
+
+    def _note_unused(self, combiner: Combiner) -> None:
+        for label, is_used in combiner.uses.items():
+            if not is_used:
+                self._problems.add(
+                    Finding(
+                        Severity.ERROR,
+                        "unused-statistics",
+                        label,
+                        f"The statistics {label!r} are of no tensor that is merged by them",
+                        "collect them over the tensors that the method weighs, or leave them out and take another",
+                    )
+                )
+
+    def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
+        rules = work.document.rules or ()
+        for one in placed:
+            place = one.output.place
+            number = next((i for i, rule in enumerate(rules) if rule.match.matches(place)), -1)
+            key = (id(one.section), number)
+            treatment = work.treatments.get(key)
+            if treatment is None:
+                rule = rules[number] if number >= 0 else None
+                treatment = self._treatment(work, one.section, rule, number)
+                work.treatments[key] = treatment
+            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.output)
+            if item is not None:
+                self._emit(work, item, one.base)
+
+    def _treatment(
+        self, work: _Work, section: MergeSection, rule: RecipeRule | None, number: int
+    ) -> MethodPlan:
+        if rule is None:
+            return treatment_of(section)
+        if rule.keep is not None:
+            kept = self.view(rule.keep, work.semantics, work.scope, work.seed)
+            return replace(treatment_of(section), keep=kept)
+        # Statistics over the whole model go on across a rule that only changes parameters.
+        changes = rule.merge_method is not None or rule.semantics is not None
+        scope = f"{section.scope}/rules[{number}]" if changes else section.scope
+        return treatment_of(replace(section, where=f"rules[{number}]"), rule, scope)
+
+    def _emit(self, work: _Work, item: Item, base: Item | None) -> None:
+        work.items.append(item)
+        if base is not None:
+            work.bases[item.name] = base
+
+
+def _whole(view: View) -> View:
+    return view
+
+
+def _dtype(name: str | None) -> DType | None:
+    return DType.parse(name) if name is not None else None
+
+
+def _section(
+    work: _Work,
+    frame: _Frame,
+    where: str,
+    scope: str,
+    sources: Sequence[SectionSource],
+    base: View | None,
+    part: Slice | None,
+) -> MergeSection:
+    """A section with the method and semantics of the closest level that names them."""
+    method = (part and part.merge_method) or frame.owner.merge_method or work.document.merge_method
+    preset = (part and part.semantics) or frame.owner.semantics or work.semantics
+    own = (part.parameters or {},) if part is not None else ()
+    assert method is not None
+    labels = Counter(source.view.label for source in sources)
+    repeated = next((label for label, count in labels.items() if count > 1), None)
+    if repeated is not None and preset == "mergekit":
+        raise RecipeError(
+            f"{where}: {repeated!r} is listed twice, which mergekit refuses; combine layers of one "
+            "model in a native recipe (`weightsmith: 1`)."
+        )
+    modify = closest(
+        None if part is None else part.modify, frame.owner.modify, work.document.modify
+    )
+    levels = (*own, *frame.levels)
+    return MergeSection(where, scope, tuple(sources), base, method, preset, levels, modify)
+
+
+def _alike(section: MergeSection, other: MergeSection) -> bool:
+    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
+
+    def identity(one: MergeSection) -> tuple[object, ...]:
+        labels = tuple(source.view.label for source in one.sources)
+        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
+
+    return identity(section) == identity(other)
+
+
+def _restricted(
+    sources: Sequence[SectionSource], base: View | None, restrict: Callable[[View], View]
+) -> tuple[list[SectionSource], View | None]:
+    """Sources and base narrowed to a module, one model staying one object."""
+    views: dict[int, View] = {}
+
+    def narrowed(view: View) -> View:
+        if id(view) not in views:
+            views[id(view)] = restrict(view)
+        return views[id(view)]
+
+    narrow = [replace(source, view=narrowed(source.view)) for source in sources]
+    return narrow, None if base is None else narrowed(base)
+
+
+def _families(view: View) -> set[str]:
+    stacks = view.checkpoint.stacks.values()
+    return {stack.family for stack in stacks if stack.prefix in view.stacks}

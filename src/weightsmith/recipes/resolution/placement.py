@@ -1,0 +1,146 @@
+"""From sections to output tensors: which layers go where, and in which order the result has its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.problems import Problems
+from weightsmith.recipes.language.selectors import TensorPlace
+from weightsmith.recipes.resolution.combine import Output
+from weightsmith.recipes.resolution.output_sections import MergeSection
+from weightsmith.recipes.resolution.views import Item, View, depth_of, layer_name
+
+_INPUT_KINDS = frozenset(
+    {Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING, Kind.CONVOLUTION, Kind.BUFFER}
+)
+_INPUT_WORD = re.compile(r"embed|(?:^|[._])pre_|ln_pre|norm_pre", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One output tensor: the tensor of each source (None where it lacks it), the base's, and its place."""
+
+    section: MergeSection
+    items: tuple[Item | None, ...]
+    base: Item | None
+    output: Output
+
+
+def place_models(
+    section: MergeSection, donor: View, problems: Problems, *, flat: bool
+) -> Iterator[Placed]:
+    """The outputs of `models:`: every tensor under its own name, in the donor's order.
+
+    `flat` puts all at depth 0, as mergekit does with single files.
+    """
+    _compare_layer_counts(section, problems)
+    views = [source.view for source in section.sources]
+    names = dict.fromkeys(name for view in (donor, *views) for name in view.items)
+    base = section.base
+    for name in names:
+        items = tuple(view.items.get(name) for view in views)
+        first = donor.items.get(name) or next((item for item in items if item is not None), None)
+        if first is None or not any(items):
+            continue
+        place = TensorPlace(name, first.kind, first.layer)
+        depth = 0.0 if flat else first.depth
+        base_item = base.items.get(name) if base is not None else None
+        yield Placed(section, items, base_item, Output(place, depth, first.layers, first.block))
+
+
+def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:
+    counts = {source.view.label: source.view.layer_count for source in section.sources}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} in {label!r}" for label, count in counts.items())
+        problems.add(
+            Finding(
+                Severity.ERROR,
+                "layer-count",
+                section.where,
+                f"{section.where}: the models have different numbers of layers ({listed})",
+                "combine equally long ranges of layers with `slices:`",
+            )
+        )
+
+
+def place_slices(
+    sections: Sequence[MergeSection], lengths: Sequence[int], donor: View
+) -> Iterator[Placed]:
+    """The outputs of `slices:`, with layers numbered through.
+
+    What lies before the stack comes from the first slice's sources, what lies after it from the
+    last slice's.
+    """
+    prefix = donor.main_stack
+    if prefix is None:
+        raise RecipeError(
+            f"{sections[0].where}: {donor.label!r} has no layers to slice; use `models:` instead."
+        )
+    total = sum(lengths)
+    order = list(donor.items.values())
+    stack = [i for i, item in enumerate(order) if item.block == prefix]
+    outside = _outside(sections, donor)
+    before = [item for i, item in enumerate(order) if item.block != prefix and i < stack[0]]
+    yield from (_place_outside(sections, item) for item in before)
+    offset = 0
+    for section, length in zip(sections, lengths, strict=True):
+        for k in range(length):
+            yield from _place_layer(section, prefix, k, offset + k, total, depth_of(k, length))
+        offset += length
+    done = {item.name for item in before}
+    yield from (_place_outside(sections, item) for item in outside if item.name not in done)
+
+
+def _outside(sections: Sequence[MergeSection], donor: View) -> list[Item]:
+    views = (
+        donor,
+        *(source.view for section in (sections[0], sections[-1]) for source in section.sources),
+    )
+    found: dict[str, Item] = {}
+    for view in views:
+        main = view.main_stack
+        for item in view.items.values():
+            if item.block != main:
+                found.setdefault(item.name, item)
+    return list(found.values())
+
+
+def _place_outside(sections: Sequence[MergeSection], item: Item) -> Placed:
+    section = sections[-1] if comes_after(item) else sections[0]
+    items = tuple(source.view.items.get(item.name) for source in section.sources)
+    base = section.base.items.get(item.name) if section.base is not None else None
+    place = TensorPlace(item.name, item.kind, item.layer)
+    return Placed(section, items, base, Output(place, 0.0, item.layers, item.block))
+
+
+def _place_layer(
+    section: MergeSection, prefix: str, k: int, layer: int, total: int, depth: float
+) -> Iterator[Placed]:
+    """The tensors of one output layer, named by what follows the layer number in the sources' names."""
+    layers = []
+    for source in section.sources:
+        main = source.view.main_stack
+        stack = source.view.stacks[main] if main is not None else {}
+        layers.append(stack.get(source.start + k, {}))
+    base = section.base
+    for rest in dict.fromkeys(rest for found in layers for rest in found):
+        items = tuple(found.get(rest) for found in layers)
+        first = next(item for item in items if item is not None)
+        base_item: Item | None = None
+        if base is not None:
+            at = section.base_index
+            base_item = items[at] if at is not None else base.items.get(first.name)
+        place = TensorPlace(layer_name(prefix, layer, rest), first.kind, layer)
+        yield Placed(section, items, base_item, Output(place, depth, total, prefix))
+
+
+def comes_after(item: Item) -> bool:
+    """Whether a tensor outside the stack belongs behind it: all but what turns input into vectors."""
+    if item.kind in _INPUT_KINDS:
+        return False
+    return not _INPUT_WORD.search(item.name)

@@ -1,0 +1,248 @@
+"""What follows the merge of single tensors: `then:` steps, tied outputs, and the tensors of `assert:` clauses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints.tied_tensors import declared_tied
+from weightsmith.errors import RecipeError
+from weightsmith.methods.parts import registry
+from weightsmith.recipes.language.parameter_settings import lookups
+from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
+from weightsmith.recipes.language.selectors import Match, TensorPlace
+from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge
+from weightsmith.recipes.resolution.output_sections import distinct_labels, values
+from weightsmith.recipes.resolution.views import Item, depth_of, item_place
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.resolution.merging import Resolver, Result
+
+
+def post_steps(
+    document: RecipeDocument,
+    items: Sequence[Item],
+    bases: Mapping[str, Item],
+    semantics: str,
+    scope: str,
+    seed: int,
+) -> list[Item]:
+    """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
+    result = list(items)
+    merges = {item.name: item.formula for item in items if isinstance(item.formula, Merge)}
+    for i, step in enumerate(document.then or ()):
+        place = f"then[{i}]"
+        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}", seed)
+    return result
+
+
+def _stepped(
+    step: MethodStep,
+    items: Sequence[Item],
+    merges: Mapping[str, Merge],
+    bases: Mapping[str, Item],
+    semantics: str,
+    where: str,
+    scope: str,
+    seed: int,
+) -> list[Item]:
+    spec = registry.get(step.method)
+    spec.check_expert_count(1, where)
+    parameters = step.parameters or {}
+    follows = spec.step if parameters.get(spec.step_unless) is None else {}
+    given = next((key for key in follows if key in parameters), None)
+    if given is not None:
+        raise RecipeError(
+            f"{where}: method {spec.name} has {given} {follows[given]!r} as a step; leave {given!r} out."
+        )
+    if follows and spec.step_unless:
+        _require_merged(items, merges, f"{where}: method {spec.name} needs {spec.step_unless!r}")
+    shared = lookups(
+        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
+    )
+    own = lookups(
+        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=semantics
+    )
+    result = []
+    for item in items:
+        base = bases.get(item.name)
+        merge = merges.get(item.name)
+        if not item.dtype.is_float or (follows and merge is None):
+            result.append(item)
+            continue
+        behind = merge if follows else None
+        experts = behind.experts if behind is not None else ()
+        if spec.base is registry.Base.REQUIRED and base is None:
+            raise RecipeError(
+                f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
+            )
+        uses_base = spec.base is not registry.Base.IGNORED and base is not None
+        place = TensorPlace(item.name, item.kind, item.layer)
+        formula = Merge(
+            method=spec.name,
+            preset=semantics,
+            shared=(*values(shared, item.depth, item.name, place), *follows.items()),
+            base=base.formula if uses_base and base is not None else None,
+            experts=(item.formula, *experts),
+            per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
+            labels=distinct_labels(["merged", *(behind.labels if behind is not None else ())]),
+            scope_id=scope,
+            place=item_place(item),
+            seed=seed,
+            stored=behind.stored if behind is not None else item.dtype,
+        )
+        result.append(replace(item, formula=formula))
+    return result
+
+
+def _require_merged(items: Sequence[Item], merges: Mapping[str, Merge], complaint: str) -> None:
+    """Raise RecipeError unless every tensor was merged from equally many experts, two at least."""
+    counts: dict[int, str] = {}
+    for item in items:
+        merge = merges.get(item.name)
+        if item.dtype.is_float:
+            counts.setdefault(0 if merge is None else len(merge.experts), item.name)
+    if len(counts) > 1 or min(counts, default=2) < 2:
+        fewest = min(counts)
+        raise RecipeError(
+            f"{complaint}, which it cannot tell from what was merged: tensor {counts[fewest]!r} is made of "
+            f"{fewest or 1} expert(s)"
+            + (f", {counts[max(counts)]!r} of {max(counts)}." if len(counts) > 1 else ".")
+        )
+
+
+def tied_outputs(result: Result) -> list[Item]:
+    """The outputs with every tie that all inputs share.
+
+    Of an embedding and a head that the configuration declares tied only the embedding is written; other tied
+    tensors are written under each of their names with the values of one.
+    """
+    return _with_ties(result)
+
+
+def as_written(result: Result) -> list[Item]:
+    """The outputs of a recipe inside a recipe as they would be read from a folder that it had been written to.
+
+    Tied tensors are one, under each of their names. Depths are those in the stack that was made, not in the slices
+    that it was made from.
+    """
+    items = _with_ties(result, drop=False)
+    layers: dict[str | None, set[int]] = {}
+    for item in items:
+        if item.layer is not None:
+            layers.setdefault(item.block, set()).add(item.layer)
+    ordered = {block: sorted(found) for block, found in layers.items()}
+    return [
+        item
+        if item.layer is None or result.semantics == "mergekit"
+        else replace(item, depth=_depth(item.layer, ordered[item.block]))
+        for item in items
+    ]
+
+
+def _depth(layer: int, layers: Sequence[int]) -> float:
+    return depth_of(layers.index(layer), len(layers))
+
+
+def _with_ties(result: Result, *, drop: bool = True) -> list[Item]:
+    groups = [
+        set(group)
+        for group in result.donor.ties
+        if all(_shares(view.ties, group) for view in result.inputs)
+    ]
+    by_name = {item.name: item for item in result.items}
+    is_declared = declared_tied(result.donor.checkpoint.config) is True
+    followers: dict[str, str] = {}
+    dropped: set[str] = set()
+    for group in groups:
+        names = [name for name in by_name if name in group]
+        if len(names) < 2:
+            continue
+        leader = next((n for n in names if by_name[n].kind is Kind.EMBEDDING), names[0])
+        for name in names:
+            if name == leader:
+                continue
+            if (
+                drop
+                and is_declared
+                and by_name[name].kind is Kind.HEAD
+                and by_name[leader].kind is Kind.EMBEDDING
+            ):
+                dropped.add(name)
+            followers[name] = leader
+    return [
+        replace(item, formula=by_name[followers[item.name]].formula, tied_to=followers[item.name])
+        if item.name in followers
+        else item
+        for item in result.items
+        if item.name not in dropped
+    ]
+
+
+def _shares(ties: Sequence[frozenset[str]], group: frozenset[str]) -> bool:
+    return any(group <= other for other in ties)
+
+
+def assertions(
+    document: RecipeDocument, resolver: Resolver, result: Result, outputs: Sequence[Item]
+) -> tuple[Assertion, ...]:
+    """The clauses of `assert:` with the tensors that they are about.
+
+    Raises RecipeError for a clause about no tensor, and for one that needs a base or a parent that is not there.
+    """
+    return tuple(
+        _assertion(clause, f"assert[{i}]", resolver, result, outputs)
+        for i, clause in enumerate(document.assertions or ())
+    )
+
+
+def _assertion(
+    clause: Clause, where: str, resolver: Resolver, result: Result, outputs: Sequence[Item]
+) -> Assertion:
+    if clause.finite:
+        return Assertion(
+            "finite", "finite: true", tuple(item.name for item in outputs if item.dtype.is_float)
+        )
+    if clause.norm_ratio is not None:
+        bounds = clause.norm_ratio
+        chosen = [item for item in _selected(bounds.match, outputs, where) if item.dtype.is_float]
+        found = {item.name: result.bases.get(item.name) for item in chosen}
+        text = f"norm_ratio in [{bounds.low:g}, {bounds.high:g}]"
+        return Assertion(
+            "norm_ratio",
+            text,
+            tuple(found),
+            _references(found, where, "the base"),
+            bounds.low,
+            bounds.high,
+        )
+    assert clause.equal is not None
+    view = resolver.view(clause.equal.to, result.semantics, where, result.seed)
+    chosen = _selected(clause.equal.match, outputs, where)
+    found = {item.name: view.items.get(item.name) for item in chosen}
+    return Assertion(
+        "equal",
+        f"equal to {view.label!r}",
+        tuple(found),
+        _references(found, where, repr(view.label)),
+    )
+
+
+def _selected(match: Match | None, outputs: Sequence[Item], where: str) -> list[Item]:
+    chosen = [
+        o for o in outputs if match is None or match.matches(TensorPlace(o.name, o.kind, o.layer))
+    ]
+    if not chosen:
+        raise RecipeError(f"{where}: its match selects no tensor of the result; correct it.")
+    return chosen
+
+
+def _references(found: Mapping[str, Item | None], where: str, whose: str) -> tuple[Formula, ...]:
+    lacking = [name for name, item in found.items() if item is None]
+    if lacking:
+        raise RecipeError(
+            f"{where}: {whose} has no tensor {lacking[0]!r} to compare with; narrow the clause's match."
+        )
+    return tuple(item.formula for item in found.values() if item is not None)

@@ -1,0 +1,408 @@
+"""The `tokenizer:` section of a recipe carried out: every checkpoint is put into the order of the target vocabulary.
+
+After that the checkpoints have ordinary tables of one size, and the rest of resolution knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints.nested_config import vocabulary_size_of
+from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.mentioned import (
+    base_reference,
+    frame_reference,
+    merged_references,
+    other_references,
+    tokenizer_references,
+)
+from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.language.vocabulary_sections import (
+    BORROW,
+    MissingRows,
+    ModelToken,
+    Tokenizer,
+    ZeroRow,
+)
+from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.tensors.messages import shown
+from weightsmith.tokenizers.target import TargetVocabulary, TokenizerMember, copy_target
+from weightsmith.tokenizers.templates import resolve_chat_template
+from weightsmith.tokenizers.tokenizer_library import Library
+from weightsmith.tokenizers.union import union_target
+from weightsmith.tokenizers.vocabulary import AddedFlags, Vocabulary
+from weightsmith.vocabularies.companion_files import VocabularyChange, carried_files
+from weightsmith.vocabularies.missing import MissingRule
+from weightsmith.vocabularies.outcome import Outcome, SpecialToken
+from weightsmith.vocabularies.row_fitting import Rules
+from weightsmith.vocabularies.rules import Zero, rule_named
+from weightsmith.vocabularies.table_alignment import Aligned, Aligner, Party, TokenChoice
+from weightsmith.vocabularies.token_matching import default_match
+from weightsmith.wording import counted
+
+
+def align_checkpoints(
+    document: RecipeDocument, section: Tokenizer, inputs: Inputs, semantics: str
+) -> Outcome | None:
+    """Open and align every checkpoint of a recipe with a tokenizer section; None where none has a tokenizer.
+
+    Raises RecipeError for a section that means nothing for these checkpoints, and TokenizerError for a tokenizer that
+    cannot be read.
+    """
+    work = _Section(document, section, inputs, semantics)
+    work.open()
+    if not work.has_tokenizers():
+        return None
+    return work.outcome()
+
+
+@dataclass(eq=False)
+class _Section:
+    """One tokenizer section at work; checkpoints are known by what the recipe calls them."""
+
+    document: RecipeDocument
+    section: Tokenizer
+    inputs: Inputs
+    semantics: str
+    merged: list[str] = field(default_factory=list)
+    every: list[str] = field(default_factory=list)
+    library: Library = field(default_factory=Library)
+    vocabularies: dict[str, Vocabulary | None] = field(default_factory=dict)
+
+    @property
+    def is_native(self) -> bool:
+        return self.semantics != "mergekit"
+
+    @property
+    def base(self) -> str:
+        return base_reference(self.document)
+
+    def checkpoint(self, reference: str) -> Checkpoint:
+        return self.inputs.checkpoint_view(reference).checkpoint
+
+    def label(self, reference: str) -> str:
+        return self.inputs.checkpoint_view(reference).label
+
+    def open(self) -> None:
+        """Open all checkpoints, in the order in which they are merged, and read their tokenizers."""
+        self.merged = merged_references(self.document)
+        others = other_references(self.document) + tokenizer_references(self.section)
+        self.every = list(dict.fromkeys([*self.merged, *others]))
+        views = [self.inputs.checkpoint_view(reference) for reference in self.every]
+        self.inputs.untie(views[: len(self.merged)])
+        for reference in self.every:
+            self.vocabularies[reference] = self.library.read(self.checkpoint(reference))
+
+    def has_tokenizers(self) -> bool:
+        """Whether there is anything to align; a source without a tokenizer is refused unless nobody has one.
+
+        Raises RecipeError where the source has none and others do, or the section asks for a change.
+        """
+        source = self.section.source
+        wanted = str(source) if isinstance(source, ModelRef) else self.base
+        if self.vocabularies[wanted] is not None:
+            return True
+        sizes = {self.checkpoint(reference).vocab_size for reference in self.every}
+        section = self.section
+        changes = (
+            section.tokens or section.pad_to_multiple_of or section.missing or source == "union"
+        )
+        if changes or len(sizes) > 1 or any(self.vocabularies.values()):
+            raise RecipeError(
+                f"tokenizer: {self.label(wanted)!r} has no tokenizer files, so there is no vocabulary to align to; add "
+                "its tokenizer to the folder, or name another source."
+            )
+        self.inputs.problems.add(
+            Finding(
+                Severity.NOTE,
+                "no-tokenizer",
+                self.label(wanted),
+                "None of the models has a tokenizer, so nothing is aligned",
+            )
+        )
+        return False
+
+    def outcome(self) -> Outcome:
+        """Align all checkpoints and put the aligned ones in place of those that were opened."""
+        target, owner = self._target()
+        parties = {reference: self._party(reference, target) for reference in self.every}
+        aligner = self._aligner(target, parties, owner)
+        aligned = [aligner.align(party) for party in parties.values()]
+        self._refuse_bundle(aligned)
+        for reference, one in zip(parties, aligned, strict=True):
+            if one.tensors:
+                self.inputs.substitute(reference, one.tensors)
+        self._note(target, aligner, aligned)
+        return self._described(target, owner, aligner, aligned)
+
+    def _member(self, reference: str, vocabulary: Vocabulary) -> TokenizerMember:
+        checkpoint = self.checkpoint(reference)
+        return TokenizerMember(
+            vocabulary, checkpoint.path, checkpoint.vocab_size, self.label(reference)
+        )
+
+    def _target(self) -> tuple[TargetVocabulary, str]:
+        """The target and the checkpoint whose tokenizer it is, or grew from."""
+        source = self.section.source
+        tokens = list(self.section.tokens or ())
+        pad = self.section.pad_to_multiple_of
+        owner = str(source) if isinstance(source, ModelRef) else self.base
+        own = self.vocabularies[owner]
+        assert own is not None
+        donor = self._member(owner, own)
+        if source == "union":
+            members = [donor]
+            for reference in self.merged:
+                vocabulary = self.vocabularies[reference]
+                if reference != owner and vocabulary is not None:
+                    members.append(self._member(reference, vocabulary))
+            target = union_target(
+                members, tokens=tokens, flags=self._flags(), pad_to_multiple_of=pad
+            )
+        else:
+            target = copy_target(
+                donor,
+                source="base" if source == "base" else donor.label,
+                tokens=tokens,
+                flags=self._flags(),
+                pad_to_multiple_of=pad,
+                strip=source == "base",
+            )
+        return target, owner
+
+    def _flags(self) -> dict[str, AddedFlags]:
+        """How models that have a token of `tokens:` as an added one find it in text; mergekit forgets it."""
+        found: dict[str, AddedFlags] = {}
+        known = [v for v in self.vocabularies.values() if v is not None]
+        for text in (self.section.tokens or ()) if self.is_native else ():
+            flags = next((v.added[text] for v in known if text in v.added), None)
+            if flags is not None:
+                found[text] = flags
+        return found
+
+    def _party(self, reference: str, target: TargetVocabulary) -> Party:
+        """A checkpoint with its tokenizer; one that lacks it is taken to have the base's, as in mergekit."""
+        view = self.inputs.checkpoint_view(reference)
+        vocabulary = self.vocabularies[reference]
+        if vocabulary is None:
+            vocabulary = self.vocabularies[self.base]
+            whose = self.label(self.base)
+            if vocabulary is None:
+                vocabulary, whose = target.vocabulary, "the result"
+            fits = view.checkpoint.vocab_size == self.checkpoint(self.base).vocab_size
+            self.inputs.problems.add(
+                Finding(
+                    Severity.NOTE if fits else Severity.WARNING,
+                    "tokenizer-assumed",
+                    view.label,
+                    f"{view.label!r} has no tokenizer, and is taken to have the one of {whose!r}"
+                    + ("" if fits else ", although its table has another number of rows"),
+                    "add its tokenizer to the folder if it is another",
+                )
+            )
+        match = self.section.match or default_match(
+            target.vocabulary, vocabulary, native=self.is_native
+        )
+        return Party.of(
+            view.label, view.checkpoint, vocabulary, merged=reference in self.merged, match=match
+        )
+
+    def _aligner(
+        self, target: TargetVocabulary, parties: Mapping[str, Party], owner: str
+    ) -> Aligner:
+        has_base = self.document.base_model is not None or self.document.expression is not None
+        aligner = Aligner(
+            target=target,
+            parties=list(parties.values()),
+            base=parties[self.base] if has_base else None,
+            frame=parties[frame_reference(self.document)],
+            owner=parties[owner],
+            choices={},
+            rules=rules_of(self.section.missing),
+            keeps_padding=self.is_native or self.section.pad_to_multiple_of is None,
+        )
+        choices = {
+            text: self._choice(text, row.source, row.force, parties, aligner)
+            for text, row in (self.section.tokens or {}).items()
+            if text in target.vocabulary.ids
+        }
+        return replace(aligner, choices=choices)
+
+    def _choice(
+        self,
+        text: str,
+        source: ModelToken | ZeroRow | ModelRef | None,
+        force: bool,
+        parties: Mapping[str, Party],
+        aligner: Aligner,
+    ) -> TokenChoice:
+        if source is None or isinstance(source, ZeroRow):
+            return TokenChoice(None, is_zero=source is not None, force=force)
+        is_token = isinstance(source, ModelToken)
+        party = parties[str(source.model if is_token else source)]  # type: ignore[union-attr]
+        if is_token:
+            assert isinstance(source, ModelToken)
+            row = source.token_id
+            if row is None:
+                row = party.vocabulary.ids.get(source.token or "")
+        else:
+            index = aligner.target.vocabulary.ids[text]
+            found = int(aligner.ids(party)[index])
+            row = found if found >= 0 else None
+        if row is None:
+            wanted = source.token if isinstance(source, ModelToken) else text
+            raise RecipeError(
+                f"tokenizer.tokens: {party.label!r} has no token {shown(wanted)} whose row {shown(text)} could take; "
+                "name one that it has, or another model."
+            )
+        return TokenChoice(party, row, force=force)
+
+    def _refuse_bundle(self, aligned: Sequence[Aligned]) -> None:
+        if self.document.bundle is not None and any(one.tensors for one in aligned):
+            raise RecipeError(
+                "bundle: the members of a bundle are told apart from a base as it is stored, and the tokenizer section "
+                "would move its rows; leave one of the two out."
+            )
+
+    def _note(self, target: TargetVocabulary, aligner: Aligner, aligned: Sequence[Aligned]) -> None:
+        problems = self.inputs.problems
+        for reference in self.every:
+            vocabulary = self.vocabularies[reference]
+            for finding in () if vocabulary is None else vocabulary.findings:
+                problems.add(finding)
+        for finding in target.findings:
+            problems.add(finding)
+        merged = [one for one in aligned if one.party.is_merged]
+        unresolved = list(
+            dict.fromkeys(text for one in merged for r in one.reports for text in r.unresolved)
+        )
+        if unresolved:
+            problems.add(self._unresolved(unresolved))
+        for one in merged:
+            lost = max((report.dropped for report in one.reports), default=0)
+            if lost:
+                problems.add(
+                    Finding(
+                        Severity.NOTE,
+                        "tokens-dropped",
+                        one.party.label,
+                        f"{lost} tokens of {one.party.label!r} are not in the vocabulary of the result, so their rows "
+                        "are left out",
+                        "take `source: union` to keep them",
+                    )
+                )
+
+    def _unresolved(self, texts: Sequence[str]) -> Finding:
+        named = ", ".join(map(shown, texts[:3])) + (", ..." if len(texts) > 3 else "")
+        is_asked = self.section.missing is not None
+        severity = Severity.ERROR if self.is_native and not is_asked else Severity.WARNING
+        return Finding(
+            severity,
+            "token-nowhere",
+            "tokenizer",
+            f"{counted(len(texts), 'token')} of the result ({named}): none of the merged models has a row for it"
+            + ("" if severity is Severity.ERROR else ", so it is a row of zeros"),
+            "say under `tokens:` where their rows come from, or give `missing:` a rule such as subtokens or mean",
+        )
+
+    def _described(
+        self, target: TargetVocabulary, owner: str, aligner: Aligner, aligned: Sequence[Aligned]
+    ) -> Outcome:
+        frame = frame_reference(self.document)
+        whose = owner if self._has_template(owner) else frame
+        parents = [v for r in self.merged if (v := self.vocabularies[r]) is not None]
+        form = self.document.chat_template
+        template, findings = resolve_chat_template(
+            form, parents, self.vocabularies[whose], target.vocabulary
+        )
+        for finding in findings:
+            self.inputs.problems.add(finding)
+        if template is None and whose != frame:
+            vocabulary = self.vocabularies[whose]
+            assert vocabulary is not None
+            template = vocabulary.chat_templates.get("default")
+        files = target.files
+        if files is None and owner != frame:
+            files = owner_files(self.checkpoint(owner))
+        change = VocabularyChange(
+            old=self.vocabularies[frame] or self.vocabularies[self.base],
+            new=target.vocabulary,
+            rows=declared_rows(aligner),
+            tokenizer=files,
+            template=template,
+        )
+        smallest = min((r.rows for one in aligned for r in one.reports), default=target.rows)
+        return Outcome(
+            source=target.source,
+            tokens=len(target.vocabulary.ids),
+            rows=target.rows,
+            beyond=sum(index >= smallest for index in target.vocabulary.ids.values()),
+            tables=tuple(r for one in aligned if one.party.is_merged for r in one.reports),
+            special=special_tokens(aligner),
+            template=_template_words(form, self.label(whose), template, self._has_template(whose)),
+            inputs={self.label(r): self.library.digests(self.checkpoint(r)) for r in self.every},
+            read_tokens=self.library.tokens,
+            change=change,
+        )
+
+    def _has_template(self, reference: str) -> bool:
+        vocabulary = self.vocabularies[reference]
+        return vocabulary is not None and bool(vocabulary.chat_templates)
+
+
+def rules_of(missing: MissingRows | None) -> Rules:
+    """The rules of a `missing:` key; biases of tokens that a rule makes are zero unless it says otherwise."""
+    if missing is None:
+        return Rules()
+    main = _rule(missing)
+    head = main if missing.head is None else _rule(missing.head)
+    bias: MissingRule | None = None if main is None else Zero()
+    if missing.bias is not None:
+        bias = _rule(missing.bias)
+    return Rules(main, head, bias)
+
+
+def _rule(missing: MissingRows) -> MissingRule | None:
+    return None if missing.rule == BORROW else rule_named(missing.rule, missing.parameters)
+
+
+def owner_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer's files of a checkpoint, its chat templates included, by relative path."""
+    wanted = {name.as_posix() for name in checkpoint.tokenizer_files}
+    return {name: data for name, data in carried_files(checkpoint).items() if name in wanted}
+
+
+def declared_rows(aligner: Aligner) -> int:
+    """The `vocab_size` of the result: its rows, or those of the table whose size the configuration declares."""
+    checkpoint = aligner.frame.checkpoint
+    declared, main = vocabulary_size_of(checkpoint.config), checkpoint.vocab_size
+    sizes = {table.table.count for table in aligner.frame.tables.values()}
+    extra = declared - main if declared in sizes and declared is not None and main else 0
+    return aligner.target.rows + extra
+
+
+def special_tokens(aligner: Aligner) -> tuple[SpecialToken, ...]:
+    """The special tokens of the result with the rows that the merged checkpoints have for them."""
+    found = []
+    for role, text in aligner.target.vocabulary.special.items():
+        index = aligner.target.vocabulary.ids[text]
+        rows: dict[str, int | None] = {}
+        for party in aligner.parties:
+            if party.is_merged:
+                own = int(aligner.ids(party)[index])
+                count = party.checkpoint.vocab_size or 0
+                rows[party.label] = own if 0 <= own < count else None
+        found.append(SpecialToken(role, text, index, rows))
+    return tuple(found)
+
+
+def _template_words(form: str | None, whose: str, template: str | None, exists: bool) -> str:
+    if form is None:
+        return f"that of {whose!r}" if exists else "none"
+    if template is None:
+        return f"{'auto' if form == 'auto' else 'as asked'}: that of {whose!r}, unchanged"
+    return "auto: the most common one" if form == "auto" else "replaced by the recipe's"

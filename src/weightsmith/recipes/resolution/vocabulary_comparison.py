@@ -1,0 +1,142 @@
+"""What a recipe without a tokenizer section should know of its models' tokenizers: they are copied, not aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints.roles import Kind
+from weightsmith.errors import CheckpointError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.resolution.formula import models_in
+from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.views import Item
+from weightsmith.tensors.messages import shown
+from weightsmith.vocabularies.companion_files import VocabularyChange
+from weightsmith.vocabularies.outcome import Outcome
+
+if TYPE_CHECKING:
+    from weightsmith.recipes.language.schema import RecipeDocument
+    from weightsmith.recipes.resolution.merging import Result
+    from weightsmith.tokenizers.vocabulary import Vocabulary
+
+_TABLES = (Kind.EMBEDDING, Kind.HEAD)
+
+
+def compare_vocabularies(
+    document: RecipeDocument, result: Result, outputs: Sequence[Item], inputs: Inputs
+) -> Outcome:
+    """Findings about tokenizers that differ although their tables fit, and the chat template.
+
+    Raises RecipeError for a `chat_template:` that means nothing.
+    """
+    donor = inputs.label_of(result.donor)
+    mixed = _mixed(outputs)
+    labels = [donor, *(label for label in inputs.checkpoints if label != donor)]
+    statistics = {measured.label for measured in inputs.statistics.values()}
+    read: dict[str, Vocabulary] = {}
+    checkpoints = {
+        label: inputs.checkpoints[label]
+        for label in labels
+        if label not in statistics and inputs.checkpoints[label].tokenizer_files
+    }
+    if not checkpoints and document.chat_template is None:
+        rows = inputs.checkpoints[donor].vocab_size or 0
+        return Outcome(rows=rows, template=f"that of {donor!r}")
+    # Readers of tokenizers are many, and most small networks have none.
+    from weightsmith.tokenizers.templates import resolve_chat_template
+    from weightsmith.tokenizers.tokenizer_library import Library
+
+    library = Library()
+    look = library.outline if library.share_tokens(list(checkpoints.values())) else library.read
+    for label, checkpoint in checkpoints.items():
+        vocabulary = _read(look, label, checkpoint, inputs)
+        if vocabulary is not None:
+            read[label] = vocabulary
+    own = read.get(donor)
+    order = [read[label] for label in inputs.checkpoints if label in read]
+    template, findings = resolve_chat_template(document.chat_template, order, own)
+    for finding in [*findings, *_differing(read, donor, mixed), *_beyond(read, donor, inputs)]:
+        inputs.problems.add(finding)
+    tokens = len(own.ids) if own is not None else 0
+    return Outcome(
+        tokens=tokens,
+        rows=inputs.checkpoints[donor].vocab_size or 0,
+        template=f"that of {donor!r}" if template is None else "replaced by the recipe's",
+        read_tokens=library.tokens,
+        change=VocabularyChange(old=own, new=own, template=template),
+    )
+
+
+def _read(
+    look: Callable[[Checkpoint], Vocabulary | None],
+    label: str,
+    checkpoint: Checkpoint,
+    inputs: Inputs,
+) -> Vocabulary | None:
+    try:
+        return look(checkpoint)
+    except CheckpointError as problem:
+        inputs.problems.add(
+            Finding(
+                Severity.NOTE,
+                "tokenizer-unread",
+                label,
+                f"The tokenizer of {label!r} is not looked into: {str(problem).rstrip('.')}",
+            )
+        )
+        return None
+
+
+def _mixed(outputs: Sequence[Item]) -> set[frozenset[str]]:
+    """The sets of checkpoints whose tables are merged with one another."""
+    found = {models_in(item.formula) for item in outputs if item.kind in _TABLES}
+    return {labels for labels in found if len(labels) > 1}
+
+
+def _differing(
+    read: Mapping[str, Vocabulary], donor: str, mixed: set[frozenset[str]]
+) -> list[Finding]:
+    own = read.get(donor)
+    findings = []
+    for label, vocabulary in read.items():
+        together = any({label, donor} <= labels for labels in mixed)
+        if own is None or label == donor or not together or vocabulary.ids == own.ids:
+            continue
+        mine, theirs = own.texts, vocabulary.texts
+        ids = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+        first = ids[0]
+        findings.append(
+            Finding(
+                Severity.WARNING,
+                "tokenizers-differ",
+                label,
+                f"The tokenizers of {donor!r} and {label!r} differ in {len(ids)} tokens, the first being number "
+                f"{first} ({_token(mine.get(first))} and {_token(theirs.get(first))}), so rows of different tokens are "
+                "merged",
+                "align them with `tokenizer: {source: union}` or `base`",
+            )
+        )
+    return findings
+
+
+def _token(text: str | None) -> str:
+    return "none" if text is None else shown(text)
+
+
+def _beyond(read: Mapping[str, Vocabulary], donor: str, inputs: Inputs) -> list[Finding]:
+    own, rows = read.get(donor), inputs.checkpoints[donor].vocab_size
+    if own is None or rows is None or own.size <= rows:
+        return []
+    texts = [text for text, index in own.ids.items() if index >= rows]
+    return [
+        Finding(
+            Severity.WARNING,
+            "token-without-row",
+            donor,
+            f"{len(texts)} tokens of the tokenizer of {donor!r}, which is copied, lie beyond the {rows} rows of its "
+            f"table (the first is {shown(texts[0])}); text that has them cannot be run",
+            "leave them out with `tokenizer: {source: base}`, or give them rows with `missing:`",
+        )
+    ]

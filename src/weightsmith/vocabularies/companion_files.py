@@ -1,0 +1,90 @@
+"""The papers of a merged checkpoint: every file beside its weights that it takes over from its donor.
+
+Whatever the tokenizer, a result has its donor's generation settings, processors and templates; they are copied byte
+for byte unless the vocabulary or the template changes what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints.copied_files import donor_files, is_template, tokenizer_files
+from weightsmith.checkpoints.json_files import json_bytes, read_json
+from weightsmith.findings import Finding
+from weightsmith.tokenizers.special_ids import consistent
+
+if TYPE_CHECKING:
+    from weightsmith.tokenizers.vocabulary import Vocabulary
+
+_GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyChange:
+    """What becomes of the vocabulary: the old and new one, the rows of the tables, and what is written anew.
+
+    `tokenizer` are the new tokenizer's files by name (None: the donor's are carried), `template` the new default chat
+    template (None: as it is). The default changes nothing.
+    """
+
+    old: Vocabulary | None = None
+    new: Vocabulary | None = None
+    rows: int | None = None
+    tokenizer: Mapping[str, bytes] | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """The configuration of the result, its other files by name (`/` between folders, sorted), and findings."""
+
+    config: dict[str, Any] | None
+    files: Mapping[str, bytes]
+    findings: tuple[Finding, ...]
+
+
+def papers(
+    donor: Checkpoint, config: dict[str, Any] | None, change: VocabularyChange | None = None
+) -> Papers:
+    """Everything that a result takes over from `donor`, made true for a change of vocabulary.
+
+    `config` is the result's configuration so far, whose ids are still the donor's. config.json itself is not among the
+    files. A file whose content does not change keeps its bytes. Raises CheckpointError or TokenizerError for JSON of
+    the donor that must be changed and cannot be read.
+    """
+    change = change or VocabularyChange()
+    files = carried_files(donor, replaced_tokenizer=change.tokenizer is not None)
+    files |= change.tokenizer or {}
+    generation = _generation_of(donor) if _GENERATION in files else None
+    made, carried, findings = consistent(
+        config, generation, change.old, change.new, rows=change.rows
+    )
+    if carried is not None and carried != generation:
+        files[_GENERATION] = json_bytes(carried)
+    if change.template is not None:
+        from weightsmith.tokenizers.templates import with_template
+
+        files |= with_template(files, change.template)
+    return Papers(made, dict(sorted(files.items())), tuple(findings))
+
+
+def carried_files(donor: Checkpoint, *, replaced_tokenizer: bool = False) -> dict[str, bytes]:
+    """The donor's files as bytes by name; without its tokenizer where another is written.
+
+    Chat templates in files of their own stay in either case: a new tokenizer does not change how turns are laid out.
+    """
+    if not donor.is_folder:
+        return {}
+    names = list(donor_files(donor.path))
+    if replaced_tokenizer:
+        dropped = {name for name in tokenizer_files(donor.path) if not is_template(name)}
+        names = [name for name in names if name not in dropped]
+    return {name.as_posix(): (donor.path / name).read_bytes() for name in names}
+
+
+def _generation_of(donor: Checkpoint) -> dict[str, Any]:
+    return read_json(donor.path / Path(_GENERATION))
