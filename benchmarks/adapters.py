@@ -22,7 +22,7 @@ from report import machine
 
 from weightsmith.adapters.algebra import concatenated, truncated
 from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.spaces import CoreSpace, Knots, Space
+from weightsmith.adapters.spaces import CoreSpace, KnotsSpace, Space
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.tensors.blas import one_blas_thread
 
@@ -109,7 +109,7 @@ def factored_in(space: Space) -> Callable[[Sequence[LowRankChange], int], LowRan
 
 CASES = {
     "sum and truncation": (dense_sum, factored_sum),
-    "KnOTS, TIES": (dense_knots, factored_in(Knots())),
+    "KnOTS, TIES": (dense_knots, factored_in(KnotsSpace())),
     "core space, TIES": (dense_core, factored_in(CoreSpace())),
 }
 

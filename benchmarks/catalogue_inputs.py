@@ -13,7 +13,7 @@ from make_checkpoints import SIZES, WORK, make_checkpoint, make_family
 from spectral import DECOMPOSED
 
 import weightsmith
-from weightsmith.checkpoints.checkpoint import open_checkpoint
+from weightsmith.checkpoints import open_checkpoint
 from weightsmith.methods.parts import registry
 
 EXPERTS = 4

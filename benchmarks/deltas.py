@@ -36,7 +36,7 @@ from weightsmith.adapters.treatments import Choices
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.deltas.codecs import LOSSY
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluation.scoring import evaluate

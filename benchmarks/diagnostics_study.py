@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.comparison.diagnostics import DIAGNOSTICS, diagnose
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.comparison.standings import mean_normalized
 from weightsmith.evaluation.scoring import evaluate
 from weightsmith.recipes import Recipe

@@ -18,7 +18,7 @@ import numpy as np
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.comparison.standings import mean_normalized
 from weightsmith.evaluation.scoring import evaluate
 from weightsmith.graph.equal_magnitudes import EqualMagnitudes

@@ -27,7 +27,7 @@ from torch.nn import functional
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.evaluation.frozen_head import read_head
 from weightsmith.evaluation.items import read_labelled
 from weightsmith.evaluation.live import LiveModel, as_torch, load_model

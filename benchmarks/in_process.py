@@ -42,8 +42,8 @@ def build_library() -> None:
 
 def switch_off(part: str, backend: str) -> None:
     """Replace one part of the work by nothing."""
-    from weightsmith.engine import tiles
-    from weightsmith.graph.backends import native
+    from weightsmith.engine.planning import tiles
+    from weightsmith.tensors import native_library
 
     if part == "fsync":
         os.fsync = os.fdatasync = lambda _descriptor: None  # type: ignore[assignment]
@@ -54,7 +54,7 @@ def switch_off(part: str, backend: str) -> None:
 
         torch_backend.nonfinite = lambda _values, _start: (0, -1)
     else:
-        native.LIBRARY = LIBRARY
+        native_library.LIBRARY = LIBRARY
 
 
 def main() -> None:

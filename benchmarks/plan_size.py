@@ -107,7 +107,7 @@ def write_recipe(folder: Path, method: str) -> Path:
 
 def profile(recipe: Path, shown: int) -> None:
     """Print the functions in which planning spends most time."""
-    from weightsmith.engine.plan import make_plan
+    from weightsmith.engine.planning.plan_making import make_plan
     from weightsmith.recipes import load
 
     profiler = cProfile.Profile(time.process_time)

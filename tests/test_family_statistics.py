@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from weightsmith.comparison.opening import open_family
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.evaluation.live import quiet_library
 from weightsmith.evaluation.suite import load_suite
 

@@ -122,7 +122,7 @@ def main() -> int:
         ENVIRONMENT["WEIGHTSMITH_CACHE"] = str(Path(scratch) / "cache")
         run.prepare(Path(scratch) / "family")
         for page in pages(sys.argv[1:]):
-            folder = Path(scratch) / page.stem
+            folder = Path(scratch) / f"{page.parent.name}-{page.stem}"
             shutil.copytree(Path(scratch) / "family", folder)
             for example in examples(page):
                 count += 1

@@ -1,142 +1,228 @@
-"""Write docs/methods.md, the catalogue of merge methods, from the registry.
+"""Write the catalogue of merge methods from the registry: docs/methods.md by questions, docs/methods/NAME.md for each.
 
-python tools/make_catalogue.py            write the page
-python tools/make_catalogue.py --check    exit code 1 if the page is not current
+python tools/make_catalogue.py            write the pages
+python tools/make_catalogue.py --check    exit code 1 if a page is not current, missing, or of no method
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
 from click.testing import CliRunner
 
 from weightsmith.cli.main import weightsmith as command_line
-from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
-from weightsmith.inspection.method_guide import MODIFIERS as MODIFIER_QUESTION
-from weightsmith.inspection.method_guide import QUESTIONS
+from weightsmith.inspection.method_facts import example_of, facts_of, facts_of_modifier
+from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, Question, question_of
 from weightsmith.methods.parts import modifiers, registry
 from weightsmith.methods.parts.modifiers import ModifierSpec
-from weightsmith.methods.parts.registry import MethodSpec
+from weightsmith.methods.parts.registry import REQUIRED, Base, MethodSpec
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
 # Methods
 
-*This page is written by `tools/make_catalogue.py` from the methods themselves; change them, not the page.*
+*This page and those of the methods are written by `tools/make_catalogue.py` from the methods themselves; change them,
+not the pages.*
 
-The **kind** says what must be seen before an element can be written: only itself (`elementwise`), sums or
-order statistics of its row or tensor (`measured`), such of the whole model (`model`), or its whole matrix
-(`matrix`). **Passes** is how often the inputs are streamed. Both are found by tracing the method with the
-defaults of the paper; other parameters can change them. **Cost** is the time for N experts and a matrix of m outputs
-and n inputs. **Statistics** are the kinds of stored statistics that a method takes of each expert (`statistics:` in
-recipes), the preferred one first. **Generalises** names methods that are special cases.
+Under each question, the first to try stands first ([with settings and figures](which-method.md)). Every method has a
+page with its formula, parameters, defaults, cost, source, and a recipe that runs; `weightsmith methods NAME` prints
+the same.
 
-Native recipes take the defaults of the preset `paper`. mergekit's files, and `semantics: mergekit`, take
-those of `mergekit` where a method has that preset, and else the same. Further presets, such as `mergelm` of
-`dare_ties`, are given in the same way. In the formulas theta_0 is the base,
-theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
-
-"""
-COLUMNS = (
-    "name",
-    "title",
-    "base",
-    "experts",
-    "statistics",
-    "kind",
-    "passes",
-    "cost",
-    "generalises",
-    "presets",
-    "paper",
-)
-MODIFIERS = """\
-# Modifiers
-
-A modifier changes the experts before a method merges them, and goes with every method: `modify: [{clip: {limit: 2}}]`
-in a recipe, its slices, modules or rules (the closest counts), or `modify=` of `merge_state_dicts`. Several apply one
-after the other. **Passes before** are those that it adds.
+- **Sees** is what must be seen before an element can be written: only itself (`elementwise`), sums or order
+  statistics of its row or tensor (`measured`), such of the whole model (`model`), or its whole matrix (`matrix`).
+- **Passes** is how often the inputs are streamed. Both are found by tracing the method with the defaults of the
+  paper; other parameters can change them.
+- **Cost** is the time for N experts and a matrix of m outputs and n inputs.
+- **Generalises** names methods that are special cases.
+- **Presets** are sets of defaults. Native recipes take those of the preset `paper`. mergekit's files, and `semantics:
+  mergekit`, take those of `mergekit` where a method has that preset, and else the same. Others are given likewise.
+- In formulas theta_0 is the base, theta_i an expert, tau_i = theta_i - theta_0, and w_i its `weight`.
 
 """
-MODIFIER_COLUMNS = ("name", "title", "base", "kind", "passes before", "paper")
+COLUMNS = ("method", "what it does", "base", "experts", "sees", "passes")
+MODIFIED = """\
+A modifier changes the experts before a method merges them, and goes with every method; several apply one after the
+other. **Passes** are those that it adds.
+
+"""
+MODIFIER_COLUMNS = ("modifier", "what it does", "base", "sees", "passes")
+# What the example of a method needs beside the base, two experts and what has no default.
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "emr": {"bundle": {}},
+    "tall_masks": {"bundle": {}},
+    "localize_and_stitch": {"bundle": {}},
+    "lines": {"parameters": {"alpha": 0.5, "beta": 0.5}},
+}
+# Stand-ins of the shapes that the kinds have: `weights` maps names to arrays.
+MEASURED = {
+    "adam": "{name: weight**2 for name, weight in weights.items()}",
+    "fisher": "{name: weight**2 for name, weight in weights.items()}",
+    "gradients": "{name: [weight, -weight] for name, weight in weights.items()}",
+    "gram": "{name: weight.T @ weight for name, weight in weights.items() if weight.ndim == 2}",
+    "metrics": "{}",
+}
+STATISTICS = """\
+The recipe below reads statistics. Real ones are measured on the data of each expert
+([how](../python-api.md#statistics)); these stand in for them:
+
+```python
+from safetensors.numpy import load_file
+
+import weightsmith
+
+for expert in ("expert-low", "expert-high"):
+    weights = load_file(f"{{expert}}/model.safetensors")
+    measured = {measured}
+    weightsmith.write_statistics(
+        f"{{expert}}.{kind}.safetensors",
+        measured,
+        kind="{kind}",
+        of=expert,
+        data="stand-ins",
+        samples=2,{metrics}
+    )
+```
+"""
 
 
-def catalogue() -> str:
-    """The whole page."""
-    specs = [registry.get(name) for name in registry.names()]
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(spec) for spec in specs)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    methods = INTRODUCTION + _guide() + table + "\n\n" + "\n".join(_section(spec) for spec in specs)
-    known = [modifiers.get(name) for name in modifiers.names()]
-    rows = [MODIFIER_COLUMNS, tuple("---" for _ in MODIFIER_COLUMNS)]
-    rows += [_modifier_row(spec) for spec in known]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    sections = "\n".join(_section(spec) for spec in known)
-    return f"{methods}\n{MODIFIERS}{table}\n\n{sections}"
+def pages() -> dict[Path, str]:
+    """Every page of the catalogue, by its path below docs."""
+    specs = [registry.get(name) for question in QUESTIONS for name in question.answers]
+    known = [modifiers.get(name) for name in MODIFIERS.answers]
+    found = {Path("methods.md"): index()}
+    return found | {Path("methods") / f"{spec.name}.md": page(spec) for spec in [*specs, *known]}
 
 
-def _guide() -> str:
-    """What `weightsmith methods` prints: which methods answer which question, the first to try first."""
-    lines = [
-        f"- {question.title}: "
-        + "; ".join(f"[{name}](#{name}) ({line})" for name, line in question.answers.items())
-        for question in (*QUESTIONS, MODIFIER_QUESTION)
+def index() -> str:
+    """Which methods answer which question."""
+    return INTRODUCTION + "\n".join([*map(_answers, QUESTIONS), _modifiers()])
+
+
+def _answers(question: Question) -> str:
+    rows = [
+        (_link(name, "methods/"), line, *_needs(registry.get(name)))
+        for name, line in question.answers.items()
     ]
-    more = "[with settings and figures](which-method.md)"
-    head = f"By what they are for, the first to try first ({more}):"
-    return f"{head}\n\n" + "\n".join(lines) + "\n\n"
+    return f"## {question.title}\n\n{_table(COLUMNS, rows)}"
 
 
-def _modifier_row(spec: ModifierSpec) -> tuple[str, ...]:
-    facts = facts_of_modifier(spec)
-    link = f"[{spec.name}](#{spec.name})"
-    return link, spec.title, spec.base.value, facts.kind, str(facts.passes), spec.paper
-
-
-def _row(spec: MethodSpec) -> tuple[str, ...]:
+def _needs(spec: MethodSpec) -> tuple[str, ...]:
     facts = facts_of(spec)
     least, most = spec.experts
-    experts = (
-        f"{least} or more"
-        if most is None
-        else str(least)
-        if least == most
-        else f"{least} to {most}"
-    )
-    return (
-        f"[{spec.name}](#{spec.name})",
-        spec.title,
-        spec.base.value,
-        experts,
-        " or ".join(spec.statistics),
-        facts.kind,
-        str(facts.passes),
-        facts.cost,
-        ", ".join(f"[{name}](#{name})" for name in spec.generalises),
-        ", ".join((registry.PAPER, *sorted(spec.presets))),
-        spec.paper,
-    )
+    several = f"{least} to {most}" if most else f"{least} or more"
+    experts = str(least) if least == most else several
+    return spec.base.value, experts, facts.kind, str(facts.passes)
 
 
-def _section(spec: MethodSpec | ModifierSpec) -> str:
-    """What `weightsmith methods NAME --markdown` prints, under a heading that links can name."""
+def _modifiers() -> str:
+    rows = []
+    for name, line in MODIFIERS.answers.items():
+        spec = modifiers.get(name)
+        facts = facts_of_modifier(spec)
+        needs = (spec.base.value, facts.kind, str(facts.passes))
+        rows.append((_link(name, "methods/"), line, *needs))
+    return f"## {MODIFIERS.title}\n\n{MODIFIED}{_table(MODIFIER_COLUMNS, rows)}"
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _link(name: str, folder: str = "") -> str:
+    return f"[{name}]({folder}{name}.md)"
+
+
+def page(spec: MethodSpec | ModifierSpec) -> str:
+    """What `weightsmith methods NAME --markdown` prints, and a recipe."""
     printed = CliRunner().invoke(command_line, ["methods", spec.name, "--markdown"])
     if printed.exit_code != 0:
         raise SystemExit(printed.output)
-    lines = [line.rstrip() for line in printed.stdout.splitlines()]
-    if not spec.parameters:
-        lines = [*(line for line in lines if not line.startswith("|")), "It has no parameters."]
-    return (
-        "\n".join((f"## {spec.name}", "", f"**{lines[0].removeprefix('# ')}.**", *lines[1:])) + "\n"
-    )
+    title, *rest = (line.rstrip() for line in printed.stdout.splitlines())
+    text = re.sub(r"(?<=^- generalises: ).*", _linked, "\n".join(rest).strip(), flags=re.MULTILINE)
+    question = question_of(spec.name)
+    place = f"`{spec.name}` answers [{question}](../methods.md#{anchor(question)})."
+    return f"{title}\n\n{place}\n\n{text}\n\n{''.join(example(spec))}"
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _linked(names: re.Match[str]) -> str:
+    return ", ".join(map(_link, names[0].split(", ")))
+
+
+def example(spec: MethodSpec | ModifierSpec) -> Iterator[str]:
+    """A recipe of the digits family with the method, and before it the statistics that it takes."""
+    needed = {key: example_of(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
+    if isinstance(spec, ModifierSpec):
+        recipe = _modified(spec, needed)
+    else:
+        recipe = _merged(spec, needed)
+        if spec.statistics:
+            yield _statistics(spec.statistics[0])
+    written = yaml.dump({"weightsmith": 1, **recipe}, Dumper=_Indented, sort_keys=False)
+    yield f"```yaml\n# {spec.name}.yaml\n{written}```\n"
+
+
+def _merged(spec: MethodSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
+    least, most = spec.experts
+    models = _models("expert-low", "expert-high", *(["base"] if least > 2 else []))[:most]
+    for model in models if spec.statistics else ():
+        model["statistics"] = f"{model['model']}.{spec.statistics[0]}.safetensors"
+    return {
+        "merge_method": spec.name,
+        **({} if spec.base is Base.IGNORED else {"base_model": "base"}),
+        **({"parameters": dict(needed)} if needed else {}),
+        **EXAMPLES.get(spec.name, {}),
+        "models": models,
+    }
+
+
+def _modified(spec: ModifierSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
+    modify = {"modify": [{spec.name: dict(needed)}]}
+    if spec.base is Base.IGNORED:  # values are ranked, of which two make no middle
+        models = _models("expert-low", "expert-high", "base")
+        return {"merge_method": "soup", **modify, "models": models}
+    models = _models("expert-low", "expert-high")
+    return {"merge_method": "task_arithmetic", "base_model": "base", **modify, "models": models}
+
+
+def _models(*names: str) -> list[dict[str, str]]:
+    return [{"model": name} for name in names]
+
+
+def _statistics(kind: str) -> str:
+    metrics = '\n        metrics={"loss": 0.5},' if kind == registry.METRICS else ""
+    return STATISTICS.format(measured=MEASURED[kind], kind=kind, metrics=metrics) + "\n"
+
+
+class _Indented(yaml.SafeDumper):
+    """Lists stand two spaces to the right of their key, as in all recipes of the documentation."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
 
 
 def main() -> int:
-    """Write or check the page."""
+    """Write or check the pages."""
+    current = {DOCS / path: text for path, text in pages().items()}
+    there = {DOCS / "methods.md", *(DOCS / "methods").glob("*.md")}
     if sys.argv[1:] == ["--check"]:
-        return 0 if PAGE.read_text() == catalogue() else 1
-    PAGE.write_text(catalogue())
+        same = all(path.exists() and path.read_text() == text for path, text in current.items())
+        return 0 if same and there <= set(current) else 1
+    for path, text in current.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    for path in there - set(current):
+        path.unlink(missing_ok=True)
     return 0
 
 

@@ -33,15 +33,22 @@ from mutation.sites import Mutant, mutants_of
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "weightsmith"
-GRAPH = (
-    "graph site passes order equal_graphs equal_magnitudes model_statistics scalars columns by_column shares "
-    "singular random pieces range_finder grid"
-)
+NUMBERS = ("digest_pieces", "grid")
 GROUPS = {
-    "methods": sorted((PACKAGE / "methods").glob("*.py")),
-    "graph": [PACKAGE / "tensors" / f"{name}.py" for name in GRAPH.split()],
+    "methods": sorted((PACKAGE / "methods").rglob("*.py")),
+    "graph": [
+        *sorted((PACKAGE / "graph").glob("*.py")),
+        *(PACKAGE / "tensors" / f"{name}.py" for name in NUMBERS),
+    ],
 }
-TESTS = ("tests/methods", "tests/tensors", "tests/native", "tests/engine", "tests/oracle")
+TESTS = (
+    "tests/methods",
+    "tests/tensors",
+    "tests/graph",
+    "tests/native",
+    "tests/engine",
+    "tests/oracle",
+)
 # Compares what methods declare (defaults, bounds, choices, presets) with a page, whatever functions that runs.
 DECLARATIONS = "tests/test_catalogue.py"
 MEMORY = ROOT / "build" / "mutants.pickle"

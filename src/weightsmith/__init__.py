@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weightsmith.doors import door
-
-__version__ = "0.1.0"
+from weightsmith.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from weightsmith.adapters.adapter_reading import open_adapter as open_adapter

@@ -18,12 +18,13 @@ from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.low_rank_adapters import LowRankAdapter, low_rank_adapter
 from weightsmith.engine.adapter_recipes import combination
-from weightsmith.engine.journal import Forgotten
-from weightsmith.engine.outputs.adapter import FactorStore
-from weightsmith.engine.plan import Plan, make_plan, require_runnable
-from weightsmith.engine.progress import Silence
-from weightsmith.engine.run import compute_tensors
-from weightsmith.engine.scheduler import Scheduler
+from weightsmith.engine.outputs.adapter_output import FactorStore
+from weightsmith.engine.planning.plan import Plan, require_runnable
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.records.journal import Forgotten
+from weightsmith.engine.running.progress import Silence
+from weightsmith.engine.running.run import compute_tensors
+from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.findings import Finding
 from weightsmith.recipes import Recipe
 
@@ -91,7 +92,8 @@ def combined(
 ):
     """One adapter of several, in memory, and what is told of it.
 
-    `asked` are those of `RankBound` and of `combination`; labels are the names of the adapters' folders, by default a, b...
+    `asked` are those of `RankBound` and of `combination`; labels are the names of the adapters' folders, by default a,
+    b...
     """
     bound = RankBound(
         **{key: asked.pop(key) for key in ("rank", "energy", "error") if key in asked}

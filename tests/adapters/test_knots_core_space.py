@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weightsmith.adapters.algebra import truncated
 from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.adapters.spaces import CoreSpace, Knots
+from weightsmith.adapters.spaces import CoreSpace, KnotsSpace
 from weightsmith.deltas.changes import LowRankChange
 
 from .lora import (
@@ -26,10 +26,10 @@ from .lora import (
 )
 
 SPACES = [
-    Knots(),
-    Knots(side="inputs"),
-    Knots(basis="scaled"),
-    Knots(side="inputs", basis="scaled"),
+    KnotsSpace(),
+    KnotsSpace(side="inputs"),
+    KnotsSpace(basis="scaled"),
+    KnotsSpace(side="inputs", basis="scaled"),
     CoreSpace(),
     CoreSpace(gauge="stored"),
 ]
@@ -63,8 +63,8 @@ def test_each_change_is_recovered_from_its_coordinates(space, input_first):
 def test_coordinates_are_as_small_as_the_ranks():
     rng = np.random.default_rng(1)
     changes = [change(rng, (40, 30), 2), change(rng, (40, 30), 3)]
-    assert [c.shape for c in Knots().enter(changes).coordinates] == [(5, 30)] * 2
-    assert [c.shape for c in Knots(side="inputs").enter(changes).coordinates] == [(5, 40)] * 2
+    assert [c.shape for c in KnotsSpace().enter(changes).coordinates] == [(5, 30)] * 2
+    assert [c.shape for c in KnotsSpace(side="inputs").enter(changes).coordinates] == [(5, 40)] * 2
     assert [c.shape for c in CoreSpace().enter(changes).coordinates] == [(5, 5)] * 2
 
 
@@ -72,7 +72,7 @@ def test_knots_coefficients_are_those_of_the_dense_decomposition():
     rng = np.random.default_rng(2)
     changes = [change(rng, rank=2), change(rng, rank=3)]
     u, s, vt = np.linalg.svd(np.concatenate([dense(c) for c in changes], 1), full_matrices=False)
-    entered, scaled = Knots().enter(changes), Knots(basis="scaled").enter(changes)
+    entered, scaled = KnotsSpace().enter(changes), KnotsSpace(basis="scaled").enter(changes)
     for i, one in enumerate(changes):
         block = vt[:5, i * 10 : (i + 1) * 10]
         # The sign of each direction is arbitrary.
@@ -150,7 +150,7 @@ def test_a_direction_that_an_adapter_lacks_has_no_vote(space):
 @pytest.mark.parametrize("side", ["outputs", "inputs"])
 def test_what_storage_rounds_does_not_grow_into_directions(side):
     # One change twice, once through float32: divided by its size, the difference would count like the change.
-    space = Knots(side=side, basis="scaled")
+    space = KnotsSpace(side=side, basis="scaled")
     one = change(np.random.default_rng(0), rank=2)
     stored = LowRankChange(
         *(f.astype(np.float32).astype(np.float64) for f in (one.left, one.right))
@@ -193,8 +193,8 @@ def test_inputs_first_weights_are_seen_as_their_transposes():
     changes = [change(rng, rank=2), change(rng, rank=3)]
     turned = [LowRankChange(c.right.T, c.left.T, c.scale) for c in changes]
     for side in ("outputs", "inputs"):
-        plain = Knots(side=side).enter(changes)
-        other = Knots(side=side).enter(turned, input_first=True)
+        plain = KnotsSpace(side=side).enter(changes)
+        other = KnotsSpace(side=side).enter(turned, input_first=True)
         for x, y in zip(plain.coordinates, other.coordinates, strict=True):
             assert np.allclose(abs(x), abs(y), atol=1e-11)
 
@@ -215,5 +215,5 @@ def test_ties_is_what_the_dense_method_gives(side, basis):
         base={k: torch.zeros_like(t) for k, t in states[0].items()},
         parameters={"density": 0.5, "axis": side, "basis": basis},
     )
-    found, _ = in_space(Knots(side, basis), adapters, ties(0.5, [1.0, 1.0]))
+    found, _ = in_space(KnotsSpace(side, basis), adapters, ties(0.5, [1.0, 1.0]))
     assert_same(found, {k: t.numpy() for k, t in expected.items()}, atol=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from weightsmith.adapters.lego import Lego, clustered, k_means
 from weightsmith.deltas.changes import LowRankChange
-from weightsmith.engine.plan import make_plan
+from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.recipes import Recipe
 

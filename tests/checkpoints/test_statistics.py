@@ -13,11 +13,8 @@ from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
-from weightsmith.checkpoints.formats.statistics import (
-    METADATA_ENTRY,
-    read_statistics,
-    require_match,
-)
+from weightsmith.checkpoints.formats.statistics import read_statistics, require_match
+from weightsmith.checkpoints.formats.statistics_header import METADATA_ENTRY
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
 from weightsmith.tensors.compressed import read_array

@@ -14,7 +14,7 @@ BY_NAME = {
     ("delta show", "tensors"),
     *(
         ("*", key)
-        for key in "codecs dtypes files forms items change_from_base expert_of versions".split()
+        for key in "about_presets codecs dtypes files forms items change_from_base expert_of versions".split()
     ),
 }
 # Content that is not ours: a configuration, a recipe, parameters; and trees of nodes.

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from weightsmith import __version__
 from weightsmith.cli.main import COMMANDS
+from weightsmith.version import __version__
 
 HEAVY = {"numpy", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
 
@@ -57,8 +57,9 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     )
     loaded = fresh(program)
     methods = {name for name in loaded if name.startswith("weightsmith.methods.")}
-    shared = "index registry modifiers task_vectors span matrices named_roles".split()
-    assert methods <= {f"weightsmith.methods.{name}" for name in ("ties", *shared)}
+    shared = "method_index registry modifiers task_vectors ties_elsewhere span matrices named_roles".split()
+    own = ("ties", "parts", *(f"parts.{name}" for name in shared))
+    assert methods <= {f"weightsmith.methods.{name}" for name in own}
     rooms = {".".join(name.split(".")[:2]) for name in loaded}
     assert not rooms & {
         f"weightsmith.{room}" for room in ("comparison", "evaluation", "reports", "testbeds")
@@ -67,7 +68,8 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     assert not {name.partition(".")[0] for name in loaded} & set(unused)
     # Tokenizers, expressions, regular expressions and packages are read where a recipe has some.
     parts = (
-        "checkpoints.packages patterns recipes.expressions recipes.tokenizers vocabularies.library"
+        "checkpoints.formats.packages patterns.matching recipes.language.expressions "
+        "recipes.resolution.tokenizers tokenizers.tokenizer_library"
     )
     assert not set(loaded) & {f"weightsmith.{part}" for part in parts.split()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.engine.verify import verify
+from weightsmith.engine.records.verify import verify_output
 
 COMMAND = f"{sys.executable} -m weightsmith"
 
@@ -44,7 +44,7 @@ def test_a_merge_ends_as_if_somebody_listened(family, streams):
     code, _, err = run(f"W merge ties.yaml out {streams}", family)
     assert code == 0, err
     assert "error" not in err
-    assert verify(family / "out", recompute=2).ok
+    assert verify_output(family / "out", recompute=2).ok
 
 
 @pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
@@ -70,7 +70,7 @@ def test_no_file_of_data_gets_the_descriptor_of_a_closed_stream(family):
     program = (
         "import os, sys\n"
         "from weightsmith.cli import main\n"
-        "from weightsmith.engine import run as runs\n"
+        "from weightsmith.engine.running import run as runs\n"
         "begin = runs._write_tensors\n"
         "def noisy(*a):\n"
         "    found = begin(*a)\n"
@@ -82,7 +82,7 @@ def test_no_file_of_data_gets_the_descriptor_of_a_closed_stream(family):
     (family / "noisy.py").write_text(program)
     code, _, _ = run(f"{sys.executable} noisy.py <&- >&- 2>&-", family)
     assert code == 0
-    assert verify(family / "out").ok
+    assert verify_output(family / "out").ok
 
 
 FULL = "stdout could not be written to (No space left on device), so what this command shows is cut"
@@ -124,7 +124,7 @@ def test_a_no_stays_a_no_on_a_full_disk(family):
 def test_a_reader_that_left_does_not_undo_a_merge(family):
     code, _, err = run("W merge ties.yaml out --quiet | true; exit ${PIPESTATUS[0]}", family)
     assert (code, err) == (0, "")
-    assert verify(family / "out").ok
+    assert verify_output(family / "out").ok
     code, _, err = run("W methods | true; exit ${PIPESTATUS[0]}", family)
     assert (code, err) == (1, "")
 

@@ -10,7 +10,7 @@ import pytest
 
 from weightsmith.cli.judging.testbed import BuildLines
 from weightsmith.cli.main import execute
-from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TestFamily
+from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TrainedFamily
 
 from .json_table import check
 
@@ -41,7 +41,7 @@ def toy(monkeypatch):
     module.blueprint = lambda: Blueprint(("one",), (), {}, steps)
     monkeypatch.setitem(sys.modules, "toy_family", module)
     monkeypatch.setitem(
-        FAMILIES, "toy", TestFamily("toy", "a toy", (), 0, 0, "toy_family:blueprint")
+        FAMILIES, "toy", TrainedFamily("toy", "a toy", (), 0, 0, "toy_family:blueprint")
     )
     return module
 

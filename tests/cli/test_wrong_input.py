@@ -142,7 +142,7 @@ def test_an_unexpected_exception_is_one_line_that_asks_for_a_report(weightsmith,
         assert path == "base"
         raise ZeroDivisionError("first line\nsecond line")
 
-    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", broken)
+    monkeypatch.setattr("weightsmith.inspection.summarize_checkpoint", broken)
     result = weightsmith("inspect", "base")
     assert result.code == UNEXPECTED
     assert sentence(result) == (
@@ -169,7 +169,7 @@ def test_what_the_system_refuses_is_no_defect(weightsmith, monkeypatch, raised, 
         assert path == "base"
         raise raised
 
-    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", refused)
+    monkeypatch.setattr("weightsmith.inspection.summarize_checkpoint", refused)
     result = weightsmith("inspect", "base")
     assert result.code == errors.ResourceError.exit_code
     assert part in sentence(result)
@@ -180,7 +180,7 @@ def test_a_module_of_its_own_that_is_missing_is_a_defect(weightsmith, monkeypatc
         assert path == "base"
         raise ModuleNotFoundError("No module", name="weightsmith.nowhere")
 
-    monkeypatch.setattr("weightsmith.inspection.checkpoint_summary.summarize_checkpoint", broken)
+    monkeypatch.setattr("weightsmith.inspection.summarize_checkpoint", broken)
     assert weightsmith("inspect", "base").code == UNEXPECTED
 
 

@@ -64,6 +64,6 @@ def generator():
 def small_family(tmp_path_factory):
     from tests.comparison.small_family import build
 
-    from weightsmith.comparison.opening import open_family
+    from weightsmith.comparison.family_opening import open_family
 
     return open_family(build(tmp_path_factory.mktemp("family") / "small"))

@@ -10,8 +10,8 @@ import pytest
 
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
+from weightsmith.comparison.family_opening import open_family
 from weightsmith.comparison.league_entries import Candidate, measure_cost, recipe_of
-from weightsmith.comparison.opening import open_family
 from weightsmith.comparison.ranking import BUDGET, FINISHED, INTERRUPTED, run_league
 from weightsmith.comparison.scaling import run_scaling
 from weightsmith.comparison.standings import DEFAULT, TUNED

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from weightsmith.comparison.family_opening import family_of_models, open_family
 from weightsmith.comparison.halves import half_of
-from weightsmith.comparison.opening import family_of_models, open_family
 from weightsmith.comparison.ranking import FINISHED, run_league
 from weightsmith.comparison.standings import TUNED, mean_normalized
 from weightsmith.errors import UsageError

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.formats.bundles import open_member, read_bundle_header
+from weightsmith.checkpoints.formats.bundles import read_bundle_header
+from weightsmith.checkpoints.opening import open_task
 from weightsmith.errors import CheckpointError, OutputError, RecipeError, WeightsmithError
 from weightsmith.tensors.digests import digest_tensor
 
@@ -288,7 +289,7 @@ def test_a_moved_base_is_found_where_it_is_said_to_be(family):
     (family.root / "base").rename(family.root / "elsewhere")
     with pytest.raises(CheckpointError, match="--base"):
         open_checkpoint(f"{out}#e1")
-    found = open_member(out, "e1", source="x", base=family.root / "elsewhere")
+    found = open_task(out, "e1", base=family.root / "elsewhere")
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(read(tensor), wanted[name])
 

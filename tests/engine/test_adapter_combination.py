@@ -11,12 +11,12 @@ from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.lego import Lego, clustered
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter, low_rank_adapter
-from weightsmith.adapters.spaces import CoreSpace, Knots
+from weightsmith.adapters.spaces import CoreSpace, KnotsSpace
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.adapter_api import combine_adapters, resize_adapter
 from weightsmith.engine.api import merge_state_dicts
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.verify import replay, verify
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.records.verify import replay_output, verify_output
 from weightsmith.errors import (
     CompatibilityError,
     OutputError,
@@ -146,7 +146,7 @@ def test_the_share_that_ties_keeps_in_a_space_is_counted_over_all_tensors(method
     adapters = [adapter(27), adapter(28, scale=5.0)]
     weights = [1.0, 2.0]
     found, _ = combined(adapters, method, weights, parameters={"density": 0.2})
-    space = Knots() if method == "knots" else CoreSpace()
+    space = KnotsSpace() if method == "knots" else CoreSpace()
     expected, _ = in_space(space, adapters, ties(0.2, weights))
     assert_same(found, expected, atol=1e-9)
 
@@ -172,8 +172,8 @@ def test_options_of_spaces_and_of_lego_are_parameters():
     adapters = [adapter(17), adapter(18)]
     rule = ties(0.3, [1.0, 1.0])
     for method, options, space in (
-        ("knots", {"side": "inputs"}, Knots(side="inputs")),
-        ("knots", {"basis": "scaled"}, Knots(basis="scaled")),
+        ("knots", {"side": "inputs"}, KnotsSpace(side="inputs")),
+        ("knots", {"basis": "scaled"}, KnotsSpace(basis="scaled")),
         ("core_space", {"gauge": "stored"}, CoreSpace(gauge="stored")),
     ):
         found, _ = combined(adapters, method, parameters={**options, "density": 0.3})
@@ -337,11 +337,11 @@ def test_every_method_is_on_record_in_a_folder_and_in_a_file(pair, tmp_path, met
         ("o.safetensors", "p.safetensors", "kohya"),
     ):
         made = combine_adapters(pair, out, method=method, dialect=dialect, **asked)
-        found = verify(tmp_path / out, recompute=2)
+        found = verify_output(tmp_path / out, recompute=2)
         assert found.ok
         assert found.tensors == len(made.manifest.outputs)
         assert len(found.recomputed) == 2
-        assert replay(tmp_path / out, tmp_path / again).outputs == made.manifest.outputs
+        assert replay_output(tmp_path / out, tmp_path / again).outputs == made.manifest.outputs
 
 
 def test_a_file_that_was_changed_is_no_longer_as_recorded(pair, tmp_path):
@@ -350,12 +350,12 @@ def test_a_file_that_was_changed_is_no_longer_as_recorded(pair, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    problems = verify(file).problems
+    problems = verify_output(file).problems
     assert any("the file was changed" in problem for problem in problems)
     assert any("was changed: its digest" in problem for problem in problems)
     write_adapter(adapter(1), tmp_path / "plain.safetensors", "kohya")
     with pytest.raises(VerificationError, match="no manifest in its metadata"):
-        verify(tmp_path / "plain.safetensors")
+        verify_output(tmp_path / "plain.safetensors")
 
 
 def test_a_file_that_is_as_recorded_is_replaced_and_one_that_is_not_is_kept(pair, tmp_path):
@@ -367,7 +367,7 @@ def test_a_file_that_is_as_recorded_is_replaced_and_one_that_is_not_is_kept(pair
     file.write_bytes(file.read_bytes()[:-4] + bytes(4))
     with pytest.raises(OutputError, match="was changed since"):
         combine_adapters(pair, "out.safetensors", dialect="kohya", force=True)
-    with pytest.raises(OutputError, match="peft dialect is a folder"):
+    with pytest.raises(OutputError, match="peft format is a folder"):
         combine_adapters(pair, "other.safetensors")
 
 
@@ -376,9 +376,9 @@ def test_an_adapter_without_a_record_is_replaced_by_one_with_it_unless_it_was_ed
 ):
     write_adapter(adapter(35), tmp_path / "out")
     combine_adapters(pair, "out", method="knots", force=True)
-    assert verify(tmp_path / "out").ok
+    assert verify_output(tmp_path / "out").ok
     resize_adapter("a", "out", rank=1, force=True)
-    assert verify(tmp_path / "out", recompute=1).ok
+    assert verify_output(tmp_path / "out", recompute=1).ok
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="notes"):
         combine_adapters(pair, "out", force=True)
@@ -402,7 +402,7 @@ def test_what_has_no_factors_is_merged_by_its_elements_and_counted_apart():
         found, _ = combined(adapters, "ties", space="knots", parameters={"density": 0.5})
         expected = ties(0.5, [1.0, 1.0])([{name: bias.astype(np.float64)} for bias in biases])
         assert np.allclose(found.added[name], expected[name], atol=1e-7)
-        whole = in_space(Knots(), adapters, ties(0.5, [1.0, 1.0]))[0]
+        whole = in_space(KnotsSpace(), adapters, ties(0.5, [1.0, 1.0]))[0]
         assert_same(found, whole, atol=1e-9)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.engine.adapter_api import combine_adapters
-from weightsmith.engine.rollback import rollback
+from weightsmith.engine.records.rollback import roll_back
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,
@@ -307,7 +307,7 @@ def test_whole_modules_are_combined_as_changes_of_the_base(family: Path) -> None
     base = family / "base"
     lora(base, "d", 4, modules_to_save=["lm_head"])
     made = recipe(family, "task_arithmetic", "ad", weights=(1, 0.5))
-    with pytest.raises(CompatibilityError, match="give the base of the adapters as `base_model`"):
+    with pytest.raises(CompatibilityError, match=r"name the base of the adapters \(`base_model`"):
         weightsmith.merge(made, family / "out")
     weightsmith.merge({**made, "base_model": str(base)}, family / "out")
     own = load_file(family / "d/adapter_model.safetensors")["base_model.model.lm_head.weight"]
@@ -417,9 +417,9 @@ def test_a_killed_run_starts_afresh(family: Path) -> None:
 
 def test_a_contributor_of_an_adapter_is_taken_out_again(family: Path) -> None:
     weightsmith.merge(recipe(family, "ties", "abc", parameters={"density": 0.5}), family / "out")
-    rollback(family / "out", family / "without", str(family / "b"))
+    roll_back(family / "out", family / "without", str(family / "b"))
     weightsmith.merge(recipe(family, "ties", "ac", parameters={"density": 0.5}), family / "fresh")
     assert stored(family / "without") == stored(family / "fresh")
     (family / "c").rename(family / "gone")
     with pytest.raises(RecipeError, match="roll back by replay"):
-        rollback(family / "out", family / "again", str(family / "b"))
+        roll_back(family / "out", family / "again", str(family / "b"))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.adapters.adapted_models import open_model
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.planned_tensors import Action
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.planning.planned_tensors import Action
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,
@@ -156,7 +156,7 @@ def test_the_bytes_are_the_same_for_all_threads_tiles_and_backends(
     expected = stored(family / "out")
     weightsmith.merge(recipe, family / "threads", threads=3)
     weightsmith.merge(recipe, family / "torch", backend="torch")
-    monkeypatch.setattr("weightsmith.engine.plan._SMALLEST_TILE", 100)
+    monkeypatch.setattr("weightsmith.engine.planning.plan_making._SMALLEST_TILE", 100)
     weightsmith.merge(recipe, family / "tiles", memory_bytes=1)
     assert all(stored(family / name) == expected for name in ("threads", "torch", "tiles"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from weightsmith.engine.trace import Tracer
+from weightsmith.engine.planning.trace import Tracer
 from weightsmith.recipes.resolution.formula import Leaf, Merge, OutputTensor, Place
 from weightsmith.tensors.dtypes import DType
 

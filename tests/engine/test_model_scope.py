@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
-from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
-from weightsmith.engine.scheduler import Scheduler
-from weightsmith.engine.tensor_job import JobSettings, TensorJob
-from weightsmith.engine.tiles import model_sample_runs, sample_step
-from weightsmith.engine.trace import StatisticMember
+from weightsmith.engine.planning.backends import choose_backend
+from weightsmith.engine.planning.tiles import model_sample_runs, sample_step
+from weightsmith.engine.planning.trace import StatisticMember
+from weightsmith.engine.running.job_facts import JobSettings
+from weightsmith.engine.running.model_scope import resolve_model_scope
+from weightsmith.engine.running.scheduler import Scheduler
+from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.graph.backends import native
 from weightsmith.graph.backends.torch_memory import evaluate_model
 from weightsmith.graph.graph import (

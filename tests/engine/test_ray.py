@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import weightsmith
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.ray_cluster import Cluster, batches, run_on_ray
-from weightsmith.engine.run import run
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.running.ray_cluster import Cluster, batches, run_on_ray
+from weightsmith.engine.running.run import run
 from weightsmith.errors import NonFiniteError, ResourceError
 from weightsmith.recipes import Recipe
 
@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_only_its_unfinished_tensors(family: Family, ray: 
         import signal
         import time
 
-        from weightsmith.engine.ray_cluster import compute_batch
+        from weightsmith.engine.running.ray_cluster import compute_batch
 
         for position, record in enumerate(compute_batch(shared, names)):
             with open(log, "a") as file:
@@ -116,7 +116,7 @@ def test_a_killed_worker_costs_only_its_unfinished_tensors(family: Family, ray: 
                     os.kill(os.getpid(), signal.SIGKILL)
 
     few = pytest.MonkeyPatch()
-    few.setattr("weightsmith.engine.ray_cluster._BATCHES_PER_CPU", 1)
+    few.setattr("weightsmith.engine.running.ray_cluster._BATCHES_PER_CPU", 1)
     progress = Recorder()
     run(plan, out, progress=progress, compute=Cluster(ray, batch).compute)
     few.undo()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import weightsmith
-from weightsmith.engine import staging
-from weightsmith.engine.journal import Journal
-from weightsmith.engine.staging import Staging
+from weightsmith.engine.records import merge_staging as staging
+from weightsmith.engine.records.journal import Journal
+from weightsmith.engine.records.merge_staging import Staging
 from weightsmith.errors import AssertionFailed, NonFiniteError, OutputError, ResourceError
 from weightsmith.graph.backends import native
 from weightsmith.publishing import atomic_renames as renaming

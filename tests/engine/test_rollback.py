@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
-from weightsmith.engine.rollback import RolledBack, Way, rollback
+from weightsmith.engine.records.rollback import RolledBack, Way, roll_back
 from weightsmith.errors import CheckpointError, RecipeError, UsageError, VerificationError
 
 from ..adapters.peft_family import llama, lora  # noqa: TID252 - two rooms share it
@@ -31,7 +31,7 @@ def weighted(family: Family, method: str, **more: Any) -> dict[str, Any]:
 
 def fresh(
     family: Family, recipe: dict[str, Any], removed: int
-) -> weightsmith.engine.manifest.Manifest:
+) -> weightsmith.engine.records.manifest.Manifest:
     """The merge that never had one of the models."""
     models = [m for i, m in enumerate(recipe["models"]) if i != removed]
     return weightsmith.merge({**recipe, "models": models}, family.root / "fresh")
@@ -65,7 +65,7 @@ def test_a_replay_has_the_bits_of_a_merge_that_never_had_it(family: Family, meth
     """Whatever the method, random masks included; its own record replays again."""
     recipe = weighted(family, method, seed=5)
     weightsmith.merge(recipe, family.root / "out")
-    made = rollback(family.root / "out", family.root / "new", "e2")
+    made = roll_back(family.root / "out", family.root / "new", "e2")
     assert made.way is Way.REPLAY
     assert made.manifest.digest == fresh(family, recipe, 1).digest
     weightsmith.replay(family.root / "new", family.root / "again")
@@ -95,7 +95,7 @@ def test_a_subtraction_is_within_its_bound_of_a_fresh_merge(
     gone = [n for n in ("e1", "e2", "e3") if n != keep]
     for name in gone:
         shutil.move(family.root / name, family.root / f"away-{name}")
-    made = rollback(family.root / "out", family.root / "new", keep)
+    made = roll_back(family.root / "out", family.root / "new", keep)
     assert made.way is Way.SUBTRACTION
     assert made.gone == tuple(str(family.root / n) for n in gone)
     for name in gone:
@@ -108,7 +108,7 @@ def test_a_subtraction_is_within_its_bound_of_a_fresh_merge(
 def test_a_subtraction_is_a_merge_like_any_other(family: Family) -> None:
     """It verifies, its tensors can be computed again, and it replays."""
     weightsmith.merge(weighted(family, "task_arithmetic"), family.root / "out")
-    made = rollback(family.root / "out", family.root / "new", "e3", by=Way.SUBTRACTION)
+    made = roll_back(family.root / "out", family.root / "new", "e3", by=Way.SUBTRACTION)
     assert {Path(i.reference).name for i in made.manifest.inputs.values()} == {"out", "e3", "base"}
     assert weightsmith.verify(family.root / "new", recompute=9).ok
     assert (
@@ -130,7 +130,7 @@ def test_weights_by_depth_and_by_name_are_taken_out_tensor_by_tensor(family: Fam
     recipe["parameters"] = {"normalize": True}
     weightsmith.merge(recipe, family.root / "out")
     fresh(family, recipe, 1)
-    made = rollback(family.root / "out", family.root / "new", "e2", by=Way.SUBTRACTION)
+    made = roll_back(family.root / "out", family.root / "new", "e2", by=Way.SUBTRACTION)
     assert excess(family, made, EVERYTHING)[0] <= 0.0
     before, after = family.tensors("out"), family.tensors("new")
     assert all(torch.equal(before[n], after[n]) for n in before if "norm" in n)
@@ -144,7 +144,7 @@ def test_what_all_models_share_stays_to_the_bit(family: Family) -> None:
         }
         save_file(tensors, family.root / name / "model.safetensors", metadata={"format": "pt"})
     weightsmith.merge(weighted(family, "linear"), family.root / "out")
-    rollback(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
+    roll_back(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
     assert torch.equal(
         family.tensors("new")["lm_head.weight"], family.tensors("base")["lm_head.weight"]
     )
@@ -153,7 +153,7 @@ def test_what_all_models_share_stays_to_the_bit(family: Family) -> None:
 def test_a_result_of_a_roll_back_is_taken_out_of_a_merge(family: Family) -> None:
     """Two thirds of a merge that has a subtracted model in it leave the third."""
     weightsmith.merge(weighted(family, "linear", dtype="float32"), family.root / "out")
-    rollback(family.root / "out", family.root / "one", "e1", by=Way.SUBTRACTION)
+    roll_back(family.root / "out", family.root / "one", "e1", by=Way.SUBTRACTION)
     recipe = {
         "weightsmith": 1,
         "merge_method": "linear",
@@ -164,7 +164,7 @@ def test_a_result_of_a_roll_back_is_taken_out_of_a_merge(family: Family) -> None
         "dtype": "float32",
     }
     weightsmith.merge(recipe, family.root / "three")
-    rollback(family.root / "three", family.root / "new", "one", by=Way.SUBTRACTION)
+    roll_back(family.root / "three", family.root / "new", "one", by=Way.SUBTRACTION)
     left, expected = family.tensors("new"), family.tensors("e2")
     for name, tensor in left.items():
         torch.testing.assert_close(tensor, expected[name].float(), rtol=0, atol=1e-7)
@@ -175,7 +175,7 @@ def test_a_merge_that_is_not_linear_is_not_subtracted_from(family: Family, metho
     """The sentence says so, and that another way is open."""
     weightsmith.merge(family.recipe(method), family.root / "out")
     with pytest.raises(RecipeError, match=r"cannot be subtracted; give every other input"):
-        rollback(family.root / "out", family.root / "new", "e2", by=Way.SUBTRACTION)
+        roll_back(family.root / "out", family.root / "new", "e2", by=Way.SUBTRACTION)
     assert not (family.root / "new").exists()
 
 
@@ -184,9 +184,9 @@ def test_an_input_that_is_gone_is_named_where_it_is_needed(family: Family) -> No
     weightsmith.merge(family.recipe("ties"), family.root / "out")
     shutil.rmtree(family.root / "e3")
     with pytest.raises(CheckpointError, match=r"e3'.*subtraction"):
-        rollback(family.root / "out", family.root / "new", "e1", by=Way.REPLAY)
+        roll_back(family.root / "out", family.root / "new", "e1", by=Way.REPLAY)
     with pytest.raises(RecipeError, match=r"constant coefficients.*Not found: .*e3"):
-        rollback(family.root / "out", family.root / "new", "e1")
+        roll_back(family.root / "out", family.root / "new", "e1")
 
 
 def test_a_method_that_needs_two_models_is_not_left_with_one(family: Family) -> None:
@@ -196,7 +196,7 @@ def test_a_method_that_needs_two_models_is_not_left_with_one(family: Family) -> 
     }
     weightsmith.merge(recipe, family.root / "out")
     with pytest.raises(RecipeError, match=r"slerp"):
-        rollback(family.root / "out", family.root / "new", "e2")
+        roll_back(family.root / "out", family.root / "new", "e2")
 
 
 def test_a_donor_may_go_and_its_papers_stay_after_a_subtraction(family: Family) -> None:
@@ -206,10 +206,10 @@ def test_a_donor_may_go_and_its_papers_stay_after_a_subtraction(family: Family) 
     (family.root / "e1" / "config.json").write_text(marked)
     recipe = weighted(family, "linear", donor=str(family.root / "e1"))
     weightsmith.merge(recipe, family.root / "out")
-    again = rollback(family.root / "out", family.root / "again", "e1")
+    again = roll_back(family.root / "out", family.root / "again", "e1")
     assert not again.was_donor
     assert "first" not in (family.root / "again" / "config.json").read_text()
-    made = rollback(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
+    made = roll_back(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
     assert made.was_donor
     assert "first" in (family.root / "new" / "config.json").read_text()
 
@@ -225,12 +225,12 @@ def test_rounded_inputs_are_subtracted_as_they_were_rounded(family: Family) -> N
     recipe = weighted(family, "linear", semantics="mergekit")
     weightsmith.merge(recipe, family.root / "out")
     fresh(family, recipe, 0)
-    made = rollback(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
+    made = roll_back(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
     assert excess(family, made, EVERYTHING)[0] <= 0.0
     wider = recipe | {"out_dtype": "float32"}
     weightsmith.merge(wider, family.root / "wider")
     with pytest.raises(RecipeError, match="rounded before it was merged"):
-        rollback(family.root / "wider", family.root / "newer", "e1", by=Way.SUBTRACTION)
+        roll_back(family.root / "wider", family.root / "newer", "e1", by=Way.SUBTRACTION)
 
 
 def test_a_moved_input_is_given_by_name(family: Family) -> None:
@@ -240,7 +240,7 @@ def test_a_moved_input_is_given_by_name(family: Family) -> None:
     expected = fresh(family, recipe, 0).digest
     shutil.move(family.root / "e3", family.root / "elsewhere")
     inputs = {str(family.root / "e3"): family.root / "elsewhere"}
-    made = rollback(family.root / "out", family.root / "new", "e1", inputs=inputs)
+    made = roll_back(family.root / "out", family.root / "new", "e1", inputs=inputs)
     assert made.manifest.digest == expected
 
 
@@ -255,10 +255,10 @@ def test_inputs_are_those_on_record(family: Family, by: Way, changed: str) -> No
     file.write_bytes(data)
     out = "e1" if by is Way.SUBTRACTION else "e2"
     if by is Way.REPLAY and changed == "out":
-        rollback(family.root / "out", family.root / "new", out, by=by)
+        roll_back(family.root / "out", family.root / "new", out, by=by)
         return
     with pytest.raises(VerificationError, match="not the one on record"):
-        rollback(family.root / "out", family.root / "new", out, by=by)
+        roll_back(family.root / "out", family.root / "new", out, by=by)
     assert not (family.root / "new").exists()
 
 
@@ -270,8 +270,8 @@ def test_names_that_mean_no_input_or_several_are_refused(family: Family) -> None
     recipe["models"].append({"model": str(family.root / "other" / "e1")})
     weightsmith.merge(recipe, family.root / "out")
     with pytest.raises(UsageError, match=r"no input 'e9'; it has .*e1"):
-        rollback(family.root / "out", family.root / "new", "e9")
-    made = rollback(family.root / "out", family.root / "new", str(family.root / "other" / "e1"))
+        roll_back(family.root / "out", family.root / "new", "e9")
+    made = roll_back(family.root / "out", family.root / "new", str(family.root / "other" / "e1"))
     assert len(made.manifest.inputs) == 3
 
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_taken_out_is_refused_in_a_sentence(
         del recipe["merge_method"]
     weightsmith.merge(recipe, family.root / "out")
     with pytest.raises(RecipeError, match=sentence):
-        rollback(family.root / "out", family.root / "new", out)
+        roll_back(family.root / "out", family.root / "new", out)
 
 
 def test_a_model_goes_from_slices_modules_and_recipes_inside(
@@ -347,7 +347,7 @@ def test_a_model_goes_from_slices_modules_and_recipes_inside(
     both = inner | {"name": "both", "models": [{"model": "e1"}, {"model": "e2"}]}
     recipe = _modular(models=[{"model": inner}, {"model": both}, {"model": "e3"}])
     weightsmith.merge(recipe, "out")
-    made = rollback(Path("out"), Path("new"), "e1")
+    made = roll_back(Path("out"), Path("new"), "e1")
     expected = _modular(models=[{"model": both | {"models": [{"model": "e2"}]}}, {"model": "e3"}])
     assert made.manifest.digest == weightsmith.merge(expected, "expected").digest
 
@@ -371,7 +371,7 @@ def test_a_model_goes_from_slices_and_modules(
     """What is left is the recipe that would have been written without it."""
     monkeypatch.chdir(family.root)
     weightsmith.merge(_written(_modular(base_model="base", **part)), "out")
-    made = rollback(Path("out"), Path("new"), "e1")
+    made = roll_back(Path("out"), Path("new"), "e1")
     expected = weightsmith.merge(_written(_modular(base_model="base", **reduced)), "expected")
     assert made.manifest.digest == expected.digest
 
@@ -390,9 +390,9 @@ def test_a_model_with_an_adapter_is_taken_out_like_any_other(tmp_path: Path) -> 
     }
     weightsmith.merge(recipe, tmp_path / "out")
     expected = weightsmith.merge({**recipe, "models": recipe["models"][1:]}, tmp_path / "fresh")
-    replayed = rollback(tmp_path / "out", tmp_path / "again", models[0])
+    replayed = roll_back(tmp_path / "out", tmp_path / "again", models[0])
     assert replayed.manifest.digest == expected.digest
-    made = rollback(tmp_path / "out", tmp_path / "new", models[0], by=Way.SUBTRACTION)
+    made = roll_back(tmp_path / "out", tmp_path / "new", models[0], by=Way.SUBTRACTION)
     for name, tensor in load_file(tmp_path / "new" / "model.safetensors").items():
         fresh_one = load_file(tmp_path / "fresh" / "model.safetensors")[name]
         torch.testing.assert_close(tensor, fresh_one, rtol=0, atol=1e-6)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith.engine import plan as plans
-from weightsmith.engine.run import run
+from weightsmith.engine.planning import plan_making as plans
+from weightsmith.engine.running.run import run
 from weightsmith.errors import NonFiniteError, OutputError, RecipeError
 from weightsmith.graph.backends import native
 from weightsmith.methods.parts import registry

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.engine.running.scheduler import Job, Round, Scheduler, Worker
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from weightsmith.deltas.bits import MASK, packed_bytes
-from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage, Target
-from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import Finished, JobSettings, TensorJob
+from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, StorageForm, Target
+from weightsmith.engine.running.job_facts import Finished, JobSettings
+from weightsmith.engine.running.scheduler import Job, Scheduler
+from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.graph.backends import native
 from weightsmith.graph.backends.torch_backend import TorchBackend
 from weightsmith.graph.graph import Value, above, largest_share, norm, source, value, where
@@ -64,7 +65,7 @@ def backend_of(name: str) -> Backend:
 def run(
     backend: Backend,
     graphs: Sequence[Value],
-    forms: Sequence[tuple[DType, Storage]],
+    forms: Sequence[tuple[DType, StorageForm]],
     sources: Sequence[Read],
 ) -> tuple[list[Finished], list[bytes]]:
     """What a job with these outputs is recorded with, and the bytes that it stored."""
@@ -88,7 +89,7 @@ def inputs() -> list[Read]:
     return [Read(f"t{i}", rng.normal(size=SHAPE)) for i in range(3)]
 
 
-def parts() -> tuple[list[Value], list[tuple[DType, Storage]]]:
+def parts() -> tuple[list[Value], list[tuple[DType, StorageForm]]]:
     """Parts of one graph: a unified vector, a mask by an order statistic, a scale, and the sum rounded."""
     base, a, b = source(0), source(1), source(2)
     delta = (a - base) + (b - base)

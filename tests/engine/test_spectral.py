@@ -12,7 +12,7 @@ import torch
 
 import weightsmith
 from weightsmith.checkpoints.formats import merge_state
-from weightsmith.engine.scratch import Scratch
+from weightsmith.engine.running.scratch import Scratch
 from weightsmith.errors import CheckpointError, CompatibilityError, RecipeError
 from weightsmith.graph.backends import native
 from weightsmith.tensors.dtypes import DType
@@ -334,8 +334,8 @@ def test_statistics_over_a_merged_model_run_over_its_matrices_and_vectors_togeth
 
 def test_a_continual_merge_can_be_computed_again_and_compared(family: Family) -> None:
     """Verification recomputes tensors with the norms of the whole model and the carried state."""
-    from weightsmith.engine.verify import verify
+    from weightsmith.engine.records.verify import verify_output
 
     steps(family)
-    checked = verify(family.root / "second", recompute=3)
+    checked = verify_output(family.root / "second", recompute=3)
     assert checked.ok, checked

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import weightsmith
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
-from weightsmith.engine import plan as planning
 from weightsmith.engine.api import merge, merge_state_dicts, replay, verify
+from weightsmith.engine.planning import plan_making as planning
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.language.expressions import methods
@@ -249,7 +249,7 @@ def test_a_matrix_that_is_no_gram_matrix_stops_the_merge(
 
 
 def test_a_merge_goes_on_after_an_interruption(family, tmp_path, weights_of, monkeypatch):
-    from weightsmith.engine import run as running
+    from weightsmith.engine.running import run as running
 
     recipe, _ = recipe_for(family, "ota", "adam")
     merge(recipe, tmp_path / "whole", threads=1)

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.engine import tensor_job
-from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
-from weightsmith.engine.scheduler import Job, Scheduler
-from weightsmith.engine.tensor_job import JobSettings, TensorJob
-from weightsmith.engine.trace import StatisticMember
+from weightsmith.engine.planning.trace import StatisticMember
+from weightsmith.engine.running import tensor_job
+from weightsmith.engine.running.job_facts import JobSettings
+from weightsmith.engine.running.model_scope import resolve_model_scope
+from weightsmith.engine.running.scheduler import Job, Scheduler
+from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.graph import graph
 from weightsmith.graph.backends import native
 from weightsmith.graph.backends.torch_backend import TorchBackend

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
-from weightsmith.engine import manifest as manifests
+from weightsmith.engine.records import manifest as manifests
 from weightsmith.errors import UsageError, VerificationError
 from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from weightsmith.engine.plan import Plan, make_plan
-from weightsmith.engine.run import run
+from weightsmith.engine.planning.plan import Plan
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.running.run import run
 from weightsmith.recipes import Recipe
 
 from ..tokenizers.tokenizers_made_here import SAMPLES  # noqa: TID252 - two rooms share it

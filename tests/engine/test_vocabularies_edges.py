@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import weightsmith
-from weightsmith.engine import manifest as manifests
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.run import run
-from weightsmith.engine.verify import replay, verify
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.records import manifest as manifests
+from weightsmith.engine.records.verify import replay_output, verify_output
+from weightsmith.engine.running.run import run
 from weightsmith.errors import RecipeError, TokenizerError, WeightsmithError
 from weightsmith.findings import Severity
 from weightsmith.inspection.explanation import explain_tensor
@@ -52,8 +52,8 @@ def test_an_aligned_merge_is_on_record_and_replayed(pair, tmp_path):
     out = merge(tmp_path / "out", pair, section)
     record = manifests.read(out)
     assert set(record.inputs["a"].tokenizer) >= {"tokenizer.json", "tokenizer_config.json"}
-    assert verify(out, recompute=30).ok
-    again = replay(out, tmp_path / "again")
+    assert verify_output(out, recompute=30).ok
+    again = replay_output(out, tmp_path / "again")
     assert again.outputs == record.outputs
     assert {n: d for n, d in again.files.items() if n != "README.md"} == {
         n: d for n, d in record.files.items() if n != "README.md"

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.engine import manifest as manifests
-from weightsmith.engine.journal import Journal
+from weightsmith.engine.records import manifest as manifests
+from weightsmith.engine.records.journal import Journal
 from weightsmith.errors import OutputError
 from weightsmith.packages.unpacking import unpack
 from weightsmith.recipes import Recipe

@@ -151,11 +151,11 @@ def test_the_cache_knows_the_documents_of_a_task(models, suite, tasks):
 
 
 def test_progress_tells_of_requests(models, suite, tasks):  # noqa: ARG001
-    from weightsmith.evaluation.scoring import Silent
+    from weightsmith.evaluation.scoring import SilentEvaluation
 
     told = []
 
-    class Heard(Silent):
+    class Heard(SilentEvaluation):
         def advance(self, done, total):
             told.append((done, total))
 

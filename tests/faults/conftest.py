@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weightsmith.engine.manifest import FILE_NAME
-from weightsmith.engine.run import run
-from weightsmith.engine.verify import verify
+from weightsmith.engine.records.manifest import FILE_NAME
+from weightsmith.engine.records.verify import verify_output
+from weightsmith.engine.running.run import run
 from weightsmith.errors import OutputError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import encode_header
@@ -94,7 +94,7 @@ class Bench:
         different = {name for name in found if found[name] != self.expected[name]}
         # The manifest says where the inputs lie seen from the output.
         assert different <= (set() if out.parent == self.root else {FILE_NAME})
-        assert verify(out).ok
+        assert verify_output(out).ok
         assert not out.with_name(out.name + ".partial").exists()
 
     def check_after_a_fault(self, out: Path | None = None) -> None:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.engine.plan import Plan, make_plan
-from weightsmith.engine.run import run
+from weightsmith.engine.planning.plan import Plan
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.running.run import run
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes import Recipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.engine.run import run
+from weightsmith.engine.running.run import run
 from weightsmith.errors import OutputError, ResourceError
 
 from .conftest import Bench, bytes_of, ended

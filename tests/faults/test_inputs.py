@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith.engine.run import run
-from weightsmith.engine.verify import verify
+from weightsmith.engine.records.verify import verify_output
+from weightsmith.engine.running.run import run
 from weightsmith.errors import CheckpointError, OutputError, WeightsmithError
 
 from .conftest import Bench, bytes_of, ended, make_bench
@@ -75,7 +75,7 @@ def test_a_flipped_bit_in_a_header_is_an_error_or_harmless_but_never_a_crash(ben
             refused += 1
             assert not out.exists()
         else:
-            assert verify(out).ok
+            assert verify_output(out).ok
     assert refused >= 50
 
 
@@ -205,6 +205,6 @@ def test_runs_from_the_same_inputs_into_different_outputs(bench: Bench) -> None:
     processes = [bench.start(place) for place in places]
     assert [ended(process)[0] for process in processes] == [0] * 8
     for place in places:
-        assert verify(place, recompute=1).ok
+        assert verify_output(place, recompute=1).ok
         weights = {n: d for n, d in bytes_of(place).items() if n.endswith(".safetensors")}
         assert weights == {n: d for n, d in bench.expected.items() if n.endswith(".safetensors")}

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.engine.verify import verify
+from weightsmith.engine.records.verify import verify_output
 from weightsmith.graph.backends import native
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import encode_header
@@ -123,7 +123,7 @@ def test_a_tensor_larger_than_the_budget_with_native_kernels(
     budget = 128 * MIB
     peak = measured(bench, tmp_path / "out", memory_bytes=budget, backend="native")
     report(method, peak, budget)
-    assert verify(tmp_path / "out").ok
+    assert verify_output(tmp_path / "out").ok
     shutil.rmtree(tmp_path / "out")
     assert peak < budget
 
@@ -158,7 +158,7 @@ def test_an_address_space_cap(large: Path, tmp_path: Path, method: str) -> None:
     )
     code, message = ended(process)
     assert code == 0, message
-    assert verify(tmp_path / "out").ok
+    assert verify_output(tmp_path / "out").ok
     shutil.rmtree(tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.engine.run import run
+from weightsmith.engine.running.run import run
 
 from .conftest import Bench, bytes_of, ended
 from .merge_once import plan_of

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.model_scope import resolve_model_scope
 from weightsmith.engine.outputs.storage import Target
-from weightsmith.engine.scheduler import Scheduler
-from weightsmith.engine.tensor_job import JobSettings, TensorJob
-from weightsmith.engine.trace import StatisticMember
+from weightsmith.engine.planning.backends import choose_backend
+from weightsmith.engine.planning.trace import StatisticMember
+from weightsmith.engine.running.job_facts import JobSettings
+from weightsmith.engine.running.model_scope import resolve_model_scope
+from weightsmith.engine.running.scheduler import Scheduler
+from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.graph import order
 from weightsmith.graph.backends import native
 from weightsmith.graph.backends.torch_interpreter import tie_ranks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightsmith.engine.cost import input_bytes, predict
-from weightsmith.engine.plan import make_plan
+from weightsmith.engine.planning.cost import input_bytes, predict
+from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.errors import UsageError
 from weightsmith.inspection.explanation import explain_tensor
 from weightsmith.inspection.plan_summary import summarize_plan

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.cli.main import execute
-from weightsmith.engine.plan import make_plan
+from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.inspection.layer_boundaries import seams_of_checkpoint, seams_of_plan
 from weightsmith.recipes import Recipe
 

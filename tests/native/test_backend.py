@@ -17,6 +17,7 @@ from weightsmith.graph.backends import native
 from weightsmith.graph.backends.program import list_pass
 from weightsmith.graph.graph import source
 from weightsmith.graph.passes import PassSpec
+from weightsmith.tensors import native_library
 from weightsmith.tensors.dtypes import DType
 
 F32 = DType.FLOAT32
@@ -31,22 +32,22 @@ def test_the_backend_names_its_instruction_set() -> None:
 
 
 def test_a_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
-    native._open.cache_clear()
+    monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "_native.so")
+    native_library.open_library.cache_clear()
     try:
         assert not native.available()
         assert "not built" in native.why_not()
         with pytest.raises(UsageError, match="not built"):
             native.load()
         (tmp_path / "_native.so").write_bytes(b"not a library")
-        native._open.cache_clear()
+        native_library.open_library.cache_clear()
         assert "cannot be loaded" in native.describe()
     finally:
-        native._open.cache_clear()
+        native_library.open_library.cache_clear()
 
 
 def test_torch_is_never_imported() -> None:
-    code = "import sys; from weightsmith.tensors import native; native.load(); print('torch' in sys.modules)"
+    code = "import sys; from weightsmith.graph import native; native.load(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
-from weightsmith.engine.in_memory import merge_in_memory
+from weightsmith.engine.running.in_memory import merge_in_memory
 from weightsmith.methods.parts import registry
 
 from .catalogue import Rule, Variant

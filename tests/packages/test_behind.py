@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 import weightsmith
 from weightsmith.adapters.adapted_models import open_model
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.engine.manifest import FILE_NAME
+from weightsmith.engine.records.manifest import FILE_NAME
 from weightsmith.errors import OutputError
 from weightsmith.inspection.plan_summary import summarize_plan
 from weightsmith.packages.package_library import materialise
@@ -111,7 +111,7 @@ def test_a_plan_counts_the_base_behind_a_package(chain):
     summary = summarize_plan(weightsmith.plan(copy_of(root / "far")))
     assert summary.read_bytes == summary.input_bytes == sum(streams.values()) + base
     assert [(row.path.resolve(), row.part, row.bytes_read) for row in summary.inputs] == [
-        (root / "far", "donor", streams["far"]),
+        (root / "far", "config", streams["far"]),
         (root / "near", "base of far", streams["near"]),
         (root / "first", "base of near", base),
     ]

@@ -186,7 +186,7 @@ def test_gc_removes_leftovers_of_killed_writes(library, content):
     staged = library / "four.partial"
     pid = os.fork()
     if pid == 0:
-        from weightsmith.engine.staging import Staging
+        from weightsmith.engine.records.merge_staging import Staging
         from weightsmith.packages.packing import _begin
 
         staging = Staging(library / "four")
@@ -203,7 +203,7 @@ def test_gc_removes_leftovers_of_killed_writes(library, content):
 
 
 def test_gc_leaves_a_package_that_is_being_written(library):
-    from weightsmith.engine.staging import Staging
+    from weightsmith.engine.records.merge_staging import Staging
     from weightsmith.packages.packing import _begin
 
     with Staging(library / "four") as staging:

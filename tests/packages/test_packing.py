@@ -432,7 +432,7 @@ def test_what_appears_while_a_package_is_made_is_left(family, monkeypatch):
 
 def test_a_full_disk_is_found_before_the_work(family, monkeypatch):
     tuned = family.finetune("tuned")
-    monkeypatch.setattr("weightsmith.engine.staging.free_bytes", lambda _: 10)
+    monkeypatch.setattr("weightsmith.engine.records.merge_staging.free_bytes", lambda _: 10)
     with pytest.raises(ResourceError, match="are free"):
         pack(tuned, family.base, family.root / "package")
     assert not list(family.root.glob("package*"))
@@ -462,7 +462,7 @@ def test_a_killed_run_leaves_no_package_and_the_next_one_is_whole(family, conten
     tuned, place = family.finetune("tuned"), family.root / "package"
     program = (
         "import sys, time\n"
-        "from weightsmith.packages import streams, packing\n"
+        "from weightsmith.packages import package_streams as streams, packing\n"
         "streams.StreamFile.finish = lambda self: (print('there', flush=True), time.sleep(60))\n"
         "packing.pack(*sys.argv[1:])\n"
     )

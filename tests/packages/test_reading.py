@@ -11,7 +11,6 @@ import pytest
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.package_header import FILE_NAME, read_package_header
-from weightsmith.checkpoints.formats.packages import open_package
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.packing import pack
 from weightsmith.packages.unpacking import unpack
@@ -128,7 +127,7 @@ def test_a_base_that_lacks_something_is_refused_from_headers(packed, stored, kin
     else:
         other, words = packed.root / "nowhere", "No checkpoint is at"
     with pytest.raises(CheckpointError, match=words):
-        open_package(packed.root / "p-one", source="p", base=other)
+        open_checkpoint(packed.root / "p-one", base=other)
 
 
 def test_the_base_is_found_beside_the_package_wherever_both_go(packed, content, tmp_path):

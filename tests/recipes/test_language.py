@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Severity
 from weightsmith.recipes import Recipe, load, override
-from weightsmith.recipes.language.loading import load as load_with_name
+from weightsmith.recipes.language.recipe import load as load_with_name
 
 NATIVE = "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\n"
 THEIRS = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"

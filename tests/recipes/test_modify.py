@@ -10,14 +10,16 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import weightsmith
-from weightsmith.engine.plan import make_plan, require_runnable
+from weightsmith.engine.planning.plan import require_runnable
+from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.errors import RecipeError
 from weightsmith.inspection.explanation import explain_tensor
 from weightsmith.inspection.plan_summary import summarize_plan
 from weightsmith.methods.parts import modifiers, registry
 from weightsmith.methods.parts.registry import REQUIRED
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.resolution.formula import Leaf, Modification
+from weightsmith.recipes.language.modifier_calls import Modification
+from weightsmith.recipes.resolution.formula import Leaf
 
 NORM = "model.norm.weight"
 Q = "model.layers.{}.self_attn.q_proj.weight"

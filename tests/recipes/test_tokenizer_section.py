@@ -11,7 +11,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.language.mentioned import (
     base_reference,
-    frame_reference,
+    config_source_of,
     merged_references,
     other_references,
 )
@@ -154,7 +154,7 @@ def test_checkpoints_are_found_wherever_a_recipe_names_them():
     ).document
     assert merged_references(document) == ["one", "two", "inner1", "inner2"]
     assert other_references(document) == ["kept", "compared", "frame"]
-    assert base_reference(document) == frame_reference(document) == "frame"
+    assert base_reference(document) == config_source_of(document) == "frame"
 
 
 def test_an_expression_has_its_base_by_name():
@@ -190,4 +190,4 @@ def test_slices_and_modules_name_checkpoints_too():
         }
     ).document
     assert merged_references(modules) == ["vl", "llm"]
-    assert frame_reference(modules) == "vl"
+    assert config_source_of(modules) == "vl"

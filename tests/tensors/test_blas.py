@@ -10,7 +10,7 @@ import threading
 import pytest
 from threadpoolctl import threadpool_info
 
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.engine.running.scheduler import Job, Round, Scheduler, Worker
 from weightsmith.tensors.blas import one_blas_thread
 
 PROGRAM = """

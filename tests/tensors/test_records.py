@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from weightsmith.tensors.records import record
+from weightsmith.tensors.fast_records import record
 
 
 class Named:

@@ -65,7 +65,7 @@ def test_rows_are_gathered_in_one_call(
 ) -> None:
     """Runs, repeats and absent rows; with the library and without, contiguous or not."""
     if not native:
-        monkeypatch.setattr("weightsmith.graph.backends.native.read_rows", lambda *_: 0)
+        monkeypatch.setattr("weightsmith.tensors.native_library.read_rows", lambda *_: 0)
     tensor = replace(tensor, strides=strides)
     table = DATA.reshape(40, 25) if strides is None else DATA.reshape(25, 40).T
     rows = np.array([3, 4, 5, -1, 0, 39, 38, 7, 7, -1, -1, 8])

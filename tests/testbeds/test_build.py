@@ -13,7 +13,7 @@ from weightsmith.errors import OutputError, ResourceError, UsageError
 from weightsmith.publishing.safe_places import SUFFIX
 from weightsmith.testbeds import build as building
 from weightsmith.testbeds.build import build
-from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TestFamily, find_family
+from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TrainedFamily, find_family
 
 
 class Toy:
@@ -54,7 +54,7 @@ def toy(monkeypatch):
     module = types.ModuleType("toy_family")
     module.blueprint = toy.blueprint
     monkeypatch.setitem(sys.modules, "toy_family", module)
-    family = TestFamily("toy", "a toy", (), 0, 0, "toy_family:blueprint")
+    family = TrainedFamily("toy", "a toy", (), 0, 0, "toy_family:blueprint")
     monkeypatch.setitem(FAMILIES, "toy", family)
     return toy
 
@@ -224,7 +224,7 @@ def test_the_cache_is_the_default_place(tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    family = TestFamily("lacking", "x", ("json", "no_such_library"), 0, 0, "nowhere:nothing")
+    family = TrainedFamily("lacking", "x", ("json", "no_such_library"), 0, 0, "nowhere:nothing")
     monkeypatch.setitem(FAMILIES, "lacking", family)
     with pytest.raises(ResourceError, match="needs no_such_library, which"):
         build("lacking", tmp_path / "family")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tokenizers import Tokenizer
-from weightsmith.checkpoints.checkpoint import open_checkpoint
+from weightsmith.checkpoints import open_checkpoint
 from weightsmith.errors import TokenizerError
 from weightsmith.tokenizers.tokenizer_reading import read_tokenizer_folder, read_vocabulary
 from weightsmith.tokenizers.vocabulary import AddedFlags, TokenKind, Vocabulary

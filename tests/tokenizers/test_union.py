@@ -218,9 +218,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from weightsmith.tokenizers.tokenizer_reading import read_tokenizer_folder
-from weightsmith.tokenizers.target import Member
+from weightsmith.tokenizers.target import TokenizerMember
 from weightsmith.tokenizers.union import union_target
-members = [Member(read_tokenizer_folder(Path(f), "x"), Path(f), None, "x") for f in sys.argv[1:]]
+members = [TokenizerMember(read_tokenizer_folder(Path(f), "x"), Path(f), None, "x") for f in sys.argv[1:]]
 for name, content in union_target(members).files.items():
     sys.stdout.buffer.write(name.encode() + content)
 """

@@ -18,7 +18,7 @@ from weightsmith.tensors.stored import LazyTensor
 from weightsmith.vocabularies.aligned_rows import AlignedRows, Fill
 from weightsmith.vocabularies.combinations import (
     CombinedRows,
-    Constant,
+    ConstantRow,
     Copied,
     Zeros,
     borrow,
@@ -97,7 +97,7 @@ def mixture(own: LazyTensor, other: TokenTable) -> Mixture:
         Fill(
             combined, CombinedRows((TokenTable(own), other), starts, terms, coefficients, origins)
         ),
-        Fill(constant, Constant(row, 10)),
+        Fill(constant, ConstantRow(row, 10)),
     )
     expected = torch.zeros(100, 6)
     expected[order[:60]] = OWN[rows[order[:60]]].float()
@@ -160,7 +160,7 @@ def test_copied_rows_are_widened_exactly_beside_computed_ones(tmp_path: Path, na
     tensor = stored(tmp_path, "t", values)
     rows = np.append(np.random.default_rng(0).permutation(300), [-1, -1])
     row = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    aligned = AlignedRows(tensor, rows, (Fill(np.array([301]), Constant(row, 1)),))
+    aligned = AlignedRows(tensor, rows, (Fill(np.array([301]), ConstantRow(row, 1)),))
     wide = torch.float64 if name == "float64" else torch.float32
     assert str(aligned.dtype) == str(wide).removeprefix("torch.")
     found = read(aligned)
@@ -212,7 +212,7 @@ def test_biases_of_one_axis_and_along_the_second_axis(tmp_path: Path) -> None:
     """BART's final_logits_bias has shape (1, V)."""
     values = torch.arange(10, dtype=torch.float32)
     rows = np.array([9, 0, -1, 3, 4, -1])
-    fill = Fill(np.array([5]), Constant(np.array([0.5], np.float32), 1))
+    fill = Fill(np.array([5]), ConstantRow(np.array([0.5], np.float32), 1))
     expected = torch.tensor([9, 0, 0, 3, 4, 0.5])
     flat = AlignedRows(stored(tmp_path, "flat", values), rows, (fill,))
     across = AlignedRows(stored(tmp_path, "across", values[None]), rows, (fill,), axis=1)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.adapters.references import AdapterReference, parse_reference
-from weightsmith.checkpoints import Attached, BareAdapter, Checkpoint, open_checkpoint
-from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints import (
+    Attached,
+    BareAdapter,
+    Checkpoint,
+    find_location,
+    open_checkpoint,
+)
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.adapters.adapter import Adapter

@@ -9,10 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.checkpoint import not_saved
-from weightsmith.deltas.changes import Change
+from weightsmith.checkpoints import not_saved
+from weightsmith.deltas import Change
 from weightsmith.findings import Finding
-from weightsmith.tensors.stored import LazyTensor, stored_in
+from weightsmith.tensors import LazyTensor, stored_in
 
 
 class Form(str, Enum):

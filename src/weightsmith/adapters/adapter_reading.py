@@ -12,15 +12,9 @@ from weightsmith.adapters.diffusers_files import METADATA, diffusers_updates
 from weightsmith.adapters.kohya_files import is_flat, kohya_updates
 from weightsmith.adapters.peft_config import changed_the_base, checked_config
 from weightsmith.adapters.peft_files import peft_updates
-from weightsmith.checkpoints.copied_files import is_inside
-from weightsmith.checkpoints.formats.weights import read_tensors
-from weightsmith.checkpoints.json_files import read_json
-from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints import find_location, is_inside, read_json, read_tensors
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors import StoredTensor, expanded, parse_file, shown
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -12,12 +12,11 @@ from weightsmith.adapters.kohya_writing import kohya_files
 from weightsmith.adapters.low_rank_adapters import LowRankAdapter
 from weightsmith.adapters.peft_writing import peft_files
 from weightsmith.adapters.storing import SUFFIX, Files, check_place, put
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changes import Matrix
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Matrix
 from weightsmith.errors import OutputError, UsageError
-from weightsmith.publishing.safe_places import refuse_inputs
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.messages import shown
+from weightsmith.publishing import refuse_inputs
+from weightsmith.tensors import expanded, shown
 
 Dialect = Literal["peft", "kohya", "diffusers"]
 

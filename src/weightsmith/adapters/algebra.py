@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightsmith.deltas.changes import LowRankChange, Matrix
+from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.errors import NonFiniteError, UsageError
-from weightsmith.graph.singular import Spectrum, exact
+from weightsmith.graph import Spectrum, exact
 
 # Singular values below this many roundings of the largest, for each row or column, are rounding.
 _ROUNDING = float(np.finfo(np.float64).eps)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # By key, the factors of each adapter, None for one that leaves the tensor alone.
 Rows = dict[str, list[Factors | None]]

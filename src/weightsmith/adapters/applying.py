@@ -7,13 +7,17 @@ from dataclasses import replace
 
 from weightsmith.adapters.adapter import Form, Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changed import ChangedTensor, Towards
-from weightsmith.deltas.changes import Change, Weighted, transposed
-from weightsmith.deltas.renamed_tensors import renamed
-from weightsmith.deltas.row_views import ReplacedRows
+from weightsmith.deltas import (
+    Change,
+    ChangedTensor,
+    ReplacedRows,
+    Towards,
+    Weighted,
+    renamed,
+    transposed,
+)
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.matrix_shapes import kernel_shape
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, kernel_shape
 
 # Families whose fused experts are stored as experts x inputs x outputs.
 INPUT_FIRST_EXPERTS = frozenset(

@@ -19,14 +19,9 @@ from weightsmith.adapters.attaching import fitted_updates
 from weightsmith.adapters.base_tensors import base_tensor
 from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter, low_rank_adapter
 from weightsmith.checkpoints import Checkpoint, assemble
-from weightsmith.deltas import ChangedTensor
-from weightsmith.deltas.changed import read_elements
-from weightsmith.deltas.changes import Change, Full, Matrix, Stacked
+from weightsmith.deltas import Change, ChangedTensor, Full, Matrix, Stacked, read_elements
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import kernel_shape
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor, Shaped
+from weightsmith.tensors import DType, LazyTensor, Shaped, kernel_shape, shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)

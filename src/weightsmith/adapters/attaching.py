@@ -12,9 +12,9 @@ from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
 from weightsmith.adapters.experts import apart
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
-from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 Weighted = tuple[Update, float]
 Turned = Mapping[str | None, bool]

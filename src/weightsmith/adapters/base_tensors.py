@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, shown
 
 
 def base_tensor(

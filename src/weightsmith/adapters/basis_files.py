@@ -17,24 +17,25 @@ import numpy as np
 from weightsmith.adapters.low_rank_adapters import Array, Factors, FactorsKind
 from weightsmith.adapters.reversible import BasisForm, ReversibleBasis, TensorBasis
 from weightsmith.adapters.storing import BASIS, SUFFIX, Files, StoredFactor, check_place, put
-from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRankChange
+from weightsmith.deltas import LowRankChange, read_matrix
 from weightsmith.errors import CheckpointError, Malformed, UsageError
-from weightsmith.publishing.sealing import sealed, unsealed
-from weightsmith.tensors.digest_pieces import piece_elements
-from weightsmith.tensors.digests import digest_tensor, piece_digest, tensor_digest
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.files.strict_json import (
+from weightsmith.publishing import sealed, unsealed
+from weightsmith.tensors import (
+    DType,
+    StoredTensor,
     count_in,
     counts_in,
+    digest_tensor,
     listed_in,
+    narrow,
     optional_text_in,
+    parse_file,
+    piece_digest,
+    piece_elements,
+    shown,
+    tensor_digest,
     text_in,
 )
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.stored import StoredTensor
 from weightsmith.wording import fault
 
 SCHEMA = 1

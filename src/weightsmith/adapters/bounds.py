@@ -9,10 +9,10 @@ import numpy as np
 
 from weightsmith.adapters.algebra import kept_rank, leading, lost, zeros
 from weightsmith.adapters.decomposing import decompositions
-from weightsmith.deltas.changes import Full, LowRankChange, Matrix
+from weightsmith.deltas import Full, LowRankChange, Matrix
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph.singular import Spectrum
-from weightsmith.tensors.messages import shown
+from weightsmith.graph import Spectrum
+from weightsmith.tensors import shown
 
 
 @dataclass(frozen=True, slots=True)

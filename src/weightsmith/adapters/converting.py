@@ -25,15 +25,11 @@ from weightsmith.adapters.low_rank_adapters import (
     without_copy,
 )
 from weightsmith.adapters.names_in_memory import Renaming, between, renamed_base
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.roles import Kind
-from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRankChange, Matrix
+from weightsmith.checkpoints import Checkpoint, Kind
+from weightsmith.deltas import LowRankChange, Matrix, read_matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding
-from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors import DType, narrow, promote, shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,8 @@ from weightsmith.adapters.as_changes import ChangedTarget, Loaded, NoChange
 from weightsmith.adapters.bounds import CutChange, RankBound
 from weightsmith.adapters.low_rank_adapters import Factors
 from weightsmith.adapters.spaces import Entered, Space
-from weightsmith.deltas import ChangedTensor
-from weightsmith.deltas.changed import MOST_HELD
-from weightsmith.deltas.changes import Change, Full, Matrix
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.deltas import MOST_HELD, Change, ChangedTensor, Full, Matrix
+from weightsmith.tensors import DType, LazyTensor, one_blas_thread
 
 # Tensors whose coordinates are kept: those that are read at this moment, and a few more.
 _KEPT = 8

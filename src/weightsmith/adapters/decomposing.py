@@ -19,9 +19,8 @@ import numpy as np
 
 from weightsmith.adapters.algebra import leading as leading_factors
 from weightsmith.adapters.algebra import signed
-from weightsmith.deltas.changes import Change, LowRankChange, Matrix
-from weightsmith.graph.range_finder import row_blocks, sketched_spectrum, times
-from weightsmith.graph.singular import Spectrum, exact, signs
+from weightsmith.deltas import Change, LowRankChange, Matrix
+from weightsmith.graph import Spectrum, exact, row_blocks, signs, sketched_spectrum, times
 
 # The smaller axis up to which all directions are found.
 _WHOLE = 1024

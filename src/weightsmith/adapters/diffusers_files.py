@@ -18,7 +18,7 @@ from weightsmith.adapters.kohya_files import part_of
 from weightsmith.adapters.module_parts import foreign, keep, module_updates
 from weightsmith.adapters.peft_config import PeftConfig, checked_config
 from weightsmith.adapters.updates import wrong
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor
 
 # The key of the configuration in the metadata of a file.
 METADATA = "lora_adapter_metadata"

@@ -15,10 +15,10 @@ from weightsmith.adapters.module_factors import ModuleFactors, module_factors, w
 from weightsmith.adapters.peft_writing import bias_tensors, factor_tensors, peft_config
 from weightsmith.adapters.saved_modules import settle
 from weightsmith.adapters.storing import Files
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changes import Matrix
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -15,10 +15,9 @@ import numpy as np
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.adapters.peft_files import PARAMETER_ORDER
 from weightsmith.adapters.storing import StoredFactor
-from weightsmith.deltas.changes import Matrix
+from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import DType, shown
 
 
 @dataclass(slots=True, eq=False)

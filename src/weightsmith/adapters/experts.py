@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from weightsmith.adapters.adapter import Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changes import Change, LowRankChange, Stacked
+from weightsmith.deltas import Change, LowRankChange, Stacked
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # The tensors of one expert that a fused one is made of, in the order of its rows, as families name them.
 _APART = {

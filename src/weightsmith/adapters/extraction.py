@@ -29,15 +29,11 @@ from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapte
 from weightsmith.adapters.rank_allocation import spread
 from weightsmith.adapters.saved_modules import stored, tied_head
 from weightsmith.adapters.treatments import Choices, TreatedTensor, Treatment, parts_of
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changed import read_elements
-from weightsmith.deltas.matrix_difference import MatrixDifference, Measure, is_same
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import MatrixDifference, Measure, is_same, read_elements
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
-from weightsmith.graph.range_finder import row_blocks
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.sizes import format_size
-from weightsmith.tensors.threads import in_order
+from weightsmith.graph import row_blocks
+from weightsmith.tensors import DType, format_size, in_order, one_blas_thread
 
 FACTOR_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 _SPENT = "the budget is spent on changes that gain more"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from weightsmith.adapters.treatments import Treatment
-from weightsmith.deltas.changes import Matrix
+from weightsmith.deltas import Matrix
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import DType, shown
 
 
 @dataclass(frozen=True, slots=True)

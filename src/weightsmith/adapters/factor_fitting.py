@@ -10,13 +10,9 @@ import numpy as np
 from weightsmith.adapters.algebra import kept_rank
 from weightsmith.adapters.bounds import RankBound
 from weightsmith.adapters.decomposing import ChangeDirections, decompositions, residual
-from weightsmith.deltas.changes import Change, LowRankChange, Matrix
+from weightsmith.deltas import Change, LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, NonFiniteError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.grid import roundoff
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, DType, narrow, roundoff, shown, widen
 
 
 def share_of(bound: RankBound) -> float | None:

@@ -12,8 +12,8 @@ from weightsmith.adapters.algebra import (
     truncated,
     zeros,
 )
-from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRankChange, Matrix, Weighted
-from weightsmith.graph.singular import Spectrum
+from weightsmith.deltas import Change, Hadamard, Kronecker, LowRankChange, Matrix, Weighted
+from weightsmith.graph import Spectrum
 
 
 def factored(

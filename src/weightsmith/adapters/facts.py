@@ -15,11 +15,9 @@ from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.algebra import spectrum
 from weightsmith.adapters.attaching import fitted_updates
 from weightsmith.adapters.factoring import factored
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changed import read_elements
-from weightsmith.deltas.changes import Change, Full, Matrix, Stacked
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Change, Full, Matrix, Stacked, read_elements
+from weightsmith.tensors import DType, LazyTensor
 
 # Singular values below this share of the largest do not count as directions.
 COUNTED = 1e-3

@@ -13,9 +13,9 @@ import numpy as np
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.deltas.changes import Change, LowRankChange
+from weightsmith.deltas import Change, LowRankChange
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 
 def against_base(adapter: Adapter, initial: Adapter) -> Adapter:

@@ -9,7 +9,7 @@ from weightsmith.adapters.adapter import Update
 from weightsmith.adapters.components import OF_KOHYA_PREFIX
 from weightsmith.adapters.module_parts import LYCORIS_PARTS, PARTS, foreign, keep, module_updates
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor
 
 _KEY = re.compile(rf"^(?P<prefix>{'|'.join(OF_KOHYA_PREFIX)})_(?P<module>[^.]+)\.(?P<part>.+)$")
 _WORDS = {"lora_A": "lora_down", "lora_B": "lora_up"}

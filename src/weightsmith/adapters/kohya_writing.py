@@ -18,12 +18,10 @@ from weightsmith.adapters.module_factors import (
 )
 from weightsmith.adapters.saved_modules import stored, whole
 from weightsmith.adapters.storing import Files, StoredFactor
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changes import Matrix
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors import DType, narrow, shown
 
 
 def kohya_files(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.algebra import leading, spectrum, zeros
-from weightsmith.deltas.changes import LowRankChange, Matrix
+from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.errors import UsageError
 
 Labels = NDArray[np.intp]

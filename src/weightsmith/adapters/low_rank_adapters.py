@@ -14,13 +14,19 @@ from weightsmith.adapters.adapter import Adapter, Update
 from weightsmith.adapters.applying import applied, is_embedding
 from weightsmith.adapters.base_tensors import base_tensor
 from weightsmith.adapters.factoring import factored
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changed import column_factors, over_norms, read_matrix
-from weightsmith.deltas.changes import Change, Full, LowRankChange, Matrix, Stacked
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import (
+    Change,
+    Full,
+    LowRankChange,
+    Matrix,
+    Stacked,
+    column_factors,
+    over_norms,
+    read_matrix,
+)
 from weightsmith.errors import CompatibilityError, NonFiniteError
-from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
+from weightsmith.tensors import DType, narrow, promote, shown
 
 Array = NDArray[np.float32]
 

@@ -17,10 +17,9 @@ import numpy as np
 
 from weightsmith.adapters.adapter import Form, Update
 from weightsmith.adapters.updates import Array, FactorScale, finite, together, wrong
-from weightsmith.deltas.changes import Change, Hadamard, Kronecker, LowRankChange
+from weightsmith.deltas import Change, Hadamard, Kronecker, LowRankChange
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, shown
 
 Parts = Mapping[str, LazyTensor]
 

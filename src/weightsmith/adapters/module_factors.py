@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.deltas.changes import Matrix
+from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import fits
+from weightsmith.tensors import DType, fits, shown
 
 WEIGHT = ".weight"
 

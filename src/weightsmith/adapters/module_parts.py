@@ -21,9 +21,7 @@ from weightsmith.adapters.updates import (
     wrong,
 )
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors.matrix_shapes import kernel_shape
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, kernel_shape, shown
 
 PARTS = frozenset(
     """lora_down lora_up lora_mid alpha dora_scale diff diff_b w_norm b_norm up_bias hada_w1_a hada_w1_b hada_w2_a

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
-from weightsmith.deltas.renamed_tensors import renamed
+from weightsmith.checkpoints import Checkpoint, assemble
+from weightsmith.deltas import renamed
 
 # Families of which checkpoints were published from the body alone although their configuration names a class with a
 # head: what that class calls the body.

@@ -10,7 +10,7 @@ from typing import Any
 from weightsmith.adapters.updates import FactorScale
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.patterns import Allowance, PatternError, Patterns
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # The types of adapters that are read; all others change more than weights, or are no sums with the base.
 READ_TYPES = ("LORA", "LOHA", "LOKR", "TRAINABLE_TOKENS")

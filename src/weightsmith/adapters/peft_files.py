@@ -26,8 +26,7 @@ from weightsmith.adapters.updates import (
     wrong,
 )
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, shown
 
 # What stands before every key of a PEFT adapter.
 PREFIX = "base_model.model."

@@ -14,11 +14,10 @@ from weightsmith.adapters.names_in_memory import in_memory, renamed_adapter, ren
 from weightsmith.adapters.peft_files import PREFIX
 from weightsmith.adapters.saved_modules import Wholes, settle, stored, tied_head
 from weightsmith.adapters.storing import Files, StoredFactor
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.deltas.changes import Matrix
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import DType, shown
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -242,7 +241,7 @@ def _json(config: Mapping[str, Any]) -> bytes:
 
 
 def _card(config: Mapping[str, Any], base: Checkpoint | None, count: int) -> str:
-    from weightsmith import __version__
+    from weightsmith.version import __version__
 
     front = ["library_name: peft", "tags:", "- lora", "- weightsmith"]
     if base is not None and base.hub_id is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from weightsmith.adapters.decomposing import ChangeDirections
-from weightsmith.deltas.changes import Matrix
+from weightsmith.deltas import Matrix
 
 _NONE = np.zeros(0)
 # Applies a function to all items, in their order, as many at a time as there are threads.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.checkpoints.formats.bundles import member_of, read_bundle_header
-from weightsmith.tensors.files.paths import expanded
+from weightsmith.checkpoints import member_of, read_bundle_header
+from weightsmith.tensors import expanded
 
 _STRENGTH = re.compile(r"(?P<path>.*):(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _FORM = "BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]"

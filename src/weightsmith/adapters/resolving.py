@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.adapters.adapter import Adapter, Update
-from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError
 from weightsmith.naming import nearest
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # Fields that wrap a model and may be there or not.
 _WRAPPERS = frozenset(

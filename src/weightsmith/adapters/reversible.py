@@ -25,12 +25,10 @@ import numpy as np
 from weightsmith.adapters.algebra import concatenated, norm, truncated
 from weightsmith.adapters.alignment import aligned, labels_of
 from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
-from weightsmith.deltas.changes import LowRankChange, Matrix
+from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.graph.singular import exact
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.messages import shown
+from weightsmith.graph import exact
+from weightsmith.tensors import DType, one_blas_thread, promote, shown
 
 BasisForm = Literal["whole", "per_position"]
 # Rounds in which factors are turned towards their mean; it has settled long before.

@@ -12,15 +12,10 @@ from numpy.typing import NDArray
 from weightsmith.adapters.base_tensors import base_tensor
 from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter
 from weightsmith.adapters.storing import StoredFactor
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.roles import Kind
-from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
-from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import Matrix
+from weightsmith.checkpoints import Checkpoint, Kind, Tying, vocabulary_embedding
+from weightsmith.deltas import Matrix, read_matrix
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import NARROW, fits, narrow
+from weightsmith.tensors import NARROW, DType, fits, narrow, shown
 
 BIAS = ".bias"
 _HEAD = "lm_head.weight"

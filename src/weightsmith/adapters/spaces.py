@@ -20,8 +20,8 @@ import numpy as np
 
 from weightsmith.adapters.algebra import dense_spectrum, signed, spectrum, truncated
 from weightsmith.adapters.bounds import CutChange, RankBound, cut_spectrum
-from weightsmith.deltas.changes import LowRankChange, Matrix
-from weightsmith.graph.singular import Spectrum, exact
+from weightsmith.deltas import LowRankChange, Matrix
+from weightsmith.graph import Spectrum, exact
 
 # Coefficients below this share of a task's largest are rounding: where a task has no part it must not vote.
 _NOISE = 2.0**-40
@@ -57,7 +57,7 @@ class Space(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Knots:
+class KnotsSpace:
     """T_i of [D_1 .. D_N] = U S [V_1 .. V_N]^T, so that D_i = U T_i; exact, from QRs and one R x R decomposition.
 
     side: whether the common basis U is that of the outputs (the authors' concat_across_output) or of the inputs.

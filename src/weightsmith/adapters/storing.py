@@ -14,22 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError, OutputError
-from weightsmith.publishing.earlier import check_free
-from weightsmith.publishing.files import StagedFile, staged_file, write_file
-from weightsmith.publishing.records import (
+from weightsmith.publishing import (
     FOREIGN,
     MANIFEST,
     Recorded,
+    StagedFile,
+    StagingFolder,
+    check_free,
+    is_sealed_as,
     manifest_problem,
+    staged_file,
+    write_file,
+    write_sealed_tensors,
 )
-from weightsmith.publishing.safe_places import check_place as check_read
-from weightsmith.publishing.seals import is_sealed_as, write_sealed_tensors
-from weightsmith.publishing.staging import StagingFolder
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.narrowing import narrow
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.publishing import check_place as check_read
+from weightsmith.tensors import WORDS, DType, narrow, parse_file, shown, widen
 
 SUFFIX = ".safetensors"
 # The key of the metadata of a file that holds a basis of several adapters.

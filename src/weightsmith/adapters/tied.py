@@ -13,12 +13,10 @@ import numpy as np
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
 from weightsmith.adapters.updates import loaded
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding, vocabulary_head
-from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import LowRankChange
+from weightsmith.checkpoints import Checkpoint, Tying, vocabulary_embedding, vocabulary_head
+from weightsmith.deltas import LowRankChange, read_matrix
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # What families call a head that is not stored where it is tied.
 _HEADS = frozenset({"lm_head", "embed_out", "output", "generator_lm_head"})

@@ -8,13 +8,9 @@ from enum import Enum
 from typing import Literal
 
 from weightsmith.adapters.attaching import Turned, stores_input_first, turned_stacks
-from weightsmith.checkpoints.checkpoint import Checkpoint, untied
-from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
+from weightsmith.checkpoints import Checkpoint, Kind, Role, Tying, untied, vocabulary_embedding
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.matrix_shapes import kernel_shape
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, kernel_shape, shown
 
 _EMBEDDINGS = (Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING)
 _RESIZABLE = (*_EMBEDDINGS, Kind.HEAD)

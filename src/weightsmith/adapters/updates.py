@@ -14,12 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Form, Update
-from weightsmith.deltas.changed import read_matrix
-from weightsmith.deltas.changes import Change, Full, LowRankChange, Stacked, transposed
+from weightsmith.deltas import Change, Full, LowRankChange, Stacked, read_matrix, transposed
 from weightsmith.errors import CheckpointError, CompatibilityError, NonFiniteError
-from weightsmith.tensors.matrix_shapes import kernel_shape
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, kernel_shape, shown
 
 Array = NDArray[np.float64]
 Parts = Mapping[str, LazyTensor]

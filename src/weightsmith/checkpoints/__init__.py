@@ -1,21 +1,175 @@
-"""A checkpoint on disk: its layout, configuration, roles, ties, and what a merged one needs."""
+"""A checkpoint on disk: its tensors by name, configuration, roles, ties, stacks, and the files beside the weights.
+
+`opening` is the door: it finds where a name leads and hands the place to the format that recognises it. What two
+checkpoints need to be combined is judged here too, from headers alone.
+"""
 
 from __future__ import annotations
 
-from weightsmith.checkpoints.checkpoint import Attached as Attached
-from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
-from weightsmith.checkpoints.checkpoint import assemble as assemble
-from weightsmith.checkpoints.checkpoint import open_checkpoint as open_checkpoint
-from weightsmith.checkpoints.checkpoint import untied as untied
-from weightsmith.checkpoints.compatibility import agreeing as agreeing
-from weightsmith.checkpoints.compatibility import compare as compare
-from weightsmith.checkpoints.config import changed_keys as changed_keys
-from weightsmith.checkpoints.config import merged_config as merged_config
-from weightsmith.checkpoints.copied_files import donor_files as donor_files
-from weightsmith.checkpoints.formats.bundles import member_of as member_of
-from weightsmith.checkpoints.formats.bundles import open_output as open_output
-from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
-from weightsmith.checkpoints.roles import Kind as Kind
-from weightsmith.checkpoints.roles import Role as Role
-from weightsmith.checkpoints.stacks import Stack as Stack
-from weightsmith.checkpoints.tied_tensors import Tying as Tying
+from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.checkpoints.card import MethodUse as MethodUse
+    from weightsmith.checkpoints.card import Parent as Parent
+    from weightsmith.checkpoints.card import model_card as model_card
+    from weightsmith.checkpoints.checkpoint import Attached as Attached
+    from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
+    from weightsmith.checkpoints.checkpoint import assemble as assemble
+    from weightsmith.checkpoints.checkpoint import not_saved as not_saved
+    from weightsmith.checkpoints.checkpoint import untied as untied
+    from weightsmith.checkpoints.compatibility import agreeing as agreeing
+    from weightsmith.checkpoints.compatibility import compare as compare
+    from weightsmith.checkpoints.compatibility import tie_findings as tie_findings
+    from weightsmith.checkpoints.config import changed_keys as changed_keys
+    from weightsmith.checkpoints.config import merged_config as merged_config
+    from weightsmith.checkpoints.copied_files import absence as absence
+    from weightsmith.checkpoints.copied_files import donor_files as donor_files
+    from weightsmith.checkpoints.copied_files import is_inside as is_inside
+    from weightsmith.checkpoints.copied_files import is_template as is_template
+    from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
+    from weightsmith.checkpoints.formats import bundles as bundles
+    from weightsmith.checkpoints.formats import merge_state as merge_state
+    from weightsmith.checkpoints.formats.bundles import BundleHeader as BundleHeader
+    from weightsmith.checkpoints.formats.bundles import BundleTask as BundleTask
+    from weightsmith.checkpoints.formats.bundles import CodedTensor as CodedTensor
+    from weightsmith.checkpoints.formats.bundles import part_names as part_names
+    from weightsmith.checkpoints.formats.bundles import read_bundle_header as read_bundle_header
+    from weightsmith.checkpoints.formats.merge_state import MergeState as MergeState
+    from weightsmith.checkpoints.formats.merge_state import TensorState as TensorState
+    from weightsmith.checkpoints.formats.merge_state import read_state as read_state
+    from weightsmith.checkpoints.formats.package_header import FILE_NAME as FILE_NAME
+    from weightsmith.checkpoints.formats.package_header import STREAMS as STREAMS
+    from weightsmith.checkpoints.formats.package_header import PackageHeader as PackageHeader
+    from weightsmith.checkpoints.formats.package_header import PackedPiece as PackedPiece
+    from weightsmith.checkpoints.formats.package_header import PackedTensor as PackedTensor
+    from weightsmith.checkpoints.formats.package_header import is_package as is_package
+    from weightsmith.checkpoints.formats.package_header import (
+        read_package_header as read_package_header,
+    )
+    from weightsmith.checkpoints.formats.package_header import stream_name as stream_name
+    from weightsmith.checkpoints.formats.package_header import tensor_json as tensor_json
+    from weightsmith.checkpoints.formats.packages import SHARED as SHARED
+    from weightsmith.checkpoints.formats.packages import as_base as as_base
+    from weightsmith.checkpoints.formats.packages import shared_file as shared_file
+    from weightsmith.checkpoints.formats.packages import shared_stream as shared_stream
+    from weightsmith.checkpoints.formats.statistics import Statistics as Statistics
+    from weightsmith.checkpoints.formats.statistics import listed as listed
+    from weightsmith.checkpoints.formats.statistics import misfit as misfit
+    from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
+    from weightsmith.checkpoints.formats.statistics import require_match as require_match
+    from weightsmith.checkpoints.formats.statistics import require_names as require_names
+    from weightsmith.checkpoints.formats.statistics import statistics_of as statistics_of
+    from weightsmith.checkpoints.formats.statistics_writer import (
+        write_statistics as write_statistics,
+    )
+    from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
+    from weightsmith.checkpoints.formats.weights import read_tensors as read_tensors
+    from weightsmith.checkpoints.json_files import json_bytes as json_bytes
+    from weightsmith.checkpoints.json_files import read_json as read_json
+    from weightsmith.checkpoints.locate import BUNDLE_HEADER as BUNDLE_HEADER
+    from weightsmith.checkpoints.locate import find_location as find_location
+    from weightsmith.checkpoints.locate import is_bundle as is_bundle
+    from weightsmith.checkpoints.locate import member_of as member_of
+    from weightsmith.checkpoints.nested_config import first_of as first_of
+    from weightsmith.checkpoints.nested_config import layer_count_of as layer_count_of
+    from weightsmith.checkpoints.nested_config import sections as sections
+    from weightsmith.checkpoints.nested_config import vocabulary_size_of as vocabulary_size_of
+    from weightsmith.checkpoints.opening import open_checkpoint as open_checkpoint
+    from weightsmith.checkpoints.opening import open_output as open_output
+    from weightsmith.checkpoints.opening import open_packed as open_packed
+    from weightsmith.checkpoints.opening import open_task as open_task
+    from weightsmith.checkpoints.roles import Kind as Kind
+    from weightsmith.checkpoints.roles import Role as Role
+    from weightsmith.checkpoints.roles import Sizes as Sizes
+    from weightsmith.checkpoints.roles import infer_roles as infer_roles
+    from weightsmith.checkpoints.stacks import Stack as Stack
+    from weightsmith.checkpoints.stacks import find_stacks as find_stacks
+    from weightsmith.checkpoints.stacks import place as place
+    from weightsmith.checkpoints.tied_tensors import Tying as Tying
+    from weightsmith.checkpoints.tied_tensors import declared_tied as declared_tied
+    from weightsmith.checkpoints.tied_tensors import vocabulary_embedding as vocabulary_embedding
+    from weightsmith.checkpoints.tied_tensors import vocabulary_head as vocabulary_head
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Attached": "weightsmith.checkpoints.checkpoint",
+            "BUNDLE_HEADER": "weightsmith.checkpoints.locate",
+            "BareAdapter": "weightsmith.checkpoints.formats.weights",
+            "BundleHeader": "weightsmith.checkpoints.formats.bundles",
+            "BundleTask": "weightsmith.checkpoints.formats.bundles",
+            "Checkpoint": "weightsmith.checkpoints.checkpoint",
+            "CodedTensor": "weightsmith.checkpoints.formats.bundles",
+            "FILE_NAME": "weightsmith.checkpoints.formats.package_header",
+            "Kind": "weightsmith.checkpoints.roles",
+            "MergeState": "weightsmith.checkpoints.formats.merge_state",
+            "MethodUse": "weightsmith.checkpoints.card",
+            "PackageHeader": "weightsmith.checkpoints.formats.package_header",
+            "PackedPiece": "weightsmith.checkpoints.formats.package_header",
+            "PackedTensor": "weightsmith.checkpoints.formats.package_header",
+            "Parent": "weightsmith.checkpoints.card",
+            "Role": "weightsmith.checkpoints.roles",
+            "SHARED": "weightsmith.checkpoints.formats.packages",
+            "STREAMS": "weightsmith.checkpoints.formats.package_header",
+            "Sizes": "weightsmith.checkpoints.roles",
+            "Stack": "weightsmith.checkpoints.stacks",
+            "Statistics": "weightsmith.checkpoints.formats.statistics",
+            "TensorState": "weightsmith.checkpoints.formats.merge_state",
+            "Tying": "weightsmith.checkpoints.tied_tensors",
+            "absence": "weightsmith.checkpoints.copied_files",
+            "agreeing": "weightsmith.checkpoints.compatibility",
+            "as_base": "weightsmith.checkpoints.formats.packages",
+            "assemble": "weightsmith.checkpoints.checkpoint",
+            "bundles": "weightsmith.checkpoints.formats.bundles:*",
+            "changed_keys": "weightsmith.checkpoints.config",
+            "compare": "weightsmith.checkpoints.compatibility",
+            "declared_tied": "weightsmith.checkpoints.tied_tensors",
+            "donor_files": "weightsmith.checkpoints.copied_files",
+            "find_location": "weightsmith.checkpoints.locate",
+            "find_stacks": "weightsmith.checkpoints.stacks",
+            "first_of": "weightsmith.checkpoints.nested_config",
+            "infer_roles": "weightsmith.checkpoints.roles",
+            "is_bundle": "weightsmith.checkpoints.locate",
+            "is_inside": "weightsmith.checkpoints.copied_files",
+            "is_package": "weightsmith.checkpoints.formats.package_header",
+            "is_template": "weightsmith.checkpoints.copied_files",
+            "json_bytes": "weightsmith.checkpoints.json_files",
+            "layer_count_of": "weightsmith.checkpoints.nested_config",
+            "listed": "weightsmith.checkpoints.formats.statistics",
+            "member_of": "weightsmith.checkpoints.locate",
+            "merge_state": "weightsmith.checkpoints.formats.merge_state:*",
+            "merged_config": "weightsmith.checkpoints.config",
+            "misfit": "weightsmith.checkpoints.formats.statistics",
+            "model_card": "weightsmith.checkpoints.card",
+            "not_saved": "weightsmith.checkpoints.checkpoint",
+            "open_checkpoint": "weightsmith.checkpoints.opening",
+            "open_output": "weightsmith.checkpoints.opening",
+            "open_packed": "weightsmith.checkpoints.opening",
+            "open_task": "weightsmith.checkpoints.opening",
+            "part_names": "weightsmith.checkpoints.formats.bundles",
+            "place": "weightsmith.checkpoints.stacks",
+            "read_bundle_header": "weightsmith.checkpoints.formats.bundles",
+            "read_json": "weightsmith.checkpoints.json_files",
+            "read_package_header": "weightsmith.checkpoints.formats.package_header",
+            "read_state": "weightsmith.checkpoints.formats.merge_state",
+            "read_statistics": "weightsmith.checkpoints.formats.statistics",
+            "read_tensors": "weightsmith.checkpoints.formats.weights",
+            "require_match": "weightsmith.checkpoints.formats.statistics",
+            "require_names": "weightsmith.checkpoints.formats.statistics",
+            "sections": "weightsmith.checkpoints.nested_config",
+            "shared_file": "weightsmith.checkpoints.formats.packages",
+            "shared_stream": "weightsmith.checkpoints.formats.packages",
+            "statistics_of": "weightsmith.checkpoints.formats.statistics",
+            "stream_name": "weightsmith.checkpoints.formats.package_header",
+            "tensor_json": "weightsmith.checkpoints.formats.package_header",
+            "tie_findings": "weightsmith.checkpoints.compatibility",
+            "tokenizer_files": "weightsmith.checkpoints.copied_files",
+            "untied": "weightsmith.checkpoints.checkpoint",
+            "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
+            "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
+            "vocabulary_size_of": "weightsmith.checkpoints.nested_config",
+            "write_statistics": "weightsmith.checkpoints.formats.statistics_writer",
+        },
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightsmith.checkpoints.roles import Described, Role, Sizes, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # A base, its experts, and a few files of other tensors beside them.
 _REMEMBERED = 4

@@ -10,26 +10,22 @@ from typing import Any
 
 from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
-from weightsmith.checkpoints.copied_files import is_inside, left_out, tokenizer_files
-from weightsmith.checkpoints.formats.weights import find_weights, read_tensors
-from weightsmith.checkpoints.json_files import read_json
-from weightsmith.checkpoints.locate import find_location
+from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
 from weightsmith.checkpoints.roles import Kind, Role
 from weightsmith.checkpoints.stacks import Stack, depths
 from weightsmith.checkpoints.tied_tensors import (
     Tying,
+    declared_tied,
     find_ties,
-    own_head_findings,
     tying_of,
     vocabulary_embedding,
+    vocabulary_head,
 )
-from weightsmith.deltas.renamed_tensors import renamed
+from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor, stored_in
+from weightsmith.tensors import DType, LazyTensor, shown, stored_in
 
 _MOST_NAMES = 4
 
@@ -201,7 +197,7 @@ class Checkpoint:
         found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
-        found += own_head_findings(self)
+        found += _own_head_findings(self)
         return found + [
             not_saved(adapter.name, adapter.unsaved, self.identity, "so the base's are kept")
             for adapter in self.attached
@@ -234,66 +230,10 @@ class Checkpoint:
         return tokenizer_files(self.path) if self.is_folder else ()
 
 
-def open_checkpoint(path: str | Path, *, bases: Mapping[str, Path] | None = None) -> Checkpoint:
-    """Open a checkpoint from its headers: a folder, a weights file, or a Hub id.
-
-    A Hub id is `owner/name[@revision]`; `~` in a path is expanded. `BUNDLE#TASK` is one task of a
-    task bundle (see `bundles`), and a delta package is what it decodes to (see `packages`); `bases`
-    says where the bases lie now that these call by a reference.
-    Folders may hold one or several safetensors files or pickled state dicts (`pytorch_model.bin`);
-    safetensors win. Raises CheckpointError for what is missing, damaged, hostile or unknown.
-    """
-    from weightsmith.checkpoints.formats.bundles import member_of, open_member, refuse_whole
-    from weightsmith.checkpoints.formats.package_header import is_package
-
-    member = member_of(path)
-    if member is not None:
-        return open_member(*member, source=str(path), bases=bases)
-    location = find_location(path)
-    folder = location.path
-    is_folder = folder.is_dir()
-    refuse_whole(folder)
-    if is_package(folder):
-        from weightsmith.checkpoints.formats.packages import open_package
-
-        return open_package(
-            folder,
-            source=str(path),
-            bases=bases,
-            hub_id=location.hub_id,
-            revision=location.revision,
-        )
-    weights = find_weights(folder) if is_folder else folder
-    config = _read_config(folder) if is_folder else None
-    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in read_tensors(weights)}
-    if not tensors:
-        raise CheckpointError(f"{shown(weights)} holds no tensors: give a checkpoint with weights.")
-    return assemble(
-        tensors,
-        config,
-        path=folder,
-        source=str(path),
-        hub_id=location.hub_id,
-        revision=location.revision,
-    )
-
-
 def _further_layers(config: dict[str, Any] | None) -> int:
     """The blocks that only predict further tokens, as far as a configuration counts them."""
     count = first_of(config, "num_nextn_predict_layers")
     return count if isinstance(count, int) else 0
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    file = folder / "config.json"
-    if not file.exists() and not file.is_symlink():
-        return None
-    if not is_inside(file, folder):
-        raise CheckpointError(
-            f"{shown(file)} is a link that leaves the checkpoint's folder or leads nowhere: put "
-            "the file itself there."
-        )
-    return read_json(file)
 
 
 def assemble(
@@ -337,3 +277,20 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
         tying=Tying.UNTIED,
         stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
     )
+
+
+def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
+    """A note where the configuration ties a head that is stored with bytes of its own."""
+    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
+        return []
+    return [
+        Finding(
+            Severity.NOTE,
+            "head-of-its-own",
+            checkpoint.identity,
+            f"{checkpoint.identity} says that its output head is tied to its embedding, but stores {head!r} with other "
+            "numbers, so it is taken as a head of its own",
+            "remove that tensor if it is left over from before the embedding was trained",
+        )
+    ]

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.roles import Kind
-from weightsmith.checkpoints.tied_tensors import Tying, tie_findings, vocabulary_head
+from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, promote
 
 _NAMES_SHOWN = 3
 _COMPARED_BYTES = 1 << 20
@@ -37,6 +36,28 @@ def compare(checkpoints: Sequence[Checkpoint], *, base: Checkpoint | None = None
     findings += _integer_notes(everyone, base)
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """An error for every checkpoint whose head is tied where others keep a head of their own."""
+    tied = [c for c in checkpoints if c.tying is Tying.TIED]
+    untied = [c for c in checkpoints if c.tying is Tying.UNTIED]
+    if not tied or not untied:
+        return []
+    head = vocabulary_head(untied[0].tensors, untied[0].roles)
+    return [
+        Finding(
+            Severity.ERROR,
+            "tied-untied-mix",
+            checkpoint.identity,
+            f"{checkpoint.identity} ties its output head to its embedding, but "
+            f"{untied[0].identity} keeps {head!r} of its own, so a merge would be read with the "
+            "wrong head",
+            "untie the former (`untie: true` in the recipe reads its embedding as its head and "
+            "writes both), or leave one of the two out",
+        )
+        for checkpoint in tied
+    ]
 
 
 def agreeing(tensors: Sequence[LazyTensor], *, base: LazyTensor | None = None) -> LazyTensor:

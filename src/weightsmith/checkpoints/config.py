@@ -6,13 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsmith.checkpoints.codes import code_findings
 from weightsmith.checkpoints.layer_keys import move_layers
 from weightsmith.checkpoints.nested_config import LAYER_COUNT_KEYS, sections, vocabulary_size_of
+from weightsmith.checkpoints.quantised_codes import code_findings
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # What a tokenizer and its chat template are made of, over all families.
 _TOKENIZER = frozenset(

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.tensors.digests import piece_digest
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor, piece_digest
 
 FINGERPRINT_SCHEME = "xxh3-sample-1"
 _RUNS = 16

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.files.small_files import read_small
-from weightsmith.tensors.files.strict_json import NotJson, loads_json
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import NotJson, loads_json, read_small, shown
 
 _LARGEST_BYTES = 20_000_000
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.shard_index import read_weight_map
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import expanded, read_weight_map, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,27 +18,49 @@ _HUB_ID = re.compile(
     r"^(?:hf://(?:models/)?)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:@(?P<revision>[\w./-]+))?$"
 )
+BUNDLE_HEADER = "weightsmith-bundle.json"
 _TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})
 _METADATA_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.md"]
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a checkpoint lies, and its Hub id and commit if it came from there."""
+    """Where a checkpoint lies, its Hub id and commit if it came from there, and which task of a bundle it is."""
 
     path: Path
     hub_id: str | None = None
     revision: str | None = None
+    task: str | None = None
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a task bundle."""
+    return (folder / BUNDLE_HEADER).is_file()
+
+
+def member_of(reference: str | Path) -> tuple[Path, str] | None:
+    """The bundle and the task that `BUNDLE#TASK` names, or None if it names none."""
+    text = str(reference)
+    if "#" not in text or expanded(text).exists():
+        return None
+    for at in (at for at, character in enumerate(text) if character == "#" and at > 0):
+        folder = expanded(text[:at])
+        if is_bundle(folder):
+            return folder.resolve(), text[at + 1 :]
+    return None
 
 
 def find_location(path: str | Path) -> Location:
-    """Resolve a local path (`~` expanded) or a Hub id `owner/name[@revision]`.
+    """Resolve a local path (`~` expanded), a task of a bundle, or a Hub id `owner/name[@revision]`.
 
     Anything that exists locally is local. A Hub id is first looked for in the local cache and only
     downloaded where HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE allow it.
     Raises CheckpointError where nothing is found.
     """
     try:
+        member = member_of(path)
+        if member is not None:
+            return Location(member[0], task=member[1])
         local = expanded(path)
         if local.exists():
             return Location(local.resolve() if local.is_dir() else local.absolute())

@@ -18,8 +18,7 @@ from weightsmith.checkpoints import role_words as words
 from weightsmith.checkpoints.nested_config import sections, vocabulary_size_of
 from weightsmith.checkpoints.stacks import Stack, place
 from weightsmith.naming import is_number, parse_name, split_name
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.records import record
+from weightsmith.tensors import DType, record
 
 
 class Described(Protocol):

@@ -11,16 +11,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightsmith.checkpoints.nested_config import first_of
 from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.errors import CompatibilityError
-from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.stored import LazyTensor, StoredTensor
-
-if TYPE_CHECKING:
-    from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.tensors import LazyTensor, StoredTensor
 
 # Classes whose output head scores the vocabulary, by the end of their name.
 _LANGUAGE_HEADS = (
@@ -122,51 +117,6 @@ def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Role]
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
     return next((name for name in heads if tensors[name].shape[0] == rows), None)
-
-
-def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
-    """An error for every checkpoint whose head is tied where others keep a head of their own."""
-    tied = [c for c in checkpoints if c.tying is Tying.TIED]
-    untied = [c for c in checkpoints if c.tying is Tying.UNTIED]
-    if not tied or not untied:
-        return []
-    head = vocabulary_head(untied[0].tensors, untied[0].roles)
-    return [
-        Finding(
-            Severity.ERROR,
-            "tied-untied-mix",
-            checkpoint.identity,
-            f"{checkpoint.identity} ties its output head to its embedding, but "
-            f"{untied[0].identity} keeps {head!r} of its own, so a merge would be read with the "
-            "wrong head",
-            "untie the former (`untie: true` in the recipe reads its embedding as its head and "
-            "writes both), or leave one of the two out",
-        )
-        for checkpoint in tied
-    ]
-
-
-def own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
-    """A note where the configuration ties a head that is stored with bytes of its own."""
-    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
-    if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
-        return []
-    return [
-        Finding(
-            Severity.NOTE,
-            "head-of-its-own",
-            checkpoint.identity,
-            f"{checkpoint.identity} says that its output head is tied to its embedding, but stores {head!r} with other "
-            "numbers, so it is taken as a head of its own",
-            "remove that tensor if it is left over from before the embedding was trained",
-        )
-    ]
-
-
-def require_equal_ties(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise CompatibilityError where tied and untied checkpoints are mixed."""
-    for finding in tie_findings(checkpoints):
-        raise CompatibilityError(finding.sentence + ".")
 
 
 def _is_copy(first: LazyTensor, other: LazyTensor) -> bool:

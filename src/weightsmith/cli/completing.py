@@ -45,21 +45,21 @@ def names(known: Callable[[], Iterable[str]], *more: str, listed: bool = False) 
 
 def methods() -> list[str]:
     """Names of the merge methods."""
-    from weightsmith.methods.parts import method_index as index
+    from weightsmith.methods import method_index as index
 
     return sorted(index.modules_of("method"))
 
 
 def methods_and_modifiers() -> list[str]:
     """Names of the merge methods, then those of modifiers."""
-    from weightsmith.methods.parts import method_index as index
+    from weightsmith.methods import method_index as index
 
     return [*methods(), *sorted(index.modules_of("modifier"))]
 
 
 def families() -> list[str]:
     """Names of the families that can be built."""
-    from weightsmith.testbeds.families import FAMILIES
+    from weightsmith.testbeds import FAMILIES
 
     return list(FAMILIES)
 
@@ -81,7 +81,7 @@ def splits() -> tuple[str, ...]:
 
 def codecs() -> tuple[str, ...]:
     """Names of the lossy codecs."""
-    from weightsmith.deltas.codecs import LOSSY
+    from weightsmith.deltas import LOSSY
 
     return LOSSY
 
@@ -90,7 +90,7 @@ def tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Compl
     """Labels of the tasks of the bundle that stands before."""
     from click.shell_completion import CompletionItem
 
-    from weightsmith.checkpoints.formats.bundles import read_bundle_header
+    from weightsmith.checkpoints import read_bundle_header
     from weightsmith.errors import WeightsmithError
 
     try:
@@ -119,7 +119,7 @@ def adapters(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
     """Labels of the adapters of the basis that stands before."""
     from click.shell_completion import CompletionItem
 
-    from weightsmith.adapters.basis_files import open_basis
+    from weightsmith.adapters import open_basis
     from weightsmith.errors import WeightsmithError
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors import expanded
 
 _RECIPES = frozenset({".yaml", ".yml"})
 
@@ -23,15 +23,15 @@ def places_read(*given: str | Path | None) -> tuple[Path, ...]:
 
 def suite_files(suite: str | None) -> tuple[Path, ...]:
     """A suite, and all that its tasks name; raises what loading it raises."""
-    from weightsmith.evaluation.suite import load_suite
+    from weightsmith.evaluation import load_suite
 
     return () if suite is None else load_suite(suite).files
 
 
 def _places(given: str) -> tuple[Path, ...]:
-    from weightsmith.adapters.adapted_models import open_model
+    from weightsmith.adapters import open_model
     from weightsmith.checkpoints import BareAdapter
-    from weightsmith.engine.plan import make_plan
+    from weightsmith.engine import make_plan
     from weightsmith.recipes import Recipe
 
     path = expanded(given)

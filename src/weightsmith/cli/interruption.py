@@ -25,7 +25,7 @@ def interruptible(out: Path) -> Iterator[None]:
 
 
 def _tell_interrupted(out: Path) -> None:
-    from weightsmith.publishing.safe_places import SUFFIX
+    from weightsmith.publishing import SUFFIX
 
     staging = out.with_name(out.name + SUFFIX)
     if staging.is_dir():

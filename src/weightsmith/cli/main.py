@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightsmith import __version__
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
+from weightsmith.version import __version__
 from weightsmith.wording import advice_on
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _NUMBERS = {
     "is not a valid float": "is no number",
 }
 
-# In the order of use, with what the help says of each; the module of that name has the command.
+# In the order of use, with what the help says of each.
 COMMANDS = {
     "plan": "Show what a merge will read, compute and write.",
     "merge": "Make a checkpoint from a recipe.",
@@ -52,6 +52,19 @@ COMMANDS = {
     "report": "Write a report as one HTML file.",
 }
 
+# The folder of each command's module, which has the command's name.
+_FOLDERS = {
+    command: folder
+    for folder, commands in {
+        "merging": "plan merge verify replay rollback transplant",
+        "looking": "inspect diff seams methods",
+        "adapters": "adapter",
+        "keeping": "bundle delta",
+        "judging": "testbed evaluate compare league report",
+    }.items()
+    for command in commands.split()
+}
+
 
 class LazyGroup(click.Group):
     """A group that imports a command when it is asked for, and none to list them."""
@@ -62,7 +75,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"weightsmith.cli.{cmd_name}"), cmd_name)
+        module = import_module(f"weightsmith.cli.{_FOLDERS[cmd_name]}.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from weightsmith.cli import completing
-from weightsmith.tensors.sizes import parse_size
-from weightsmith.tensors.threads import MOST_THREADS
+from weightsmith.tensors import MOST_THREADS, parse_size
 
 THREADS = click.IntRange(min=1, max=MOST_THREADS)
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from weightsmith.cli.terminal_text import duration
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

@@ -39,7 +39,7 @@ def check_save(
     """
     if file is None:
         return
-    from weightsmith.publishing.files import check_file
+    from weightsmith.publishing import check_file
 
     if report_file is not None and file.absolute() == report_file.absolute():
         raise UsageError(f"--save and --report both name {str(file)!r}; name two files.")
@@ -49,8 +49,7 @@ def check_save(
 def save(found: CommandResult, file: Path | None, kind: str, reads: Iterable[Path]) -> None:
     """Write what --save asks for, if it was given, sealed, so that the same command may replace it."""
     if file is not None:
-        from weightsmith.publishing.files import publish_file
-        from weightsmith.publishing.seals import sealed_json
+        from weightsmith.publishing import publish_file, sealed_json
 
         content = {"schema": SCHEMA, **found.to_mapping()}
         publish_file(file, sealed_json(content, kind), kind, reads)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from weightsmith.cli.presenting import Block, TextTable
 
 if TYPE_CHECKING:
-    from weightsmith.inspection.vocabulary_summary import MeasuredRule, VocabularySummary
-    from weightsmith.vocabularies.table_alignment import TableReport
+    from weightsmith.inspection import MeasuredRule, VocabularySummary
+    from weightsmith.vocabularies import TableReport
 
 
 def vocabulary_blocks(summary: VocabularySummary) -> Iterator[Block]:

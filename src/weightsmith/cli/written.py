@@ -18,8 +18,7 @@ from weightsmith.cli.terminal_text import duration
 from weightsmith.findings import Finding
 
 if TYPE_CHECKING:
-    from weightsmith.engine.manifest import Manifest
-    from weightsmith.engine.plan import Plan
+    from weightsmith.engine import Manifest, Plan
     from weightsmith.recipes import Recipe
 
 
@@ -87,7 +86,7 @@ def run_plan(
     made: Plan, out: Path, begun: float, *, force: bool, fresh: bool, quiet: bool, as_json: bool
 ) -> int:
     """Run a plan into `out`, with its findings and progress on stderr, and show what was written."""
-    from weightsmith.engine.run import run
+    from weightsmith.engine import run
 
     with interruptible(out):
         if not quiet and not made.errors:
@@ -129,7 +128,7 @@ def run_recipe(
     as_json: bool,
 ) -> int:
     """Merge by a recipe that a command has made: show it with --recipe, or its plan with --dry-run, else run it."""
-    from weightsmith.engine.plan import make_plan
+    from weightsmith.engine import make_plan
 
     if only_recipe:
         present(_Shown(recipe), _yaml, as_json=as_json)

@@ -28,13 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters.adapted_models import open_model
+from weightsmith.adapters import open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.inspection.interference import Changes, measure_interference
-from weightsmith.inspection.subspaces import measure_overlaps
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.inspection import Changes, measure_interference, measure_overlaps
+from weightsmith.tensors import WORDS, LazyTensor, widen
 
 Matrix = NDArray[np.float64]
 Triples = tuple[Matrix, Matrix, Matrix]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from weightsmith.comparison.halves import WHOLE, half_of
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.scores import Evaluation
-from weightsmith.testbeds.sources import file_digest
+from weightsmith.evaluation import Evaluation
+from weightsmith.testbeds import file_digest
 from weightsmith.wording import counted, shown
 
 VALIDATION, TEST = "validation", "test"

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.metrics import Floats
-from weightsmith.evaluation.scores import ItemScores
+from weightsmith.evaluation import Floats, ItemScores
 
 
 @dataclass(frozen=True, slots=True)

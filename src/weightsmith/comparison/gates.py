@@ -19,7 +19,7 @@ from typing import Any
 
 from weightsmith.comparison.versions import Comparison, TaskComparison
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.metrics import METRICS_OF
+from weightsmith.evaluation import METRICS_OF
 from weightsmith.naming import nearest
 
 Figure = Callable[[Comparison, TaskComparison], "float | None"]

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import replace
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
+from weightsmith.evaluation import Evaluation, ItemScores, TaskScore
 
 WHOLE = "whole"
 

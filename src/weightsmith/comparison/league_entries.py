@@ -15,9 +15,9 @@ from typing import Any
 
 from weightsmith.comparison.family import Family
 from weightsmith.errors import ResourceError, UsageError
-from weightsmith.evaluation.scores import Evaluation
-from weightsmith.methods.parts import registry
-from weightsmith.publishing.files import write_file
+from weightsmith.evaluation import Evaluation
+from weightsmith.methods import registry
+from weightsmith.publishing import write_file
 
 SCHEMA = 1
 

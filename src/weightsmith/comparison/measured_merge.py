@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from weightsmith.engine.api import merge
+from weightsmith.engine import merge
 
 
 def main(recipe: str, out: str) -> str:

@@ -12,8 +12,7 @@ import numpy as np
 from weightsmith.comparison.flips import Flips
 from weightsmith.comparison.resampling import Estimate, two_sided_p
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.intervals import COVERAGE
-from weightsmith.evaluation.metrics import Floats
+from weightsmith.evaluation import COVERAGE, Floats
 
 
 @dataclass(frozen=True, slots=True)

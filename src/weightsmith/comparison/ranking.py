@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from weightsmith.comparison.family import VALIDATION, Family, Model
+from weightsmith.comparison.family_opening import family_of_models
 from weightsmith.comparison.league_entries import Candidate, Entries, Entry, measure_cost, recipe_of
-from weightsmith.comparison.opening import family_of_models
 from weightsmith.comparison.standings import (
     AVERAGE,
     DEFAULT,
@@ -21,11 +21,10 @@ from weightsmith.comparison.standings import (
     mean_normalized,
 )
 from weightsmith.comparison.tuning import Entrant, LeftOut, enter
-from weightsmith.engine.places import cache_root
+from weightsmith.engine import cache_root
 from weightsmith.errors import ResourceError, UsageError, WeightsmithError
-from weightsmith.evaluation.scores import Evaluation
-from weightsmith.evaluation.scoring import evaluate
-from weightsmith.methods.parts import registry
+from weightsmith.evaluation import Evaluation, evaluate
+from weightsmith.methods import registry
 from weightsmith.recipes import Recipe
 
 SCHEMA = 1
@@ -35,7 +34,7 @@ METHODS = ("linear", "task_arithmetic", "ties", "iso_c", "tsv_m", "iwudi")
 FINISHED, BUDGET, INTERRUPTED = "finished", "budget", "interrupted"
 
 
-class Progress(Protocol):
+class LeagueProgress(Protocol):
     """What hears of a league."""
 
     def start(self, total: int) -> None:
@@ -45,7 +44,7 @@ class Progress(Protocol):
         """One of them is there."""
 
 
-class Silent:
+class SilentLeague:
     """A progress that nobody hears."""
 
     def start(self, total: int) -> None:
@@ -111,7 +110,7 @@ def league(
     budget_seconds: float | None = None,
     device: str = "cpu",
     with_cost: bool = True,
-    progress: Progress | None = None,
+    progress: LeagueProgress | None = None,
 ) -> League:
     """Merge models with every method, each with its defaults and tuned, and rank the results on a suite.
 
@@ -144,7 +143,7 @@ def run_league(
     budget_seconds: float | None = None,
     device: str = "cpu",
     with_cost: bool = True,
-    progress: Progress | None = None,
+    progress: LeagueProgress | None = None,
 ) -> League:
     """Merge a family's models with every method and rank the results on a split.
 
@@ -163,7 +162,7 @@ def run_league(
         "has_base": family.base is not None,
     }
     entrants = [enter(name, len(family.models), **given) for name in _named(methods)]
-    heard = Silent() if progress is None else progress
+    heard = SilentLeague() if progress is None else progress
     bench = _Bench(family, Entries(out), budget_seconds, device, heard)
     return _Run(family, split, bench, with_cost).of(entrants)
 
@@ -191,7 +190,7 @@ class _Bench:
         entries: Entries,
         budget_seconds: float | None,
         device: str,
-        progress: Progress,
+        progress: LeagueProgress,
     ) -> None:
         self.family, self.progress = family, progress
         self._entries, self._device = entries, device

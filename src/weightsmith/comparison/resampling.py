@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.intervals import COVERAGE, RESAMPLES, resampled
-from weightsmith.evaluation.metrics import Floats
-from weightsmith.evaluation.scores import Evaluation, ItemScores
+from weightsmith.evaluation import COVERAGE, RESAMPLES, Evaluation, Floats, ItemScores, resampled
 
 
 @dataclass(frozen=True, slots=True)

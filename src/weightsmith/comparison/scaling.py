@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.adapted_models import open_model
+from weightsmith.adapters import open_model
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.ranking import FINISHED, League, Progress, run_league
+from weightsmith.comparison.ranking import FINISHED, League, LeagueProgress, run_league
 from weightsmith.comparison.resampling import Estimate, estimate_mapping
 from weightsmith.comparison.standings import TUNED
 
@@ -67,7 +67,7 @@ def run_scaling(
     *,
     split: str = "test",
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: LeagueProgress | None = None,
 ) -> Scaling:
     """A league for every family and number of experts (the first ones in the family's order), as one table.
 

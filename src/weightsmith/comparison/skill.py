@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.comparison.resampling import Draws, Estimate, estimate_mapping, mean_of
-from weightsmith.evaluation.metrics import Floats
-from weightsmith.evaluation.scores import Evaluation
+from weightsmith.evaluation import Evaluation, Floats
 
 GENERAL, UNSEEN = "general", "unseen"
 

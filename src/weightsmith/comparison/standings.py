@@ -16,8 +16,7 @@ import numpy as np
 from weightsmith.comparison.league_entries import MeasuredCost
 from weightsmith.comparison.resampling import Draws, Estimate, estimate_mapping, mean_of
 from weightsmith.comparison.skill import GENERAL, normalized_draws, retained_draws
-from weightsmith.evaluation.metrics import Floats
-from weightsmith.evaluation.scores import Evaluation, TaskScore
+from weightsmith.evaluation import Evaluation, Floats, TaskScore
 
 BASE, EXPERTS, AVERAGE, DEFAULT, TUNED = "base", "experts", "average", "default", "tuned"
 _RANKED = (DEFAULT, TUNED)

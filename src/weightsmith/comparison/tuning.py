@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import registry
-from weightsmith.methods.parts.registry import REQUIRED, Base, MethodSpec
+from weightsmith.methods import REQUIRED, Base, MethodSpec, registry
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)

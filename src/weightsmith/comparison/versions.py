@@ -18,10 +18,7 @@ from weightsmith.comparison.paired import (
 from weightsmith.comparison.resampling import Draws, aligned, draws_of
 from weightsmith.comparison.skill import SkillReport, measure_skill
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.metrics import Floats
-from weightsmith.evaluation.saved import read_saved
-from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
-from weightsmith.evaluation.scoring import evaluate
+from weightsmith.evaluation import Evaluation, Floats, ItemScores, TaskScore, evaluate, read_saved
 from weightsmith.wording import shown
 
 SCHEMA = 1

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor, Shaped
+from weightsmith.tensors import DType, LazyTensor, Shaped
 
 # What masks are unpacked to: the narrowest float, of which 1.0 has these bits.
 MASK = DType.FLOAT8_E4M3FN

@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
 from weightsmith.errors import NonFiniteError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import FromSources, LazyTensor, ReadingCost
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import (
+    WORDS,
+    DType,
+    FromSources,
+    LazyTensor,
+    ReadingCost,
+    matrix_shape,
+    widen,
+)
 
 # Elements computed at a time. Blocks begin at multiples of their rows whatever part is read, so that each element comes
 # out of the same product and its bits do not depend on the tile.

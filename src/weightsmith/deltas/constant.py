@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightsmith.tensors.stored import FromStored, LazyTensor
+from weightsmith.tensors import FromStored, LazyTensor
 
 
 @dataclass(frozen=True, slots=True)

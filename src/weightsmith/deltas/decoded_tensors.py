@@ -12,11 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph.graph import Value
-from weightsmith.graph.passes import Backend, PassSpec, TilePass
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, LazyTensor
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.graph import Backend, PassSpec, TilePass, Value
+from weightsmith.tensors import WORDS, DType, FromSources, LazyTensor, widen
 
 # Elements decoded at a time, which bounds the memory of a read.
 _BLOCK = 1 << 18
@@ -26,11 +23,11 @@ _NUMBERS = {DType.FLOAT32: np.float32, DType.FLOAT64: np.float64}
 @functools.cache
 def _backend() -> Backend:
     """The native kernels where they were built, else torch on the CPU; both give the same bits."""
-    from weightsmith.graph.backends import native
+    from weightsmith.graph import native
 
     if native.available():
         return native.load()
-    from weightsmith.graph.backends.torch_backend import TorchBackend
+    from weightsmith.graph import TorchBackend
 
     return TorchBackend("cpu")
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from weightsmith.deltas.changed import read_elements
 from weightsmith.deltas.changes import Matrix
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph.range_finder import row_blocks
-from weightsmith.tensors.grid import gaps
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.graph import row_blocks
+from weightsmith.tensors import LazyTensor, gaps
 
 
 @dataclass(frozen=True, slots=True, eq=False)

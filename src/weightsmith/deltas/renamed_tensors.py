@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from weightsmith.tensors.stored import FromStored, LazyTensor, StoredTensor
+from weightsmith.tensors import FromStored, LazyTensor, StoredTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from weightsmith.deltas.decoded_tensors import DecodedTensor
-from weightsmith.graph.graph import Value, source
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromStored, LazyTensor
+from weightsmith.graph import Value, source
+from weightsmith.tensors import DType, FromStored, LazyTensor
 
 # Whether a NaN keeps its sign and payload when it is rounded is left to hardware and library, so all become this one.
 _NAN = {
@@ -37,7 +36,7 @@ class RoundedTensor(FromStored):
         """Round elements [start, stop); thread-safe. Raises what the stored tensor raises."""
         import numpy as np
 
-        from weightsmith.tensors.widening import WORDS, widen
+        from weightsmith.tensors import WORDS, widen
 
         self._rounded.read_into(start, stop, buffer)
         words = np.frombuffer(buffer, WORDS[self.dtype.itemsize])

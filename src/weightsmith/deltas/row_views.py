@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor, ReadingCost
+from weightsmith.tensors import DType, FromSources, FromStored, LazyTensor, ReadingCost
 
 if TYPE_CHECKING:
     import numpy as np

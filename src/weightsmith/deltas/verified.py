@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.digests import digest_tensor
-from weightsmith.tensors.stored import FromStored, LazyTensor
+from weightsmith.tensors import FromStored, LazyTensor, digest_tensor
 
 
 class VerifiedTensor(FromStored):

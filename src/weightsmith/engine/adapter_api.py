@@ -7,29 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from weightsmith.adapters import facts
-from weightsmith.adapters.adapted_models import open_model
-from weightsmith.adapters.adapter import Adapter
-from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import Dialect, check_output, write_adapter
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.converting import Conversion, convert
-from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.extraction_report import ExtractionReport
-from weightsmith.adapters.treatments import Choices
+from weightsmith.adapters import (
+    Adapter,
+    Choices,
+    Conversion,
+    Dialect,
+    ExtractionReport,
+    RankBound,
+    check_output,
+    convert,
+    extract,
+    facts,
+    open_adapter,
+    open_model,
+    write_adapter,
+)
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.adapter_recipes import combination
-from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.outputs.adapter import AdapterFolder
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.progress import Progress
-from weightsmith.engine.run import run
+from weightsmith.engine.outputs.adapter_output import AdapterFolder
+from weightsmith.engine.planning.plan_making import make_plan
+from weightsmith.engine.records.manifest import Manifest
+from weightsmith.engine.running.progress import Progress
+from weightsmith.engine.running.run import run
 from weightsmith.errors import UsageError
-from weightsmith.findings import Finding
+from weightsmith.findings import Finding, Severity
 from weightsmith.recipes import Recipe
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.threads import thread_count
+from weightsmith.tensors import DType, shown, thread_count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +113,9 @@ def _made(
         )
     manifest = run(plan, Path(out), force=force, progress=progress)
     findings = [finding for adapter in opened for finding in adapter.findings]
-    return Combined(Path(out), manifest.lost, (*findings, *plan.findings), manifest)
+    # What the plan notes of factors and ranks, `lost` says of the result.
+    findings += [found for found in plan.findings if found.severity is not Severity.NOTE]
+    return Combined(Path(out), manifest.lost, findings, manifest)
 
 
 def extract_adapter(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.bounds import RankBound
+from weightsmith.adapters import RankBound
 from weightsmith.errors import UsageError
-from weightsmith.methods.parts import registry
+from weightsmith.methods import registry
 from weightsmith.wording import counted
 
 # Methods that are a space, with the options of it that are given like parameters.

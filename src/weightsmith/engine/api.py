@@ -7,35 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from weightsmith.checkpoints.roles import Kind, Role, Sizes, infer_roles
-from weightsmith.checkpoints.stacks import Stack, find_stacks, place
-from weightsmith.engine import verify as verification
-from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.memory_checks import (
+from weightsmith.checkpoints import Kind, Role, Sizes, Stack, find_stacks, infer_roles, place
+from weightsmith.engine.planning.plan import Plan
+from weightsmith.engine.planning.plan_making import DEFAULT_MEMORY, make_plan
+from weightsmith.engine.records.manifest import Manifest
+from weightsmith.engine.records.verify import Verification, replay_output, verify_output
+from weightsmith.engine.running.memory_checks import (
     require_arguments,
     require_finite_inputs,
     require_finite_result,
 )
-from weightsmith.engine.memory_statistics import InMemory
-from weightsmith.engine.plan import DEFAULT_MEMORY, Plan, make_plan
-from weightsmith.engine.progress import Progress
-from weightsmith.engine.run import run
-from weightsmith.engine.verify import Verification
+from weightsmith.engine.running.memory_statistics import InMemory
+from weightsmith.engine.running.progress import Progress
+from weightsmith.engine.running.run import run
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.graph.equal_magnitudes import EqualMagnitudes
-from weightsmith.graph.graph import Value, source
-from weightsmith.graph.site import Site
-from weightsmith.methods.parts import modifiers, registry
-from weightsmith.recipes import Recipe
-from weightsmith.recipes.language.expressions import Expression, checkpoint
-from weightsmith.recipes.resolution.combine import coarsest
-from weightsmith.tensors.dtypes import DType
+from weightsmith.graph import EqualMagnitudes, Site, Value, source
+from weightsmith.methods import modifiers, registry
+from weightsmith.recipes import Expression, Recipe, checkpoint, coarsest
+from weightsmith.tensors import DType
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsmith.engine.rollback import RolledBack
+    from weightsmith.engine.records.rollback import RolledBack
 
 RecipeLike = Recipe | Expression | Mapping[str, Any] | str | Path
 
@@ -94,13 +89,13 @@ def merge(
 def verify(
     folder: str | Path, *, recompute: int = 0, inputs: Mapping[str, Path] | None = None
 ) -> Verification:
-    """Compare an output folder with its manifest (see `weightsmith.engine.verify.verify`)."""
-    return verification.verify(Path(folder), recompute=recompute, inputs=inputs)
+    """Compare an output folder with its manifest (see `records.verify.verify_output`)."""
+    return verify_output(Path(folder), recompute=recompute, inputs=inputs)
 
 
 def replay(folder: str | Path, new: str | Path, **options: Any) -> Manifest:
-    """Run the merge on record in `folder` again into `new`, bit for bit (see `weightsmith.engine.verify.replay`)."""
-    return verification.replay(Path(folder), Path(new), **options)
+    """Run the merge on record in `folder` again into `new`, bit for bit (see `records.verify.replay_output`)."""
+    return replay_output(Path(folder), Path(new), **options)
 
 
 def rollback(
@@ -116,10 +111,10 @@ def rollback(
     """Make in `new` what the merge in `folder` would have been without one of its models.
 
     `without` is the model as the manifest has it, or the last part of that; `by` defaults to a replay where all other
-    inputs are found, else to a subtraction. `options` are as for `plan` (see `weightsmith.engine.rollback.rollback`).
+    inputs are found, else to a subtraction. `options` are as for `plan` (see `rollback.rollback`).
     """
-    from weightsmith.engine.rollback import Way
-    from weightsmith.engine.rollback import rollback as roll_back
+    from weightsmith.engine.records.rollback import Way
+    from weightsmith.engine.records.rollback import roll_back as roll_back
 
     try:
         way = None if by is None else Way(by)
@@ -165,7 +160,7 @@ def merge_state_dicts(
     order = _equal_magnitudes(equal_magnitudes)
     if nonfinite not in ("error", "propagate"):
         raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")
-    from weightsmith.graph.backends.torch_memory import evaluate_model
+    from weightsmith.graph import evaluate_model
 
     spec = registry.get(method)
     built = spec.build(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import Malformed, UsageError
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 from weightsmith.wording import shown
 
 _SUFFIX = ".npy"

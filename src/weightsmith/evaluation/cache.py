@@ -19,11 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from weightsmith import __version__
-from weightsmith.engine.places import cache_root
+from weightsmith.engine import cache_root
 from weightsmith.errors import OutputError, ResourceError, WeightsmithError
 from weightsmith.evaluation.scores import SCHEMA, ItemScores
-from weightsmith.publishing.files import write_file
+from weightsmith.publishing import write_file
+from weightsmith.version import __version__
 from weightsmith.wording import shown
 
 _LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.evaluation.live import as_torch
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.files.strict_json import loads_json
+from weightsmith.tensors import loads_json, parse_file
 from weightsmith.wording import fault
 
 if TYPE_CHECKING:

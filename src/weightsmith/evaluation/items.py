@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.arrays import read_arrays
 from weightsmith.evaluation.suite import Task
-from weightsmith.recipes.language.document import is_encodable
-from weightsmith.tensors.files.strict_json import NotJson, loads_json
+from weightsmith.recipes import is_encodable
+from weightsmith.tensors import NotJson, loads_json
 from weightsmith.wording import literal
 
 _LONGEST_LINE = 1 << 26

@@ -17,13 +17,13 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.nested_config import sections
+from weightsmith.checkpoints import sections
 from weightsmith.errors import CompatibilityError, ResourceError, UsageError
 from weightsmith.evaluation.libraries import asking_library, reason_of
 from weightsmith.evaluation.plain_models import Build, find_builder
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.recipes import Recipe
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor
 from weightsmith.wording import counted, literal, shown, with_extra
 
 if TYPE_CHECKING:

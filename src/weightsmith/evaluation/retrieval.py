@@ -15,7 +15,7 @@ from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
-from weightsmith.tensors.files.strict_json import NotJson, loads_json
+from weightsmith.tensors import NotJson, loads_json
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:

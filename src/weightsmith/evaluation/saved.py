@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import UsageError
-from weightsmith.tensors.files.small_files import read_small
-from weightsmith.tensors.files.strict_json import NotJson, loads_json
+from weightsmith.tensors import NotJson, loads_json, read_small
 from weightsmith.wording import shown
 
 _LARGEST_BYTES = 256_000_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from weightsmith.engine.progress import Silence
+from weightsmith.engine import Silence
 from weightsmith.errors import ResourceError
 from weightsmith.evaluation.batches import Told
 from weightsmith.evaluation.cache import Cache, cache_key, default_folder, library_versions
@@ -20,7 +20,7 @@ from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.evaluation.suite import HARNESS, Suite, Task, load_suite
 from weightsmith.recipes import Recipe
-from weightsmith.tensors.files.paths import expanded
+from weightsmith.tensors import expanded
 
 Score = Callable[[Task, LiveModel, "int | None", Told], ItemScores]
 _SCORE: Mapping[str, Score] = {
@@ -32,7 +32,7 @@ _SCORE: Mapping[str, Score] = {
 }
 
 
-class Progress(Protocol):
+class EvaluationProgress(Protocol):
     """What hears of an evaluation."""
 
     def stage(self, text: str) -> None:
@@ -48,7 +48,7 @@ class Progress(Protocol):
         """A task is finished, and its scores are kept."""
 
 
-class Silent:
+class SilentEvaluation:
     """A progress that nobody hears."""
 
     def stage(self, text: str) -> None:
@@ -75,7 +75,7 @@ def evaluate(
     threads: int | None = None,
     memory_bytes: int | None = None,
     cache: bool | str | Path = True,
-    progress: Progress | None = None,
+    progress: EvaluationProgress | None = None,
 ) -> Evaluation:
     """Score a checkpoint, or a recipe without writing its result, on the tasks of a suite.
 
@@ -88,7 +88,7 @@ def evaluate(
     Raises a WeightsmithError whose sentence says what to do: for a suite, data or a head that is not as it must be, for
     a model that cannot do a task, and for what opening and merging checkpoints raise.
     """
-    telling = progress or Silent()
+    telling = progress or SilentEvaluation()
     chosen = suite if isinstance(suite, Suite) else load_suite(suite)
     chosen = chosen.only(tasks) if tasks else chosen
     chosen = chosen if limit is None else chosen.limited(limit)
@@ -125,7 +125,7 @@ def evaluate(
 class _Stages(Silence):
     """Hands the stages of a merge on."""
 
-    def __init__(self, telling: Progress) -> None:
+    def __init__(self, telling: EvaluationProgress) -> None:
         self._telling = telling
 
     def start(self, total_bytes: int, resumed_bytes: int) -> None:
@@ -144,7 +144,7 @@ class _Run:
         cache: Cache | None,
         device: str,
         batch_size: int | None,
-        telling: Progress,
+        telling: EvaluationProgress,
     ) -> None:
         self._subject, self._cache, self._device = subject, cache, device
         self._batch_size, self._telling = batch_size, telling

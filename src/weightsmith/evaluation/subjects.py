@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.adapted_models import open_model
-from weightsmith.engine.in_memory import merge_in_memory
-from weightsmith.engine.plan import make_plan
-from weightsmith.engine.progress import Progress
+from weightsmith.adapters import open_model
+from weightsmith.engine import Progress, make_plan, merge_in_memory
 from weightsmith.errors import UsageError
 from weightsmith.recipes import Recipe
-from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.vocabularies.companion_files import carried_files
+from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
+from weightsmith.vocabularies import carried_files
 
 _RECIPES = frozenset({".yaml", ".yml"})
 

@@ -20,16 +20,15 @@ from typing import Any
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.evaluation.metrics import METRICS_OF, find_metric
 from weightsmith.naming import nearest
-from weightsmith.recipes.language.document import (
+from weightsmith.recipes import (
     MOST_BYTES,
     DocumentKind,
     Place,
     YamlDocument,
     parse_documents,
+    refuse_other_kinds,
 )
-from weightsmith.recipes.other_documents import refuse_other_kinds
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.small_files import read_small
+from weightsmith.tensors import expanded, read_small
 from weightsmith.wording import literal, shown
 
 HARNESS = "harness"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
-from weightsmith.tensors.digest_pieces import piece_elements
+from weightsmith.tensors import piece_elements
 
 _STARTS = {"total": 0.0, "dot": 0.0, "peak": -math.inf}
 

@@ -25,7 +25,7 @@ from typing import Any
 from weightsmith.errors import UsageError
 from weightsmith.graph.columns import Columns
 from weightsmith.graph.model_statistics import ModelStatistic
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 Attributes = tuple[Any, ...]
 # How many elements a cut selects: "k", k times "all" or those that are "nonzero", or a function of how many there are.

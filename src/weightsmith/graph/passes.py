@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from weightsmith.graph.equal_graphs import walked
 from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, is_reduction
 from weightsmith.graph.shares import floor_of_share
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 HISTOGRAM_BINS = 1 << 16
 # Roots and known nodes of which it is remembered what follows from them.

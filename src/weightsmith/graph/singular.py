@@ -56,7 +56,7 @@ class Spectrum:
             return columns
         from weightsmith.graph.backends.torch_singular import unitary
 
-        return columns @ unitary(self)
+        return columns @ unitary(self.core, self.values, self.tensor)
 
     def through(self, columns: Any, function: Callable[[Any], Any]) -> Any:
         """columns f(C) for a function of the values of a symmetric matrix, which works elementwise: diag(f(values))."""
@@ -75,10 +75,16 @@ class Spectrum:
         if self.core is None:
             beyond = self._beyond(kept)
             return Spectrum(self.left[:, kept], self.values[kept], self.right[kept], None, beyond)
-        from weightsmith.graph.backends.torch_singular import within_core
-
-        inner = within_core(self, kept)
+        inner = self._within_core(kept)
         return replace(inner, left=self.left @ inner.left, right=inner.right @ self.right)
+
+    def _within_core(self, kept: Any) -> Spectrum:
+        """Some of the directions of C, which is diagonal here."""
+        from weightsmith.graph.backends.torch_singular import identity
+
+        own = identity(self.core)
+        within = Spectrum(own, without_gradient(self.values), own, None, self.beyond)
+        return _with_gradients(self.core, within, kept, self.tensor)
 
     def _beyond(self, kept: Any) -> float:
         values = without_gradient(self.values)
@@ -105,7 +111,8 @@ class Spectrum:
             return self
         from weightsmith.graph.backends.torch_singular import separated
 
-        return separated(self)
+        left, values, right = separated(self.core, self.values, self.tensor)
+        return Spectrum(self.left @ left, values, right @ self.right, None, self.beyond)
 
 
 def without_gradient(array: Any) -> Any:
@@ -120,9 +127,23 @@ def differentiable(matrix: Any, found: Spectrum, kept: Any, tensor: str = "") ->
     """
     if not getattr(matrix, "requires_grad", False):
         return found.only(kept)
+    return _with_gradients(matrix, found, kept, tensor)
+
+
+def _with_gradients(matrix: Any, found: Spectrum, kept: Any, tensor: str) -> Spectrum:
     from weightsmith.graph.backends.torch_singular import directions
 
-    return directions(matrix, found, kept, tensor)
+    if matrix.shape[0] > matrix.shape[1]:
+        mirrored = replace(found, left=found.right.T, right=found.left.T)
+        turned = _with_gradients(matrix.T, mirrored, kept, tensor)
+        core = None if turned.core is None else turned.core.T
+        return replace(turned, left=turned.right.T, right=turned.left.T, core=core)
+    plain = found.only(kept)
+    factors = directions(matrix, found.left, found.values, plain.right, kept, tensor)
+    if factors is None:
+        return plain
+    left, core, values, right = factors
+    return Spectrum(left, values, right, core, plain.beyond, tensor)
 
 
 def arbitrary(result: Any, tensor: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from weightsmith.graph.graph import Extent, Scope, Value, uniform
 from weightsmith.graph.model_statistics import ModelStatistic
 from weightsmith.graph.random import stream_key
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 
 @dataclass(frozen=True, slots=True)

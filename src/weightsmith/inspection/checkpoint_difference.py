@@ -11,20 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.adapters.adapted_models import open_model, place_of
+from weightsmith.adapters import open_model, place_of
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
-from weightsmith.engine.tensor_job import combine_partials
-from weightsmith.engine.tiles import tiles_of
+from weightsmith.engine import (
+    Job,
+    Round,
+    Scheduler,
+    Task,
+    Worker,
+    choose_backend,
+    combine_partials,
+    tiles_of,
+)
 from weightsmith.errors import CompatibilityError
-from weightsmith.graph.graph import Scalar, count, dot, peak, source
-from weightsmith.graph.passes import Backend, PassSpec, TilePass
+from weightsmith.graph import Backend, PassSpec, Scalar, TilePass, count, dot, peak, source
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.naming import natural_key
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import thread_count
+from weightsmith.tensors import DType, LazyTensor, thread_count
 
 _TILE = 1 << 18
 

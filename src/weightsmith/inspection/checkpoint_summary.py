@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.adapted_models import open_model, place_of
-from weightsmith.adapters.references import Reference, parse_reference
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.formats.bundles import member_of
-from weightsmith.checkpoints.formats.package_header import is_package
-from weightsmith.checkpoints.locate import find_location
-from weightsmith.checkpoints.nested_config import first_of, layer_count_of, vocabulary_size_of
+from weightsmith.adapters import Reference, open_model, parse_reference, place_of
+from weightsmith.checkpoints import (
+    Checkpoint,
+    find_location,
+    first_of,
+    is_package,
+    layer_count_of,
+    vocabulary_size_of,
+)
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors import DType, StoredTensor, shown
 
 _FACTS = (
     "model_type",
@@ -129,8 +129,7 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
     Raises CheckpointError where there is nothing at `path`.
     """
     reference = _reference(path)
-    member = member_of(reference.base)
-    found = find_location(reference.base).path if member is None else member[0]
+    found = find_location(reference.base).path
     try:
         checkpoint = open_model(path)
     except CheckpointError as error:
@@ -169,7 +168,7 @@ def _damage(path: Path, error: CheckpointError) -> tuple[Finding, ...]:
 
 
 def _header_problem(file: Path) -> str | None:
-    from weightsmith.tensors.files.safetensors_header import read_header
+    from weightsmith.tensors import read_header
 
     try:
         read_header(file)

@@ -8,24 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.engine.plan import Plan
-from weightsmith.engine.planned_tensors import PlannedTensor
+from weightsmith.engine import Plan, PlannedTensor
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
-from weightsmith.recipes.resolution.formula import (
-    Cast,
-    Formula,
-    Leaf,
-    Merge,
-    Modification,
-    Same,
-    Sum,
-)
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import StoredTensor
-from weightsmith.vocabularies.aligned_rows import AlignedRows
+from weightsmith.recipes import Cast, Formula, Leaf, Merge, Modification, Same, Sum
+from weightsmith.tensors import StoredTensor, shown
+from weightsmith.vocabularies import AlignedRows
 
 _GIVEN, _DEFAULT = "given", "default"
 

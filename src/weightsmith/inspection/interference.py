@@ -19,16 +19,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Task, Worker
-from weightsmith.engine.tensor_job import combine_partials
-from weightsmith.engine.tiles import tiles_of
-from weightsmith.graph.graph import Scalar, Value, add_all, dot, source, total, where
-from weightsmith.graph.passes import Backend, PassSpec, TilePass
-from weightsmith.graph.scalars import exact_sum
+from weightsmith.engine import (
+    Job,
+    Round,
+    Scheduler,
+    Task,
+    Worker,
+    choose_backend,
+    combine_partials,
+    tiles_of,
+)
+from weightsmith.graph import (
+    Backend,
+    PassSpec,
+    Scalar,
+    TilePass,
+    Value,
+    add_all,
+    dot,
+    exact_sum,
+    source,
+    total,
+    where,
+)
 from weightsmith.naming import natural_key
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import thread_count
+from weightsmith.tensors import LazyTensor, thread_count
 
 _TILE = 1 << 17
 Place = tuple[str | None, int | None, str]

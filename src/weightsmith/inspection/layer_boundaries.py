@@ -8,22 +8,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.engine.backends import choose_backend
-from weightsmith.engine.plan import Plan
-from weightsmith.engine.scheduler import Job, Scheduler
+from weightsmith.checkpoints import Checkpoint, Kind, Role
+from weightsmith.engine import Job, Plan, Scheduler, choose_backend
 from weightsmith.inspection.checkpoint_difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
-from weightsmith.recipes.resolution.boundary_findings import (
-    LayerOrigin,
-    Seam,
-    layer_origins,
-    repeated_layers,
-    seams_of,
-)
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import thread_count
+from weightsmith.recipes import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
+from weightsmith.tensors import LazyTensor, thread_count
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
 _PARTS = ("norms", "reads", "writes")

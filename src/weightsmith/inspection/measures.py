@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from weightsmith.graph.scalars import exact_sum
+from weightsmith.graph import exact_sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, source, walk
-from weightsmith.graph.passes import reduction_levels
-from weightsmith.graph.site import Site, Statistic
-from weightsmith.methods.parts.modifiers import ModifierSpec
-from weightsmith.methods.parts.registry import PAPER, REQUIRED, Base, MethodSpec, Parameter
+from weightsmith.graph import (
+    Cut,
+    Node,
+    Scalar,
+    Scope,
+    Site,
+    Statistic,
+    Value,
+    reduction_levels,
+    source,
+    walk,
+)
+from weightsmith.methods import PAPER, REQUIRED, Base, MethodSpec, ModifierSpec, Parameter
 
 # A matrix in a middle block, so that rules for depth and for rows show.
 _SITE = Site("model.layers.1.mlp.up_proj.weight", (64, 64), role="mlp.up", layer=1, layers=4)
@@ -39,7 +47,7 @@ def facts_of(spec: MethodSpec, preset: str = PAPER) -> MethodFacts:
 
 def facts_of_modifier(spec: ModifierSpec) -> MethodFacts:
     """Trace a modifier with three experts and its defaults; passes are those before a method's own."""
-    needed = {key: _example(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
+    needed = {key: example_of(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
     base = None if spec.base is Base.IGNORED else source(3)
     changed = spec.build(needed).modify(base, [source(i) for i in range(3)], _SITE)
     return MethodFacts(_kind(walk(changed)), len(reduction_levels(list(changed))), "O(N m n)")
@@ -49,7 +57,7 @@ def _traced(spec: MethodSpec, preset: str) -> Value:
     least, most = spec.experts
     number = max(least, 2 if most is None else min(2, most))
     needed = {
-        key: _example(spec.parameters[key])
+        key: example_of(spec.parameters[key])
         for key, default in spec.defaults(preset).items()
         if default is REQUIRED
     }
@@ -67,7 +75,7 @@ def _statistics(spec: MethodSpec, number: int) -> tuple[Statistic, ...]:
     return tuple(Statistic(kind, (source(number + 1 + i),), _SITE.shape) for i in range(number))
 
 
-def _example(parameter: Parameter) -> Any:
+def example_of(parameter: Parameter) -> Any:
     """A value for a parameter without a default."""
     if parameter.choices:
         return parameter.choices[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods import modifiers, registry
 
 
 @dataclass(frozen=True, slots=True)

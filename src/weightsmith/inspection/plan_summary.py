@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.cost import PredictedTime, input_bytes, predict
-from weightsmith.engine.plan import Plan
-from weightsmith.engine.planned_tensors import Action, PlannedTensor
+from weightsmith.engine import Action, Plan, PlannedTensor, PredictedTime, input_bytes, predict
 from weightsmith.findings import Finding
 from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
-from weightsmith.recipes.resolution.formula import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
-from weightsmith.tensors.stored import LazyTensor, ReadingCost, behind
+from weightsmith.recipes import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
+from weightsmith.tensors import LazyTensor, ReadingCost, behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine.scheduler import Job, Round, Scheduler, Worker
+from weightsmith.engine import Job, Round, Scheduler, Worker
 from weightsmith.inspection.interference import Place
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import thread_count
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, LazyTensor, thread_count, widen
 
 RANK = 8
 _OVERSAMPLING = 8

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.engine.plan import Plan
+from weightsmith.engine import Plan
 from weightsmith.errors import WeightsmithError
-from weightsmith.vocabularies.aligned_rows import AlignedRows
-from weightsmith.vocabularies.heldout import Errors, HeldOut, held_out_error
-from weightsmith.vocabularies.outcome import SpecialToken
-from weightsmith.vocabularies.rules import FittedRows
-from weightsmith.vocabularies.table_alignment import TableReport
+from weightsmith.vocabularies import (
+    AlignedRows,
+    Errors,
+    FittedRows,
+    HeldOut,
+    SpecialToken,
+    TableReport,
+    held_out_error,
+)
 
 # Held-out tokens per rule and table: enough for two digits of a mean error, and seconds of work.
 _SAMPLE = 200

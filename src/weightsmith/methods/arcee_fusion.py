@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Scope, Value, apply, exp, largest, log, peak, total, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scope, Site, Value, apply, exp, largest, log, peak, total, where
 from weightsmith.methods.parts.registry import Base, method
 
 _SMOOTHING = 1e-8

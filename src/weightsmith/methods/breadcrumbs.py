@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from weightsmith.graph.graph import Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert
 from weightsmith.methods.parts.task_vectors import (
     density_parameter,
@@ -17,7 +15,7 @@ from weightsmith.methods.parts.task_vectors import (
     normalize_parameter,
     rescale_floor_parameter,
     rescale_parameter,
-    restore_l1,
+    restore_l1_of_each,
     task_vectors,
     weight_parameter,
     zero_sum_parameter,
@@ -25,12 +23,29 @@ from weightsmith.methods.parts.task_vectors import (
 
 _PAPER = "Davari and Belilovsky, ECCV 2024, arXiv:2312.06795"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale_floor": 1e-7}
-_DENSITY = "share of elements kept, 1 - beta - gamma"
 
 
-def gamma_parameter() -> Any:
-    """Share of the largest elements that are dropped."""
-    return per_expert(0.01, low=0.0, high=1.0, doc="share of elements dropped at the large end")
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """The sparsifier of both methods: its parameters, and task vectors after it."""
+
+    weight: tuple[float, ...] = weight_parameter()
+    density: tuple[float, ...] = density_parameter(0.14, "share of elements kept, 1 - beta - gamma")
+    gamma: tuple[float, ...] = per_expert(
+        0.01, low=0.0, high=1.0, doc="share of elements dropped at the large end"
+    )
+    rescale: str = rescale_parameter("none", random=False)
+    rescale_floor: float = rescale_floor_parameter()
+
+    def sparse(self, deltas: Sequence[Value], site: Site) -> list[Value]:
+        """Each task vector without its largest and smallest elements, rescaled as asked."""
+        kept = [
+            keep_between(delta, density, gamma, site)
+            for delta, density, gamma in zip(deltas, self.density, self.gamma, strict=True)
+        ]
+        if self.rescale != "l1":
+            return kept
+        return restore_l1_of_each(kept, deltas, self.density, self.rescale_floor)
 
 
 @method(
@@ -42,7 +57,7 @@ def gamma_parameter() -> Any:
     generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
-class Breadcrumbs:
+class Breadcrumbs(Masked):
     """Task arithmetic with the middle of each task vector.
 
         per tensor: drop the floor(gamma N) largest |tau_i|, keep the next floor(density N), drop the rest
@@ -54,18 +69,13 @@ class Breadcrumbs:
     Density 1 keeps everything.
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.14, _DENSITY)
-    gamma: tuple[float, ...] = gamma_parameter()
     normalize: str = normalize_parameter("none")
-    rescale: str = rescale_parameter("none", random=False)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Mask, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = without_outliers(deltas, self, site)
+        kept = self.sparse(deltas, site)
         return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
@@ -78,7 +88,7 @@ class Breadcrumbs:
     generalises=("ties",),
 )
 @dataclass(frozen=True, slots=True)
-class BreadcrumbsTies:
+class BreadcrumbsTies(Masked):
     """The masks of `breadcrumbs`, then the election and disjoint mean of `ties`.
 
         g = sign(sum_i w_i tau^_i);   theta = theta_0 + lambda * (mean of the w_i tau^_i whose sign is g)
@@ -86,12 +96,7 @@ class BreadcrumbsTies:
     mergekit's version sums instead of taking the mean.
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.14, _DENSITY)
-    gamma: tuple[float, ...] = gamma_parameter()
     normalize: str = normalize_parameter("absolute")
-    rescale: str = rescale_parameter("none", random=False)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter()
 
@@ -100,23 +105,10 @@ class BreadcrumbsTies:
         base, deltas = task_vectors(base, experts)
         return fuse(
             base,
-            without_outliers(deltas, self, site),
+            self.sparse(deltas, site),
             self.weight,
             site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,
         )
-
-
-def without_outliers(
-    deltas: Sequence[Value], how: Breadcrumbs | BreadcrumbsTies, site: Site
-) -> list[Value]:
-    """Each task vector without its largest and smallest elements, rescaled as asked."""
-    masked = []
-    for delta, density, gamma in zip(deltas, how.density, how.gamma, strict=True):
-        kept = keep_between(delta, density, gamma, site)
-        if how.rescale == "l1":
-            kept = restore_l1(kept, delta, density, how.rescale_floor)
-        masked.append(kept)
-    return masked

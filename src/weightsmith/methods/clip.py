@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Scalar, Value, dot, solve, value, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scalar, Site, Value, dot, scalars, solve, value, where
 from weightsmith.methods.parts.modifiers import deltas_of, displaced, modifier
 from weightsmith.methods.parts.registry import Base, shared
 from weightsmith.methods.parts.span import root

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Value, add_all, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, add_all, where
 from weightsmith.methods.parts.multi_task import (
     mask_density_parameter,
     mask_lambda_parameter,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from weightsmith.graph.graph import Scope, Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scope, Site, Value
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.parts.task_vectors import (
     density_parameter,
@@ -18,7 +16,7 @@ from weightsmith.methods.parts.task_vectors import (
     normalize_parameter,
     rescale_floor_parameter,
     rescale_parameter,
-    restore_l1,
+    restore_l1_of_each,
     task_vectors,
     weight_parameter,
     zero_sum_parameter,
@@ -26,16 +24,40 @@ from weightsmith.methods.parts.task_vectors import (
 
 _PAPER = "Yu et al., ICML 2024, arXiv:2311.03099"
 _MERGEKIT = {"weight": REQUIRED, "density": 1.0, "rescale": "l1", "rescale_floor": 1e-7}
-_DENSITY = "1 - p, the probability that an element is kept"
 
 
-def drop_parameter() -> Any:
-    """What decides whether an element is dropped."""
-    return shared(
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The sparsifier of both methods: its parameters, and task vectors after it."""
+
+    weight: tuple[float, ...] = weight_parameter()
+    density: tuple[float, ...] = density_parameter(
+        0.1, "1 - p, the probability that an element is kept"
+    )
+    drop: str = shared(
         "random",
         choices=("random", "magnitude"),
         doc="what is dropped: elements by chance, or the smallest of each tensor",
     )
+    rescale: str = rescale_parameter("probability", random=True)
+    rescale_floor: float = rescale_floor_parameter()
+
+    def sparse(self, deltas: Sequence[Value], site: Site) -> list[Value]:
+        """tau^_i: each task vector with elements dropped and the rest rescaled."""
+        kept = [
+            self._keep(i, delta, density, site)
+            for i, (delta, density) in enumerate(zip(deltas, self.density, strict=True))
+        ]
+        if self.rescale != "l1":
+            return kept
+        return restore_l1_of_each(kept, deltas, self.density, self.rescale_floor)
+
+    def _keep(self, expert: int, delta: Value, density: float, site: Site) -> Value:
+        if self.drop == "random":
+            return keep_at_random(delta, density, site.uniform(expert), self.rescale)
+        kept = keep_largest(delta, density, Scope.TENSOR, site)
+        divided = self.rescale == "probability" and 0.0 < density < 1.0
+        return kept / density if divided else kept
 
 
 @method(
@@ -47,7 +69,7 @@ def drop_parameter() -> Any:
     generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
-class DareLinear:
+class DareLinear(Dropped):
     """Drop and rescale, then task arithmetic.
 
         m_i ~ Bernoulli(density) per element;   tau^_i = m_i tau_i / density
@@ -61,18 +83,13 @@ class DareLinear:
     not). Their code drops floor((1 - density) N), and with the last all that are equal to it.
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.1, _DENSITY)
-    drop: str = drop_parameter()
     normalize: str = normalize_parameter("none")
-    rescale: str = rescale_parameter("probability", random=True)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = drop_and_rescale(deltas, self, site)
+        kept = self.sparse(deltas, site)
         return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
@@ -88,7 +105,7 @@ class DareLinear:
     generalises=("ties",),
 )
 @dataclass(frozen=True, slots=True)
-class DareTies:
+class DareTies(Dropped):
     """Drop and rescale, then elect signs and merge what agrees.
 
         m_i ~ Bernoulli(density) per element;   tau^_i = m_i tau_i / density
@@ -99,25 +116,19 @@ class DareTies:
     default does not. mergekit neither trims nor divides.
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.1, _DENSITY)
-    drop: str = drop_parameter()
     trim: float = shared(
         1.0, low=0.0, high=1.0, doc="share of elements that a trim after the drop keeps; 1 for none"
     )
     normalize: str = normalize_parameter("absolute")
-    rescale: str = rescale_parameter("probability", random=True)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter(majority=True)
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Drop, rescale, elect, merge, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = drop_and_rescale(deltas, self, site)
         trimmed = [
             keep_largest(v, self.trim, site.over_model("trim", i, self.trim), site)
-            for i, v in enumerate(kept)
+            for i, v in enumerate(self.sparse(deltas, site))
         ]
         return fuse(
             base,
@@ -128,21 +139,3 @@ class DareTies:
             scale=self.scale,
             zero_sum=self.zero_sum,
         )
-
-
-def drop_and_rescale(
-    deltas: Sequence[Value], how: DareLinear | DareTies, site: Site
-) -> list[Value]:
-    """Each task vector after DARE's drop, rescaled as asked."""
-    dropped = []
-    for i, (delta, density) in enumerate(zip(deltas, how.density, strict=True)):
-        if how.drop == "random":
-            kept = keep_at_random(delta, density, site.uniform(i), how.rescale)
-        else:
-            kept = keep_largest(delta, density, Scope.TENSOR, site)
-            if how.rescale == "probability" and 0.0 < density < 1.0:
-                kept = kept / density
-        if how.rescale == "l1":
-            kept = restore_l1(kept, delta, density, how.rescale_floor)
-        dropped.append(kept)
-    return dropped

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from weightsmith.graph.graph import Scope, Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scope, Site, Value
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.parts.task_vectors import (
-    Election,
     density_parameter,
     fuse,
     keep_by_rank,
@@ -18,7 +15,7 @@ from weightsmith.methods.parts.task_vectors import (
     normalize_parameter,
     rescale_floor_parameter,
     rescale_parameter,
-    restore_l1,
+    restore_l1_of_each,
     task_vectors,
     weight_parameter,
     zero_sum_parameter,
@@ -33,23 +30,36 @@ _MERGEKIT = {
     "rescale_floor": 1e-7,
 }
 _ADAPTIVE = {"none": None, "row": Scope.ROW, "tensor": Scope.TENSOR}
-_DENSITY = "mean probability that an element is kept"
 
 
-def epsilon_parameter() -> Any:
-    """Half the width of the window of keep probabilities."""
-    return per_expert(
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """MagPrune, the sparsifier of both methods: its parameters, and task vectors after it."""
+
+    weight: tuple[float, ...] = weight_parameter()
+    density: tuple[float, ...] = density_parameter(0.7, "mean probability that an element is kept")
+    epsilon: tuple[float, ...] = per_expert(
         0.07, low=0.0, high=0.5, doc="half the spread of the keep probabilities within a row"
     )
-
-
-def ranking_parameter() -> Any:
-    """What makes one keep probability larger than another."""
-    return shared(
+    ranking: str = shared(
         "row",
         choices=("row", "tensor", "magnitude"),
         doc="what keep probabilities grow with: the rank in the row or in the tensor, or the magnitude itself",
     )
+    rescale: str = rescale_parameter("probability", random=True)
+    rescale_floor: float = rescale_floor_parameter()
+
+    def sparse(self, deltas: Sequence[Value], site: Site) -> list[Value]:
+        """tau^_i: each task vector after the drop by rank, rescaled as asked."""
+        kept = [
+            keep_by_rank(delta, density, epsilon, site.uniform(i), site, self.rescale, self.ranking)
+            for i, (delta, density, epsilon) in enumerate(
+                zip(deltas, self.density, self.epsilon, strict=True)
+            )
+        ]
+        if self.rescale != "l1":
+            return kept
+        return restore_l1_of_each(kept, deltas, self.density, self.rescale_floor)
 
 
 @method(
@@ -65,25 +75,19 @@ def ranking_parameter() -> Any:
     ),
 )
 @dataclass(frozen=True, slots=True)
-class DellaLinear:
+class DellaLinear(Pruned):
     """MagPrune, then task arithmetic; `della` has the rule.
 
     theta = theta_0 + lambda sum_i w_i tau^_i,   tau^_i from MagPrune
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.7, _DENSITY)
-    epsilon: tuple[float, ...] = epsilon_parameter()
-    ranking: str = ranking_parameter()
     normalize: str = normalize_parameter("none")
-    rescale: str = rescale_parameter("probability", random=True)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
         """Prune, and add to the base."""
         base, deltas = task_vectors(base, experts)
-        kept = magprune(deltas, self, site)
+        kept = self.sparse(deltas, site)
         return fuse(base, kept, self.weight, site=site, normalize=self.normalize, scale=self.scale)
 
 
@@ -100,7 +104,7 @@ class DellaLinear:
     ),
 )
 @dataclass(frozen=True, slots=True)
-class Della:
+class Della(Pruned):
     """MagPrune, elect signs, merge what agrees.
 
         r = 0..n-1, the rank of |tau_i| in its row (last axis, n elements), ties by index
@@ -120,13 +124,7 @@ class Della:
     without election is `della_linear`.
     """
 
-    weight: tuple[float, ...] = weight_parameter()
-    density: tuple[float, ...] = density_parameter(0.7, _DENSITY)
-    epsilon: tuple[float, ...] = epsilon_parameter()
-    ranking: str = ranking_parameter()
     normalize: str = normalize_parameter("absolute")
-    rescale: str = rescale_parameter("probability", random=True)
-    rescale_floor: float = rescale_floor_parameter()
     scale: float = lambda_parameter()
     zero_sum: str = zero_sum_parameter()
     adaptive: str = shared(
@@ -140,24 +138,11 @@ class Della:
         base, deltas = task_vectors(base, experts)
         return fuse(
             base,
-            magprune(deltas, self, site),
+            self.sparse(deltas, site),
             self.weight,
             site=site,
             normalize=self.normalize,
             scale=self.scale,
             zero_sum=self.zero_sum,
-            election=Election(restore=_ADAPTIVE[self.adaptive]),
+            restore=_ADAPTIVE[self.adaptive],
         )
-
-
-def magprune(deltas: Sequence[Value], how: Della | DellaLinear, site: Site) -> list[Value]:
-    """Each task vector after the drop by rank, rescaled as asked."""
-    pruned = []
-    for i, delta in enumerate(deltas):
-        density = how.density[i]
-        noise = site.uniform(i)
-        kept = keep_by_rank(delta, density, how.epsilon[i], noise, site, how.rescale, how.ranking)
-        if how.rescale == "l1":
-            kept = restore_l1(kept, delta, density, how.rescale_floor)
-        pruned.append(kept)
-    return pruned

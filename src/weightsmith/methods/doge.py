@@ -7,17 +7,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightsmith.errors import GradientError
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Value, above, add_all, apply, dot, largest_share, where, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.singular import (
+from weightsmith.graph import (
+    Site,
     Spectrum,
+    Value,
+    above,
+    add_all,
+    apply,
     arbitrary,
     differentiable,
+    dot,
     falling,
+    floor_of_share,
+    largest_share,
+    scalars,
+    where,
+    whole,
     without_gradient,
 )
-from weightsmith.graph.site import Site
 from weightsmith.methods.iso import frobenius, length_of
 from weightsmith.methods.parts.gram import reciprocal, roots, rounding_of_sum
 from weightsmith.methods.parts.least_squares import LinearOperator
@@ -340,7 +347,7 @@ class Surrogate:
 
         d Delta = (A^T A)^+ d(A^T (w - A x)) + (1 - A^+ A) dA^T y      at x = Delta = A^T y, held fixed
         """
-        from weightsmith.graph.backends.torch_implicit import implicit
+        from weightsmith.graph import implicit
 
         equations, most = plain.equations, max(steps, 4 * len(self.tasks) * len(delta))
         across, is_across = equations.transposed.solution([delta], most)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
     Scalar,
+    Site,
     Value,
     add_all,
     apply,
     maximum,
+    scalars,
     sign,
     total,
     value,
     where,
 )
-from weightsmith.graph.site import Site
 from weightsmith.methods.parts.multi_task import PARTS, part_parameter, task_number, task_parameter
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import task_vectors

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Value, maximum
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, maximum
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.parts.curvature import element_average, scaled, squares
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, dot, linear_combination, solve
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, dot, linear_combination, solve
 from weightsmith.methods.linear import normalized
 from weightsmith.methods.parts.registry import Base, method, per_expert
 from weightsmith.methods.parts.span import total

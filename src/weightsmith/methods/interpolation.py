@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value
 from weightsmith.methods.linear import interpolate
 from weightsmith.methods.parts.registry import Base, method, shared
 

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.singular import Spectrum, arbitrary
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Spectrum, Value, arbitrary, floor_of_share, whole
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
 from weightsmith.methods.parts.registry import Base, method, shared
@@ -146,6 +143,7 @@ class Isotropic:
         if not found:
             return total
         spectra = [s for s, _ in found]
+        # [outputs, all ranks], [all ranks, inputs]
         left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
         factor = blockwise(linalg, left, spectra, Spectrum.paired) @ right
         isotropic = factor * _mean([s.values for s in spectra])
@@ -163,10 +161,10 @@ class Isotropic:
 
         Errors E of M turn U_c by (I - U_c U_c^T) E V_c S_c^-1, which leaves that times U_c^T tau of the task.
         """
-        images = common.left.T @ task
+        images = common.left.T @ task  # [common rank, inputs]
         found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
         turns = self.how.turns(linalg, common, floors.common)
-        missed = ((images @ found.right.T) * turns[:, None]) ** 2
+        missed = ((images @ found.right.T) * turns[:, None]) ** 2  # [common rank, own rank]
         made = floors.own**2 + missed.sum(0)
         return found.only((found.values**2 > made) & (found.values > cut * frobenius(linalg, task)))
 

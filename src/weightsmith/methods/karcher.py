@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Number, Scalar, Value, linear_combination, solve
-from weightsmith.graph.site import Site
+from weightsmith.graph import Number, Scalar, Site, Value, linear_combination, scalars, solve
 from weightsmith.methods.linear import normalized
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 from weightsmith.methods.parts.span import (

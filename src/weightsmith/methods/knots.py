@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.graph.graph import Value, whole, whole_parts
-from weightsmith.graph.singular import without_gradient
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, whole, whole_parts, without_gradient
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.parts.matrices import MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import Base, FormerPreset, method, shared
@@ -167,25 +165,26 @@ class JointBasis:
 
     def _parts(self, linalg: Any, matrices: Sequence[Any], blocks: int) -> list[Any]:
         *sides, base = [m.T if self.turned else m for m in matrices]
-        rows, columns = sides[0].shape
+        rows, columns = sides[0].shape  # (outputs, inputs), or turned
         cut = self.how.cut(linalg, sides[0])
         roundings = self.how.roundings(linalg, base, sides)
         floor = strength_side_by_side(roundings, shares_alike(sides, roundings))
-        left, values = self.how.joint_left(linalg, sides, cut, floor)
+        left, values = self.how.joint_left(linalg, sides, cut, floor)  # [rows, rank], [rank]
         if values.shape[0] and constant(values[0]) <= floor:
             roundings = [EXACT] * len(sides)
         noise = _ROUNDING * float(linalg.finfo(matrices[0].dtype).eps)
         strengths = [r.strength for r in roundings]
         mixed = self.how.mixtures(linalg, values, (rows, columns * len(sides)), strengths)
-        places = linalg.ones_like(sides[0][: values.shape[0]])
+        places = linalg.ones_like(sides[0][: values.shape[0]])  # [rank, columns]
         pieces = [_padded(linalg, places, rows, 0)]
         for task, rounding in zip(sides, roundings, strict=True):
-            images = left.T @ in_float64(linalg, task)
+            images = left.T @ in_float64(linalg, task)  # [rank, columns]
             images = _without_noise(linalg, images, noise, rounding.row_length, mixed)
             images = images / values[:, None] if self.scaled else images
             pieces.append(in_dtype_of(matrices[0], _padded(linalg, images, rows, 0)))
         left = left * values if self.scaled else left
-        left = in_dtype_of(matrices[0], _padded(linalg, left, blocks * columns, 1))
+        left = _padded(linalg, left, blocks * columns, 1)  # [rows, blocks columns]
+        left = in_dtype_of(matrices[0], left)
         pieces += [left[:, i * columns : (i + 1) * columns] for i in range(blocks)]
         return [p.T if self.turned else p for p in pieces]
 
@@ -224,7 +223,8 @@ class FromBasis:
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
         sides = [in_float64(linalg, m.T if self.turned else m) for m in matrices]
-        coefficients, left = sides[0], linalg.concatenate(sides[1:], 1)
+        coefficients = sides[0]  # [rows, columns]
+        left = linalg.concatenate(sides[1:], 1)  # [rows, blocks columns]
         inner = min(left.shape[1], coefficients.shape[0])
         product = left[:, :inner] @ coefficients[:inner]
         return product.T if self.turned else product

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Value, linear_combination, solve
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, linear_combination, scalars, solve
 from weightsmith.methods.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors

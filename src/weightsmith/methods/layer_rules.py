@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Scalar, Value, dot
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scalar, Site, Value, dot, scalars
 from weightsmith.methods.parts.span import root
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Scalar, Value, solve, value, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scalar, Site, Value, solve, value, where
 from weightsmith.methods.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.linear import interpolate
 from weightsmith.methods.parts.registry import Base, method, shared

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, add_all, linear_combination
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, add_all, linear_combination
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Number, Value, add_all, apply, scalar, total
-from weightsmith.graph.site import Site
+from weightsmith.graph import Number, Site, Value, add_all, apply, scalar, scalars, total
 from weightsmith.methods.parts.modifiers import displaced, modifier
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.parts.task_vectors import (

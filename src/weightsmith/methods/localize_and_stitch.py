@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Extent, Value, above, add_all, largest_share, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Extent, Site, Value, above, add_all, largest_share, where
 from weightsmith.methods.parts.multi_task import PARTS, part_parameter, task_number
 from weightsmith.methods.parts.named_roles import has_role
 from weightsmith.methods.parts.registry import Base, method, shared

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Value, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, where
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import task_vectors
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Scope, Value, add_all, apply
-from weightsmith.graph.site import Site
+from weightsmith.graph import Scope, Site, Value, add_all, apply, scalars
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.span import root, symmetric, total, upper_triangle
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.graph.graph import Value, clamp, maximum, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, clamp, maximum, where
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
 
 

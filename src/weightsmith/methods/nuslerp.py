@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Number, Scope, Value, dot, solve, whole
-from weightsmith.graph.site import Site
+from weightsmith.graph import Number, Scope, Site, Value, dot, solve, whole
 from weightsmith.methods.parts.matrices import in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.parts.span import arc_coefficients, cosine

@@ -8,11 +8,17 @@ from math import sqrt
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Value, add_all, apply, dot, whole
-from weightsmith.graph.model_statistics import ModelStatistic
-from weightsmith.graph.singular import without_gradient
-from weightsmith.graph.site import Site
+from weightsmith.graph import (
+    ModelStatistic,
+    Site,
+    Value,
+    add_all,
+    apply,
+    dot,
+    scalars,
+    whole,
+    without_gradient,
+)
 from weightsmith.methods.parts.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.span import root
@@ -219,10 +225,10 @@ class Fold:
             return task
         shielded = self.shielded(spectrum.values)
         lead = spectrum.leading(shielded)
-        block = ((lead.left.T @ task) @ lead.right.T) @ lead.right
+        block = ((lead.left.T @ task) @ lead.right.T) @ lead.right  # [shielded, inputs]
         rest = spectrum.only(slice(shielded, None)).separated()
-        diagonal = ((rest.left.T @ task) * rest.right).sum(1)
-        left = linalg.concatenate([lead.left, rest.left], 1)
+        diagonal = ((rest.left.T @ task) * rest.right).sum(1)  # [rank - shielded]
+        left = linalg.concatenate([lead.left, rest.left], 1)  # [outputs, rank]
         return task - left @ linalg.concatenate([block, diagonal[:, None] * rest.right])
 
     def shielded(self, values: Any) -> int:

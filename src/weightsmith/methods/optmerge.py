@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, floor_of_share, whole
 from weightsmith.methods.parts.gram import Descent, Problem, begun, cut_of, rounding_floor, unit
 from weightsmith.methods.parts.matrices import in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 
 @method(
@@ -146,7 +144,7 @@ class LeadingInterference:
         if relative is None:
             return None
         cut = self.how.cut(linalg, delta)
-        return self.how.spectrum(linalg, relative, self._rank(delta), cut).rows()
+        return self.how.spectrum(linalg, relative, self._rank(delta), cut).rows()  # [rank, inputs]
 
     def _target(self, linalg: Any, delta: Any, full: Any, mean: Any) -> Any:
         rank = self._rank(delta)

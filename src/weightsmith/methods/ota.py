@@ -10,21 +10,21 @@ from functools import reduce
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
     Extent,
+    Site,
     Value,
     above,
     apply,
     largest_share,
     maximum,
+    scalars,
     sqrt,
     total,
     where,
     whole,
+    without_gradient,
 )
-from weightsmith.graph.singular import without_gradient
-from weightsmith.graph.site import Site
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.parts.curvature import element_average, power, scaled, squares
 from weightsmith.methods.parts.gram import directions, roots

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
+    ModelStatistic,
     Number,
     Scalar,
+    Site,
     Value,
     above,
     add_all,
     apply,
     clamp,
     exp,
+    floor_of_share,
     largest,
     largest_share,
     maximum,
     peak,
+    scalars,
     sign,
     total,
     value,
     where,
 )
-from weightsmith.graph.model_statistics import ModelStatistic
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.site import Site
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors, weight_parameter
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Number, Value, add_all, apply, count, maximum, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Number, Site, Value, add_all, apply, count, maximum, scalars, where
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import task_vectors
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, add_all, where
-from weightsmith.graph.site import Site, Statistic
+from weightsmith.graph import Site, Statistic, Value, add_all, where
 from weightsmith.methods.parts.curvature import squares
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import task_vectors

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, whole
 from weightsmith.methods.linear import normalized, weighted_average
 from weightsmith.methods.parts.gram import cut_of, number, rank_tolerance_parameter, solve
 from weightsmith.methods.parts.gram_matrices import require_gram
@@ -21,7 +20,7 @@ from weightsmith.methods.parts.matrices import (
 )
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 from weightsmith.methods.parts.spectra import require_finite
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # Elements that are scaled at a time.
 _BLOCK = 1 << 15
@@ -139,8 +138,8 @@ class Regression:
         residual, to_mean = None, None
         # Around the first matrix, which spares a product, and keeps what all share exact.
         for matrix, one, weight in zip(matrices[1:], grams[1:], self.weights[1:], strict=True):
-            gap = matrix - first
-            wide = room.hold(linalg, one)
+            gap = matrix - first  # [outputs, inputs]
+            wide = room.hold(linalg, one)  # [inputs, inputs]
             residual = _added(residual, self._product(linalg, gap, wide), weight)
             to_mean = _added(to_mean, gap, weight)
             _add_scaled(gram, wide, weight)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, add_all, maximum, minimum, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, add_all, maximum, minimum, where
 from weightsmith.methods.linear import weighted_average
 from weightsmith.methods.parts.modifiers import modifier
 from weightsmith.methods.parts.registry import Base, shared

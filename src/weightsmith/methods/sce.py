@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import Value, above, add_all, dot, largest_share, maximum, solve, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import (
+    Site,
+    Value,
+    above,
+    add_all,
+    dot,
+    largest_share,
+    maximum,
+    scalars,
+    solve,
+    where,
+)
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.span import total as add
 from weightsmith.methods.parts.task_vectors import agreement, task_vectors, zero_sum_parameter

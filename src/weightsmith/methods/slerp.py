@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Number, Value, dot, solve
-from weightsmith.graph.site import Site
+from weightsmith.graph import Number, Site, Value, dot, solve
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, shared
 from weightsmith.methods.parts.span import arc_coefficients, cosine, span_combination
 

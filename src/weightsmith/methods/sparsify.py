@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, where
 from weightsmith.methods.parts.modifiers import displaced, modifier
 from weightsmith.methods.parts.registry import REQUIRED, Base, shared
 from weightsmith.methods.parts.task_vectors import (

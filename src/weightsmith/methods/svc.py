@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, whole
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.parts.gram import rounding_floor
 from weightsmith.methods.parts.matrices import in_float64
@@ -18,7 +17,7 @@ from weightsmith.methods.parts.span import plain_sum
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, SpectralRules
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 
 @method(
@@ -115,8 +114,8 @@ class Calibrated:
         count = counted = found.values * 0.0
         mixed = self.how.mixtures(linalg, found.values, merged.shape)
         for task in tasks:
-            responses = found.left.T @ in_float64(linalg, task)
-            squares = (responses * responses).sum(1)
+            responses = found.left.T @ in_float64(linalg, task)  # [rank, inputs]
+            squares = (responses * responses).sum(1)  # [rank]
             responds = squares > self._silence(linalg, base, task, mixed) ** 2
             along = (responses * found.right).sum(1) * found.values
             share = along / linalg.where(responds, squares, 1.0)

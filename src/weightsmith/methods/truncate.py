@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.graph import Value, linear_combination, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, floor_of_share, linear_combination, whole
 from weightsmith.methods.linear import normalized
 from weightsmith.methods.parts.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared

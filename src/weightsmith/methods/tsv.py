@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.singular import Spectrum
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Spectrum, Value, floor_of_share, whole
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
@@ -136,6 +133,7 @@ def decorrelated(
         real = spectrum.matrix() * weight
     else:
         cut = how.cut(linalg, matrices[0])
+        # [outputs, all ranks], [all ranks, inputs]
         left, right = how.polars(linalg, [s for s, _ in found], errors, cut)
         weighted = [s.times(w) for s, w in found]
         real = blockwise(linalg, left, weighted, Spectrum.scaled) @ right
@@ -150,9 +148,9 @@ def interference(linalg: Any, matrices: Sequence[Any], rank: int, how: Decomposi
     spectra = [s for m in matrices if (s := how.spectrum(linalg, m, rank)).rank]
     if not spectra:
         return 0.0
-    left = linalg.concatenate([s.left for s in spectra], 1)
-    right = linalg.concatenate([s.right for s in spectra])
-    values = linalg.concatenate([s.values for s in spectra])
+    left = linalg.concatenate([s.left for s in spectra], 1)  # [outputs, all ranks]
+    right = linalg.concatenate([s.right for s in spectra])  # [all ranks, inputs]
+    values = linalg.concatenate([s.values for s in spectra])  # [all ranks]
     identity = linalg.diag(linalg.ones_like(values))
     return float(abs(((left.T @ left - identity) * values) @ (right @ right.T - identity)).sum())
 

@@ -8,14 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.graph import scalars
-from weightsmith.graph.by_column import column_dot
-from weightsmith.graph.columns import Columns
-from weightsmith.graph.graph import Value, add_all, exp, maximum, solve, total, value, where
-from weightsmith.graph.site import Site
+from weightsmith.graph import (
+    Columns,
+    Site,
+    Value,
+    add_all,
+    column_dot,
+    exp,
+    maximum,
+    scalars,
+    solve,
+    total,
+    value,
+    where,
+)
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.tensors.matrix_shapes import matrix_stack
+from weightsmith.tensors import matrix_stack
 
 _LOOKUPS = ("embedding", "position_embedding", "type_embedding")
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, whole
 from weightsmith.methods.parts.gram import Descent, GramRules, cut_of, rounding_floor, task_problem
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 
 @method(

@@ -15,10 +15,8 @@ from functools import partial
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value, whole
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.singular import Spectrum as Directions
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value, floor_of_share, whole
+from weightsmith.graph import Spectrum as Directions
 from weightsmith.methods.parts.gram import (
     GramRules,
     Reduced,
@@ -32,7 +30,7 @@ from weightsmith.methods.parts.spectra import ByMatrix
 from weightsmith.methods.parts.spectral_ranks import RANK_RULES, EigenvalueSpectrum
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 from weightsmith.methods.tsv import strength_parameter
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"
 _COST = "O(N m n min(m, n) + min(N m, n)^3)"
@@ -122,7 +120,7 @@ class Filtered:
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
         cut = cut_of(linalg, matrices[0], self.tolerance)
         found = directions(linalg, reduced.gram, cut, floor, self.tensor)
-        images = reduced.residual @ found.left
+        images = reduced.residual @ found.left  # [outputs, rank]
         outputs, inputs = matrices[0].shape
         lengths = partial(_lengths, linalg, problem.start, reduced, found, images)
         spectrum = EigenvalueSpectrum(
@@ -145,7 +143,7 @@ def _lengths(
     D = T_0 C + (D - T_0 C). Those found are v, or b with v = R^T b / sqrt l.
     """
     if reduced.lift is None:
-        starts, gaps = start @ found.left, images
+        starts, gaps = start @ found.left, images  # [outputs, rank] both
     else:
         roots = linalg.sqrt(found.values)
         starts, gaps = start @ (reduced.lift.T @ found.left) / roots, images * roots

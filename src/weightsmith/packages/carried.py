@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from weightsmith.checkpoints import Checkpoint, donor_files
-from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.checkpoints import Checkpoint, donor_files, is_inside
 from weightsmith.errors import CheckpointError
-from weightsmith.publishing.files import write_file
-from weightsmith.tensors.messages import shown
+from weightsmith.publishing import write_file
+from weightsmith.tensors import shown
 
 _CONFIG_AND_CARD = ("config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 

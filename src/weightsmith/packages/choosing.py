@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.deltas.codecs import (
+from weightsmith.deltas import (
     LOSSY,
     CodecChoice,
     Delta,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from weightsmith.deltas.codecs import LOSSY
+from weightsmith.deltas import LOSSY
 from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
-from weightsmith.tensors.sizes import parse_size
+from weightsmith.tensors import parse_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import json
 
-from weightsmith.checkpoints.formats.package_header import (
-    PackedPiece,
-    PackedTensor,
-    stream_name,
-    tensor_json,
-)
-from weightsmith.deltas.codecs import Encoded
-from weightsmith.deltas.codecs.lossless import WHOLE
+from weightsmith.checkpoints import PackedPiece, PackedTensor, stream_name, tensor_json
+from weightsmith.deltas import WHOLE, Encoded
 from weightsmith.packages.tensor_pairs import Pair
 
 # As long as any other.

@@ -16,24 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.formats import bundles
-from weightsmith.checkpoints.formats.package_header import (
+from weightsmith.checkpoints import (
     FILE_NAME,
+    SHARED,
     STREAMS,
+    bundles,
+    is_bundle,
     is_package,
+    open_checkpoint,
+    open_packed,
+    open_task,
     read_package_header,
+    shared_file,
 )
-from weightsmith.checkpoints.formats.packages import SHARED, shared_file
-from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.run import run
+from weightsmith.engine import Manifest, run
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.naming import nearest
 from weightsmith.packages.unpacking import copy_plan, unpack
-from weightsmith.publishing.safe_places import SUFFIX
-from weightsmith.tensors.files.paths import expanded, real
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.publishing import SUFFIX
+from weightsmith.tensors import LazyTensor, expanded, parse_file, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _members_in(folder: Path, shared: Mapping[str, int]) -> list[Member]:
     try:
         if is_package(folder):
             return [_package(folder, shared)]
-        return _tasks(folder) if bundles.is_bundle(folder) else []
+        return _tasks(folder) if is_bundle(folder) else []
     except CheckpointError as error:
         kind = "package" if is_package(folder) else "bundle"
         return [Member(folder.name, kind, problem=str(error))]
@@ -165,12 +166,12 @@ def _package(folder: Path, shared: Mapping[str, int]) -> Member:
 
 def _tasks(folder: Path) -> list[Member]:
     header = bundles.read_bundle_header(folder)
-    stored = sum(tensor.nbytes for tensor in bundles.open_packed(folder).tensors.values())
+    stored = sum(tensor.nbytes for tensor in open_packed(folder).tensors.values())
     coded = sum(tensor.coded for tensor in header.tensors.values())
     found = []
     for task in header.tasks:
         name = f"{folder.name}#{task.label}"
-        opened = bundles.open_member(folder, task.label, source=name)
+        opened = open_task(folder, task.label)
         dense = sum(tensor.nbytes for tensor in opened.tensors.values())
         share = stored / len(header.tasks)
         codecs = {header.method: coded}
@@ -195,18 +196,16 @@ def materialise(
     library = expanded(library)
     folder, _, task = name.partition("#")
     place = library / folder
-    if place not in folders_of(library) or not (is_package(place) or bundles.is_bundle(place)):
+    if place not in folders_of(library) or not (is_package(place) or is_bundle(place)):
         names = [member.name for member in members(library)]
         near = nearest(name, names)
         hint = f"did you mean {near!r}?" if near else _listed(names)
         raise UsageError(f"The library {str(library)!r} has no model {name!r}; {hint}")
     if is_package(place) and not task:
         return unpack(place, out, base=base, **options)
-    if not task:
-        bundles.refuse_whole(place)
     running = {key: options.pop(key) for key in ("force", "fresh", "progress") if key in options}
     reference = f"{place}#{task}"
-    opened = bundles.open_member(real(place), task, source=reference, base=base)
+    opened = open_task(place, task, base=base) if task else open_checkpoint(place, base=base)
     return run(copy_plan(opened, reference, **options), Path(out), **running)
 
 

@@ -7,14 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from weightsmith.publishing.files import staged_file
-from weightsmith.publishing.safe_places import SUFFIX
-from weightsmith.tensors.digest_pieces import piece_elements, pieces
-from weightsmith.tensors.digests import piece_digest, tensor_digest
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import encode_header
-from weightsmith.tensors.files.writer import pwrite_all, sync_file
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.publishing import SUFFIX, staged_file
+from weightsmith.tensors import (
+    DType,
+    LazyTensor,
+    encode_header,
+    piece_digest,
+    piece_elements,
+    pieces,
+    pwrite_all,
+    sync_file,
+    tensor_digest,
+)
 
 METADATA: Mapping[str, str] = {"format": "weightsmith-delta"}
 _CHUNK = 1 << 22

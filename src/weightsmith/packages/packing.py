@@ -15,33 +15,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.adapters.adapted_models import open_model
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
-from weightsmith.checkpoints.formats.package_header import (
+from weightsmith.adapters import open_model
+from weightsmith.checkpoints import (
     FILE_NAME,
     STREAMS,
+    Checkpoint,
     PackageHeader,
     PackedPiece,
     PackedTensor,
+    as_base,
     is_package,
+    open_checkpoint,
     read_package_header,
     stream_name,
 )
-from weightsmith.checkpoints.formats.packages import as_base
-from weightsmith.deltas.codecs import (
+from weightsmith.deltas import (
     CodecChoice,
     Delta,
     Encoded,
+    JoinedRows,
     encode,
     encode_exactly,
     in_memory,
     measured_error,
+    part_in_memory,
 )
-from weightsmith.deltas.codecs.codec import part_in_memory
-from weightsmith.deltas.row_views import JoinedRows
-from weightsmith.engine.progress import Progress, Silence
-from weightsmith.engine.run import described
-from weightsmith.engine.staging import Staging
+from weightsmith.engine import Progress, Silence, Staging, described
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.carried import carry_files
 from weightsmith.packages.choosing import (
@@ -54,16 +53,17 @@ from weightsmith.packages.goal import Goal, check_codecs, goal_of
 from weightsmith.packages.package_entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.package_streams import StreamFile
 from weightsmith.packages.tensor_pairs import Pair, pairs_of
-from weightsmith.publishing.earlier import check_free
-from weightsmith.publishing.files import write_file
-from weightsmith.publishing.records import FOREIGN, Recorded
-from weightsmith.publishing.safe_places import check_place
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.digests import checkpoint_digest, digest_tensor
-from weightsmith.tensors.files.open_files import OPEN_FILES
-from weightsmith.tensors.files.writer import sync_folder
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import in_order, thread_count
+from weightsmith.publishing import FOREIGN, Recorded, check_free, check_place, write_file
+from weightsmith.tensors import (
+    OPEN_FILES,
+    LazyTensor,
+    checkpoint_digest,
+    digest_tensor,
+    in_order,
+    one_blas_thread,
+    sync_folder,
+    thread_count,
+)
 
 # What the journal of a package in the making says instead of a plan's digest.
 PLAN = "delta-package"
@@ -291,7 +291,7 @@ class _Packer:
         error: float,
     ) -> PackageHeader:
         """The header, from the digests of the fine-tune's own tensors and of the base's that are used."""
-        from weightsmith import __version__
+        from weightsmith.version import __version__
 
         return PackageHeader(
             version=__version__,

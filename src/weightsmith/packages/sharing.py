@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.formats.package_header import STREAMS, read_package_header
-from weightsmith.checkpoints.formats.packages import SHARED, shared_file, shared_stream
-from weightsmith.engine.journal import Journal
-from weightsmith.engine.staging import Staging
+from weightsmith.checkpoints import SHARED, STREAMS, read_package_header, shared_file, shared_stream
+from weightsmith.engine import Journal, Staging
 from weightsmith.errors import CheckpointError, OutputError
 from weightsmith.packages.package_library import (
     absent_streams,
@@ -28,14 +26,8 @@ from weightsmith.packages.package_library import (
 )
 from weightsmith.packages.package_streams import chunks_of, write_streams
 from weightsmith.packages.packing import PLAN
-from weightsmith.publishing.files import staged_name
-from weightsmith.publishing.safe_places import SUFFIX
-from weightsmith.tensors.digests import digest_tensor
-from weightsmith.tensors.files.open_files import OPEN_FILES
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.writer import sync_folder
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.publishing import SUFFIX, staged_name
+from weightsmith.tensors import OPEN_FILES, LazyTensor, digest_tensor, expanded, shown, sync_folder
 
 # Smaller streams stay where they are: a file of their own would take as much room.
 SMALLEST = 4096

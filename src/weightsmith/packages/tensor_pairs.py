@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightsmith.checkpoints import Checkpoint, Tying
-from weightsmith.checkpoints.formats.packages import as_base
-from weightsmith.checkpoints.tied_tensors import vocabulary_embedding, vocabulary_head
-from weightsmith.deltas.row_views import SomeRows
+from weightsmith.checkpoints import (
+    Checkpoint,
+    Tying,
+    as_base,
+    vocabulary_embedding,
+    vocabulary_head,
+)
+from weightsmith.deltas import SomeRows
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.digests import digest_tensor
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import in_order
+from weightsmith.tensors import LazyTensor, digest_tensor, in_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.formats.package_header import read_package_header
-from weightsmith.checkpoints.formats.packages import open_package
-from weightsmith.checkpoints.locate import find_location
-from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.plan import Plan, make_plan
-from weightsmith.engine.progress import Progress
-from weightsmith.engine.run import run
+from weightsmith.checkpoints import Checkpoint, find_location, open_checkpoint, read_package_header
+from weightsmith.engine import Manifest, Plan, Progress, make_plan, run
 from weightsmith.packages.carried import check_files
 from weightsmith.recipes import Recipe
 
@@ -37,13 +31,7 @@ def unpack(
     location = find_location(package)
     header = read_package_header(location.path)
     check_files(location.path, dict(header.files))
-    opened = open_package(
-        location.path,
-        source=str(package),
-        base=base,
-        hub_id=location.hub_id,
-        revision=location.revision,
-    )
+    opened = open_checkpoint(package, base=base)
     check_in_order(opened)
     made = copy_plan(opened, str(package), **machine)
     # Of tensors that are tied one is written.

@@ -7,7 +7,22 @@ look-ahead and look-behind, which the adapters of several trainers have. Referen
 and repeats that give nothing back have no such meaning and are refused.
 """
 
-from weightsmith.patterns.matching import Allowance, Patterns
-from weightsmith.patterns.syntax import PatternError
+from __future__ import annotations
 
-__all__ = ["Allowance", "PatternError", "Patterns"]
+from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.patterns.matching import Allowance as Allowance
+    from weightsmith.patterns.matching import Patterns as Patterns
+    from weightsmith.patterns.syntax import PatternError as PatternError
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Allowance": "weightsmith.patterns.matching",
+            "PatternError": "weightsmith.patterns.syntax",
+            "Patterns": "weightsmith.patterns.matching",
+        },
+    )

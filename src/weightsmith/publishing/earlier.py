@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightsmith.errors import OutputError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 
 # What must be equal for a file to be the one that was seen: mode, size, times of the last change of content and inode.
 Identity = tuple[int, int, int, int]

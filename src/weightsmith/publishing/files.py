@@ -16,9 +16,7 @@ from weightsmith.publishing.earlier import Earlier, look
 from weightsmith.publishing.putting import put
 from weightsmith.publishing.safe_places import SUFFIX, check_place
 from weightsmith.publishing.seals import is_sealed_as
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.writer import failure, pwrite_all, sync_file, sync_folder
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import expanded, failure, pwrite_all, shown, sync_file, sync_folder
 
 # The process's umask takes away what the user does not want to grant.
 _MODE = 0o666

@@ -10,8 +10,7 @@ from pathlib import Path
 from weightsmith.errors import OutputError
 from weightsmith.publishing.atomic_renames import exchange, rename_into_free
 from weightsmith.publishing.earlier import Earlier, appeared, changed, look
-from weightsmith.tensors.files.writer import sync_file, sync_folder
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown, sync_file, sync_folder
 
 # How often something is put back at a place where others put and remove things at the same moment.
 _ATTEMPTS = 10

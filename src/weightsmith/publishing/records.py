@@ -16,11 +16,14 @@ from typing import Any
 
 from weightsmith.errors import CheckpointError
 from weightsmith.publishing.sealing import unsealed
-from weightsmith.tensors.digests import digest_tensor
-from weightsmith.tensors.files.safetensors_header import parse_file
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import StoredTensor
-from weightsmith.tensors.threads import in_order, thread_count
+from weightsmith.tensors import (
+    StoredTensor,
+    digest_tensor,
+    in_order,
+    parse_file,
+    shown,
+    thread_count,
+)
 
 MANIFEST = "weightsmith-manifest.json"
 # The key of the metadata of a single file of weights that has the manifest itself.

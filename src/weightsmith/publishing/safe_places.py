@@ -8,8 +8,7 @@ from pathlib import Path
 
 from weightsmith.errors import OutputError
 from weightsmith.publishing.records import RECORDS
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import expanded, shown
 
 # What is put behind the name of an output for the folder where it grows.
 SUFFIX = ".partial"

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from weightsmith.errors import Malformed
-from weightsmith.tensors.files.strict_json import loads_json
+from weightsmith.tensors import loads_json
 
 _MARK = b' "seal": "sha256:'
 

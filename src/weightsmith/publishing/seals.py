@@ -18,9 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from weightsmith.publishing.sealing import sealed, unsealed
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import LARGEST_HEADER_BYTES, encode_header
-from weightsmith.tensors.files.writer import pwrite_all
+from weightsmith.tensors import LARGEST_HEADER_BYTES, DType, encode_header, pwrite_all
 
 # The key of the seal in the metadata of a safetensors file.
 METADATA = "weightsmith_seal"

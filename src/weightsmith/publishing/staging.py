@@ -24,8 +24,7 @@ from weightsmith.publishing.atomic_renames import rename_into_free
 from weightsmith.publishing.earlier import Earlier, Problem, look
 from weightsmith.publishing.putting import put, sync_tree
 from weightsmith.publishing.safe_places import staging_folder
-from weightsmith.tensors.files.writer import sync_folder
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown, sync_folder
 
 LOCK = "lock"
 _REPLACED = "replaced"

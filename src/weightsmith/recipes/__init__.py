@@ -1,4 +1,8 @@
-"""The recipe language: reading recipes, and resolving them against the headers of checkpoints (`recipes.resolution.resolve`)."""
+"""Recipes: `recipes.language` is what may be written, `recipes.resolution` what it means for checkpoints at hand.
+
+`load` reads a file strictly, `override` changes numbers of it, and `resolution.resolve` gives the formula of every
+output tensor from headers alone.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,93 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
-    from weightsmith.recipes.language.loading import load as load
+    from weightsmith.recipes.language.adapter_form import AdapterForm as AdapterForm
+    from weightsmith.recipes.language.document import MOST_BYTES as MOST_BYTES
+    from weightsmith.recipes.language.document import DocumentKind as DocumentKind
+    from weightsmith.recipes.language.document import Place as Place
+    from weightsmith.recipes.language.document import YamlDocument as YamlDocument
+    from weightsmith.recipes.language.document import is_encodable as is_encodable
+    from weightsmith.recipes.language.document import parse_documents as parse_documents
+    from weightsmith.recipes.language.expressions import Expression as Expression
+    from weightsmith.recipes.language.expressions import checkpoint as checkpoint
+    from weightsmith.recipes.language.mentioned import merged_model as merged_model
+    from weightsmith.recipes.language.mentioned import merged_references as merged_references
+    from weightsmith.recipes.language.mentioned import other_references as other_references
+    from weightsmith.recipes.language.model_references import ModelRef as ModelRef
+    from weightsmith.recipes.language.modifier_calls import Modification as Modification
+    from weightsmith.recipes.language.other_documents import (
+        refuse_other_kinds as refuse_other_kinds,
+    )
     from weightsmith.recipes.language.overrides import override as override
     from weightsmith.recipes.language.recipe import Recipe as Recipe
+    from weightsmith.recipes.language.recipe import load as load
+    from weightsmith.recipes.language.schema import BundleForm as BundleForm
+    from weightsmith.recipes.language.schema import RecipeDocument as RecipeDocument
+    from weightsmith.recipes.language.without import without as without
+    from weightsmith.recipes.resolution.boundary_findings import LayerOrigin as LayerOrigin
+    from weightsmith.recipes.resolution.boundary_findings import Seam as Seam
+    from weightsmith.recipes.resolution.boundary_findings import layer_origins as layer_origins
+    from weightsmith.recipes.resolution.boundary_findings import repeated_layers as repeated_layers
+    from weightsmith.recipes.resolution.boundary_findings import seams_of as seams_of
+    from weightsmith.recipes.resolution.combine import coarsest as coarsest
+    from weightsmith.recipes.resolution.formula import Assertion as Assertion
+    from weightsmith.recipes.resolution.formula import Cast as Cast
+    from weightsmith.recipes.resolution.formula import Formula as Formula
+    from weightsmith.recipes.resolution.formula import Leaf as Leaf
+    from weightsmith.recipes.resolution.formula import MeasuredLeaves as MeasuredLeaves
+    from weightsmith.recipes.resolution.formula import Merge as Merge
+    from weightsmith.recipes.resolution.formula import OutputTensor as OutputTensor
+    from weightsmith.recipes.resolution.formula import Resolved as Resolved
+    from weightsmith.recipes.resolution.formula import Same as Same
+    from weightsmith.recipes.resolution.formula import Sum as Sum
+    from weightsmith.recipes.resolution.formula import distinct_leaves as distinct_leaves
+    from weightsmith.recipes.resolution.formula import merges_in as merges_in
+    from weightsmith.recipes.resolution.resolve import opener_of as opener_of
+    from weightsmith.recipes.resolution.resolve import resolve as resolve
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
         {
+            "AdapterForm": "weightsmith.recipes.language.adapter_form",
+            "Assertion": "weightsmith.recipes.resolution.formula",
+            "BundleForm": "weightsmith.recipes.language.schema",
+            "Cast": "weightsmith.recipes.resolution.formula",
+            "DocumentKind": "weightsmith.recipes.language.document",
+            "Expression": "weightsmith.recipes.language.expressions",
+            "Formula": "weightsmith.recipes.resolution.formula",
+            "LayerOrigin": "weightsmith.recipes.resolution.boundary_findings",
+            "Leaf": "weightsmith.recipes.resolution.formula",
+            "MOST_BYTES": "weightsmith.recipes.language.document",
+            "MeasuredLeaves": "weightsmith.recipes.resolution.formula",
+            "Merge": "weightsmith.recipes.resolution.formula",
+            "ModelRef": "weightsmith.recipes.language.model_references",
+            "Modification": "weightsmith.recipes.language.modifier_calls",
+            "OutputTensor": "weightsmith.recipes.resolution.formula",
+            "Place": "weightsmith.recipes.language.document",
             "Recipe": "weightsmith.recipes.language.recipe",
-            "load": "weightsmith.recipes.language.loading",
+            "RecipeDocument": "weightsmith.recipes.language.schema",
+            "Resolved": "weightsmith.recipes.resolution.formula",
+            "Same": "weightsmith.recipes.resolution.formula",
+            "Seam": "weightsmith.recipes.resolution.boundary_findings",
+            "Sum": "weightsmith.recipes.resolution.formula",
+            "YamlDocument": "weightsmith.recipes.language.document",
+            "checkpoint": "weightsmith.recipes.language.expressions",
+            "coarsest": "weightsmith.recipes.resolution.combine",
+            "distinct_leaves": "weightsmith.recipes.resolution.formula",
+            "is_encodable": "weightsmith.recipes.language.document",
+            "layer_origins": "weightsmith.recipes.resolution.boundary_findings",
+            "load": "weightsmith.recipes.language.recipe",
+            "merged_model": "weightsmith.recipes.language.mentioned",
+            "merged_references": "weightsmith.recipes.language.mentioned",
+            "merges_in": "weightsmith.recipes.resolution.formula",
+            "opener_of": "weightsmith.recipes.resolution.resolve",
+            "other_references": "weightsmith.recipes.language.mentioned",
             "override": "weightsmith.recipes.language.overrides",
+            "parse_documents": "weightsmith.recipes.language.document",
+            "refuse_other_kinds": "weightsmith.recipes.language.other_documents",
+            "repeated_layers": "weightsmith.recipes.resolution.boundary_findings",
+            "resolve": "weightsmith.recipes.resolution.resolve",
+            "seams_of": "weightsmith.recipes.resolution.boundary_findings",
+            "without": "weightsmith.recipes.language.without",
         },
     )

@@ -6,14 +6,16 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.inspection.interference import (
+from weightsmith.inspection import (
+    RANK,
     Changes,
     Interference,
+    MatrixOverlap,
     Place,
     measure_interference,
+    measure_overlaps,
     place_order,
 )
-from weightsmith.inspection.subspaces import RANK, MatrixOverlap, measure_overlaps
 from weightsmith.reports.evaluation_sections import names_of
 from weightsmith.reports.figures import ColourScale, Grid
 from weightsmith.reports.layer_maps import Places, map_pictures

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.comparison.resampling import Estimate
-from weightsmith.comparison.skill import SkillReport
-from weightsmith.comparison.versions import Comparison, ScoreChange, TaskComparison
+from weightsmith.comparison import Comparison, Estimate, ScoreChange, SkillReport, TaskComparison
 from weightsmith.reports.evaluation_sections import names_of
 from weightsmith.reports.figures import IntervalBar, estimates
 from weightsmith.reports.page import Block, DataTable, Facts, PageSection, Paragraph, Picture

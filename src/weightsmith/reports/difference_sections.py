@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from weightsmith.inspection.checkpoint_difference import CheckpointDifference, Mismatch
-from weightsmith.inspection.measures import Measures
+from weightsmith.inspection import CheckpointDifference, Measures, Mismatch
 from weightsmith.reports.figures import ColourScale, Grid
 from weightsmith.reports.layer_maps import Places, map_pictures
 from weightsmith.reports.page import Block, DataTable, Facts, PageSection, Paragraph, Picture

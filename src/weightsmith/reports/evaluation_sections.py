@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from weightsmith.evaluation.saved import read_saved
-from weightsmith.evaluation.scores import Evaluation
+from weightsmith.evaluation import Evaluation, read_saved
 from weightsmith.reports.figures import IntervalBar, Point, estimates, plane
 from weightsmith.reports.page import DataTable, PageSection, Picture
 from weightsmith.reports.report_text import interval, score

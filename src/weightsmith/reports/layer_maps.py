@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from weightsmith.inspection.interference import Place, place_order
+from weightsmith.inspection import Place, place_order
 from weightsmith.reports.figures import ColourScale, Grid, heat_map
 from weightsmith.reports.page import DataTable, Picture
 from weightsmith.reports.report_text import number

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.saved import read_saved
+from weightsmith.evaluation import read_saved
 from weightsmith.reports.figures import IntervalBar, Point, estimates, plane
 from weightsmith.reports.page import Block, DataTable, PageSection, Paragraph, Picture
 from weightsmith.reports.report_text import ABSENT, number, written
 from weightsmith.reports.scaling_sections import is_scaling, scaling_sections
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 from weightsmith.wording import fault
 
 _SETTINGS = ("tuned", "default", "average", "base")

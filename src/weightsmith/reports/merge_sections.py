@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightsmith.engine.manifest import BehindInput, Input, Manifest
-from weightsmith.engine.plan import Plan
-from weightsmith.inspection.plan_summary import PlanSummary, summarize_plan
+from weightsmith.engine import BehindInput, Input, Manifest, Plan
+from weightsmith.inspection import PlanSummary, summarize_plan
 from weightsmith.reports.page import DataTable, Facts, FindingList, PageSection, TextListing
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 from weightsmith.wording import counted, duration
 
 

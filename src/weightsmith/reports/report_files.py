@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weightsmith.errors import OutputError
-from weightsmith.publishing.files import check_file, publish_file
-from weightsmith.publishing.safe_places import refuse_inputs, refuse_recorded
-from weightsmith.publishing.seals import with_seal
+from weightsmith.publishing import (
+    check_file,
+    publish_file,
+    refuse_inputs,
+    refuse_recorded,
+    with_seal,
+)
 from weightsmith.reports.drawing import save_png, save_svg
 from weightsmith.reports.page import Report, render
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.adapters.adapted_models import open_model
+from weightsmith.adapters import open_model
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
+from weightsmith.engine import Manifest, Plan, make_plan
 from weightsmith.engine import manifest as manifests
-from weightsmith.engine.manifest import Manifest
-from weightsmith.engine.plan import Plan, make_plan
 from weightsmith.errors import UsageError
-from weightsmith.inspection.checkpoint_difference import CheckpointDifference
+from weightsmith.inspection import CheckpointDifference
 from weightsmith.recipes import Recipe
 from weightsmith.reports.change_sections import change_sections
 from weightsmith.reports.difference_sections import difference_sections
@@ -26,8 +25,8 @@ from weightsmith.reports.merge_sections import manifest_sections, plan_sections
 from weightsmith.reports.page import PageSection, Report
 
 if TYPE_CHECKING:
-    from weightsmith.comparison.versions import Comparison
-    from weightsmith.evaluation.scores import Evaluation
+    from weightsmith.comparison import Comparison
+    from weightsmith.evaluation import Evaluation
 
 _RECIPES = (".yaml", ".yml")
 
@@ -119,7 +118,7 @@ def report_of_league(league: Mapping[str, Any]) -> Report:
 
 
 def _report(title: str, sections: Sequence[PageSection]) -> Report:
-    from weightsmith import __version__
+    from weightsmith.version import __version__
 
     return Report(title, f"Report by weightsmith {__version__}", tuple(sections))
 

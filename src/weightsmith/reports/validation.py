@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from weightsmith.comparison.diagnostics import diagnostics_of
-from weightsmith.comparison.validated import VALIDITY
-from weightsmith.inspection.interference import Changes
+from weightsmith.comparison import VALIDITY, diagnostics_of
+from weightsmith.inspection import Changes
 from weightsmith.reports.page import DataTable
 from weightsmith.reports.report_text import ABSENT, number
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.fast_records import record
 from weightsmith.tensors.files.open_files import OPEN_FILES, FileIdentity, check_unchanged, read_at
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.records import record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -288,7 +288,7 @@ class StoredTensor(Shaped):
     ) -> int:
         import numpy as np
 
-        from weightsmith.graph.backends.native import read_rows
+        from weightsmith.tensors.native_library import read_rows
 
         out = np.frombuffer(view, np.uint8)
         return read_rows(descriptor, self.offset, size, np.ascontiguousarray(rows), out)

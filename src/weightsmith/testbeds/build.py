@@ -16,24 +16,28 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from weightsmith.errors import OutputError, ResourceError
-from weightsmith.publishing.earlier import check_free
-from weightsmith.publishing.files import write_file
-from weightsmith.publishing.records import FOREIGN, Recorded
-from weightsmith.publishing.safe_places import check_place
-from weightsmith.publishing.sealing import sealed, unsealed
-from weightsmith.publishing.staging import StagingFolder
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.testbeds.families import Blueprint, BuildStep, TestFamily, find_family
+from weightsmith.publishing import (
+    FOREIGN,
+    Recorded,
+    StagingFolder,
+    check_free,
+    check_place,
+    sealed,
+    unsealed,
+    write_file,
+)
+from weightsmith.tensors import expanded
+from weightsmith.testbeds.families import Blueprint, BuildStep, TrainedFamily, find_family
 from weightsmith.testbeds.family_places import family_folder
-from weightsmith.testbeds.sources import Archive, fetch, file_digest
+from weightsmith.testbeds.sources import file_digest
+from weightsmith.testbeds.workshop import Workshop
 from weightsmith.wording import with_extra
 
 RECORD = "family.json"
@@ -42,7 +46,7 @@ _ALGORITHM = "sha256:"
 _LIBRARIES = ("numpy", "torch", "transformers", "scikit-learn", "pillow")
 
 
-class Progress(Protocol):
+class BuildProgress(Protocol):
     """What hears of a build: costs are expected CPU-seconds."""
 
     def start(self, total_cost: float, finished_cost: float) -> None:
@@ -58,7 +62,7 @@ class Progress(Protocol):
         """A step is finished and safe."""
 
 
-class Silent:
+class SilentBuild:
     """A progress that nobody hears."""
 
     def start(self, total_cost: float, finished_cost: float) -> None:
@@ -74,32 +78,13 @@ class Silent:
         """Ignore."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What a step works with: finished files in `root`, its own in `new`, at the same relative paths."""
-
-    root: Path
-    new: Path
-    within: Callable[[int, int], None]
-
-    def place(self, relative: str) -> Path:
-        """Where to write a file, with its folder made."""
-        path = self.new / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def archive(self, source: Archive) -> Path:
-        """A downloaded archive."""
-        return fetch(source)
-
-
 def build(
     name: str,
     out: Path | None = None,
     *,
     force: bool = False,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> Path:
     """Build a family and return its folder; one that exists already is returned as it is.
 
@@ -122,7 +107,7 @@ def build(
         if not fresh:
             staging.records |= _finished(staging.folder, mark)
         _begin(staging.folder, mark, staging.records)
-        _run(blueprint, staging.folder, staging.records, progress or Silent())
+        _run(blueprint, staging.folder, staging.records, progress or SilentBuild())
         _seal(family, blueprint, staging.folder, staging.records)
         staging.publish(earlier)
     return out
@@ -139,7 +124,7 @@ class _BuildFolder(StagingFolder):
         return not self.records and not _has_steps(self.folder / _STEPS)
 
 
-def fingerprint(family: TestFamily, blueprint: Blueprint) -> str:
+def fingerprint(family: TrainedFamily, blueprint: Blueprint) -> str:
     """What must be equal for one build to go on with another's steps: settings, sources and library versions."""
     content = {
         "family": family.name,
@@ -164,7 +149,7 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _check_libraries(family: TestFamily) -> None:
+def _check_libraries(family: TrainedFamily) -> None:
     missing = [name for name in family.needs if find_spec(name) is None]
     if missing:
         raise ResourceError(
@@ -241,7 +226,7 @@ def _finished(staging: Path, mark: str) -> dict[str, dict[str, Any]]:
 
 
 def _run(
-    blueprint: Blueprint, staging: Path, records: dict[str, dict[str, Any]], progress: Progress
+    blueprint: Blueprint, staging: Path, records: dict[str, dict[str, Any]], progress: BuildProgress
 ) -> None:
     done = sum(step.cost for step in blueprint.steps if step.name in records)
     progress.start(sum(step.cost for step in blueprint.steps), done)
@@ -254,7 +239,7 @@ def _run(
         progress.finished(step.name, record["figures"])
 
 
-def _make(step: BuildStep, staging: Path, progress: Progress) -> dict[str, Any]:
+def _make(step: BuildStep, staging: Path, progress: BuildProgress) -> dict[str, Any]:
     new, family = staging / "new", staging / "family"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -287,7 +272,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _seal(
-    family: TestFamily,
+    family: TrainedFamily,
     blueprint: Blueprint,
     staging: Path,
     records: Mapping[str, Mapping[str, Any]],

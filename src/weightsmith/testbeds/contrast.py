@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from weightsmith.testbeds import heads, vit
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.images import Pixels, grain, standardise
 from weightsmith.testbeds.sources import Archive
 from weightsmith.testbeds.suites import classification, write_suite
 from weightsmith.testbeds.tasks import SPLITS, Labels, Split, generator_of, read_items, write_items
 from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.workshop import Workshop
 
 Figures = dict[str, dict[str, float]]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from weightsmith.testbeds import pair_tasks as pairs
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import read_rows, write_rows
 from weightsmith.testbeds.pair_tasks import PairTask
@@ -31,6 +30,7 @@ from weightsmith.testbeds.sentence_encoder import (
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
 from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.workshop import Workshop
 
 _TASKS = (
     pairs.translations("french", "fr"),

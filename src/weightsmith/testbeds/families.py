@@ -11,8 +11,8 @@ from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
 if TYPE_CHECKING:
-    from weightsmith.testbeds.build import Workshop
     from weightsmith.testbeds.sources import Archive
+    from weightsmith.testbeds.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Blueprint:
 
 
 @dataclass(frozen=True, slots=True)
-class TestFamily:
+class TrainedFamily:
     """A family that can be built. `recipe` is `module:function`, imported when the family is asked for."""
 
     name: str
@@ -64,10 +64,10 @@ class TestFamily:
 _HERE = "weightsmith.testbeds"
 _TRAINING = ("torch", "transformers", "safetensors")
 
-FAMILIES: Mapping[str, TestFamily] = {
+FAMILIES: Mapping[str, TrainedFamily] = {
     family.name: family
     for family in (
-        TestFamily(
+        TrainedFamily(
             "vision",
             "one small ViT, eight image tasks with frozen heads",
             (*_TRAINING, "sklearn", "PIL", "fontTools"),
@@ -75,7 +75,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             6,
             f"{_HERE}.vision:vision",
         ),
-        TestFamily(
+        TrainedFamily(
             "vision-tiny",
             "a tiny ViT, four image tasks, nothing to download",
             (*_TRAINING, "sklearn", "PIL"),
@@ -83,7 +83,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             0.8,
             f"{_HERE}.vision_tiny:vision_tiny",
         ),
-        TestFamily(
+        TrainedFamily(
             "pair",
             "two networks of one shape, trained independently on the same images",
             (*_TRAINING, "sklearn", "PIL"),
@@ -91,15 +91,15 @@ FAMILIES: Mapping[str, TestFamily] = {
             1,
             f"{_HERE}.pair:pair",
         ),
-        TestFamily(
+        TrainedFamily(
             "language",
             "one byte-level Llama, five domains and exact skills",
             (*_TRAINING, "tokenizers"),
             39,
             11,
-            f"{_HERE}.language:language",
+            f"{_HERE}.language_family:language",
         ),
-        TestFamily(
+        TrainedFamily(
             "language-tiny",
             "a tiny byte-level Llama, two domains and exact skills, nothing to download",
             (*_TRAINING, "tokenizers"),
@@ -107,7 +107,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             0.5,
             f"{_HERE}.language_tiny:language_tiny",
         ),
-        TestFamily(
+        TrainedFamily(
             "lora",
             "five low-rank adapters on the base of `language`, each also folded into a checkpoint",
             (*_TRAINING, "tokenizers"),
@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             10,
             f"{_HERE}.lora:lora",
         ),
-        TestFamily(
+        TrainedFamily(
             "moe",
             "a small mixture of experts grown from the base of `language`, three fine-tunes",
             (*_TRAINING, "tokenizers"),
@@ -123,7 +123,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             10,
             f"{_HERE}.moe:moe",
         ),
-        TestFamily(
+        TrainedFamily(
             "embedding",
             "the sentence encoder all-MiniLM-L6-v2, three kinds of retrieval",
             (*_TRAINING, "tokenizers"),
@@ -131,7 +131,7 @@ FAMILIES: Mapping[str, TestFamily] = {
             10,
             f"{_HERE}.embedding:embedding",
         ),
-        TestFamily(
+        TrainedFamily(
             "smollm",
             "SmolLM2-135M-Instruct, three low-rank adapters, each also folded into a checkpoint",
             (*_TRAINING, "tokenizers", "gguf"),
@@ -143,7 +143,7 @@ FAMILIES: Mapping[str, TestFamily] = {
 }
 
 
-def find_family(name: str) -> TestFamily:
+def find_family(name: str) -> TrainedFamily:
     """The family of a name.
 
     Raises UsageError, with the nearest name, if there is none.

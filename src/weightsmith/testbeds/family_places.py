@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightsmith.engine.places import cache_root
+from weightsmith.engine import cache_root
 
 
 def family_folder(name: str) -> Path:

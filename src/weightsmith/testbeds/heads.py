@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import encode_header
+from weightsmith.tensors import DType, encode_header
 
 POOLING = "mean_patch_tokens"
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import (
     Figures,
@@ -36,6 +35,7 @@ from weightsmith.testbeds.sources import Archive
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
 from weightsmith.testbeds.training import Schedule, Within, one_thread, train
+from weightsmith.testbeds.workshop import Workshop
 
 SKILLS = "skills"
 EVALUATED: tuple[Split, ...] = ("validation", "test")

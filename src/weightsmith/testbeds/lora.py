@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_family import languages
 from weightsmith.testbeds.language_tasks import measure
@@ -15,6 +14,7 @@ from weightsmith.testbeds.languages import merge_figures, mixture, tune
 from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
 from weightsmith.testbeds.shared_base import shared_steps, tasks_among
 from weightsmith.testbeds.training import Schedule, one_thread
+from weightsmith.testbeds.workshop import Workshop
 
 _SHAPES: Mapping[str, Shape] = {
     "english": Shape(8, 16),

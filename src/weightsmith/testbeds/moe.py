@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_family import languages
 from weightsmith.testbeds.language_tasks import measure
 from weightsmith.testbeds.languages import EVALUATED, merge_figures, mixture, tune
 from weightsmith.testbeds.shared_base import shared_steps, tasks_among
 from weightsmith.testbeds.training import Schedule, one_thread
+from weightsmith.testbeds.workshop import Workshop
 
 _TASKS = ("python", "french", "russian")
 _EXPERTS = 4

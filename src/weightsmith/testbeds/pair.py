@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from weightsmith.testbeds import tasks
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split, read_items, write_items
 from weightsmith.testbeds.training import Schedule, one_thread, train
 from weightsmith.testbeds.vit import as_tensor, quiet_library, write_model
+from weightsmith.testbeds.workshop import Workshop
 
 TASK = "figures"
 _MEMBERS = ("first", "second")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.testbeds import chat_model
-from weightsmith.testbeds.build import Workshop
 from weightsmith.testbeds.byte_llama import logits, read_model
 from weightsmith.testbeds.families import Blueprint, BuildStep
 from weightsmith.testbeds.language_tasks import Figures, read_rows, write_rows
@@ -19,6 +18,7 @@ from weightsmith.testbeds.passages import QURAN, SPEECHES, scripture, speeches
 from weightsmith.testbeds.suites import write_suite
 from weightsmith.testbeds.tasks import SPLITS, Split
 from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.workshop import Workshop
 
 _DOMAINS = (scripture("turkish", "tr"), scripture("french", "fr"), speeches("english"))
 _NAMES = tuple(domain.name for domain in _DOMAINS)

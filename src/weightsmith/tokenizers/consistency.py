@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from weightsmith.errors import TokenizerError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.vocabulary import Vocabulary
 
 # Below this the library is fast enough to be asked in any case.

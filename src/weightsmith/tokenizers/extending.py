@@ -19,7 +19,7 @@ from typing import Any
 
 from weightsmith.errors import TokenizerError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.documents import Part, added_entry
 from weightsmith.tokenizers.vocabulary import AddedFlags, Vocabulary
 

@@ -12,7 +12,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 
 from weightsmith.errors import TokenizerError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.documents import (
     Part,
     added_entry,

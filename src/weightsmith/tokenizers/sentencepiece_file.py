@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weightsmith.errors import TokenizerError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.tokenizer_settings import read_bytes
 
 UNIGRAM, BPE = 1, 2

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import TokenizerError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.documents import (
     QWEN_PATTERN,
     Part,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.nested_config import vocabulary_size_of
+from weightsmith.checkpoints import vocabulary_size_of
 from weightsmith.findings import Finding, Severity
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import TokenizerError
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.documents import (
     Part,
     added_entry,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.json_files import json_bytes
+from weightsmith.checkpoints import json_bytes
 from weightsmith.errors import RecipeError, TokenizerError
 from weightsmith.findings import Finding, Severity
 from weightsmith.naming import nearest

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.tokenizers.tokenizer_reading import read_vocabulary
 from weightsmith.tokenizers.tokenizer_settings import read_settings
 from weightsmith.tokenizers.vocabulary import Vocabulary

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.checkpoints import Checkpoint, is_inside
 from weightsmith.errors import TokenizerError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.files.strict_json import collection_paused
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import collection_paused, shown
 from weightsmith.tokenizers.consistency import disagreement
 from weightsmith.tokenizers.documents import Part, added_entry
 from weightsmith.tokenizers.sentencepiece import convert_sentencepiece

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.checkpoints import is_inside
 from weightsmith.errors import CheckpointError, TokenizerError
-from weightsmith.tensors.files.small_files import read_small
-from weightsmith.tensors.files.strict_json import collection_paused, parse_json
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import collection_paused, parse_json, read_small, shown
 from weightsmith.tokenizers.vocabulary import AddedFlags
 
 CONFIG = "tokenizer_config.json"

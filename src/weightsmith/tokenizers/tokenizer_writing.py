@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.copied_files import tokenizer_files
-from weightsmith.checkpoints.json_files import json_bytes
+from weightsmith.checkpoints import json_bytes, tokenizer_files
 from weightsmith.errors import TokenizerError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.consistency import disagreement
 from weightsmith.tokenizers.tokenizer_settings import (
     ADDED,

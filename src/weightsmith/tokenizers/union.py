@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors.messages import shown
+from weightsmith.tensors import shown
 from weightsmith.tokenizers.extending import NewToken
 from weightsmith.tokenizers.target import (
     TargetVocabulary,

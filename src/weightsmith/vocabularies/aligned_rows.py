@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.dtypes import DType, promote
-from weightsmith.tensors.stored import LazyTensor, ReadingCost, Shaped
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, DType, LazyTensor, ReadingCost, Shaped, promote, widen
 from weightsmith.vocabularies.token_tables import (
     Identity,
     Index,

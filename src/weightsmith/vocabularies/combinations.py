@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.widening import WORDS
+from weightsmith.tensors import WORDS, DType
 from weightsmith.vocabularies.aligned_rows import Fill
 from weightsmith.vocabularies.token_tables import (
     Identity,
@@ -217,7 +216,7 @@ class Zeros:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Constant:
+class ConstantRow:
     """Every one of `count` rows is the same `row`, of float32 or float64 (width,)."""
 
     row: NDArray[Any]

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.copied_files import donor_files, is_template, tokenizer_files
-from weightsmith.checkpoints.json_files import json_bytes, read_json
+from weightsmith.checkpoints import (
+    Checkpoint,
+    donor_files,
+    is_template,
+    json_bytes,
+    read_json,
+    tokenizer_files,
+)
 from weightsmith.findings import Finding
-from weightsmith.tokenizers.special_ids import consistent
+from weightsmith.tokenizers import consistent
 
 if TYPE_CHECKING:
-    from weightsmith.tokenizers.vocabulary import Vocabulary
+    from weightsmith.tokenizers import Vocabulary
 
 _GENERATION = "generation_config.json"
 
@@ -66,7 +71,7 @@ def papers(
     if carried is not None and carried != generation:
         files[_GENERATION] = json_bytes(carried)
     if change.template is not None:
-        from weightsmith.tokenizers.templates import with_template
+        from weightsmith.tokenizers import with_template
 
         files |= with_template(files, change.template)
     return Papers(made, dict(sorted(files.items())), tuple(findings))

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.threads import in_parallel
+from weightsmith.tensors import DType, in_parallel, one_blas_thread
 from weightsmith.vocabularies.token_tables import (
     Identity,
     Index,

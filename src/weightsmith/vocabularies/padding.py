@@ -7,8 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.widening import widen
+from weightsmith.tensors import DType, widen
 from weightsmith.vocabularies.aligned_rows import AlignedRows
 from weightsmith.vocabularies.token_tables import Identity, Index, TokenTable, Words
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.blas import one_blas_thread
-from weightsmith.tensors.threads import in_parallel
+from weightsmith.tensors import in_parallel, one_blas_thread
 from weightsmith.vocabularies.token_tables import Index, TokenTable, as_index
 
 HELD_BYTES = 1 << 29

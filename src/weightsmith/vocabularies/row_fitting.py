@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightsmith.tokenizers import Vocabulary
 from weightsmith.vocabularies.aligned_rows import Fill
 from weightsmith.vocabularies.missing import Missing, MissingRule, Pieces
 from weightsmith.vocabularies.rules import FittedRows, Subtokens
 from weightsmith.vocabularies.token_matching import pieces_of, pieces_without
 from weightsmith.vocabularies.token_tables import Index, TokenTable
+from weightsmith.vocabularies.tokenized_models import TokenizedModel
 from weightsmith.vocabularies.vocabulary_tables import TableKind, VocabularyTable
-
-if TYPE_CHECKING:
-    from weightsmith.vocabularies.table_alignment import Aligner, Party
 
 # Shared tokens that are cut into pieces to measure `subtokens`.
 _MEASURED = 1500
@@ -42,10 +40,16 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitter:
-    """Applies a rule to one table; `own` has the own row of each target row, -1 where it is missing."""
+    """Applies a rule to one table; `own` has the own row of each target row, -1 where it is missing.
 
-    aligner: Aligner
-    party: Party
+    `target` is the vocabulary that tables are brought to, `donors` are asked for tokens in their order, and `rows_in`
+    gives the row of a donor's table for each target row, -1 where it has none.
+    """
+
+    target: Vocabulary
+    donors: Sequence[TokenizedModel]
+    rows_in: Callable[[TokenizedModel, TokenTable, int], Index]
+    model: TokenizedModel
     table: VocabularyTable
     own: Index
     rule: MissingRule
@@ -56,11 +60,11 @@ class Fitter:
             yield self.rule.name, self._alone(self.rule, missing)
             return
         left = missing
-        for donor in self._donors():
+        for donor in self.donors:
             source = donor.counterpart(self.table)
             if source is None or not left.size:
                 continue
-            rows = self.aligner.rows_in(donor, source, len(self.own))
+            rows = self.rows_in(donor, source, len(self.own))
             has = rows[left] >= 0
             if has.any():
                 yield self.rule.name, self._from(donor, source, rows, left[has])
@@ -68,15 +72,7 @@ class Fitter:
         if left.size:
             yield Subtokens.name, self._alone(Subtokens(), left)
 
-    def _donors(self) -> list[Party]:
-        """Where tokens are taken from: the checkpoint whose vocabulary the target is, then the order of the recipe."""
-        owner = self.aligner.owner
-        first = [] if owner is None else [owner]
-        every = [*first, *(p for p in self.aligner.parties if p.is_merged)]
-        distinct = {id(party): party for party in every if party is not self.party}
-        return list(distinct.values())
-
-    def _from(self, donor: Party, source: TokenTable, rows: Index, missing: Index) -> Fill:
+    def _from(self, donor: TokenizedModel, source: TokenTable, rows: Index, missing: Index) -> Fill:
         shared = np.flatnonzero((self.own >= 0) & (rows >= 0))
         facts = Missing(
             own=self.table.table,
@@ -87,7 +83,7 @@ class Fitter:
             shared_donor=rows[shared],
             wanted=rows[missing],
             is_head=self.table.kind is TableKind.HEAD,
-            own_label=repr(self.party.label),
+            own_label=repr(self.model.label),
             donor_label=repr(donor.label),
         )
         return Fill(missing, FittedRows(self.rule, facts))
@@ -95,7 +91,7 @@ class Fitter:
     def _alone(self, rule: MissingRule, missing: Index) -> Fill:
         is_cut = isinstance(rule, Subtokens)
         shared = np.flatnonzero(self.own >= 0)
-        shared = shared[shared < self.aligner.target.vocabulary.size]
+        shared = shared[shared < self.target.size]
         facts = Missing(
             own=self.table.table,
             count=len(missing),
@@ -104,27 +100,27 @@ class Fitter:
             pieces=self._pieces(missing) if is_cut else None,
             shared_pieces=self._shared_pieces(shared) if is_cut else None,
             is_head=self.table.kind is TableKind.HEAD,
-            own_label=repr(self.party.label),
+            own_label=repr(self.model.label),
         )
         return Fill(missing, FittedRows(rule, facts))
 
     def _used(self) -> Index:
-        ids = np.fromiter(self.party.vocabulary.ids.values(), np.int64)
+        ids = np.fromiter(self.model.vocabulary.ids.values(), np.int64)
         used: Index = ids[ids < self.table.table.count]
         return used
 
     def _pieces(self, missing: Index) -> Pieces:
-        target, own = self.aligner.target.vocabulary, self.party.vocabulary
+        target, own = self.target, self.model.vocabulary
         return pieces_of(target, missing.tolist(), own, self.table.table.count)
 
     def _shared_pieces(self, shared: Index) -> Pieces:
         step = -(-len(shared) // _MEASURED) or 1
         chosen = np.zeros(len(shared), bool)
         chosen[::step] = True
-        texts = self.party.vocabulary.texts
+        texts = self.model.vocabulary.texts
         count = self.table.table.count
         ids = [i for i in self.own[shared[chosen]].tolist() if i in texts]
-        cut = dict(zip(ids, _lists(pieces_without(self.party.vocabulary, ids, count)), strict=True))
+        cut = dict(zip(ids, _lists(pieces_without(self.model.vocabulary, ids, count)), strict=True))
         rows = self.own[shared].tolist()
         lists = [
             cut.get(row, []) if is_one else [] for row, is_one in zip(rows, chosen, strict=True)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from weightsmith.errors import CompatibilityError, RecipeError, UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.vocabularies.combinations import CombinedRows, Constant, Zeros
+from weightsmith.tensors import DType
+from weightsmith.vocabularies.combinations import CombinedRows, ConstantRow, Zeros
 from weightsmith.vocabularies.maps import (
     Mapped,
     fit_least_squares,
@@ -62,7 +62,7 @@ class Mean:
         """The mean row, once for all."""
         self.check(missing)
         row = _rounded(mean_row(missing.own, missing.in_use), missing.own)
-        rows = Constant(row, missing.count, (missing.own,))
+        rows = ConstantRow(row, missing.count, (missing.own,))
         return RowFit(rows, {"rows": float(len(missing.in_use))})
 
 

@@ -18,61 +18,29 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.errors import RecipeError
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tokenizers.target import TargetVocabulary
-from weightsmith.tokenizers.vocabulary import Vocabulary
+from weightsmith.tensors import LazyTensor
+from weightsmith.tokenizers import TargetVocabulary
 from weightsmith.vocabularies.aligned_rows import AlignedRows, Fill
 from weightsmith.vocabularies.combinations import Copied, borrow
 from weightsmith.vocabularies.padding import MeanOfRows
 from weightsmith.vocabularies.row_fitting import Fitter, Rules
 from weightsmith.vocabularies.token_matching import matched
 from weightsmith.vocabularies.token_tables import Index, TokenTable
+from weightsmith.vocabularies.tokenized_models import TokenizedModel
 from weightsmith.vocabularies.vocabulary_tables import (
     TableKind,
     VocabularyTable,
-    counterpart,
-    is_tied,
-    vocabulary_tables,
 )
 
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class Party:
-    """One checkpoint with its vocabulary; only merged ones lend rows to others by themselves.
-
-    `match` is how its tokens are found in the target (`exact`, `bytes`).
-    """
-
-    label: str
-    checkpoint: Checkpoint
-    vocabulary: Vocabulary
-    is_merged: bool
-    match: str
-    tables: Mapping[str, VocabularyTable]
-
-    @classmethod
-    def of(
-        cls, label: str, checkpoint: Checkpoint, vocabulary: Vocabulary, *, merged: bool, match: str
-    ) -> Party:
-        """A checkpoint with the tables that it has."""
-        tables = vocabulary_tables(checkpoint)
-        return cls(label, checkpoint, vocabulary, merged, match, tables)
-
-    def counterpart(self, table: VocabularyTable) -> TokenTable | None:
-        """The table of this checkpoint for the same purpose, if its rows are as long."""
-        found = counterpart(table, self.tables, tied=is_tied(self.checkpoint))
-        return None if found is None else found.table
-
-
 @dataclass(frozen=True, slots=True)
 class TokenChoice:
-    """What `tokens:` says of one token: a row of a party (None: no source), or zeros; `force`: in all checkpoints."""
+    """What `tokens:` says of one token: a row of a model (None: no source), or zeros; `force`: in all checkpoints."""
 
-    party: Party | None
+    model: TokenizedModel | None
     row: int = -1
     is_zero: bool = False
     force: bool = False
@@ -104,7 +72,7 @@ class TableReport:
 class Aligned:
     """A checkpoint whose tables have the target's rows; those that need no change are the stored ones."""
 
-    party: Party
+    model: TokenizedModel
     tensors: Mapping[str, LazyTensor]
     reports: tuple[TableReport, ...]
 
@@ -113,64 +81,70 @@ class Aligned:
 class Aligner:
     """Aligns checkpoints, one after the other.
 
-    `parties` are in the order of the recipe; `base` is the one whose row goes before a mean, `frame` the one whose
-    configuration the result has, `owner` the one whose tokenizer the target is, or grew from. `keeps_padding`: rows
-    without a token keep the checkpoint's own padding.
+    `models` are in the order of the recipe; `base` is the one whose row goes before a mean, `config_source` the one
+    whose configuration the result has, `tokenizer_source` the one whose tokenizer the target is, or grew from.
+    `keeps_padding`: rows without a token keep the checkpoint's own padding.
     """
 
     target: TargetVocabulary
-    parties: Sequence[Party]
-    base: Party | None
-    frame: Party
-    owner: Party | None
+    models: Sequence[TokenizedModel]
+    base: TokenizedModel | None
+    config_source: TokenizedModel
+    tokenizer_source: TokenizedModel | None
     choices: Mapping[str, TokenChoice]
     rules: Rules
     keeps_padding: bool
     _ids: dict[int, Index] = field(default_factory=dict, repr=False)
 
-    def ids(self, party: Party) -> Index:
-        """The party's id for each id of the target, -1 where it has none."""
-        if id(party) not in self._ids:
-            self._ids[id(party)] = matched(self.target.vocabulary, party.vocabulary, party.match)
-        return self._ids[id(party)]
+    def ids(self, model: TokenizedModel) -> Index:
+        """The model's id for each id of the target, -1 where it has none."""
+        if id(model) not in self._ids:
+            self._ids[id(model)] = matched(self.target.vocabulary, model.vocabulary, model.match)
+        return self._ids[id(model)]
 
-    def rows_in(self, party: Party, table: TokenTable, rows: int) -> Index:
-        """The row of a party's table for each of the first `rows` target rows, -1 where it has none."""
-        ids = self.ids(party)
+    def rows_in(self, model: TokenizedModel, table: TokenTable, rows: int) -> Index:
+        """The row of a model's table for each of the first `rows` target rows, -1 where it has none."""
+        ids = self.ids(model)
         found = np.full(rows, -1, np.int64)
         count = min(rows, len(ids))
         found[:count] = np.where(ids[:count] < table.count, ids[:count], -1)
         return found
 
-    def align(self, party: Party) -> Aligned:
-        """The party's tables in the target's order."""
+    def donors_of(self, model: TokenizedModel) -> list[TokenizedModel]:
+        """Where tokens that it lacks are taken from: the tokenizer's source, then the order of the recipe."""
+        first = [] if self.tokenizer_source is None else [self.tokenizer_source]
+        every = [*first, *(p for p in self.models if p.is_merged)]
+        return list({id(one): one for one in every if one is not model}.values())
+
+    def align(self, model: TokenizedModel) -> Aligned:
+        """The model's tables in the target's order."""
         tensors: dict[str, LazyTensor] = {}
         reports = []
-        for table in party.tables.values():
-            made, report = self._table(party, table)
+        for table in model.tables.values():
+            made, report = self._table(model, table)
             reports.append(report)
             if made is not None:
                 tensors[table.name] = made
-        return Aligned(party, tensors, tuple(reports))
+        return Aligned(model, tensors, tuple(reports))
 
     def _rows(self, table: VocabularyTable) -> int:
-        """Rows of the result's table: what the frame's has more or less than its embedding stays so."""
-        main = self.frame.checkpoint.vocab_size
-        own = self.frame.counterpart(table)
+        """Rows of the result's table: what the config_source's has more or less than its embedding stays so."""
+        main = self.config_source.checkpoint.vocab_size
+        own = self.config_source.counterpart(table)
         extra = 0 if own is None or main is None else own.count - main
         return self.target.rows + extra
 
     def _table(
-        self, party: Party, table: VocabularyTable
+        self, model: TokenizedModel, table: VocabularyTable
     ) -> tuple[AlignedRows | None, TableReport]:
         rows = self._rows(table)
         has_token = self._has_token(rows)
-        available = self.rows_in(party, table.table, rows)
+        available = self.rows_in(model, table.table, rows)
         own = available.copy()
         forced = [index for index, choice in self.chosen(rows) if choice.force]
         own[forced] = -1
-        self._keep_padding(party, table.table, has_token, own)
-        work = _Work(self, party, table, own, has_token)
+        self._keep_padding(model, table.table, has_token, own)
+        work = _Work(self, model, table, own, has_token)
         fills, counts = work.fills()
         padding = np.flatnonzero(~has_token & (own < 0))
         aligned = AlignedRows(table.table.tensor, own, fills, table.table.axis)
@@ -178,7 +152,7 @@ class Aligner:
             mean = MeanOfRows(aligned, np.flatnonzero(has_token), len(padding))
             fills = (*fills, Fill(padding, mean))
             aligned = AlignedRows(table.table.tensor, own, fills, table.table.axis)
-        report = self._report(party, table, own, has_token, counts)
+        report = self._report(model, table, own, has_token, counts)
         is_same = aligned.is_unchanged and not any(fill.rows.count for fill in fills)
         return (None if is_same else aligned), report
 
@@ -195,18 +169,23 @@ class Aligner:
         return sorted((one for one in found if one[0] < rows), key=lambda one: one[0])
 
     def _report(
-        self, party: Party, table: VocabularyTable, own: Index, has_token: Mask, counts: _Counts
+        self,
+        model: TokenizedModel,
+        table: VocabularyTable,
+        own: Index,
+        has_token: Mask,
+        counts: _Counts,
     ) -> TableReport:
         present = (own >= 0) & has_token
         in_place = int((present & (own == np.arange(len(own)))).sum())
         taken = np.zeros(table.table.count, bool)
-        available = self.rows_in(party, table.table, len(own))
+        available = self.rows_in(model, table.table, len(own))
         taken[available[available >= 0]] = True
-        ids = np.fromiter(party.vocabulary.ids.values(), np.int64)
+        ids = np.fromiter(model.vocabulary.ids.values(), np.int64)
         texts = self.target.vocabulary.texts
         is_bias = table.kind is TableKind.BIAS
         return TableReport(
-            checkpoint=party.label,
+            checkpoint=model.label,
             tensor=table.name,
             kind=table.kind.value,
             rows=len(own),
@@ -223,7 +202,7 @@ class Aligner:
 
     def _keep_padding(
         self,
-        party: Party,
+        model: TokenizedModel,
         table: TokenTable,
         has_token: Mask,
         own: Index,
@@ -233,7 +212,7 @@ class Aligner:
             return
         free = np.flatnonzero(~has_token)
         free = free[free < table.count]
-        taken = np.fromiter(party.vocabulary.ids.values(), np.int64)
+        taken = np.fromiter(model.vocabulary.ids.values(), np.int64)
         free = free[~np.isin(free, taken)]
         own[free] = free
 
@@ -243,7 +222,7 @@ class _Work:
     """The rows of one table that its checkpoint does not have."""
 
     aligner: Aligner
-    party: Party
+    model: TokenizedModel
     table: VocabularyTable
     own: Index
     has_token: Mask
@@ -259,7 +238,15 @@ class _Work:
             if rule is None:
                 fills += self._borrowed(missing, counts)
             else:
-                fitter = Fitter(self.aligner, self.party, self.table, self.own, rule)
+                fitter = Fitter(
+                    self.aligner.target.vocabulary,
+                    self.aligner.donors_of(self.model),
+                    self.aligner.rows_in,
+                    self.model,
+                    self.table,
+                    self.own,
+                    rule,
+                )
                 for name, fill in fitter.fills(missing):
                     fills.append(fill)
                     counts.rules[name] = counts.rules.get(name, 0) + len(fill.targets)
@@ -267,33 +254,33 @@ class _Work:
 
     def _named(self, wanted: Mask, counts: _Counts) -> list[Fill]:
         """Rows that `tokens:` names; they are taken out of `wanted`."""
-        by_party: dict[int, tuple[Party, list[int], list[int]]] = {}
+        by_party: dict[int, tuple[TokenizedModel, list[int], list[int]]] = {}
         for index, choice in self.aligner.chosen(len(self.own)):
-            if not wanted[index] or (choice.party is None and not choice.is_zero):
+            if not wanted[index] or (choice.model is None and not choice.is_zero):
                 continue
             wanted[index] = False
-            if choice.party is None:
+            if choice.model is None:
                 counts.zero += 1
                 continue
-            _, targets, rows = by_party.setdefault(id(choice.party), (choice.party, [], []))
+            _, targets, rows = by_party.setdefault(id(choice.model), (choice.model, [], []))
             targets.append(index)
             rows.append(choice.row)
         fills = []
-        for party, targets, rows in by_party.values():
-            source = party.counterpart(self.table)
+        for model, targets, rows in by_party.values():
+            source = model.counterpart(self.table)
             if source is None:
                 counts.zero += len(targets)
                 continue
-            self._require_row(party, source, rows)
+            self._require_row(model, source, rows)
             counts.chosen += len(targets)
             fills.append(Fill(np.array(targets), Copied(source, np.array(rows))))
         return fills
 
-    def _require_row(self, party: Party, source: TokenTable, rows: Sequence[int]) -> None:
+    def _require_row(self, model: TokenizedModel, source: TokenTable, rows: Sequence[int]) -> None:
         beyond = next((row for row in rows if row >= source.count), None)
         if beyond is not None:
             raise RecipeError(
-                f"tokenizer.tokens: row {beyond} is asked for, but {source.tensor.location} of {party.label!r} has "
+                f"tokenizer.tokens: row {beyond} is asked for, but {source.tensor.location} of {model.label!r} has "
                 f"{source.count} rows; name another token."
             )
 
@@ -301,14 +288,14 @@ class _Work:
         tables: list[TokenTable] = []
         rows: list[Index] = []
         base = None
-        for party in self.aligner.parties:
-            source = party.counterpart(self.table) if party.is_merged else None
+        for model in self.aligner.models:
+            source = model.counterpart(self.table) if model.is_merged else None
             if source is None or source.width != self.table.table.width:
                 continue
-            if party is self.aligner.base:
+            if model is self.aligner.base:
                 base = len(tables)
             tables.append(source)
-            rows.append(self.aligner.rows_in(party, source, len(self.own))[missing])
+            rows.append(self.aligner.rows_in(model, source, len(self.own))[missing])
         if not tables:
             counts.add_unresolved(missing)
             return []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightsmith.tokenizers.vocabulary import TokenKind, Vocabulary
+from weightsmith.tokenizers import TokenKind, Vocabulary
 from weightsmith.vocabularies.missing import Pieces
 from weightsmith.vocabularies.token_tables import Index
 

@@ -12,10 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError, UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.pickles.strided import row_runs
-from weightsmith.tensors.stored import LazyTensor, StoredTensor
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, DType, LazyTensor, StoredTensor, row_runs, widen
 
 Index = NDArray[np.int64]
 Words = NDArray[Any]

@@ -6,11 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.checkpoints.nested_config import sections
-from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_embedding
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.checkpoints import Checkpoint, Kind, Role, Tying, sections, vocabulary_embedding
+from weightsmith.tensors import LazyTensor
 from weightsmith.vocabularies.token_tables import TokenTable
 
 

@@ -16,22 +16,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble, open_checkpoint
+from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble
 from weightsmith.checkpoints.copied_files import absence, is_inside
-from weightsmith.checkpoints.formats.outside_base import base_tensor, open_base
-from weightsmith.checkpoints.formats.weights import BareAdapter, find_weights, read_tensors
+from weightsmith.checkpoints.formats.outside_base import Bases, base_tensor, open_base
+from weightsmith.checkpoints.formats.weights import find_weights, read_tensors
 from weightsmith.checkpoints.json_files import read_json
+from weightsmith.checkpoints.locate import BUNDLE_HEADER as FILE_NAME
+from weightsmith.checkpoints.locate import Location
 from weightsmith.deltas import DecodedTensor, PackedBits, VerifiedTensor, packed_bytes
 from weightsmith.errors import CheckpointError, Malformed, UsageError
-from weightsmith.graph.graph import Value, source, where
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.files.strict_json import optional_text_in, text_in, texts_in
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor, StoredTensor
+from weightsmith.graph import Value, source, where
+from weightsmith.tensors import (
+    DType,
+    LazyTensor,
+    StoredTensor,
+    optional_text_in,
+    shown,
+    text_in,
+    texts_in,
+)
 from weightsmith.wording import fault
 
-FILE_NAME = "weightsmith-bundle.json"
 SCHEMA = 1
 _FETCH = "the bundle is damaged, fetch it or make it again"
 
@@ -112,43 +117,6 @@ def part_names(name: str, tasks: int, *, scaled: bool) -> dict[str, str]:
     return {part: f"{name}::{part}" for part in parts}
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder is a task bundle."""
-    return (folder / FILE_NAME).is_file()
-
-
-def refuse_whole(folder: Path) -> None:
-    """Raise CheckpointError if a folder that is to be one checkpoint is a bundle of several."""
-    if is_bundle(folder):
-        labels = ", ".join(task.label for task in read_bundle_header(folder).tasks)
-        raise CheckpointError(
-            f"{shown(folder)} is a bundle of the tasks {labels}: name one of them as {shown(folder)[1:-1]}#TASK."
-        )
-
-
-def open_output(folder: Path) -> Checkpoint:
-    """What a run has written: a checkpoint, a bundle with its parts, or an adapter with its factors."""
-    if is_bundle(folder):
-        return open_packed(folder)
-    try:
-        return open_checkpoint(folder)
-    except BareAdapter as adapter:
-        factors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(adapter.weights)}
-        return assemble(factors, None, path=folder, source=str(folder))
-
-
-def member_of(reference: str | Path) -> tuple[Path, str] | None:
-    """The bundle and the task that `BUNDLE#TASK` names, or None if it names none."""
-    text = str(reference)
-    if "#" not in text or expanded(text).exists():
-        return None
-    for at in (at for at, character in enumerate(text) if character == "#" and at > 0):
-        folder = expanded(text[:at])
-        if is_bundle(folder):
-            return folder.resolve(), text[at + 1 :]
-    return None
-
-
 def read_bundle_header(folder: Path) -> BundleHeader:
     """The header of a bundle; raises CheckpointError if it is missing, damaged or of a newer version."""
     path = folder / FILE_NAME
@@ -202,34 +170,25 @@ def _place(place: Any) -> str:
     return place
 
 
-def open_packed(folder: Path) -> Checkpoint:
-    """A bundle as what it stores, parts and all, for those who check or copy it."""
-    tensors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(find_weights(folder))}
-    return assemble(tensors, None, path=folder, source=str(folder))
-
-
-def open_member(
-    folder: Path,
-    task: str,
-    *,
-    source: str,
-    base: str | Path | None = None,
-    bases: Mapping[str, Path] | None = None,
-) -> Checkpoint:
+def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
     """One task of a bundle as a checkpoint; nothing but headers is read, tensors are decoded as they are read.
 
-    `base` is where the base lies now, for a bundle that does not store it; `bases` says it by reference. Raises
-    CheckpointError for an unknown task, parts that are missing or have another form than the header says, and a base
-    that is not there or lacks a tensor; parts and base are compared with their digests when they are first read.
+    Raises CheckpointError for a bundle without a task, an unknown task, parts that are missing or have another form
+    than the header says, and a base that is not there or lacks a tensor; parts and base are compared with their
+    digests when they are first read.
     """
+    folder = location.path
     header = read_bundle_header(folder)
-    number = _task_number(header, task, folder)
+    if location.task is None:
+        labels = ", ".join(task.label for task in header.tasks)
+        raise CheckpointError(
+            f"{shown(folder)} is a bundle of the tasks {labels}: name one of them as {shown(folder)[1:-1]}#TASK."
+        )
+    number = _task_number(header, location.task, folder)
     stored = {tensor.name: tensor for tensor in read_tensors(find_weights(folder))}
     outside = None
     if not header.stores_base:
-        outside = open_base(
-            "bundle", folder, header.base_reference, header.base_places, base, bases
-        )
+        outside = open_base("bundle", folder, header.base_reference, header.base_places, bases)
     reader = _Member(folder, header, number, stored, outside)
     tensors = {name: reader.tensor(name, coded) for name, coded in header.tensors.items()}
     config = (

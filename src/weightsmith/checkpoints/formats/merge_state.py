@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import CheckpointError, Malformed
-from weightsmith.tensors.files.small_files import read_small
-from weightsmith.tensors.files.strict_json import loads_json
+from weightsmith.tensors import loads_json, read_small
 from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-state.json"

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.checkpoints.locate import member_of
 from weightsmith.deltas import VerifiedTensor
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
-
-if TYPE_CHECKING:
-    from weightsmith.checkpoints.checkpoint import Checkpoint
+from weightsmith.tensors import LazyTensor, expanded, shown
 
 # The folders whose bases are being opened, outermost first: a base may be coded against another base.
 _opening: ContextVar[tuple[Path, ...]] = ContextVar("opening", default=())
 LONGEST_CHAIN = 32
 
 
-def open_base(
-    what: str,
-    folder: Path,
-    reference: str,
-    places: Sequence[str],
-    given: str | Path | None = None,
-    bases: Mapping[str, Path] | None = None,
-) -> Checkpoint:
-    """The base of `folder`, which messages call `what`: `given`, or the first of `places` that exists, or `reference`.
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """Where the bases lie now that folders call by a reference, and how one is opened.
 
-    `bases` has what is given for this reference, and for those of bases behind the base. A place is a path relative to
-    the folder or to the working folder, or a Hub id. Raises CheckpointError where there is none, where the folder is
-    its own base by some detour, and for a chain of more than 32 bases.
+    `given` is the base of the folder that is opened, whatever it calls it; `by_reference` has those of bases behind
+    that base too.
+    """
+
+    open: Callable[[str | Path], Checkpoint]
+    given: str | Path | None = None
+    by_reference: Mapping[str, Path] = field(default_factory=dict)
+
+    def place_of(self, reference: str) -> str | Path | None:
+        """Where the base called `reference` was said to lie, or None."""
+        return self.by_reference.get(reference) if self.given is None else self.given
+
+
+def open_base(
+    what: str, folder: Path, reference: str, places: Sequence[str], bases: Bases
+) -> Checkpoint:
+    """The base of `folder`, which messages call `what`: as `bases` says, or the first of `places`, or `reference`.
+
+    A place is a path relative to the folder or to the working folder, or a Hub id. Raises CheckpointError where there
+    is none, where the folder is its own base by some detour, and for a chain of more than 32 bases.
     """
     above = _opening.get()
     folder = folder.resolve()
@@ -49,34 +57,27 @@ def open_base(
         )
     token = _opening.set((*above, folder))
     try:
-        given = (bases or {}).get(reference) if given is None else given
-        return _found(what, folder, reference, places, given, bases)
+        return _found(what, folder, reference, places, bases)
     finally:
         _opening.reset(token)
 
 
 def _found(
-    what: str,
-    folder: Path,
-    reference: str,
-    places: Sequence[str],
-    given: str | Path | None,
-    bases: Mapping[str, Path] | None,
+    what: str, folder: Path, reference: str, places: Sequence[str], bases: Bases
 ) -> Checkpoint:
-    from weightsmith.checkpoints.checkpoint import open_checkpoint
-
+    given = bases.place_of(reference)
     if given is not None:
-        return open_checkpoint(given, bases=bases)
+        return bases.open(given)
     for place in places:
         path = _existing(folder, place)
         if path is not None:
-            return open_checkpoint(path, bases=bases)
+            return bases.open(path)
     if not reference:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not say where its base is: say it with --base."
         )
     try:
-        return open_checkpoint(reference, bases=bases)
+        return bases.open(reference)
     except CheckpointError as error:
         raise CheckpointError(
             f"The {what} {shown(folder)} does not store its base {reference!r}, which is not to be found: put it "
@@ -86,8 +87,6 @@ def _found(
 
 def _existing(folder: Path, place: str) -> Path | None:
     """The checkpoint or bundle member at a place on record; None if it is not there, or is no path at all."""
-    from weightsmith.checkpoints.formats.bundles import member_of
-
     with suppress(OSError, RuntimeError, ValueError):
         for path in (folder / place, expanded(place)):
             if path.exists() or member_of(path) is not None:

@@ -15,10 +15,8 @@ from typing import Any
 
 from weightsmith.checkpoints.copied_files import absence, is_inside
 from weightsmith.errors import CheckpointError, Malformed, UsageError
-from weightsmith.publishing.sealing import sealed, unsealed
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.small_files import read_small
-from weightsmith.tensors.messages import is_printable_name, shown
+from weightsmith.publishing import sealed, unsealed
+from weightsmith.tensors import DType, is_printable_name, read_small, shown
 from weightsmith.wording import fault
 
 FILE_NAME = "weightsmith-delta.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble
 from weightsmith.checkpoints.copied_files import is_inside
-from weightsmith.checkpoints.formats.outside_base import base_tensor, open_base, part
+from weightsmith.checkpoints.formats.outside_base import Bases, base_tensor, open_base, part
 from weightsmith.checkpoints.formats.package_header import (
     STREAMS,
     PackageHeader,
@@ -28,38 +28,27 @@ from weightsmith.checkpoints.formats.package_header import (
     stream_name,
 )
 from weightsmith.checkpoints.json_files import read_json
-from weightsmith.deltas.renamed_tensors import renamed
-from weightsmith.deltas.rounded import RoundedTensor
-from weightsmith.deltas.row_views import JoinedRows, SomeRows
+from weightsmith.checkpoints.locate import Location
+from weightsmith.deltas import JoinedRows, RoundedTensor, SomeRows, renamed
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.safetensors_header import read_header as read_safetensors
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, shown
+from weightsmith.tensors import read_header as read_safetensors
 
 SHARED = ".shared"
 _DAMAGED = "the package is damaged, fetch it or make it again"
 
 
-def open_package(
-    folder: Path,
-    *,
-    source: str,
-    base: str | Path | None = None,
-    bases: Mapping[str, Path] | None = None,
-    hub_id: str | None = None,
-    revision: str | None = None,
-) -> Checkpoint:
+def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
     """A package as the checkpoint that it decodes to; nothing but headers is read.
 
-    `base` is where the base lies now, if not where the package says; `bases` says it by reference. Raises
-    CheckpointError for a package that is damaged, and for a base that is not there, or lacks a tensor or has another
-    form of it; what the base and the streams hold is compared with their digests when it is first read.
+    Raises CheckpointError for a package that is damaged, and for a base that is not there, or lacks a tensor or has
+    another form of it; what the base and the streams hold is compared with their digests when it is first read.
     """
+    folder = location.path
     header = read_package_header(folder)
     needs_base = any(tensor.base is not None for tensor in header.tensors.values())
     origin = (
-        open_base("package", folder, header.base_reference, header.base_places, base, bases)
+        open_base("package", folder, header.base_reference, header.base_places, bases)
         if needs_base
         else None
     )
@@ -73,7 +62,14 @@ def open_package(
     config = (
         read_json(folder / "config.json") if is_inside(folder / "config.json", folder) else None
     )
-    opened = assemble(tensors, config, path=folder, source=source, hub_id=hub_id, revision=revision)
+    opened = assemble(
+        tensors,
+        config,
+        path=folder,
+        source=source,
+        hub_id=location.hub_id,
+        revision=location.revision,
+    )
     if origin is None:
         return opened
     return replace(opened, behind=(Behind(header.base_reference, origin, header.of_base),))
@@ -169,7 +165,7 @@ class _Reader:
         shape: tuple[int, ...],
         base: LazyTensor | None,
     ) -> LazyTensor:
-        from weightsmith.deltas.codecs import decoded
+        from weightsmith.deltas import decoded
 
         added = piece is packed.added
         parts = {

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.compressed import (
+from weightsmith.tensors import (
     STATISTIC_DTYPES,
     BlockConstant,
     Checked,
+    LazyTensor,
     LowRankProduct,
     OuterProduct,
+    shown,
 )
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
 
 if TYPE_CHECKING:
-    from weightsmith.checkpoints.formats.statistics import StatisticsHeader
+    from weightsmith.checkpoints.formats.statistics_header import StatisticsHeader
 
 # Kinds whose numbers are means of squares.
 _SQUARES = ("fisher", "adam")

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
-from weightsmith.checkpoints.formats.statistics import METADATA_ENTRY, StatisticsHeader, checked
+from weightsmith.checkpoints.formats.statistics_header import (
+    METADATA_ENTRY,
+    StatisticsHeader,
+    checked,
+)
+from weightsmith.checkpoints.opening import open_checkpoint
 from weightsmith.errors import UsageError
-from weightsmith.publishing.files import check_file, staged_file
-from weightsmith.publishing.seals import write_sealed_tensors
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.paths import expanded
-from weightsmith.tensors.messages import shown
+from weightsmith.publishing import check_file, staged_file, write_sealed_tensors
+from weightsmith.tensors import DType, expanded, shown
 
 # What the file is sealed as.
 KIND = "statistics"
@@ -53,7 +55,7 @@ def write_statistics(
     The file appears whole or not at all, and replaces only statistics that this function wrote and nobody changed.
     Raises UsageError for what makes no statistics, and OutputError where the file may not or cannot be written.
     """
-    from weightsmith import __version__
+    from weightsmith.version import __version__
 
     if form not in FORMS or (form == "blocks") != (block > 0):
         raise UsageError(

@@ -7,8 +7,7 @@ from pathlib import Path
 from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import natural_key
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import StoredTensor
+from weightsmith.tensors import StoredTensor, shown
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # Pickles that trainers leave beside the weights.
@@ -81,15 +80,15 @@ def read_tensors(file: Path) -> list[StoredTensor]:
     Raises CheckpointError for damaged or hostile files and for formats that are not read.
     """
     if file.name.endswith(".index.json"):
-        from weightsmith.tensors.files.shard_index import read_index
+        from weightsmith.tensors import read_index
 
         return read_index(file)
     if file.suffix == ".safetensors":
-        from weightsmith.tensors.files.safetensors_header import read_header
+        from weightsmith.tensors import read_header
 
         return read_header(file)
     if file.suffix in _PICKLES:
-        from weightsmith.tensors.pickles.pickle_reader import read_torch_file
+        from weightsmith.tensors import read_torch_file
 
         return read_torch_file(file)
     raise CheckpointError(

@@ -24,10 +24,10 @@ from weightsmith.cli.options import json_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.reversible import ReversibleBasis
+    from weightsmith.adapters import ReversibleBasis
 
 _BASIS = click.argument("file", metavar="BASIS", type=click.Path(path_type=Path))
 
@@ -95,11 +95,14 @@ def create(
     They are called by the names of their folders or files. Ratio and errors are those before the numbers are rounded
     to the adapters' type.
     """
-    from weightsmith.adapters.adapter_reading import open_adapter
-    from weightsmith.adapters.as_changes import load_changes
-    from weightsmith.adapters.basis_files import check_basis, write_basis
-    from weightsmith.adapters.reversible import reversible_basis
-    from weightsmith.engine.adapter_api import inputs_of
+    from weightsmith.adapters import (
+        check_basis,
+        load_changes,
+        open_adapter,
+        reversible_basis,
+        write_basis,
+    )
+    from weightsmith.engine import inputs_of
 
     model = opened_base(base)
     opened = [open_adapter(path) for path in adapters]
@@ -231,7 +234,7 @@ def extract(
     force: bool,
 ) -> int:
     """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
-    from weightsmith.adapters.adapter_writing import check_output
+    from weightsmith.adapters import check_output
 
     model = opened_base(base)
     reads = (file, *(() if model is None else model.inputs))
@@ -268,6 +271,6 @@ def _extracted_blocks(written: _Extracted) -> Iterator[Block]:
 
 
 def _opened(file: Path) -> ReversibleBasis:
-    from weightsmith.adapters.basis_files import open_basis
+    from weightsmith.adapters import open_basis
 
     return open_basis(file)

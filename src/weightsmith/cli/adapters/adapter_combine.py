@@ -29,12 +29,11 @@ from weightsmith.cli.progress_bars import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent
 from weightsmith.naming import natural_key
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter import Adapter, Update
-    from weightsmith.adapters.adapter_writing import Dialect
-    from weightsmith.engine.adapter_api import Combined
+    from weightsmith.adapters import Adapter, Dialect, Update
+    from weightsmith.engine import Combined
     from weightsmith.findings import Finding
 
 
@@ -127,7 +126,7 @@ def combine(
     stay factored and are exact unless a rank, an energy or an error is given. The recipe and the manifest, which
     `verify` and `replay` take, lie beside the weights in a folder, and in the metadata of a single file.
     """
-    from weightsmith.engine.adapter_api import combine_adapters
+    from weightsmith.engine import combine_adapters
 
     begun = time.monotonic()
     with open_progress(quiet) as progress:
@@ -192,7 +191,7 @@ def resize(
     """
     if rank is None and energy is None and error is None:
         raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
-    from weightsmith.engine.adapter_api import resize_adapter
+    from weightsmith.engine import resize_adapter
 
     begun = time.monotonic()
     with open_progress(quiet) as progress:
@@ -262,9 +261,7 @@ def _show(
 ) -> None:
     """Tell ranks and losses of what has been written, under the names by which it was combined."""
     STREAMS.done()
-    from weightsmith.adapters.adapted_models import open_model
-    from weightsmith.adapters.adapter_reading import open_adapter
-    from weightsmith.adapters.as_changes import named_by
+    from weightsmith.adapters import named_by, open_adapter, open_model
 
     model = None if base is None else open_model(base)
     adapter = named_by(model, open_adapter(_adapter_in(made.path)))

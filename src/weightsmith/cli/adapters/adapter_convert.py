@@ -21,11 +21,10 @@ from weightsmith.cli.options import json_option
 from weightsmith.cli.presenting import Block, Data, present, show_findings
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter_writing import Dialect
-    from weightsmith.adapters.converting import Conversion
+    from weightsmith.adapters import Conversion, Dialect
 
 
 @click.command(
@@ -86,7 +85,7 @@ def convert(
     LoRA keeps its factors. LoHa, LoKr and full changes become products of the rank that they have, or of the rank or
     energy that is asked for. An adapter whose initialisation changed the base needs --initial.
     """
-    from weightsmith.engine.adapter_api import convert_adapter
+    from weightsmith.engine import convert_adapter
 
     made = convert_adapter(
         adapter,

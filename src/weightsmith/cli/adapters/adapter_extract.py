@@ -25,12 +25,11 @@ from weightsmith.cli.progress_bars import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent, shape
 from weightsmith.naming import natural_key
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter_writing import Dialect
-    from weightsmith.adapters.extraction_report import ExtractedTensor, ExtractionReport
-    from weightsmith.checkpoints.checkpoint import Checkpoint
+    from weightsmith.adapters import Dialect, ExtractedTensor, ExtractionReport
+    from weightsmith.checkpoints import Checkpoint
 
 _WAYS = ("replace", "lora", "skip")
 
@@ -117,10 +116,9 @@ def extract(
     singular values of their difference in float64. What is lost is measured on the numbers that are stored, and shown
     by layer.
     """
-    from weightsmith.adapters.adapted_models import open_model
-    from weightsmith.adapters.treatments import Choices
-    from weightsmith.engine.adapter_api import extract_adapter
-    from weightsmith.packages.goal import budget_bytes
+    from weightsmith.adapters import Choices, open_model
+    from weightsmith.engine import extract_adapter
+    from weightsmith.packages import budget_bytes
 
     begun = time.monotonic()
     tuned = open_model(finetune)

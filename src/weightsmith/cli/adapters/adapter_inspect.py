@@ -13,10 +13,10 @@ from weightsmith.cli.options import json_option
 from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.terminal_text import counted, percent, shape
 from weightsmith.naming import natural_key
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.facts import AdapterFacts, TensorFacts
+    from weightsmith.adapters import AdapterFacts, TensorFacts
 
 _COLUMNS = (
     "tensor",
@@ -53,7 +53,7 @@ def inspect(adapter: str, base: str | None, component: str | None, as_json: bool
     `norm` is the Frobenius norm of the change with its scale, `share` the same of the base's tensor; `directions` are
     its singular values above 0.001 of the largest, `effective` is the exponential of the entropy of all of them.
     """
-    from weightsmith.engine.adapter_api import inspect_adapter
+    from weightsmith.engine import inspect_adapter
 
     facts = inspect_adapter(adapter, base, component=component)
     present(facts, _blocks, as_json=as_json)

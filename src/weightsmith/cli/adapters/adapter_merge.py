@@ -99,7 +99,7 @@ def merge_recipe(
     `scales` are none, one for all adapters or one for each. Raises UsageError for another number of them, and for
     references of no known form.
     """
-    from weightsmith.adapters.references import parse_adapter, parse_reference
+    from weightsmith.adapters import parse_adapter, parse_reference
     from weightsmith.recipes import Recipe
 
     if len(scales) not in (0, 1, len(adapters)):

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from weightsmith.adapters.adapter_writing import Dialect
-    from weightsmith.adapters.low_rank_adapters import LowRankAdapter
-    from weightsmith.checkpoints.checkpoint import Checkpoint
-    from weightsmith.tensors.dtypes import DType
+    from weightsmith.adapters import Dialect, LowRankAdapter
+    from weightsmith.checkpoints import Checkpoint
+    from weightsmith.tensors import DType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,14 +72,14 @@ def bound_options(command: Command) -> Command:
 
 def opened_base(base: str | None) -> Checkpoint | None:
     """The model of --base, if it is given."""
-    from weightsmith.adapters.adapted_models import open_model
+    from weightsmith.adapters import open_model
 
     return None if base is None else open_model(base)
 
 
 def dtype_of(name: str | None, default: DType) -> DType:
     """The type of --dtype."""
-    from weightsmith.tensors.dtypes import DType as DTypes
+    from weightsmith.tensors import DType as DTypes
 
     return default if name is None else DTypes.parse(name)
 
@@ -98,7 +97,7 @@ def write(
     """Write an adapter, with factors in the type of --dtype; `reads` is what it was made from."""
     from dataclasses import replace
 
-    from weightsmith.adapters.adapter_writing import write_adapter
+    from weightsmith.adapters import write_adapter
 
     typed = replace(adapter, dtype=dtype_of(dtype, adapter.dtype))
     write_adapter(typed, out, dialect, base=base, force=force, reads=reads)
@@ -112,7 +111,7 @@ def bytes_of(out: Path) -> int:
 
 def layers_of(names: Sequence[str]) -> dict[str, str]:
     """For each tensor its block as `model.layers.3`, or itself where it lies in none."""
-    from weightsmith.checkpoints.stacks import find_stacks, place
+    from weightsmith.checkpoints import find_stacks, place
 
     stacks = find_stacks(dict.fromkeys(names, ()))
     places = {name: place(name, stacks) for name in names}

@@ -1,0 +1,1 @@
+"""Commands that judge: suites, versions, methods on families, reports."""

@@ -20,10 +20,8 @@ from weightsmith.cli.presenting import Block, Cell, ShownInterval, TextTable, pr
 from weightsmith.cli.saving import check_save, save, save_option
 
 if TYPE_CHECKING:
-    from weightsmith.comparison.gates import GateResult
-    from weightsmith.comparison.resampling import Estimate
-    from weightsmith.comparison.versions import Comparison, TaskComparison
-    from weightsmith.reports.page import Report
+    from weightsmith.comparison import Comparison, Estimate, GateResult, TaskComparison
+    from weightsmith.reports import Report
 
 _SHOWN_IDS = 10
 # What the file of --json is sealed as.
@@ -83,8 +81,8 @@ def compare(
 
     Models are checkpoints, recipes, or what `evaluate --save` wrote. The exit code is 1 if a gate does not hold.
     """
-    from weightsmith.comparison.gates import check_gates, parse_gate
-    from weightsmith.comparison.versions import compare as compare_models
+    from weightsmith.comparison import check_gates, parse_gate
+    from weightsmith.comparison import compare as compare_models
 
     reads: tuple[Path, ...] = ()
     if report_file is not None or save_file is not None:
@@ -119,7 +117,7 @@ class _Judged:
 
 
 def _report(found: Comparison) -> Report:
-    from weightsmith.reports.report_subjects import report_of_comparison
+    from weightsmith.reports import report_of_comparison
 
     return report_of_comparison(found)
 

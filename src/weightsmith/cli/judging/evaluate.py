@@ -20,8 +20,8 @@ from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
 from weightsmith.cli.terminal_text import counted, duration, harmless
 
 if TYPE_CHECKING:
-    from weightsmith.evaluation.scores import Evaluation, TaskScore
-    from weightsmith.reports.page import Report
+    from weightsmith.evaluation import Evaluation, TaskScore
+    from weightsmith.reports import Report
 
 _EVERY_SECONDS = 5.0
 # What the file of --json is sealed as.
@@ -73,7 +73,7 @@ def evaluate(
     95 % bootstrap interval. Scores are kept by the digest of the weights and of the task, so what was computed once is
     found again; after Ctrl-C the same command goes on with the task that was interrupted.
     """
-    from weightsmith.evaluation.scoring import evaluate as evaluated
+    from weightsmith.evaluation import evaluate as evaluated
 
     reads: tuple[Path, ...] = ()
     if report_file is not None or save_file is not None:
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _report(found: Evaluation) -> Report:
-    from weightsmith.reports.report_subjects import report_of_evaluation
+    from weightsmith.reports import report_of_evaluation
 
     return report_of_evaluation(found)
 

@@ -22,16 +22,12 @@ from weightsmith.cli.presenting import Block, ShownInterval, TextTable, present
 from weightsmith.cli.saving import check_save, save, save_option
 from weightsmith.cli.terminal_text import duration, harmless
 from weightsmith.cli.text_tables import without_blanks
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 from weightsmith.wording import counted
 
 if TYPE_CHECKING:
-    from weightsmith.comparison.family import Family
-    from weightsmith.comparison.ranking import League
-    from weightsmith.comparison.resampling import Estimate
-    from weightsmith.comparison.scaling import Scaling
-    from weightsmith.comparison.standings import LeagueRow
-    from weightsmith.reports.page import Report
+    from weightsmith.comparison import Estimate, Family, League, LeagueRow, Scaling
+    from weightsmith.reports import Report
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -161,8 +157,8 @@ def league(
     best on it. What was measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the
     others again. With several families or numbers of models it is a scaling study.
     """
-    from weightsmith.comparison.ranking import Silent, default_folder
-    from weightsmith.publishing.safe_places import refuse_inputs
+    from weightsmith.comparison import SilentLeague, default_folder
+    from weightsmith.publishing import refuse_inputs
 
     opened = _opened(models, base, suite, validation, families)
     folder = out or default_folder()
@@ -173,7 +169,7 @@ def league(
     check_place(report_file, reads)
     check_save(save_file, _KIND, reads, report_file)
     refuse_inputs(folder / "entries", reads)
-    progress = Silent() if quiet else LeagueLines(_to_stderr)
+    progress = SilentLeague() if quiet else LeagueLines(_to_stderr)
     shown = _Shown(as_json, report_file, save_file, reads)
     options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
     if len(opened) == 1 and len(experts or []) < 2:
@@ -199,7 +195,7 @@ def _opened(
     families: list[str] | None,
 ) -> list[Family]:
     """The families that were named, or the one of the models that were; raises UsageError for neither or both."""
-    from weightsmith.comparison.opening import family_of_models, open_family
+    from weightsmith.comparison import family_of_models, open_family
 
     of_models = {"--models": models or None, "--base": base, "--suite": suite}
     of_models["--validation"] = validation
@@ -242,7 +238,7 @@ class _Shown:
 def _league(
     family: Family, methods: Sequence[str], out: Path, shown: _Shown, **options: Any
 ) -> str:
-    from weightsmith.comparison.ranking import run_league
+    from weightsmith.comparison import run_league
 
     found = run_league(family, methods, out, **options)
     write_beside(shown.report_file, lambda: _report(found), shown.reads)
@@ -252,7 +248,7 @@ def _league(
 
 
 def _report(found: League | Scaling) -> Report:
-    from weightsmith.reports.report_subjects import report_of_league
+    from weightsmith.reports import report_of_league
 
     return report_of_league(found.to_mapping())
 
@@ -265,7 +261,7 @@ def _scaling(
     shown: _Shown,
     **options: Any,
 ) -> str:
-    from weightsmith.comparison.scaling import run_scaling
+    from weightsmith.comparison import run_scaling
 
     found = run_scaling(families, methods, counts, out, **options)
     write_beside(shown.report_file, lambda: _report(found), shown.reads)
@@ -275,7 +271,7 @@ def _scaling(
 
 
 def _exit_code(ended: str, out: Path) -> int:
-    from weightsmith.comparison.ranking import INTERRUPTED as WAS_INTERRUPTED
+    from weightsmith.comparison import INTERRUPTED as WAS_INTERRUPTED
 
     if ended != WAS_INTERRUPTED:
         return 0
@@ -338,7 +334,7 @@ def _name(row: LeagueRow) -> str:
 
 
 def _parameters(row: LeagueRow) -> str:
-    from weightsmith.comparison.league_entries import written
+    from weightsmith.comparison import written
 
     given = written(row.parameters)
     return f"{given} *" if row.at_edge else given

@@ -17,7 +17,7 @@ from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted
 
 if TYPE_CHECKING:
-    from weightsmith.reports.page import Report
+    from weightsmith.reports import Report
 
 
 @click.command(
@@ -76,7 +76,7 @@ def report(
     changed of the base, and how their changes meet; the checkpoints are streamed for it. The file needs neither
     network nor scripts.
     """
-    from weightsmith.reports.making import report as make
+    from weightsmith.reports import report as make
 
     reads = (
         *places_read(*subjects, base),
@@ -122,8 +122,7 @@ def check_place(file: Path | None, reads: Iterable[Path] = ()) -> None:
     `reads` is what the command reads.
     """
     if file is not None:
-        from weightsmith.reports.drawing import require_matplotlib
-        from weightsmith.reports.report_files import check_report_file
+        from weightsmith.reports import check_report_file, require_matplotlib
 
         check_report_file(file, reads)
         require_matplotlib()
@@ -132,7 +131,7 @@ def check_place(file: Path | None, reads: Iterable[Path] = ()) -> None:
 def write_beside(file: Path | None, make: Callable[[], Report], reads: Iterable[Path] = ()) -> None:
     """Write what --report asks for, if it was given."""
     if file is not None:
-        from weightsmith.reports.report_files import write_report
+        from weightsmith.reports import write_report
 
         write_report(make(), file, reads=reads)
         STREAMS.done()

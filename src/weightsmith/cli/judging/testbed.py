@@ -20,7 +20,7 @@ from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, harmless
 
 if TYPE_CHECKING:
-    from weightsmith.testbeds.families import TestFamily
+    from weightsmith.testbeds import TrainedFamily
 
 _EVERY_SECONDS = 5.0
 
@@ -46,7 +46,7 @@ def testbed() -> None:
 @json_option
 def list_(as_json: bool) -> int:
     """Show the families, what they need, and which are built."""
-    from weightsmith.testbeds.families import FAMILIES
+    from weightsmith.testbeds import FAMILIES
 
     families = _Families(tuple(map(_placed, FAMILIES.values())))
     present(families, _list_blocks, as_json=as_json)
@@ -57,7 +57,7 @@ def list_(as_json: bool) -> int:
 class _Placed:
     """A family, where it lies in the cache, and whether it is built."""
 
-    family: TestFamily
+    family: TrainedFamily
     folder: Path
     is_built: bool
 
@@ -75,9 +75,8 @@ class _Placed:
         }
 
 
-def _placed(family: TestFamily) -> _Placed:
-    from weightsmith.testbeds.build import RECORD
-    from weightsmith.testbeds.family_places import family_folder
+def _placed(family: TrainedFamily) -> _Placed:
+    from weightsmith.testbeds import RECORD, family_folder
 
     folder = family_folder(family.name)
     return _Placed(family, folder, (folder / RECORD).is_file())
@@ -132,7 +131,7 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, 
     from weightsmith.testbeds import build as building
 
     begun = time.monotonic()
-    progress = building.Silent() if quiet else BuildLines(_to_stderr)
+    progress = building.SilentBuild() if quiet else BuildLines(_to_stderr)
     try:
         folder = building.build(name, out, force=force, fresh=fresh, progress=progress)
     except KeyboardInterrupt:
@@ -171,7 +170,7 @@ def _built_blocks(built: _Built) -> Iterator[Block]:
 @json_option
 def path(name: str, as_json: bool) -> int:
     """Show the folder of the family NAME in the cache; the exit code is 1 where it is not built yet."""
-    from weightsmith.testbeds.families import find_family
+    from weightsmith.testbeds import find_family
 
     found = _placed(find_family(name))
     present(found, _path_blocks, as_json=as_json)

@@ -23,11 +23,10 @@ from weightsmith.cli.options import (
 from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.terminal_text import counted
 from weightsmith.cli.written import run_plan
-from weightsmith.tensors.files.paths import real
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.checkpoints.formats.bundles import BundleHeader
+    from weightsmith.checkpoints import BundleHeader
 
 
 @click.group(
@@ -72,9 +71,8 @@ def create(
 
     The same as `merge` of a recipe with `bundle: {}`. OUT appears whole or not at all, and an interrupted run goes on.
     """
-    from weightsmith.engine.plan import make_plan
-    from weightsmith.recipes import Recipe
-    from weightsmith.recipes.language.schema import BundleForm
+    from weightsmith.engine import make_plan
+    from weightsmith.recipes import BundleForm, Recipe
 
     begun = time.monotonic()
     loaded = Recipe.load(recipe, overrides=overrides)
@@ -96,7 +94,7 @@ def create(
 @json_option
 def list_(folder: Path, as_json: bool) -> int:
     """Show the tasks of BUNDLE, its method and base, and its size, from headers alone."""
-    from weightsmith.checkpoints.formats.bundles import open_packed, read_bundle_header
+    from weightsmith.checkpoints import open_packed, read_bundle_header
 
     header = read_bundle_header(folder)
     stored = sum(tensor.nbytes for tensor in open_packed(folder).tensors.values())
@@ -165,11 +163,11 @@ def extract(
 
     Every part and the base are compared with their digests before anything is made of them.
     """
-    from weightsmith.checkpoints.formats.bundles import open_member
-    from weightsmith.packages.unpacking import copy_plan
+    from weightsmith.checkpoints import open_task
+    from weightsmith.packages import copy_plan
 
     begun = time.monotonic()
     reference = f"{folder}#{task}"
-    member = open_member(real(folder), task, source=reference, base=base)
+    member = open_task(folder, task, base=base)
     made = copy_plan(member, reference, **Machine(**machine).options())
     return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)

@@ -26,12 +26,11 @@ from weightsmith.cli.progress_bars import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted, duration
 from weightsmith.cli.written import write
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.checkpoints.formats.package_header import PackageHeader
-    from weightsmith.packages.package_library import Member
-    from weightsmith.packages.sharing import Deduped, Removal
+    from weightsmith.checkpoints import PackageHeader
+    from weightsmith.packages import Deduped, Member, Removal
 
 _BASE = click.option("--base", metavar="PATH", help="Where the base lies now, if not where it was.")
 _PACKAGE = click.argument("package", type=click.Path(path_type=Path))
@@ -106,7 +105,7 @@ def pack(
     Without --budget and --error every bit comes back. With them each matrix is stored in the codec that the measured
     errors of all codecs speak for; vectors and new rows stay exact. OUT appears whole or not at all.
     """
-    from weightsmith.packages.packing import pack as make
+    from weightsmith.packages import pack as make
 
     begun = time.monotonic()
     names = None if codecs is None else [name.strip() for name in codecs.split(",")]
@@ -157,7 +156,7 @@ def unpack(
 
     The base, every stream and every tensor that comes out are compared with their digests.
     """
-    from weightsmith.packages.unpacking import unpack as unpacked
+    from weightsmith.packages import unpack as unpacked
 
     begun = time.monotonic()
     options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
@@ -180,7 +179,7 @@ def unpack(
 @json_option
 def show(package: Path, tensors: bool, as_json: bool) -> int:
     """Show the codecs of PACKAGE, their bytes and measured errors, and its base, from headers alone."""
-    from weightsmith.checkpoints.formats.package_header import read_package_header
+    from weightsmith.checkpoints import read_package_header
 
     found = _Package(package, read_package_header(package), with_tensors=tensors)
     present(found, _package_blocks, as_json=as_json)
@@ -197,7 +196,7 @@ def show(package: Path, tensors: bool, as_json: bool) -> int:
 @json_option
 def list_(library: Path, as_json: bool) -> int:
     """Show the members of LIBRARY: packages and the tasks of bundles, with base, codecs, bytes, ratio and error."""
-    from weightsmith.packages.package_library import members
+    from weightsmith.packages import members
 
     present(_Library(members(library)), _library_blocks, as_json=as_json)
     return 0
@@ -215,7 +214,7 @@ def dedupe(library: Path, as_json: bool) -> int:
 
     Every package stays readable at every moment; cut short, the same command goes on.
     """
-    from weightsmith.packages.sharing import dedupe as share
+    from weightsmith.packages import dedupe as share
 
     done = share(library)
     STREAMS.done()
@@ -233,7 +232,7 @@ def dedupe(library: Path, as_json: bool) -> int:
 @json_option
 def gc(library: Path, dry_run: bool, as_json: bool) -> int:
     """Remove shared streams that no package of LIBRARY refers to, and leftovers of interrupted writes."""
-    from weightsmith.packages.sharing import gc as collect
+    from weightsmith.packages import gc as collect
 
     found = _Collected(collect(library, dry_run=dry_run), removed=not dry_run)
     if not dry_run:
@@ -267,7 +266,7 @@ def materialise(
     **machine: Any,
 ) -> int:
     """Write the member NAME of LIBRARY (a package, or BUNDLE#TASK) as the checkpoint OUT."""
-    from weightsmith.packages.package_library import materialise as made_of
+    from weightsmith.packages import materialise as made_of
 
     begun = time.monotonic()
     options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}

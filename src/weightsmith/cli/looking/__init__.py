@@ -1,0 +1,1 @@
+"""Commands that look: at checkpoints, at their differences, at the boundaries of layers, at methods."""

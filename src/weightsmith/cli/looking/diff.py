@@ -16,9 +16,8 @@ from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.terminal_text import counted
 
 if TYPE_CHECKING:
-    from weightsmith.inspection.checkpoint_difference import CheckpointDifference
-    from weightsmith.inspection.measures import Measures
-    from weightsmith.reports.page import Report
+    from weightsmith.inspection import CheckpointDifference, Measures
+    from weightsmith.reports import Report
 
 _COLUMNS = ("place", "role", "tensors", "|B-A|/|A|", "cosine", "changed", "max |B-A|")
 # What a narrow terminal does without: the largest difference first, then the numbers of tensors.
@@ -58,7 +57,7 @@ def diff(
     same, and C stands for the base. Tensors are streamed: memory does not depend on the models' size. The
     exit code is 0 if both have the same tensors byte for byte, else 1.
     """
-    from weightsmith.inspection.checkpoint_difference import compare_checkpoints
+    from weightsmith.inspection import compare_checkpoints
 
     reads = () if report_file is None else places_read(a, b, base)
     check_place(report_file, reads)
@@ -69,7 +68,7 @@ def diff(
 
 
 def _report(found: CheckpointDifference) -> Report:
-    from weightsmith.reports.report_subjects import report_of_difference
+    from weightsmith.reports import report_of_difference
 
     return report_of_difference(found)
 

@@ -13,10 +13,10 @@ from weightsmith.cli.options import json_option
 from weightsmith.cli.presenting import Block, FindingsBlock, TextTable, present
 from weightsmith.cli.terminal_text import shape
 from weightsmith.findings import errors_among
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.inspection.checkpoint_summary import CheckpointSummary
+    from weightsmith.inspection import CheckpointSummary
 
 _ROLES = ("role", "tensors", "parameters", "bytes")
 _TENSORS = ("name", "dtype", "shape", "role", "layer", "file")
@@ -38,7 +38,7 @@ def inspect(checkpoint: str, tensors: bool, as_json: bool) -> int:
     CHECKPOINT is a folder, a weights file, or a Hub id. Only headers are read. The exit code is 1 if a file is
     damaged.
     """
-    from weightsmith.inspection.checkpoint_summary import summarize_checkpoint
+    from weightsmith.inspection import summarize_checkpoint
 
     summary = summarize_checkpoint(checkpoint)
     present(summary if tensors else replace(summary, tensors=()), _blocks, as_json=as_json)
@@ -70,7 +70,7 @@ def _blocks(summary: CheckpointSummary) -> Iterator[Block]:
 
 
 def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
-    from weightsmith.checkpoints.tied_tensors import Tying
+    from weightsmith.checkpoints import Tying
 
     facts = [("path", summary.place or str(summary.path)), ("layout", summary.layout)]
     facts += [("adapter", adapter) for adapter in summary.adapters]

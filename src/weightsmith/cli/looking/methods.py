@@ -16,12 +16,12 @@ from weightsmith.cli.presenting import Block, Cell, Data, Text, TextTable, prese
 from weightsmith.wording import counted
 
 if TYPE_CHECKING:
-    from weightsmith.inspection.method_guide import Question
-    from weightsmith.methods.parts.modifiers import ModifierSpec
-    from weightsmith.methods.parts.registry import MethodSpec, Parameter
+    from weightsmith.inspection import Question
+    from weightsmith.methods import MethodSpec, ModifierSpec, Parameter
 
 _LIST = ("name", "title", "base", "experts", "statistics", "kind", "passes", "paper")
-_PARAMETERS = ("parameter", "per expert", "allowed", "paper", "mergekit", "meaning")
+# Of more presets a terminal has no room for the columns; `--json` and `--markdown` have them all.
+_SHOWN_PRESETS = ("paper", "mergekit")
 _MODIFIERS = ("name", "title", "base", "kind", "passes before", "paper")
 _MODIFIER_PARAMETERS = ("parameter", "allowed", "default", "meaning")
 
@@ -45,7 +45,7 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> int:
     An explanation is the formula, the parameters with their defaults, and the source. In a list, what stands first
     under a heading is to be tried first.
     """
-    from weightsmith.methods.parts import modifiers, registry
+    from weightsmith.methods import modifiers, registry
 
     if name is None:
         present(_Catalogue(), _markdown_lists if markdown else _guide, as_json=as_json)
@@ -61,21 +61,21 @@ class _Catalogue:
     @property
     def questions(self) -> Sequence[Question]:
         """What they are for, and a line on each."""
-        from weightsmith.inspection.method_guide import questions
+        from weightsmith.inspection import questions
 
         return questions()
 
     @property
     def methods(self) -> list[MethodSpec]:
         """The methods, by name."""
-        from weightsmith.methods.parts import registry
+        from weightsmith.methods import registry
 
         return [registry.get(name) for name in registry.names()]
 
     @property
     def modifiers(self) -> list[ModifierSpec]:
         """The modifiers, by name."""
-        from weightsmith.methods.parts import modifiers
+        from weightsmith.methods import modifiers
 
         return [modifiers.get(name) for name in modifiers.names()]
 
@@ -98,13 +98,13 @@ class _Explained:
         spec = self.spec
         doc = cleandoc(spec.implementation.__doc__ or "")
         parameters = [_parameter_json(spec, key, p) for key, p in spec.parameters.items()]
-        return {**_facts_json(spec), "doc": doc, "parameters": parameters}
+        about = {"about_presets": _about_presets(spec)} if _presets(spec) else {}
+        return {**_facts_json(spec), **about, "doc": doc, "parameters": parameters}
 
 
 def _facts_json(spec: MethodSpec | ModifierSpec) -> dict[str, Any]:
-    from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
-    from weightsmith.inspection.method_guide import question_of
-    from weightsmith.methods.parts.modifiers import ModifierSpec
+    from weightsmith.inspection import facts_of, facts_of_modifier, question_of
+    from weightsmith.methods import ModifierSpec
 
     shared = {
         "name": spec.name,
@@ -125,21 +125,19 @@ def _facts_json(spec: MethodSpec | ModifierSpec) -> dict[str, Any]:
         "experts": list(spec.experts),
         "statistics": list(spec.statistics),
         "generalises": list(spec.generalises),
-        "presets": ["paper", *sorted(spec.presets)],
+        "presets": list(_presets(spec)),
     }
 
 
 def _parameter_json(
     spec: MethodSpec | ModifierSpec, key: str, parameter: Parameter
 ) -> dict[str, Any]:
-    from weightsmith.methods.parts.modifiers import ModifierSpec
-    from weightsmith.methods.parts.registry import REQUIRED
+    from weightsmith.methods import REQUIRED, ModifierSpec
 
-    presets = () if isinstance(spec, ModifierSpec) else ("paper", *sorted(spec.presets))
     defaults = (
         {"paper": parameter.default}
         if isinstance(spec, ModifierSpec)
-        else {preset: spec.defaults(preset)[key] for preset in presets}
+        else {preset: spec.defaults(preset)[key] for preset in _presets(spec)}
     )
     return {
         "key": key,
@@ -182,7 +180,9 @@ def _page(explained: _Explained) -> Iterator[Block]:
     for fact, value in _facts(spec):
         yield f"{fact}: {value}"
     yield ""
-    table = _parameters(spec)
+    if about := _about_presets(spec):
+        yield TextTable("Presets", ("", ""), list(about.items()))
+    table = _parameters(spec, _SHOWN_PRESETS)
     yield table if table.rows else table.title
 
 
@@ -194,12 +194,15 @@ def _markdown_page(explained: _Explained) -> Iterator[Block]:
     yield ""
     for fact, value in _facts(spec):
         yield Data(f"- {fact}: {value}")
+    for preset, about in _about_presets(spec).items():
+        yield Data(f"  - {preset}: {about}")
     yield ""
-    yield from _markdown_table(_parameters(spec))
+    table = _parameters(spec, _presets(spec))
+    yield from _markdown_table(table) if table.rows else [table.title]
 
 
 def _list(specs: list[MethodSpec]) -> TextTable:
-    from weightsmith.inspection.method_facts import facts_of
+    from weightsmith.inspection import facts_of
 
     rows = []
     for spec in specs:
@@ -220,7 +223,7 @@ def _list(specs: list[MethodSpec]) -> TextTable:
 
 
 def _modifiers(specs: list[ModifierSpec]) -> TextTable:
-    from weightsmith.inspection.method_facts import facts_of_modifier
+    from weightsmith.inspection import facts_of_modifier
 
     rows = []
     for spec in specs:
@@ -241,8 +244,8 @@ _SEES = {
 
 
 def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
-    from weightsmith.inspection.method_facts import facts_of, facts_of_modifier
-    from weightsmith.methods.parts.modifiers import ModifierSpec
+    from weightsmith.inspection import facts_of, facts_of_modifier
+    from weightsmith.methods import ModifierSpec
 
     if isinstance(spec, ModifierSpec):
         facts = facts_of_modifier(spec)
@@ -265,7 +268,7 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
         ),
         ("cost", facts.cost),
         ("generalises", ", ".join(spec.generalises)),
-        ("presets", ", ".join(("paper", *sorted(spec.presets)))),
+        ("presets", ", ".join(_presets(spec))),
     ]
     return [(fact, value) for fact, value in shown if value]
 
@@ -277,30 +280,42 @@ def _experts(spec: MethodSpec) -> str:
     return f"{least} or more" if most is None else f"{least} to {most}"
 
 
-def _parameters(spec: MethodSpec | ModifierSpec) -> TextTable:
-    from weightsmith.methods.parts.modifiers import ModifierSpec
+def _presets(spec: MethodSpec | ModifierSpec) -> tuple[str, ...]:
+    """The presets of a method, the paper's first; a modifier has none."""
+    from weightsmith.methods import ModifierSpec
+
+    return () if isinstance(spec, ModifierSpec) else ("paper", *sorted(spec.presets))
+
+
+def _about_presets(spec: MethodSpec | ModifierSpec) -> dict[str, str]:
+    """Whose rule each preset is, where the method says it."""
+    from weightsmith.methods import ModifierSpec
+
+    return {} if isinstance(spec, ModifierSpec) else dict(spec.about_presets)
+
+
+def _parameters(spec: MethodSpec | ModifierSpec, presets: Sequence[str]) -> TextTable:
+    """The parameters of a method, with a column of defaults for each of some presets."""
+    from weightsmith.methods import ModifierSpec
 
     if isinstance(spec, ModifierSpec):
         given = [
             (key, _allowed(p), _written(p.default), p.doc) for key, p in spec.parameters.items()
         ]
         return TextTable("Parameters" if given else "No parameters", _MODIFIER_PARAMETERS, given)
-    paper, mergekit = spec.defaults(), spec.defaults("mergekit")
+    columns = ("parameter", "per expert", "allowed", *presets, "meaning")
     rows = [
         (
             key,
             "yes" if p.per_expert else "",
             _allowed(p),
-            _written(paper[key]),
-            _written(mergekit[key]),
+            *(_written(spec.defaults(preset)[key]) for preset in presets),
             p.doc,
         )
         for key, p in spec.parameters.items()
     ]
     return TextTable(
-        "Parameters, with the defaults of both presets" if rows else "No parameters",
-        _PARAMETERS,
-        rows,
+        "Parameters, with the defaults of both presets" if rows else "No parameters", columns, rows
     )
 
 

@@ -12,8 +12,8 @@ from weightsmith.cli.options import THREADS, json_option
 from weightsmith.cli.presenting import Block, TextTable, present
 
 if TYPE_CHECKING:
-    from weightsmith.inspection.layer_boundaries import LayerChange, SeamMeasures, SeamReport
-    from weightsmith.recipes.resolution.boundary_findings import LayerOrigin
+    from weightsmith.inspection import LayerChange, SeamMeasures, SeamReport
+    from weightsmith.recipes import LayerOrigin
 
 _COLUMNS = (
     "after layer",
@@ -60,9 +60,9 @@ def seams(source: str, threads: int | None, as_json: bool) -> int:
 def _report(source: str, threads: int | None) -> SeamReport:
     from pathlib import Path
 
-    from weightsmith.adapters.adapted_models import open_model
-    from weightsmith.engine.plan import make_plan
-    from weightsmith.inspection.layer_boundaries import seams_of_checkpoint, seams_of_plan
+    from weightsmith.adapters import open_model
+    from weightsmith.engine import make_plan
+    from weightsmith.inspection import seams_of_checkpoint, seams_of_plan
     from weightsmith.recipes import Recipe
 
     if Path(source).suffix in (".yaml", ".yml"):

@@ -30,9 +30,8 @@ from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from weightsmith.engine.manifest import Manifest
-    from weightsmith.engine.plan import Plan
-    from weightsmith.reports.page import Report
+    from weightsmith.engine import Manifest, Plan
+    from weightsmith.reports import Report
 
 _MOST_LOSSES = 5
 
@@ -121,15 +120,15 @@ def _run(
     made: Plan, out: Path, ray: str | None, force: bool, fresh: bool, progress: Quiet
 ) -> Manifest:
     if ray is None:
-        from weightsmith.engine.run import run
+        from weightsmith.engine import run
 
         return run(made, out, force=force, fresh=fresh, progress=progress)
-    from weightsmith.engine.ray_cluster import run_on_ray
+    from weightsmith.engine import run_on_ray
 
     return run_on_ray(made, out, address=ray, force=force, fresh=fresh, progress=progress)
 
 
 def _report(made: Plan, manifest: Manifest, out: Path) -> Report:
-    from weightsmith.reports.report_subjects import report_of_merge
+    from weightsmith.reports import report_of_merge
 
     return report_of_merge(made, manifest, out)

@@ -15,13 +15,11 @@ from weightsmith.cli.options import Machine, json_option, machine_options, overr
 from weightsmith.cli.presenting import Block, FindingsBlock, TextTable, present
 from weightsmith.cli.terminal_text import counted, duration, shape
 from weightsmith.cli.vocabulary_options import vocabulary_blocks
-from weightsmith.tensors.files.strict_json import collection_paused
-from weightsmith.tensors.sizes import format_size
+from weightsmith.tensors import collection_paused, format_size
 
 if TYPE_CHECKING:
-    from weightsmith.engine.plan import Plan
-    from weightsmith.inspection.explanation import Explanation
-    from weightsmith.inspection.plan_summary import PlanSummary
+    from weightsmith.engine import Plan
+    from weightsmith.inspection import Explanation, PlanSummary
 
 
 @click.command(
@@ -49,7 +47,7 @@ def plan(
     """
     made = planned(recipe, overrides, Machine(**machine))
     if explain is not None:
-        from weightsmith.inspection.explanation import explain_tensor
+        from weightsmith.inspection import explain_tensor
 
         present(explain_tensor(made, explain), _explained, as_json=as_json)
         return 1 if made.errors else 0
@@ -58,7 +56,7 @@ def plan(
 
 def show_plan(made: Plan, *, as_json: bool = False) -> int:
     """Show a plan; the exit code is 1 if it cannot be run."""
-    from weightsmith.inspection.plan_summary import summarize_plan
+    from weightsmith.inspection import summarize_plan
 
     present(summarize_plan(made), _blocks, as_json=as_json)
     return 1 if made.errors else 0
@@ -69,7 +67,7 @@ def planned(
 ) -> Plan:
     """The plan of a recipe file; `shard_size` goes before the recipe's own."""
     with collection_paused():
-        from weightsmith.engine.plan import make_plan
+        from weightsmith.engine import make_plan
         from weightsmith.recipes import Recipe
 
         loaded = Recipe.load(recipe, overrides=overrides)

@@ -45,7 +45,7 @@ def replay(
     Inputs are looked for where they lay, seen from OUT; --input says where one lies now.
     """
     begun = time.monotonic()
-    from weightsmith.engine.verify import replay as run_again
+    from weightsmith.engine import replay_output as run_again
 
     options = {"inputs": by_reference(inputs), **Machine(**machine).options()}
     return write(

@@ -24,7 +24,7 @@ from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.written import Written, show_written
 
 if TYPE_CHECKING:
-    from weightsmith.engine.rollback import RolledBack
+    from weightsmith.engine import RolledBack
 
 
 @click.command(
@@ -69,8 +69,8 @@ def rollback(
     Inputs are looked for where they lay, seen from MERGED; --input says where one lies now.
     """
     begun = time.monotonic()
-    from weightsmith.engine.rollback import Way
-    from weightsmith.engine.rollback import rollback as roll_back
+    from weightsmith.engine import Way
+    from weightsmith.engine import roll_back as roll_back
 
     with interruptible(new), open_progress(quiet) as progress:
         options = Machine(**machine).options()

@@ -18,7 +18,7 @@ from weightsmith.cli.options import (
     quiet_option,
 )
 from weightsmith.cli.written import run_recipe
-from weightsmith.tensors.files.strict_json import NotJson, loads_json
+from weightsmith.tensors import NotJson, loads_json
 
 if TYPE_CHECKING:
     from weightsmith.recipes import Recipe

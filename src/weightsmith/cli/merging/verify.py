@@ -16,7 +16,7 @@ from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted
 
 if TYPE_CHECKING:
-    from weightsmith.engine.verify import Verification
+    from weightsmith.engine import Verification
 
 
 @click.command(
@@ -42,7 +42,7 @@ def verify(out: Path, recompute: int, inputs: tuple[tuple[str, Path], ...], as_j
     OUT is a folder, or a single file of an adapter, which has its manifest in the metadata. With --recompute, K tensors
     spread over the model are computed again and compared bit for bit. The exit code is 1 if anything differs.
     """
-    from weightsmith.engine.verify import verify as check
+    from weightsmith.engine import verify_output as check
 
     found = check(out, recompute=recompute, inputs=by_reference(inputs))
     # The exit code is the answer.

@@ -12,9 +12,8 @@ from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, fitted
 from weightsmith.deltas.decoded_tensors import DecodedTensor
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph.graph import Value, source
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.graph import Value, source
+from weightsmith.tensors import DType, LazyTensor
 
 
 def fitted_base(stored: StoredChange) -> LazyTensor:

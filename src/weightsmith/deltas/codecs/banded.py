@@ -26,9 +26,7 @@ from weightsmith.deltas.codecs.codes import Codes, packed_codes, plain_bytes, un
 from weightsmith.deltas.codecs.delta_codec import Delta, histogram_of
 from weightsmith.deltas.codecs.low_rank_codec import on_product
 from weightsmith.errors import UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, matrix_shape
 
 # Bits of a band, and the mean squared error that they leave of a Gaussian of unit variance.
 _DISTORTION = {8: 1e-4, 4: 0.009497, 3: 0.03454, 2: 0.1175, 1: 0.3634}

@@ -32,9 +32,7 @@ from weightsmith.deltas.codecs.refined import REFINED, decode_refined
 from weightsmith.deltas.codecs.sign import Sign, Sign2
 from weightsmith.deltas.codecs.sparse import Sparse
 from weightsmith.errors import CheckpointError, UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, shown
 
 _LOSSY: dict[str, Codec] = {
     codec.name: codec

@@ -11,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.memory import MemoryTensor
-from weightsmith.tensors.messages import shown
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, MemoryTensor, shown
 
 if TYPE_CHECKING:
     from weightsmith.deltas.codecs.delta_codec import Delta

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.codec import Parameters
 from weightsmith.deltas.codecs.delta_codec import Delta
 from weightsmith.errors import UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromStored, LazyTensor
+from weightsmith.tensors import DType, FromStored, LazyTensor
 
 # What a scale may stand for.
 SCALES = ("tensor", "row")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.codec import StoredChange, read_array
 from weightsmith.deltas.codecs.held import BLOCK, block_sizes
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 _RAW = -zlib.MAX_WBITS
 _LEVEL, _MEMORY = 1, 9

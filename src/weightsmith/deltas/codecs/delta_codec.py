@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.directions import SingularDirections, leading_directions
 from weightsmith.deltas.codecs.held import BLOCK, block_sizes, fitted
 from weightsmith.errors import CompatibilityError, NonFiniteError
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, LazyTensor, matrix_shape, widen
 
 Change = NDArray[np.float32]
 # Changes up to this many elements are held while codecs are tried; larger ones are computed again for each pass.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.graph.range_finder import sketched_spectrum
+from weightsmith.graph import sketched_spectrum
 
 _EXACT, _MOST = 1024, 1024
 _OVERSAMPLING = 16

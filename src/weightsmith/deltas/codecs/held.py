@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromSources, FromStored, LazyTensor
+from weightsmith.tensors import DType, FromSources, FromStored, LazyTensor
 
 # Elements of a block: the unit of random access. Each is coded by itself.
 BLOCK = 1 << 20

@@ -24,9 +24,7 @@ from weightsmith.deltas.codecs.coded_streams import BlockStream, joined, stored_
 from weightsmith.deltas.codecs.codes import packed_codes, plain_bytes, unpacked_codes
 from weightsmith.deltas.codecs.delta_codec import Change, Delta, histogram_of
 from weightsmith.deltas.codecs.held import BLOCK
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, matrix_shape
 
 _STREAM = ("codes", "table")
 

@@ -24,10 +24,7 @@ from weightsmith.deltas.codecs.codec import Encoded, StoredChange
 from weightsmith.deltas.codecs.coded_streams import BlockStream, joined, stored_sizes
 from weightsmith.deltas.codecs.held import BLOCK, BlockTensor, Prefix, block_sizes, fitted
 from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane_pieces
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
-from weightsmith.tensors.threads import in_order
-from weightsmith.tensors.widening import WORDS, widen
+from weightsmith.tensors import WORDS, DType, LazyTensor, in_order, widen
 
 Words = NDArray[Any]
 SAME, LOSSLESS, WHOLE = "same", "lossless", "whole"

@@ -23,9 +23,7 @@ from weightsmith.deltas.codecs.delta_codec import Delta
 from weightsmith.deltas.codecs.directions import SingularDirections
 from weightsmith.deltas.codecs.held import KEPT
 from weightsmith.errors import UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor, matrix_shape
 
 NUMBERS = {"float16": DType.FLOAT16, "float32": DType.FLOAT32}
 _RANKS = (1, 4, 16, 64, 256)

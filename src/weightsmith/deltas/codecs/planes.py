@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from weightsmith.deltas.codecs.coded_streams import deflated, inflated
 from weightsmith.deltas.codecs.positions import packed_positions, unpacked_positions
-from weightsmith.tensors.widening import WORDS
+from weightsmith.tensors import WORDS
 
 _RAW, _RUNS, _PLACES = 0, 1, 2
 _HEAD = struct.Struct("<BII")

@@ -24,7 +24,7 @@ from weightsmith.deltas.codecs.lossless import (
     with_difference,
 )
 from weightsmith.deltas.codecs.low_rank_codec import LowRankCodec, factor_parts
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import LazyTensor
 
 REFINED = "refined"
 # The sample: so many rows, and about so many elements of each; ranks up to a quarter of the rows are looked for.

@@ -28,10 +28,8 @@ from weightsmith.deltas.codecs.codec import (
 from weightsmith.deltas.codecs.coded_rows import SCALES, RowNumbers, checked_scales, suited_scales
 from weightsmith.deltas.codecs.delta_codec import Change, Delta
 from weightsmith.deltas.codecs.held import BLOCK
-from weightsmith.graph.graph import Value, source
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.matrix_shapes import matrix_shape
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.graph import Value, source
+from weightsmith.tensors import DType, LazyTensor, matrix_shape
 
 
 class Sign:

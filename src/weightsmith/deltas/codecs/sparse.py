@@ -24,8 +24,7 @@ from weightsmith.deltas.codecs.delta_codec import BINS, Change, Delta, histogram
 from weightsmith.deltas.codecs.planes import joined_planes, longest_piece, plane_pieces
 from weightsmith.deltas.codecs.positions import packed_positions, unpacked_positions
 from weightsmith.errors import UsageError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.tensors import DType, LazyTensor
 
 _STREAM = ("kept", "table")
 # Kinds of values and the levels of their codebooks; 2 levels are the signs and the means of either sign.

@@ -6,24 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.formats.bundles import part_names
-from weightsmith.deltas.bits import MASK
-from weightsmith.engine.outputs.output import MadeTensor, Reading
-from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, Storage
+from weightsmith.checkpoints import Checkpoint, part_names
+from weightsmith.deltas import MASK
+from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
+from weightsmith.engine.outputs.storage import BITS, CONSTANT, PLAIN, StorageForm
 from weightsmith.errors import RecipeError
-from weightsmith.graph.passes import work_dtype
-from weightsmith.methods.parts import registry
-from weightsmith.recipes.language.schema import RecipeDocument
-from weightsmith.recipes.resolution.formula import (
+from weightsmith.graph import work_dtype
+from weightsmith.methods import registry
+from weightsmith.recipes import (
     Formula,
     Leaf,
     Merge,
     OutputTensor,
+    RecipeDocument,
     Same,
     distinct_leaves,
 )
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # Methods that rebuild each expert from base, shared vector and mask, and whether they have rescalers.
 _METHODS = {"tall_masks": False, "emr": True, "localize_and_stitch": False}
@@ -153,7 +152,7 @@ def _work(merge: Merge, checkpoints: Mapping[str, Checkpoint]) -> DType:
 
 
 def _parts(tensor: OutputTensor, merge: Merge, shared: DType, work: DType, scaled: bool) -> Reading:
-    forms: dict[str, tuple[DType, Storage]] = {
+    forms: dict[str, tuple[DType, StorageForm]] = {
         "shared": (shared, PLAIN),
         "mask": (MASK, BITS),
         "scale": (work, CONSTANT),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weightsmith.checkpoints import BareAdapter, Checkpoint
-from weightsmith.engine.outputs.dense import DenseFolder
-from weightsmith.engine.outputs.output import Output
+from weightsmith.engine.outputs.dense_output import DenseFolder
+from weightsmith.engine.planning.plan import Output
 from weightsmith.errors import RecipeError
-from weightsmith.recipes import Recipe
-from weightsmith.recipes.resolution.formula import Resolved
-from weightsmith.recipes.resolution.resolve import resolve
+from weightsmith.recipes import Recipe, Resolved, resolve
 
 
 def resolve_output(recipe: Recipe, opener: Callable[[str], Checkpoint]) -> tuple[Resolved, Output]:
@@ -21,7 +19,7 @@ def resolve_output(recipe: Recipe, opener: Callable[[str], Checkpoint]) -> tuple
     try:
         resolved = resolve(recipe, opener)
     except BareAdapter as found:
-        from weightsmith.engine.outputs.adapter import AdapterFolder
+        from weightsmith.engine.outputs.adapter_output import AdapterFolder
 
         return AdapterFolder.of_adapters(recipe, opener, found)
     if recipe.document.adapter is not None:
@@ -36,6 +34,6 @@ def output_of_models(resolved: Resolved) -> Output:
     """What a recipe over models makes."""
     if resolved.recipe.document.bundle is None:
         return DenseFolder.of(resolved.outputs)
-    from weightsmith.engine.outputs.bundle import BundleFolder
+    from weightsmith.engine.outputs.bundle_output import BundleFolder
 
     return BundleFolder.of_models(resolved)

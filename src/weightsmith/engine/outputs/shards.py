@@ -10,15 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from weightsmith.engine.journal import TensorRecord
 from weightsmith.engine.outputs.storage import Sink
-from weightsmith.engine.progress import Progress
+from weightsmith.engine.records.journal import TensorRecord
+from weightsmith.engine.running.progress import Progress
 from weightsmith.errors import OutputError, WeightsmithError
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.files.layout import Placement, ShardLayout
-from weightsmith.tensors.files.open_files import read_at
-from weightsmith.tensors.files.writer import ShardWriter
-from weightsmith.tensors.stored import LazyTensor, StoredTensor
+from weightsmith.tensors import (
+    DType,
+    LazyTensor,
+    Placement,
+    ShardLayout,
+    ShardWriter,
+    StoredTensor,
+    read_at,
+)
 
 
 class PlacedSink:

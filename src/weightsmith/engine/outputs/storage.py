@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from weightsmith.deltas.bits import BitPacker
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
+from weightsmith.deltas import BitPacker
+from weightsmith.tensors import DType, LazyTensor
 
 
 class Sink(Protocol):
@@ -20,7 +19,7 @@ class Sink(Protocol):
         ...
 
 
-class Storage(Protocol):
+class StorageForm(Protocol):
     """A form of a tensor in a file.
 
     `is_plain`: the file has the very bytes that were computed, so that their digest is the tensor's. Any other form is
@@ -76,7 +75,7 @@ class Bits:
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class StoredConstant:
     """The first element of a tensor whose elements are all equal."""
 
     is_plain: bool = False
@@ -102,7 +101,7 @@ class _FirstElement:
             self.pass_on(0, data[: self.itemsize])
 
 
-PLAIN, BITS, CONSTANT = Plain(), Bits(), Constant()
+PLAIN, BITS, CONSTANT = Plain(), Bits(), StoredConstant()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,6 @@ class Target:
 
     dtype: DType
     placed: Sink
-    storage: Storage = PLAIN
+    storage: StorageForm = PLAIN
     back: Callable[[], LazyTensor] | None = None
     reads: tuple[int, ...] | None = None

@@ -18,7 +18,7 @@ from weightsmith.graph.backends.program import (
     Entry,
     PassSink,
 )
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 _FLOATS = [dtype.value for dtype in DType if dtype.is_float]
 _PIECE_REDUCTIONS = frozenset((*ROW_REDUCTIONS, "dot_wide"))

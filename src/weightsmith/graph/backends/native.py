@@ -11,7 +11,6 @@ import ctypes
 import functools
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,9 +34,8 @@ from weightsmith.graph.passes import (
     evaluate_scalar,
     rows_of_tile,
 )
-from weightsmith.tensors.digest_pieces import piece_elements
+from weightsmith.tensors import NativeLibrary, address_of, open_library, piece_elements
 
-LIBRARY = Path(__file__).with_name("_native.so")
 LEVELS = ("baseline", "avx2", "avx512")
 _PROGRAM_CACHE = 1024
 _HISTOGRAM_REST = 2 + 16  # keys above, keys below, and spare counters
@@ -69,43 +67,18 @@ class _Tile(ctypes.Structure):
     )
 
 
-class _Library:
-    """The loaded shared library; `level` is the best instruction set of this processor."""
-
-    def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        library.ws_opcodes.restype = ctypes.c_char_p
-        library.ws_run.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        self.run = library.ws_run
-        library.ws_read_rows.argtypes = (
-            ctypes.c_int,
-            *(ctypes.c_int64, ctypes.c_int64),
-            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
-        )
-        library.ws_read_rows.restype = ctypes.c_int64
-        self.read_rows = library.ws_read_rows
-        self.level = int(library.ws_best_level())
-        names = library.ws_opcodes().decode("ascii").split()
-        self.opcodes = {name: number for number, name in enumerate(names)}
-        if not OPCODES.issubset(self.opcodes):
-            missing = ", ".join(sorted(OPCODES - set(self.opcodes)))
-            raise OSError(f"it was built from other sources (no {missing}): build it again")
-
-
-@functools.cache
-def _open() -> _Library | str:
-    """The library, or the reason why there is none."""
-    if not LIBRARY.exists():
-        return f"the native module {LIBRARY.name} was not built for this installation (no C++ compiler was found)"
-    try:
-        return _Library(LIBRARY)
-    except (OSError, AttributeError) as error:
-        return f"the native module {LIBRARY.name} cannot be loaded: {error}"
+def _open() -> NativeLibrary | str:
+    """The library, or the reason why it cannot be used here."""
+    found = open_library()
+    if isinstance(found, str) or OPCODES.issubset(found.opcodes):
+        return found
+    missing = ", ".join(sorted(OPCODES - set(found.opcodes)))
+    return f"the native module was built from other sources (no {missing}): build it again"
 
 
 def available() -> bool:
     """True if the native backend can be used on this machine."""
-    return isinstance(_open(), _Library)
+    return isinstance(_open(), NativeLibrary)
 
 
 def why_not() -> str:
@@ -118,21 +91,6 @@ def describe() -> str:
     """The backend in a few words, such as "native (avx512)", or why there is none."""
     found = _open()
     return found if isinstance(found, str) else f"native ({LEVELS[found.level]})"
-
-
-def read_rows(
-    descriptor: int, offset: int, size: int, rows: NDArray[np.int64], out: NDArray[np.uint8]
-) -> int:
-    """Put row `rows[i]` of `size` bytes, counted from byte `offset` of an open file, at `out[i * size]`.
-
-    -1 leaves its place as it is. Returns how many rows, from the first on, are done: not all where the file ends or
-    fails, and none without the library. `rows` and `out` are contiguous.
-    """
-    found = _open()
-    if isinstance(found, str):
-        return 0
-    done: int = found.read_rows(descriptor, offset, size, _address(rows), len(rows), _address(out))
-    return done
 
 
 def load(level: int | None = None) -> NativeBackend:
@@ -151,7 +109,7 @@ def load(level: int | None = None) -> NativeBackend:
 class NativeBackend:
     """Backend that runs passes in the register machine on one CPU thread per call."""
 
-    def __init__(self, library: _Library, level: int) -> None:
+    def __init__(self, library: NativeLibrary, level: int) -> None:
         self.name = f"native ({LEVELS[level]})"
         self.level = level
         self._library = library
@@ -163,7 +121,7 @@ class NativeBackend:
             _Compiled(
                 s,
                 _Program(
-                    _address(s.code), len(s.code), s.registers, s.reductions, is_double, s.block
+                    address_of(s.code), len(s.code), s.registers, s.reductions, is_double, s.block
                 ),
             )
             for s in assemble(structure, self._library.opcodes)
@@ -198,7 +156,7 @@ class _Call:
 
     def give(self, slot: int, output: NDArray[Any]) -> None:
         self.outputs[slot] = output
-        self.addresses[slot] = _address(output)
+        self.addresses[slot] = address_of(output)
 
     def tally(self, slot: int) -> tuple[int, int]:
         return self.tallies[2 * slot], self.tallies[2 * slot + 1]
@@ -296,16 +254,16 @@ class NativePass:
         self, buffers: Sequence[memoryview | None], start: int
     ) -> tuple[array[int], list[Any]]:
         known = len(buffers) + len(self._listing.arrays)
-        addresses = [0] * known + [_address(table) for table in self._listing.column_tables]
+        addresses = [0] * known + [address_of(table) for table in self._listing.column_tables]
         views = []
         for index in self._used:
             buffer = buffers[index]
             if buffer is not None and buffer.nbytes:
                 view = np.frombuffer(buffer, dtype=np.uint8)
-                addresses[index] = _address(view)
+                addresses[index] = address_of(view)
                 views.append(view)
         for ordinal, found in enumerate(self._listing.arrays, len(buffers)):
-            addresses[ordinal] = _address(found) + start * found.itemsize
+            addresses[ordinal] = address_of(found) + start * found.itemsize
         return array("Q", addresses), views
 
     def _final_call(
@@ -348,7 +306,7 @@ class NativePass:
         if count == 0:
             return
         rows = [self._row_numbers(place, memo, count) for place in compiled.segment.row_scalars]
-        row_table = array("Q", [_address(r) for r in rows])
+        row_table = array("Q", [address_of(r) for r in rows])
         tables = (sources, call.addresses, call.tallies, self._numbers, row_table, self._integers)
         tile = _Tile(
             *(t.buffer_info()[0] for t in tables), start, count, self._row_length, self._piece
@@ -392,8 +350,3 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
         indices = call.outputs[slot + 1][:taken].copy()
         return CollectPart(found[:taken].copy(), indices, inside, above, nonzero)
     return found
-
-
-def _address(numbers: NDArray[Any]) -> int:
-    address: int = numbers.__array_interface__["data"][0]
-    return address

@@ -35,7 +35,7 @@ from weightsmith.graph.passes import (
     evaluate_scalar,
     is_row_reduction,
 )
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 BINARY = frozenset(
     ("add", "sub", "mul", "div", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "and", "or")

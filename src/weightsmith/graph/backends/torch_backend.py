@@ -32,8 +32,7 @@ from weightsmith.graph.passes import (
     has_row_nodes,
     pass_roots,
 )
-from weightsmith.tensors.digest_pieces import piece_elements
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType, piece_elements
 
 
 def decode(buffer: memoryview, dtype: DType, work: torch.dtype, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ from weightsmith.graph.passes import (
     evaluate_scalar,
     rows_of_tile,
 )
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -275,10 +275,10 @@ def _above(x: Tensor, cut: CutPoint, frame: _Frame) -> Tensor:
     keys = magnitude_keys(frame.full(x))
     if cut.last_rank is not None:
         mask = keys > cut.key
-        tied = torch.nonzero(keys == cut.key).flatten()
-        ranks = tie_ranks(cut.rank_key, tied + frame.start)
-        equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
-        mask[tied] = (ranks < cut.last_rank) | equal
+        for tied in torch.split(torch.nonzero(keys == cut.key).flatten(), _TIES_AT_A_TIME):
+            ranks = tie_ranks(cut.rank_key, tied + frame.start)
+            equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
+            mask[tied] = (ranks < cut.last_rank) | equal
     elif cut.last_index >= frame.start + frame.count - 1:
         mask = keys >= cut.key
     elif cut.last_index < frame.start:
@@ -325,6 +325,8 @@ def uniform_tile(key: tuple[Any, ...], start: int, count: int, device: torch.dev
 
 
 _WORD = 1 << 32
+# Ranks of equal magnitudes take several numbers of 64 bits each.
+_TIES_AT_A_TIME = 1 << 16
 
 
 def _signed(word: int) -> int:
@@ -419,10 +421,15 @@ def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
 
 def collect_equal(keys: Tensor, request: Equal, start: int) -> CollectPart:
     """Answer an `Equal` request for a tile that begins at flat index `start`."""
-    indices = torch.nonzero(keys == request.key).flatten() + start
-    ranks = tie_ranks(request.rank_key, indices)
-    at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
-    below, inside = int((ranks < request.low).sum()), at.numel()
-    at = at[: request.limit]
-    found = ranks[at].cpu().numpy().astype(np.uint64), indices[at].cpu().numpy()
-    return CollectPart(*found, inside, below, 0)
+    below = inside = kept = 0
+    found: list[Tensor] = []
+    for tied in torch.split(torch.nonzero(keys == request.key).flatten(), _TIES_AT_A_TIME):
+        indices = tied + start
+        ranks = tie_ranks(request.rank_key, indices)
+        at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
+        below, inside = below + int((ranks < request.low).sum()), inside + at.numel()
+        at = at[: request.limit - kept]
+        kept += at.numel()
+        found.append(torch.stack([ranks[at], indices[at]]).cpu())
+    both = torch.cat(found, dim=1).numpy()
+    return CollectPart(both[0].astype(np.uint64), both[1], inside, below, 0)

@@ -17,7 +17,7 @@ are kept is a constant. There are first derivatives only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from weightsmith.errors import GradientError
-from weightsmith.graph.singular import Spectrum
 
 # Singular values that differ by less than this share of the largest count as equal: of what is divided by their
 # difference some five digits are left there. The same share of a gradient counts as rounding.
@@ -97,7 +96,7 @@ class Separated(Function):
         """X, s and Y^T."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return _identity(core), values.clone(), _identity(core)
+        return identity(core), values.clone(), identity(core)
 
     @staticmethod
     @once_differentiable
@@ -131,7 +130,7 @@ class Unitary(Function):
         """1."""
         ctx.save_for_backward(values)
         ctx.tensor = tensor
-        return _identity(core)
+        return identity(core)
 
     @staticmethod
     @once_differentiable
@@ -202,29 +201,25 @@ class Orthonormal(Function):
         return outside @ torch.linalg.pinv(factor, rtol=_RANK).T  # type: ignore[no-any-return]
 
 
-def directions(matrix: Tensor, found: Spectrum, kept: Any, tensor: str) -> Spectrum:
-    """Some of all directions that a matrix was found to have, with their gradients (see `singular.differentiable`)."""
-    if matrix.shape[0] > matrix.shape[1]:
-        mirrored = replace(found, left=found.right.T, right=found.left.T)
-        turned = directions(matrix.T, mirrored, kept, tensor)
-        core = None if turned.core is None else turned.core.T
-        return replace(turned, left=turned.right.T, right=turned.left.T, core=core)
-    numbers = torch.arange(found.rank, device=matrix.device)[kept]
-    plain = found.only(kept)
+def directions(
+    matrix: Tensor, left: Tensor, values: Tensor, right: Tensor, kept: Any, tensor: str
+) -> tuple[Any, Any, Any, Any] | None:
+    """U, C, the diagonal of C and V^T of those directions of a wide matrix that `kept` names; None where it names none.
+
+    `left` and `values` have all its directions, but for such of value 0; `right` has those that are kept.
+    """
+    numbers = torch.arange(len(values), device=matrix.device)[kept]
     if not len(numbers):
-        return plain
-    left, core, values, right = _applied(
-        DirectionsFunction, matrix, found.left, found.values, plain.right, numbers, tensor
+        return None
+    found: tuple[Any, Any, Any, Any] = _applied(
+        DirectionsFunction, matrix, left, values, right, numbers, tensor
     )
-    return Spectrum(left, values, right, core, plain.beyond, tensor)
+    return found
 
 
-def within_core(found: Spectrum, kept: Any) -> Spectrum:
-    """Some of the directions of C, which is diagonal here."""
-    values = found.values.detach()
-    identity = _identity(found.core)
-    within = Spectrum(identity, values, identity, None, found.beyond)
-    return directions(found.core, within, kept, found.tensor)
+def identity(matrix: Tensor) -> Tensor:
+    """The identity of a square matrix's size, dtype and device."""
+    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +261,15 @@ class _Division:
         )
 
 
-def separated(found: Spectrum) -> Spectrum:
-    """Every direction by itself (see `Spectrum.separated`)."""
-    left, values, right = _applied(Separated, found.core, found.values.detach(), found.tensor)
-    return Spectrum(found.left @ left, values, right @ found.right, None, found.beyond)
+def separated(core: Tensor, values: Tensor, tensor: str) -> tuple[Any, Any, Any]:
+    """The directions of C, which is diagonal here, one by one: left, values, right."""
+    found: tuple[Any, Any, Any] = _applied(Separated, core, values.detach(), tensor)
+    return found
 
 
-def unitary(found: Spectrum) -> Any:
+def unitary(core: Tensor, values: Tensor, tensor: str) -> Any:
     """The polar factor of C."""
-    return _applied(Unitary, found.core, found.values.detach(), found.tensor)
+    return _applied(Unitary, core, values.detach(), tensor)
 
 
 def orthonormal(matrix: Tensor) -> Any:
@@ -289,10 +284,6 @@ def arbitrary(result: Tensor, tensor: str) -> Any:
 
 def _applied(function: type[Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
-
-
-def _identity(matrix: Tensor) -> Tensor:
-    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
 def _largest(x: Tensor) -> float:

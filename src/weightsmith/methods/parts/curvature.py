@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
+    Site,
+    Statistic,
     Value,
     add_all,
     apply,
@@ -16,11 +17,11 @@ from weightsmith.graph.graph import (
     exp,
     log,
     maximum,
+    scalars,
     sqrt,
     total,
     where,
 )
-from weightsmith.graph.site import Site, Statistic
 
 
 def squares(statistic: Statistic) -> Value:

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.graph.singular import Spectrum, differentiable, falling, without_gradient
+from weightsmith.graph import Spectrum, differentiable, falling, without_gradient
 from weightsmith.methods.iso import frobenius
 from weightsmith.methods.parts.matrices import MatrixRules, in_float64
 from weightsmith.methods.parts.registry import shared
 from weightsmith.methods.parts.rounding import rounding_of
 from weightsmith.methods.parts.triangular import divided, factorised
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 _PRECISION = 2.3e-16
 # Estimated condition number up to which a direct solve is exact to float32 rounding.
@@ -140,7 +140,7 @@ def solve(
     if direct is not None:
         return direct
     found = directions(linalg, gram, cut, floor, tensor)
-    images = found.through(residual @ found.left, reciprocal)
+    images = found.through(residual @ found.left, reciprocal)  # [outputs, rank]
     if elsewhere is None:
         return images @ found.left.T
     return elsewhere + (images - elsewhere @ found.left) @ found.left.T
@@ -171,7 +171,7 @@ def _direct(linalg: Any, residual: Any, gram: Any, limit: float) -> Any:
     pivots = linalg.diagonal(factor)
     if number(pivots.max()) ** 2 > limit * number(pivots.min()) ** 2:
         return None
-    images = divided(linalg, _signs(linalg, residual, n), factor)
+    images = divided(linalg, _signs(linalg, residual, n), factor)  # [probes, n]
     condition = number(linalg.sqrt((images * images).sum(1)).max()) * norm
     return divided(linalg, residual / scale, factor) if condition < limit else None
 
@@ -218,12 +218,13 @@ class Problem:
         gaps = [target - self.start for target in self.targets]
         pairs = list(zip(gaps, self.factors, strict=True))
         if self.rows < self.start.shape[1]:
-            stacked = linalg.concatenate(list(self.factors))
+            stacked = linalg.concatenate(list(self.factors))  # [rows, inputs]
+            # Side by side: [outputs, rows].
             residual = linalg.concatenate([gap @ factor.T for gap, factor in pairs], 1)
             return Reduced(residual, stacked @ stacked.T, stacked)
         residual, gram = None, None
         for gap, factor in pairs:
-            one = factor.T @ factor
+            one = factor.T @ factor  # [inputs, inputs]
             residual = gap @ one if residual is None else residual + gap @ one
             gram = one if gram is None else gram + one
         return Reduced(residual, gram)
@@ -264,7 +265,7 @@ class _Quadratic:
     def of(cls, linalg: Any, problem: Problem) -> _Quadratic:
         pairs = zip(problem.targets, problem.factors, strict=True)
         terms = [-(target @ factor.T) @ factor for target, factor in pairs]
-        factor = linalg.concatenate(list(problem.factors))
+        factor = linalg.concatenate(list(problem.factors))  # [rows, inputs]
         rounding = rounding_of_sum(terms)
         if 2 * factor.shape[0] < factor.shape[1]:
             return cls(None, factor, total(terms), rounding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # Rows that are compared with columns at a time.
 _ROWS = 64

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.graph.graph import Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value
 from weightsmith.methods.parts.named_roles import has_role
 from weightsmith.methods.parts.registry import shared
 from weightsmith.methods.parts.span import plain_sum
-from weightsmith.tensors.matrix_shapes import kernel_shape
+from weightsmith.tensors import kernel_shape
 
 # Roles whose rows are looked up by token, position or class: no linear maps between activations.
 EMBEDDING_ROLES = ("embedding", "position_embedding", "type_embedding", "head")

@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Operand, Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Operand, Site, Value
 from weightsmith.methods.parts import method_index as index
 from weightsmith.methods.parts import registry
 from weightsmith.methods.parts.registry import REQUIRED, Base, Parameter, declared_parameters

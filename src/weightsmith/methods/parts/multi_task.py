@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Extent, Value, above, add_all, largest_share
-from weightsmith.graph.site import Site
+from weightsmith.graph import Extent, Site, Value, above, add_all, largest_share
 from weightsmith.methods.parts.registry import per_expert, shared
 from weightsmith.methods.parts.task_vectors import keep_largest, merge_vectors
 

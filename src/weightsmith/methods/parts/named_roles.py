@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site
 
 # CLIP's, which the authors of several methods on matrices do not take for one.
 TEXT_PROJECTION = Kind.TEXT_PROJECTION.value

@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph.graph import Value
-from weightsmith.graph.site import Site
+from weightsmith.graph import Site, Value
 from weightsmith.methods.parts import method_index as index
 from weightsmith.wording import literal
 
@@ -49,6 +48,8 @@ class _Required:
 
 REQUIRED: Any = _Required()
 PAPER = "paper"
+# The kind of statistics that are numbers of a whole model.
+METRICS = "metrics"
 _METADATA_KEY = "weightsmith"
 
 
@@ -215,7 +216,8 @@ class MethodSpec:
     time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
     `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
     parameters under which the experts of the merge follow behind. With `step_unless` they only do so, and must be
-    there, where the step does not give that parameter. `former_presets` are by the names that are understood still.
+    there, where the step does not give that parameter. `former_presets` are by the names that are understood still,
+    `about_presets` says of a preset whose rule it is.
     """
 
     name: str
@@ -232,6 +234,7 @@ class MethodSpec:
     step: Mapping[str, Any] = field(default_factory=dict)
     step_unless: str = ""
     former_presets: Mapping[str, FormerPreset] = field(default_factory=dict)
+    about_presets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def doc(self) -> str:
@@ -320,6 +323,7 @@ def method(
     step: Mapping[str, Any] | None = None,
     step_unless: str = "",
     former_presets: Mapping[str, FormerPreset] | None = None,
+    about_presets: Mapping[str, str] | None = None,
 ) -> Callable[[_T], _T]:
     """Register a frozen dataclass as a method; presets map parameter keys to other defaults (see `MethodSpec`).
 
@@ -345,6 +349,7 @@ def method(
             step=step or {},
             step_unless=step_unless,
             former_presets=former_presets or {},
+            about_presets=about_presets or {},
         )
         return implementation
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # By how much the largest singular value of a random matrix of equal entries may be above its limit for large ones.
 _MARGIN = 1.05

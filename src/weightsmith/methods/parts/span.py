@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
     Number,
     Scalar,
     Scope,
@@ -17,6 +16,7 @@ from weightsmith.graph.graph import (
     add_all,
     dot,
     linear_combination,
+    scalars,
     solve,
 )
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph.singular import (
+from weightsmith.graph import (
+    Site,
     Spectrum,
     differentiable,
     exact,
@@ -29,7 +30,6 @@ from weightsmith.graph.singular import (
     signs,
     without_gradient,
 )
-from weightsmith.graph.site import Site
 from weightsmith.methods.parts.matrices import MatrixRules, MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import shared
 from weightsmith.methods.parts.rounding import (
@@ -40,7 +40,7 @@ from weightsmith.methods.parts.rounding import (
     arithmetic_of,
     rounding_of,
 )
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 
 # Relative strength down to which the Gram path is as accurate as float32 numbers are: 2.2e-16 / s^2 < 1e-7.
 _GRAM_TOLERANCE = 5e-5
@@ -60,12 +60,9 @@ def svd_parameter(*, randomized: bool) -> Any:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SpectralRules(MatrixRules):
-    """The parameters of every method that needs singular directions."""
-
-    svd: str = svd_parameter(randomized=False)
-    rank_tolerance: float | None = shared(
+def singular_tolerance_parameter() -> Any:
+    """Up to where singular values count as rounding."""
+    return shared(
         None,
         low=0.0,
         high=1.0,
@@ -74,16 +71,25 @@ class SpectralRules(MatrixRules):
         "weights makes, and up to max(m, n) times the precision (8 times that in float64)",
     )
 
+
+@dataclass(frozen=True, slots=True)
+class SpectralRules(MatrixRules):
+    """The parameters of every method that needs singular directions."""
+
+    svd: str = svd_parameter(randomized=False)
+    rank_tolerance: float | None = singular_tolerance_parameter()
+
     def how(self, site: Site) -> Decomposition:
         """The paths and tolerances to decompose the tensor with."""
         return Decomposition(self.svd, self.rank_tolerance, stored=site.stored, tensor=site.name)
 
 
 @dataclass(frozen=True, slots=True)
-class LeadingRules(SpectralRules):
+class LeadingRules(MatrixRules):
     """The parameters of every method that needs leading singular directions only."""
 
     svd: str = svd_parameter(randomized=True)
+    rank_tolerance: float | None = singular_tolerance_parameter()
     oversampling: int = shared(
         10, low=0, doc="with svd randomized: directions sketched beyond those kept"
     )
@@ -146,7 +152,7 @@ class Decomposition:
         scaled, basis = matrix / largest, None
         if self.path == "randomized" and rank is not None and self._is_worth(rank, matrix):
             basis = self._range(linalg, scaled, rank)
-            scaled = basis.T @ scaled
+            scaled = basis.T @ scaled  # [rank + oversampling, inputs]
             found = exact(linalg, without_gradient(scaled))
         else:
             found = self._directions(linalg, scaled, rank, tolerance)
@@ -166,6 +172,7 @@ class Decomposition:
         rows, columns = matrices[0].shape
         largest = max(constant(abs(m).max()) for m in matrices)
         if largest == 0.0 or not self._by_gram(tolerance) or rows > columns * len(matrices):
+            # [rows, N columns]
             wide = linalg.concatenate([in_float64(linalg, m) for m in matrices], 1)
             found = self.spectrum(linalg, wide, tolerance=tolerance)
             above = int((found.values > floor).sum())
@@ -174,7 +181,7 @@ class Decomposition:
         gram: Any = 0.0
         for matrix in matrices:
             scaled = in_float64(linalg, matrix) / largest
-            gram = gram + scaled @ scaled.T
+            gram = gram + scaled @ scaled.T  # [rows, rows]
         values, vectors = linalg.linalg.eigh(without_gradient(gram))
         squares, vectors = falling(linalg, values, vectors, None)
         above = int((squares * largest**2 > floor**2).sum())
@@ -198,7 +205,7 @@ class Decomposition:
         lengths of each column's errors: directions sigma u v^T that those make are dropped, too, sigma <= ||errors v||.
         """
         found = self.spectrum(linalg, array, tolerance=tolerance)
-        made = linalg.sqrt(((found.right * errors) ** 2).sum(1))
+        made = linalg.sqrt(((found.right * errors) ** 2).sum(1))  # [rank]
         return found.only(found.values > made).polar()
 
     def polars(
@@ -211,8 +218,8 @@ class Decomposition:
         turns = linalg.concatenate(
             [self.turns(linalg, s, e) for s, e in zip(spectra, errors, strict=True)]
         )
-        left = linalg.concatenate([s.left for s in spectra], 1)
-        right = linalg.concatenate([s.right for s in spectra])
+        left = linalg.concatenate([s.left for s in spectra], 1)  # [outputs, all ranks]
+        right = linalg.concatenate([s.right for s in spectra])  # [all ranks, inputs]
         return (
             self.polar(linalg, left, tolerance, turns),
             self.polar(linalg, right.T, tolerance, turns).T,
@@ -268,6 +275,7 @@ class Decomposition:
     def _range(self, linalg: Any, matrix: Any, rank: int) -> Any:
         """An orthonormal basis of a sketch of the columns, sharpened by power iterations."""
         width = rank + self.oversampling
+        # [outputs, width], as the basis is
         sketch = matrix @ _like(linalg, matrix, signs((matrix.shape[1], width), *self.key))
         basis = orthonormal(linalg, sketch)
         for _ in range(self.iterations):

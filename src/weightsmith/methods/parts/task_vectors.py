@@ -22,30 +22,30 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import scalars
-from weightsmith.graph.graph import (
+from weightsmith.graph import (
     Cut,
     Extent,
     Scope,
+    Site,
     Value,
     above,
     add_all,
     apply,
     count,
+    floor_of_share,
     largest,
     largest_share,
     minimum,
     part,
     peak,
     row_rank,
+    scalars,
     sign,
     total,
     value,
     where,
     whole,
 )
-from weightsmith.graph.shares import floor_of_share
-from weightsmith.graph.site import Site
 from weightsmith.methods.parts.matrices import in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import per_expert, shared
 from weightsmith.methods.parts.span import plain_sum
@@ -308,6 +308,16 @@ def restore_l1(
     return kept * apply(_l1_ratio, before, after, floor)
 
 
+def restore_l1_of_each(
+    kept: Sequence[Value], deltas: Sequence[Value], densities: Sequence[float], floor: float
+) -> list[Value]:
+    """`restore_l1` of every task vector, over its tensor."""
+    return [
+        restore_l1(k, delta, density, floor)
+        for k, delta, density in zip(kept, deltas, densities, strict=True)
+    ]
+
+
 def _l1_ratio(before: Any, after: Any, floor: Any) -> Any:
     untouched = (after == 0) | (before < floor) | (after < floor)
     return scalars.where(untouched, 1.0, before / scalars.where(untouched, 1.0, after))
@@ -325,37 +335,13 @@ def fuse(
     normalize: str,
     scale: float,
     zero_sum: str | None = None,
-    election: Election | None = None,
+    restore: Scope | None = None,
 ) -> Value:
     """base + scale * merged, merged from weighted vectors; with `zero_sum` after an election of signs."""
     merged = merge_vectors(
-        vectors, weights, site=site, normalize=normalize, zero_sum=zero_sum, election=election
+        vectors, weights, site=site, normalize=normalize, zero_sum=zero_sum, restore=restore
     )
     return base + (merged if scale == 1.0 else merged * scale)
-
-
-@dataclass(frozen=True, slots=True)
-class Election:
-    """Who votes for the sign of an element: sums or numbers of task vectors (vote), with weights or without (stage).
-
-    With `restore`, task vectors that agree are multiplied by what they lost in the election: the number of nonzero
-    elements before it over that of those that agree, in the scope.
-    """
-
-    vote: str = "mass"
-    stage: str = "before"
-    restore: Scope | None = None
-
-    def ballots(self, vectors: Sequence[Value], weighted: Sequence[Value]) -> Sequence[Value]:
-        """The vectors whose signs are compared with the elected one."""
-        return weighted if self.stage == "before" else vectors
-
-    def restored(self, before: Value, agreeing: Value) -> Value:
-        """What agrees of one task vector, multiplied as asked."""
-        if self.restore is None:
-            return agreeing
-        counts = [count(abs(v) > 0.0, self.restore) for v in (before, agreeing)]
-        return agreeing * apply(_over, *counts)
 
 
 def merge_vectors(
@@ -365,27 +351,30 @@ def merge_vectors(
     site: Site,
     normalize: str,
     zero_sum: str | None,
-    election: Election | None = None,
+    restore: Scope | None = None,
 ) -> Value:
-    """The merged task vector: sum or mean of w_i tau_i over all experts, or over those that agree in sign."""
-    shares = [_share(w, normalize) for w in weights]
+    """The merged task vector: sum or mean of w_i tau_i over all experts, or over those that agree in sign.
+
+    With `restore`, task vectors that agree are multiplied by what they lost in the election: the number of nonzero
+    elements before it over that of those that agree, in the scope.
+    """
     if zero_sum is None:
-        divisor = sum(shares) if normalize != "none" else 1.0
+        divisor = sum(_share(w, normalize) for w in weights) if normalize != "none" else 1.0
         if abs(divisor) < _NO_WEIGHT:
             divisor = 1.0
         merged = plain_sum(vectors, weights)
         return merged if divisor == 1.0 else merged / divisor
-    election = election or Election()
     weighted = weigh(vectors, weights)
-    ballots = election.ballots(vectors, weighted)
-    agrees = agreement(ballots, zero_sum, election.vote, site=site)
-    merged = add_all(
-        [election.restored(v, where(a, v, 0.0)) for a, v in zip(agrees, weighted, strict=True)]
-    )
-    if normalize == "none":
-        return merged
-    weight = add_all([where(a, w, 0.0) for a, w in zip(agrees, shares, strict=True)])
-    return merged / where(weight.equals(0.0), 1.0, weight)
+    agrees = agreement(weighted, zero_sum, site=site)
+    agreeing = where_they_agree(weighted, agrees)
+    if restore is not None:
+        agreeing = [_restored(v, a, restore) for v, a in zip(weighted, agreeing, strict=True)]
+    return disjoint_mean(agreeing, agrees, weights, normalize)
+
+
+def _restored(before: Value, agreeing: Value, scope: Scope) -> Value:
+    counts = [count(abs(v) > 0.0, scope) for v in (before, agreeing)]
+    return agreeing * apply(_over, *counts)
 
 
 def _over(before: Any, after: Any) -> Any:
@@ -413,6 +402,23 @@ def agreement(
     signs = [sign(v) for v in vectors]
     elected = elect_sign(add_all(vectors if vote == "mass" else signs), zero_sum, site)
     return [s.equals(elected) for s in signs]
+
+
+def where_they_agree(vectors: Sequence[Value], agrees: Sequence[Value]) -> list[Value]:
+    """Each vector where its mask holds, 0 elsewhere."""
+    return [where(a, v, 0.0) for a, v in zip(agrees, vectors, strict=True)]
+
+
+def disjoint_mean(
+    agreeing: Sequence[Value], agrees: Sequence[Value], weights: Sequence[float], normalize: str
+) -> Value:
+    """The sum of what agrees, divided by the weights of those that do (as `normalize` says; none: the sum)."""
+    merged = add_all(agreeing)
+    if normalize == "none":
+        return merged
+    shares = [_share(w, normalize) for w in weights]
+    weight = add_all([where(a, w, 0.0) for a, w in zip(agrees, shares, strict=True)])
+    return merged / where(weight.equals(0.0), 1.0, weight)
 
 
 def elect_sign(sums: Value, zero_sum: str, site: Site) -> Value:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods import METRICS, modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes.language import dialect
 from weightsmith.recipes.language.schema import MethodStep, Module, RecipeDocument, Slice
-from weightsmith.recipes.resolution.measured_statistics import METRICS
 
 if TYPE_CHECKING:
     from weightsmith.recipes.language.expressions import Combination

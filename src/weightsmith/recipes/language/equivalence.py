@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from weightsmith.methods.parts import registry
+from weightsmith.methods import registry
 
 _ON_DROPPED = frozenset(
     {"epsilon", "gamma", "keep_at_least", "rescale", "rescale_floor", "trim_scope"}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import registry
+from weightsmith.methods import registry
 from weightsmith.recipes.language.dialect import PARAMETERS
 from weightsmith.recipes.language.document import dump_yaml
 from weightsmith.recipes.language.equivalence import has_gaps, left_to_mergekit
 from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.schema import RecipeDocument, plain
 from weightsmith.recipes.language.vocabulary_sections import BORROW
-
-if TYPE_CHECKING:
-    from weightsmith.recipes.language.recipe import Recipe
 
 _TOP = (
     "merge_method models slices modules base_model dtype out_dtype parameters tokenizer_source "
@@ -26,27 +24,28 @@ _TOP = (
 _LEFT_OUT = ("weightsmith", "semantics", "name", "seed", "shard_size")
 
 
-def to_mergekit(recipe: Recipe) -> str:
+def to_mergekit(document: RecipeDocument) -> str:
     """A recipe as mergekit's YAML, with the defaults that differ from mergekit's written out.
 
     Raises RecipeError that names the first construct for which mergekit has no words.
     """
-    mapping = {key: value for key, value in recipe.to_mapping().items() if key not in _LEFT_OUT}
+    mapping = {key: value for key, value in plain(document).items() if key not in _LEFT_OUT}
     for key in mapping:
         if key not in _TOP:
             raise _inexpressible(key)
-    method = recipe.document.merge_method or ""
+    semantics = document.semantics or "paper"
+    method = document.merge_method or ""
     if method not in PARAMETERS:
         raise RecipeError(
             f"mergekit has no method called {method!r}, so the recipe cannot be written for it."
         )
     spec = registry.get(method)
     _require_known_parts(mapping, "")
-    _require_one_adapter(recipe.document)
-    left = left_to_mergekit(mapping, spec, recipe.semantics)
-    translated = _translated(mapping, "", _Words(spec, recipe.semantics, left))
-    if recipe.semantics != "mergekit":
-        _write_out_defaults(translated, spec, recipe.semantics, left)
+    _require_one_adapter(document)
+    left = left_to_mergekit(mapping, spec, semantics)
+    translated = _translated(mapping, "", _Words(spec, semantics, left))
+    if semantics != "mergekit":
+        _write_out_defaults(translated, spec, semantics, left)
     return dump_yaml({key: translated[key] for key in _TOP if key in translated})
 
 

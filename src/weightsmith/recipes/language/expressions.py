@@ -20,9 +20,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import registry
-from weightsmith.recipes.language.modifier_calls import read_modifiers
-from weightsmith.recipes.resolution.formula import Modification
+from weightsmith.methods import registry
+from weightsmith.recipes.language.modifier_calls import Modification, read_modifiers
 from weightsmith.wording import literal, shown
 
 _MOST_CHARACTERS = 20_000

@@ -11,12 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from weightsmith.adapters.references import (
-    exists_locally,
-    locate,
-    parse_adapter,
-    parse_reference,
-)
+from weightsmith.adapters import exists_locally, locate, parse_adapter, parse_reference
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.findings import Finding
 from weightsmith.naming import nearest
@@ -31,12 +26,10 @@ from weightsmith.recipes.language.document import (
 )
 from weightsmith.recipes.language.mistakes import recipe_error
 from weightsmith.recipes.language.model_references import RECIPE_SUFFIXES
+from weightsmith.recipes.language.other_documents import refuse_other_kinds
 from weightsmith.recipes.language.overrides import override
-from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
-from weightsmith.recipes.other_documents import refuse_other_kinds
-from weightsmith.tensors.files.paths import expanded, real
-from weightsmith.tensors.files.small_files import read_small
+from weightsmith.tensors import expanded, read_small, real
 from weightsmith.wording import shown
 
 _MODEL_KEYS = frozenset({"model", "base_model", "donor", "keep", "to", "tokenizer_source"})
@@ -46,20 +39,16 @@ _MOST_DEEP = MOST_DEPTH // 3
 _STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 
-def load(
+def read_document(
     source: str | Path | Mapping[str, Any],
     *,
     overrides: Sequence[str] = (),
     base_dir: Path | None = None,
     name: str | None = None,
-) -> Recipe:
-    """Read a recipe from a file, from YAML text or from a mapping.
+) -> tuple[RecipeDocument, Path | None, tuple[Finding, ...], tuple[Path, ...]]:
+    """The document of a recipe, the folder that its paths may be meant from, findings, and the files that were read.
 
-    A document with `weightsmith: 1` is native; any other is read as mergekit means it. Of several documents
-    the result is the one called `name`, else the one without a name, else the one that no other refers to;
-    references by name become nested recipes. `overrides` are texts `key.key=value`, applied to that document.
-    `base_dir` is the folder that relative paths may be meant from (default: the file's). Raises RecipeError
-    with file, line and column.
+    See `Recipe.load`, which this is the reading of. Raises RecipeError with file, line and column.
     """
     loader = _Loading()
     if isinstance(source, Mapping):
@@ -74,12 +63,8 @@ def load(
     raw = plain_data(loader.complete(documents, base_dir, overrides, name, ()))
     document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
     refuse_outermost_keys(document)
-    return Recipe(
-        document,
-        base_dir,
-        tuple(dict.fromkeys(loader.findings)),
-        tuple(dict.fromkeys(loader.files)),
-    )
+    findings, files = dict.fromkeys(loader.findings), dict.fromkeys(loader.files)
+    return document, base_dir, tuple(findings), tuple(files)
 
 
 def _text_of(source: str | Path) -> tuple[str, str, Path | None]:

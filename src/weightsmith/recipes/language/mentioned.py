@@ -65,7 +65,7 @@ def base_reference(document: RecipeDocument) -> str:
     return merged_references(document)[0] if base is None else _frame(base)
 
 
-def frame_reference(document: RecipeDocument) -> str:
+def config_source_of(document: RecipeDocument) -> str:
     """The checkpoint whose configuration the result has: the donor, else the base, else the first model."""
     if document.donor is not None:
         return _frame(document.donor)
@@ -73,7 +73,7 @@ def frame_reference(document: RecipeDocument) -> str:
 
 
 def _frame(model: ModelLike) -> str:
-    return str(model) if isinstance(model, ModelRef) else frame_reference(model)
+    return str(model) if isinstance(model, ModelRef) else config_source_of(model)
 
 
 def other_references(document: RecipeDocument) -> list[str]:

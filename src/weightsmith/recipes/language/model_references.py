@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from weightsmith.adapters.references import (
+from weightsmith.adapters import (
     AdapterReference,
     Reference,
     is_ambiguous,

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import modifiers as registered
-from weightsmith.methods.parts.registry import Base
-from weightsmith.recipes.resolution.formula import Modification
+from weightsmith.methods import Base
+from weightsmith.methods import modifiers as registered
+
+Assignments = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Modification:
+    """A modifier of the experts, with the parameters that the recipe gives."""
+
+    modifier: str
+    parameters: Assignments
 
 
 def read_modifiers(

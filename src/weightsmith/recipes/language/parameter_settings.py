@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_validator
 
-from weightsmith.methods.parts.registry import Parameter
+from weightsmith.methods import Parameter
 from weightsmith.recipes.language.document import number
 from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.recipes.language.selectors import Match, TensorPlace

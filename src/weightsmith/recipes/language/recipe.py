@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
 from weightsmith.recipes.language.document import dump_yaml
-from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.language.loading import read_document
+from weightsmith.recipes.language.schema import RecipeDocument, plain
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:
@@ -41,10 +42,15 @@ class Recipe:
         base_dir: Path | None = None,
         name: str | None = None,
     ) -> Recipe:
-        """Read a recipe; see `weightsmith.recipes.load`."""
-        from weightsmith.recipes.language.loading import load
+        """Read a recipe from a file, from YAML text or from a mapping.
 
-        return load(source, overrides=overrides, base_dir=base_dir, name=name)
+        A document with `weightsmith: 1` is native; any other is read as mergekit means it. Of several documents
+        the result is the one called `name`, else the one without a name, else the one that no other refers to;
+        references by name become nested recipes. `overrides` are texts `key.key=value`, applied to that document.
+        `base_dir` is the folder that relative paths may be meant from (default: the file's). Raises RecipeError
+        with file, line and column.
+        """
+        return cls(*read_document(source, overrides=overrides, base_dir=base_dir, name=name))
 
     @classmethod
     def from_expression(cls, expression: Expression, **settings: Any) -> Recipe:
@@ -53,13 +59,12 @@ class Recipe:
         Raises RecipeError where the expression is no weight, or a setting is unknown.
         """
         from weightsmith.recipes.language import expressions
-        from weightsmith.recipes.language.loading import load
 
         if not isinstance(expression, expressions.Expression):
             raise RecipeError(
                 f"{literal(expression)} is no expression; make one of what `weightsmith.open` gives."
             )
-        return load({"weightsmith": 1, **expression.written(), **settings})
+        return cls.load({"weightsmith": 1, **expression.written(), **settings})
 
     @property
     def semantics(self) -> str:
@@ -83,7 +88,7 @@ class Recipe:
         """The recipe as YAML that mergekit reads; raises RecipeError where mergekit cannot express it."""
         from weightsmith.recipes.language.export import to_mergekit
 
-        return to_mergekit(self)
+        return to_mergekit(self.document)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -96,14 +101,6 @@ class Recipe:
         return hashlib.blake2b(self.dump().encode(), digest_size=32).hexdigest()
 
 
-def plain(document: Any) -> dict[str, Any]:
-    """A part of a recipe as plain data: dictionaries, lists and scalars, without what is left to defaults."""
-    mapping: dict[str, Any] = _listed(
-        document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)
-    )
-    return mapping
-
-
 def _any_of(schema: Any) -> Any:
     # A gradient is both "any value" and a list, which `oneOf` would refuse.
     if isinstance(schema, list):
@@ -113,9 +110,12 @@ def _any_of(schema: Any) -> Any:
     return {"anyOf" if key == "oneOf" else key: _any_of(value) for key, value in schema.items()}
 
 
-def _listed(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _listed(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_listed(item) for item in data]
-    return data
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    base_dir: Path | None = None,
+    name: str | None = None,
+) -> Recipe:
+    """Read a recipe; see `Recipe.load`."""
+    return Recipe.load(source, overrides=overrides, base_dir=base_dir, name=name)

@@ -19,14 +19,14 @@ from pydantic import (
 )
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.recipes.adapter_form import AdapterForm
+from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.numbers import Number
 from weightsmith.recipes.language.parameter_settings import Settings
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.recipes.language.vocabulary_sections import Tokenizer, TokenizerSource
-from weightsmith.recipes.numbers import Number
-from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors import DType
 from weightsmith.wording import literal
 
 # Any preset of a method; `checks` refuses those that no method has. The schema offers the two that all have.
@@ -319,3 +319,19 @@ class RecipeDocument(DocumentPart):
         return bool(modules) and all(
             m.merge_method or (m.slices and all(s.merge_method for s in m.slices)) for m in modules
         )
+
+
+def plain(document: Any) -> dict[str, Any]:
+    """A part of a recipe as plain data: dictionaries, lists and scalars, without what is left to defaults."""
+    mapping: dict[str, Any] = _as_lists(
+        document.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)
+    )
+    return mapping
+
+
+def _as_lists(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _as_lists(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_as_lists(item) for item in data]
+    return data

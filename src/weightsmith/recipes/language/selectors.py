@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, field_validator, model_validator
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.naming import compile_glob, compile_regex, is_found, nearest
 

@@ -137,7 +137,7 @@ class MissingRows(DocumentPart):
             return self
         # Imported here because numpy is needed for nothing else in reading a recipe.
         from weightsmith.naming import nearest
-        from weightsmith.vocabularies.rules import RULES, rule_named
+        from weightsmith.vocabularies import RULES, rule_named
 
         if self.rule not in RULES:
             near = nearest(self.rule, (BORROW, *RULES))

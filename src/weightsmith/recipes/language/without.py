@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.language.mentioned import tokenizer_references
+from weightsmith.recipes.language.mentioned import ModelLike, tokenizer_references
 from weightsmith.recipes.language.model_references import ModelRef
-from weightsmith.recipes.language.recipe import Recipe, plain
+from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import (
     Clause,
     ModelEntry,
@@ -18,9 +18,9 @@ from weightsmith.recipes.language.schema import (
     RecipeRule,
     Slice,
     SliceSource,
+    plain,
 )
 
-ModelLike = ModelRef | RecipeDocument
 Entry = TypeVar("Entry", ModelEntry, SliceSource)
 
 

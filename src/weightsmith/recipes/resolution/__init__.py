@@ -1,0 +1,1 @@
+"""What a recipe means for checkpoints at hand: the formula of every output tensor, from headers alone."""

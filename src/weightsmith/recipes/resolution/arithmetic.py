@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods.parts import registry
-from weightsmith.methods.parts.registry import MethodSpec
+from weightsmith.methods import MethodSpec, registry
 from weightsmith.recipes.language.expressions import (
     Atom,
     Call,
@@ -18,8 +17,8 @@ from weightsmith.recipes.language.expressions import (
 from weightsmith.recipes.language.modifier_calls import measures_from_base
 from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.combine import (
+    CombinedOutput,
     Combiner,
-    Output,
     coarsest,
     merge_place,
     output_item,
@@ -92,7 +91,7 @@ def _item(
     inputs = [items[label] for label in used]
     first = donor.items.get(name) or inputs[0]
     place = TensorPlace(name, first.kind, first.layer)
-    output = Output(place, first.depth, first.layers, first.block)
+    output = CombinedOutput(place, first.depth, first.layers, first.block)
     if not combiner.fits(WHERE, inputs, name):
         return None
     if not first.dtype.is_float:

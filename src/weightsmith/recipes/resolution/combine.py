@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.findings import Severity
+from weightsmith.methods import METRICS
+from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.continuing import with_previous_state
 from weightsmith.recipes.resolution.formula import (
-    Assignments,
     Cast,
     Formula,
     Leaf,
@@ -20,14 +21,10 @@ from weightsmith.recipes.resolution.formula import (
     Same,
     distinct_leaves,
 )
-from weightsmith.recipes.resolution.measured_statistics import (
-    METRICS,
-    stored_statistics,
-    with_metric,
-)
+from weightsmith.recipes.resolution.measured_statistics import stored_statistics, with_metric
 from weightsmith.recipes.resolution.output_sections import Given, MergeSection, MethodPlan, values
 from weightsmith.recipes.resolution.views import Item, View
-from weightsmith.tensors.dtypes import DType, promote
+from weightsmith.tensors import DType, promote
 
 _NARROW = {
     DType.FLOAT8_E4M3FN: frozenset({DType.FLOAT8_E4M3FN, DType.FLOAT16, DType.BFLOAT16}),
@@ -70,7 +67,7 @@ def rounded(formula: Formula, stored: DType, wanted: DType | None) -> Formula:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class CombinedOutput:
     """An output tensor before it has a formula: its place, depth, and stack of `layers` blocks."""
 
     place: TensorPlace
@@ -101,7 +98,7 @@ class Combiner:
         treatment: MethodPlan,
         items: Sequence[Item | None],
         base: Item | None,
-        output: Output,
+        output: CombinedOutput,
     ) -> Item | None:
         """The output tensor made from the sources' `items` (None where a source lacks it), or None with a finding."""
         name = output.place.name
@@ -134,7 +131,7 @@ class Combiner:
         treatment: MethodPlan,
         experts: Sequence[tuple[int, Item]],
         base: Item | None,
-        output: Output,
+        output: CombinedOutput,
     ) -> Formula | None:
         shared, per_expert, modifiers = self._given(section, treatment, experts, output)
         if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
@@ -180,7 +177,7 @@ class Combiner:
         section: MergeSection,
         treatment: MethodPlan,
         experts: Sequence[tuple[int, Item]],
-        output: Output,
+        output: CombinedOutput,
     ) -> Given:
         """The parameters of one tensor; tensors that differ in nothing that they depend on share them."""
         key = (output.t, tuple([i for i, _ in experts]))
@@ -333,7 +330,7 @@ class Combiner:
             )
         return False
 
-    def exact(self, base: Item | None, experts: Sequence[Item], output: Output) -> Item:
+    def exact(self, base: Item | None, experts: Sequence[Item], output: CombinedOutput) -> Item:
         """Integers and bools: the base's, or what all agree on."""
         if base is not None:
             if any(item.dtype != base.dtype or item.shape != base.shape for item in experts):
@@ -364,7 +361,11 @@ class Combiner:
         )
 
     def _kept(
-        self, view: View, section: MergeSection, items: Sequence[Item | None], output: Output
+        self,
+        view: View,
+        section: MergeSection,
+        items: Sequence[Item | None],
+        output: CombinedOutput,
     ) -> Item | None:
         item = next(
             (
@@ -388,13 +389,13 @@ class Combiner:
             return None
         return self._copied(item, item, output)
 
-    def _copied(self, item: Item, place: Item, output: Output) -> Item:
+    def _copied(self, item: Item, place: Item, output: CombinedOutput) -> Item:
         formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
         dtype = item.dtype if not item.dtype.is_float else self.stored([item])
         return output_item(output, place, formula, dtype)
 
 
-def merge_place(output: Output, like: Item) -> Place:
+def merge_place(output: CombinedOutput, like: Item) -> Place:
     """The place of an output tensor, shaped like one of its inputs."""
     place = output.place
     return Place(
@@ -408,7 +409,7 @@ def merge_place(output: Output, like: Item) -> Place:
     )
 
 
-def output_item(output: Output, like: Item, formula: Formula, dtype: DType) -> Item:
+def output_item(output: CombinedOutput, like: Item, formula: Formula, dtype: DType) -> Item:
     """The output tensor at a place, shaped like one of its inputs."""
     place = output.place
     return Item(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoints.formats.merge_state import MergeState, read_state
+from weightsmith.checkpoints import MergeState, read_state
 from weightsmith.errors import CompatibilityError, RecipeError
-from weightsmith.methods.parts.registry import MethodSpec
-from weightsmith.recipes.resolution.formula import Assignments, Cast, Leaf
+from weightsmith.methods import MethodSpec
+from weightsmith.recipes.language.modifier_calls import Assignments
+from weightsmith.recipes.resolution.formula import Cast, Leaf
 from weightsmith.recipes.resolution.views import Item, View
 
 

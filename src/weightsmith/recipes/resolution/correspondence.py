@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems

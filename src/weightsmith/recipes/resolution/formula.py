@@ -13,19 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightsmith.findings import Finding
-from weightsmith.graph.equal_magnitudes import EqualMagnitudes
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.records import record
+from weightsmith.graph import EqualMagnitudes
+from weightsmith.recipes.language.modifier_calls import Assignments, Modification
+from weightsmith.tensors import DType, record
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
     from weightsmith.recipes.language.recipe import Recipe
-    from weightsmith.vocabularies.outcome import Outcome
-
-Assignments = tuple[tuple[str, Any], ...]
+    from weightsmith.vocabularies import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +47,6 @@ class Leaf:
     def likeness(self) -> Hashable:
         """The checkpoint."""
         return self.checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Modification:
-    """A modifier of the experts, with the parameters that the recipe gives."""
-
-    modifier: str
-    parameters: Assignments
 
 
 @dataclass(frozen=True, slots=True)

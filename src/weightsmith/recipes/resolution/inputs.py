@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from weightsmith.adapters.adapted_models import reference_of
-from weightsmith.adapters.references import base_of
-from weightsmith.checkpoints import Checkpoint, Tying, untied
-from weightsmith.checkpoints.formats.statistics import require_match, require_names, statistics_of
-from weightsmith.checkpoints.tied_tensors import tie_findings, vocabulary_head
+from weightsmith.adapters import base_of, reference_of
+from weightsmith.checkpoints import (
+    Checkpoint,
+    Tying,
+    require_match,
+    require_names,
+    statistics_of,
+    tie_findings,
+    untied,
+    vocabulary_head,
+)
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
@@ -19,12 +24,9 @@ from weightsmith.recipes.resolution.formula import Formula, Leaf, Same
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.recipes.resolution.output_sections import Labels
 from weightsmith.recipes.resolution.postprocess import as_written
+from weightsmith.recipes.resolution.result import RecipeResult
 from weightsmith.recipes.resolution.views import Item, View, view_of
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import LazyTensor
-
-if TYPE_CHECKING:
-    from weightsmith.recipes.resolution.merging import Result
+from weightsmith.tensors import DType, LazyTensor
 
 
 class Inputs:
@@ -92,7 +94,7 @@ class Inputs:
             self.statistics[key] = MeasuredStatistics(label, found)
         return self.statistics[key]
 
-    def recipe_view(self, key: Hashable, name: str, result: Callable[[str], Result]) -> View:
+    def recipe_view(self, key: Hashable, name: str, result: Callable[[str], RecipeResult]) -> View:
         """The result of a recipe inside a recipe; `result` resolves it, given its label.
 
         Where the inner recipe names a dtype, and always in mergekit's semantics, its values are

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightsmith.checkpoints.formats.statistics import Statistics, misfit
+from weightsmith.checkpoints import Statistics, misfit
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts.registry import MethodSpec
+from weightsmith.methods import METRICS, MethodSpec
+from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.resolution.formula import Assignments, Cast, Leaf, MeasuredLeaves
+from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves
 from weightsmith.recipes.resolution.views import Item, View
-
-METRICS = "metrics"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.model_references import ModelRef
-from weightsmith.recipes.language.recipe import plain
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,
@@ -17,6 +17,7 @@ from weightsmith.recipes.language.schema import (
     RecipeRule,
     Slice,
     SliceSource,
+    plain,
 )
 from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.inputs import Inputs
@@ -30,33 +31,12 @@ from weightsmith.recipes.resolution.output_sections import (
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
+from weightsmith.recipes.resolution.result import RecipeResult
 from weightsmith.recipes.resolution.views import Item, View
-from weightsmith.tensors.dtypes import DType
-
-ModelLike = ModelRef | RecipeDocument
+from weightsmith.tensors import DType
 
 # Above all models that there are; a layer's number in a file may be any.
 _MOST_LAYERS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outputs of one recipe with what gave them their frame.
-
-    `inputs` are the views that were merged; `bases` holds the base's tensor for each output that
-    has one; `stack` is the prefix of the layers that `layer_sources` is about.
-    """
-
-    items: tuple[Item, ...]
-    donor: View
-    base: View | None
-    inputs: tuple[View, ...]
-    bases: Mapping[str, Item]
-    layer_sources: tuple[int, ...] | None
-    stack: str | None
-    semantics: str
-    output_dtype: DType | None
-    seed: int
 
 
 @dataclass(slots=True)
@@ -100,7 +80,7 @@ class Resolver:
 
     def result(
         self, document: RecipeDocument, *, inherited: str, scope: str, seed: int = 0
-    ) -> Result:
+    ) -> RecipeResult:
         """Resolve one recipe; `scope` tells its merges from those of other recipes.
 
         `inherited` is the semantics and `seed` the seed where the recipe has none of its own.
@@ -125,7 +105,7 @@ class Resolver:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
-        return Result(
+        return RecipeResult(
             items=tuple(post_steps(document, work.items, work.bases, semantics, scope, seed)),
             donor=donor,
             base=base,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import modifiers
-from weightsmith.methods.parts.registry import Base
+from weightsmith.methods import Base, modifiers
+from weightsmith.recipes.language.modifier_calls import Modification
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import MethodStep
 from weightsmith.recipes.language.selectors import TensorPlace
-from weightsmith.recipes.resolution.formula import Modification
 
 Steps = tuple[MethodStep, ...]
 

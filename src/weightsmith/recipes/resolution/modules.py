@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.recipes.language.schema import Module
 from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.views import Item, View

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import registry
+from weightsmith.methods import registry
+from weightsmith.recipes.language.modifier_calls import Assignments, Modification
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import RecipeRule
 from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.continuing import continues
-from weightsmith.recipes.resolution.formula import Assignments, Modification
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
 from weightsmith.recipes.resolution.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.resolution.views import View

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.language.selectors import TensorPlace
-from weightsmith.recipes.resolution.combine import Output
+from weightsmith.recipes.resolution.combine import CombinedOutput
 from weightsmith.recipes.resolution.output_sections import MergeSection
 from weightsmith.recipes.resolution.views import Item, View, depth_of, layer_name
 
@@ -28,7 +28,7 @@ class Placed:
     section: MergeSection
     items: tuple[Item | None, ...]
     base: Item | None
-    output: Output
+    output: CombinedOutput
 
 
 def place_models(
@@ -50,7 +50,9 @@ def place_models(
         place = TensorPlace(name, first.kind, first.layer)
         depth = 0.0 if flat else first.depth
         base_item = base.items.get(name) if base is not None else None
-        yield Placed(section, items, base_item, Output(place, depth, first.layers, first.block))
+        yield Placed(
+            section, items, base_item, CombinedOutput(place, depth, first.layers, first.block)
+        )
 
 
 def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:
@@ -115,7 +117,7 @@ def _place_outside(sections: Sequence[MergeSection], item: Item) -> Placed:
     items = tuple(source.view.items.get(item.name) for source in section.sources)
     base = section.base.items.get(item.name) if section.base is not None else None
     place = TensorPlace(item.name, item.kind, item.layer)
-    return Placed(section, items, base, Output(place, 0.0, item.layers, item.block))
+    return Placed(section, items, base, CombinedOutput(place, 0.0, item.layers, item.block))
 
 
 def _place_layer(
@@ -136,7 +138,7 @@ def _place_layer(
             at = section.base_index
             base_item = items[at] if at is not None else base.items.get(first.name)
         place = TensorPlace(layer_name(prefix, layer, rest), first.kind, layer)
-        yield Placed(section, items, base_item, Output(place, depth, total, prefix))
+        yield Placed(section, items, base_item, CombinedOutput(place, depth, total, prefix))
 
 
 def comes_after(item: Item) -> bool:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints.roles import Kind
-from weightsmith.checkpoints.tied_tensors import declared_tied
+from weightsmith.checkpoints import Kind, declared_tied
 from weightsmith.errors import RecipeError
-from weightsmith.methods.parts import registry
+from weightsmith.methods import registry
+from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.parameter_settings import lookups
 from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
 from weightsmith.recipes.language.selectors import Match, TensorPlace
 from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
-from weightsmith.recipes.resolution.views import Item, depth_of, item_place
+from weightsmith.recipes.resolution.result import RecipeResult
+from weightsmith.recipes.resolution.views import Item, View, depth_of, item_place
 
-if TYPE_CHECKING:
-    from weightsmith.recipes.resolution.merging import Resolver, Result
+# A model, the preset and the merge that it stands in, and a seed give its tensors.
+ViewOf = Callable[[ModelLike, str, str, int], View]
 
 
 def post_steps(
@@ -113,7 +113,7 @@ def _require_merged(items: Sequence[Item], merges: Mapping[str, Merge], complain
         )
 
 
-def tied_outputs(result: Result) -> list[Item]:
+def tied_outputs(result: RecipeResult) -> list[Item]:
     """The outputs with every tie that all inputs share.
 
     Of an embedding and a head that the configuration declares tied only the embedding is written; other tied
@@ -122,7 +122,7 @@ def tied_outputs(result: Result) -> list[Item]:
     return _with_ties(result)
 
 
-def as_written(result: Result) -> list[Item]:
+def as_written(result: RecipeResult) -> list[Item]:
     """The outputs of a recipe inside a recipe as they would be read from a folder that it had been written to.
 
     Tied tensors are one, under each of their names. Depths are those in the stack that was made, not in the slices
@@ -146,7 +146,7 @@ def _depth(layer: int, layers: Sequence[int]) -> float:
     return depth_of(layers.index(layer), len(layers))
 
 
-def _with_ties(result: Result, *, drop: bool = True) -> list[Item]:
+def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[Item]:
     groups = [
         set(group)
         for group in result.donor.ties
@@ -186,20 +186,20 @@ def _shares(ties: Sequence[frozenset[str]], group: frozenset[str]) -> bool:
 
 
 def assertions(
-    document: RecipeDocument, resolver: Resolver, result: Result, outputs: Sequence[Item]
+    document: RecipeDocument, view_of: ViewOf, result: RecipeResult, outputs: Sequence[Item]
 ) -> tuple[Assertion, ...]:
-    """The clauses of `assert:` with the tensors that they are about.
+    """The clauses of `assert:` with the tensors that they are about; `view_of` opens what they compare with.
 
     Raises RecipeError for a clause about no tensor, and for one that needs a base or a parent that is not there.
     """
     return tuple(
-        _assertion(clause, f"assert[{i}]", resolver, result, outputs)
+        _assertion(clause, f"assert[{i}]", view_of, result, outputs)
         for i, clause in enumerate(document.assertions or ())
     )
 
 
 def _assertion(
-    clause: Clause, where: str, resolver: Resolver, result: Result, outputs: Sequence[Item]
+    clause: Clause, where: str, view_of: ViewOf, result: RecipeResult, outputs: Sequence[Item]
 ) -> Assertion:
     if clause.finite:
         return Assertion(
@@ -219,7 +219,7 @@ def _assertion(
             bounds.high,
         )
     assert clause.equal is not None
-    view = resolver.view(clause.equal.to, result.semantics, where, result.seed)
+    view = view_of(clause.equal.to, result.semantics, where, result.seed)
     chosen = _selected(clause.equal.match, outputs, where)
     found = {item.name: view.items.get(item.name) for item in chosen}
     return Assertion(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from weightsmith.adapters.adapted_models import open_model
-from weightsmith.adapters.references import located, parse_reference
+from weightsmith.adapters import located, open_model, parse_reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
-from weightsmith.graph.equal_magnitudes import EqualMagnitudes
+from weightsmith.graph import EqualMagnitudes
 from weightsmith.recipes.language.dialect import with_native_keys
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
@@ -22,7 +21,7 @@ from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
 from weightsmith.recipes.resolution.views import Item, View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
-from weightsmith.tensors.sizes import parse_size
+from weightsmith.tensors import parse_size
 
 Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
 
@@ -51,7 +50,7 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     outputs = tied_outputs(result)
     if vocabulary is None:
         vocabulary = compare_vocabularies(document, result, outputs, inputs)
-    checks = assertions(document, resolver, result, outputs)
+    checks = assertions(document, resolver.view, result, outputs)
     tensors = tuple(_output_tensor(item) for item in outputs)
     measured = _measured_only(tensors, inputs.recipe_views)
     return Resolved(

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.nested_config import vocabulary_size_of
+from weightsmith.checkpoints import Checkpoint, vocabulary_size_of
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.mentioned import (
     base_reference,
-    frame_reference,
+    config_source_of,
     merged_references,
     other_references,
     tokenizer_references,
@@ -29,19 +28,32 @@ from weightsmith.recipes.language.vocabulary_sections import (
     ZeroRow,
 )
 from weightsmith.recipes.resolution.inputs import Inputs
-from weightsmith.tensors.messages import shown
-from weightsmith.tokenizers.target import TargetVocabulary, TokenizerMember, copy_target
-from weightsmith.tokenizers.templates import resolve_chat_template
-from weightsmith.tokenizers.tokenizer_library import Library
-from weightsmith.tokenizers.union import union_target
-from weightsmith.tokenizers.vocabulary import AddedFlags, Vocabulary
-from weightsmith.vocabularies.companion_files import VocabularyChange, carried_files
-from weightsmith.vocabularies.missing import MissingRule
-from weightsmith.vocabularies.outcome import Outcome, SpecialToken
-from weightsmith.vocabularies.row_fitting import Rules
-from weightsmith.vocabularies.rules import Zero, rule_named
-from weightsmith.vocabularies.table_alignment import Aligned, Aligner, Party, TokenChoice
-from weightsmith.vocabularies.token_matching import default_match
+from weightsmith.tensors import shown
+from weightsmith.tokenizers import (
+    AddedFlags,
+    Library,
+    TargetVocabulary,
+    TokenizerMember,
+    Vocabulary,
+    copy_target,
+    resolve_chat_template,
+    union_target,
+)
+from weightsmith.vocabularies import (
+    Aligned,
+    Aligner,
+    MissingRule,
+    Outcome,
+    Rules,
+    SpecialToken,
+    TokenChoice,
+    TokenizedModel,
+    VocabularyChange,
+    Zero,
+    carried_files,
+    default_match,
+    rule_named,
+)
 from weightsmith.wording import counted
 
 
@@ -128,16 +140,16 @@ class _Section:
 
     def outcome(self) -> Outcome:
         """Align all checkpoints and put the aligned ones in place of those that were opened."""
-        target, owner = self._target()
-        parties = {reference: self._party(reference, target) for reference in self.every}
-        aligner = self._aligner(target, parties, owner)
-        aligned = [aligner.align(party) for party in parties.values()]
+        target, tokenizer_source = self._target()
+        models = {reference: self._model(reference, target) for reference in self.every}
+        aligner = self._aligner(target, models, tokenizer_source)
+        aligned = [aligner.align(model) for model in models.values()]
         self._refuse_bundle(aligned)
-        for reference, one in zip(parties, aligned, strict=True):
+        for reference, one in zip(models, aligned, strict=True):
             if one.tensors:
                 self.inputs.substitute(reference, one.tensors)
         self._note(target, aligner, aligned)
-        return self._described(target, owner, aligner, aligned)
+        return self._described(target, tokenizer_source, aligner, aligned)
 
     def _member(self, reference: str, vocabulary: Vocabulary) -> TokenizerMember:
         checkpoint = self.checkpoint(reference)
@@ -150,15 +162,15 @@ class _Section:
         source = self.section.source
         tokens = list(self.section.tokens or ())
         pad = self.section.pad_to_multiple_of
-        owner = str(source) if isinstance(source, ModelRef) else self.base
-        own = self.vocabularies[owner]
+        tokenizer_source = str(source) if isinstance(source, ModelRef) else self.base
+        own = self.vocabularies[tokenizer_source]
         assert own is not None
-        donor = self._member(owner, own)
+        donor = self._member(tokenizer_source, own)
         if source == "union":
             members = [donor]
             for reference in self.merged:
                 vocabulary = self.vocabularies[reference]
-                if reference != owner and vocabulary is not None:
+                if reference != tokenizer_source and vocabulary is not None:
                     members.append(self._member(reference, vocabulary))
             target = union_target(
                 members, tokens=tokens, flags=self._flags(), pad_to_multiple_of=pad
@@ -172,7 +184,7 @@ class _Section:
                 pad_to_multiple_of=pad,
                 strip=source == "base",
             )
-        return target, owner
+        return target, tokenizer_source
 
     def _flags(self) -> dict[str, AddedFlags]:
         """How models that have a token of `tokens:` as an added one find it in text; mergekit forgets it."""
@@ -184,7 +196,7 @@ class _Section:
                 found[text] = flags
         return found
 
-    def _party(self, reference: str, target: TargetVocabulary) -> Party:
+    def _model(self, reference: str, target: TargetVocabulary) -> TokenizedModel:
         """A checkpoint with its tokenizer; one that lacks it is taken to have the base's, as in mergekit."""
         view = self.inputs.checkpoint_view(reference)
         vocabulary = self.vocabularies[reference]
@@ -207,26 +219,26 @@ class _Section:
         match = self.section.match or default_match(
             target.vocabulary, vocabulary, native=self.is_native
         )
-        return Party.of(
+        return TokenizedModel.of(
             view.label, view.checkpoint, vocabulary, merged=reference in self.merged, match=match
         )
 
     def _aligner(
-        self, target: TargetVocabulary, parties: Mapping[str, Party], owner: str
+        self, target: TargetVocabulary, models: Mapping[str, TokenizedModel], tokenizer_source: str
     ) -> Aligner:
         has_base = self.document.base_model is not None or self.document.expression is not None
         aligner = Aligner(
             target=target,
-            parties=list(parties.values()),
-            base=parties[self.base] if has_base else None,
-            frame=parties[frame_reference(self.document)],
-            owner=parties[owner],
+            models=list(models.values()),
+            base=models[self.base] if has_base else None,
+            config_source=models[config_source_of(self.document)],
+            tokenizer_source=models[tokenizer_source],
             choices={},
             rules=rules_of(self.section.missing),
             keeps_padding=self.is_native or self.section.pad_to_multiple_of is None,
         )
         choices = {
-            text: self._choice(text, row.source, row.force, parties, aligner)
+            text: self._choice(text, row.source, row.force, models, aligner)
             for text, row in (self.section.tokens or {}).items()
             if text in target.vocabulary.ids
         }
@@ -237,29 +249,29 @@ class _Section:
         text: str,
         source: ModelToken | ZeroRow | ModelRef | None,
         force: bool,
-        parties: Mapping[str, Party],
+        models: Mapping[str, TokenizedModel],
         aligner: Aligner,
     ) -> TokenChoice:
         if source is None or isinstance(source, ZeroRow):
             return TokenChoice(None, is_zero=source is not None, force=force)
         is_token = isinstance(source, ModelToken)
-        party = parties[str(source.model if is_token else source)]  # type: ignore[union-attr]
+        model = models[str(source.model if is_token else source)]  # type: ignore[union-attr]
         if is_token:
             assert isinstance(source, ModelToken)
             row = source.token_id
             if row is None:
-                row = party.vocabulary.ids.get(source.token or "")
+                row = model.vocabulary.ids.get(source.token or "")
         else:
             index = aligner.target.vocabulary.ids[text]
-            found = int(aligner.ids(party)[index])
+            found = int(aligner.ids(model)[index])
             row = found if found >= 0 else None
         if row is None:
             wanted = source.token if isinstance(source, ModelToken) else text
             raise RecipeError(
-                f"tokenizer.tokens: {party.label!r} has no token {shown(wanted)} whose row {shown(text)} could take; "
+                f"tokenizer.tokens: {model.label!r} has no token {shown(wanted)} whose row {shown(text)} could take; "
                 "name one that it has, or another model."
             )
-        return TokenChoice(party, row, force=force)
+        return TokenChoice(model, row, force=force)
 
     def _refuse_bundle(self, aligned: Sequence[Aligned]) -> None:
         if self.document.bundle is not None and any(one.tensors for one in aligned):
@@ -276,7 +288,7 @@ class _Section:
                 problems.add(finding)
         for finding in target.findings:
             problems.add(finding)
-        merged = [one for one in aligned if one.party.is_merged]
+        merged = [one for one in aligned if one.model.is_merged]
         unresolved = list(
             dict.fromkeys(text for one in merged for r in one.reports for text in r.unresolved)
         )
@@ -289,8 +301,8 @@ class _Section:
                     Finding(
                         Severity.NOTE,
                         "tokens-dropped",
-                        one.party.label,
-                        f"{lost} tokens of {one.party.label!r} are not in the vocabulary of the result, so their rows "
+                        one.model.label,
+                        f"{lost} tokens of {one.model.label!r} are not in the vocabulary of the result, so their rows "
                         "are left out",
                         "take `source: union` to keep them",
                     )
@@ -310,10 +322,14 @@ class _Section:
         )
 
     def _described(
-        self, target: TargetVocabulary, owner: str, aligner: Aligner, aligned: Sequence[Aligned]
+        self,
+        target: TargetVocabulary,
+        tokenizer_source: str,
+        aligner: Aligner,
+        aligned: Sequence[Aligned],
     ) -> Outcome:
-        frame = frame_reference(self.document)
-        whose = owner if self._has_template(owner) else frame
+        config_source = config_source_of(self.document)
+        whose = tokenizer_source if self._has_template(tokenizer_source) else config_source
         parents = [v for r in self.merged if (v := self.vocabularies[r]) is not None]
         form = self.document.chat_template
         template, findings = resolve_chat_template(
@@ -321,15 +337,15 @@ class _Section:
         )
         for finding in findings:
             self.inputs.problems.add(finding)
-        if template is None and whose != frame:
+        if template is None and whose != config_source:
             vocabulary = self.vocabularies[whose]
             assert vocabulary is not None
             template = vocabulary.chat_templates.get("default")
         files = target.files
-        if files is None and owner != frame:
-            files = owner_files(self.checkpoint(owner))
+        if files is None and tokenizer_source != config_source:
+            files = tokenizer_source_files(self.checkpoint(tokenizer_source))
         change = VocabularyChange(
-            old=self.vocabularies[frame] or self.vocabularies[self.base],
+            old=self.vocabularies[config_source] or self.vocabularies[self.base],
             new=target.vocabulary,
             rows=declared_rows(aligner),
             tokenizer=files,
@@ -341,7 +357,7 @@ class _Section:
             tokens=len(target.vocabulary.ids),
             rows=target.rows,
             beyond=sum(index >= smallest for index in target.vocabulary.ids.values()),
-            tables=tuple(r for one in aligned if one.party.is_merged for r in one.reports),
+            tables=tuple(r for one in aligned if one.model.is_merged for r in one.reports),
             special=special_tokens(aligner),
             template=_template_words(form, self.label(whose), template, self._has_template(whose)),
             inputs={self.label(r): self.library.digests(self.checkpoint(r)) for r in self.every},
@@ -370,7 +386,7 @@ def _rule(missing: MissingRows) -> MissingRule | None:
     return None if missing.rule == BORROW else rule_named(missing.rule, missing.parameters)
 
 
-def owner_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+def tokenizer_source_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The tokenizer's files of a checkpoint, its chat templates included, by relative path."""
     wanted = {name.as_posix() for name in checkpoint.tokenizer_files}
     return {name: data for name, data in carried_files(checkpoint).items() if name in wanted}
@@ -378,9 +394,9 @@ def owner_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def declared_rows(aligner: Aligner) -> int:
     """The `vocab_size` of the result: its rows, or those of the table whose size the configuration declares."""
-    checkpoint = aligner.frame.checkpoint
+    checkpoint = aligner.config_source.checkpoint
     declared, main = vocabulary_size_of(checkpoint.config), checkpoint.vocab_size
-    sizes = {table.table.count for table in aligner.frame.tables.values()}
+    sizes = {table.table.count for table in aligner.config_source.tables.values()}
     extra = declared - main if declared in sizes and declared is not None and main else 0
     return aligner.target.rows + extra
 
@@ -391,11 +407,11 @@ def special_tokens(aligner: Aligner) -> tuple[SpecialToken, ...]:
     for role, text in aligner.target.vocabulary.special.items():
         index = aligner.target.vocabulary.ids[text]
         rows: dict[str, int | None] = {}
-        for party in aligner.parties:
-            if party.is_merged:
-                own = int(aligner.ids(party)[index])
-                count = party.checkpoint.vocab_size or 0
-                rows[party.label] = own if 0 <= own < count else None
+        for model in aligner.models:
+            if model.is_merged:
+                own = int(aligner.ids(model)[index])
+                count = model.checkpoint.vocab_size or 0
+                rows[model.label] = own if 0 <= own < count else None
         found.append(SpecialToken(role, text, index, rows))
     return tuple(found)
 

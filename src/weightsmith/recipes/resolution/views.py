@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Checkpoint, Kind
 from weightsmith.recipes.resolution.formula import Formula, Leaf, Place
-from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.records import record
+from weightsmith.tensors import DType, record
 
 LayerKey = tuple[int, str]
 

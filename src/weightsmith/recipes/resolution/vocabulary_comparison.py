@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.checkpoints.roles import Kind
+from weightsmith.checkpoints import Checkpoint, Kind
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.resolution.formula import models_in
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.views import Item
-from weightsmith.tensors.messages import shown
-from weightsmith.vocabularies.companion_files import VocabularyChange
-from weightsmith.vocabularies.outcome import Outcome
+from weightsmith.tensors import shown
+from weightsmith.vocabularies import Outcome, VocabularyChange
 
 if TYPE_CHECKING:
     from weightsmith.recipes.language.schema import RecipeDocument
-    from weightsmith.recipes.resolution.merging import Result
-    from weightsmith.tokenizers.vocabulary import Vocabulary
+    from weightsmith.recipes.resolution.result import RecipeResult
+    from weightsmith.tokenizers import Vocabulary
 
 _TABLES = (Kind.EMBEDDING, Kind.HEAD)
 
 
 def compare_vocabularies(
-    document: RecipeDocument, result: Result, outputs: Sequence[Item], inputs: Inputs
+    document: RecipeDocument, result: RecipeResult, outputs: Sequence[Item], inputs: Inputs
 ) -> Outcome:
     """Findings about tokenizers that differ although their tables fit, and the chat template.
 
@@ -45,8 +43,7 @@ def compare_vocabularies(
         rows = inputs.checkpoints[donor].vocab_size or 0
         return Outcome(rows=rows, template=f"that of {donor!r}")
     # Readers of tokenizers are many, and most small networks have none.
-    from weightsmith.tokenizers.templates import resolve_chat_template
-    from weightsmith.tokenizers.tokenizer_library import Library
+    from weightsmith.tokenizers import Library, resolve_chat_template
 
     library = Library()
     look = library.outline if library.share_tokens(list(checkpoints.values())) else library.read

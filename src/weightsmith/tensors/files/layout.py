@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from weightsmith.errors import OutputError, UsageError
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.fast_records import record
 from weightsmith.tensors.files.safetensors_header import encode_header
 from weightsmith.tensors.files.shard_index import encode_index
 from weightsmith.tensors.messages import shown
-from weightsmith.tensors.records import record
 from weightsmith.tensors.stored import Shaped
 
 Entry = tuple[str, DType, tuple[int, ...]]

@@ -1,0 +1,1 @@
+"""Pickled checkpoints, read by a machine that knows tensors and nothing else."""

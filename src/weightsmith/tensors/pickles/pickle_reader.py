@@ -21,7 +21,7 @@ from weightsmith.tensors.pickles.pickle_machine import PickleMachine, PickleRefu
 from weightsmith.tensors.pickles.strided import contiguous_strides, span_elements
 from weightsmith.tensors.pickles.torch_globals import (
     PickledTensor,
-    Storage,
+    TorchStorage,
     find_global,
     storage_of,
 )
@@ -109,7 +109,7 @@ def _load_archive(
     data = read_bytes(descriptor, path, pickled.offset, pickled.size, "data.pkl")
     places: dict[str, _Place] = {}
 
-    def load_storage(persistent_id: Any) -> Storage:
+    def load_storage(persistent_id: Any) -> TorchStorage:
         storage = storage_of(persistent_id)
         member = members.get(f"{prefix}data/{storage.key}")
         if member is None or member.size < storage.nbytes:
@@ -153,9 +153,9 @@ def _load_legacy(
     head = read_bytes(descriptor, path, 0, min(identity.size, LARGEST_PICKLE_BYTES), "the pickles")
     if head[:1] != b"\x80":
         raise _refusal(path, "it is no file of torch.save (neither a zip archive nor a pickle)")
-    storages: dict[str, Storage] = {}
+    storages: dict[str, TorchStorage] = {}
 
-    def load_storage(persistent_id: Any) -> Storage:
+    def load_storage(persistent_id: Any) -> TorchStorage:
         storage = storage_of(persistent_id)
         if storages.setdefault(storage.key, storage) != storage:
             raise PickleRefused(f"storage {shown(storage.key)} is described in two ways")
@@ -182,7 +182,7 @@ def _load_legacy(
 
 
 def _legacy_offsets(
-    descriptor: int, path: Path, position: int, storages: list[Storage]
+    descriptor: int, path: Path, position: int, storages: list[TorchStorage]
 ) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
     for storage in storages:

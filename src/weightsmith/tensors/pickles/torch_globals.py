@@ -19,7 +19,7 @@ _LARGEST_COUNT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class TorchStorage:
     """A storage of a torch file: its key, dtype (None if it is untyped) and size."""
 
     key: str
@@ -33,7 +33,7 @@ class PickledTensor:
 
     dtype: DType
     shape: tuple[int, ...]
-    storage: Storage
+    storage: TorchStorage
     offset: int
     strides: tuple[int, ...] | None
 
@@ -60,7 +60,7 @@ def find_global(module: str, name: str) -> Global:
     return found
 
 
-def storage_of(persistent_id: object) -> Storage:
+def storage_of(persistent_id: object) -> TorchStorage:
     """The storage that a persistent id ("storage", class, key, device, elements) describes.
 
     Raises `PickleRefused` for anything else, and for storages that are views of others (torch
@@ -81,7 +81,7 @@ def storage_of(persistent_id: object) -> Storage:
     if not 0 <= numel <= _LARGEST_COUNT:
         raise PickleRefused(f"storage {shown(key)} claims {numel} elements")
     dtype = _STORAGES[kind.name]
-    return Storage(key, dtype, numel * (dtype.itemsize if dtype else 1))
+    return TorchStorage(key, dtype, numel * (dtype.itemsize if dtype else 1))
 
 
 def _dtype_of(value: object) -> DType:
@@ -94,7 +94,9 @@ def _is_extent(value: object) -> bool:
     return type(value) is tuple and all(type(n) is int and 0 <= n <= _LARGEST_COUNT for n in value)
 
 
-def _view(dtype: DType, storage: Storage, first: Any, shape: Any, strides: Any) -> PickledTensor:
+def _view(
+    dtype: DType, storage: TorchStorage, first: Any, shape: Any, strides: Any
+) -> PickledTensor:
     """Check a view against its storage, so that no few bytes can claim to be many."""
     if not (
         _is_extent(shape)
@@ -131,7 +133,7 @@ def _check_plain(metadata: object) -> None:
 
 
 def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any) -> PickledTensor:
-    if not isinstance(storage, Storage) or storage.dtype is None:
+    if not isinstance(storage, TorchStorage) or storage.dtype is None:
         raise PickleRefused("a tensor is built on something that is not a typed storage")
     return _view(storage.dtype, storage, first, shape, strides)
 
@@ -160,7 +162,7 @@ def _rebuild_tensor_v3(
     metadata: Any = None,
 ) -> PickledTensor:
     _check_plain(metadata)
-    if not isinstance(storage, Storage):
+    if not isinstance(storage, TorchStorage):
         raise PickleRefused("a tensor is built on something that is not a storage")
     return _view(_dtype_of(dtype), storage, first, shape, strides)
 

@@ -1,0 +1,28 @@
+"""Tensors that an output computes, each with its form in the files, and those that come from one reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weightsmith.engine.outputs.storage import PLAIN, StorageForm
+from weightsmith.recipes import OutputTensor
+from weightsmith.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class MadeTensor:
+    """One tensor to compute, and how it is stored."""
+
+    tensor: OutputTensor
+    storage: StorageForm = PLAIN
+
+    @property
+    def stored(self) -> tuple[str, DType, tuple[int, ...]]:
+        """Name, dtype and shape in the file."""
+        tensor, storage = self.tensor, self.storage
+        return tensor.name, storage.dtype(tensor.dtype), storage.shape(tensor.shape)
+
+
+# Tensors that are computed in one reading of what they are made of.
+Reading = Sequence[MadeTensor]

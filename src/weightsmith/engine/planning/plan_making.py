@@ -1,0 +1,163 @@
+"""Making a plan: a recipe and the headers of its checkpoints give everything that a merge will do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from weightsmith.adapters import open_model
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.engine.outputs.choice import resolve_output
+from weightsmith.engine.planning.backends import BackendChoice, choose_backend
+from weightsmith.engine.planning.plan import (
+    KEPT_SHARE,
+    Output,
+    Plan,
+    bytes_per_element,
+    vocabulary_bytes,
+)
+from weightsmith.engine.planning.planned_tensors import planned_tensors
+from weightsmith.engine.planning.written_companions import result_papers
+from weightsmith.errors import UsageError
+from weightsmith.findings import Finding, Severity
+from weightsmith.recipes import OutputTensor, Recipe, Resolved
+from weightsmith.tensors import ShardLayout, collection_paused, format_size, thread_count
+from weightsmith.vocabularies import AlignedRows, VocabularyChange
+
+DEFAULT_MEMORY = 256 * 2**20
+_SMALLEST_TILE = 1 << 18
+# The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
+FORMAT = 2
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    opener: Callable[[str], Checkpoint] = open_model,
+    threads: int | None = None,
+    memory_bytes: int = DEFAULT_MEMORY,
+    device: str = "cpu",
+    backend: str = "auto",
+) -> Plan:
+    """Plan a recipe from headers alone.
+
+    Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all;
+    what can be described is a finding of the plan instead.
+    """
+    workers = thread_count(threads)
+    if memory_bytes < 1:
+        raise UsageError(
+            f"A merge cannot have {memory_bytes} bytes of memory; give a number from 1."
+        )
+    with collection_paused():
+        resolved, output = resolve_output(recipe, opener)
+        return _planned(resolved, output, choose_backend(device, backend), workers, memory_bytes)
+
+
+def _planned(
+    resolved: Resolved, output: Output, choice: BackendChoice, workers: int, memory_bytes: int
+) -> Plan:
+    planned, measured, findings = planned_tensors(resolved, output.readings)
+    layout = output.layout(resolved.shard_bytes)
+    widest = max((bytes_per_element(t, resolved.checkpoints, choice) for t in planned), default=1)
+    kept = choice.resident_bytes + int(KEPT_SHARE * vocabulary_bytes(resolved))
+    budget = max(memory_bytes - kept, memory_bytes // 4) // workers
+    tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
+    made, about_papers = result_papers(resolved)
+    resolved = _without_vocabularies(resolved)
+    plan = Plan(
+        resolved=resolved,
+        output=output,
+        tensors=planned,
+        layout=layout,
+        backend=choice,
+        threads=workers,
+        memory_bytes=memory_bytes,
+        tile_elements=tile,
+        findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
+        digest=_digest(resolved, [t.output for t in planned], layout, choice),
+        papers=made,
+        measured=measured,
+    )
+    return replace(plan, findings=(*plan.findings, *_memory_findings(plan)))
+
+
+def _without_vocabularies(resolved: Resolved) -> Resolved:
+    """The same without the tokens themselves, which nobody needs once the papers are made."""
+    if resolved.vocabulary is None:
+        return resolved
+    return replace(resolved, vocabulary=replace(resolved.vocabulary, change=VocabularyChange()))
+
+
+def _memory_findings(plan: Plan) -> list[Finding]:
+    if plan.peak_bytes <= plan.memory_bytes:
+        return []
+    largest = max(plan.tensors, key=lambda t: (t.whole or t.rows, math.prod(t.output.shape)))
+    return [
+        Finding(
+            Severity.WARNING,
+            "memory",
+            largest.output.name,
+            f"the merge needs about {format_size(plan.peak_bytes)} of memory, more than the "
+            f"{format_size(plan.memory_bytes)} allowed",
+            _memory_fix(plan),
+        )
+    ]
+
+
+def _memory_fix(plan: Plan) -> str:
+    if any(tensor.fits for tensor in plan.aligned):
+        return "allow more with --memory, use fewer threads, or a rule for missing rows that fits nothing"
+    if vocabulary_bytes(plan.resolved) > plan.peak_bytes / 2:
+        return "allow more with --memory: reading the tokenizers takes most of it"
+    if plan.backend.resident_bytes > plan.memory_bytes:
+        return (
+            f"allow more with --memory: the program itself takes {format_size(plan.backend.resident_bytes)}, "
+            "whatever is merged"
+        )
+    if any(tensor.whole or tensor.rows for tensor in plan.tensors):
+        return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
+    return "allow more with --memory, or use fewer threads"
+
+
+def _digest(
+    resolved: Resolved,
+    outputs: Sequence[OutputTensor],
+    layout: ShardLayout,
+    backend: BackendChoice,
+) -> str:
+    """Identity of a plan: equal digests mean that a staging folder of one run can be continued by another."""
+    state = hashlib.blake2b(digest_size=16)
+    for line in _identity(resolved, outputs, layout, backend):
+        state.update(json.dumps(line, default=str).encode())
+    return state.hexdigest()
+
+
+def _identity(
+    resolved: Resolved,
+    outputs: Sequence[OutputTensor],
+    layout: ShardLayout,
+    backend: BackendChoice,
+) -> Iterator[Any]:
+    rules = [resolved.nonfinite, resolved.equal_magnitudes.value]
+    yield [FORMAT, resolved.seed, *rules, resolved.recipe.digest()]
+    # The last bit of a sum may differ between backends, and one output never mixes them.
+    yield [backend.kind, backend.device]
+    for label, checkpoint in sorted(resolved.checkpoints.items()):
+        yield label
+        for path in sorted(checkpoint.files() or (checkpoint.path,)):
+            status = path.stat()
+            yield [path.name, status.st_size, status.st_mtime_ns]
+        for adapter in checkpoint.attached:
+            yield [adapter.strength, adapter.configuration]
+        for tensor in checkpoint.tensors.values():
+            if isinstance(tensor, AlignedRows):
+                yield [tensor.name, tensor.identity]
+    for output in outputs:
+        yield [output.name, repr(output.formula), str(output.dtype), output.shape]
+    for shard in layout.shards:
+        yield [shard.file_name, shard.size]

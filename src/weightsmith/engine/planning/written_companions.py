@@ -1,0 +1,54 @@
+"""What lies beside the weights of a result: its configuration and the files that it takes over, decided in the plan."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from weightsmith.checkpoints import Checkpoint, Kind, Tying, declared_tied, merged_config
+from weightsmith.errors import WeightsmithError
+from weightsmith.findings import Finding, Severity, errors_among
+from weightsmith.recipes import Resolved
+from weightsmith.tensors import DType
+from weightsmith.vocabularies import Papers, papers
+
+
+def result_papers(resolved: Resolved) -> tuple[Papers | None, list[Finding]]:
+    """The papers of a result and what is noteworthy about them; None where a plan cannot be run anyway."""
+    if errors_among(resolved.findings):
+        return None, []
+    donor = resolved.checkpoints[resolved.donor]
+    change = None if resolved.vocabulary is None else resolved.vocabulary.change
+    try:
+        made = papers(donor, _config(resolved, donor), change)
+    except WeightsmithError as problem:
+        message = str(problem).rstrip(".")
+        return None, [Finding(Severity.ERROR, "papers", resolved.donor, message)]
+    return made, list(made.findings)
+
+
+def _config(resolved: Resolved, donor: Checkpoint) -> dict[str, object] | None:
+    if donor.config is None:
+        return None
+    elements: Counter[DType] = Counter()
+    for output in resolved.outputs:
+        if output.dtype.is_float:
+            elements[output.dtype] += math.prod(output.shape)
+    dtype = elements.most_common(1)[0][0] if elements else None
+    return merged_config(
+        donor.config,
+        dtype=dtype,
+        layer_sources=resolved.layer_sources,
+        tied=_tied(resolved, donor),
+        stack=resolved.stack,
+    )
+
+
+def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
+    """False where the result has a head of its own although the donor's is or is said to be tied; else its word."""
+    if donor.tying is not Tying.TIED and not declared_tied(donor.config):
+        return None
+    rows = {o.shape[0] for o in resolved.outputs if o.role == Kind.EMBEDDING.value and o.shape}
+    heads = (o.shape for o in resolved.outputs if o.role == Kind.HEAD.value)
+    # Biases and the layers before the scores belong to a tied head too.
+    return False if any(len(shape) == 2 and shape[0] in rows for shape in heads) else None

@@ -1,0 +1,31 @@
+"""What jobs of a run share, and what a finished tensor is recorded with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weightsmith.engine.running.scratch import Scratch
+from weightsmith.graph import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows.
+
+    `scratch` keeps the results of matrix methods that statistics of the whole model need, until they are written out.
+    """
+
+    backend: Backend
+    tile_elements: int
+    scratch: Scratch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a finished tensor is recorded with; sources are counted in the order in which its formula reads them."""
+
+    digest: str
+    source_digests: Mapping[int, str]
+    nonfinite: tuple[int, int]
+    nonfinite_sources: tuple[tuple[int, int], ...]

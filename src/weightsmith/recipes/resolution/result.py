@@ -1,0 +1,29 @@
+"""What the merges of one recipe give: output tensors, and what gave them their frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeResult:
+    """The outputs of one recipe with what gave them their frame.
+
+    `inputs` are the views that were merged; `bases` holds the base's tensor for each output that
+    has one; `stack` is the prefix of the layers that `layer_sources` is about.
+    """
+
+    items: tuple[Item, ...]
+    donor: View
+    base: View | None
+    inputs: tuple[View, ...]
+    bases: Mapping[str, Item]
+    layer_sources: tuple[int, ...] | None
+    stack: str | None
+    semantics: str
+    output_dtype: DType | None
+    seed: int

@@ -1,0 +1,130 @@
+"""A method run on a few arrays in memory, without recipes and files."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from weightsmith.graph import Site, Statistic, Value, evaluate_model, source
+from weightsmith.methods import METRICS, PAPER, registry
+
+
+def merge_arrays(
+    name: str,
+    base: Any | None,
+    experts: Sequence[Any],
+    *,
+    shared: Mapping[str, Any] | None = None,
+    per_expert: Sequence[Mapping[str, Any]] | None = None,
+    preset: str = PAPER,
+    statistics: Sequence[Any] | None = None,
+    kind: str | None = None,
+    **facts: Any,
+) -> Any:
+    """Merge arrays of one shape by the method called `name`, with torch, as one tensor of a model.
+
+    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics` has
+    one array for each expert (a list of them for gradients) of the `kind` given, or of the one that the method
+    prefers; without it they are made up. `facts` are those of the `Site`, such as its role or layer.
+    """
+    import torch
+
+    inputs = [_tensor(a) for a in ([] if base is None else [base]) + list(experts)]
+    site = Site("layer.weight", tuple(inputs[-1].shape), **facts)
+    kinds = [k for k in registry.get(name).statistics if k != METRICS]
+    if kinds:
+        kind = kind or kinds[0]
+        if statistics is None:
+            wide = any(a.dtype is torch.float64 for a in inputs)
+            dtype = np.float64 if wide else np.float32
+            statistics = _made_up(kind, site, len(experts), dtype)
+        site = _with_statistics(site, kind, statistics, inputs)
+    graph = _trace(
+        name,
+        base is not None,
+        len(experts),
+        site,
+        shared=shared,
+        per_expert=per_expert,
+        preset=preset,
+    )
+    merged = evaluate_model({"": graph}, {"": inputs})[""]
+    return merged if any(isinstance(e, torch.Tensor) for e in experts) else merged.numpy()
+
+
+def merge_models(
+    name: str,
+    tensors: Mapping[str, tuple[Any, Sequence[Any], Mapping[str, Any]]],
+    **how: Any,
+) -> dict[str, Any]:
+    """Merge several tensors as those of one model: by name the base, the experts, and facts of the `Site`.
+
+    `how` is `shared`, `per_expert` and `preset`, as for `merge_arrays`.
+    """
+    graphs, inputs = {}, {}
+    for key, (base, experts, facts) in tensors.items():
+        inputs[key] = [_tensor(a) for a in [base, *experts]]
+        site = Site(key, tuple(inputs[key][0].shape), **facts)
+        graphs[key] = _trace(name, True, len(experts), site, **how)
+    return {k: v.numpy() for k, v in evaluate_model(graphs, inputs).items()}
+
+
+def _trace(
+    name: str,
+    has_base: bool,
+    n: int,
+    site: Site,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    per_expert: Sequence[Mapping[str, Any]] | None = None,
+    preset: str = PAPER,
+) -> Value:
+    built = registry.get(name).build(shared or {}, per_expert or [{}] * n, preset=preset)
+    offset = 1 if has_base else 0
+    return built.combine(
+        source(0) if has_base else None, [source(offset + i) for i in range(n)], site
+    )
+
+
+def _made_up(kind: str, site: Site, n: int, dtype: Any) -> list[Any]:
+    """Statistics that follow the experts' labels: positive, with zeros among them; Gram matrices of few samples."""
+    found: list[Any] = []
+    for i in range(n):
+        label = site.labels[i] if i < len(site.labels) else f"m{i}"
+        rng = np.random.default_rng(zlib.crc32(label.encode()))
+        if kind == "gram":
+            if len(site.shape) < 2:
+                return []
+            width = site.shape[-1] if len(site.shape) < 4 else math.prod(site.shape[1:])
+            stack = site.shape[:1] if len(site.shape) == 3 else ()
+            samples = rng.normal(size=(*stack, width // 2 + 1, width))
+            found.append((samples.swapaxes(-1, -2) @ samples).astype(dtype))
+        elif kind == "gradients":
+            found.append(list(rng.normal(size=(3, *site.shape)).astype(dtype)))
+        else:
+            drawn = rng.exponential(size=math.prod(site.shape)) * 1e-9
+            drawn[rng.random(drawn.shape) < 0.1] = 0.0
+            found.append(drawn.reshape(site.shape).astype(dtype))
+    return found
+
+
+def _with_statistics(site: Site, kind: str, statistics: Sequence[Any], inputs: list[Any]) -> Site:
+    """The site with statistics whose arrays are put behind the inputs."""
+    entries = []
+    for given in statistics:
+        arrays = [_tensor(a) for a in (given if isinstance(given, list) else [given])]
+        values = tuple(source(len(inputs) + k) for k in range(len(arrays)))
+        entries.append(Statistic(kind, values, tuple(arrays[0].shape)))
+        inputs += arrays
+    return replace(site, statistics=tuple(entries))
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    return array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
