@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from report import machine
 
-from weightsmith.adapters.algebra import concatenated, truncated
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.spaces import CoreSpace, KnotsSpace, Space
 from weightsmith.deltas.changes import LowRankChange
+from weightsmith.lora.algebra import concatenated, truncated
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.spaces import CoreSpace, KnotsSpace, Space
 from weightsmith.tensors.blas import one_blas_thread
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]

@@ -30,9 +30,6 @@ import numpy as np
 from report import machine
 
 import weightsmith
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.treatments import Choices
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS
 from weightsmith.comparison.family import Family
@@ -40,6 +37,9 @@ from weightsmith.comparison.family_opening import open_family
 from weightsmith.deltas.codecs import LOSSY
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluation.scoring import evaluate
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.extraction import extract
+from weightsmith.lora.treatments import Choices
 from weightsmith.packages.goal import budget_bytes
 from weightsmith.packages.packing import pack
 from weightsmith.recipes import Recipe

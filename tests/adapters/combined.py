@@ -14,9 +14,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.low_rank_adapters import LowRankAdapter, low_rank_adapter
 from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.outputs.adapter_output import FactorStore
 from weightsmith.engine.planning.plan import Plan, require_runnable
@@ -26,6 +23,9 @@ from weightsmith.engine.running.progress import Silence
 from weightsmith.engine.running.run import compute_tensors
 from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.findings import Finding
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.low_rank_adapters import LowRankAdapter, low_rank_adapter
 from weightsmith.recipes import Recipe
 
 PREFIX = "base_model.model."

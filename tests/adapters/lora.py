@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.adapters.algebra import zeros
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.deltas.changes import LowRankChange
+from weightsmith.lora.algebra import zeros
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj.weight": (12, 10),

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.adapters.algebra import (
+from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRankChange, Weighted
+from weightsmith.errors import NonFiniteError, UsageError
+from weightsmith.lora.algebra import (
     concatenated,
     cosine,
     dense_spectrum,
@@ -19,9 +21,7 @@ from weightsmith.adapters.algebra import (
     truncated,
     zeros,
 )
-from weightsmith.adapters.factoring import factored
-from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRankChange, Weighted
-from weightsmith.errors import NonFiniteError, UsageError
+from weightsmith.lora.factoring import factored
 
 
 def change(rng, rows=12, columns=9, rank=3, scale=1.0):

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.adapters.decomposing import ChangeDirections
-from weightsmith.adapters.rank_allocation import allocate, spread
+from weightsmith.lora.decomposing import ChangeDirections
+from weightsmith.lora.rank_allocation import allocate, spread
 
 
 def spectra(draw):

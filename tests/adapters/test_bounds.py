@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith.adapters.algebra import spectrum
-from weightsmith.adapters.bounds import RankBound, cut_matrix, cut_spectrum
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import NonFiniteError, UsageError
+from weightsmith.lora.algebra import spectrum
+from weightsmith.lora.bounds import RankBound, cut_matrix, cut_spectrum
 
 BOUNDS = [
     RankBound(),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.as_changes import load_changes
-from weightsmith.adapters.low_rank_adapters import low_rank_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.as_changes import load_changes
+from weightsmith.lora.low_rank_adapters import low_rank_adapter
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")

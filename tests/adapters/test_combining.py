@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.adapter_api import combine_adapters
 from weightsmith.errors import CompatibilityError, NonFiniteError, RecipeError, UsageError
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
 from .combined import combined, read, save
 from .lora import SHAPES, adapter, assert_same, change, cut, dense, regauged, ties

@@ -7,7 +7,6 @@ from safetensors.numpy import load_file, save_file
 
 from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.converting import convert
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.errors import (
@@ -16,6 +15,7 @@ from weightsmith.errors import (
     OutputError,
     UsageError,
 )
+from weightsmith.lora.converting import convert
 from weightsmith.tensors.dtypes import DType
 
 SHAPES = {

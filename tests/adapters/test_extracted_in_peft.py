@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.treatments import Choices
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.tied_tensors import Tying
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.extraction import extract
+from weightsmith.lora.treatments import Choices
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.decomposing import sketched, whole
-from weightsmith.adapters.extraction import extract
-from weightsmith.adapters.treatments import Choices, Treatment
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
 from weightsmith.deltas.changes import Full
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.decomposing import sketched, whole
+from weightsmith.lora.extraction import extract
+from weightsmith.lora.treatments import Choices, Treatment
 from weightsmith.tensors.dtypes import DType
 
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.facts import inspect_adapter
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changes import LowRankChange
+from weightsmith.lora.adapter_facts import inspect_adapter
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.tensors.dtypes import DType
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.adapters.algebra import truncated
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.adapters.spaces import CoreSpace, KnotsSpace
 from weightsmith.deltas.changes import LowRankChange
+from weightsmith.lora.algebra import truncated
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.lora.spaces import CoreSpace, KnotsSpace
 
 from .lora import (
     SHAPES,

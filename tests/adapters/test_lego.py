@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.adapters.lego import Lego, clustered, k_means
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.errors import RecipeError, UsageError
+from weightsmith.lora.lego import Lego, clustered, k_means
 from weightsmith.recipes import Recipe
 
 from .combined import combined, save

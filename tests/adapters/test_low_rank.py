@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.adapters.adapter import Adapter, Form, Update
-from weightsmith.adapters.low_rank_adapters import low_rank_adapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changes import Full, Hadamard, Kronecker, LowRankChange, Stacked
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.low_rank_adapters import low_rank_adapter
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import read_header
 

@@ -3,8 +3,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from weightsmith.adapters.components import kohya_prefix, split
-from weightsmith.adapters.names_in_memory import Renaming, between, in_memory, renamed_base
 from weightsmith.checkpoints import open_checkpoint
+from weightsmith.lora.names_in_memory import Renaming, between, in_memory, renamed_base
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.as_changes import load_changes
 from weightsmith.adapters.attaching import attach
-from weightsmith.adapters.extraction import extract
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_matrix
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.as_changes import load_changes
+from weightsmith.lora.extraction import extract
 from weightsmith.testbeds.family_places import family_folder
 
 peft = pytest.importorskip("peft")

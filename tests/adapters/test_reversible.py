@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith.adapters.basis_files import open_basis, write_basis
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.adapters.reversible import reversible_basis, together
-from weightsmith.adapters.storing import BASIS
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CheckpointError, CompatibilityError, OutputError, UsageError
+from weightsmith.lora.basis_files import open_basis, write_basis
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.lora.reversible import reversible_basis, together
+from weightsmith.lora.storing import BASIS
 from weightsmith.publishing.sealing import sealed, unsealed
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import parse_file

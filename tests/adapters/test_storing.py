@@ -5,8 +5,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import (
     CompatibilityError,
@@ -15,6 +13,8 @@ from weightsmith.errors import (
     ResourceError,
     UsageError,
 )
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.publishing import atomic_renames as renaming
 from weightsmith.publishing import putting
 from weightsmith.tensors.dtypes import DType

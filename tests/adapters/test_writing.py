@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tests.adapters.small_llama import small_llama
 
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changes import LowRankChange
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.tensors.dtypes import DType
 
 torch = pytest.importorskip("torch")

@@ -7,13 +7,13 @@ import pytest
 from tests.adapters.small_llama import small_llama
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.converting import convert
-from weightsmith.adapters.facts import inspect_adapter
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.adapter_facts import inspect_adapter
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.converting import convert
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.tensors.dtypes import DType
 
 torch = pytest.importorskip("torch")

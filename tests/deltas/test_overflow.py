@@ -8,7 +8,6 @@ import pytest
 import weightsmith
 from weightsmith.adapters.adapted_models import open_model
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.low_rank_adapters import low_rank_adapter
 from weightsmith.deltas import DecodedTensor
 from weightsmith.deltas.changed import ChangedTensor
 from weightsmith.deltas.changes import Full, LowRankChange
@@ -17,6 +16,7 @@ from weightsmith.deltas.codecs.codec import StoredChange
 from weightsmith.deltas.rounded import RoundedTensor
 from weightsmith.errors import NonFiniteError, WeightsmithError
 from weightsmith.graph.graph import source
+from weightsmith.lora.low_rank_adapters import low_rank_adapter
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.memory import MemoryTensor
 

@@ -8,10 +8,6 @@ import numpy as np
 import pytest
 
 from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import write_adapter
-from weightsmith.adapters.lego import Lego, clustered
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter, low_rank_adapter
-from weightsmith.adapters.spaces import CoreSpace, KnotsSpace
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.engine.adapter_api import combine_adapters, resize_adapter
 from weightsmith.engine.api import merge_state_dicts
@@ -24,6 +20,10 @@ from weightsmith.errors import (
     UsageError,
     VerificationError,
 )
+from weightsmith.lora.adapter_writing import write_adapter
+from weightsmith.lora.lego import Lego, clustered
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter, low_rank_adapter
+from weightsmith.lora.spaces import CoreSpace, KnotsSpace
 from weightsmith.methods.parts import registry
 from weightsmith.recipes import Recipe
 

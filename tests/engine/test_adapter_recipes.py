@@ -318,7 +318,7 @@ def test_whole_modules_are_combined_as_changes_of_the_base(family: Path) -> None
 
 
 def test_dialects_are_joined_by_their_base(family: Path) -> None:
-    from weightsmith.adapters.converting import convert
+    from weightsmith.lora.converting import convert
 
     base = family / "base"
     convert(family / "b", family / "b.safetensors", "kohya", base=open_checkpoint(base))

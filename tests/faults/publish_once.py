@@ -23,9 +23,9 @@ def write_adapter(place: Path, number: int) -> None:
     """Write the adapter, in the place of an earlier one."""
     import numpy as np
 
-    from weightsmith.adapters.adapter_writing import write_adapter as write
-    from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
     from weightsmith.deltas.changes import LowRankChange
+    from weightsmith.lora.adapter_writing import write_adapter as write
+    from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
     change = LowRankChange(np.full((4, 2), float(number)), np.ones((2, 3)))
     factors = {"m.a.weight": Factors("m.a.weight", change, (4, 3))}

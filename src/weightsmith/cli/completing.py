@@ -119,8 +119,8 @@ def adapters(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
     """Labels of the adapters of the basis that stands before."""
     from click.shell_completion import CompletionItem
 
-    from weightsmith.adapters import open_basis
     from weightsmith.errors import WeightsmithError
+    from weightsmith.lora import open_basis
 
     try:
         labels = open_basis(ctx.params["file"]).labels

@@ -7,21 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from weightsmith.adapters import (
-    Adapter,
-    Choices,
-    Conversion,
-    Dialect,
-    ExtractionReport,
-    RankBound,
-    check_output,
-    convert,
-    extract,
-    facts,
-    open_adapter,
-    open_model,
-    write_adapter,
-)
+from weightsmith.adapters import Adapter, open_adapter, open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.outputs.adapter_output import AdapterFolder
@@ -31,6 +17,18 @@ from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.run import run
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
+from weightsmith.lora import (
+    Choices,
+    Conversion,
+    Dialect,
+    ExtractionReport,
+    RankBound,
+    check_output,
+    convert,
+    extract,
+    write_adapter,
+)
+from weightsmith.lora import adapter_facts as facts
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import DType, shown, thread_count
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters import RankBound
 from weightsmith.errors import UsageError
+from weightsmith.lora import RankBound
 from weightsmith.methods import registry
 from weightsmith.wording import counted
 

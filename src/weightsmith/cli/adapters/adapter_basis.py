@@ -27,7 +27,7 @@ from weightsmith.cli.terminal_text import counted
 from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import ReversibleBasis
+    from weightsmith.lora import ReversibleBasis
 
 _BASIS = click.argument("file", metavar="BASIS", type=click.Path(path_type=Path))
 
@@ -95,14 +95,9 @@ def create(
     They are called by the names of their folders or files. Ratio and errors are those before the numbers are rounded
     to the adapters' type.
     """
-    from weightsmith.adapters import (
-        check_basis,
-        load_changes,
-        open_adapter,
-        reversible_basis,
-        write_basis,
-    )
+    from weightsmith.adapters import open_adapter
     from weightsmith.engine import inputs_of
+    from weightsmith.lora import check_basis, load_changes, reversible_basis, write_basis
 
     model = opened_base(base)
     opened = [open_adapter(path) for path in adapters]
@@ -234,7 +229,7 @@ def extract(
     force: bool,
 ) -> int:
     """Write the adapter NAME (its label, or its number from 1) of BASIS as OUT."""
-    from weightsmith.adapters import check_output
+    from weightsmith.lora import check_output
 
     model = opened_base(base)
     reads = (file, *(() if model is None else model.inputs))
@@ -271,6 +266,6 @@ def _extracted_blocks(written: _Extracted) -> Iterator[Block]:
 
 
 def _opened(file: Path) -> ReversibleBasis:
-    from weightsmith.adapters import open_basis
+    from weightsmith.lora import open_basis
 
     return open_basis(file)

@@ -32,9 +32,10 @@ from weightsmith.naming import natural_key
 from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import Adapter, Dialect, Update
+    from weightsmith.adapters import Adapter, Update
     from weightsmith.engine import Combined
     from weightsmith.findings import Finding
+    from weightsmith.lora import Dialect
 
 
 # Those that `adapter combine` has beside the methods of recipes.
@@ -261,7 +262,8 @@ def _show(
 ) -> None:
     """Tell ranks and losses of what has been written, under the names by which it was combined."""
     STREAMS.done()
-    from weightsmith.adapters import named_by, open_adapter, open_model
+    from weightsmith.adapters import open_adapter, open_model
+    from weightsmith.lora import named_by
 
     model = None if base is None else open_model(base)
     adapter = named_by(model, open_adapter(_adapter_in(made.path)))

@@ -24,7 +24,7 @@ from weightsmith.cli.terminal_text import counted
 from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import Conversion, Dialect
+    from weightsmith.lora import Conversion, Dialect
 
 
 @click.command(

@@ -28,8 +28,8 @@ from weightsmith.naming import natural_key
 from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import Dialect, ExtractedTensor, ExtractionReport
     from weightsmith.checkpoints import Checkpoint
+    from weightsmith.lora import Dialect, ExtractedTensor, ExtractionReport
 
 _WAYS = ("replace", "lora", "skip")
 
@@ -116,8 +116,9 @@ def extract(
     singular values of their difference in float64. What is lost is measured on the numbers that are stored, and shown
     by layer.
     """
-    from weightsmith.adapters import Choices, open_model
+    from weightsmith.adapters import open_model
     from weightsmith.engine import extract_adapter
+    from weightsmith.lora import Choices
     from weightsmith.packages import budget_bytes
 
     begun = time.monotonic()

@@ -16,7 +16,7 @@ from weightsmith.naming import natural_key
 from weightsmith.tensors import format_size
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import AdapterFacts, TensorFacts
+    from weightsmith.lora import AdapterFacts, TensorFacts
 
 _COLUMNS = (
     "tensor",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from weightsmith.adapters import Dialect, LowRankAdapter
     from weightsmith.checkpoints import Checkpoint
+    from weightsmith.lora import Dialect, LowRankAdapter
     from weightsmith.tensors import DType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -97,7 +97,7 @@ def write(
     """Write an adapter, with factors in the type of --dtype; `reads` is what it was made from."""
     from dataclasses import replace
 
-    from weightsmith.adapters import write_adapter
+    from weightsmith.lora import write_adapter
 
     typed = replace(adapter, dtype=dtype_of(dtype, adapter.dtype))
     write_adapter(typed, out, dialect, base=base, force=force, reads=reads)

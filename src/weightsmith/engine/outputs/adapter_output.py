@@ -11,7 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters import (
+from weightsmith.checkpoints import BareAdapter, Checkpoint, open_output
+from weightsmith.deltas import LowRankChange, Matrix, read_matrix
+from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
+from weightsmith.engine.outputs.memory_stores import MemoryStore
+from weightsmith.engine.planning.adapter_plan import resolve_adapters
+from weightsmith.engine.planning.adapter_result import AdapterResult
+from weightsmith.engine.planning.plan import OneFile, Store
+from weightsmith.engine.records.journal import Journal, TensorRecord
+from weightsmith.engine.records.manifest import (
+    BehindInput,
+    Input,
+    Manifest,
+    Merged,
+    behind_inputs,
+    seen_from,
+)
+from weightsmith.engine.running.progress import Progress
+from weightsmith.errors import NonFiniteError, OutputError
+from weightsmith.lora import (
     KOHYA_WEIGHTS,
     SUFFIX,
     Array,
@@ -34,25 +52,7 @@ from weightsmith.adapters import (
     words,
     write_into,
 )
-from weightsmith.adapters import zeros as no_change
-from weightsmith.checkpoints import BareAdapter, Checkpoint, open_output
-from weightsmith.deltas import LowRankChange, Matrix, read_matrix
-from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
-from weightsmith.engine.outputs.memory_stores import MemoryStore
-from weightsmith.engine.planning.adapter_plan import resolve_adapters
-from weightsmith.engine.planning.adapter_result import AdapterResult
-from weightsmith.engine.planning.plan import OneFile, Store
-from weightsmith.engine.records.journal import Journal, TensorRecord
-from weightsmith.engine.records.manifest import (
-    BehindInput,
-    Input,
-    Manifest,
-    Merged,
-    behind_inputs,
-    seen_from,
-)
-from weightsmith.engine.running.progress import Progress
-from weightsmith.errors import NonFiniteError, OutputError
+from weightsmith.lora import zeros as no_change
 from weightsmith.publishing import MANIFEST, MANIFEST_KEY, manifest_problem
 from weightsmith.recipes import OutputTensor, Recipe, Resolved
 from weightsmith.tensors import (

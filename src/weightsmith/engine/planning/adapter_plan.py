@@ -13,7 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from weightsmith.adapters import (
+from weightsmith.adapters import open_adapter, stored_tensors
+from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.engine.planning.adapter_result import AdapterResult
+from weightsmith.engine.planning.linearity import coefficients
+from weightsmith.engine.planning.trace import Tracer
+from weightsmith.errors import CompatibilityError, RecipeError
+from weightsmith.findings import Finding, Severity
+from weightsmith.lora import (
     Array,
     ChangedTarget,
     Coordinates,
@@ -29,17 +36,9 @@ from weightsmith.adapters import (
     changes_of,
     low_rank_adapter,
     named_by,
-    open_adapter,
-    stored_tensors,
     targets_of,
     unchanged,
 )
-from weightsmith.checkpoints import BareAdapter, Checkpoint
-from weightsmith.engine.planning.adapter_result import AdapterResult
-from weightsmith.engine.planning.linearity import coefficients
-from weightsmith.engine.planning.trace import Tracer
-from weightsmith.errors import CompatibilityError, RecipeError
-from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.recipes import (
     AdapterForm,

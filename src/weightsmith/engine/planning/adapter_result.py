@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsmith.adapters import Array, ChangedTarget, Coordinates, Dialect, Lego, Loaded, RankBound
 from weightsmith.checkpoints import Checkpoint
+from weightsmith.lora import Array, ChangedTarget, Coordinates, Dialect, Lego, Loaded, RankBound
 from weightsmith.tensors import DType
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from weightsmith.adapters.diffusers_writing import diffusers_files
-from weightsmith.adapters.kohya_writing import kohya_files
-from weightsmith.adapters.low_rank_adapters import LowRankAdapter
-from weightsmith.adapters.peft_writing import peft_files
-from weightsmith.adapters.storing import SUFFIX, Files, check_place, put
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import Matrix
 from weightsmith.errors import OutputError, UsageError
+from weightsmith.lora.diffusers_writing import diffusers_files
+from weightsmith.lora.kohya_writing import kohya_files
+from weightsmith.lora.low_rank_adapters import LowRankAdapter
+from weightsmith.lora.peft_writing import peft_files
+from weightsmith.lora.storing import SUFFIX, Files, check_place, put
 from weightsmith.publishing import refuse_inputs
 from weightsmith.tensors import expanded, shown
 

@@ -6,9 +6,9 @@ import collections
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.tensors import DType, fits, shown
 
 WEIGHT = ".weight"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from weightsmith.adapters.attaching import Turned, stores_input_first, turned_stacks
+from weightsmith.adapters import Turned, stores_input_first, turned_stacks
 from weightsmith.checkpoints import Checkpoint, Kind, Role, Tying, untied, vocabulary_embedding
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor, kernel_shape, shown

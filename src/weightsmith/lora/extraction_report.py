@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.adapters.treatments import Treatment
 from weightsmith.deltas import Matrix
 from weightsmith.findings import Finding, Severity
+from weightsmith.lora.treatments import Treatment
 from weightsmith.tensors import DType, shown
 
 

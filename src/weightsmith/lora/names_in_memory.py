@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.checkpoints import Checkpoint, assemble
 from weightsmith.deltas import renamed
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
 # Families of which checkpoints were published from the body alone although their configuration names a class with a
 # head: what that class calls the body.

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from weightsmith.adapters.components import COMPONENTS, split
-from weightsmith.adapters.diffusers_files import METADATA
-from weightsmith.adapters.kohya_writing import refuse_unnamed
-from weightsmith.adapters.low_rank_adapters import LowRankAdapter
-from weightsmith.adapters.module_factors import ModuleFactors, module_factors, with_scale
-from weightsmith.adapters.peft_writing import bias_tensors, factor_tensors, peft_config
-from weightsmith.adapters.saved_modules import settle
-from weightsmith.adapters.storing import Files
+from weightsmith.adapters import COMPONENTS, METADATA, split
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.lora.kohya_writing import refuse_unnamed
+from weightsmith.lora.low_rank_adapters import LowRankAdapter
+from weightsmith.lora.module_factors import ModuleFactors, module_factors, with_scale
+from weightsmith.lora.peft_writing import bias_tensors, factor_tensors, peft_config
+from weightsmith.lora.saved_modules import settle
+from weightsmith.lora.storing import Files
 from weightsmith.tensors import shown
 
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsmith.adapters.algebra import kept_rank, leading, lost, zeros
-from weightsmith.adapters.decomposing import decompositions
 from weightsmith.deltas import Full, LowRankChange, Matrix
 from weightsmith.errors import NonFiniteError
 from weightsmith.graph import Spectrum
+from weightsmith.lora.algebra import kept_rank, leading, lost, zeros
+from weightsmith.lora.decomposing import decompositions
 from weightsmith.tensors import shown
 
 

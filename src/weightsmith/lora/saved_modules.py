@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters.base_tensors import base_tensor
-from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter
-from weightsmith.adapters.storing import StoredFactor
 from weightsmith.checkpoints import Checkpoint, Kind, Tying, vocabulary_embedding
 from weightsmith.deltas import Matrix, read_matrix
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.base_tensors import base_tensor
+from weightsmith.lora.low_rank_adapters import Array, LowRankAdapter
+from weightsmith.lora.storing import StoredFactor
 from weightsmith.tensors import NARROW, DType, fits, narrow, shown
 
 BIAS = ".bias"

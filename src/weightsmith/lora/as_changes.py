@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from weightsmith.adapters.adapter import Adapter
-from weightsmith.adapters.algebra import zeros
-from weightsmith.adapters.alignment import aligned
-from weightsmith.adapters.attaching import fitted_updates
-from weightsmith.adapters.base_tensors import base_tensor
-from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter, low_rank_adapter
+from weightsmith.adapters import Adapter, fitted_updates
 from weightsmith.checkpoints import Checkpoint, assemble
 from weightsmith.deltas import Change, ChangedTensor, Full, Matrix, Stacked, read_elements
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.algebra import zeros
+from weightsmith.lora.alignment import aligned
+from weightsmith.lora.base_tensors import base_tensor
+from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter, low_rank_adapter
 from weightsmith.tensors import DType, LazyTensor, Shaped, kernel_shape, shown
 
 

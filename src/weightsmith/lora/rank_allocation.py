@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from weightsmith.adapters.decomposing import ChangeDirections
 from weightsmith.deltas import Matrix
+from weightsmith.lora.decomposing import ChangeDirections
 
 _NONE = np.zeros(0)
 # Applies a function to all items, in their order, as many at a time as there are threads.

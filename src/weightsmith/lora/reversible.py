@@ -22,12 +22,12 @@ from typing import Literal
 
 import numpy as np
 
-from weightsmith.adapters.algebra import concatenated, norm, truncated
-from weightsmith.adapters.alignment import aligned, labels_of
-from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.graph import exact
+from weightsmith.lora.algebra import concatenated, norm, truncated
+from weightsmith.lora.alignment import aligned, labels_of
+from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.tensors import DType, one_blas_thread, promote, shown
 
 BasisForm = Literal["whole", "per_position"]

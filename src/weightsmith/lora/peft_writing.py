@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsmith.adapters.expert_writing import expert_tensors
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.adapters.module_factors import ModuleFactors, module_factors, most_common, plain
-from weightsmith.adapters.names_in_memory import in_memory, renamed_adapter, renamed_base
-from weightsmith.adapters.peft_files import PREFIX
-from weightsmith.adapters.saved_modules import Wholes, settle, stored, tied_head
-from weightsmith.adapters.storing import Files, StoredFactor
+from weightsmith.adapters import PREFIX
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.expert_writing import expert_tensors
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.lora.module_factors import ModuleFactors, module_factors, most_common, plain
+from weightsmith.lora.names_in_memory import in_memory, renamed_adapter, renamed_base
+from weightsmith.lora.saved_modules import Wholes, settle, stored, tied_head
+from weightsmith.lora.storing import Files, StoredFactor
 from weightsmith.tensors import DType, shown
 
 WEIGHTS = "adapter_model.safetensors"

@@ -16,23 +16,23 @@ from typing import TypeVar
 
 import numpy as np
 
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.decomposing import decompositions
-from weightsmith.adapters.extraction_report import (
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import MatrixDifference, Measure, is_same, read_elements
+from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
+from weightsmith.graph import row_blocks
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.decomposing import decompositions
+from weightsmith.lora.extraction_report import (
     ExtractedTensor,
     ExtractionReport,
     findings_of,
     signal_rank,
 )
-from weightsmith.adapters.factor_fitting import fit, nearest
-from weightsmith.adapters.low_rank_adapters import Array, Factors, LowRankAdapter
-from weightsmith.adapters.rank_allocation import spread
-from weightsmith.adapters.saved_modules import stored, tied_head
-from weightsmith.adapters.treatments import Choices, TreatedTensor, Treatment, parts_of
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.deltas import MatrixDifference, Measure, is_same, read_elements
-from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
-from weightsmith.graph import row_blocks
+from weightsmith.lora.factor_fitting import fit, nearest
+from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter
+from weightsmith.lora.rank_allocation import spread
+from weightsmith.lora.saved_modules import stored, tied_head
+from weightsmith.lora.treatments import Choices, TreatedTensor, Treatment, parts_of
 from weightsmith.tensors import DType, format_size, in_order, one_blas_thread
 
 FACTOR_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)

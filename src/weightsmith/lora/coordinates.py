@@ -11,12 +11,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from weightsmith.adapters.algebra import zeros
-from weightsmith.adapters.as_changes import ChangedTarget, Loaded, NoChange
-from weightsmith.adapters.bounds import CutChange, RankBound
-from weightsmith.adapters.low_rank_adapters import Factors
-from weightsmith.adapters.spaces import Entered, Space
 from weightsmith.deltas import MOST_HELD, Change, ChangedTensor, Full, Matrix
+from weightsmith.lora.algebra import zeros
+from weightsmith.lora.as_changes import ChangedTarget, Loaded, NoChange
+from weightsmith.lora.bounds import CutChange, RankBound
+from weightsmith.lora.low_rank_adapters import Factors
+from weightsmith.lora.spaces import Entered, Space
 from weightsmith.tensors import DType, LazyTensor, one_blas_thread
 
 # Tensors whose coordinates are kept: those that are read at this moment, and a few more.

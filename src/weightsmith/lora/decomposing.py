@@ -17,10 +17,10 @@ from functools import partial
 
 import numpy as np
 
-from weightsmith.adapters.algebra import leading as leading_factors
-from weightsmith.adapters.algebra import signed
 from weightsmith.deltas import Change, LowRankChange, Matrix
 from weightsmith.graph import Spectrum, exact, row_blocks, signs, sketched_spectrum, times
+from weightsmith.lora.algebra import leading as leading_factors
+from weightsmith.lora.algebra import signed
 
 # The smaller axis up to which all directions are found.
 _WHOLE = 1024

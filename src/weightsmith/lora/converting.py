@@ -10,25 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.adapters.adapter import Adapter, Form, Update
-from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.adapter_writing import Dialect, check_output, write_adapter
-from weightsmith.adapters.algebra import concatenated, norm, truncated
-from weightsmith.adapters.applying import is_embedding
-from weightsmith.adapters.attaching import fitted_updates
-from weightsmith.adapters.factor_fitting import rounded
-from weightsmith.adapters.low_rank_adapters import (
+from weightsmith.adapters import Adapter, Form, Update, fitted_updates, is_embedding, open_adapter
+from weightsmith.checkpoints import Checkpoint, Kind
+from weightsmith.deltas import LowRankChange, Matrix, read_matrix
+from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.findings import Finding
+from weightsmith.lora.adapter_writing import Dialect, check_output, write_adapter
+from weightsmith.lora.algebra import concatenated, norm, truncated
+from weightsmith.lora.factor_fitting import rounded
+from weightsmith.lora.low_rank_adapters import (
     Array,
     Factors,
     LowRankAdapter,
     low_rank_adapter,
     without_copy,
 )
-from weightsmith.adapters.names_in_memory import Renaming, between, renamed_base
-from weightsmith.checkpoints import Checkpoint, Kind
-from weightsmith.deltas import LowRankChange, Matrix, read_matrix
-from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.findings import Finding
+from weightsmith.lora.names_in_memory import Renaming, between, renamed_base
 from weightsmith.tensors import DType, narrow, promote, shown
 
 

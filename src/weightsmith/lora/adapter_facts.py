@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith.adapters.adapter import Adapter, Form, Update
-from weightsmith.adapters.adapter_reading import open_adapter
-from weightsmith.adapters.algebra import spectrum
-from weightsmith.adapters.attaching import fitted_updates
-from weightsmith.adapters.factoring import factored
+from weightsmith.adapters import Adapter, Form, Update, fitted_updates, open_adapter
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import Change, Full, Matrix, Stacked, read_elements
+from weightsmith.lora.algebra import spectrum
+from weightsmith.lora.factoring import factored
 from weightsmith.tensors import DType, LazyTensor
 
 # Singular values below this share of the largest do not count as directions.

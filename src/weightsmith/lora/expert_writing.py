@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
-from weightsmith.adapters.peft_files import PARAMETER_ORDER
-from weightsmith.adapters.storing import StoredFactor
+from weightsmith.adapters import PARAMETER_ORDER
 from weightsmith.deltas import Matrix
 from weightsmith.errors import CompatibilityError
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
+from weightsmith.lora.storing import StoredFactor
 from weightsmith.tensors import DType, shown
 
 

@@ -10,10 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters.adapter import Adapter, Update
-from weightsmith.adapters.applying import applied, is_embedding
-from weightsmith.adapters.base_tensors import base_tensor
-from weightsmith.adapters.factoring import factored
+from weightsmith.adapters import Adapter, Update, applied, is_embedding
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import (
     Change,
@@ -26,6 +23,8 @@ from weightsmith.deltas import (
     read_matrix,
 )
 from weightsmith.errors import CompatibilityError, NonFiniteError
+from weightsmith.lora.base_tensors import base_tensor
+from weightsmith.lora.factoring import factored
 from weightsmith.tensors import DType, narrow, promote, shown
 
 Array = NDArray[np.float32]

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from weightsmith.adapters.components import ENCODERS, UNET, kohya_prefix, split
-from weightsmith.adapters.low_rank_adapters import Array, LowRankAdapter
-from weightsmith.adapters.module_factors import (
+from weightsmith.adapters import ENCODERS, UNET, kohya_prefix, split
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import Matrix
+from weightsmith.errors import CompatibilityError
+from weightsmith.lora.low_rank_adapters import Array, LowRankAdapter
+from weightsmith.lora.module_factors import (
     ModuleFactors,
     module_factors,
     most_common,
     plain,
     with_scale,
 )
-from weightsmith.adapters.saved_modules import stored, whole
-from weightsmith.adapters.storing import Files, StoredFactor
-from weightsmith.checkpoints import Checkpoint
-from weightsmith.deltas import Matrix
-from weightsmith.errors import CompatibilityError
+from weightsmith.lora.saved_modules import stored, whole
+from weightsmith.lora.storing import Files, StoredFactor
 from weightsmith.tensors import DType, narrow, shown
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightsmith.adapters.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding, Severity
+from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.tensors import shown
 
 # By key, the factors of each adapter, None for one that leaves the tensor alone.

@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.adapters.algebra import leading, spectrum, zeros
 from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.errors import UsageError
+from weightsmith.lora.algebra import leading, spectrum, zeros
 
 Labels = NDArray[np.intp]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.adapters.algebra import (
+from weightsmith.deltas import Change, Hadamard, Kronecker, LowRankChange, Matrix, Weighted
+from weightsmith.graph import Spectrum
+from weightsmith.lora.algebra import (
     concatenated,
     dense_spectrum,
     kept_rank,
@@ -12,8 +14,6 @@ from weightsmith.adapters.algebra import (
     truncated,
     zeros,
 )
-from weightsmith.deltas import Change, Hadamard, Kronecker, LowRankChange, Matrix, Weighted
-from weightsmith.graph import Spectrum
 
 
 def factored(

@@ -18,10 +18,10 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from weightsmith.adapters.algebra import dense_spectrum, signed, spectrum, truncated
-from weightsmith.adapters.bounds import CutChange, RankBound, cut_spectrum
 from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.graph import Spectrum, exact
+from weightsmith.lora.algebra import dense_spectrum, signed, spectrum, truncated
+from weightsmith.lora.bounds import CutChange, RankBound, cut_spectrum
 
 # Coefficients below this share of a task's largest are rounding: where a task has no part it must not vote.
 _NOISE = 2.0**-40

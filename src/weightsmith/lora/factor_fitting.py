@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsmith.adapters.algebra import kept_rank
-from weightsmith.adapters.bounds import RankBound
-from weightsmith.adapters.decomposing import ChangeDirections, decompositions, residual
 from weightsmith.deltas import Change, LowRankChange, Matrix
 from weightsmith.errors import CompatibilityError, NonFiniteError
+from weightsmith.lora.algebra import kept_rank
+from weightsmith.lora.bounds import RankBound
+from weightsmith.lora.decomposing import ChangeDirections, decompositions, residual
 from weightsmith.tensors import WORDS, DType, narrow, roundoff, shown, widen
 
 

@@ -14,11 +14,11 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from weightsmith.adapters.low_rank_adapters import Array, Factors, FactorsKind
-from weightsmith.adapters.reversible import BasisForm, ReversibleBasis, TensorBasis
-from weightsmith.adapters.storing import BASIS, SUFFIX, Files, StoredFactor, check_place, put
 from weightsmith.deltas import LowRankChange, read_matrix
 from weightsmith.errors import CheckpointError, Malformed, UsageError
+from weightsmith.lora.low_rank_adapters import Array, Factors, FactorsKind
+from weightsmith.lora.reversible import BasisForm, ReversibleBasis, TensorBasis
+from weightsmith.lora.storing import BASIS, SUFFIX, Files, StoredFactor, check_place, put
 from weightsmith.publishing import sealed, unsealed
 from weightsmith.tensors import (
     DType,
