@@ -31,7 +31,7 @@ not the pages.*
 
 Under each question, the first to try stands first ([with settings and figures](which-method.md)). Every method has a
 page with its formula, parameters, defaults, cost, source, and a recipe that runs; `weightsmith methods NAME` prints
-the same.
+it but for the recipe, on a terminal with the defaults of the first presets.
 
 - **Sees** is what must be seen before an element can be written: only itself (`elementwise`), sums or order
   statistics of its row or tensor (`measured`), such of the whole model (`model`), or its whole matrix (`matrix`).

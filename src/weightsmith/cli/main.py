@@ -41,14 +41,14 @@ COMMANDS = {
     "diff": "Show how two checkpoints differ, per layer and role.",
     "seams": "Measure the boundaries between stacked layers.",
     "methods": "List the merge methods and modifiers, or explain one.",
-    "adapter": "Combine, convert, resize and extract adapters.",
+    "adapter": "Combine, extract, convert, merge and look at adapters.",
     "bundle": "Keep many fine-tunes of one base in one folder.",
     "delta": "Keep a fine-tune as small changes of its base.",
     "transplant": "Give a model another model's tokenizer.",
     "testbed": "Build real model families to merge and to evaluate.",
     "evaluate": "Score a checkpoint or a recipe on the tasks of a suite.",
     "compare": "Compare two versions: scores, flips, retained skill, gates.",
-    "league": "Rank merge methods on a family.",
+    "league": "Rank merge methods on your models, or on a family.",
     "report": "Write a report as one HTML file.",
 }
 

@@ -33,7 +33,7 @@ class BareAdapter(CheckpointError):
             self.weights = next((file for file in names if file.exists()), path)
         super().__init__(
             f"{identity} is an adapter, which is no model of its own: write it behind its base, as "
-            f"BASE+{identity[1:-1]}."
+            f"BASE+{identity[1:-1]}, or look at it with `weightsmith adapter inspect`."
         )
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from weightsmith.methods import MethodSpec, ModifierSpec, Parameter
 
 _LIST = ("name", "title", "base", "experts", "statistics", "kind", "passes", "paper")
-# Of more presets a terminal has no room for the columns; `--json` and `--markdown` have them all.
-_SHOWN_PRESETS = ("paper", "mergekit")
+# A terminal has no room for the columns of more; `--json` and `--markdown` have them all.
+_MOST_SHOWN = 3
 _MODIFIERS = ("name", "title", "base", "kind", "passes before", "paper")
 _MODIFIER_PARAMETERS = ("parameter", "allowed", "default", "meaning")
 
@@ -182,8 +182,16 @@ def _page(explained: _Explained) -> Iterator[Block]:
     yield ""
     if about := _about_presets(spec):
         yield TextTable("Presets", ("", ""), list(about.items()))
-    table = _parameters(spec, _SHOWN_PRESETS)
+    every = _presets(spec)
+    shown = (
+        every
+        if len(every) <= _MOST_SHOWN
+        else tuple(p for p in ("paper", "mergekit") if p in every)
+    )
+    table = _parameters(spec, shown)
     yield table if table.rows else table.title
+    if shown != every:
+        yield "Defaults of the other presets: --markdown or --json."
 
 
 def _markdown_page(explained: _Explained) -> Iterator[Block]:
@@ -287,6 +295,12 @@ def _presets(spec: MethodSpec | ModifierSpec) -> tuple[str, ...]:
     return () if isinstance(spec, ModifierSpec) else ("paper", *sorted(spec.presets))
 
 
+def _named(presets: Sequence[str]) -> str:
+    if len(presets) == 1:
+        return f"the preset {presets[0]}"
+    return f"the presets {', '.join(presets[:-1])} and {presets[-1]}"
+
+
 def _about_presets(spec: MethodSpec | ModifierSpec) -> dict[str, str]:
     """Whose rule each preset is, where the method says it."""
     from weightsmith.methods import ModifierSpec
@@ -315,7 +329,9 @@ def _parameters(spec: MethodSpec | ModifierSpec, presets: Sequence[str]) -> Text
         for key, p in spec.parameters.items()
     ]
     return TextTable(
-        "Parameters, with the defaults of both presets" if rows else "No parameters", columns, rows
+        f"Parameters, with the defaults of {_named(presets)}" if rows else "No parameters",
+        columns,
+        rows,
     )
 
 
