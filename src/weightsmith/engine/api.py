@@ -156,13 +156,18 @@ def merge_state_dicts(
     what thresholds over the model take of equals, as the recipe's key does. Raises CompatibilityError for different
     names or shapes, UsageError for arguments of another form, and NonFiniteError.
     """
-    require_arguments(method, experts, base, parameters, per_expert, modify, seed)
+    require_arguments(method, experts, base, parameters, per_expert, modify, seed, preset, labels)
     order = _equal_magnitudes(equal_magnitudes)
     if nonfinite not in ("error", "propagate"):
         raise UsageError(f"nonfinite is 'error' or 'propagate', not {nonfinite!r}.")
     from weightsmith.graph import evaluate_model
 
     spec = registry.get(method)
+    known = ("paper", "mergekit", *spec.presets)
+    if preset not in known:
+        raise UsageError(
+            f"{method} has no preset {preset!r}; give one of {', '.join(dict.fromkeys(known))}."
+        )
     built = spec.build(
         parameters or {},
         per_expert or [{} for _ in experts],

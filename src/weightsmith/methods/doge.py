@@ -90,7 +90,9 @@ class Doge(LeadingRules):
     solver: str = shared(
         "closed", choices=("closed", "adam"), doc="the exact minimiser, or the authors' descent"
     )
-    steps: int = shared(400, low=0, doc="steps of the descent, or of the conjugate gradients")
+    steps: int = shared(
+        400, low=0, high=100_000, doc="steps of the descent, or of the conjugate gradients"
+    )
     rate: float = shared(1e-4, low=0.0, doc="with solver adam: learning rate")
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:

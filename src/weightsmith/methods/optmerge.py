@@ -70,7 +70,7 @@ class OptMerge(LeadingRules):
         optional=True,
         doc="T_0: the sum or mean of the task vectors, or zero; none: by flavour",
     )
-    steps: int = shared(300, low=0, doc="with solver descent: steps")
+    steps: int = shared(300, low=0, high=100_000, doc="with solver descent: steps")
     learning_rate: float | None = shared(
         None, low=0.0, optional=True, doc="with solver descent: size of a step; none: by flavour"
     )

@@ -53,7 +53,9 @@ class Wudi(GramRules):
     solver: str = shared(
         "closed", choices=("closed", "adam"), doc="closed form, or the authors' optimiser"
     )
-    steps: int = shared(300, low=0, doc="with solver adam: steps (400 in FusionBench)")
+    steps: int = shared(
+        300, low=0, high=100_000, doc="with solver adam: steps (400 in FusionBench)"
+    )
     learning_rate: float = shared(
         1e-5,
         low=0.0,

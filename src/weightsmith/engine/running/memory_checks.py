@@ -20,10 +20,12 @@ def require_arguments(
     per_expert: object,
     modify: object,
     seed: object,
+    preset: object,
+    labels: object,
 ) -> None:
     """Raise UsageError for arguments of `merge_state_dicts` that are not what its signature says.
 
-    `parameters` and `per_expert` may be None.
+    `parameters` and `per_expert` may be None, and `labels` empty.
     """
     if not isinstance(method, str):
         raise UsageError(f"A method is given by its name, not as {_kind(method)}.")
@@ -54,8 +56,24 @@ def require_arguments(
             raise UsageError(
                 f"modify lists names of modifiers, or {{name: parameters}}, but holds {_kind(step)}."
             )
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UsageError(f"seed is a whole number, not {literal(seed)}.")
+        if isinstance(step, Mapping) and not all(
+            isinstance(name, str) and isinstance(given, Mapping) for name, given in step.items()
+        ):
+            raise UsageError(
+                f"A modifier is written as {{'clip': {{'limit': 2}}}}, not as {literal(step)}."
+            )
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise UsageError(f"seed is a whole number from 0 to 2^64 - 1, not {literal(seed)}.")
+    if not isinstance(preset, str):
+        raise UsageError(f"A preset is given by its name, not as {_kind(preset)}.")
+    if labels != ():
+        names = _listed(labels, "labels", "names, one for each expert")
+        if len(names) != len(states) or len(set(map(str, names))) != len(names):
+            raise UsageError(
+                f"labels are {len(states)} different names, one for each expert, not {literal(labels)}."
+            )
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError(f"labels are texts, not {literal(labels)}.")
 
 
 def _listed(given: object, name: str, what: str) -> Sequence[object]:

@@ -48,6 +48,8 @@ class _Required:
 
 REQUIRED: Any = _Required()
 PAPER = "paper"
+# Sums of more such numbers than there are models stay finite.
+LARGEST_NUMBER = 1e100
 # The kind of statistics that are numbers of a whole model.
 METRICS = "metrics"
 _METADATA_KEY = "weightsmith"
@@ -79,8 +81,8 @@ class Parameter:
         """Convert a value from a recipe to this parameter's type.
 
         A parameter with a *switch* is a choice that is also written as true or false: false is "none", and what
-        true means depends on the preset. Raises RecipeError for a wrong type, a NaN, or a value outside the
-        bounds.
+        true means depends on the preset. Raises RecipeError for a wrong type, a NaN, a number of a size that sums
+        of would overflow, or a value outside the bounds.
         """
         if given is None and self.optional:
             return None
@@ -93,6 +95,10 @@ class Parameter:
         number = _as_float(given)
         if not math.isfinite(number):
             raise RecipeError(f"{where}: {self.key} must be finite, not {literal(given)}.")
+        if abs(number) > LARGEST_NUMBER:
+            raise RecipeError(
+                f"{where}: {self.key} must be of a size up to {LARGEST_NUMBER:g}, but is {literal(given)}."
+            )
         if self.kind is int:
             if number != int(number):
                 raise RecipeError(

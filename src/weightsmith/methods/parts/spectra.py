@@ -94,7 +94,10 @@ class LeadingRules(MatrixRules):
         10, low=0, doc="with svd randomized: directions sketched beyond those kept"
     )
     power_iterations: int = shared(
-        2, low=0, doc="with svd randomized: multiplications by A A^T that sharpen the sketch"
+        2,
+        low=0,
+        high=100,
+        doc="with svd randomized: multiplications by A A^T that sharpen the sketch",
     )
 
     def how(self, site: Site) -> Decomposition:
