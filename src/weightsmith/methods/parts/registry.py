@@ -48,7 +48,7 @@ class _Required:
 
 REQUIRED: Any = _Required()
 PAPER = "paper"
-# Sums of more such numbers than there are models stay finite.
+# Sums over more experts than anybody has stay finite.
 LARGEST_NUMBER = 1e100
 # The kind of statistics that are numbers of a whole model.
 METRICS = "metrics"
@@ -81,8 +81,8 @@ class Parameter:
         """Convert a value from a recipe to this parameter's type.
 
         A parameter with a *switch* is a choice that is also written as true or false: false is "none", and what
-        true means depends on the preset. Raises RecipeError for a wrong type, a NaN, a number of a size that sums
-        of would overflow, or a value outside the bounds.
+        true means depends on the preset. Raises RecipeError for a wrong type, a NaN, a number of an expert of
+        which a sum would overflow, or a value outside the bounds.
         """
         if given is None and self.optional:
             return None
@@ -95,7 +95,7 @@ class Parameter:
         number = _as_float(given)
         if not math.isfinite(number):
             raise RecipeError(f"{where}: {self.key} must be finite, not {literal(given)}.")
-        if abs(number) > LARGEST_NUMBER:
+        if self.per_expert and abs(number) > LARGEST_NUMBER:
             raise RecipeError(
                 f"{where}: {self.key} must be of a size up to {LARGEST_NUMBER:g}, but is {literal(given)}."
             )
