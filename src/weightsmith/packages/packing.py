@@ -53,7 +53,7 @@ from weightsmith.packages.goal import Goal, check_codecs, goal_of
 from weightsmith.packages.package_entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.package_streams import StreamFile
 from weightsmith.packages.tensor_pairs import Pair, pairs_of
-from weightsmith.publishing import FOREIGN, Recorded, check_free, check_place, write_file
+from weightsmith.publishing import Recorded, check_free, check_place, unrecorded_problem, write_file
 from weightsmith.tensors import (
     OPEN_FILES,
     LazyTensor,
@@ -129,7 +129,7 @@ def package_problem(folder: Path, thorough: bool) -> str:
         return (
             f"holds a {FILE_NAME} that was changed since weightsmith wrote it"
             if is_there
-            else FOREIGN
+            else unrecorded_problem(folder)
         )
     recorded = Recorded(FILE_NAME, header.files, {STREAMS: None}, header.streams)
     return recorded.problem(folder, thorough)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from weightsmith.publishing.records import file_names as file_names
     from weightsmith.publishing.records import header_digest as header_digest
     from weightsmith.publishing.records import manifest_problem as manifest_problem
+    from weightsmith.publishing.records import unrecorded_problem as unrecorded_problem
     from weightsmith.publishing.safe_places import SUFFIX as SUFFIX
     from weightsmith.publishing.safe_places import check_place as check_place
     from weightsmith.publishing.safe_places import refuse_inputs as refuse_inputs
@@ -45,6 +46,7 @@ else:
         {
             "Earlier": "weightsmith.publishing.earlier",
             "FOREIGN": "weightsmith.publishing.records",
+            "unrecorded_problem": "weightsmith.publishing.records",
             "LOCK": "weightsmith.publishing.staging",
             "MANIFEST": "weightsmith.publishing.records",
             "MANIFEST_KEY": "weightsmith.publishing.records",

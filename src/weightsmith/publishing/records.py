@@ -112,12 +112,18 @@ def manifest_problem(folder: Path, thorough: bool) -> str:
         content = unsealed((folder / MANIFEST).read_bytes())
         recorded = manifest_record(content)
     except FileNotFoundError:
-        return FOREIGN
+        return unrecorded_problem(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (
             f"holds {shown(MANIFEST)}, which is damaged or was changed since weightsmith wrote it"
         )
     return recorded.problem(folder, thorough)
+
+
+def unrecorded_problem(folder: Path) -> str:
+    """What stands against replacing a folder without the record of its kind: it is of another kind, or foreign."""
+    other = next((name for name in RECORDS if (folder / name).is_file()), None)
+    return FOREIGN if other is None else f"holds {shown(other)} and is of another kind"
 
 
 def manifest_record(content: Mapping[str, Any]) -> Recorded:
