@@ -25,7 +25,7 @@ class Format:
     """A way to keep checkpoints: what a folder or file of it is recognised by, and the module that reads it."""
 
     module: str
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Location], bool]
 
     def open_located(self, location: Location, source: str, bases: Bases) -> Checkpoint:
         """The checkpoint that lies there; the module is imported when the first of its kind is opened."""
@@ -36,8 +36,8 @@ class Format:
 
 # The first that recognises a place reads it.
 FORMATS = (
-    Format("bundles", is_bundle),
-    Format("packages", is_package),
+    Format("bundles", lambda at: at.task is not None or is_bundle(at.path)),
+    Format("packages", lambda at: is_package(at.path)),
     Format("dense", lambda _: True),
 )
 
@@ -68,16 +68,13 @@ def _opened(
     location: Location, source: str, base: str | Path | None, bases: Mapping[str, Path]
 ) -> Checkpoint:
     where = Bases(lambda other: open_checkpoint(other, bases=bases), base, bases)
-    found = next(
-        form for form in FORMATS if location.task is not None or form.recognises(location.path)
-    )
+    found = next(form for form in FORMATS if form.recognises(location))
     return found.open_located(location, source, where)
 
 
 def open_packed(folder: Path) -> Checkpoint:
     """A folder as what it stores, parts of tensors as they are, for those who check or copy it."""
-    tensors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(find_weights(folder))}
-    return assemble(tensors, None, path=folder, source=str(folder))
+    return _as_stored(find_weights(folder), folder)
 
 
 def open_output(folder: Path) -> Checkpoint:
@@ -87,5 +84,9 @@ def open_output(folder: Path) -> Checkpoint:
     try:
         return open_checkpoint(folder)
     except BareAdapter as adapter:
-        factors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(adapter.weights)}
-        return assemble(factors, None, path=folder, source=str(folder))
+        return _as_stored(adapter.weights, folder)
+
+
+def _as_stored(weights: Path, folder: Path) -> Checkpoint:
+    tensors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(weights)}
+    return assemble(tensors, None, path=folder, source=str(folder))

@@ -163,7 +163,7 @@ def merge_state_dicts(
     from weightsmith.graph import evaluate_model
 
     spec = registry.get(method)
-    known = ("paper", "mergekit", *spec.presets)
+    known = (*registry.GENERAL_PRESETS, *spec.presets)
     if preset not in known:
         raise UsageError(
             f"{method} has no preset {preset!r}; give one of {', '.join(dict.fromkeys(known))}."

@@ -48,6 +48,8 @@ class _Required:
 
 REQUIRED: Any = _Required()
 PAPER = "paper"
+# Presets that every method has: one without mergekit's preset does the same there as in its paper.
+GENERAL_PRESETS = (PAPER, "mergekit")
 # Sums over more experts than anybody has stay finite.
 LARGEST_NUMBER = 1e100
 # The kind of statistics that are numbers of a whole model.

@@ -16,9 +16,6 @@ from weightsmith.recipes.language.schema import MethodStep, Module, RecipeDocume
 if TYPE_CHECKING:
     from weightsmith.recipes.language.expressions import Combination
 
-# Semantics that every method has: one without mergekit's preset does the same there as in its paper.
-_GENERAL = (registry.PAPER, "mergekit")
-
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -233,7 +230,7 @@ class _Check:
 
     def _require_preset(self, semantics: str | None, methods: list[str], path: str) -> None:
         """Refuse semantics that none of the methods they are for has; the others take the paper's defaults."""
-        if semantics is None or semantics in _GENERAL:
+        if semantics is None or semantics in registry.GENERAL_PRESETS:
             return
         specs = [registry.get(name) for name in dict.fromkeys(methods)]
         if any(semantics in spec.presets for spec in specs):
@@ -242,8 +239,8 @@ class _Check:
         if renamed is not None:
             self._note_renamed(renamed, semantics, path)
             return
-        own = {preset for spec in specs for preset in spec.presets} - set(_GENERAL)
-        known = ", ".join((*_GENERAL, *sorted(own)))
+        own = {preset for spec in specs for preset in spec.presets} - set(registry.GENERAL_PRESETS)
+        known = ", ".join((*registry.GENERAL_PRESETS, *sorted(own)))
         named = " and ".join(spec.name for spec in specs) or "an expression without methods"
         raise RecipeError(
             f"{self.where(self.path + path)}: {named} has no preset {semantics!r}; write one of {known}."
