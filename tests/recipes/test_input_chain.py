@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import open_checkpoint, untied
 from weightsmith.recipes.resolution.input_chain import with_tensors
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import DType
 
+A = Reference("a")
 HEAD = "lm_head.weight"
 NORM = "model.norm.weight"
 
@@ -20,7 +22,7 @@ NORM = "model.norm.weight"
 @pytest.fixture
 def inputs(make: Callable[..., Path]) -> Inputs:
     paths = {name: make(name, head=False) for name in ("a", "b")}
-    return Inputs(lambda reference: open_checkpoint(paths[reference]))
+    return Inputs(lambda reference: open_checkpoint(paths[str(reference)]))
 
 
 def with_head(name: str) -> Callable[[View], View]:
@@ -28,10 +30,10 @@ def with_head(name: str) -> Callable[[View], View]:
 
 
 def test_a_step_changes_nothing_that_a_shorter_chain_has_given(inputs):
-    before = inputs.view("a")
+    before = inputs.view(A)
     longer = inputs.then(with_head(HEAD))
-    assert HEAD in longer.view("a").items
-    assert inputs.view("a") is before
+    assert HEAD in longer.view(A).items
+    assert inputs.view(A) is before
     assert HEAD not in before.items
     assert HEAD not in before.checkpoint.tensors
 
@@ -44,20 +46,20 @@ def test_steps_follow_one_another_and_each_view_is_made_once(inputs):
         return view
 
     chain = inputs.then(step).then(with_head(HEAD)).then(step)
-    assert chain.view("a") is chain.view("a")
+    assert chain.view(A) is chain.view(A)
     assert [HEAD in names for names in seen] == [False, True]
 
 
 def test_leaves_of_every_view_of_a_label_are_found(inputs):
     """Two recipes inside a third may give one checkpoint heads of different names."""
     for name in ("first_head", "other_head"):
-        inputs.then(with_head(name)).view("a")
+        inputs.then(with_head(name)).view(A)
     assert {"first_head", "other_head", NORM} <= inputs.checkpoints["a"].tensors.keys()
     assert {"first_head", "other_head"} <= inputs.checkpoints["a"].roles.keys()
 
 
 def test_other_tensors_count_for_dtypes_as_what_they_replace(inputs):
-    view = inputs.view("a")
+    view = inputs.view(A)
     other = view.checkpoint.tensors["model.layers.0.mlp.up_proj.weight"]
     made = with_tensors(view, {NORM: other})
     assert (made.label, made.config_source) == ("a", "a")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import LazyTensor
@@ -32,7 +33,7 @@ class Views(Protocol):
     Each is made once, and stays the same object.
     """
 
-    def view(self, reference: str) -> View:
+    def view(self, reference: Reference) -> View:
         """The view of a checkpoint at this end of the chain."""
         ...
 
@@ -67,9 +68,9 @@ class TransformedViews:
     before: Views
     transform: Transform
     sources: Sources
-    _made: dict[str, View] = field(default_factory=dict)
+    _made: dict[Reference, View] = field(default_factory=dict)
 
-    def view(self, reference: str) -> View:
+    def view(self, reference: Reference) -> View:
         """The view of a checkpoint at this end of the chain."""
         if reference not in self._made:
             followed = self.before.view(reference)

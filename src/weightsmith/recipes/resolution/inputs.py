@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weightsmith.adapters import base_of, reference_of
+from weightsmith.adapters import Reference, called
 from weightsmith.checkpoints import (
     Checkpoint,
     Tying,
@@ -31,13 +31,13 @@ from weightsmith.tensors import DType
 class Inputs:
     """Checkpoints as they are opened, statistics, and results of recipes inside the recipe, each under its label."""
 
-    def __init__(self, opener: Callable[[str], Checkpoint]) -> None:
+    def __init__(self, opener: Callable[[Reference], Checkpoint]) -> None:
         self.problems = Problems()
         self.sources = Sources()
-        self.statistics: dict[tuple[str, str], MeasuredStatistics] = {}
+        self.statistics: dict[tuple[Reference, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
         self._opener = opener
-        self._opened: dict[str, View] = {}
+        self._opened: dict[Reference, View] = {}
         self._as_opened: dict[str, Checkpoint] = {}
         self._labels = Labels()
         self._recipe_labels = Labels()
@@ -47,10 +47,10 @@ class Inputs:
         """What leaves of formulas are looked up in, by label."""
         return self.sources.checkpoints
 
-    def view(self, reference: str) -> View:
+    def view(self, reference: Reference) -> View:
         """The checkpoint that a recipe calls `reference`, as it is opened: with its adapters and nothing else done."""
         if reference not in self._opened:
-            checkpoint = replace(self._opener(reference), source=reference)
+            checkpoint = called(self._opener(reference), reference)
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
             label = self._labels.new(_short_name(checkpoint))
             for finding in checkpoint.findings():
@@ -64,7 +64,7 @@ class Inputs:
         """The chain that begins with the checkpoints as they are opened."""
         return TransformedViews(self, transform, self.sources)
 
-    def measured(self, reference: str, view: View) -> MeasuredStatistics:
+    def measured(self, reference: Reference, view: View) -> MeasuredStatistics:
         """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
 
         Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
@@ -72,15 +72,15 @@ class Inputs:
         """
         if view.is_recipe or view.label not in self._as_opened:
             raise RecipeError(
-                f"The statistics {reference!r} are given for {view.label!r}, which a recipe makes; merge it first and "
-                "collect statistics of the result."
+                f"The statistics {str(reference)!r} are given for {view.label!r}, which a recipe makes; merge it first "
+                "and collect statistics of the result."
             )
         key = (reference, view.label)
         if key not in self.statistics:
-            found = statistics_of(replace(self._opener(reference), source=reference))
+            found = statistics_of(called(self._opener(reference), reference))
             require_match(found, self._as_opened[view.label])
             require_names(found, self._as_opened[view.label])
-            label = self._labels.new(Path(reference).name)
+            label = self._labels.new(Path(str(reference)).name)
             self.sources.add(label, found.checkpoint)
             self.statistics[key] = MeasuredStatistics(label, found)
         return self.statistics[key]
@@ -128,10 +128,8 @@ class Inputs:
 
 def _short_name(checkpoint: Checkpoint) -> str:
     """The Hub id or the last component of what the recipe calls a checkpoint, with its adapters' names behind `+`."""
-    adapters = checkpoint.attached
-    base = base_of(checkpoint.source, map(reference_of, adapters))
-    name = checkpoint.hub_id or Path(base).name
-    return "+".join([name, *(adapter.name for adapter in adapters)]) if name else checkpoint.name
+    name = checkpoint.hub_id or Path(checkpoint.base_source or checkpoint.source).name
+    return "+".join([name, *(a.name for a in checkpoint.attached)]) if name else checkpoint.name
 
 
 def _merge_first(label: str) -> str:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.language.mentioned import ModelLike
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.mentioned import ModelLike, base_of, models_of
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,
@@ -141,8 +141,8 @@ class Resolver:
 
     def view(self, model: ModelLike, scope: RecipeScope) -> View:
         """The tensors of a model: a checkpoint's, or those that a recipe gives, which it gives wherever it stands."""
-        if isinstance(model, ModelRef):
-            return scope.views.view(str(model))
+        if isinstance(model, Reference):
+            return scope.views.view(model)
         return self.inputs.recipe_view(
             (scope.semantics, scope.seed, repr(plain(model))),
             model.name or "merge",
@@ -153,26 +153,14 @@ class Resolver:
 
     def _named_views(self, document: RecipeDocument, scope: RecipeScope) -> list[View]:
         """Every model that is merged, in the order of the recipe; the base last."""
-        models: list[ModelLike] = [entry.model for entry in document.models or ()]
-        models += [source.model for part in document.slices or () for source in part.sources]
-        for module in (document.modules or {}).values():
-            models += [entry.model for entry in module.models or ()]
-            models += [source.model for part in module.slices or () for source in part.sources]
-        models += list((document.checkpoints or {}).values())
-        views = [self.view(model, scope) for model in models]
+        views = [self.view(model, scope) for model in models_of(document)]
         base = self._base(document, scope)
         if base is not None:
             views.append(base)
         return list({id(view): view for view in views}.values())
 
     def _base(self, document: RecipeDocument, scope: RecipeScope) -> View | None:
-        model = document.base_model
-        if document.expression is not None:
-            names = document.checkpoints or {}
-            if model is None:
-                model = names.get("base")
-            elif isinstance(model, ModelRef) and str(model) in names:
-                model = names[str(model)]
+        model = base_of(document)
         return None if model is None else self.view(model, scope)
 
     def _combiner(self, document: RecipeDocument, semantics: str, seed: int) -> Combiner:
@@ -193,7 +181,7 @@ class Resolver:
         semantics = work.scope.semantics
         views = {name: self.view(model, work.scope) for name, model in models}
         measured = {
-            name: [self.inputs.measured(str(file), views[name]) for file in files]
+            name: [self.inputs.measured(file, views[name]) for file in files]
             for name, files in (work.document.statistics or {}).items()
         }
         made = expression_items(
@@ -228,7 +216,7 @@ class Resolver:
 
     def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
         view = self.view(entry.model, work.scope)
-        measured = tuple(self.inputs.measured(str(f), view) for f in entry.statistics or ())
+        measured = tuple(self.inputs.measured(file, view) for file in entry.statistics or ())
         return SectionSource(view, start, entry.parameters or {}, statistics=measured)
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightsmith.adapters import located, open_model, parse_reference
+from weightsmith.adapters import Reference, located, open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
@@ -28,18 +28,19 @@ from weightsmith.tensors import parse_size
 if TYPE_CHECKING:
     from weightsmith.vocabularies import Outcome
 
-Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
+Opener = Callable[[Reference], Checkpoint]
+Opened = Mapping[str, Checkpoint] | Opener
 
 _DEFAULT_SHARD = 5 * 10**9
 
 
-def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
+def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
     """Answer every question of a recipe from headers and configurations; no tensor data is read.
 
-    `opened` gives the checkpoint for a model as the recipe writes it (`PATH`, `PATH@REVISION`, `BASE+ADAPTER`): a
-    mapping, a function, or None to open them here. What does not fit together is gathered in `findings`, all of it at
-    once. Raises RecipeError where the recipe means nothing for any checkpoints, and CheckpointError where one
-    cannot be opened.
+    `opened` gives the checkpoint of a model: a mapping from what the recipe writes for it (`PATH`, `PATH@REVISION`,
+    `BASE+ADAPTER`), a function of its `Reference`, or None to open them here. What does not fit together is gathered in
+    `findings`, all of it at once. Raises RecipeError where the recipe means nothing for any checkpoints, and
+    CheckpointError where one cannot be opened.
     """
     document = recipe.document
     inputs = Inputs(opener_of(recipe, opened))
@@ -138,24 +139,19 @@ def _tokenizer_section(document: RecipeDocument) -> Tokenizer | None:
     return document.tokenizer
 
 
-def opener_of(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:
+def opener_of(recipe: Recipe, opened: Opened | None) -> Opener:
     """What opens the models of a recipe, whose paths may be meant from its folder; see `resolve`."""
-    opened = open_model if opened is None else opened
-    if callable(opened):
-        opener, base_dir = opened, recipe.base_dir
-        if base_dir is None:
-            return opener
-        return lambda reference: opener(
-            str(located(parse_reference(reference, base_dir), base_dir))
-        )
+    if opened is None or callable(opened):
+        opener = opened or open_model
+        return lambda reference: opener(located(reference, recipe.base_dir))
     given = opened
 
-    def look_up(reference: str) -> Checkpoint:
-        if reference not in given:
+    def look_up(reference: Reference) -> Checkpoint:
+        if str(reference) not in given:
             raise RecipeError(
-                f"The model {reference!r} of the recipe was not given; given are {', '.join(given)}."
+                f"The model {str(reference)!r} of the recipe was not given; given are {', '.join(given)}."
             )
-        return given[reference]
+        return given[str(reference)]
 
     return look_up
 

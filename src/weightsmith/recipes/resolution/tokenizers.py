@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import Checkpoint, vocabulary_size_of
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
@@ -18,7 +19,6 @@ from weightsmith.recipes.language.mentioned import (
     other_references,
     tokenizer_references,
 )
-from weightsmith.recipes.language.model_references import ModelRef
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
@@ -110,22 +110,22 @@ class _Section:
     views: Views
     problems: Problems
     semantics: str
-    merged: Sequence[str]
+    merged: Sequence[Reference]
     library: Library
-    vocabularies: Mapping[str, Vocabulary | None]
+    vocabularies: Mapping[Reference, Vocabulary | None]
 
     @property
     def is_native(self) -> bool:
         return self.semantics != "mergekit"
 
     @property
-    def base(self) -> str:
+    def base(self) -> Reference:
         return base_reference(self.document)
 
-    def checkpoint(self, reference: str) -> Checkpoint:
+    def checkpoint(self, reference: Reference) -> Checkpoint:
         return self.views.view(reference).checkpoint
 
-    def label(self, reference: str) -> str:
+    def label(self, reference: Reference) -> str:
         return self.views.view(reference).label
 
     def has_tokenizers(self) -> bool:
@@ -134,7 +134,7 @@ class _Section:
         Raises RecipeError where the source has none and others do, or the section asks for a change.
         """
         source = self.section.source
-        wanted = str(source) if isinstance(source, ModelRef) else self.base
+        wanted = source if isinstance(source, Reference) else self.base
         if self.vocabularies[wanted] is not None:
             return True
         sizes = {self.checkpoint(reference).vocab_size for reference in self.vocabularies}
@@ -168,18 +168,18 @@ class _Section:
         step = AlignedTables({one.model.label: one.tensors for one in aligned if one.tensors})
         return self.views.then(step), self._described(target, tokenizer_source, aligner, aligned)
 
-    def _member(self, reference: str, vocabulary: Vocabulary) -> TokenizerMember:
+    def _member(self, reference: Reference, vocabulary: Vocabulary) -> TokenizerMember:
         checkpoint = self.checkpoint(reference)
         return TokenizerMember(
             vocabulary, checkpoint.path, checkpoint.vocab_size, self.label(reference)
         )
 
-    def _target(self) -> tuple[TargetVocabulary, str]:
+    def _target(self) -> tuple[TargetVocabulary, Reference]:
         """The target and the checkpoint whose tokenizer it is, or grew from."""
         source = self.section.source
         tokens = list(self.section.tokens or ())
         pad = self.section.pad_to_multiple_of
-        tokenizer_source = str(source) if isinstance(source, ModelRef) else self.base
+        tokenizer_source = source if isinstance(source, Reference) else self.base
         own = self.vocabularies[tokenizer_source]
         assert own is not None
         donor = self._member(tokenizer_source, own)
@@ -213,7 +213,7 @@ class _Section:
                 found[text] = flags
         return found
 
-    def _model(self, reference: str, target: TargetVocabulary) -> TokenizedModel:
+    def _model(self, reference: Reference, target: TargetVocabulary) -> TokenizedModel:
         """A checkpoint with its tokenizer; one that lacks it is taken to have the base's, as in mergekit."""
         view = self.views.view(reference)
         vocabulary = self.vocabularies[reference]
@@ -241,7 +241,10 @@ class _Section:
         )
 
     def _aligner(
-        self, target: TargetVocabulary, models: Mapping[str, TokenizedModel], tokenizer_source: str
+        self,
+        target: TargetVocabulary,
+        models: Mapping[Reference, TokenizedModel],
+        tokenizer_source: Reference,
     ) -> Aligner:
         has_base = self.document.base_model is not None or self.document.expression is not None
         aligner = Aligner(
@@ -264,17 +267,15 @@ class _Section:
     def _choice(
         self,
         text: str,
-        source: ModelToken | ZeroRow | ModelRef | None,
+        source: ModelToken | ZeroRow | Reference | None,
         force: bool,
-        models: Mapping[str, TokenizedModel],
+        models: Mapping[Reference, TokenizedModel],
         aligner: Aligner,
     ) -> TokenChoice:
         if source is None or isinstance(source, ZeroRow):
             return TokenChoice(None, is_zero=source is not None, force=force)
-        is_token = isinstance(source, ModelToken)
-        model = models[str(source.model if is_token else source)]  # type: ignore[union-attr]
-        if is_token:
-            assert isinstance(source, ModelToken)
+        model = models[source.model if isinstance(source, ModelToken) else source]
+        if isinstance(source, ModelToken):
             row = source.token_id
             if row is None:
                 row = model.vocabulary.ids.get(source.token or "")
@@ -341,7 +342,7 @@ class _Section:
     def _described(
         self,
         target: TargetVocabulary,
-        tokenizer_source: str,
+        tokenizer_source: Reference,
         aligner: Aligner,
         aligned: Sequence[Aligned],
     ) -> Outcome:
@@ -384,7 +385,7 @@ class _Section:
             change=change,
         )
 
-    def _has_template(self, reference: str) -> bool:
+    def _has_template(self, reference: Reference) -> bool:
         vocabulary = self.vocabularies[reference]
         return vocabulary is not None and bool(vocabulary.chat_templates)
 
