@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.adapters import Reference, open_model
-from weightsmith.checkpoints import Checkpoint
 from weightsmith.recipes import load
 from weightsmith.recipes.resolution.formula import Formula, OutputTensor, Resolved
 from weightsmith.recipes.resolution.resolve import resolve
@@ -96,14 +94,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def solve(tmp_path: Path) -> Callable[..., Solved]:
     """Load a text whose models are names that `make` wrote, and resolve it."""
-    cache: dict[Reference, Checkpoint] = {}
-
-    def opened(reference: Reference) -> Checkpoint:
-        if reference not in cache:
-            cache[reference] = open_model(reference)
-        return cache[reference]
 
     def run(text: str, **options: object) -> Solved:
-        return Solved(resolve(load(text, base_dir=tmp_path, **options), opened))
+        return Solved(resolve(load(text, base_dir=tmp_path, **options)))
 
     return run

@@ -9,8 +9,10 @@ import pytest
 
 from weightsmith.adapters import Reference
 from weightsmith.checkpoints import open_checkpoint, untied
+from weightsmith.recipes import load
 from weightsmith.recipes.resolution.input_chain import with_tensors
 from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import DType
 
@@ -90,3 +92,21 @@ def test_a_recipe_inside_another_gives_what_it_gives_alone(make, solve):
     alone = "{name: both, merge_method: linear, models: [{model: tied}, {model: other}]}"
     for models in ((INNER, alone), (alone, INNER)):
         assert "merge the inner recipe 'both'" in solve(nested(*models)).found()["tied-untied-mix"]
+
+
+def test_a_step_reaches_models_of_recipes_inside_too(make):
+    paths = {name: make(name) for name in ("a", "b")}
+    inputs = Inputs(lambda reference: open_checkpoint(paths[str(reference)]))
+
+    def without_norm(view: View) -> View:
+        return view.only(name for name in view.items if name != NORM)
+
+    recipe = load(
+        "weightsmith: 1\nmerge_method: linear\n"
+        "models: [{model: {merge_method: passthrough, models: [{model: a}]}}, {model: b}]\n"
+    )
+    resolver = Resolver(inputs, inputs.then(without_norm), unties=False)
+    made = resolver.result(recipe.document, inherited="paper", scope="merge")
+    names = {item.name for item in made.items}
+    assert NORM not in names
+    assert HEAD in names

@@ -88,6 +88,7 @@ class Checkpoint:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
+    `metadata` is that of a single safetensors file.
     """
 
     path: Path
@@ -104,6 +105,7 @@ class Checkpoint:
     stored_as: Mapping[str, DType] = field(default_factory=dict)
     attached: tuple[Attached, ...] = ()
     base_source: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
 
     @property
