@@ -105,11 +105,7 @@ class Resolver:
         """
         semantics = document.semantics or inherited
         seed = seed if document.seed is None else document.seed
-        within = RecipeScope(self._views, semantics, scope, seed)
-        named = self._named_views(document, within)
-        if self._unties:
-            within = replace(within, views=untied_views(within.views, named))
-            named = self._named_views(document, within)
+        within, named = self._chained(document, RecipeScope(self._views, semantics, scope, seed))
         self.inputs.check_ties(named)
         base = self._base(document, within)
         donor = base or named[0]
@@ -138,6 +134,16 @@ class Resolver:
             seed=seed,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
+
+    def _chained(
+        self, document: RecipeDocument, scope: RecipeScope
+    ) -> tuple[RecipeScope, list[View]]:
+        """The scope with the steps that one recipe decides for its own models, and the views of these."""
+        named = self._named_views(document, scope)
+        if not self._unties:
+            return scope, named
+        scope = replace(scope, views=untied_views(scope.views, named))
+        return scope, self._named_views(document, scope)
 
     def view(self, model: ModelLike, scope: RecipeScope) -> View:
         """The tensors of a model: a checkpoint's, or those that a recipe gives, which it gives wherever it stands."""
