@@ -37,11 +37,16 @@ class Item:
 
 @dataclass(slots=True)
 class View:
-    """Tensors by name. `checkpoint` gives configuration and tokenizer: for a recipe's result, those of its donor."""
+    """Tensors by name.
+
+    `checkpoint` gives configuration and tokenizer, and `config_source` is its label: for a recipe's result, those of
+    its donor.
+    """
 
     label: str
     items: dict[str, Item]
     checkpoint: Checkpoint
+    config_source: str
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
     _layers: dict[str, dict[int, dict[str, Item]]] | None = field(default=None, repr=False)
@@ -134,4 +139,4 @@ def view_of(checkpoint: Checkpoint, label: str) -> View:
             depth_of(position, count),
             input_first=role.input_first,
         )
-    return View(label, items, checkpoint, checkpoint.ties)
+    return View(label, items, checkpoint, label, checkpoint.ties)
