@@ -58,7 +58,7 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     loaded = fresh(program)
     methods = {name for name in loaded if name.startswith("weightsmith.methods.")}
     shared = "method_index registry modifiers task_vectors ties_elsewhere span matrices named_roles".split()
-    own = ("ties", "parts", *(f"parts.{name}" for name in shared))
+    own = ("conflicts", "conflicts.ties", "parts", *(f"parts.{name}" for name in shared))
     assert methods <= {f"weightsmith.methods.{name}" for name in own}
     rooms = {".".join(name.split(".")[:2]) for name in loaded}
     assert not rooms & {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weightsmith.graph.singular import Spectrum
-from weightsmith.methods.knots import JointBasis
+from weightsmith.methods.directions.knots import JointBasis
 from weightsmith.methods.parts.matrices import MatrixView
 from weightsmith.methods.parts.spectra import Decomposition
 from weightsmith.tensors.dtypes import DType

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weightsmith.graph.site import Site
-from weightsmith.methods.doge import Surrogate
+from weightsmith.methods.directions.doge import Surrogate
 from weightsmith.methods.parts import registry
 
 ETA = 0.07

@@ -8,7 +8,7 @@ import torch
 
 import weightsmith
 from weightsmith.errors import RecipeError
-from weightsmith.methods import geometric_median
+from weightsmith.methods.averages import geometric_median
 
 
 def run(merge, points, w=None):

@@ -40,8 +40,8 @@ IMPORTED = (
 
 
 def test_every_method_and_modifier_is_in_the_index_under_the_module_that_registers_it():
-    for found in pkgutil.iter_modules(weightsmith.methods.__path__):
-        import_module(f"weightsmith.methods.{found.name}")
+    for found in pkgutil.walk_packages(weightsmith.methods.__path__, "weightsmith.methods."):
+        import_module(found.name)
     for kind, registered in (("method", registry._REGISTRY), ("modifier", modifiers._REGISTRY)):
         own = {
             name: spec.implementation.__module__
@@ -103,9 +103,9 @@ def test_a_method_of_another_package_is_found_once_its_module_is_imported():
         del registry._REGISTRY["first_of_all"]
 
 
-@pytest.mark.parametrize("name", ["ties", "linear"])
-def test_a_name_that_a_method_has_is_not_given_to_another(name):
-    with pytest.raises(UsageError, match=f"'{name}', which weightsmith.methods.{name} has"):
+@pytest.mark.parametrize(("name", "place"), [("ties", "conflicts"), ("linear", "averages")])
+def test_a_name_that_a_method_has_is_not_given_to_another(name, place):
+    with pytest.raises(UsageError, match=f"'{name}', which weightsmith.methods.{place}.{name} has"):
         register(name)
 
 

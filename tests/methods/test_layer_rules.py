@@ -11,7 +11,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.graph.backends.torch_memory import evaluate
 from weightsmith.graph.graph import source
 from weightsmith.graph.site import Site
-from weightsmith.methods.layer_swapping import middle_block, swap_share
+from weightsmith.methods.layers.layer_swapping import middle_block, swap_share
 from weightsmith.methods.parts import modifiers
 
 LAYERS = 6

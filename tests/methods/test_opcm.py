@@ -8,7 +8,7 @@ import torch
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph.model_statistics import ModelStatistic
-from weightsmith.methods.opcm import Fold, Opcm
+from weightsmith.methods.continual.opcm import Fold, Opcm
 from weightsmith.methods.parts.spectra import Decomposition
 from weightsmith.tensors.dtypes import DType
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.methods.directions.tsv import interference
 from weightsmith.methods.parts import registry
 from weightsmith.methods.parts.spectra import Decomposition
-from weightsmith.methods.tsv import interference
 
 FAMILY = ["tsv_m", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "truncate"]
 # Coefficients that are not left alone by a rotation of the rows or columns.

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from weightsmith.methods.widen import ColumnWeights
+from weightsmith.methods.fine_tunes.widen import ColumnWeights
 
 RNG = np.random.default_rng
 

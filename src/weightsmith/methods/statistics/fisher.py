@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.graph import Site, Value, maximum
-from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.averages.linear import normalized, weighted_average
 from weightsmith.methods.parts.curvature import element_average, scaled, squares
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 

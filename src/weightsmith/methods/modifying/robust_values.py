@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value, add_all, maximum, minimum, where
-from weightsmith.methods.linear import weighted_average
+from weightsmith.methods.averages.linear import weighted_average
+from weightsmith.methods.averages.trimmed_mean import without_extremes
 from weightsmith.methods.parts.modifiers import modifier
 from weightsmith.methods.parts.registry import Base, shared
-from weightsmith.methods.trimmed_mean import without_extremes
 
 
 @modifier(

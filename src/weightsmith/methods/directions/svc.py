@@ -9,14 +9,14 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value, whole
-from weightsmith.methods.iso import frobenius
+from weightsmith.methods.directions.iso import frobenius
+from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.gram import rounding_floor
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.span import plain_sum
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, SpectralRules
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors import DType
 
 

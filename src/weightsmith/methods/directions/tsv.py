@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.graph import Site, Spectrum, Value, floor_of_share, whole
+from weightsmith.methods.directions.truncate import Rank, RankTruncation
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
@@ -19,7 +20,6 @@ from weightsmith.methods.parts.spectra import (
     constant,
 )
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.truncate import Rank, RankTruncation
 
 _PAPER = "Gargiulo et al., CVPR 2025, arXiv:2412.00081"
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.graph import Site, Value, whole
+from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.gram import Descent, GramRules, cut_of, rounding_floor, task_problem
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors import DType
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.graph import Site, Value
-from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.averages.linear import normalized, weighted_average
 from weightsmith.methods.parts.registry import Base, method, shared
 
 

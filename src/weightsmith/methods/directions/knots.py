@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.graph import Site, Value, whole, whole_parts, without_gradient
-from weightsmith.methods.iso import frobenius
+from weightsmith.methods.directions.iso import frobenius
 from weightsmith.methods.parts.matrices import MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import Base, FormerPreset, method, shared
 from weightsmith.methods.parts.rounding import EXACT, shares_alike, strength_side_by_side

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.graph import Site, Value
-from weightsmith.methods.linear import interpolate
+from weightsmith.methods.averages.linear import interpolate
 from weightsmith.methods.parts.registry import Base, method, shared
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Site, Value, floor_of_share, linear_combination, whole
-from weightsmith.methods.linear import normalized
+from weightsmith.methods.averages.linear import normalized
 from weightsmith.methods.parts.matrices import embeddings_parameter, in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value, dot, linear_combination, solve
-from weightsmith.methods.linear import normalized
+from weightsmith.methods.averages.linear import normalized
 from weightsmith.methods.parts.registry import Base, method, per_expert
 from weightsmith.methods.parts.span import total
 from weightsmith.methods.parts.spectra import constant

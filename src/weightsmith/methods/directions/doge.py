@@ -25,7 +25,7 @@ from weightsmith.graph import (
     whole,
     without_gradient,
 )
-from weightsmith.methods.iso import frobenius, length_of
+from weightsmith.methods.directions.iso import frobenius, length_of
 from weightsmith.methods.parts.gram import reciprocal, roots, rounding_of_sum
 from weightsmith.methods.parts.least_squares import LinearOperator
 from weightsmith.methods.parts.matrices import (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Site, Spectrum, Value, arbitrary, floor_of_share, whole
+from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
 from weightsmith.methods.parts.registry import Base, method, shared
@@ -19,7 +20,6 @@ from weightsmith.methods.parts.spectra import (
     constant,
 )
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.tsv import strength_parameter
 
 _PAPER = "Marczak et al., ICML 2025, arXiv:2502.04959"
 _PRESETS: dict[str, dict[str, Any]] = {

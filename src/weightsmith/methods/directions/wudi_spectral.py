@@ -17,6 +17,7 @@ from typing import Any
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value, floor_of_share, whole
 from weightsmith.graph import Spectrum as Directions
+from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.gram import (
     GramRules,
     Reduced,
@@ -29,7 +30,6 @@ from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix
 from weightsmith.methods.parts.spectral_ranks import RANK_RULES, EigenvalueSpectrum
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors import DType
 
 _PAPER = "Wei et al., ICLR 2026, arXiv:2505.19892"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Number, Site, Value, linear_combination, scalars, solve
-from weightsmith.methods.linear import normalized
+from weightsmith.methods.averages.linear import normalized
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.parts.span import (
     NO_DIRECTION,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Site, Value, floor_of_share, whole
+from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.gram import Descent, Problem, begun, cut_of, rounding_floor, unit
 from weightsmith.methods.parts.matrices import in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
-from weightsmith.methods.tsv import strength_parameter
 from weightsmith.tensors import DType
 
 

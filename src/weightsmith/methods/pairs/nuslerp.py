@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Number, Scope, Site, Value, dot, solve, whole
+from weightsmith.methods.pairs.slerp import on_the_nearer, slerp_coefficients
 from weightsmith.methods.parts.matrices import in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 from weightsmith.methods.parts.span import arc_coefficients, cosine
-from weightsmith.methods.slerp import on_the_nearer, slerp_coefficients
 
 # Below this sum of the weights their ratio means nothing; mergekit's threshold.
 _NO_WEIGHT = 1e-6

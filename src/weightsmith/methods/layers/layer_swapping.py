@@ -8,8 +8,8 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Scalar, Site, Value, solve, value, where
-from weightsmith.methods.layer_rules import layer_changes, layer_squares
-from weightsmith.methods.linear import interpolate
+from weightsmith.methods.averages.linear import interpolate
+from weightsmith.methods.layers.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.parts.registry import Base, method, shared
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.graph import Site, Value, whole
-from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.averages.linear import normalized, weighted_average
 from weightsmith.methods.parts.gram import cut_of, number, rank_tolerance_parameter, solve
 from weightsmith.methods.parts.gram_matrices import require_gram
 from weightsmith.methods.parts.matrices import (

@@ -25,7 +25,7 @@ from weightsmith.graph import (
     whole,
     without_gradient,
 )
-from weightsmith.methods.linear import normalized, weighted_average
+from weightsmith.methods.averages.linear import normalized, weighted_average
 from weightsmith.methods.parts.curvature import element_average, power, scaled, squares
 from weightsmith.methods.parts.gram import directions, roots
 from weightsmith.methods.parts.matrices import EMBEDDING_ROLES, in_dtype_of, in_float64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value, maximum, minimum
-from weightsmith.methods.linear import weighted_average
+from weightsmith.methods.averages.linear import weighted_average
 from weightsmith.methods.parts.registry import Base, method, shared
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Site, Value, linear_combination, scalars, solve
-from weightsmith.methods.layer_rules import layer_changes, layer_squares
+from weightsmith.methods.layers.layer_rules import layer_changes, layer_squares
 from weightsmith.methods.parts.registry import Base, method, per_expert, shared
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
 

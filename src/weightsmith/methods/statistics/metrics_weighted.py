@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site, Value
-from weightsmith.methods.linear import weighted_average
+from weightsmith.methods.averages.linear import weighted_average
 from weightsmith.methods.parts.curvature import softmax
 from weightsmith.methods.parts.registry import REQUIRED, Base, method, per_expert, shared
 
