@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from weightsmith.testbeds import skills
-from weightsmith.testbeds.byte_llama import LlamaSize
-from weightsmith.testbeds.families import Blueprint
-from weightsmith.testbeds.languages import DomainShare, Languages
-from weightsmith.testbeds.passages import manual, standard_library
-from weightsmith.testbeds.training import Schedule
+from weightsmith.testbeds.data import skills
+from weightsmith.testbeds.data.passages import manual, standard_library
+from weightsmith.testbeds.families.languages import DomainShare, Languages
+from weightsmith.testbeds.family_registry import Blueprint
+from weightsmith.testbeds.models.byte_llama import LlamaSize
+from weightsmith.testbeds.models.training import Schedule
 
 _MODULES = ("argparse.py", "inspect.py", "tarfile.py", "typing.py")
 

@@ -8,16 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightsmith.testbeds import chat_model
-from weightsmith.testbeds.byte_llama import logits, read_model
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.language_tasks import Figures, read_rows, write_rows
-from weightsmith.testbeds.languages import task_arithmetic
-from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
-from weightsmith.testbeds.passages import QURAN, SPEECHES, scripture, speeches
-from weightsmith.testbeds.suites import write_suite
-from weightsmith.testbeds.tasks import SPLITS, Split
-from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.data.language_tasks import Figures, read_rows, write_rows
+from weightsmith.testbeds.data.passages import QURAN, SPEECHES, scripture, speeches
+from weightsmith.testbeds.data.suites import write_suite
+from weightsmith.testbeds.data.tasks import SPLITS, Split
+from weightsmith.testbeds.families.languages import task_arithmetic
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models import chat_model
+from weightsmith.testbeds.models.byte_llama import logits, read_model
+from weightsmith.testbeds.models.low_rank_layers import (
+    Shape,
+    add_adapters,
+    fold_adapters,
+    write_adapter,
+)
+from weightsmith.testbeds.models.training import Schedule, one_thread, train
 from weightsmith.testbeds.workshop import Workshop
 
 _DOMAINS = (scripture("turkish", "tr"), scripture("french", "fr"), speeches("english"))

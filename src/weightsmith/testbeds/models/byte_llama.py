@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds.vit import quiet_library
+from weightsmith.testbeds.models.vit import quiet_library
 
 BEGIN, END, PADDING = 256, 257, 258
 VOCABULARY = 259

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsmith.testbeds.language_tasks import Kind, Row
-from weightsmith.testbeds.tasks import Split, generator_of
+from weightsmith.testbeds.data.language_tasks import Kind, Row
+from weightsmith.testbeds.data.tasks import Split, generator_of
 
 Shown = tuple[str, str]
 _LETTERS = "abcd"

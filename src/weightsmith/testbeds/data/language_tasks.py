@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.tasks import Split
+from weightsmith.testbeds.data.tasks import Split
+from weightsmith.testbeds.models import byte_llama
 
 Group = Literal["own", "general", "unseen"]
 Kind = Literal["language_modeling", "generation", "choice"]

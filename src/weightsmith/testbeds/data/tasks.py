@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from weightsmith.testbeds import images
-from weightsmith.testbeds.images import Pixels, standardise
+from weightsmith.testbeds.data import images
+from weightsmith.testbeds.data.images import Pixels, standardise
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -19,13 +19,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from weightsmith.testbeds import heads, vit
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.images import Pixels, grain, standardise
-from weightsmith.testbeds.sources import Archive
-from weightsmith.testbeds.suites import classification, write_suite
-from weightsmith.testbeds.tasks import SPLITS, Labels, Split, generator_of, read_items, write_items
-from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.data.images import Pixels, grain, standardise
+from weightsmith.testbeds.data.sources import Archive
+from weightsmith.testbeds.data.suites import classification, write_suite
+from weightsmith.testbeds.data.tasks import (
+    SPLITS,
+    Labels,
+    Split,
+    generator_of,
+    read_items,
+    write_items,
+)
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models import heads, vit
+from weightsmith.testbeds.models.training import Schedule, one_thread, train
 from weightsmith.testbeds.workshop import Workshop
 
 Figures = dict[str, dict[str, float]]

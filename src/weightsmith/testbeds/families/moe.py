@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.language_family import languages
-from weightsmith.testbeds.language_tasks import measure
-from weightsmith.testbeds.languages import EVALUATED, merge_figures, mixture, tune
-from weightsmith.testbeds.shared_base import shared_steps, tasks_among
-from weightsmith.testbeds.training import Schedule, one_thread
+from weightsmith.testbeds.data.language_tasks import measure
+from weightsmith.testbeds.families.language_family import languages
+from weightsmith.testbeds.families.languages import EVALUATED, merge_figures, mixture, tune
+from weightsmith.testbeds.families.shared_base import shared_steps, tasks_among
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models import byte_llama
+from weightsmith.testbeds.models.training import Schedule, one_thread
 from weightsmith.testbeds.workshop import Workshop
 
 _TASKS = ("python", "french", "russian")

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from weightsmith.testbeds import pair_tasks as pairs
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.language_tasks import read_rows, write_rows
-from weightsmith.testbeds.pair_tasks import PairTask
-from weightsmith.testbeds.passages import DJANGO, QURAN
-from weightsmith.testbeds.sentence_encoder import (
+from weightsmith.testbeds.data import pair_tasks as pairs
+from weightsmith.testbeds.data.language_tasks import read_rows, write_rows
+from weightsmith.testbeds.data.pair_tasks import PairTask
+from weightsmith.testbeds.data.passages import DJANGO, QURAN
+from weightsmith.testbeds.data.suites import write_suite
+from weightsmith.testbeds.data.tasks import SPLITS, Split
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models.sentence_encoder import (
     MINILM,
     TOKENS,
     Encoder,
@@ -27,9 +29,7 @@ from weightsmith.testbeds.sentence_encoder import (
     unpack_base,
     write_encoder,
 )
-from weightsmith.testbeds.suites import write_suite
-from weightsmith.testbeds.tasks import SPLITS, Split
-from weightsmith.testbeds.training import Schedule, one_thread, train
+from weightsmith.testbeds.models.training import Schedule, one_thread, train
 from weightsmith.testbeds.workshop import Workshop
 
 _TASKS = (

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.testbeds.build import RECORD, libraries
-from weightsmith.testbeds.families import BuildStep
+from weightsmith.testbeds.data.language_tasks import LanguageTask
+from weightsmith.testbeds.data.sources import file_digest
+from weightsmith.testbeds.families.languages import Languages, write_suites
 from weightsmith.testbeds.family_places import family_folder
-from weightsmith.testbeds.language_tasks import LanguageTask
-from weightsmith.testbeds.languages import Languages, write_suites
-from weightsmith.testbeds.sources import file_digest
+from weightsmith.testbeds.family_registry import BuildStep
 from weightsmith.testbeds.workshop import Workshop
 
 Make = Callable[[Workshop], Mapping[str, Any]]

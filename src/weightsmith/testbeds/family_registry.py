@@ -11,7 +11,7 @@ from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
 if TYPE_CHECKING:
-    from weightsmith.testbeds.sources import Archive
+    from weightsmith.testbeds.data.sources import Archive
     from weightsmith.testbeds.workshop import Workshop
 
 
@@ -61,7 +61,7 @@ class TrainedFamily:
         return made
 
 
-_HERE = "weightsmith.testbeds"
+_RECIPES = "weightsmith.testbeds.families"
 _TRAINING = ("torch", "transformers", "safetensors")
 
 FAMILIES: Mapping[str, TrainedFamily] = {
@@ -73,7 +73,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "sklearn", "PIL", "fontTools"),
             14,
             6,
-            f"{_HERE}.vision:vision",
+            f"{_RECIPES}.vision:vision",
         ),
         TrainedFamily(
             "vision-tiny",
@@ -81,7 +81,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "sklearn", "PIL"),
             0,
             0.8,
-            f"{_HERE}.vision_tiny:vision_tiny",
+            f"{_RECIPES}.vision_tiny:vision_tiny",
         ),
         TrainedFamily(
             "pair",
@@ -89,7 +89,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "sklearn", "PIL"),
             0,
             1,
-            f"{_HERE}.pair:pair",
+            f"{_RECIPES}.pair:pair",
         ),
         TrainedFamily(
             "language",
@@ -97,7 +97,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers"),
             39,
             11,
-            f"{_HERE}.language_family:language",
+            f"{_RECIPES}.language_family:language",
         ),
         TrainedFamily(
             "language-tiny",
@@ -105,7 +105,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers"),
             0,
             0.5,
-            f"{_HERE}.language_tiny:language_tiny",
+            f"{_RECIPES}.language_tiny:language_tiny",
         ),
         TrainedFamily(
             "lora",
@@ -113,7 +113,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers"),
             39,
             10,
-            f"{_HERE}.lora:lora",
+            f"{_RECIPES}.lora:lora",
         ),
         TrainedFamily(
             "moe",
@@ -121,7 +121,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers"),
             39,
             10,
-            f"{_HERE}.moe:moe",
+            f"{_RECIPES}.moe:moe",
         ),
         TrainedFamily(
             "embedding",
@@ -129,7 +129,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers"),
             115,
             10,
-            f"{_HERE}.embedding:embedding",
+            f"{_RECIPES}.embedding:embedding",
         ),
         TrainedFamily(
             "smollm",
@@ -137,7 +137,7 @@ FAMILIES: Mapping[str, TrainedFamily] = {
             (*_TRAINING, "tokenizers", "gguf"),
             132,
             8,
-            f"{_HERE}.smollm:smollm",
+            f"{_RECIPES}.smollm:smollm",
         ),
     )
 }

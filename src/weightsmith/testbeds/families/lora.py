@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.language_family import languages
-from weightsmith.testbeds.language_tasks import measure
-from weightsmith.testbeds.languages import merge_figures, mixture, tune
-from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
-from weightsmith.testbeds.shared_base import shared_steps, tasks_among
-from weightsmith.testbeds.training import Schedule, one_thread
+from weightsmith.testbeds.data.language_tasks import measure
+from weightsmith.testbeds.families.language_family import languages
+from weightsmith.testbeds.families.languages import merge_figures, mixture, tune
+from weightsmith.testbeds.families.shared_base import shared_steps, tasks_among
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models import byte_llama
+from weightsmith.testbeds.models.low_rank_layers import (
+    Shape,
+    add_adapters,
+    fold_adapters,
+    write_adapter,
+)
+from weightsmith.testbeds.models.training import Schedule, one_thread
 from weightsmith.testbeds.workshop import Workshop
 
 _SHAPES: Mapping[str, Shape] = {

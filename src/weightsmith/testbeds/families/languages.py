@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 
-from weightsmith.testbeds import byte_llama
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.language_tasks import (
+from weightsmith.testbeds.data.language_tasks import (
     Figures,
     Group,
     LanguageTask,
@@ -29,12 +27,14 @@ from weightsmith.testbeds.language_tasks import (
     text_of,
     write_rows,
 )
-from weightsmith.testbeds.passages import Domain
-from weightsmith.testbeds.skills import PromptSkill
-from weightsmith.testbeds.sources import Archive
-from weightsmith.testbeds.suites import write_suite
-from weightsmith.testbeds.tasks import SPLITS, Split
-from weightsmith.testbeds.training import Schedule, Within, one_thread, train
+from weightsmith.testbeds.data.passages import Domain
+from weightsmith.testbeds.data.skills import PromptSkill
+from weightsmith.testbeds.data.sources import Archive
+from weightsmith.testbeds.data.suites import write_suite
+from weightsmith.testbeds.data.tasks import SPLITS, Split
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models import byte_llama
+from weightsmith.testbeds.models.training import Schedule, Within, one_thread, train
 from weightsmith.testbeds.workshop import Workshop
 
 SKILLS = "skills"

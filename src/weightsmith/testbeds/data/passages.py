@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from weightsmith.testbeds.sources import Archive, fetch, read_member, read_members
-from weightsmith.testbeds.tasks import SPLITS, Split
+from weightsmith.testbeds.data.sources import Archive, fetch, read_member, read_members
+from weightsmith.testbeds.data.tasks import SPLITS, Split
 
 Item = TypeVar("Item")
 

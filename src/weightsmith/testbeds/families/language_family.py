@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from weightsmith.testbeds import skills
-from weightsmith.testbeds.byte_llama import LlamaSize
-from weightsmith.testbeds.families import Blueprint
-from weightsmith.testbeds.languages import DomainShare, Languages
-from weightsmith.testbeds.passages import (
+from weightsmith.testbeds.data import skills
+from weightsmith.testbeds.data.passages import (
     DJANGO,
     QURAN,
     SPEECHES,
@@ -14,7 +11,10 @@ from weightsmith.testbeds.passages import (
     scripture,
     speeches,
 )
-from weightsmith.testbeds.training import Schedule
+from weightsmith.testbeds.families.languages import DomainShare, Languages
+from weightsmith.testbeds.family_registry import Blueprint
+from weightsmith.testbeds.models.byte_llama import LlamaSize
+from weightsmith.testbeds.models.training import Schedule
 
 SOURCES = (QURAN, SPEECHES, DJANGO)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from weightsmith.testbeds.images import Pixels, finish, shrink
-from weightsmith.testbeds.sources import Archive, fetch, members, read_member
+from weightsmith.testbeds.data.images import Pixels, finish, shrink
+from weightsmith.testbeds.data.sources import Archive, fetch, members, read_member
 
 _CANVAS = 96
 _SIZES = (42, 60)

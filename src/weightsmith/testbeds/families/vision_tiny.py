@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.testbeds import images, tasks, vit
-from weightsmith.testbeds.contrast import Contrast, FamilyTask
-from weightsmith.testbeds.families import Blueprint
-from weightsmith.testbeds.images import Pixels, standardise
-from weightsmith.testbeds.tasks import Labels, generator_of
-from weightsmith.testbeds.training import Schedule
+from weightsmith.testbeds.data import images, tasks
+from weightsmith.testbeds.data.images import Pixels, standardise
+from weightsmith.testbeds.data.tasks import Labels, generator_of
+from weightsmith.testbeds.families.contrast import Contrast, FamilyTask
+from weightsmith.testbeds.family_registry import Blueprint
+from weightsmith.testbeds.models import vit
+from weightsmith.testbeds.models.training import Schedule
 
 _PRETRAINING_IMAGES = 4000
 

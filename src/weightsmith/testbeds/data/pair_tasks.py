@@ -6,9 +6,9 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from weightsmith.testbeds.passages import DJANGO, split_of, spread, verse_key, verses
-from weightsmith.testbeds.sources import fetch, read_members
-from weightsmith.testbeds.tasks import SPLITS, Split
+from weightsmith.testbeds.data.passages import DJANGO, split_of, spread, verse_key, verses
+from weightsmith.testbeds.data.sources import fetch, read_members
+from weightsmith.testbeds.data.tasks import SPLITS, Split
 
 Pair = dict[str, str]
 _DOCUMENT_CHARACTERS = 300

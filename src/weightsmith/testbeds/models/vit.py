@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds.images import SIDE
+from weightsmith.testbeds.data.images import SIDE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from weightsmith.testbeds import glyphs, images, tasks, vit
-from weightsmith.testbeds.contrast import Contrast, FamilyTask
-from weightsmith.testbeds.families import Blueprint
-from weightsmith.testbeds.glyphs import Fonts, Typeface, draw_letter
-from weightsmith.testbeds.images import Pixels, standardise
-from weightsmith.testbeds.sources import Archive
-from weightsmith.testbeds.tasks import ImageTask, Labels, Split, generator_of
-from weightsmith.testbeds.training import Schedule
+from weightsmith.testbeds.data import glyphs, images, tasks
+from weightsmith.testbeds.data.glyphs import Fonts, Typeface, draw_letter
+from weightsmith.testbeds.data.images import Pixels, standardise
+from weightsmith.testbeds.data.sources import Archive
+from weightsmith.testbeds.data.tasks import ImageTask, Labels, Split, generator_of
+from weightsmith.testbeds.families.contrast import Contrast, FamilyTask
+from weightsmith.testbeds.family_registry import Blueprint
+from weightsmith.testbeds.models import vit
+from weightsmith.testbeds.models.training import Schedule
 
 _TURNED = "ABCDEFGHJKLMPQRT2345679"
 _PRETRAINING_IMAGES = 40_000

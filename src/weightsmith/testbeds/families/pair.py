@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from weightsmith.testbeds import tasks
-from weightsmith.testbeds.families import Blueprint, BuildStep
-from weightsmith.testbeds.suites import write_suite
-from weightsmith.testbeds.tasks import SPLITS, Split, read_items, write_items
-from weightsmith.testbeds.training import Schedule, one_thread, train
-from weightsmith.testbeds.vit import as_tensor, quiet_library, write_model
+from weightsmith.testbeds.data import tasks
+from weightsmith.testbeds.data.suites import write_suite
+from weightsmith.testbeds.data.tasks import SPLITS, Split, read_items, write_items
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep
+from weightsmith.testbeds.models.training import Schedule, one_thread, train
+from weightsmith.testbeds.models.vit import as_tensor, quiet_library, write_model
 from weightsmith.testbeds.workshop import Workshop
 
 TASK = "figures"
