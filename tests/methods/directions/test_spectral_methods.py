@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.methods.directions.tsv import interference
 from weightsmith.methods.parts import registry
-from weightsmith.methods.parts.spectra import Decomposition
 
 FAMILY = ["tsv_m", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "truncate"]
 # Coefficients that are not left alone by a rotation of the rows or columns.
@@ -246,18 +244,6 @@ def test_tsv_c_keeps_a_tasks_share_of_directions(merge):
     close(merge("tsv_c", base, [expert], shared={"tasks": 20}), base + (u * s) @ v)
     vector, (other,) = draw(1, (5,))
     close(merge("tsv_c", vector, [other]), other)
-
-
-def test_interference_is_zero_for_orthogonal_tasks_and_grows_with_overlap():
-    how = Decomposition()
-    rows, columns = rotation(8, 0), rotation(8, 1)
-    first, second = (
-        rows[:, s] @ np.diag([2.0, 1.0]) @ columns[:, s].T for s in (slice(0, 2), slice(2, 4))
-    )
-    assert interference(np, [first, second], 2, how) < 1e-12
-    # Equal tasks: U^T U - I holds the identity in the other task's block, and so does V^T V - I.
-    assert interference(np, [first, first], 2, how) == pytest.approx(2 * 3.0)
-    assert interference(np, [np.zeros((3, 3))], 1, how) == 0.0
 
 
 def test_resm_is_its_formula(merge):

@@ -41,10 +41,6 @@ class Statistics:
     checkpoint: Checkpoint
     parts: Mapping[str, tuple[str, ...]]
 
-    def of_tensor(self, name: str) -> tuple[LazyTensor, ...]:
-        """The statistic of the weight called `name`: one tensor, one per sample, or none where it has no statistic."""
-        return tuple(self.checkpoint.tensors[part] for part in self.names(name))
-
     def names(self, name: str) -> tuple[str, ...]:
         """The names in `checkpoint` of the statistic of the weight called `name`."""
         return self.parts.get(self.header.same.get(name, name), ())

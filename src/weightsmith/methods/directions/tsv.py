@@ -140,21 +140,6 @@ def decorrelated(
     return real if merged is None else merged + real
 
 
-def interference(linalg: Any, matrices: Sequence[Any], rank: int, how: Decomposition) -> float:
-    """Singular task interference: ||(U^T U - I) S (V^T V - I)||_1 of the `rank` leading directions of each matrix.
-
-    0 if the tasks' row spaces, or their column spaces, are orthogonal. Source: arXiv:2412.00081.
-    """
-    spectra = [s for m in matrices if (s := how.spectrum(linalg, m, rank)).rank]
-    if not spectra:
-        return 0.0
-    left = linalg.concatenate([s.left for s in spectra], 1)  # [outputs, all ranks]
-    right = linalg.concatenate([s.right for s in spectra])  # [all ranks, inputs]
-    values = linalg.concatenate([s.values for s in spectra])  # [all ranks]
-    identity = linalg.diag(linalg.ones_like(values))
-    return float(abs(((left.T @ left - identity) * values) @ (right @ right.T - identity)).sum())
-
-
 @method(
     "tsv_c",
     title="TSV-Compress (one task's leading singular vectors)",
