@@ -74,6 +74,45 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     assert not set(loaded) & {f"weightsmith.{part}" for part in parts.split()}
 
 
+@pytest.mark.usefixtures("family")
+def test_collections_do_not_look_at_modules_and_plan_which_stay():
+    program = (
+        "import gc, json\n"
+        "from weightsmith.cli.main import execute\n"
+        "looked_at = [0]\n"
+        "def count(phase, info):\n"
+        "    if phase == 'start':\n"
+        "        young = range(info['generation'] + 1)\n"
+        "        looked_at.append(sum(len(gc.get_objects(generation=g)) for g in young))\n"
+        "gc.callbacks.append(count)\n"
+        "assert execute(['merge', 'ties.yaml', 'out']) == 0\n"
+        "gc.callbacks.remove(count)\n"
+        "print(json.dumps([max(looked_at), gc.get_freeze_count()]))"
+    )
+    most, kept = fresh(program)
+    assert most < kept / 2
+
+
+@pytest.mark.usefixtures("family")
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
+def test_a_merge_starts_one_thread_of_linear_algebra_unless_it_is_told_otherwise(
+    monkeypatch, wanted, threads
+):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    if wanted is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", wanted)
+    program = (
+        "import json\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from weightsmith.cli.main import execute\n"
+        "assert execute(['merge', 'ties.yaml', 'out']) == 0\n"
+        "found = threadpool_info()\n"
+        "print(json.dumps([f['num_threads'] for f in found if f['internal_api'] == 'openblas']))"
+    )
+    assert set(fresh(program)) <= {threads}
+
+
 def test_help_lists_every_command_with_a_sentence(weightsmith):
     result = weightsmith("--help")
     assert result.code == 0
