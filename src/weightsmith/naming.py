@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import re
@@ -146,5 +145,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, for a did-you-mean, or None where none is near."""
     if len(name) > _LONGEST_MISSPELT:
         return None
+    # Imported here because it is for mistakes alone.
+    import difflib
+
     found = difflib.get_close_matches(name, list(candidates), n=1)
     return found[0] if found else None

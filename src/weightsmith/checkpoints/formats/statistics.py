@@ -12,7 +12,6 @@ from pathlib import Path
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
-from weightsmith.checkpoints.formats.statistic_tensors import dense_tensors
 from weightsmith.checkpoints.formats.statistics_header import (
     METADATA_ENTRY,
     StatisticsHeader,
@@ -59,6 +58,9 @@ def statistics_of(opened: Checkpoint) -> Statistics:
         parts.setdefault(stored.partition(_MARK)[0], []).append(stored)
     if header.kind == "metrics":
         return Statistics(header, opened, {})
+    # Imported here because every merge knows what statistics are, and few have some.
+    from weightsmith.checkpoints.formats.statistic_tensors import dense_tensors
+
     tensors: dict[str, LazyTensor] = {}
     found: dict[str, tuple[str, ...]] = {}
     for name, stored_names in parts.items():
