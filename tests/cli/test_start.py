@@ -5,12 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from weightsmith.cli.main import COMMANDS
 from weightsmith.version import __version__
 
+# What a recipe of dense checkpoints and one method has no use for.
+UNUSED_PACKAGES = {
+    *"difflib huggingface_hub jinja2 matplotlib PIL ray rich safetensors scipy".split(),
+    *"tokenizers torch transformers".split(),
+}
+UNUSED_MODULES = """
+    adapters.adapter_reading adapters.attaching
+    checkpoints.formats.bundles checkpoints.formats.packages checkpoints.formats.statistic_tensors
+    engine.outputs.adapter_output engine.outputs.bundle_output engine.planning.adapter_plan
+    engine.running.ray_cluster engine.records.verify engine.records.rollback
+    graph.backends.torch_backend
+    inspection.explanation inspection.method_facts inspection.vocabulary_summary
+    patterns.matching patterns.syntax
+    recipes.language.expressions recipes.language.export recipes.resolution.tokenizers
+    tensors.compressed tensors.pickles.pickle_reader
+    tokenizers.tokenizer_library tokenizers.union tokenizers.vocabulary
+    vocabularies.rules vocabularies.maps vocabularies.table_alignment
+""".split()
 HEAVY = {"numpy", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
 
 
@@ -64,14 +83,8 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     assert not rooms & {
         f"weightsmith.{room}" for room in ("comparison", "evaluation", "reports", "testbeds")
     }
-    unused = "huggingface_hub jinja2 ray rich tokenizers torch transformers".split()
-    assert not {name.partition(".")[0] for name in loaded} & set(unused)
-    # Tokenizers, expressions, regular expressions and packages are read where a recipe has some.
-    parts = (
-        "checkpoints.formats.packages patterns.matching recipes.language.expressions "
-        "recipes.resolution.tokenizers tokenizers.tokenizer_library"
-    )
-    assert not set(loaded) & {f"weightsmith.{part}" for part in parts.split()}
+    assert not {name.partition(".")[0] for name in loaded} & UNUSED_PACKAGES
+    assert not set(loaded) & {f"weightsmith.{module}" for module in UNUSED_MODULES}
 
 
 @pytest.mark.usefixtures("family")
@@ -111,6 +124,10 @@ def test_a_merge_starts_one_thread_of_linear_algebra_unless_it_is_told_otherwise
         "print(json.dumps([f['num_threads'] for f in found if f['internal_api'] == 'openblas']))"
     )
     assert set(fresh(program)) <= {threads}
+
+
+def test_the_modules_that_a_recipe_does_not_load_are_there():
+    assert not [m for m in UNUSED_MODULES if find_spec(f"weightsmith.{m}") is None]
 
 
 def test_help_lists_every_command_with_a_sentence(weightsmith):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 # Places behind the point up to which a float is the decimal that it is written as, and not 1/3 or a result of sums.
 _DECIMAL = 10**15
@@ -16,9 +17,6 @@ def floor_of_share(share: float, population: int) -> int:
     A share is the decimal that it is written as. One with more than 15 places, as quotients have (1/3), is known up to
     rounding only: its product is a whole number where it is one up to that rounding.
     """
-    # Imported here because few graphs have shares, and it brings decimals along.
-    from fractions import Fraction
-
     written = Fraction(repr(float(share)))
     if written.denominator <= _DECIMAL:
         return math.floor(written * population)

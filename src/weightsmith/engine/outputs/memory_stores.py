@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +26,7 @@ class MemoryStore:
     """A `Store` in memory; with `lazy` a tensor takes its room when it is begun, else all do at once, in file order."""
 
     def __init__(self, layout: ShardLayout, *, lazy: bool = False) -> None:
-        # Imported here because it costs more than this room does, and what is written to a folder has that.
-        from tempfile import gettempdir
-
-        self.folder = Path(gettempdir())
+        self.folder = Path(tempfile.gettempdir())
         self._layout = layout
         placements = () if lazy else (p for shard in layout.shards for p in shard.placements)
         self.tensors = {placement.name: _empty(placement) for placement in placements}

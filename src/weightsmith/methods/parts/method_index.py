@@ -58,9 +58,9 @@ def _registered() -> Mapping[str, Mapping[str, str]]:
 
 
 def _modules(package: str, folders: Iterable[str]) -> Iterator[ModuleSpec]:
-    """The modules of a package and of the packages in it, none of which is imported."""
+    """The modules of a package and of those in it but `parts`, which registers nothing; none is imported."""
     for finder, module, _ in pkgutil.iter_modules(folders, f"{package}."):
-        spec = finder.find_spec(module, None)
+        spec = None if module == __package__ else finder.find_spec(module, None)
         if spec is None:
             continue
         if spec.submodule_search_locations is None:
