@@ -9,8 +9,6 @@ from weightsmith.checkpoints import Checkpoint, Kind
 from weightsmith.recipes.resolution.formula import Formula, Leaf, Place
 from weightsmith.tensors import DType, record
 
-LayerKey = tuple[int, str]
-
 
 @record
 @dataclass(frozen=True, slots=True)
