@@ -247,7 +247,7 @@ class Machine {
         int64_t rank, last;
     };
 
-    // Ranks are worked out for equals alone, without branches that no processor could predict. The registers may be one.
+    // Ranks are worked out for equals alone. The registers may be one.
     void above_ranked(const T* x, T* out, int64_t key, Ranked bound) const {
         typedef typename KeyOf<T>::type Key;
         const Key equal = Key(key);
@@ -260,15 +260,13 @@ class Machine {
             flags[i] = own == equal ? 1 : 0;
             out[i] = own > equal ? T(1) : T(0);
         }
-        uint32_t* equals = behind_flags(flags, n);
-        const int64_t found = raised(flags, n, equals);
         const int64_t first = tile_.start + at_;
-        for (int64_t e = 0; e < found; ++e) {
-            const int64_t index = first + equals[e];
-            const int64_t rank = tie_rank(bound.rank_key, index);
-            const bool taken = (rank < bound.rank) | ((rank == bound.rank) & (index <= bound.last));
-            out[equals[e]] = taken ? T(1) : T(0);
-        }
+        each_raised(flags, n, [&](int64_t i) {
+            const int64_t rank = tie_rank(bound.rank_key, first + i);
+            const bool taken = (rank < bound.rank) | ((rank == bound.rank) & (first + i <= bound.last));
+            out[i] = T(int(taken));  // a choice would be a jump that cannot be foreseen
+            return true;
+        });
     }
 
     void row_rank(I in) const {

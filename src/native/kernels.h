@@ -58,7 +58,7 @@
        tallies: keys inside, keys above */                                                                     \
     X(collect)                                                                                                 \
     /* as collect, of elements of one key, with ranks for keys; key, low, high, limit, rank key = integers[b ...]; \
-       tallies: ranks inside, ranks below */                                                                   \
+       tallies: ranks inside, ranks below; larger keys, all of the key */                                                                   \
     X(equal)                                                                                                   \
     /* outputs[slot] = register a, encoded; tallies as for load */                                             \
     X(store_float64) X(store_float32) X(store_float16) X(store_bfloat16) X(store_float8_e4m3fn)                \

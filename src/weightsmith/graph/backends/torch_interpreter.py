@@ -421,10 +421,11 @@ def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
 
 def collect_equal(keys: Tensor, request: Equal, start: int) -> CollectPart:
     """Answer an `Equal` request for a tile that begins at flat index `start`."""
-    below = inside = kept = 0
+    below = inside = kept = equal = 0
     found: list[Tensor] = []
     for tied in torch.split(torch.nonzero(keys == request.key).flatten(), _TIES_AT_A_TIME):
         indices = tied + start
+        equal += tied.numel()
         ranks = tie_ranks(request.rank_key, indices)
         at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
         below, inside = below + int((ranks < request.low).sum()), inside + at.numel()
@@ -432,4 +433,5 @@ def collect_equal(keys: Tensor, request: Equal, start: int) -> CollectPart:
         kept += at.numel()
         found.append(torch.stack([ranks[at], indices[at]]).cpu())
     both = torch.cat(found, dim=1).numpy()
-    return CollectPart(both[0].astype(np.uint64), both[1], inside, below, 0)
+    larger = int((keys > request.key).sum())
+    return CollectPart(both[0].astype(np.uint64), both[1], inside, below, 0, larger, equal)
