@@ -9,7 +9,8 @@ picks the k-th exactly, equal keys by lower index:
 * a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
 * a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key
   with more equal elements than the limit is resolved piece of memory by piece of memory, in index
-  order, or by their ranks (`equal_magnitudes`).
+  order, or by their ranks (`equal_magnitudes`);
+* where the guess is such a key, ranks are guessed from the sample too, so that one round is still enough.
 
 The engine asks `request()`, streams the tensor (or every tensor of the model), hands the tiles' answers to `absorb` in
 order, and stops when `result` is there.
