@@ -12,10 +12,11 @@ from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.merging.plan import show_plan
 from weightsmith.cli.options import Machine
 from weightsmith.cli.presenting import Data, present, show_findings
-from weightsmith.cli.progress_bars import Quiet, open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration
 from weightsmith.findings import Finding
+from weightsmith.progress import Progress
 
 if TYPE_CHECKING:
     from weightsmith.engine import Manifest, Plan
@@ -73,7 +74,7 @@ def _line(made: Written) -> Iterable[Data]:
 
 
 def write(
-    out: Path, begun: float, make: Callable[[Quiet], Manifest], *, quiet: bool, as_json: bool
+    out: Path, begun: float, make: Callable[[Progress], Manifest], *, quiet: bool, as_json: bool
 ) -> int:
     """Have a checkpoint made at `out`, with progress, and show it; `begun` is when the command did."""
     with interruptible(out), open_progress(quiet) as progress:

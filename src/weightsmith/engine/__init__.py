@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from weightsmith.engine.records.verify import replay_output as replay_output
     from weightsmith.engine.records.verify import verify_output as verify_output
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
-    from weightsmith.engine.running.progress import Progress as Progress
-    from weightsmith.engine.running.progress import Silence as Silence
     from weightsmith.engine.running.ray_cluster import run_on_ray as run_on_ray
     from weightsmith.engine.running.run import described as described
     from weightsmith.engine.running.run import run as run
@@ -72,11 +70,9 @@ else:
             "Plan": "weightsmith.engine.planning.plan",
             "PlannedTensor": "weightsmith.engine.planning.planned_tensors",
             "PredictedTime": "weightsmith.engine.planning.cost",
-            "Progress": "weightsmith.engine.running.progress",
             "RolledBack": "weightsmith.engine.records.rollback",
             "Round": "weightsmith.engine.running.scheduler",
             "Scheduler": "weightsmith.engine.running.scheduler",
-            "Silence": "weightsmith.engine.running.progress",
             "Staging": "weightsmith.engine.records.merge_staging",
             "Task": "weightsmith.engine.running.scheduler",
             "Verification": "weightsmith.engine.records.verify",

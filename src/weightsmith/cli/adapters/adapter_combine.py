@@ -25,7 +25,7 @@ from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.merging.transplant import key_and_value
 from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present, show_findings
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent
 from weightsmith.naming import natural_key

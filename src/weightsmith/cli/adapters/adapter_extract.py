@@ -21,7 +21,7 @@ from weightsmith.cli.adapters.adapter_options import (
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import THREADS, json_option, quiet_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present, show_findings
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent, shape
 from weightsmith.naming import natural_key
@@ -138,7 +138,7 @@ def extract(
             dtype=dtype,
             threads=threads,
             force=force,
-            progress=progress.stage,
+            progress=progress,
         )
     STREAMS.done()
     made = _Extracted(out, tuned, report, dense, time.monotonic() - begun, each)

@@ -22,7 +22,7 @@ from weightsmith.cli.options import (
     quiet_option,
 )
 from weightsmith.cli.presenting import Block, Data, TextTable, present
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted, duration
 from weightsmith.cli.written import write

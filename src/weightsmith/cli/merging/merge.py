@@ -24,10 +24,11 @@ from weightsmith.cli.options import (
     size,
 )
 from weightsmith.cli.presenting import show_findings
-from weightsmith.cli.progress_bars import Quiet, open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.written import Written, show_written
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
+from weightsmith.progress import Progress
 
 if TYPE_CHECKING:
     from weightsmith.engine import Manifest, Plan
@@ -117,7 +118,7 @@ def losses(manifest: Manifest) -> list[Finding]:
 
 
 def _run(
-    made: Plan, out: Path, ray: str | None, force: bool, fresh: bool, progress: Quiet
+    made: Plan, out: Path, ray: str | None, force: bool, fresh: bool, progress: Progress
 ) -> Manifest:
     if ray is None:
         from weightsmith.engine import run

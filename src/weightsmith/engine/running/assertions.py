@@ -10,11 +10,11 @@ from weightsmith.engine.planning.plan import Plan, Store
 from weightsmith.engine.planning.tiles import plain_round
 from weightsmith.engine.planning.trace import Tracer
 from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.scheduler import Job, Rounds, Scheduler, Worker
 from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.errors import AssertionFailed
 from weightsmith.graph import Scalar, Value, count, dot, source, value
+from weightsmith.progress import Progress
 from weightsmith.recipes import Assertion, Formula, OutputTensor, distinct_leaves
 from weightsmith.tensors import LazyTensor
 
@@ -23,7 +23,7 @@ def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: 
     """Raise AssertionFailed with every clause and tensor that does not hold."""
     if not plan.resolved.assertions:
         return
-    progress.stage("checking assertions")
+    progress.say("checking assertions")
     settings = JobSettings(plan.backend.load(), plan.tile_elements)
     outputs = {tensor.output.name: tensor.output for tensor in plan.tensors}
     failures: list[str] = []
