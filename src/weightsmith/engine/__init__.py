@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     from weightsmith.engine.records.verify import replay_output as replay_output
     from weightsmith.engine.records.verify import verify_output as verify_output
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
+    from weightsmith.engine.running.job_facts import JobSettings as JobSettings
+    from weightsmith.engine.running.measuring import MeasuredGroup as MeasuredGroup
+    from weightsmith.engine.running.measuring import count_differing as count_differing
+    from weightsmith.engine.running.measuring import measure_each as measure_each
+    from weightsmith.engine.running.measuring import measure_group as measure_group
     from weightsmith.engine.running.ray_cluster import run_on_ray as run_on_ray
     from weightsmith.engine.running.run import described as described
     from weightsmith.engine.running.run import run as run
@@ -65,6 +70,8 @@ else:
             "Combined": "weightsmith.engine.adapter_api",
             "Input": "weightsmith.engine.records.manifest",
             "Job": "weightsmith.engine.running.scheduler",
+            "JobSettings": "weightsmith.engine.running.job_facts",
+            "MeasuredGroup": "weightsmith.engine.running.measuring",
             "Journal": "weightsmith.engine.records.journal",
             "Manifest": "weightsmith.engine.records.manifest",
             "Plan": "weightsmith.engine.planning.plan",
@@ -82,6 +89,9 @@ else:
             "choose_backend": "weightsmith.engine.planning.backends",
             "combine_adapters": "weightsmith.engine.adapter_api",
             "combine_partials": "weightsmith.engine.running.tensor_job",
+            "count_differing": "weightsmith.engine.running.measuring",
+            "measure_each": "weightsmith.engine.running.measuring",
+            "measure_group": "weightsmith.engine.running.measuring",
             "convert_adapter": "weightsmith.engine.adapter_api",
             "described": "weightsmith.engine.running.run",
             "extract_adapter": "weightsmith.engine.adapter_api",

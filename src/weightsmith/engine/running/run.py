@@ -277,7 +277,7 @@ def write_tensors(
             shards.tensor_done(record.name)
             done(record)
 
-    with located(plan, settings):
+    with located(plan, settings, scheduler):
         scheduler.run(write(reading) for reading in _readings(plan, tensors))
 
 
@@ -358,7 +358,7 @@ def model_results(
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.site, []).append(tensor)
     jobs = [_statistics_job(plan, site, settings, tracer) for site in sites.values()]
-    with located(plan, settings):
+    with located(plan, settings, scheduler):
         resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)
     return {member: found for job in jobs for member, found in job.model_results().items()}
 
