@@ -14,7 +14,7 @@ from weightsmith.cli.input_paths import places_read, suite_files
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.judging.report import check_place, write_beside
 from weightsmith.cli.listing import ListingCommand
-from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.options import device_option, json_option, quiet_option, report_option
 from weightsmith.cli.presenting import Block, Cell, ShownInterval, TextTable, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import check_save, save, save_option
@@ -62,7 +62,7 @@ _KIND = "comparison"
 @report_option
 @json_option
 @save_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def compare(
     old: str,
     new: str,

@@ -12,7 +12,14 @@ import click
 from weightsmith.cli.input_paths import places_read, suite_files
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.judging.report import check_place, write_beside
-from weightsmith.cli.options import THREADS, device_option, json_option, report_option, size
+from weightsmith.cli.options import (
+    THREADS,
+    device_option,
+    json_option,
+    quiet_option,
+    report_option,
+    size,
+)
 from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
@@ -49,7 +56,7 @@ _KIND = "evaluation"
 @report_option
 @json_option
 @save_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def evaluate(
     subject: str,
     suite: str,

@@ -16,7 +16,7 @@ from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.judging.compare import estimate
 from weightsmith.cli.judging.report import check_place, write_beside
 from weightsmith.cli.listing import ListingCommand
-from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.options import device_option, json_option, quiet_option, report_option
 from weightsmith.cli.presenting import Block, ShownInterval, TextTable, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import check_save, save, save_option
@@ -127,7 +127,7 @@ def _counts(text: str) -> list[int]:
     help="Where measurements are kept; default: in the cache.",
 )
 @device_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 @report_option
 @json_option
 @save_option

@@ -14,7 +14,7 @@ import click
 from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
@@ -121,7 +121,7 @@ def _list_blocks(found: _Families) -> Iterator[Block]:
     "--fresh", is_flag=True, help="Discard an interrupted build instead of going on with it."
 )
 @json_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, quiet: bool) -> int:
     """Train the family NAME and write its checkpoints, data, suites and family.json.
 
