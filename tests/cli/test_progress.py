@@ -161,10 +161,12 @@ def test_names_cannot_move_the_cursor(progress, lines):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    """A terminal of 70 columns, and what tells at the end what it showed."""
+def terminal(request, monkeypatch):
+    """A terminal of 70 or so many columns, and what tells at the end what it showed."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 70, 0, 0))
+    fcntl.ioctl(
+        slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, getattr(request, "param", 70), 0, 0)
+    )
     monkeypatch.setenv("TERM", "xterm")
     stream = os.fdopen(slave, "w")
     found = []
@@ -207,6 +209,18 @@ def test_bars_stay_for_the_whole_and_lines_for_its_stages(terminal, monkeypatch)
     last = text.rstrip().splitlines()[-1]
     assert "100 %  2 of 2 tasks" in last
     assert "rows" not in last
+
+
+@pytest.mark.parametrize("terminal", [40, 100], indirect=True)
+def test_a_bar_is_one_line_however_narrow_the_terminal(terminal, monkeypatch):
+    stream, shown = terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    with open_progress(quiet=False) as progress:
+        writing = progress.begin("writing a name that is long", 100_000, BYTES)
+        for _ in range(100):
+            writing.advance(1000)
+    # Bars are drawn over each other: what moves the cursor up is as many lines as there were.
+    assert "\x1b[1A" not in shown()
 
 
 def test_bars_reach_the_terminal_while_a_library_is_kept_from_it(terminal, monkeypatch):

@@ -7,6 +7,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from weightsmith.cli.progress_stages import Display, Stage, joined, place_of, result_of, resumed
@@ -18,7 +19,9 @@ class ProgressBars(Display):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         doing = TextColumn("{task.description}", markup=False)
-        self._drawn = Progress(doing, BarColumn(), _Pace(), console=Console(file=stream))
+        # Where the terminal is narrow, the bar gives way.
+        pace = _Pace(table_column=Column(no_wrap=True))
+        self._drawn = Progress(doing, BarColumn(), pace, console=Console(file=stream))
         self._rows: dict[Stage, TaskID] = {}
         # Stands where nothing is counted yet.
         self._waiting = self._drawn.add_task("starting", total=None, stage=None)
