@@ -109,11 +109,13 @@ def losses(manifest: Manifest) -> list[Finding]:
 
 
 def _run(made: Plan, out: Path, ray: str | None, how: RunOptions, progress: Progress) -> Manifest:
-    from weightsmith.engine import run, run_on_ray
-
     replacing: dict[str, Any] = {"force": how.force, "fresh": how.fresh}
     if ray is None:
+        from weightsmith.engine import run
+
         return run(made, out, progress=progress, **replacing)
+    from weightsmith.engine import run_on_ray
+
     return run_on_ray(made, out, address=ray, progress=progress, **replacing)
 
 
