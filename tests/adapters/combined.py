@@ -19,13 +19,13 @@ from weightsmith.engine.outputs.adapter_output import FactorStore
 from weightsmith.engine.planning.plan import Plan, require_runnable
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.engine.records.journal import Forgotten
-from weightsmith.engine.running.progress import Silence
 from weightsmith.engine.running.run import compute_tensors
 from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.findings import Finding
 from weightsmith.lora.adapter_writing import write_adapter
 from weightsmith.lora.bounds import RankBound
 from weightsmith.lora.low_rank_adapters import LowRankAdapter, low_rank_adapter
+from weightsmith.progress import Silence
 from weightsmith.recipes import Recipe
 
 PREFIX = "base_model.model."

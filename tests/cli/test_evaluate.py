@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import struct
-import termios
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.cli.judging.evaluate import Telling
 from weightsmith.cli.main import execute
+from weightsmith.cli.progress_stages import Stage
 from weightsmith.evaluation.plain_models import residual_perceptron
-from weightsmith.evaluation.scores import Evaluation, TaskScore
+from weightsmith.evaluation.scores import Evaluation
 
 from .conftest import WIDTHS
 from .json_table import check
@@ -127,44 +122,17 @@ def test_refusals_are_one_sentence_and_a_code(folder, capfd, arguments, code, se
 
 
 def test_an_interruption_says_what_is_kept(folder, capfd, monkeypatch):  # noqa: ARG001
-    def interrupted(_self, _name, position, _tasks):
-        if position == 2:
-            raise KeyboardInterrupt
+    begin = Stage.begin
 
-    monkeypatch.setattr(Telling, "task", interrupted)
+    def interrupted(stage, name, *of, **more):
+        if stage.unit == "task" and stage.done == 1:
+            raise KeyboardInterrupt
+        return begin(stage, name, *of, **more)
+
+    monkeypatch.setattr(Stage, "begin", interrupted)
     code, out, err = run(capfd, "one", "--suite", "suite.yaml")
     assert code == 130
     assert "1 finished task kept, and the same command goes on from there" in err
     assert out == ""
     code, _, err = run(capfd, "one", "--suite", "suite.yaml", "--no-cache", "--quiet")
     assert "nothing was kept" in err
-
-
-def test_a_line_that_changes_is_no_wider_than_its_terminal(monkeypatch):
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
-    times = iter([0.0, 0.0, 2.0])
-    with os.fdopen(slave, "w") as stream:
-        monkeypatch.setattr("sys.stderr", stream)
-        telling = Telling(False, clock=lambda: next(times))
-        telling.task("a task with a long name", 2, 6)
-        telling.advance(10_000, 100_000)
-        shown = os.read(master, 1000).decode()
-    os.close(master)
-    line = "task 2 of 6  a task with a long name   10 %  10,000 of 100,000 rows"
-    assert shown == f"\r\x1b[K{line[:39]}"
-
-
-def test_progress_has_rate_and_remaining_time():
-    lines: list[str] = []
-    times = iter([0.0, 0.0, 2.0, 10.0, 11.0, 12.0])
-    telling = Telling(False, lines.append, lambda: next(times))
-    telling.task("greek", 2, 6)
-    telling.advance(10, 100)
-    telling.advance(50, 100)
-    telling.advance(55, 100)
-    telling.finished(TaskScore("greek", "accuracy", 0.5, 0.4, 0.6, 100, True), cached=False)
-    assert lines == [
-        "task 2 of 6  greek   50 %  50 of 100 rows  5/s  10 s left",
-        "task 2 of 6  greek  accuracy 0.5000  100 items  12 s",
-    ]

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from weightsmith.cli.judging.league import LeagueLines
 from weightsmith.cli.main import execute
 
 from .conftest import WIDTHS
@@ -75,16 +74,6 @@ def test_several_numbers_of_experts_are_a_scaling_study(family, tmp_path, capsys
 def test_what_cannot_be_run_is_refused_in_one_sentence(family, tmp_path, capsys, extra, said):
     assert execute(["league", "--family", family, "--out", str(tmp_path), *extra]) in (2, 4)
     assert said in capsys.readouterr().err
-
-
-def test_progress_tells_rate_and_time_left_and_skips_what_was_kept():
-    lines, now = [], [0.0]
-    progress = LeagueLines(lines.append, clock=lambda: now[0])
-    progress.start(10)
-    progress.finished("base on test", was_cached=True)
-    now[0] = 4.0
-    progress.finished("ties on test", was_cached=False)
-    assert lines == ["measuring 10", " 2 of 10  ties on test  0.25/s  32 s left"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Pieces of the output: sizes, durations, plain tables, progress lines."""
+"""Pieces of the output: sizes, durations, plain tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.cli.progress_bars import ProgressLines
 from weightsmith.cli.terminal_text import counted, duration, harmless, percent
 from weightsmith.cli.text_tables import TextTable, folded, plain_table
 from weightsmith.tensors.sizes import format_size, parse_size
@@ -82,47 +81,6 @@ def test_a_plain_table_aligns_and_trims():
 
 def test_a_table_without_column_names_has_no_head():
     assert plain_table(TextTable("T", ("", ""), [("x", "1")])).splitlines() == ["T", "  x  1"]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_progress_lines_come_once_per_tenth_with_rate_and_remaining_time():
-    lines, clock = [], Clock()
-    progress = ProgressLines(lines.append, clock)
-    progress.start(1000_000, 0)
-    for _ in range(1000):
-        clock.now += 0.01
-        progress.advance(1000, "w")
-    assert lines[0] == "writing 1.00 MB"
-    assert len(lines) == 11
-    assert lines[1] == " 10 %  100 kB of 1.00 MB  100 kB/s  9.0 s left"
-    assert lines[-1] == "100 %  1.00 MB of 1.00 MB  100 kB/s"
-
-
-def test_resumed_bytes_count_for_the_share_but_not_for_the_rate():
-    lines, clock = [], Clock()
-    progress = ProgressLines(lines.append, clock)
-    progress.start(1000_000, 500_000)
-    clock.now = 1.0
-    progress.advance(250_000, "w")
-    assert lines == [
-        "resuming: 500 kB of 1.00 MB are finished",
-        " 70 %  750 kB of 1.00 MB  250 kB/s  1.0 s left",
-    ]
-
-
-def test_an_output_without_bytes_is_no_division_by_zero():
-    lines = []
-    progress = ProgressLines(lines.append, Clock())
-    progress.start(0, 0)
-    progress.advance(0, "w")
-    assert lines == ["writing 0 B"]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def in_terminal(arguments, cwd, **environment):
 def test_in_a_terminal_a_bar_moves_and_the_cursor_comes_back(family):
     code, screen = in_terminal(["merge", "linear.yaml", "merged"], family)
     assert code == 0, screen
-    assert "100%" in screen
+    assert "100 %" in screen
     assert "━" in screen
     assert "\x1b[?25l" in screen
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")

@@ -8,7 +8,6 @@ import types
 
 import pytest
 
-from weightsmith.cli.judging.testbed import BuildLines
 from weightsmith.cli.main import execute
 from weightsmith.testbeds.family_registry import FAMILIES, Blueprint, BuildStep, TrainedFamily
 
@@ -90,36 +89,3 @@ def test_an_interrupted_build_says_so_and_the_next_goes_on(toy, tmp_path, capsys
     assert "resuming: 25 % are finished" in shown.err
     assert "base" not in shown.err
     assert shown.out.startswith(str(tmp_path / "family"))
-
-
-def test_progress_has_share_rate_and_remaining_time():
-    lines, now = [], [0.0]
-    progress = BuildLines(lines.append, lambda: now[0])
-    progress.start(100, 0)
-    progress.step("base", 40)
-    now[0] = 10.0
-    progress.within(50, 100)
-    now[0] = 12.0
-    progress.within(60, 100)
-    now[0] = 20.0
-    progress.finished("base", {})
-    assert lines == [
-        "building: about 1 min 40 s of CPU time",
-        "  0 %  base",
-        " 20 %  base  50 of 100  5.0/s  40 s left",
-        " 40 %  base finished in 20 s",
-    ]
-
-
-def test_the_time_that_an_earlier_build_took_does_not_count():
-    lines, now = [], [0.0]
-    progress = BuildLines(lines.append, lambda: now[0])
-    progress.start(100, 80)
-    progress.step("experts/one", 20)
-    now[0] = 30.0
-    progress.within(1, 2)
-    assert lines == [
-        "resuming: 80 % are finished",
-        " 80 %  experts/one",
-        " 90 %  experts/one  1 of 2  0.0/s  30 s left",
-    ]

@@ -18,21 +18,30 @@ from weightsmith.comparison.standings import DEFAULT, TUNED
 from weightsmith.comparison.tuning import STRENGTHS, Entrant, LeftOut, enter
 from weightsmith.errors import ResourceError, UsageError
 from weightsmith.methods.parts import registry
+from weightsmith.progress import Silence
 
 
-class Heard:
+class Heard(Silence):
     """A progress that remembers, and can stop a league."""
 
     def __init__(self, stop_at=None):
         self.titles, self.cached, self.total, self.stop_at = [], 0, None, stop_at
 
-    def start(self, total):
+    def begin(self, name, total=None, unit="", *, done=0, share=1):
+        if total is None:
+            return Measured(self, name)
         self.total = total
+        return self
 
-    def finished(self, title, *, was_cached):
-        self.titles.append(title)
-        self.cached += was_cached
-        if len(self.titles) == self.stop_at:
+
+class Measured(Silence):
+    def __init__(self, league, title):
+        self.league, self.title = league, title
+
+    def end(self, result="", *, kept=False):
+        self.league.titles.append(self.title)
+        self.league.cached += kept
+        if len(self.league.titles) == self.league.stop_at:
             raise KeyboardInterrupt
 
 

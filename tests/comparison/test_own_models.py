@@ -16,6 +16,7 @@ from weightsmith.comparison.ranking import FINISHED, run_league
 from weightsmith.comparison.standings import TUNED, mean_normalized
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.scoring import evaluate
+from weightsmith.progress import Silence
 from weightsmith.recipes import Recipe
 
 from .conftest import evaluation, right_and_wrong
@@ -37,15 +38,17 @@ def own(small_family, tmp_path, monkeypatch):
     return tmp_path
 
 
-class Titles(list):
+class Titles(Silence, list):
     """A progress that remembers what was measured anew."""
 
-    def start(self, total):
-        pass
+    def begin(self, name, total=None, unit="", *, done=0, share=1):
+        self.name, self.is_one = name, total is None
+        return self
 
-    def finished(self, title, *, was_cached):
-        if not was_cached:
-            self.append(title)
+    def end(self, result="", *, kept=False):
+        if self.is_one and not kept:
+            self.append(self.name)
+        self.is_one = False
 
 
 def run(family, out, methods=("task_arithmetic",)):

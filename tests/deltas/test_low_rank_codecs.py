@@ -72,12 +72,12 @@ def test_the_sketch_of_a_large_matrix_finds_its_leading_directions():
         return matrix[first:last]
 
     found = leading_directions(rows, shape)
-    assert len(found.strengths) == 1040 // 4
+    assert len(found.values) == 1040 // 4
     assert max(last - first for first, last in asked) < 1100
-    np.testing.assert_allclose(found.strengths[:4], strengths[:4], rtol=1e-5)
+    np.testing.assert_allclose(found.values[:4], strengths[:4], rtol=1e-5)
     for factor in (found.left, found.right.T):
         np.testing.assert_allclose(factor.T @ factor, np.eye(260), atol=1e-10)
-    product = (found.left[:, :4] * found.strengths[:4]) @ found.right[:4]
+    product = (found.left[:, :4] * found.values[:4]) @ found.right[:4]
     left_out = np.linalg.norm(strengths[4:])
     assert np.linalg.norm(matrix - product) == pytest.approx(left_out, rel=1e-3)
 

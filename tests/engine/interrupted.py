@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsmith.progress import Silence
+
 _MERGE = """
 import json, os, signal, sys
 import weightsmith
+from weightsmith.progress import Silence
 recipe, out, at, options = (json.loads(a) for a in sys.argv[1:])
 
-class Kill:
+class Kill(Silence):
     written = 0
-    def start(self, total_bytes, resumed_bytes): print(resumed_bytes, flush=True)
-    def stage(self, text): self.at(text)
-    def advance(self, nbytes, tensor):
+    def begin(self, name, total=None, unit="", *, done=0, share=1):
+        print(done, flush=True)
+        return self
+    def say(self, text): self.at(text)
+    def advance(self, nbytes, what=""):
         Kill.written += 1
         self.at(Kill.written)
     def at(self, moment):
@@ -33,7 +38,7 @@ class Stop(Exception):
 
 
 @dataclass
-class Recorder:
+class Recorder(Silence):
     """A progress that remembers what it was told, and raises at tile number `stop_at`, or at the stage of that name."""
 
     stop_at: int | str | None = None
@@ -43,17 +48,18 @@ class Recorder:
     tiles: int = 0
     tensors: set[str] = field(default_factory=set)
 
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        self.total, self.resumed = total_bytes, resumed_bytes
+    def begin(self, name, total=None, unit="", *, done=0, share=1):
+        self.total, self.resumed = total, done
+        return self
 
-    def advance(self, nbytes: int, tensor: str) -> None:
+    def advance(self, nbytes: int, what: str = "") -> None:
         self.tiles += 1
         if self.tiles == self.stop_at:
             raise Stop
         self.written += nbytes
-        self.tensors.add(tensor)
+        self.tensors.add(what)
 
-    def stage(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if text == self.stop_at:
             raise Stop
 

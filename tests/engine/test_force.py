@@ -28,7 +28,7 @@ class During(Recorder):
         super().__init__()
         self._action, self._at = action, at
 
-    def stage(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if text == self._at:
             self._action()
 

@@ -17,6 +17,7 @@ from weightsmith.errors import AssertionFailed, RecipeError, ResourceError, Usag
 from weightsmith.evaluation.live import load_model
 from weightsmith.evaluation.scores import Evaluation
 from weightsmith.evaluation.subjects import open_subject
+from weightsmith.progress import Silence
 from weightsmith.recipes import Recipe
 
 
@@ -88,38 +89,44 @@ def test_a_recipe_that_cannot_run_is_refused(models):
         open_subject(recipe(models, "vit", "llama"))
 
 
-class Recorder:
+class Recorder(Silence):
     """A progress that keeps what it is told, and may interrupt."""
 
-    def __init__(self, interrupt_at: str = "") -> None:
+    def __init__(self, interrupt_at: str | None = None) -> None:
         self.interrupt_at = interrupt_at
         self.told: list[tuple[object, ...]] = []
 
-    def stage(self, text):
-        self.told.append(("stage", text.split()[0]))
-
-    def task(self, name, position, tasks):
-        self.told.append(("task", name, position, tasks))
+    def begin(self, name, total=None, unit="", *, done=0, share=1):
+        self.told.append(("begin", name, total, unit))
         if name == self.interrupt_at:
             raise KeyboardInterrupt
+        return self
 
-    def advance(self, done, total):
-        self.told.append(("advance", done, total))
+    def advance(self, amount, what=""):
+        self.told.append(("advance", amount))
 
-    def finished(self, score, *, cached):
-        self.told.append(("finished", score.task, cached))
+    def say(self, text):
+        self.told.append(("say", text.split()[0]))
+
+    def end(self, result="", *, kept=False):
+        self.told.append(("end", result, kept))
 
 
 def test_progress_tells_of_reading_loading_tasks_and_rows(models, suite, mixed):
     heard = Recorder()
-    evaluate(models / "vit", suite({**mixed["vit"], "batch_size": 40}), progress=heard)
+    found = evaluate(models / "vit", suite({**mixed["vit"], "batch_size": 40}), progress=heard)
+    (score,) = found.scores
     assert heard.told == [
-        ("stage", "reading"),
-        ("task", "shapes", 1, 1),
-        ("stage", "loading"),
-        ("advance", 40, 60),
-        ("advance", 60, 60),
-        ("finished", "shapes", False),
+        ("say", "reading"),
+        ("begin", "scoring", 1, "task"),
+        ("begin", "shapes", None, ""),
+        ("say", "loading"),
+        ("begin", "", 60, "row"),
+        ("advance", 40),
+        ("advance", 20),
+        ("end", "", False),
+        ("end", f"accuracy {score.value:.4f}  60 items", False),
+        ("end", "", False),
     ]
 
 
@@ -128,8 +135,8 @@ def test_scores_are_found_in_the_cache_without_loading_the_model(models, suite, 
     first = evaluate(models / "llama", path)
     heard = Recorder()
     again = evaluate(models / "llama", path, progress=heard)
-    assert ("finished", "text", True) in heard.told
-    assert ("stage", "loading") not in heard.told
+    assert [end[2] for end in heard.told if end[0] == "end"] == [True, False]
+    assert ("say", "loading") not in heard.told
     assert first.cached == ()
     assert again.cached == ("text",)
     assert again.scores == first.scores

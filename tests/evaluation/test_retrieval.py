@@ -14,6 +14,7 @@ from weightsmith import evaluate
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.live import load_model, quiet_library
 from weightsmith.evaluation.retrieval import embed, ndcg, ranks_of, recall, reciprocal
+from weightsmith.progress import Silence
 
 WORDS = "the a cat dog eel runs swims sleeps fast slow red blue in of water house".split()
 
@@ -101,7 +102,7 @@ def test_pooling_is_what_the_folder_says(encoder, tmp_path, pooling):
     ]
     made = settings(encoder, tmp_path, pooling={f"pooling_mode_{mode}": True})
     texts = [line["query"] for line in pairs()[:6]]
-    found = embed(load_model(made), texts, 3, lambda *_: None, "task")
+    found = embed(load_model(made), texts, 3, Silence(), "task")
     assert found == pytest.approx(
         np.stack([reference(encoder, t, pooling) for t in texts]), abs=1e-5
     )

@@ -14,6 +14,7 @@ import pytest
 from weightsmith.engine.records.verify import verify_output
 from weightsmith.engine.running.run import run
 from weightsmith.errors import CheckpointError, OutputError, WeightsmithError
+from weightsmith.progress import Silence
 
 from .conftest import Bench, bytes_of, ended, make_bench
 from .merge_once import plan_of
@@ -25,20 +26,14 @@ def bench(tmp_path: Path) -> Bench:
     return make_bench(tmp_path, tmp_path)
 
 
-class During:
+class During(Silence):
     """A progress that does something when the first tile is written."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
         self._done = False
 
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        """Wait for the first tile."""
-
-    def stage(self, text: str) -> None:
-        """Wait for the first tile."""
-
-    def advance(self, nbytes: int, tensor: str) -> None:
+    def advance(self, nbytes: int, what: str = "") -> None:
         if not self._done:
             self._done = True
             self._action()

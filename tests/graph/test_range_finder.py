@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from weightsmith.errors import NonFiniteError
 from weightsmith.graph import range_finder
 from weightsmith.graph.range_finder import row_blocks, sketched_spectrum, times, transposed_times
 from weightsmith.graph.singular import signs
@@ -60,3 +61,23 @@ def test_rows_are_read_about_a_million_elements_at_a_time():
     assert list(row_blocks((7, 1))) == [(0, 7)]
     assert list(row_blocks((0, 3))) == []
     assert list(row_blocks((3, 0))) == []
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
+def test_the_transpose_is_decomposed_from_the_same_rows(shape, monkeypatch):
+    monkeypatch.setattr(range_finder, "_BLOCK", 700)
+    whole, sketch = matrix(*shape, decay=4.0), signs((shape[0], 16), 0, "x")
+    found = sketched_spectrum(lambda a, b: whole[a:b], shape, sketch, 2, transposed=True)
+    turned = sketched_spectrum(lambda a, b: whole.T[a:b], shape[::-1], sketch, 2)
+    np.testing.assert_allclose(found.values[:8], turned.values[:8], rtol=1e-9)
+    np.testing.assert_allclose(found.matrix(), turned.matrix(), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_that_is_not_finite_is_refused(value, transposed):
+    whole = matrix(30, 30, decay=1.0)
+    whole[7, 2] = value
+    sketch = signs((30, 5), 0, "x")
+    with pytest.raises(NonFiniteError, match="no singular values"), np.errstate(invalid="ignore"):
+        sketched_spectrum(lambda a, b: whole[a:b], (30, 30), sketch, 2, transposed=transposed)

@@ -52,6 +52,11 @@ class Machine:
         }
 
 
+threads_option = click.option(
+    "--threads", type=THREADS, default=None, help="Worker threads; default: all cores."
+)
+
+
 def machine_options(command: Command) -> Command:
     """Add --memory, --threads, --device and --backend."""
     for option in reversed(
@@ -63,12 +68,7 @@ def machine_options(command: Command) -> Command:
                 show_default=True,
                 help="Bound on anonymous memory, such as 256MB or 1GiB.",
             ),
-            click.option(
-                "--threads",
-                type=THREADS,
-                default=None,
-                help="Worker threads; default: all cores.",
-            ),
+            threads_option,
             click.option(
                 "--device",
                 default="cpu",
@@ -125,15 +125,45 @@ def inputs_option(command: Command) -> Command:
     )(command)
 
 
+force_option = click.option(
+    "--force", is_flag=True, help="Replace OUT if weightsmith wrote it and nobody changed it."
+)
+
+
 def output_options(command: Command) -> Command:
     """Add --force and --fresh, for a run that writes OUT and can be continued."""
-    force = click.option(
-        "--force", is_flag=True, help="Replace OUT if weightsmith wrote it and nobody changed it."
-    )
     fresh = click.option(
         "--fresh", is_flag=True, help="Discard an interrupted run instead of going on with it."
     )
-    return force(fresh(command))
+    return force_option(fresh(command))
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions(Machine):
+    """How a command writes a checkpoint: what OUT may replace and what is shown, beside what it is computed with."""
+
+    force: bool
+    fresh: bool
+    quiet: bool
+    as_json: bool
+
+    def writing(self) -> dict[str, Any]:
+        """As keyword arguments of what plans and writes."""
+        return {"force": self.force, "fresh": self.fresh, **self.options()}
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that `RunOptions` is made of."""
+    return machine_options(output_options(json_option(quiet_option(command))))
+
+
+def recipe_options(command: Command) -> Command:
+    """Add what a command has that makes a recipe and runs it: --recipe, --dry-run and those of a run."""
+    only_recipe = click.option(
+        "--recipe", "only_recipe", is_flag=True, help="Show the recipe and merge nothing."
+    )
+    dry_run = click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
+    return only_recipe(dry_run(run_options(command)))
 
 
 def quiet_option(command: Command) -> Command:

@@ -1,127 +1,32 @@
-"""A run's progress on stderr: a bar on a terminal, one line per tenth elsewhere."""
+"""Progress on a terminal: a bar for everything that is counted, and a line above for each of its stages that ended."""
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TextIO
 
-from weightsmith.cli.terminal_text import duration
-from weightsmith.tensors import format_size
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
-_STEPS = 10
+from weightsmith.cli.progress_stages import Display, Stage, joined, place_of, result_of, resumed
 
 
-class Quiet(AbstractContextManager["Quiet"]):
-    """No progress at all."""
+class ProgressBars(Display):
+    """Bars with rate and remaining time; a context, which leaves those of the whole where they stand."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        doing = TextColumn("{task.description}", markup=False)
+        # Where the terminal is narrow, the bar gives way.
+        pace = _Pace(table_column=Column(no_wrap=True))
+        self._drawn = Progress(doing, BarColumn(), pace, console=Console(file=stream))
+        self._rows: dict[Stage, TaskID] = {}
+        # Stands where nothing is counted yet.
+        self._waiting = self._drawn.add_task("starting", total=None, stage=None)
 
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        """Ignore."""
-
-    def advance(self, nbytes: int, tensor: str) -> None:
-        """Ignore."""
-
-    def stage(self, text: str) -> None:
-        """Ignore."""
-
-
-class ProgressLines(Quiet):
-    """One line per tenth of the output, with rate and remaining time; for files and pipes."""
-
-    def __init__(
-        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._write, self._clock = write, clock
-        self._lock = threading.Lock()
-        self._total = self._done = self._resumed = self._tenths = 0
-        self._begun = clock()
-
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        """Say what is to be done, and what an earlier run has done of it."""
-        with self._lock:
-            self._total, self._done, self._resumed = total_bytes, resumed_bytes, resumed_bytes
-            self._tenths = self._reached()
-            self._begun = self._clock()
-        if resumed_bytes:
-            self._write(
-                f"resuming: {format_size(resumed_bytes)} of {format_size(total_bytes)} are finished"
-            )
-        else:
-            self._write(f"writing {format_size(total_bytes)}")
-
-    def advance(self, nbytes: int, tensor: str) -> None:
-        """Count, and write a line whenever another tenth is full."""
-        with self._lock:
-            self._done += nbytes
-            reached = self._reached()
-            if reached <= self._tenths:
-                return
-            self._tenths = reached
-            # Written under the lock: lines of several workers stay whole and in order.
-            self._write(self._line())
-
-    def stage(self, text: str) -> None:
-        """Say what is going on."""
-        self._write(text)
-
-    def _reached(self) -> int:
-        return _STEPS * self._done // self._total if self._total else _STEPS
-
-    def _line(self) -> str:
-        elapsed = max(self._clock() - self._begun, 1e-9)
-        rate = (self._done - self._resumed) / elapsed
-        share = f"{100 * self._tenths // _STEPS:3d} %"
-        line = f"{share}  {format_size(self._done)} of {format_size(self._total)}"
-        left = self._total - self._done
-        if left <= 0:
-            return f"{line}  {format_size(rate)}/s"
-        return f"{line}  {format_size(rate)}/s  {duration(left / rate)} left"
-
-
-class ProgressBar(Quiet):
-    """A bar with rate and remaining time; for terminals."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        doing = (TextColumn("{task.description}", markup=False), BarColumn())
-        self._counting = (
-            *doing,
-            TaskProgressColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        # What has stages alone has no bytes to count.
-        self._drawn: RichProgress = Progress(*doing, console=Console(stderr=True))
-        self._task: TaskID = self._drawn.add_task("starting", total=None)
-
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> ProgressBars:
         self._drawn.start()
         return self
 
@@ -131,33 +36,67 @@ class ProgressBar(Quiet):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._drawn.update(self._waiting, visible=False)
         self._drawn.stop()
 
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        """Set the bar's length; finished bytes of an earlier run do not count for the rate."""
-        self._drawn.columns = self._counting
-        self._drawn.reset(
-            self._task, total=total_bytes, completed=resumed_bytes, description="writing"
+    def begun(self, stage: Stage) -> None:
+        """Draw a bar for what is counted; what is not is named on the bar of its work."""
+        if stage.total is None:
+            self.said(stage, stage.name)
+            return
+        self._drawn.update(self._waiting, visible=False)
+        self._rows[stage] = self._drawn.add_task(
+            _title(stage), total=stage.total, completed=int(stage.done), stage=stage
         )
-        self._drawn.update(self._task, completed=resumed_bytes)
-        if resumed_bytes:
-            self._drawn.console.print(
-                f"resuming: {format_size(resumed_bytes)} are finished", highlight=False
-            )
+        if stage.done and stage.part is None:
+            self._print(resumed(stage))
 
-    def advance(self, nbytes: int, tensor: str) -> None:
-        """Move the bar."""
-        self._drawn.update(self._task, advance=nbytes, description="writing")
+    def moved(self, stage: Stage) -> None:
+        """Move the bars of a stage and of all that it is a part of."""
+        moved: Stage | None = stage
+        while moved is not None:
+            if moved in self._rows:
+                title = _title(stage) if moved is stage else None
+                row = self._rows[moved]
+                self._drawn.update(row, completed=moved.reached(), description=title)
+            moved = moved.work
 
-    def stage(self, text: str) -> None:
+    def said(self, stage: Stage, text: str) -> None:
         """Show what is going on beside the bar."""
-        self._drawn.update(self._task, description=text)
+        shown: Stage | None = stage
+        while shown is not None and shown not in self._rows:
+            shown = shown.work
+        if shown is None:
+            self._drawn.update(self._waiting, description=text, visible=True)
+        else:
+            self._drawn.update(self._rows[shown], description=text)
+
+    def ended(self, stage: Stage, result: str, kept: bool) -> None:
+        """Leave a line of a stage that counts; its bar goes."""
+        if stage.part is not None:
+            row = self._rows.pop(stage, None)
+            if row is not None:
+                self._drawn.remove_task(row)
+            assert stage.work is not None
+            self.moved(stage.work)
+        if stage.part is stage and (result or not kept):
+            self._print(result_of(stage, result, kept))
+
+    def _print(self, line: str) -> None:
+        self._drawn.console.print(line, markup=False, highlight=False)
 
 
-def open_progress(quiet: bool) -> Quiet:
-    """The progress that fits where stderr leads."""
-    if quiet:
-        return Quiet()
-    if sys.stderr.isatty():
-        return ProgressBar()
-    return ProgressLines(lambda line: print(line, file=sys.stderr, flush=True))
+class _Pace(ProgressColumn):
+    """How far a stage is, its rate and the time that is left."""
+
+    def render(self, task: Task) -> Text:
+        stage: Stage | None = task.fields["stage"]
+        if stage is None:
+            return Text()
+        share = f"{100 * stage.fraction():3.0f} %"
+        return Text(joined(share, stage.amount(), stage.rate(), stage.left()))
+
+
+def _title(stage: Stage) -> str:
+    part = stage.part
+    return stage.name if part is None else joined(place_of(part), part.name)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.merging.plan import show_plan
-from weightsmith.cli.options import Machine
+from weightsmith.cli.options import RunOptions
 from weightsmith.cli.presenting import Data, present, show_findings
-from weightsmith.cli.progress_bars import Quiet, open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration
 from weightsmith.findings import Finding
@@ -73,28 +73,26 @@ def _line(made: Written) -> Iterable[Data]:
 
 
 def write(
-    out: Path, begun: float, make: Callable[[Quiet], Manifest], *, quiet: bool, as_json: bool
+    out: Path, begun: float, make: Callable[..., Manifest], *, quiet: bool, as_json: bool
 ) -> int:
-    """Have a checkpoint made at `out`, with progress, and show it; `begun` is when the command did."""
+    """Have a checkpoint made at `out` by `make(progress=...)`, and show it; `begun` is when the command did."""
     with interruptible(out), open_progress(quiet) as progress:
-        manifest = make(progress)
+        manifest = make(progress=progress)
     show_written(Written(out, manifest, time.monotonic() - begun), as_json=as_json)
     return 0
 
 
-def run_plan(
-    made: Plan, out: Path, begun: float, *, force: bool, fresh: bool, quiet: bool, as_json: bool
-) -> int:
+def run_plan(made: Plan, out: Path, begun: float, how: RunOptions) -> int:
     """Run a plan into `out`, with its findings and progress on stderr, and show what was written."""
     from weightsmith.engine import run
 
     with interruptible(out):
-        if not quiet and not made.errors:
+        if not how.quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)
-        with open_progress(quiet) as progress:
-            manifest = run(made, out, force=force, fresh=fresh, progress=progress)
+        with open_progress(how.quiet) as progress:
+            manifest = run(made, out, force=how.force, fresh=how.fresh, progress=progress)
     done = Written(out, manifest, time.monotonic() - begun, tuple(made.findings))
-    show_written(done, as_json=as_json)
+    show_written(done, as_json=how.as_json)
     return 0
 
 
@@ -117,23 +115,23 @@ def _yaml(made: _Shown) -> Iterable[Data]:
 def run_recipe(
     recipe: Recipe,
     out: Path,
-    machine: Machine,
     begun: float,
     *,
     only_recipe: bool,
     dry_run: bool,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
+    **given: Any,
 ) -> int:
-    """Merge by a recipe that a command has made: show it with --recipe, or its plan with --dry-run, else run it."""
+    """Merge by a recipe that a command has made, as `recipe_options` say.
+
+    Show it with --recipe, or its plan with --dry-run, else run it.
+    """
     from weightsmith.engine import make_plan
 
+    how = RunOptions(**given)
     if only_recipe:
-        present(_Shown(recipe), _yaml, as_json=as_json)
+        present(_Shown(recipe), _yaml, as_json=how.as_json)
         return 0
-    made = make_plan(recipe, **machine.options())
+    made = make_plan(recipe, **how.options())
     if dry_run:
-        return show_plan(made, as_json=as_json)
-    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)
+        return show_plan(made, as_json=how.as_json)
+    return run_plan(made, out, begun, how)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from weightsmith.comparison.league_entries import written as written
     from weightsmith.comparison.ranking import INTERRUPTED as INTERRUPTED
     from weightsmith.comparison.ranking import League as League
-    from weightsmith.comparison.ranking import SilentLeague as SilentLeague
     from weightsmith.comparison.ranking import default_folder as default_folder
     from weightsmith.comparison.ranking import league as league
     from weightsmith.comparison.ranking import run_league as run_league
@@ -44,7 +43,6 @@ else:
             "LeagueRow": "weightsmith.comparison.standings",
             "Scaling": "weightsmith.comparison.scaling",
             "ScoreChange": "weightsmith.comparison.versions",
-            "SilentLeague": "weightsmith.comparison.ranking",
             "SkillReport": "weightsmith.comparison.skill",
             "TaskComparison": "weightsmith.comparison.versions",
             "VALIDITY": "weightsmith.comparison.validated",

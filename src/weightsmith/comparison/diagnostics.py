@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from weightsmith.adapters import open_model
 from weightsmith.checkpoints import Checkpoint
+from weightsmith.deltas import read_matrix
 from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.graph import exact
 from weightsmith.inspection import Changes, measure_interference, measure_overlaps
-from weightsmith.tensors import WORDS, LazyTensor, widen
 
 Matrix = NDArray[np.float64]
 Triples = tuple[Matrix, Matrix, Matrix]
@@ -119,8 +120,8 @@ def _interferences(base: Checkpoint, experts: Sequence[Checkpoint]) -> list[floa
         others = [e.tensors[name] for e in experts if name in e.tensors]
         is_matrix = tensor.dtype.is_float and len(tensor.shape) == 2
         if is_matrix and all(other.shape == tensor.shape for other in others):
-            origin = _read(tensor)
-            triples = [_leading(_read(other) - origin) for other in others]
+            origin = read_matrix(tensor)
+            triples = [_leading(read_matrix(other) - origin) for other in others]
             changed = [triple for triple in triples if triple[1].size]
             if len(changed) > 1:
                 found.append(singular_interference(changed))
@@ -142,17 +143,8 @@ def _leading(change: Matrix) -> Triples:
     rows, columns = change.shape
     if not change.any() or not np.isfinite(change).all():
         return np.zeros((rows, 0)), np.zeros(0), np.zeros((0, columns))
-    left, values, right = np.linalg.svd(change, full_matrices=False)
-    rank = max(1, round(_RANK_SHARE * min(rows, columns)))
-    return left[:, :rank], values[:rank], right[:rank]
-
-
-def _read(tensor: LazyTensor) -> Matrix:
-    data = bytearray(tensor.nbytes)
-    if tensor.numel:
-        tensor.read_into(0, tensor.numel, memoryview(data))
-    words = np.frombuffer(data, WORDS[tensor.dtype.itemsize])
-    return widen(words, tensor.dtype).astype(np.float64).reshape(tensor.shape)
+    found = exact(np, change).leading(max(1, round(_RANK_SHARE * min(rows, columns))))
+    return found.left, found.values, found.right
 
 
 def _mean(values: Sequence[float]) -> float | None:

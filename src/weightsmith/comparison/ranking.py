@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from weightsmith.comparison.family import VALIDATION, Family, Model
 from weightsmith.comparison.family_opening import family_of_models
@@ -25,6 +25,7 @@ from weightsmith.engine import cache_root
 from weightsmith.errors import ResourceError, UsageError, WeightsmithError
 from weightsmith.evaluation import Evaluation, evaluate
 from weightsmith.methods import registry
+from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Recipe
 
 SCHEMA = 1
@@ -32,26 +33,6 @@ Tasks = tuple[str, ...]
 # What is tried where nothing is said: the plain ones, and what leads on the test-beds (docs/which-method.md).
 METHODS = ("linear", "task_arithmetic", "ties", "iso_c", "tsv_m", "iwudi")
 FINISHED, BUDGET, INTERRUPTED = "finished", "budget", "interrupted"
-
-
-class LeagueProgress(Protocol):
-    """What hears of a league."""
-
-    def start(self, total: int) -> None:
-        """So many measurements are to be made or found."""
-
-    def finished(self, title: str, *, was_cached: bool) -> None:
-        """One of them is there."""
-
-
-class SilentLeague:
-    """A progress that nobody hears."""
-
-    def start(self, total: int) -> None:
-        """Ignore."""
-
-    def finished(self, title: str, *, was_cached: bool) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +91,7 @@ def league(
     budget_seconds: float | None = None,
     device: str = "cpu",
     with_cost: bool = True,
-    progress: LeagueProgress | None = None,
+    progress: Progress | None = None,
 ) -> League:
     """Merge models with every method, each with its defaults and tuned, and rank the results on a suite.
 
@@ -143,7 +124,7 @@ def run_league(
     budget_seconds: float | None = None,
     device: str = "cpu",
     with_cost: bool = True,
-    progress: LeagueProgress | None = None,
+    progress: Progress | None = None,
 ) -> League:
     """Merge a family's models with every method and rank the results on a split.
 
@@ -162,7 +143,7 @@ def run_league(
         "has_base": family.base is not None,
     }
     entrants = [enter(name, len(family.models), **given) for name in _named(methods)]
-    heard = SilentLeague() if progress is None else progress
+    heard = Silence() if progress is None else progress
     bench = _Bench(family, Entries(out), budget_seconds, device, heard)
     return _Run(family, split, bench, with_cost).of(entrants)
 
@@ -190,9 +171,11 @@ class _Bench:
         entries: Entries,
         budget_seconds: float | None,
         device: str,
-        progress: LeagueProgress,
+        progress: Progress,
     ) -> None:
         self.family, self.progress = family, progress
+        # What measurements are stages of, once their number is known.
+        self.measuring: Progress = progress
         self._entries, self._device = entries, device
         self._ends = None if budget_seconds is None else time.monotonic() + budget_seconds
 
@@ -207,11 +190,12 @@ class _Bench:
         if found is None:
             if self._ends is not None and time.monotonic() >= self._ends:
                 raise _BudgetSpent
+            stage = self.measuring.begin(candidate.title)
             made = self._made(candidate)
             self._entries.keep(digest, candidate.title, made)
-            self.progress.finished(candidate.title, was_cached=False)
+            stage.end()
             return made
-        self.progress.finished(candidate.title, was_cached=True)
+        self.measuring.begin(candidate.title).end(kept=True)
         return found
 
     def _made(self, candidate: Candidate) -> Entry:
@@ -250,7 +234,8 @@ class _Run:
     def of(self, entrants: Sequence[Entrant | LeftOut]) -> League:
         taking = [entrant for entrant in entrants if isinstance(entrant, Entrant)]
         left_out = [entrant for entrant in entrants if isinstance(entrant, LeftOut)]
-        self._bench.progress.start(self._measurements(taking))
+        measurements = self._measurements(taking)
+        self._bench.measuring = self._bench.progress.begin("measuring", measurements, "candidate")
         contestants: list[Contestant] = []
         ended, base, experts = FINISHED, None, None
         try:
@@ -271,6 +256,7 @@ class _Run:
             raise ResourceError(
                 "The budget was spent before base and experts were scored; run again with a larger one."
             )
+        self._bench.measuring.end()
         rows = league_rows(base, experts, contestants)
         return League(
             self._family.name,

@@ -9,9 +9,10 @@ from typing import Any
 
 from weightsmith.adapters import open_model
 from weightsmith.comparison.family import Family
-from weightsmith.comparison.ranking import FINISHED, League, LeagueProgress, run_league
+from weightsmith.comparison.ranking import FINISHED, League, run_league
 from weightsmith.comparison.resampling import Estimate, estimate_mapping
 from weightsmith.comparison.standings import TUNED
+from weightsmith.progress import Progress
 
 SCHEMA = 1
 
@@ -67,7 +68,7 @@ def run_scaling(
     *,
     split: str = "test",
     device: str = "cpu",
-    progress: LeagueProgress | None = None,
+    progress: Progress | None = None,
 ) -> Scaling:
     """A league for every family and number of experts (the first ones in the family's order), as one table.
 

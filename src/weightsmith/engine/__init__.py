@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import rollback as rollback
     from weightsmith.engine.api import verify as verify
     from weightsmith.engine.cache_folder import cache_root as cache_root
-    from weightsmith.engine.planning.backends import choose_backend as choose_backend
     from weightsmith.engine.planning.cost import PredictedTime as PredictedTime
     from weightsmith.engine.planning.cost import input_bytes as input_bytes
     from weightsmith.engine.planning.cost import predict as predict
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from weightsmith.engine.planning.plan_making import make_plan as make_plan
     from weightsmith.engine.planning.planned_tensors import Action as Action
     from weightsmith.engine.planning.planned_tensors import PlannedTensor as PlannedTensor
-    from weightsmith.engine.planning.tiles import tiles_of as tiles_of
     from weightsmith.engine.records import manifest as manifest
     from weightsmith.engine.records.journal import Journal as Journal
     from weightsmith.engine.records.manifest import BehindInput as BehindInput
@@ -47,17 +45,13 @@ if TYPE_CHECKING:
     from weightsmith.engine.records.verify import replay_output as replay_output
     from weightsmith.engine.records.verify import verify_output as verify_output
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
-    from weightsmith.engine.running.progress import Progress as Progress
-    from weightsmith.engine.running.progress import Silence as Silence
+    from weightsmith.engine.running.job_facts import JobSettings as JobSettings
+    from weightsmith.engine.running.measuring import count_differing as count_differing
+    from weightsmith.engine.running.measuring import measure_each as measure_each
+    from weightsmith.engine.running.measuring import measure_group as measure_group
     from weightsmith.engine.running.ray_cluster import run_on_ray as run_on_ray
     from weightsmith.engine.running.run import described as described
     from weightsmith.engine.running.run import run as run
-    from weightsmith.engine.running.scheduler import Job as Job
-    from weightsmith.engine.running.scheduler import Round as Round
-    from weightsmith.engine.running.scheduler import Scheduler as Scheduler
-    from weightsmith.engine.running.scheduler import Task as Task
-    from weightsmith.engine.running.scheduler import Worker as Worker
-    from weightsmith.engine.running.tensor_job import combine_partials as combine_partials
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
@@ -66,26 +60,21 @@ else:
             "BehindInput": "weightsmith.engine.records.manifest",
             "Combined": "weightsmith.engine.adapter_api",
             "Input": "weightsmith.engine.records.manifest",
-            "Job": "weightsmith.engine.running.scheduler",
+            "JobSettings": "weightsmith.engine.running.job_facts",
             "Journal": "weightsmith.engine.records.journal",
             "Manifest": "weightsmith.engine.records.manifest",
             "Plan": "weightsmith.engine.planning.plan",
             "PlannedTensor": "weightsmith.engine.planning.planned_tensors",
             "PredictedTime": "weightsmith.engine.planning.cost",
-            "Progress": "weightsmith.engine.running.progress",
             "RolledBack": "weightsmith.engine.records.rollback",
-            "Round": "weightsmith.engine.running.scheduler",
-            "Scheduler": "weightsmith.engine.running.scheduler",
-            "Silence": "weightsmith.engine.running.progress",
             "Staging": "weightsmith.engine.records.merge_staging",
-            "Task": "weightsmith.engine.running.scheduler",
             "Verification": "weightsmith.engine.records.verify",
             "Way": "weightsmith.engine.records.rollback",
-            "Worker": "weightsmith.engine.running.scheduler",
             "cache_root": "weightsmith.engine.cache_folder",
-            "choose_backend": "weightsmith.engine.planning.backends",
             "combine_adapters": "weightsmith.engine.adapter_api",
-            "combine_partials": "weightsmith.engine.running.tensor_job",
+            "count_differing": "weightsmith.engine.running.measuring",
+            "measure_each": "weightsmith.engine.running.measuring",
+            "measure_group": "weightsmith.engine.running.measuring",
             "convert_adapter": "weightsmith.engine.adapter_api",
             "described": "weightsmith.engine.running.run",
             "extract_adapter": "weightsmith.engine.adapter_api",
@@ -107,7 +96,6 @@ else:
             "rollback": "weightsmith.engine.api",
             "run": "weightsmith.engine.running.run",
             "run_on_ray": "weightsmith.engine.running.ray_cluster",
-            "tiles_of": "weightsmith.engine.planning.tiles",
             "verify": "weightsmith.engine.api",
             "verify_output": "weightsmith.engine.records.verify",
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,7 +13,6 @@ from weightsmith.engine.adapter_recipes import combination
 from weightsmith.engine.outputs.adapter_output import AdapterFolder
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.engine.records.manifest import Manifest
-from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.run import run
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
@@ -29,6 +28,7 @@ from weightsmith.lora import (
     write_adapter,
 )
 from weightsmith.lora import adapter_facts as facts
+from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import DType, shown, thread_count
 
@@ -130,7 +130,7 @@ def extract_adapter(
     dtype: str = "float32",
     threads: int | None = None,
     force: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExtractionReport:
     """Make an adapter of what a fine-tune changed, write it to `out`, and return what it holds and loses by tensor.
 

@@ -18,11 +18,11 @@ from weightsmith.engine.running.memory_checks import (
     require_finite_result,
 )
 from weightsmith.engine.running.memory_statistics import InMemory
-from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.run import run
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.graph import EqualMagnitudes, Site, Value, source
 from weightsmith.methods import modifiers, registry
+from weightsmith.progress import Progress
 from weightsmith.recipes import Expression, Recipe, checkpoint, coarsest
 from weightsmith.tensors import DType
 from weightsmith.wording import literal

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from weightsmith.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Told how many of the task's rows are done, and how many there are.
-Told = Callable[[int, int], None]
+ROW = "row"
 
 
-def batches(lengths: Sequence[int], batch_size: int, told: Told) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], batch_size: int, progress: Progress) -> Iterator[list[int]]:
     """Positions of rows, the longest first, so that rows of a batch are about as long and memory runs out at once.
 
-    `told` hears of each batch when it is done.
+    `progress` hears of each batch when it is done.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    rows = progress.begin("", len(order), ROW)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         yield chosen
-        told(start + len(chosen), len(order))
+        rows.advance(len(chosen))
+    rows.end()
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int, device: str) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError, UsageError
-from weightsmith.evaluation.batches import Told
+from weightsmith.evaluation.batches import ROW
 from weightsmith.evaluation.frozen_head import FrozenHead, read_head
 from weightsmith.evaluation.items import LabelledInputs, numbered, read_labelled
 from weightsmith.evaluation.libraries import asking_library
@@ -18,6 +18,7 @@ from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.naming import nearest
+from weightsmith.progress import Progress
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _MOST_CLASSES = 1_000_000
 
 
 def score_classification(
-    task: Task, model: LiveModel, batch_size: int | None, told: Told
+    task: Task, model: LiveModel, batch_size: int | None, progress: Progress
 ) -> ItemScores:
     """The accuracy of every item of a classification task."""
     import torch
@@ -40,6 +41,7 @@ def score_classification(
     forward = _forward(model, head, items, task)
     size = batch_size or task.batch_size or _BATCH
     guesses: list[NDArray[np.int64]] = []
+    rows = progress.begin("", len(labels), ROW)
     with torch.inference_mode():
         for start in range(0, len(labels), size):
             part = torch.from_numpy(items.inputs[start : start + size]).to(model.device)
@@ -55,7 +57,8 @@ def score_classification(
                     f"{start + len(part) - 1}; its weights or buffers are broken."
                 )
             guesses.append(logits.argmax(1).cpu().numpy())
-            told(start + len(part), len(labels))
+            rows.advance(len(part))
+    rows.end()
     guessed = np.concatenate(guesses)
     return ItemScores(
         task.name,

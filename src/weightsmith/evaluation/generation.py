@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.batches import Told
+from weightsmith.evaluation.batches import ROW
 from weightsmith.evaluation.items import numbered, read_lines, slices_of
 from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import Tokens, check_language_model, context_of, tokens_of
+from weightsmith.progress import Progress
 
 _BATCH = 32
 
 
 def score_generation(
-    task: Task, model: LiveModel, batch_size: int | None, told: Told
+    task: Task, model: LiveModel, batch_size: int | None, progress: Progress
 ) -> ItemScores:
     """Whether the likeliest continuation of every prompt is its answer.
 
@@ -39,13 +40,13 @@ def score_generation(
                 f"{task.max_new_tokens} new ones does not fit the context of {context}; shorten it or max_new_tokens."
             )
     answers = [""] * len(lines)
-    done = 0
+    rows = progress.begin("", len(lines), ROW)
     for chosen in _alike(prompts, batch_size or task.batch_size or _BATCH):
         continued = _continued(model, tokens, [prompts[i] for i in chosen], task.max_new_tokens)
         for i, new in zip(chosen, continued, strict=True):
             answers[i] = _text(tokens.decode(new), task.until)
-        done += len(chosen)
-        told(done, len(lines))
+        rows.advance(len(chosen))
+    rows.end()
     expected = [str(line["answer"]).strip() for line in lines]
     return ItemScores(
         task.name,

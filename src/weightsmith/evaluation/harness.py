@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import NonFiniteError, ResourceError, UsageError
-from weightsmith.evaluation.batches import Told
 from weightsmith.evaluation.libraries import asking_library
 from weightsmith.evaluation.live import LiveModel, quiet_library
 from weightsmith.evaluation.metrics import Finish
@@ -29,6 +28,7 @@ from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import check_language_model
 from weightsmith.naming import nearest
+from weightsmith.progress import Counted, Progress, Silence
 from weightsmith.wording import with_extra
 
 # How the library turns the items of a metric into a score: those that are ratios of sums over items.
@@ -74,13 +74,13 @@ class HarnessTask:
             state.update(json.dumps(document, default=repr, sort_keys=True).encode())
         return state.hexdigest()
 
-    def score(self, model: LiveModel, batch_size: int | None, told: Told) -> ItemScores:
+    def score(self, model: LiveModel, batch_size: int | None, progress: Progress) -> ItemScores:
         """The score of every item of the task.
 
         Raises NonFiniteError where the library's own score is no number.
         """
         check_language_model(model, self.task.name)
-        with _quiet(told), quiet_library():
+        with _quiet(progress), quiet_library():
             result = self._run(model, batch_size or self.task.batch_size or 8)
         kept = self._kept(result["samples"][self.task.task])
         pairs = [_pair(sample[self.metric]) for sample in kept.values()]
@@ -201,28 +201,30 @@ def _pair(value: Any) -> tuple[float, float]:
 class _Bars(io.TextIOBase):
     """Takes what the library writes to stderr, and tells how far its bar of requests is."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, requests: Counted) -> None:
+        self._requests = requests
 
     def write(self, text: str) -> int:
         bar = _BAR.search(text)
         if bar:
-            self._told(int(bar[1]), int(bar[2]))
+            self._requests.reach(int(bar[1]), int(bar[2]))
         return len(text)
 
 
 @contextmanager
-def _quiet(told: Told | None = None) -> Iterator[None]:
-    """The library is quiet: what goes wrong is raised, and how far it is goes to `told`."""
+def _quiet(progress: Progress | None = None) -> Iterator[None]:
+    """The library is quiet: what goes wrong is raised, and how far it is goes to `progress`."""
+    requests = Counted(progress or Silence(), "request")
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with (
             warnings.catch_warnings(),
-            redirect_stderr(_Bars(told or (lambda *_: None))),
+            redirect_stderr(_Bars(requests)),
             redirect_stdout(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
+    requests.end()

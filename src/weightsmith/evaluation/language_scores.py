@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.batches import Told
 from weightsmith.evaluation.items import numbered, read_lines, slices_of
 from weightsmith.evaluation.likelihood import Window, nats_of, windows
 from weightsmith.evaluation.live import LiveModel
@@ -16,10 +15,11 @@ from weightsmith.evaluation.metrics import Finish, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import Tokens, check_language_model, context_of, tokens_of
+from weightsmith.progress import Progress
 
 
 def score_language_modeling(
-    task: Task, model: LiveModel, batch_size: int | None, told: Told
+    task: Task, model: LiveModel, batch_size: int | None, progress: Progress
 ) -> ItemScores:
     """Bits and bytes, or nats and tokens, of every text.
 
@@ -48,7 +48,7 @@ def score_language_modeling(
         rows += own
         owners += [i] * len(own)
         weights[i] = sum(w.scored for w in own) if perplexity else _bytes(text, encoded, tokens)
-    nats, _ = nats_of(model, rows, batch_size or task.batch_size, told)
+    nats, _ = nats_of(model, rows, batch_size or task.batch_size, progress)
     values = np.zeros(len(lines))
     np.add.at(values, owners, nats if perplexity else nats / math.log(2))
     return ItemScores(
@@ -68,7 +68,9 @@ def _bytes(text: str, encoded: list[int], tokens: Tokens) -> int:
     return count if tokens.prefix else count - len(tokens.decode(encoded[:1]).encode())
 
 
-def score_choice(task: Task, model: LiveModel, batch_size: int | None, told: Told) -> ItemScores:
+def score_choice(
+    task: Task, model: LiveModel, batch_size: int | None, progress: Progress
+) -> ItemScores:
     """Whether the right continuation of every prompt is the likeliest one, as a whole or for each of its characters.
 
     Choices are appended to the prompt as they stand. Of equally likely choices the first one counts.
@@ -83,7 +85,7 @@ def score_choice(task: Task, model: LiveModel, batch_size: int | None, told: Tol
         for line in lines
         for choice in line["choices"]
     ]
-    nats, _ = nats_of(model, rows, batch_size or task.batch_size, told)
+    nats, _ = nats_of(model, rows, batch_size or task.batch_size, progress)
     guesses: list[int] = []
     at = 0
     for line in lines:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightsmith.errors import NonFiniteError
-from weightsmith.evaluation.batches import Told, batches, padded
+from weightsmith.evaluation.batches import batches, padded
 from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats
+from weightsmith.progress import Progress
 
 _BATCH = 16
 
@@ -45,7 +46,7 @@ def windows(
 
 
 def nats_of(
-    model: LiveModel, rows: Sequence[Window], batch_size: int | None, told: Told
+    model: LiveModel, rows: Sequence[Window], batch_size: int | None, progress: Progress
 ) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """-log probability of the scored tokens of every window, [W], and whether each of them is the likeliest, [W].
 
@@ -57,7 +58,7 @@ def nats_of(
     nats = np.zeros(len(rows))
     greedy = np.zeros(len(rows), np.bool_)
     with torch.inference_mode():
-        for chosen in batches([len(row.tokens) for row in rows], batch_size or _BATCH, told):
+        for chosen in batches([len(row.tokens) for row in rows], batch_size or _BATCH, progress):
             inputs = padded([rows[i].tokens[:-1] for i in chosen], 0, model.device)
             labels = padded([rows[i].tokens[1:] for i in chosen], 0, model.device)
             logits = model.run(model.module, input_ids=inputs, use_cache=False).logits.float()

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError, UsageError
-from weightsmith.evaluation.batches import Told, batches
+from weightsmith.evaluation.batches import batches
 from weightsmith.evaluation.items import read_lines, slices_of
 from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
+from weightsmith.progress import Progress
 from weightsmith.tensors import NotJson, loads_json
 from weightsmith.wording import literal
 
@@ -30,7 +31,9 @@ _POOLINGS = {
 }
 
 
-def score_retrieval(task: Task, model: LiveModel, batch_size: int | None, told: Told) -> ItemScores:
+def score_retrieval(
+    task: Task, model: LiveModel, batch_size: int | None, progress: Progress
+) -> ItemScores:
     """nDCG@k, recall@k or the reciprocal rank of every query, by the cosine of embeddings.
 
     A document that occurs in several lines is one document; a query that does has several right ones.
@@ -45,7 +48,7 @@ def score_retrieval(task: Task, model: LiveModel, batch_size: int | None, told: 
     for line in lines:
         wanted.setdefault(line["query"], set()).add(place[line["document"]])
     both = list(dict.fromkeys([*queries, *documents]))
-    vectors = embed(model, both, batch_size or task.batch_size, told, task.name)
+    vectors = embed(model, both, batch_size or task.batch_size, progress, task.name)
     row = {text: i for i, text in enumerate(both)}
     found = vectors[[row[text] for text in documents]]
     ranks = [
@@ -95,7 +98,7 @@ def reciprocal(ranks: NDArray[np.int64], cutoff: int) -> float:
 
 
 def embed(
-    model: LiveModel, texts: Sequence[str], batch_size: int | None, told: Told, task: str
+    model: LiveModel, texts: Sequence[str], batch_size: int | None, progress: Progress, task: str
 ) -> Floats:
     """Embeddings of length 1, [N, D], pooled as the modules.json of sentence-transformers says (default: mean).
 
@@ -107,7 +110,7 @@ def embed(
     lengths = [len(text) for text in texts]
     vectors: dict[int, Any] = {}
     with torch.inference_mode():
-        for chosen in batches(lengths, batch_size or _BATCH, told):
+        for chosen in batches(lengths, batch_size or _BATCH, progress):
             unit = encode([texts[i] for i in chosen]).double().cpu().numpy()
             vectors.update(zip(chosen, unit, strict=True))
     stacked = np.stack([vectors[i] for i in range(len(texts))])

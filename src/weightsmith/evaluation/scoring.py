@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from weightsmith.engine import Silence
 from weightsmith.errors import ResourceError
-from weightsmith.evaluation.batches import Told
 from weightsmith.evaluation.cache import Cache, cache_key, default_folder, library_versions
 from weightsmith.evaluation.classification import score_classification
 from weightsmith.evaluation.generation import score_generation
@@ -19,10 +16,12 @@ from weightsmith.evaluation.retrieval import score_retrieval
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.evaluation.suite import HARNESS, Suite, Task, load_suite
+from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import expanded
+from weightsmith.wording import counted
 
-Score = Callable[[Task, LiveModel, "int | None", Told], ItemScores]
+Score = Callable[[Task, LiveModel, "int | None", Progress], ItemScores]
 _SCORE: Mapping[str, Score] = {
     "classification": score_classification,
     "language_modeling": score_language_modeling,
@@ -30,38 +29,6 @@ _SCORE: Mapping[str, Score] = {
     "generation": score_generation,
     "retrieval": score_retrieval,
 }
-
-
-class EvaluationProgress(Protocol):
-    """What hears of an evaluation."""
-
-    def stage(self, text: str) -> None:
-        """What is going on beside tasks: reading or merging, loading."""
-
-    def task(self, name: str, position: int, tasks: int) -> None:
-        """A task begins, the `position`-th of `tasks`, from 1."""
-
-    def advance(self, done: int, total: int) -> None:
-        """Some of the rows that the present task puts through the network are done."""
-
-    def finished(self, score: TaskScore, *, cached: bool) -> None:
-        """A task is finished, and its scores are kept."""
-
-
-class SilentEvaluation:
-    """A progress that nobody hears."""
-
-    def stage(self, text: str) -> None:
-        """Ignore."""
-
-    def task(self, name: str, position: int, tasks: int) -> None:
-        """Ignore."""
-
-    def advance(self, done: int, total: int) -> None:
-        """Ignore."""
-
-    def finished(self, score: TaskScore, *, cached: bool) -> None:
-        """Ignore."""
 
 
 def evaluate(
@@ -75,7 +42,7 @@ def evaluate(
     threads: int | None = None,
     memory_bytes: int | None = None,
     cache: bool | str | Path = True,
-    progress: EvaluationProgress | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score a checkpoint, or a recipe without writing its result, on the tasks of a suite.
 
@@ -88,7 +55,7 @@ def evaluate(
     Raises a WeightsmithError whose sentence says what to do: for a suite, data or a head that is not as it must be, for
     a model that cannot do a task, and for what opening and merging checkpoints raise.
     """
-    telling = progress or SilentEvaluation()
+    telling = progress or Silence()
     chosen = suite if isinstance(suite, Suite) else load_suite(suite)
     chosen = chosen.only(tasks) if tasks else chosen
     chosen = chosen if limit is None else chosen.limited(limit)
@@ -96,20 +63,20 @@ def evaluate(
     if isinstance(subject, Subject):
         opened = subject
     else:
-        telling.stage(f"reading {subject}")
-        opened = open_subject(
-            subject, threads=threads, memory_bytes=memory_bytes, progress=_Stages(telling)
-        )
+        telling.say(f"reading {subject}")
+        opened = open_subject(subject, threads=threads, memory_bytes=memory_bytes, progress=telling)
     folder = default_folder() if isinstance(cache, bool) else expanded(cache)
-    run = _Run(opened, Cache(folder) if cache else None, device, batch_size, telling)
+    run = _Run(opened, Cache(folder) if cache else None, device, batch_size)
     items: dict[str, ItemScores] = {}
     scores: list[TaskScore] = []
-    for position, task in enumerate(chosen.tasks, start=1):
-        telling.task(task.name, position, len(chosen.tasks))
-        found, cached = run.items(task)
+    scoring = telling.begin("scoring", len(chosen.tasks), "task")
+    for task in chosen.tasks:
+        stage = scoring.begin(task.name)
+        found, cached = run.items(task, stage)
         items[task.name] = found
         scores.append(TaskScore.of(found, task.group))
-        telling.finished(scores[-1], cached=cached)
+        stage.end(_result(scores[-1]), kept=cached)
+    scoring.end()
     return Evaluation(
         opened.name,
         opened.digest,
@@ -122,17 +89,8 @@ def evaluate(
     )
 
 
-class _Stages(Silence):
-    """Hands the stages of a merge on."""
-
-    def __init__(self, telling: EvaluationProgress) -> None:
-        self._telling = telling
-
-    def start(self, total_bytes: int, resumed_bytes: int) -> None:
-        self._telling.stage("merging in memory")
-
-    def stage(self, text: str) -> None:
-        self._telling.stage(text)
+def _result(score: TaskScore) -> str:
+    return f"{score.metric} {score.value:.4f}  {counted(score.items, 'item')}"
 
 
 class _Run:
@@ -144,14 +102,13 @@ class _Run:
         cache: Cache | None,
         device: str,
         batch_size: int | None,
-        telling: EvaluationProgress,
     ) -> None:
         self._subject, self._cache, self._device = subject, cache, device
-        self._batch_size, self._telling = batch_size, telling
+        self._batch_size = batch_size
         self._model: LiveModel | None = None
         self.cached: list[str] = []
 
-    def items(self, task: Task) -> tuple[ItemScores, bool]:
+    def items(self, task: Task, progress: Progress) -> tuple[ItemScores, bool]:
         """The scores of a task's items, and whether they were kept from an earlier time."""
         harness = HarnessTask(task) if task.kind == HARNESS else None
         digest = task.digest() if harness is None else harness.digest()
@@ -162,20 +119,19 @@ class _Run:
             return kept, True
         if self._cache is not None:
             self._cache.prepare()
-        found = self._scored(task, harness)
+        found = self._scored(task, harness, progress)
         if self._cache is not None:
             self._cache.keep(key, found)
         return found, False
 
-    def _scored(self, task: Task, harness: HarnessTask | None) -> ItemScores:
+    def _scored(self, task: Task, harness: HarnessTask | None, progress: Progress) -> ItemScores:
         if self._model is None:
-            self._telling.stage(f"loading {self._subject.name}")
+            progress.say(f"loading {self._subject.name}")
             self._model = load_model(self._subject, device=self._device)
-        told = self._telling.advance
         try:
             if harness is not None:
-                return harness.score(self._model, self._batch_size, told)
-            return _SCORE[task.kind](task, self._model, self._batch_size, told)
+                return harness.score(self._model, self._batch_size, progress)
+            return _SCORE[task.kind](task, self._model, self._batch_size, progress)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.adapters import open_model
-from weightsmith.engine import Progress, make_plan, merge_in_memory
+from weightsmith.engine import make_plan, merge_in_memory
 from weightsmith.errors import UsageError
+from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
 from weightsmith.vocabularies import carried_files

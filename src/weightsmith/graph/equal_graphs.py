@@ -100,12 +100,12 @@ def walked(roots: Iterable[Node], known: Iterable[Node] = ()) -> tuple[Node, ...
 
 
 def substitute(
-    roots: Sequence[Value], old: Value, new: Value
-) -> tuple[tuple[Value, ...], dict[Node, Node]]:
+    roots: Sequence[Node], old: Value, new: Value
+) -> tuple[tuple[Node, ...], dict[Node, Node]]:
     """Graphs with one value replaced, and what became of each node; parts that do not depend on it stay the same."""
     memo: dict[Node, Node] = {old: new}
     for node in walk(roots):
         if node not in memo:
             inputs = tuple(memo.get(child, child) for child in node.inputs)
             memo[node] = node if inputs == node.inputs else node.with_inputs(inputs)
-    return tuple(found for root in roots if isinstance(found := memo[root], Value)), memo
+    return tuple(memo[root] for root in roots), memo

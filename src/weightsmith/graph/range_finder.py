@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.errors import NonFiniteError
 from weightsmith.graph.singular import Spectrum, exact
 
 Matrix = NDArray[np.float64]
@@ -22,17 +23,27 @@ _BLOCK = 1 << 20
 
 
 def sketched_spectrum(
-    rows: Rows, shape: tuple[int, int], sketch: Matrix, power_iterations: int
+    rows: Rows,
+    shape: tuple[int, int],
+    sketch: Matrix,
+    power_iterations: int,
+    *,
+    transposed: bool = False,
 ) -> Spectrum:
     """As many directions as the sketch has columns, which are no more than rows or columns; all arithmetic in float64.
 
-    The matrix is read 2 q + 2 times.
+    `transposed`: those of the transpose of the matrix that `rows` gives. The matrix is read 2 q + 2 times. Raises
+    NonFiniteError where it holds NaN or infinity.
     """
-    basis, _ = np.linalg.qr(times(rows, shape, sketch))
+    forth, back = (transposed_times, times) if transposed else (times, transposed_times)
+    image = forth(rows, shape, sketch)
+    if not np.isfinite(image).all():
+        raise NonFiniteError("A matrix with NaN or infinity has no singular values.")
+    basis, _ = np.linalg.qr(image)
     for _ in range(power_iterations):
-        other, _ = np.linalg.qr(transposed_times(rows, shape, basis))
-        basis, _ = np.linalg.qr(times(rows, shape, other))
-    other, core = np.linalg.qr(transposed_times(rows, shape, basis))
+        other, _ = np.linalg.qr(back(rows, shape, basis))
+        basis, _ = np.linalg.qr(forth(rows, shape, other))
+    other, core = np.linalg.qr(back(rows, shape, basis))
     inner = exact(np, core.T)
     return Spectrum(basis @ inner.left, inner.values, inner.right @ other.T)
 

@@ -9,27 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from weightsmith.adapters import open_model, place_of
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine import (
-    Job,
-    Round,
-    Scheduler,
-    Task,
-    Worker,
-    choose_backend,
-    combine_partials,
-    tiles_of,
-)
+from weightsmith.engine import JobSettings, count_differing, measure_each, measure_group
 from weightsmith.errors import CompatibilityError
-from weightsmith.graph import Backend, PassSpec, Scalar, TilePass, count, dot, peak, source
+from weightsmith.graph import Scalar, count, dot, peak, source
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.naming import natural_key
-from weightsmith.tensors import DType, LazyTensor, thread_count
-
-_TILE = 1 << 18
+from weightsmith.tensors import DType, LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +121,12 @@ def compare_checkpoints(
         if n in second.tensors and second.tensors[n].shape == t.shape
     ]
     in_base = {n for n in common if third is not None and _fits(third, first.tensors[n])}
-    found: dict[str, Measures] = {}
-    backend = choose_backend().load()
-
-    def measure(name: str) -> Job:
-        tensors = [first.tensors[name], second.tensors[name]]
-        if third is not None and name in in_base:
-            tensors.append(third.tensors[name])
-        found[name] = yield from measure_tensors(backend, tensors)
-
-    Scheduler(thread_count(threads)).run(measure(name) for name in common)
-    tensors = tuple(_placed(first, name, found[name]) for name in common)
+    groups = [
+        [c.tensors[name] for c in (first, second, *([third] if third and name in in_base else ()))]
+        for name in common
+    ]
+    measured = measure_each(groups, measure_tensors, threads)
+    tensors = tuple(_placed(first, *found) for found in zip(common, measured, strict=True))
     return CheckpointDifference(
         a=place_of(first),
         b=place_of(second),
@@ -207,41 +189,33 @@ def _groups(tensors: Sequence[TensorDifference]) -> tuple[GroupDifference, ...]:
 # One tensor -------------------------------------------------------------------------------------------------------
 
 
-def measure_tensors(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
-    """A job that returns the `Measures` of two tensors of one shape, and of their base where it is given as a third."""
+def measure_tensors(tensors: Sequence[LazyTensor], settings: JobSettings) -> Any:
+    """A part of a job that gives the `Measures` of two tensors of one shape, and of their base if that is the third.
+
+    Integers, bools and complex numbers have no delta: only what is changed is counted, byte for byte.
+    """
     a, b = tensors[:2]
     if a.dtype.is_float and b.dtype.is_float:
-        return (yield from _measure_floats(backend, tensors))
-    return (yield from _measure_others(a, b))
+        return (yield from _measure_floats(tensors, settings))
+    changed = yield from count_differing(a, b, settings)
+    return Measures(tensors=1, elements=a.numel, changed=changed, other_bits=int(changed > 0))
 
 
-def _measure_floats(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
-    reductions = _reductions(with_base=len(tensors) > 2)
-    shape = tensors[0].shape
-    spec = PassSpec(
-        shape,
-        tuple(t.dtype for t in tensors),
-        reductions=tuple((r, None) for r in reductions.values()),
-    )
-    compiled = backend.compile(spec)
-    results = yield Round(
-        [_tile(compiled, tensors, start, number) for start, number in tiles_of(shape, _TILE)]
-    )
-    sums = {
-        name: combine_partials(reduction.op, [result.partials[i] for result, _ in results])
-        for i, (name, reduction) in enumerate(reductions.items())
-    }
+def _measure_floats(tensors: Sequence[LazyTensor], settings: JobSettings) -> Any:
+    asked = _reductions(with_base=len(tensors) > 2)
+    measured = yield from measure_group(tensors, asked, settings)
+    sums = dict(measured.values)
     changed = int(sums.pop("changed"))
     # The peak over nothing is -inf; one that meets a NaN depends on where it stands, a sum does not.
-    largest = max(float(sums.pop("largest")), 0.0)
+    largest = max(sums.pop("largest"), 0.0)
     largest = math.nan if math.isnan(sums["dd"]) else largest
     return Measures(
         tensors=1,
         elements=tensors[0].numel,
         changed=changed,
-        other_bits=int(any(differs for _, differs in results)),
+        other_bits=int(measured.digests[0] != measured.digests[1]),
         largest=largest,
-        **{name: float(number) for name, number in sums.items()},
+        **sums,
     )
 
 
@@ -262,47 +236,3 @@ def _reductions(*, with_base: bool) -> dict[str, Scalar]:
         u, v = a - base, b - base
         found |= {"uu": dot(u, u), "vv": dot(v, v), "uv": dot(u, v), "zz": dot(base, base)}
     return found
-
-
-def _tile(compiled: TilePass, tensors: Sequence[LazyTensor], start: int, number: int) -> Task:
-    def run(worker: Worker) -> tuple[Any, bool]:
-        buffers = [
-            _read(worker, slot, tensor, start, number) for slot, tensor in enumerate(tensors)
-        ]
-        return compiled.run(buffers, start, number), not _same_bytes(buffers[0], buffers[1])
-
-    return run
-
-
-def _read(worker: Worker, slot: int, tensor: LazyTensor, start: int, number: int) -> memoryview:
-    buffer = worker.buffer(slot, number * tensor.dtype.itemsize)
-    tensor.read_into(start, start + number, buffer)
-    return buffer
-
-
-def _same_bytes(a: memoryview, b: memoryview) -> bool:
-    return len(a) == len(b) and bool(
-        np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
-    )
-
-
-def _measure_others(a: LazyTensor, b: LazyTensor) -> Any:
-    """Integers, bools and complex numbers have no delta: only what is changed is counted, byte for byte."""
-
-    def tile(start: int, number: int) -> Task:
-        def run(worker: Worker) -> int:
-            if a.dtype is not b.dtype:
-                return number
-            pair = [
-                _read(worker, slot, tensor, start, number) for slot, tensor in enumerate((a, b))
-            ]
-            rows = [np.frombuffer(data, np.uint8).reshape(number, -1) for data in pair]
-            return int((rows[0] != rows[1]).any(axis=1).sum())
-
-        return run
-
-    results = yield Round([tile(start, number) for start, number in tiles_of(a.shape, _TILE)])
-    changed = sum(results)
-    return Measures(
-        tensors=1, elements=math.prod(a.shape), changed=changed, other_bits=int(changed > 0)
-    )

@@ -19,21 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine import (
-    Job,
-    Round,
-    Scheduler,
-    Task,
-    Worker,
-    choose_backend,
-    combine_partials,
-    tiles_of,
-)
+from weightsmith.engine import JobSettings, measure_each, measure_group
 from weightsmith.graph import (
-    Backend,
-    PassSpec,
     Scalar,
-    TilePass,
     Value,
     add_all,
     dot,
@@ -43,9 +31,8 @@ from weightsmith.graph import (
     where,
 )
 from weightsmith.naming import natural_key
-from weightsmith.tensors import LazyTensor, thread_count
+from weightsmith.tensors import LazyTensor
 
-_TILE = 1 << 17
 Place = tuple[str | None, int | None, str]
 
 
@@ -156,14 +143,8 @@ def measure_interference(
     """
     floats = [name for name, tensor in base.tensors.items() if tensor.dtype.is_float]
     common = [name for name in floats if all(_fits(base, expert, name) for expert in experts)]
-    found: dict[str, Changes] = {}
-    backend = choose_backend().load()
-
-    def measure(name: str) -> Job:
-        tensors = [base.tensors[name], *(expert.tensors[name] for expert in experts)]
-        found[name] = yield from measure_changes(backend, tensors)
-
-    Scheduler(thread_count(threads)).run(measure(name) for name in common)
+    groups = [[model.tensors[name] for model in (base, *experts)] for name in common]
+    found = dict(zip(common, measure_each(groups, measure_changes, threads), strict=True))
     placed = {name: base.roles[name] for name in common}
     return Interference(
         tuple(
@@ -179,21 +160,10 @@ def _fits(base: Checkpoint, expert: Checkpoint, name: str) -> bool:
     return tensor is not None and tensor.dtype.is_float and tensor.shape == base.tensors[name].shape
 
 
-def measure_changes(backend: Backend, tensors: Sequence[LazyTensor]) -> Any:
-    """A job that returns the `Changes` of tensors of one shape, the first of which is the base."""
-    reductions = _reductions(len(tensors) - 1)
-    shape = tensors[0].shape
-    spec = PassSpec(
-        shape,
-        tuple(tensor.dtype for tensor in tensors),
-        reductions=tuple((reduction, None) for reduction in reductions.values()),
-    )
-    compiled = backend.compile(spec)
-    results = yield Round([_tile(compiled, tensors, *tile) for tile in tiles_of(shape, _TILE)])
-    sums = {
-        key: combine_partials(reduction.op, [result.partials[i] for result in results])
-        for i, (key, reduction) in enumerate(reductions.items())
-    }
+def measure_changes(tensors: Sequence[LazyTensor], settings: JobSettings) -> Any:
+    """A part of a job that gives the `Changes` of tensors of one shape, the first of which is the base."""
+    measured = yield from measure_group(tensors, _reductions(len(tensors) - 1), settings)
+    sums = measured.values
     return Changes(
         tensors=1,
         elements=tensors[0].numel,
@@ -225,15 +195,3 @@ def _reductions(experts: int) -> dict[str, Scalar]:
 
 def _ones(mask: Value) -> Value:
     return where(mask, 1.0, 0.0)
-
-
-def _tile(compiled: TilePass, tensors: Sequence[LazyTensor], start: int, number: int) -> Task:
-    def run(worker: Worker) -> Any:
-        buffers = []
-        for slot, tensor in enumerate(tensors):
-            buffer = worker.buffer(slot, number * tensor.dtype.itemsize)
-            tensor.read_into(start, start + number, buffer)
-            buffers.append(buffer)
-        return compiled.run(buffers, start, number)
-
-    return run

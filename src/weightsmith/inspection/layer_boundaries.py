@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, Kind, Role
-from weightsmith.engine import Job, Plan, Scheduler, choose_backend
+from weightsmith.engine import Plan, measure_each
 from weightsmith.inspection.checkpoint_difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.recipes import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
-from weightsmith.tensors import LazyTensor, thread_count
+from weightsmith.tensors import LazyTensor
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
 _PARTS = ("norms", "reads", "writes")
@@ -228,17 +228,13 @@ class _Measured:
 
     def __init__(self, sources: _Sources, threads: int | None) -> None:
         self._sources = sources
-        self._threads = thread_count(threads)
+        self._threads = threads
         self._found: dict[Hashable, dict[str, list[Measures]]] = {}
 
     def measure(self, pairs: Iterable[tuple[LayerOrigin, LayerOrigin]]) -> None:
         """Stream the tensors of every pair once; of a layer with itself, only what writes into the stream."""
-        backend = choose_backend().load()
-        jobs: list[Job] = []
-
-        def job(own: list[Measures], tensors: Sequence[LazyTensor]) -> Any:
-            own.append((yield from measure_tensors(backend, tensors)))
-
+        places: list[list[Measures]] = []
+        groups: list[list[LazyTensor]] = []
         for a, b in dict.fromkeys(pairs):
             parts = self._found.setdefault((a, b), defaultdict(list))
             others = self._sources.tensors(b)
@@ -248,8 +244,12 @@ class _Measured:
                 if other is None or part is None or other[0].shape != tensor.shape:
                     continue
                 if a != b or part == "writes":
-                    jobs.append(job(parts[part], [other[0], tensor]))
-        Scheduler(self._threads).run(jobs)
+                    places.append(parts[part])
+                    groups.append([other[0], tensor])
+        for own, found in zip(
+            places, measure_each(groups, measure_tensors, self._threads), strict=True
+        ):
+            own.append(found)
 
     def change(self, layer: LayerOrigin, other: LayerOrigin) -> LayerChange:
         parts = self._found[layer, other]

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine import Job, Round, Scheduler, Worker
+from weightsmith.deltas import MatrixDifference
+from weightsmith.errors import NonFiniteError
+from weightsmith.graph import sketched_spectrum
 from weightsmith.inspection.interference import Place
-from weightsmith.tensors import WORDS, LazyTensor, thread_count, widen
+from weightsmith.tensors import LazyTensor, in_parallel, kernel_shape
 
 RANK = 8
 _OVERSAMPLING = 8
 _POWER_ITERATIONS = 2
-_BLOCK = 1 << 20
 _TOLERANCE = 1e-5
 
 Matrix = NDArray[np.float64]
@@ -52,17 +53,9 @@ def measure_overlaps(
     Matrices that some expert did not change are left out; where changes have fewer than `rank` directions (default
     8), as many are compared. Reads each matrix 6 times.
     """
-    found: dict[str, MatrixOverlap | None] = {}
-
-    def measure(name: str) -> Job:
-        def run(_: Worker) -> MatrixOverlap | None:
-            return _overlap(base, experts, name, rank)
-
-        (found[name],) = yield Round([run])
-
     names = [name for name in base.tensors if _is_measured(base, experts, name)]
-    Scheduler(thread_count(threads)).run(measure(name) for name in names)
-    return tuple(overlap for name in names if (overlap := found[name]) is not None)
+    found = in_parallel(lambda name: _overlap(base, experts, name, rank), names, threads)
+    return tuple(overlap for overlap in found if overlap is not None)
 
 
 def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> bool:
@@ -115,60 +108,19 @@ def leading_directions(
     `turned`: the matrices are stored as inputs x outputs. Directions whose singular value is less than 1e-5 of the
     largest do not count; a change that is 0 or not finite has none. The sketch is seeded by `seed`.
     """
-    rows = base.shape[0]
-    columns = base.numel // rows
-    width = min(rank + _OVERSAMPLING, rows, columns)
+    shape = kernel_shape(base.shape)
+    outputs, inputs = reversed(shape) if turned else shape
     key = int.from_bytes(hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()[:8], "big")
     random = np.random.Generator(np.random.Philox(key))
-    change = _Change(base, expert, rows, columns)
-    outputs, inputs = (columns, rows) if turned else (rows, columns)
-    times, times_transposed = (
-        (change.transposed_times, change.times)
-        if turned
-        else (change.times, change.transposed_times)
-    )
-    sketch = times(random.standard_normal((inputs, width)))
-    if not np.isfinite(sketch).all() or not sketch.any():
+    sketch = random.standard_normal((inputs, min(rank + _OVERSAMPLING, *shape)))
+    change = MatrixDifference(expert, base, shape)
+    try:
+        with np.errstate(invalid="ignore"):
+            found = sketched_spectrum(
+                change.rows, shape, sketch, _POWER_ITERATIONS, transposed=turned
+            )
+    except NonFiniteError:
         return np.zeros((outputs, 0))
-    for _ in range(_POWER_ITERATIONS):
-        sketch = times(np.linalg.qr(times_transposed(np.linalg.qr(sketch)[0]))[0])
-    within = np.linalg.qr(sketch)[0]
-    left, values, _ = np.linalg.svd(times_transposed(within).T, full_matrices=False)
-    kept = min(rank, int((values > _TOLERANCE * values[0]).sum()))
-    found: Matrix = (within @ left)[:, :kept]
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """expert - base as a matrix that is read in blocks of rows."""
-
-    base: LazyTensor
-    expert: LazyTensor
-    rows: int
-    columns: int
-
-    def times(self, other: Matrix) -> Matrix:
-        return np.concatenate([block @ other for _, block in self._blocks()])
-
-    def transposed_times(self, other: Matrix) -> Matrix:
-        product = np.zeros((self.columns, other.shape[1]))
-        for start, block in self._blocks():
-            product += block.T @ other[start : start + len(block)]
-        return product
-
-    def _blocks(self) -> Iterator[tuple[int, Matrix]]:
-        step = max(1, _BLOCK // self.columns)
-        for start in range(0, self.rows, step):
-            stop = min(start + step, self.rows)
-            span = (start * self.columns, stop * self.columns)
-            with np.errstate(invalid="ignore"):
-                change = _read(self.expert, *span) - _read(self.base, *span)
-            yield start, change.reshape(stop - start, self.columns)
-
-
-def _read(tensor: LazyTensor, start: int, stop: int) -> Matrix:
-    data = bytearray((stop - start) * tensor.dtype.itemsize)
-    tensor.read_into(start, stop, memoryview(data))
-    words = np.frombuffer(data, WORDS[tensor.dtype.itemsize])
-    return widen(words, tensor.dtype).astype(np.float64)
+    kept = min(rank, int((found.values > _TOLERANCE * found.values[0]).sum()))
+    left: Matrix = found.left[:, :kept]
+    return left

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,21 +140,18 @@ def adapter_facts(
     base: Checkpoint | None = None,
     *,
     component: str | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> AdapterFacts:
     """What there is to say of an opened adapter; with `base` also how large its changes are beside the base's tensors.
 
     Singular values come from two QRs and a small SVD for every product of low rank; a change that is stored whole is
-    decomposed whole. `progress` is told each target. Raises NonFiniteError for damaged factors, and what
-    `fitted_updates` raises where a base is given.
+    decomposed whole. Raises NonFiniteError for damaged factors, and what `fitted_updates` raises where a base is
+    given.
     """
     updates = dict(adapter.updates)
     if base is not None:
         updates = fitted_updates(base, adapter, component=component)
     found = []
     for name, update in sorted(updates.items()):
-        if progress is not None:
-            progress(name)
         found.append(_facts(name, update, None if base is None else base.tensors[name]))
     forms = collections.Counter(update.form.value for update in updates.values())
     return AdapterFacts(

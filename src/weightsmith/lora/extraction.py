@@ -33,6 +33,7 @@ from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.lora.rank_allocation import spread
 from weightsmith.lora.saved_modules import stored, tied_head
 from weightsmith.lora.treatments import Choices, TreatedTensor, Treatment, parts_of
+from weightsmith.progress import Progress, Silence, heard
 from weightsmith.tensors import DType, format_size, in_order, one_blas_thread
 
 FACTOR_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
@@ -53,7 +54,7 @@ def extract(
     choices: Choices | None = None,
     dtype: DType = DType.FLOAT32,
     threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[LowRankAdapter, ExtractionReport]:
     """The adapter that makes `base` into `finetune` as nearly as it is asked to, and what it loses by tensor.
 
@@ -64,8 +65,8 @@ def extract(
 
     One of them is needed, and `rank` may be given with any as a limit. A tensor that is the same in both is not in the
     adapter. `choices` are for tables, heads, biases and norms; fused experts are factored one by one. Factors are
-    stored in `dtype`, whole tensors so that nothing is lost. The result does not depend on `threads`. `progress` is
-    told what is going on.
+    stored in `dtype`, whole tensors so that nothing is lost. The result does not depend on `threads`. `progress`
+    counts tensors.
 
     Raises UsageError for bounds that mean nothing, CompatibilityError for models that do not fit together, that are
     equal, or that cannot be held to the bound in `dtype`, and NonFiniteError for NaN or infinities in a changed tensor.
@@ -74,8 +75,8 @@ def extract(
     _check(bound, budget_bytes, dtype)
     parts = parts_of(finetune, base, choices or Choices())
     doubled = tied_head(base) or ()
-    workers = _Workers(threads, progress)
-    measures = workers.all("compared", _measure, parts)
+    workers = _Workers(threads, progress or Silence())
+    measures = workers.all("comparing", _measure, parts)
     changed = [
         _Changed(part, found, 2 if part.name in doubled else 1)
         for part, found in zip(parts, measures, strict=True)
@@ -88,7 +89,7 @@ def extract(
     if budget_bytes is not None:
         bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
     pairs = list(zip(matrices, bounds, strict=True))
-    fits = workers.all("factored", lambda pair: _fitted(*pair, dtype), pairs)
+    fits = workers.all("factoring", lambda pair: _fitted(*pair, dtype), pairs)
     adapter = LowRankAdapter(
         {factors.key: factors for factors, _ in fits if factors is not None},
         {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.REPLACED},
@@ -154,30 +155,20 @@ class _Whole:
 
 @dataclass(frozen=True, slots=True)
 class _Workers:
-    """Work on tensors in threads; `progress` is told of it."""
+    """Work on tensors in threads."""
 
     threads: int
-    progress: Callable[[str], None] | None
+    progress: Progress
 
     def all(
         self, what: str, function: Callable[[Item], Result], items: Sequence[Item]
     ) -> list[Result]:
-        """The results for all items; progress is told about every tenth."""
-        found: list[Result] = []
-        for result in self.map(function, items):
-            found.append(result)
-            if self.progress is not None and _is_worth_telling(len(found), len(items)):
-                self.progress(f"{what} {len(found)} of {len(items)} tensors")
-        return found
+        """The results for all items; progress counts them."""
+        return heard(self.progress.begin(what, len(items), "tensor"), self.map(function, items))
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
         """The results for all items, in their order."""
         return in_order(function, items, self.threads)
-
-
-def _is_worth_telling(done: int, count: int) -> bool:
-    """Whether another tenth is done, of few only whether all are."""
-    return done == count or (count >= 20 and done * 10 // count > (done - 1) * 10 // count)
 
 
 def _check(bound: RankBound, budget_bytes: int | None, dtype: DType) -> None:

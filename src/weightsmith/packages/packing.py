@@ -40,7 +40,7 @@ from weightsmith.deltas import (
     measured_error,
     part_in_memory,
 )
-from weightsmith.engine import Progress, Silence, Staging, described
+from weightsmith.engine import Staging, described
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.carried import carry_files
 from weightsmith.packages.choosing import (
@@ -53,6 +53,7 @@ from weightsmith.packages.goal import Goal, check_codecs, goal_of
 from weightsmith.packages.package_entries import packed_tensor, piece, stored_bytes
 from weightsmith.packages.package_streams import StreamFile
 from weightsmith.packages.tensor_pairs import Pair, pairs_of
+from weightsmith.progress import BYTES, Progress, Silence, heard
 from weightsmith.publishing import Recorded, check_free, check_place, unrecorded_problem, write_file
 from weightsmith.tensors import (
     OPEN_FILES,
@@ -181,11 +182,11 @@ class _Packer:
 
     def write(self, folder: Path) -> PackageHeader:
         """Write everything into `folder`."""
-        self.progress.stage("reading")
+        self.progress.say("reading")
         pairs = pairs_of(self.finetune, self.base, self.threads)
         files = carry_files(self.finetune, folder)
         choices = self._choices(pairs, self._fixed_bytes(pairs, files))
-        self.progress.start(sum(pair.target.nbytes for pair in pairs), 0)
+        writing = self.progress.begin("writing", sum(pair.target.nbytes for pair in pairs), BYTES)
         with StreamFile(folder / STREAMS) as streams:
             work = in_order(
                 lambda item: self._coded(*item),
@@ -194,8 +195,9 @@ class _Packer:
                 size=lambda item: item[0].target.nbytes,
                 limit=self.largest,
             )
-            header = self._written(work, streams, files)
+            header = self._written(work, streams, files, writing)
             streams.finish()
+        writing.end()
         write_file(folder / PACKAGE_HEADER, header.to_json())
         sync_folder(folder)
         return header
@@ -218,11 +220,7 @@ class _Packer:
             size=lambda pair: pair.target.nbytes,
             limit=self.largest,
         )
-        measured = []
-        for number, found_ways in enumerate(work):
-            if 10 * number // len(alone) > 10 * (number - 1) // len(alone):
-                self.progress.stage(f"measuring, {number} of {len(alone)} tensors done")
-            measured.append(found_ways)
+        measured = heard(self.progress.begin("measuring", len(alone), "tensor"), work)
         if self.goal.kind == "budget":
             found = choose_within_budget(measured, int(self.goal.limit), fixed)
         else:
@@ -258,7 +256,7 @@ class _Packer:
         return _Coded(pair, coded, added, error, delta.squares, digest_tensor(decoded))
 
     def _written(
-        self, work: Iterable[_Coded], streams: StreamFile, files: dict[str, str]
+        self, work: Iterable[_Coded], streams: StreamFile, files: dict[str, str], writing: Progress
     ) -> PackageHeader:
         tensors: dict[str, PackedTensor] = {}
         exact: dict[str, str] = {}
@@ -273,7 +271,7 @@ class _Packer:
             tensors[name] = packed_tensor(made.pair, coded, added, digest)
             lost += made.error**2 * made.squares
             changed += made.squares
-            self.progress.advance(made.pair.target.nbytes, name)
+            writing.advance(made.pair.target.nbytes, name)
         used = {
             str(tensor.base): str(tensor.base_digest)
             for tensor in tensors.values()

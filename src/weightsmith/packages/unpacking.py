@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import Checkpoint, find_location, open_checkpoint, read_package_header
-from weightsmith.engine import Manifest, Plan, Progress, make_plan, run
+from weightsmith.engine import Manifest, Plan, make_plan, run
 from weightsmith.packages.carried import check_files
+from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 
 

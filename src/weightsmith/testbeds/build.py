@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from weightsmith.errors import OutputError, ResourceError
+from weightsmith.progress import CPU_SECONDS, Counted, Progress, Silence
 from weightsmith.publishing import (
     FOREIGN,
     Recorded,
@@ -46,45 +47,13 @@ _ALGORITHM = "sha256:"
 _LIBRARIES = ("numpy", "torch", "transformers", "scikit-learn", "pillow")
 
 
-class BuildProgress(Protocol):
-    """What hears of a build: costs are expected CPU-seconds."""
-
-    def start(self, total_cost: float, finished_cost: float) -> None:
-        """The whole cost, and that of the steps that an earlier build has finished."""
-
-    def step(self, name: str, cost: float) -> None:
-        """A step begins."""
-
-    def within(self, done: int, total: int) -> None:
-        """The present step has done some of its own units (training steps, images, texts)."""
-
-    def finished(self, name: str, figures: Mapping[str, Any]) -> None:
-        """A step is finished and safe."""
-
-
-class SilentBuild:
-    """A progress that nobody hears."""
-
-    def start(self, total_cost: float, finished_cost: float) -> None:
-        """Ignore."""
-
-    def step(self, name: str, cost: float) -> None:
-        """Ignore."""
-
-    def within(self, done: int, total: int) -> None:
-        """Ignore."""
-
-    def finished(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-
 def build(
     name: str,
     out: Path | None = None,
     *,
     force: bool = False,
     fresh: bool = False,
-    progress: BuildProgress | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Build a family and return its folder; one that exists already is returned as it is.
 
@@ -107,7 +76,7 @@ def build(
         if not fresh:
             staging.records |= _finished(staging.folder, mark)
         _begin(staging.folder, mark, staging.records)
-        _run(blueprint, staging.folder, staging.records, progress or SilentBuild())
+        _run(blueprint, staging.folder, staging.records, progress or Silence())
         _seal(family, blueprint, staging.folder, staging.records)
         staging.publish(earlier)
     return out
@@ -226,25 +195,27 @@ def _finished(staging: Path, mark: str) -> dict[str, dict[str, Any]]:
 
 
 def _run(
-    blueprint: Blueprint, staging: Path, records: dict[str, dict[str, Any]], progress: BuildProgress
+    blueprint: Blueprint, staging: Path, records: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     done = sum(step.cost for step in blueprint.steps if step.name in records)
-    progress.start(sum(step.cost for step in blueprint.steps), done)
+    total = sum(step.cost for step in blueprint.steps)
+    building = progress.begin("building", total, CPU_SECONDS, done=done)
     for step in blueprint.steps:
         if step.name in records:
             continue
-        progress.step(step.name, step.cost)
-        record = _make(step, staging, progress)
-        records[step.name] = record
-        progress.finished(step.name, record["figures"])
+        stage = building.begin(step.name, share=step.cost)
+        records[step.name] = _make(step, staging, Counted(stage))
+        stage.end()
+    building.end()
 
 
-def _make(step: BuildStep, staging: Path, progress: BuildProgress) -> dict[str, Any]:
+def _make(step: BuildStep, staging: Path, units: Counted) -> dict[str, Any]:
     new, family = staging / "new", staging / "family"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     begun = time.perf_counter()
-    figures = step.make(Workshop(family, new, progress.within))
+    figures = step.make(Workshop(family, new, units.reach))
+    units.end()
     record: dict[str, Any] = {
         "step": step.name,
         "files": file_digests(new),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.graph import exact
 from weightsmith.tensors import DType, in_parallel, one_blas_thread
 from weightsmith.vocabularies.token_tables import (
     Identity,
@@ -103,14 +104,14 @@ def fit_procrustes(
     """
     moments = _moments(donor, donor_rows, own, own_rows, centre)
     with one_blas_thread():
-        left, strengths, right = np.linalg.svd(moments.cross, full_matrices=False)
+        found = exact(np, moments.cross)
         energy = (moments.source_energy * moments.target_energy) ** 0.5
-        kept = strengths > _FLOOR * max(float(strengths[0]), energy)
-        matrix = left[:, kept] @ right[kept]
-        if scale and kept.any():
+        shared = found.only(found.values > _FLOOR * max(float(found.values[0]), energy))
+        matrix = shared.polar()
+        if scale and shared.rank:
             spread = float(np.vdot(matrix, moments.gram @ matrix))
-            matrix *= float(strengths[kept].sum()) / spread
-    return RowMap(matrix, moments.source_mean, moments.target_mean, int(kept.sum()))
+            matrix *= float(shared.values.sum()) / spread
+    return RowMap(matrix, moments.source_mean, moments.target_mean, shared.rank)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

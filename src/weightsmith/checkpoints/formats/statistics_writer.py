@@ -19,6 +19,7 @@ from weightsmith.checkpoints.formats.statistics_header import (
 )
 from weightsmith.checkpoints.opening import open_checkpoint
 from weightsmith.errors import UsageError
+from weightsmith.graph import exact
 from weightsmith.publishing import check_file, staged_file, write_sealed_tensors
 from weightsmith.tensors import DType, expanded, shown
 
@@ -114,9 +115,9 @@ def _stored(
         yield f"{name}::rows", wide.sum(-1).astype(array.dtype)
         yield f"{name}::columns", wide.sum(-2).astype(array.dtype)
     elif form == "low_rank" and array.ndim == 2:
-        left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
-        yield f"{name}::left", (left[:, :rank] * values[:rank]).astype(array.dtype)
-        yield f"{name}::right", right[:rank].astype(array.dtype)
+        found = exact(np, array.astype(np.float64)).leading(rank)
+        yield f"{name}::left", found.scaled(found.left).astype(array.dtype)
+        yield f"{name}::right", found.right.astype(array.dtype)
     elif form == "blocks":
         flat = array.reshape(-1).astype(np.float64)
         starts = np.arange(0, flat.size, block)

@@ -14,13 +14,12 @@ from weightsmith.cli.adapters.adapter_options import (
     base_option,
     bytes_of,
     dtype_option,
-    force_option,
     opened_base,
     peft_dialect_option,
     write,
 )
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import force_option, json_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted

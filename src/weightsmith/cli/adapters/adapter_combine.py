@@ -6,18 +6,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightsmith.cli import completing
 from weightsmith.cli.adapters.adapter_options import (
-    base_option,
-    bound_options,
-    dialect_option,
-    dtype_option,
-    force_option,
     layers_of,
+    making_options,
     ranks_text,
     tensors_option,
 )
@@ -25,7 +21,7 @@ from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.merging.transplant import key_and_value
 from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present, show_findings
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent
 from weightsmith.naming import natural_key
@@ -35,7 +31,6 @@ if TYPE_CHECKING:
     from weightsmith.adapters import Adapter, Update
     from weightsmith.engine import Combined
     from weightsmith.findings import Finding
-    from weightsmith.lora import Dialect
 
 
 # Those that `adapter combine` has beside the methods of recipes.
@@ -94,13 +89,9 @@ def numbers(text: str) -> tuple[float, ...]:
     help="What a nonlinear method works on: elements of the changes, or coordinates in their common spaces.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random masks.")
-@bound_options
-@base_option
-@dialect_option
-@dtype_option
+@making_options
 @tensors_option
 @json_option
-@force_option
 @quiet_option
 def combine(
     adapters: tuple[str, ...],
@@ -110,16 +101,10 @@ def combine(
     parameters: tuple[tuple[str, Any], ...],
     space: str,
     seed: int,
-    rank: int | None,
-    energy: float | None,
-    error: float | None,
-    base: str | None,
-    dialect: str | None,
-    dtype: str | None,
     each: bool,
     as_json: bool,
-    force: bool,
     quiet: bool,
+    **making: Any,
 ) -> int:
     """Make one adapter of ADAPTERS, which are of one base and may have different ranks and dialects.
 
@@ -138,17 +123,11 @@ def combine(
             weights=weights,
             parameters=dict(parameters),
             space=space,
-            rank=rank,
-            energy=energy,
-            error=error,
-            base=base,
-            dialect=cast("Dialect | None", dialect),
-            dtype=dtype,
             seed=seed,
-            force=force,
             progress=progress,
+            **making,
         )
-    _show(made, method, base, begun, each=each, as_json=as_json, quiet=quiet)
+    _show(made, method, making["base"], begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -163,52 +142,31 @@ def combine(
 )
 @click.argument("adapter")
 @click.argument("out", type=click.Path(path_type=Path))
-@bound_options
-@base_option
-@dialect_option
-@dtype_option
+@making_options
 @tensors_option
 @json_option
-@force_option
 @quiet_option
 def resize(
     adapter: str,
     out: Path,
-    rank: int | None,
-    energy: float | None,
-    error: float | None,
-    base: str | None,
-    dialect: str | None,
-    dtype: str | None,
     each: bool,
     as_json: bool,
-    force: bool,
     quiet: bool,
+    **making: Any,
 ) -> int:
     """Write ADAPTER as OUT with the leading singular directions of each change.
 
     The best approximation of its rank, found from the factors alone. One of --rank, --energy and --error is needed;
     with several each must hold, but --rank is never exceeded.
     """
-    if rank is None and energy is None and error is None:
+    if all(making[bound] is None for bound in ("rank", "energy", "error")):
         raise click.UsageError("Say how much to keep: give --rank, --energy or --error.")
     from weightsmith.engine import resize_adapter
 
     begun = time.monotonic()
     with open_progress(quiet) as progress:
-        made = resize_adapter(
-            adapter,
-            out,
-            rank=rank,
-            energy=energy,
-            error=error,
-            base=base,
-            dialect=cast("Dialect | None", dialect),
-            dtype=dtype,
-            force=force,
-            progress=progress,
-        )
-    _show(made, "resize", base, begun, each=each, as_json=as_json, quiet=quiet)
+        made = resize_adapter(adapter, out, progress=progress, **making)
+    _show(made, "resize", making["base"], begun, each=each, as_json=as_json, quiet=quiet)
     return 0
 
 

@@ -13,11 +13,10 @@ from weightsmith.cli.adapters.adapter_options import (
     base_option,
     bytes_of,
     dtype_option,
-    force_option,
     ranks_text,
 )
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import force_option, json_option
 from weightsmith.cli.presenting import Block, Data, present, show_findings
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,15 +13,14 @@ import click
 
 from weightsmith.cli.adapters.adapter_options import (
     bound_options,
-    force_option,
     peft_dialect_option,
     ranks_text,
     tensors_option,
 )
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import THREADS, json_option, quiet_option
+from weightsmith.cli.options import Command, force_option, json_option, quiet_option, threads_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present, show_findings
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import duration, percent, shape
 from weightsmith.naming import natural_key
@@ -31,7 +30,13 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
     from weightsmith.lora import Dialect, ExtractedTensor, ExtractionReport
 
-_WAYS = ("replace", "lora", "skip")
+_FACTORED = ("replace", "lora", "skip")
+
+
+def _way(what: str, ways: Sequence[str], default: str, told: str) -> Callable[[Command], Command]:
+    """An option for the way in which a kind of tensors is kept."""
+    choice = click.Choice(ways)
+    return click.option(f"--{what}", type=choice, default=default, show_default=True, help=told)
 
 
 @click.command(
@@ -52,34 +57,15 @@ _WAYS = ("replace", "lora", "skip")
     metavar="SHARE|SIZE",
     help="Bytes of all tensors, spent where they gain most: a size as 100MB, or a share of FINETUNE's as 1/16.",
 )
-@click.option(
-    "--embeddings",
-    type=click.Choice(_WAYS),
-    default="replace",
-    show_default=True,
-    help="Store changed tables whole, factor them, or leave them out.",
+@_way(
+    "embeddings",
+    _FACTORED,
+    "replace",
+    "Store changed tables whole, factor them, or leave them out.",
 )
-@click.option(
-    "--heads",
-    type=click.Choice(_WAYS),
-    default="lora",
-    show_default=True,
-    help="The same of output heads.",
-)
-@click.option(
-    "--biases",
-    type=click.Choice(("add", "skip")),
-    default="add",
-    show_default=True,
-    help="Store changes of biases, or leave them out.",
-)
-@click.option(
-    "--norms",
-    type=click.Choice(("replace", "skip")),
-    default="replace",
-    show_default=True,
-    help="Store changed norms whole, or leave them out.",
-)
+@_way("heads", _FACTORED, "lora", "The same of output heads.")
+@_way("biases", ("add", "skip"), "add", "Store changes of biases, or leave them out.")
+@_way("norms", ("replace", "skip"), "replace", "Store changed norms whole, or leave them out.")
 @peft_dialect_option
 @click.option(
     "--dtype",
@@ -88,7 +74,7 @@ _WAYS = ("replace", "lora", "skip")
     show_default=True,
     help="The type that factors are stored in; errors are measured after rounding to it.",
 )
-@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
+@threads_option
 @tensors_option
 @json_option
 @force_option
@@ -138,7 +124,7 @@ def extract(
             dtype=dtype,
             threads=threads,
             force=force,
-            progress=progress.stage,
+            progress=progress,
         )
     STREAMS.done()
     made = _Extracted(out, tuned, report, dense, time.monotonic() - begun, each)

@@ -11,13 +11,7 @@ import click
 
 from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import (
-    Machine,
-    json_option,
-    machine_options,
-    output_options,
-    quiet_option,
-)
+from weightsmith.cli.options import recipe_options
 from weightsmith.cli.terminal_text import counted
 from weightsmith.cli.written import run_recipe
 from weightsmith.errors import UsageError
@@ -50,25 +44,14 @@ if TYPE_CHECKING:
     shell_complete=completing.names(completing.dtypes),
     help="What tensors are stored in; default: as in BASE.",
 )
-@click.option("--recipe", "only_recipe", is_flag=True, help="Show the recipe and merge nothing.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and merge nothing.")
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@recipe_options
 def merge(
     base: str,
     adapters: tuple[str, ...],
     out: Path,
     scales: tuple[float, ...],
     dtype: str | None,
-    only_recipe: bool,
-    dry_run: bool,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Write BASE with every ADAPTER applied as the checkpoint OUT.
 
@@ -77,18 +60,7 @@ def merge(
     """
     begun = time.monotonic()
     recipe = merge_recipe(base, adapters, scales, dtype)
-    return run_recipe(
-        recipe,
-        out,
-        Machine(**machine),
-        begun,
-        only_recipe=only_recipe,
-        dry_run=dry_run,
-        force=force,
-        fresh=fresh,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    return run_recipe(recipe, out, begun, **run)
 
 
 def merge_recipe(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
+
+from weightsmith.cli.options import Command, force_option
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
     from weightsmith.lora import Dialect, LowRankAdapter
     from weightsmith.tensors import DType
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-force_option = click.option(
-    "--force", is_flag=True, help="Replace OUT if weightsmith wrote it and nobody changed it."
-)
 tensors_option = click.option(
     "--tensors", "each", is_flag=True, help="Show every tensor instead of layers."
 )
@@ -68,6 +65,13 @@ def bound_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def making_options(command: Command) -> Command:
+    """Add what `engine.combine_adapters` and `resize_adapter` take: the bounds, --base, --to, --dtype and --force."""
+    for option in (force_option, dtype_option, dialect_option, base_option):
+        command = option(command)
+    return bound_options(command)
 
 
 def opened_base(base: str | None) -> Checkpoint | None:

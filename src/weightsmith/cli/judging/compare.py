@@ -12,11 +12,11 @@ import click
 
 from weightsmith.cli.input_paths import places_read, suite_files
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.judging.evaluate import Telling
 from weightsmith.cli.judging.report import check_place, write_beside
 from weightsmith.cli.listing import ListingCommand
-from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.options import device_option, json_option, quiet_option, report_option
 from weightsmith.cli.presenting import Block, Cell, ShownInterval, TextTable, present
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import check_save, save, save_option
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _KIND = "comparison"
 @report_option
 @json_option
 @save_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def compare(
     old: str,
     new: str,
@@ -90,9 +90,11 @@ def compare(
     check_place(report_file, reads)
     check_save(save_file, _KIND, reads, report_file)
     parsed = [parse_gate(gate) for gate in gates]
-    options: dict[str, Any] = {"tolerance": tolerance, "device": device, "progress": Telling(quiet)}
+    options: dict[str, Any] = {"tolerance": tolerance, "device": device}
     try:
-        found = compare_models(old, new, suite, parents=parents, base=base, **options)
+        with open_progress(quiet) as progress:
+            options["progress"] = progress
+            found = compare_models(old, new, suite, parents=parents, base=base, **options)
     except KeyboardInterrupt:
         what = "finished tasks are kept, and the same command goes on from there"
         print(f"weightsmith: interrupted: {what}.", file=sys.stderr)

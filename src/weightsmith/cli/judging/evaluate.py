@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +12,23 @@ import click
 from weightsmith.cli.input_paths import places_read, suite_files
 from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.judging.report import check_place, write_beside
-from weightsmith.cli.options import THREADS, device_option, json_option, report_option, size
+from weightsmith.cli.options import (
+    THREADS,
+    device_option,
+    json_option,
+    quiet_option,
+    report_option,
+    size,
+)
 from weightsmith.cli.presenting import Block, TextTable, present
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import SavingCommand, check_save, save, save_option
-from weightsmith.cli.terminal_text import counted, duration, harmless
+from weightsmith.cli.terminal_text import counted
 
 if TYPE_CHECKING:
     from weightsmith.evaluation import Evaluation, TaskScore
     from weightsmith.reports import Report
 
-_EVERY_SECONDS = 5.0
 # What the file of --json is sealed as.
 _KIND = "evaluation"
 
@@ -51,7 +56,7 @@ _KIND = "evaluation"
 @report_option
 @json_option
 @save_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def evaluate(
     subject: str,
     suite: str,
@@ -80,22 +85,22 @@ def evaluate(
         reads = (*places_read(subject), *suite_files(suite))
     check_place(report_file, reads)
     check_save(save_file, _KIND, reads, report_file)
-    telling = Telling(quiet)
     try:
-        found = evaluated(
-            subject,
-            suite,
-            tasks=tasks,
-            limit=limit,
-            device=device,
-            batch_size=batch_size,
-            threads=threads,
-            memory_bytes=memory,
-            cache=not no_cache,
-            progress=telling,
-        )
+        with open_progress(quiet) as progress:
+            found = evaluated(
+                subject,
+                suite,
+                tasks=tasks,
+                limit=limit,
+                device=device,
+                batch_size=batch_size,
+                threads=threads,
+                memory_bytes=memory,
+                cache=not no_cache,
+                progress=progress,
+            )
     except KeyboardInterrupt:
-        return _interrupted(telling.done, kept=not no_cache)
+        return _interrupted(progress.parts_finished(), kept=not no_cache)
     write_beside(report_file, lambda: _report(found), reads)
     save(found, save_file, _KIND, reads)
     present(found, _blocks, as_json=as_json)
@@ -142,66 +147,3 @@ def _interrupted(done: int, *, kept: bool) -> int:
         what = what if kept else "nothing was kept, and the same command starts over"
     print(f"weightsmith: interrupted: {what}.", file=sys.stderr)
     return INTERRUPTED
-
-
-class Telling:
-    """The progress of an evaluation on stderr: one line that changes on a terminal, some lines elsewhere."""
-
-    def __init__(
-        self,
-        quiet: bool,
-        write: Callable[[str], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._quiet = quiet
-        # Kept, because libraries that a task runs may be kept from writing to stderr meanwhile.
-        self._stream = sys.stderr
-        self._live = write is None and self._stream.isatty()
-        self._write = write or self._print
-        self._clock = clock
-        self._name, self._place = "", ""
-        self._begun = self._told = clock()
-        self.done = 0
-
-    def stage(self, text: str) -> None:
-        """Say what is going on."""
-        self._line(harmless(text))
-
-    def task(self, name: str, position: int, tasks: int) -> None:
-        """Begin a task."""
-        self._name, self._place = name, f"task {position} of {tasks}"
-        self._begun = self._told = self._clock()
-
-    def advance(self, done: int, total: int) -> None:
-        """Say how far the task is, how fast, and how long it will take, every few seconds."""
-        now = self._clock()
-        if now - self._told < (0.2 if self._live else _EVERY_SECONDS) or done >= total:
-            return
-        self._told = now
-        rate = done / max(now - self._begun, 1e-9)
-        left = duration((total - done) / rate)
-        share = (
-            f"{100 * done // total:3d} %  {done:,} of {total:,} rows  {rate:,.0f}/s  {left} left"
-        )
-        self._line(f"{self._place}  {harmless(self._name)}  {share}", passing=True)
-
-    def finished(self, score: TaskScore, *, cached: bool) -> None:
-        """Say what a task gave."""
-        self.done += 1
-        took = "found in the cache" if cached else duration(self._clock() - self._begun)
-        said = f"{score.metric} {number(score.value)}  {counted(score.items, 'item')}"
-        self._line(f"{self._place}  {harmless(score.task)}  {said}  {took}")
-
-    def _line(self, text: str, *, passing: bool = False) -> None:
-        if self._quiet:
-            return
-        if self._live:
-            if passing:
-                # A line that wraps cannot be written over.
-                text = text[: os.get_terminal_size(self._stream.fileno()).columns - 1]
-            print(f"\r\x1b[K{text}", end="" if passing else "\n", file=self._stream, flush=True)
-        else:
-            self._write(text)
-
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)

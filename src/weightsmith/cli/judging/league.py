@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,10 @@ from weightsmith.cli.interruption import INTERRUPTED
 from weightsmith.cli.judging.compare import estimate
 from weightsmith.cli.judging.report import check_place, write_beside
 from weightsmith.cli.listing import ListingCommand
-from weightsmith.cli.options import device_option, json_option, report_option
+from weightsmith.cli.options import device_option, json_option, quiet_option, report_option
 from weightsmith.cli.presenting import Block, ShownInterval, TextTable, present
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.saving import check_save, save, save_option
-from weightsmith.cli.terminal_text import duration, harmless
 from weightsmith.cli.text_tables import without_blanks
 from weightsmith.tensors import format_size
 from weightsmith.wording import counted
@@ -128,7 +127,7 @@ def _counts(text: str) -> list[int]:
     help="Where measurements are kept; default: in the cache.",
 )
 @device_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 @report_option
 @json_option
 @save_option
@@ -157,7 +156,7 @@ def league(
     best on it. What was measured is kept: the same command goes on after Ctrl-C and adds methods without measuring the
     others again. With several families or numbers of models it is a scaling study.
     """
-    from weightsmith.comparison import SilentLeague, default_folder
+    from weightsmith.comparison import default_folder
     from weightsmith.publishing import refuse_inputs
 
     opened = _opened(models, base, suite, validation, families)
@@ -169,9 +168,8 @@ def league(
     check_place(report_file, reads)
     check_save(save_file, _KIND, reads, report_file)
     refuse_inputs(folder / "entries", reads)
-    progress = SilentLeague() if quiet else LeagueLines(_to_stderr)
     shown = _Shown(as_json, report_file, save_file, reads)
-    options: dict[str, Any] = {"split": split, "device": device, "progress": progress}
+    options: dict[str, Any] = {"split": split, "device": device, "quiet": quiet}
     if len(opened) == 1 and len(experts or []) < 2:
         family = opened[0].first(experts[0]) if experts else opened[0]
         if statistics is not None:
@@ -236,11 +234,18 @@ class _Shown:
 
 
 def _league(
-    family: Family, methods: Sequence[str], out: Path, shown: _Shown, **options: Any
+    family: Family,
+    methods: Sequence[str],
+    out: Path,
+    shown: _Shown,
+    *,
+    quiet: bool,
+    **options: Any,
 ) -> str:
     from weightsmith.comparison import run_league
 
-    found = run_league(family, methods, out, **options)
+    with open_progress(quiet) as progress:
+        found = run_league(family, methods, out, progress=progress, **options)
     write_beside(shown.report_file, lambda: _report(found), shown.reads)
     save(found, shown.save_file, _KIND, shown.reads)
     present(found, _league_blocks, as_json=shown.as_json)
@@ -259,11 +264,14 @@ def _scaling(
     counts: Sequence[int],
     out: Path,
     shown: _Shown,
+    *,
+    quiet: bool,
     **options: Any,
 ) -> str:
     from weightsmith.comparison import run_scaling
 
-    found = run_scaling(families, methods, counts, out, **options)
+    with open_progress(quiet) as progress:
+        found = run_scaling(families, methods, counts, out, progress=progress, **options)
     write_beside(shown.report_file, lambda: _report(found), shown.reads)
     save(found, shown.save_file, _KIND, shown.reads)
     present(found, _scaling_blocks, as_json=shown.as_json)
@@ -276,7 +284,7 @@ def _exit_code(ended: str, out: Path) -> int:
     if ended != WAS_INTERRUPTED:
         return 0
     kept = f"what was measured is kept in {str(out)!r}, and the same command goes on from there"
-    _to_stderr(f"weightsmith: interrupted: {kept}.")
+    print(f"weightsmith: interrupted: {kept}.", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -360,34 +368,3 @@ def _scaling_blocks(found: Scaling) -> Iterator[Block]:
     ]
     title = "Scaling, each method with its tuned scale"
     yield without_blanks(TextTable(title, heads, rows, frozenset(range(2, 7)), spare=(6,)))
-
-
-class LeagueLines:
-    """A league's progress as lines, with rate and remaining time; what was found in the cache is counted only."""
-
-    def __init__(
-        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._write, self._clock = write, clock
-        self._begun = clock()
-        self._total = self._done = self._cached = 0
-
-    def start(self, total: int) -> None:
-        """Say how much is to be measured."""
-        self._total, self._done, self._cached, self._begun = total, 0, 0, self._clock()
-        self._write(f"measuring {total}")
-
-    def finished(self, title: str, *, was_cached: bool) -> None:
-        """Write a line for what was measured, with the time left at this rate."""
-        self._done += 1
-        self._cached += was_cached
-        if was_cached:
-            return
-        rate = (self._done - self._cached) / max(self._clock() - self._begun, 1e-9)
-        left = duration((self._total - self._done) / rate)
-        place = f"{self._done:>{len(str(self._total))}} of {self._total}"
-        self._write(f"{place}  {harmless(title)}  {rate:.2f}/s  {left} left")
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

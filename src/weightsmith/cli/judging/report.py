@@ -11,7 +11,7 @@ import click
 
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.input_paths import places_read
-from weightsmith.cli.options import THREADS, json_option
+from weightsmith.cli.options import json_option, threads_option
 from weightsmith.cli.presenting import Block, Data, present
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted
@@ -54,12 +54,7 @@ if TYPE_CHECKING:
     help="Also write every picture there, as SVG and PNG.",
 )
 @json_option
-@click.option(
-    "--threads",
-    type=THREADS,
-    default=None,
-    help="Worker threads; default: all cores.",
-)
+@threads_option
 def report(
     subjects: tuple[str, ...],
     base: str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,14 @@ import click
 from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import INTERRUPTED
-from weightsmith.cli.options import json_option
+from weightsmith.cli.options import json_option, quiet_option
 from weightsmith.cli.presenting import Block, Data, TextTable, present
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
-from weightsmith.cli.terminal_text import duration, harmless
+from weightsmith.cli.terminal_text import duration
 
 if TYPE_CHECKING:
     from weightsmith.testbeds import TrainedFamily
-
-_EVERY_SECONDS = 5.0
 
 
 @click.group(
@@ -122,7 +121,7 @@ def _list_blocks(found: _Families) -> Iterator[Block]:
     "--fresh", is_flag=True, help="Discard an interrupted build instead of going on with it."
 )
 @json_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, quiet: bool) -> int:
     """Train the family NAME and write its checkpoints, data, suites and family.json.
 
@@ -131,9 +130,9 @@ def build(name: str, out: Path | None, force: bool, fresh: bool, as_json: bool, 
     from weightsmith.testbeds import build as building
 
     begun = time.monotonic()
-    progress = building.SilentBuild() if quiet else BuildLines(_to_stderr)
     try:
-        folder = building.build(name, out, force=force, fresh=fresh, progress=progress)
+        with open_progress(quiet) as progress:
+            folder = building.build(name, out, force=force, fresh=fresh, progress=progress)
     except KeyboardInterrupt:
         line = "finished models are safe, and the same command goes on from there"
         print(f"weightsmith: interrupted: {line}.", file=sys.stderr)
@@ -176,68 +175,10 @@ def path(name: str, as_json: bool) -> int:
     present(found, _path_blocks, as_json=as_json)
     if found.is_built:
         return 0
-    _to_stderr(
-        f"weightsmith: {name} is not built; `weightsmith testbed build {name}` builds it there."
-    )
+    there = f"`weightsmith testbed build {name}` builds it there"
+    print(f"weightsmith: {name} is not built; {there}.", file=sys.stderr)
     return 1
 
 
 def _path_blocks(found: _Placed) -> Iterator[Block]:
     yield Data(str(found.folder))
-
-
-class BuildLines:
-    """A build's progress as lines: a line at a step's beginning and end, and one every few seconds within."""
-
-    def __init__(
-        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._write, self._clock = write, clock
-        self._total = self._done = self._made = self._cost = 0.0
-        self._begun = self._step_begun = self._said = clock()
-        self._name = ""
-
-    def start(self, total_cost: float, finished_cost: float) -> None:
-        """Say how long it will take, or what an earlier build has done."""
-        self._total, self._done, self._begun = total_cost, finished_cost, self._clock()
-        if finished_cost:
-            self._write(f"resuming: {100 * finished_cost / total_cost:.0f} % are finished")
-        else:
-            self._write(f"building: about {duration(total_cost)} of CPU time")
-
-    def step(self, name: str, cost: float) -> None:
-        """Say which step begins."""
-        self._name, self._cost = name, cost
-        self._step_begun = self._said = self._clock()
-        self._write(f"{self._share(0)}  {harmless(name)}")
-
-    def within(self, done: int, total: int) -> None:
-        """Say how far the step is, how fast it goes and how long the build will take, every few seconds."""
-        now = self._clock()
-        if not done or now - self._said < _EVERY_SECONDS:
-            return
-        self._said = now
-        rate = done / max(now - self._step_begun, 1e-9)
-        share = done / total
-        line = f"{self._share(share)}  {harmless(self._name)}  {done:,} of {total:,}  {rate:.1f}/s"
-        self._write(f"{line}  {self._left(share, now)} left")
-
-    def finished(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Count the step."""
-        self._done += self._cost
-        self._made += self._cost
-        took = duration(self._clock() - self._step_begun)
-        self._write(f"{self._share(0)}  {harmless(name)} finished in {took}")
-
-    def _share(self, within: float) -> str:
-        return f"{100 * (self._done + within * self._cost) / self._total:3.0f} %"
-
-    def _left(self, within: float, now: float) -> str:
-        """The time left, if what remains costs as much per expected second as what this build has done."""
-        made = self._made + within * self._cost
-        remaining = self._total - self._done - within * self._cost
-        return duration(remaining * (now - self._begun) / max(made, 1e-9))
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -13,12 +13,10 @@ import click
 from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.options import (
-    Machine,
+    RunOptions,
     json_option,
-    machine_options,
-    output_options,
     overrides_option,
-    quiet_option,
+    run_options,
 )
 from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.terminal_text import counted
@@ -52,20 +50,13 @@ def bundle() -> None:
     "--refer-to-base", is_flag=True, help="Name the base by its digest instead of storing it."
 )
 @overrides_option
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@run_options
 def create(
     recipe: Path,
     out: Path,
     refer_to_base: bool,
     overrides: tuple[str, ...],
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Make the bundle OUT of the experts in RECIPE, whose method is tall_masks, emr or localize_and_stitch.
 
@@ -80,8 +71,9 @@ def create(
     if refer_to_base:
         form = form.model_copy(update={"base": "reference"})
     document = loaded.document.model_copy(update={"bundle": form})
-    made = make_plan(replace(loaded, document=document), **Machine(**machine).options())
-    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)
+    how = RunOptions(**run)
+    made = make_plan(replace(loaded, document=document), **how.options())
+    return run_plan(made, out, begun, how)
 
 
 @bundle.command(
@@ -144,20 +136,13 @@ def _blocks(bundle: _Bundle) -> Iterator[Block]:
 @click.option(
     "--base", metavar="PATH", help="Where the base lies now, if BUNDLE does not store it."
 )
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@run_options
 def extract(
     folder: Path,
     task: str,
     out: Path,
     base: str | None,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Write TASK (its label, or its number from 1) of BUNDLE as the checkpoint OUT, with a manifest of its own.
 
@@ -169,5 +154,6 @@ def extract(
     begun = time.monotonic()
     reference = f"{folder}#{task}"
     member = open_task(folder, task, base=base)
-    made = copy_plan(member, reference, **Machine(**machine).options())
-    return run_plan(made, out, begun, force=force, fresh=fresh, quiet=quiet, as_json=as_json)
+    how = RunOptions(**run)
+    made = copy_plan(member, reference, **how.options())
+    return run_plan(made, out, begun, how)

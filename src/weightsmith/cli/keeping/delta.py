@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,14 @@ from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand, DocumentedGroup
 from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.options import (
-    THREADS,
-    Machine,
+    RunOptions,
     json_option,
-    machine_options,
-    output_options,
     quiet_option,
+    run_options,
+    threads_option,
 )
 from weightsmith.cli.presenting import Block, Data, TextTable, present
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import counted, duration
 from weightsmith.cli.written import write
@@ -84,7 +84,7 @@ def delta() -> None:
     shell_complete=completing.names(completing.codecs, listed=True),
     help="Lossy codecs to try, with --budget or --error; default: all.",
 )
-@click.option("--threads", type=THREADS, help="Worker threads; default: all cores.")
+@threads_option
 @click.option("--force", is_flag=True, help="Replace OUT if it is a package that nobody changed.")
 @json_option
 @quiet_option
@@ -138,19 +138,12 @@ def pack(
 @click.argument("package")
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@run_options
 def unpack(
     package: str,
     out: Path,
     base: str | None,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Write PACKAGE as the checkpoint OUT, with a manifest of its own.
 
@@ -159,14 +152,9 @@ def unpack(
     from weightsmith.packages import unpack as unpacked
 
     begun = time.monotonic()
-    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
-    return write(
-        out,
-        begun,
-        lambda progress: unpacked(package, out, progress=progress, **options),
-        quiet=quiet,
-        as_json=as_json,
-    )
+    how = RunOptions(**run)
+    make = partial(unpacked, package, out, base=base, **how.writing())
+    return write(out, begun, make, quiet=how.quiet, as_json=how.as_json)
 
 
 @delta.command(
@@ -250,33 +238,21 @@ def gc(library: Path, dry_run: bool, as_json: bool) -> int:
 @click.argument("name", shell_complete=completing.members)
 @click.argument("out", type=click.Path(path_type=Path))
 @_BASE
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@run_options
 def materialise(
     library: Path,
     name: str,
     out: Path,
     base: str | None,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Write the member NAME of LIBRARY (a package, or BUNDLE#TASK) as the checkpoint OUT."""
     from weightsmith.packages import materialise as made_of
 
     begun = time.monotonic()
-    options = {"base": base, "force": force, "fresh": fresh, **Machine(**machine).options()}
-    return write(
-        out,
-        begun,
-        lambda progress: made_of(library, name, out, progress=progress, **options),
-        quiet=quiet,
-        as_json=as_json,
-    )
+    how = RunOptions(**run)
+    make = partial(made_of, library, name, out, base=base, **how.writing())
+    return write(out, begun, make, quiet=how.quiet, as_json=how.as_json)
 
 
 @dataclass(frozen=True, slots=True)

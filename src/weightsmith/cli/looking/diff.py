@@ -11,7 +11,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.input_paths import places_read
 from weightsmith.cli.judging.report import check_place, write_beside
-from weightsmith.cli.options import THREADS, json_option, report_option
+from weightsmith.cli.options import json_option, report_option, threads_option
 from weightsmith.cli.presenting import Block, TextTable, present
 from weightsmith.cli.terminal_text import counted
 
@@ -35,12 +35,7 @@ _BASE_COLUMNS = ("|A-C|/|C|", "|B-C|/|C|", "cosine of A-C, B-C")
 @click.argument("a")
 @click.argument("b")
 @click.option("--base", help="Also compare what A and B each changed of this checkpoint.")
-@click.option(
-    "--threads",
-    type=THREADS,
-    default=None,
-    help="Worker threads; default: all cores.",
-)
+@threads_option
 @report_option
 @json_option
 def diff(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import THREADS, json_option
+from weightsmith.cli.options import json_option, threads_option
 from weightsmith.cli.presenting import Block, TextTable, present
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ _COLUMNS = (
     ),
 )
 @click.argument("source")
-@click.option(
-    "--threads",
-    type=THREADS,
-    default=None,
-    help="Worker threads; default: all cores.",
-)
+@threads_option
 @json_option
 def seams(source: str, threads: int | None, as_json: bool) -> int:
     """Show where layers of SOURCE, a recipe or a checkpoint, do not follow each other as they did in their source.

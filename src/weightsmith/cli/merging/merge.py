@@ -14,20 +14,18 @@ from weightsmith.cli.interruption import interruptible
 from weightsmith.cli.judging.report import check_place, write_beside
 from weightsmith.cli.merging.plan import planned
 from weightsmith.cli.options import (
-    Machine,
-    json_option,
-    machine_options,
-    output_options,
+    RunOptions,
     overrides_option,
-    quiet_option,
     report_option,
+    run_options,
     size,
 )
 from weightsmith.cli.presenting import show_findings
-from weightsmith.cli.progress_bars import Quiet, open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.written import Written, show_written
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
+from weightsmith.progress import Progress
 
 if TYPE_CHECKING:
     from weightsmith.engine import Manifest, Plan
@@ -46,25 +44,18 @@ _MOST_LOSSES = 5
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @overrides_option
-@machine_options
-@output_options
+@run_options
 @click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
 @click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
 @report_option
-@json_option
-@quiet_option
 def merge(
     recipe: Path,
     out: Path,
     overrides: tuple[str, ...],
-    force: bool,
-    fresh: bool,
     shard_size: int | None,
     ray: str | None,
     report_file: Path | None,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Make the checkpoint that RECIPE describes in the new folder OUT.
 
@@ -72,19 +63,20 @@ def merge(
     given again. The last line says where the result is, its digest, and how long it took.
     """
     begun = time.monotonic()
+    how = RunOptions(**run)
     with interruptible(out):
-        made = planned(recipe, overrides, Machine(**machine), shard_size=shard_size)
+        made = planned(recipe, overrides, how, shard_size=shard_size)
         _check_report(report_file, out, made)
-        if not quiet and not made.errors:
+        if not how.quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)
-        with open_progress(quiet) as progress:
-            manifest = _run(made, out, ray, force, fresh, progress)
+        with open_progress(how.quiet) as progress:
+            manifest = _run(made, out, ray, how, progress)
     lost = losses(manifest)
-    if not quiet:
+    if not how.quiet:
         show_findings(lost, to_stderr=True)
     found = (*made.findings, *lost)
     # The result is there before the report is, which may still fail.
-    show_written(Written(out, manifest, time.monotonic() - begun, found), as_json=as_json)
+    show_written(Written(out, manifest, time.monotonic() - begun, found), as_json=how.as_json)
     write_beside(report_file, lambda: _report(made, manifest, out), (*made.inputs, out))
     return 0
 
@@ -116,16 +108,15 @@ def losses(manifest: Manifest) -> list[Finding]:
     return found
 
 
-def _run(
-    made: Plan, out: Path, ray: str | None, force: bool, fresh: bool, progress: Quiet
-) -> Manifest:
+def _run(made: Plan, out: Path, ray: str | None, how: RunOptions, progress: Progress) -> Manifest:
+    replacing: dict[str, Any] = {"force": how.force, "fresh": how.fresh}
     if ray is None:
         from weightsmith.engine import run
 
-        return run(made, out, force=force, fresh=fresh, progress=progress)
+        return run(made, out, progress=progress, **replacing)
     from weightsmith.engine import run_on_ray
 
-    return run_on_ray(made, out, address=ray, force=force, fresh=fresh, progress=progress)
+    return run_on_ray(made, out, address=ray, progress=progress, **replacing)
 
 
 def _report(made: Plan, manifest: Manifest, out: Path) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from weightsmith.cli.options import (
     inputs_option,
     json_option,
     machine_options,
+    quiet_option,
 )
 from weightsmith.cli.written import write
 
@@ -31,7 +33,7 @@ from weightsmith.cli.written import write
 @inputs_option
 @machine_options
 @json_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def replay(
     out: Path,
     new: Path,
@@ -48,10 +50,4 @@ def replay(
     from weightsmith.engine import replay_output as run_again
 
     options = {"inputs": by_reference(inputs), **Machine(**machine).options()}
-    return write(
-        new,
-        begun,
-        lambda progress: run_again(out, new, progress=progress, **options),
-        quiet=quiet,
-        as_json=as_json,
-    )
+    return write(new, begun, partial(run_again, out, new, **options), quiet=quiet, as_json=as_json)

@@ -19,7 +19,7 @@ from weightsmith.cli.options import (
     quiet_option,
 )
 from weightsmith.cli.presenting import show_line
-from weightsmith.cli.progress_bars import open_progress
+from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.written import Written, show_written
 

@@ -10,13 +10,7 @@ import click
 
 from weightsmith.cli import completing
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import (
-    Machine,
-    json_option,
-    machine_options,
-    output_options,
-    quiet_option,
-)
+from weightsmith.cli.options import recipe_options
 from weightsmith.cli.written import run_recipe
 from weightsmith.tensors import NotJson, loads_json
 
@@ -77,12 +71,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
     shell_complete=completing.names(completing.dtypes),
     help="The dtype of the result; default: the model's.",
 )
-@click.option("--recipe", "only_recipe", is_flag=True, help="Print the recipe and do nothing.")
-@click.option("--dry-run", is_flag=True, help="Show the plan, with the rule's error, and stop.")
-@machine_options
-@output_options
-@json_option
-@quiet_option
+@recipe_options
 def transplant(
     model: str,
     donor: str,
@@ -93,18 +82,12 @@ def transplant(
     match: str | None,
     pad_to_multiple_of: int | None,
     dtype: str | None,
-    only_recipe: bool,
-    dry_run: bool,
-    force: bool,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-    **machine: Any,
+    **run: Any,
 ) -> int:
     """Write MODEL with the tokenizer of DONOR into the new folder OUT.
 
     Rows of tokens that both have are MODEL's own; the others are made by a rule from DONOR's rows. It is a merge with
-    a recipe of its own: interrupted, verified and replayed like any other.
+    a recipe of its own: interrupted, verified and replayed like any other. Its plan tells the error of the rule.
     """
     begun = time.monotonic()
     given = dict(parameters) if k is None else {"k": k, **dict(parameters)}
@@ -116,18 +99,7 @@ def transplant(
         pad_to_multiple_of=pad_to_multiple_of,
         dtype=dtype,
     )
-    return run_recipe(
-        recipe,
-        out,
-        Machine(**machine),
-        begun,
-        only_recipe=only_recipe,
-        dry_run=dry_run,
-        force=force,
-        fresh=fresh,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    return run_recipe(recipe, out, begun, **run)
 
 
 def transplant_recipe(

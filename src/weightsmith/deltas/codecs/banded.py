@@ -24,6 +24,7 @@ from weightsmith.deltas.codecs.codec import CodecChoice, Encoded, Parameters, St
 from weightsmith.deltas.codecs.coded_streams import BlockStream, joined
 from weightsmith.deltas.codecs.codes import Codes, packed_codes, plain_bytes, unpacked_codes
 from weightsmith.deltas.codecs.delta_codec import Delta, histogram_of
+from weightsmith.deltas.codecs.directions import significant_rank
 from weightsmith.deltas.codecs.low_rank_codec import on_product
 from weightsmith.errors import UsageError
 from weightsmith.tensors import DType, LazyTensor, matrix_shape
@@ -73,7 +74,7 @@ class Banded:
         scale = 1 / math.sqrt(delta.numel)
         stream, table = joined(blocks, 2)
         parts: dict[str, NDArray[Any]] = {
-            "strengths": (found.strengths[:kept] * scale).astype(np.float32),
+            "strengths": (found.values[:kept] * scale).astype(np.float32),
             "codebooks": np.concatenate(codebooks),
             "codes": stream,
             "table": table,
@@ -151,7 +152,7 @@ def _bands_of(bits: NDArray[np.int64]) -> list[Band]:
 
 
 def _wanted_bands(delta: Delta, settings: Parameters) -> list[Band]:
-    strengths = delta.directions.strengths
+    strengths = delta.directions.values
     listed = settings.get("bands")
     if listed is not None:
         found = _parsed(listed, len(strengths))
@@ -165,7 +166,7 @@ def _wanted_bands(delta: Delta, settings: Parameters) -> list[Band]:
     if not isinstance(bits, (int, float)) or not bits > 0:
         raise UsageError(f"{bits!r} is no number of bits per element: give one above 0.")
     rows, columns = delta.matrix
-    known = strengths[: delta.directions.rank]
+    known = strengths[: significant_rank(delta.directions)]
     found = bands_for(known, rows + columns, int(bits * delta.numel))
     return found or [Band(0, 1, min(_BITS))]
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.deltas.codecs.directions import SingularDirections, leading_directions
+from weightsmith.deltas.codecs.directions import leading_directions
 from weightsmith.deltas.codecs.held import BLOCK, block_sizes, fitted
 from weightsmith.errors import CompatibilityError, NonFiniteError
+from weightsmith.graph import Spectrum
 from weightsmith.tensors import WORDS, LazyTensor, matrix_shape, widen
 
 Change = NDArray[np.float32]
@@ -93,7 +94,7 @@ class Delta:
         return histogram_of(self.blocks())
 
     @functools.cached_property
-    def directions(self) -> SingularDirections:
+    def directions(self) -> Spectrum:
         """The leading singular directions of the matrix, see `leading_directions`."""
         return leading_directions(self.rows, self.matrix)
 

@@ -9,12 +9,11 @@ within a few per cent of the best.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.graph import sketched_spectrum
+from weightsmith.graph import Spectrum, exact, sketched_spectrum
 
 _EXACT, _MOST = 1024, 1024
 _OVERSAMPLING = 16
@@ -24,39 +23,27 @@ _SEED = 6
 Rows = Callable[[int, int], NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SingularDirections:
-    """left @ diag(strengths) @ right: orthonormal columns of `left` and rows of `right`, strengths falling."""
-
-    left: NDArray[np.float64]
-    strengths: NDArray[np.float64]
-    right: NDArray[np.float64]
-
-    @property
-    def rank(self) -> int:
-        """Directions that are more than what rounding to float32 leaves: max(rows, columns) 2^-24 of the strongest."""
-        longest = max(self.left.shape[0], self.right.shape[1])
-        return int(np.count_nonzero(self.strengths > self.strengths[:1] * longest * 2.0**-24))
+def significant_rank(found: Spectrum) -> int:
+    """Directions that are more than what rounding to float32 leaves: max(rows, columns) 2^-24 of the strongest."""
+    longest = max(found.left.shape[0], found.right.shape[1])
+    return int(np.count_nonzero(found.values > found.values[:1] * longest * 2.0**-24))
 
 
-def leading_directions(rows: Rows, shape: tuple[int, int]) -> SingularDirections:
+def leading_directions(rows: Rows, shape: tuple[int, int]) -> Spectrum:
     """All directions of a small matrix, the leading quarter (1024 at most) of a large one, which is never held whole.
 
     `rows(first, last)` gives some of its rows, which must be finite.
     """
     shorter = min(shape)
     if shorter <= _EXACT:
-        return SingularDirections(
-            *np.linalg.svd(rows(0, shape[0]).astype(np.float64), full_matrices=False)
-        )
+        return exact(np, rows(0, shape[0]).astype(np.float64))
     return sketched_directions(rows, shape, min(shorter // 4, _MOST))
 
 
-def sketched_directions(rows: Rows, shape: tuple[int, int], wanted: int) -> SingularDirections:
+def sketched_directions(rows: Rows, shape: tuple[int, int], wanted: int) -> Spectrum:
     """So many leading directions by the range finder; the matrix is read six times, some rows at a time."""
     bits = np.random.Generator(np.random.PCG64(_SEED)).integers(
         0, 2, (shape[1], min(wanted + _OVERSAMPLING, *shape))
     )
     signs: NDArray[np.float64] = np.where(bits, 1.0, -1.0)
-    found = sketched_spectrum(rows, shape, signs, _POWER_ITERATIONS).leading(wanted)
-    return SingularDirections(found.left, found.values, found.right)
+    return sketched_spectrum(rows, shape, signs, _POWER_ITERATIONS).leading(wanted)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from weightsmith.deltas.codecs.applied import on_base
 from weightsmith.deltas.codecs.codec import CodecChoice, Encoded, Parameters, StoredChange
 from weightsmith.deltas.codecs.delta_codec import Delta
-from weightsmith.deltas.codecs.directions import SingularDirections
+from weightsmith.deltas.codecs.directions import significant_rank
 from weightsmith.deltas.codecs.held import KEPT
 from weightsmith.errors import UsageError
+from weightsmith.graph import Spectrum
 from weightsmith.tensors import DType, LazyTensor, matrix_shape
 
 NUMBERS = {"float16": DType.FLOAT16, "float32": DType.FLOAT32}
@@ -40,16 +41,16 @@ class LowRankCodec:
         """Powers of four as ranks up to that of the change, and that, while factors take at most 8 bits per element."""
         rows, columns = delta.matrix
         most = rows * columns // (2 * (rows + columns))
-        full = delta.directions.rank
+        full = significant_rank(delta.directions)
         ranks = [*(rank for rank in _RANKS if rank < full), full]
         return [CodecChoice(self.name, {"rank": rank}) for rank in ranks if 1 <= rank <= most]
 
     def encode(self, delta: Delta, settings: Parameters) -> Encoded:
         """Settings: rank, at most the shorter axis (of large matrices a quarter); numbers, "float16" or "float32"."""
         rank, found = settings.get("rank"), delta.directions
-        if type(rank) is not int or not 1 <= rank <= len(found.strengths):
+        if type(rank) is not int or not 1 <= rank <= len(found.values):
             raise UsageError(
-                f"{rank!r} is no rank for {delta.target.location}: give a whole number of 1 to {len(found.strengths)}."
+                f"{rank!r} is no rank for {delta.target.location}: give a whole number of 1 to {len(found.values)}."
             )
         numbers = settings.get("numbers", "float16")
         if numbers not in NUMBERS:
@@ -77,11 +78,11 @@ class LowRankCodec:
         )
 
 
-def factor_parts(found: SingularDirections, rank: int, numbers: str) -> dict[str, NDArray[Any]]:
+def factor_parts(found: Spectrum, rank: int, numbers: str) -> dict[str, NDArray[Any]]:
     """The parts that hold so many directions in numbers of a kind."""
     return {
         "left": found.left[:, :rank].astype(numbers),
-        "strengths": found.strengths[:rank].astype(np.float32),
+        "strengths": found.values[:rank].astype(np.float32),
         "right": found.right[:rank].astype(numbers),
     }
 

@@ -27,7 +27,6 @@ from weightsmith.engine.records.manifest import (
     behind_inputs,
     seen_from,
 )
-from weightsmith.engine.running.progress import Progress
 from weightsmith.errors import NonFiniteError, OutputError
 from weightsmith.lora import (
     KOHYA_WEIGHTS,
@@ -53,6 +52,7 @@ from weightsmith.lora import (
     write_into,
 )
 from weightsmith.lora import zeros as no_change
+from weightsmith.progress import Progress
 from weightsmith.publishing import MANIFEST, MANIFEST_KEY, manifest_problem
 from weightsmith.recipes import Opener, OutputTensor, Recipe, Resolved
 from weightsmith.tensors import (

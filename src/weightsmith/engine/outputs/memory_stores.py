@@ -11,7 +11,7 @@ from typing import TypeVar
 from weightsmith.engine.outputs.made_tensors import MadeTensor
 from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.records.journal import TensorRecord
-from weightsmith.engine.running.progress import Progress
+from weightsmith.progress import Progress
 from weightsmith.tensors import LazyTensor, MemorySink, MemoryTensor, Placement, ShardLayout
 
 _Self = TypeVar("_Self", bound="MemoryStore")

@@ -12,8 +12,8 @@ from types import TracebackType
 
 from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.records.journal import TensorRecord
-from weightsmith.engine.running.progress import Progress
 from weightsmith.errors import OutputError, WeightsmithError
+from weightsmith.progress import Progress
 from weightsmith.tensors import (
     DType,
     LazyTensor,

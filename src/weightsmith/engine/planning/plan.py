@@ -24,10 +24,10 @@ from weightsmith.engine.planning.planned_tensors import PlannedTensor
 from weightsmith.engine.planning.tiles import tile_elements
 from weightsmith.engine.records.journal import Journal, TensorRecord
 from weightsmith.engine.records.manifest import Manifest, Merged
-from weightsmith.engine.running.progress import Progress
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, errors_among
 from weightsmith.graph import work_dtype
+from weightsmith.progress import Progress
 from weightsmith.recipes import Leaf, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import DType, LazyTensor, ShardLayout
 from weightsmith.vocabularies import AlignedRows, Papers

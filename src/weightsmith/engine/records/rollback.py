@@ -17,9 +17,9 @@ from weightsmith.engine.records.recorded_inputs import input_called, recorded_op
 from weightsmith.engine.records.rounding_bounds import RoundingBound
 from weightsmith.engine.records.subtraction import Subtraction, merged_opener, subtraction
 from weightsmith.engine.records.verify import wants_torch
-from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.run import run
 from weightsmith.errors import CheckpointError, RecipeError
+from weightsmith.progress import Progress
 from weightsmith.recipes import Opener, Recipe, merged_references, other_references, without
 
 

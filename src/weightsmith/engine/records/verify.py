@@ -19,11 +19,11 @@ from weightsmith.engine.records.journal import TensorRecord
 from weightsmith.engine.records.manifest import Manifest
 from weightsmith.engine.records.recorded_inputs import recorded_opener
 from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.progress import Progress, Silence
 from weightsmith.engine.running.run import model_results, run, write_tensors
 from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.engine.running.scratch import Scratch
 from weightsmith.errors import UsageError, WeightsmithError
+from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import header_digest, is_sealed_as
 from weightsmith.recipes import Recipe, distinct_leaves
 from weightsmith.tensors import OPEN_FILES, checkpoint_digest

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from weightsmith.engine.planning.plan import Plan, Store
-from weightsmith.engine.planning.tiles import plain_round
 from weightsmith.engine.planning.trace import Tracer
 from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.progress import Progress
-from weightsmith.engine.running.scheduler import Job, Rounds, Scheduler, Worker
-from weightsmith.engine.running.tensor_job import TensorJob
+from weightsmith.engine.running.measuring import count_differing, measure_group
+from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.errors import AssertionFailed
-from weightsmith.graph import Scalar, Value, count, dot, source, value
+from weightsmith.graph import Scalar, Value, count, dot, source
+from weightsmith.progress import Progress
 from weightsmith.recipes import Assertion, Formula, OutputTensor, distinct_leaves
 from weightsmith.tensors import LazyTensor
 
@@ -23,7 +20,7 @@ def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: 
     """Raise AssertionFailed with every clause and tensor that does not hold."""
     if not plan.resolved.assertions:
         return
-    progress.stage("checking assertions")
+    progress.say("checking assertions")
     settings = JobSettings(plan.backend.load(), plan.tile_elements)
     outputs = {tensor.output.name: tensor.output for tensor in plan.tensors}
     failures: list[str] = []
@@ -58,20 +55,16 @@ def _check(
         sources += [plan.leaf(leaf) for leaf in leaves]
         problem = _mismatch(sources)
         if not problem and not tensor.dtype.is_float:
-            differing = yield from _differing(sources[0], sources[1], settings)
+            differing = yield from count_differing(sources[0], sources[1], settings)
             problem = _problem(clause, [differing])
         if problem or not tensor.dtype.is_float:
             if problem:
                 failures.append(_failure(clause, tensor, problem))
             return
         expected = Tracer().formula_value(reference, tensor, lambda leaf: source(offset[leaf]))
-    measured = _measurements(clause, source(0), expected)
-    root = value(0.0)
-    for scalar in measured:
-        root = root + scalar
-    job = TensorJob(tensor.name, tensor.shape, (root,), sources, settings)
-    yield from job.resolve()
-    problem = _problem(clause, [float(job.known[m]) for m in measured])
+    asked = _measurements(clause, source(0), expected)
+    measured = yield from measure_group(sources, asked, settings)
+    problem = _problem(clause, list(measured.values.values()))
     if problem:
         failures.append(_failure(clause, tensor, problem))
 
@@ -93,28 +86,15 @@ def _mismatch(tensors: Sequence[LazyTensor]) -> str:
     return ""
 
 
-def _differing(written: LazyTensor, expected: LazyTensor, settings: JobSettings) -> Rounds:
-    """How many elements of two tensors of one integer dtype differ, compared as bytes."""
-    itemsize = written.dtype.itemsize
-
-    def run(worker: Worker, start: int, count: int) -> int:
-        data = [worker.buffer(i, count * itemsize) for i in range(2)]
-        for tensor, buffer in zip((written, expected), data, strict=True):
-            tensor.read_into(start, start + count, buffer)
-        one, other = (np.frombuffer(d, np.uint8).reshape(count, itemsize) for d in data)
-        return int(np.count_nonzero((one != other).any(axis=1)))
-
-    found = yield plain_round(run, written.shape, settings.tile_elements)
-    return sum(found)
-
-
-def _measurements(clause: Assertion, written: Value, expected: Value | None) -> Sequence[Scalar]:
+def _measurements(
+    clause: Assertion, written: Value, expected: Value | None
+) -> Mapping[str, Scalar]:
     if clause.kind == "finite":
-        return [count(~((written - written).equals(0.0)))]
+        return {"nonfinite": count(~((written - written).equals(0.0)))}
     assert expected is not None
     if clause.kind == "equal":
-        return [count(~written.equals(expected))]
-    return [dot(written, written), dot(expected, expected)]
+        return {"differing": count(~written.equals(expected))}
+    return {"written": dot(written, written), "expected": dot(expected, expected)}
 
 
 def _problem(clause: Assertion, measured: Sequence[float]) -> str:

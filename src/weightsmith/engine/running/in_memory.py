@@ -9,10 +9,10 @@ from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.plan import Plan, require_runnable
 from weightsmith.engine.records.journal import Forgotten
 from weightsmith.engine.running.assertions import check_assertions
-from weightsmith.engine.running.progress import Progress, Silence
 from weightsmith.engine.running.run import compute_tensors
 from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.errors import RecipeError, ResourceError
+from weightsmith.progress import BYTES, Progress, Silence
 from weightsmith.tensors import OPEN_FILES, MemoryTensor, checkpoint_digest
 from weightsmith.vocabularies import Papers
 
@@ -39,10 +39,11 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     telling = progress or Silence()
     try:
         shards = MemoryStore(plan.layout)
-        telling.start(plan.layout.total_size, 0)
+        merging = telling.begin("merging", plan.layout.total_size, BYTES)
         scheduler = Scheduler(plan.threads, plan.window)
-        records = compute_tensors(plan, shards, Forgotten(), scheduler, set(), telling)
-        check_assertions(plan, shards, scheduler, telling)
+        records = compute_tensors(plan, shards, Forgotten(), scheduler, set(), merging)
+        check_assertions(plan, shards, scheduler, merging)
+        merging.end()
     except MemoryError as error:
         raise ResourceError(
             f"The merged tensors ({plan.layout.total_size} bytes) do not fit into memory; merge into a folder and "

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from weightsmith.engine.planning.tiles import tiles_of
+from weightsmith.engine.running.measuring import count_nonfinite
 from weightsmith.engine.running.unlocated import Unlocated
 from weightsmith.errors import NonFiniteError
-from weightsmith.graph import PassSpec, source, work_dtype
 from weightsmith.recipes import distinct_leaves
 from weightsmith.tensors import LazyTensor
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.planning.plan import Plan
     from weightsmith.engine.planning.planned_tensors import PlannedTensor
     from weightsmith.engine.running.job_facts import Finished, JobSettings
+    from weightsmith.engine.running.scheduler import Job, Scheduler
     from weightsmith.recipes import Leaf
 
 
@@ -45,14 +45,14 @@ def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
 
 
 @contextmanager
-def located(plan: Plan, settings: JobSettings) -> Iterator[None]:
+def located(plan: Plan, settings: JobSettings, scheduler: Scheduler) -> Iterator[None]:
     """Turn an `Unlocated` error into one that names the input with a NaN or infinity, if any of those read has one."""
     try:
         yield
     except Unlocated as error:
         for leaf in _suspects(plan, error.tensor):
             stored = plan.leaf(leaf)
-            number, first = nonfinite_elements(stored, settings)
+            number, first = _counted(stored, settings, scheduler)
             if number:
                 message = _found(stored, number, first, may_pass=error.may_pass)
                 raise NonFiniteError(message) from error
@@ -68,23 +68,14 @@ def _suspects(plan: Plan, name: str) -> Iterable[Leaf]:
     )
 
 
-def nonfinite_elements(tensor: LazyTensor, settings: JobSettings) -> tuple[int, int]:
-    """How many elements of a stored tensor are NaN or infinite, and the flat index of the first (-1 for none)."""
-    if not tensor.dtype.is_float:
-        return 0, -1
-    work = work_dtype([tensor.dtype])
-    compiled = settings.backend.compile(
-        PassSpec(tensor.shape, (tensor.dtype,), ((source(0), work),))
-    )
-    number, first = 0, -1
-    for start, count in tiles_of(tensor.shape, settings.tile_elements):
-        read, made = bytearray(count * tensor.dtype.itemsize), bytearray(count * work.itemsize)
-        tensor.read_into(start, start + count, memoryview(read))
-        result = compiled.run([memoryview(read)], start, count, (memoryview(made),))
-        ((found, at),) = result.nonfinite_outputs
-        first = at if found and not number else first
-        number += found
-    return number, first
+def _counted(tensor: LazyTensor, settings: JobSettings, scheduler: Scheduler) -> tuple[int, int]:
+    found: list[tuple[int, int]] = []
+
+    def job() -> Job:
+        found.append((yield from count_nonfinite(tensor, settings)))
+
+    scheduler.run([job()])
+    return found[0]
 
 
 def _found(tensor: LazyTensor, number: int, first: int, *, may_pass: bool) -> str:

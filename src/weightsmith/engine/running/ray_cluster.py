@@ -20,7 +20,6 @@ from weightsmith.engine.planning.plan import Plan, Store
 from weightsmith.engine.records.journal import Journal, TensorRecord
 from weightsmith.engine.records.manifest import Manifest
 from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.progress import Progress, Silence
 from weightsmith.engine.running.run import (
     ModelResults,
     begin,
@@ -29,6 +28,7 @@ from weightsmith.engine.running.run import (
 )
 from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.errors import ResourceError
+from weightsmith.progress import Progress, Silence
 from weightsmith.wording import with_extra
 
 _BATCHES_PER_CPU = 4

@@ -26,7 +26,6 @@ from weightsmith.engine.running.copy_job import copy_tensor
 from weightsmith.engine.running.job_facts import Finished, JobSettings
 from weightsmith.engine.running.model_scope import resolve_model_scope
 from weightsmith.engine.running.nonfinite import check_finite, located
-from weightsmith.engine.running.progress import Progress, Silence
 from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.engine.running.scratch import Scratch
 from weightsmith.engine.running.tensor_job import TensorJob
@@ -37,6 +36,7 @@ from weightsmith.errors import (
     WeightsmithError,
 )
 from weightsmith.graph import Value
+from weightsmith.progress import BYTES, Progress, Silence
 from weightsmith.publishing import check_free, check_place
 from weightsmith.recipes import distinct_leaves
 from weightsmith.tensors import OPEN_FILES
@@ -86,7 +86,7 @@ def run(
                 staging.discard()
                 return manifests.read(out)
             if force and out.exists():
-                telling.stage("comparing what is to be replaced with its record")
+                telling.say("comparing what is to be replaced with its record")
             earlier = check_free(out, plan.output.earlier_problem, force=force)
             journal = staging.begin(plan.digest, fresh or not plan.output.is_resumable)
             staging.check_space(plan.write_bytes)
@@ -128,12 +128,13 @@ def _write_tensors(
     with plan.output.store(plan, staging.checkpoint) as store:
         records = resumable(plan, journal, store, scheduler)
         done = sum(plan.layout.placement(name).nbytes for name in records)
-        progress.start(plan.layout.total_size, done)
-        skip = set(records) | store.make_without_reading(progress)
-        records |= work(plan, store, finished, scheduler, skip, progress)
-        check_assertions(plan, store, scheduler, progress)
-        progress.stage("writing the manifest")
+        writing = progress.begin("writing", plan.layout.total_size, BYTES, done=done)
+        skip = set(records) | store.make_without_reading(writing)
+        records |= work(plan, store, finished, scheduler, skip, writing)
+        check_assertions(plan, store, scheduler, writing)
+        writing.say("writing the manifest")
         store.finish()
+        writing.end()
         return records, plan.output.merged(plan, records, store, staging.out)
 
 
@@ -150,14 +151,15 @@ def _write_one_file(
     place = file.check(force=force, reads=reads)
     scheduler = Scheduler(plan.threads, plan.window)
     with plan.output.store_to_compare(plan) as store:
-        progress.start(plan.layout.total_size, 0)
-        skip = store.make_without_reading(progress)
-        records = compute_tensors(plan, store, Forgotten(), scheduler, skip, progress)
-        progress.stage("writing the manifest")
+        writing = progress.begin("writing", plan.layout.total_size, BYTES)
+        skip = store.make_without_reading(writing)
+        records = compute_tensors(plan, store, Forgotten(), scheduler, skip, writing)
+        writing.say("writing the manifest")
         merged = plan.output.merged(plan, records, store, place)
         _check_record(merged, expected, sources)
         manifest = build(plan, merged, None)
         file.write(store, manifest, place, force=force, reads=reads)
+        writing.end()
     return manifest
 
 
@@ -275,14 +277,14 @@ def write_tensors(
             shards.tensor_done(record.name)
             done(record)
 
-    with located(plan, settings):
+    with located(plan, settings, scheduler):
         scheduler.run(write(reading) for reading in _readings(plan, tensors))
 
 
 def _target(tensor: PlannedTensor, store: Store, progress: Progress) -> Target:
     """Where an output tensor goes."""
     name = tensor.output.name
-    placed = store.sink(name, partial(progress.advance, tensor=name))
+    placed = store.sink(name, partial(progress.advance, what=name))
     return Target(tensor.output.dtype, placed, tensor.storage, partial(store.written, name))
 
 
@@ -349,14 +351,14 @@ def model_results(
     concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
-    progress.stage("measuring statistics of the whole model")
+    progress.say("measuring statistics of the whole model")
     tracer = Tracer()
     sites: dict[str, list[PlannedTensor]] = {}
     for tensor in (*concerned, *plan.measured):
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.site, []).append(tensor)
     jobs = [_statistics_job(plan, site, settings, tracer) for site in sites.values()]
-    with located(plan, settings):
+    with located(plan, settings, scheduler):
         resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)
     return {member: found for job in jobs for member, found in job.model_results().items()}
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -72,15 +72,15 @@ from weightsmith.tensors import (
 class TensorJob:
     """The computation of one output tensor, or of several of one shape that are made in the same passes.
 
-    `outputs` are the graphs, `sources` the tensors behind their source nodes, `members` their part in statistics of
-    the model by their reductions. `known` grows as reductions are measured; model-wide results are
-    put there by `model_scope` before the outputs are computed. `wide` computes in float64 though no
-    source is; all outputs have the same work precision. `key` names the tensors of all outputs.
+    `outputs` are the graphs (values to write, or reductions to measure), `sources` the tensors behind their source
+    nodes, `members` their part in statistics of the model by their reductions. `known` grows as reductions are
+    measured; model-wide results are put there by `model_scope` before the outputs are computed. `wide` computes in
+    float64 though no source is; all outputs have the same work precision. `key` names the tensors of all outputs.
     """
 
     name: str
     shape: tuple[int, ...]
-    outputs: tuple[Value, ...]
+    outputs: tuple[Node, ...]
     sources: list[LazyTensor]
     settings: JobSettings
     members: dict[Node, StatisticMember] = field(default_factory=dict)
@@ -133,8 +133,8 @@ class TensorJob:
     def _write(self, targets: Sequence[Target]) -> Rounds:
         """Run all passes and write the outputs; returns what each tile gave and wrote."""
         yield from self.resolve()
-        dtypes = [target.dtype for target in targets]
-        spec = self._spec(outputs=tuple(zip(self.outputs, dtypes, strict=True)))
+        written = zip(cast("tuple[Value, ...]", self.outputs), targets, strict=True)
+        spec = self._spec(outputs=tuple((output, target.dtype) for output, target in written))
         return (yield from self._stream(spec, targets))
 
     def resolve(self, *, for_model: bool = False) -> Rounds:
@@ -419,6 +419,11 @@ class TensorJob:
                 self.sources[i].dtype, self.sources[i].shape, pieces
             )
         return results
+
+    def digest_sources(self) -> Rounds:
+        """The digests of all stored sources; those that no pass has read in full are read."""
+        yield from self._digest_unread()
+        return tuple(self._source_digests[i] for i in range(self._stored_sources))
 
     def _digest_unread(self) -> Rounds:
         """Digest sources that no pass had to read in full, so that the record of inputs is complete."""
