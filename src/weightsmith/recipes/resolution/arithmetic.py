@@ -15,16 +15,13 @@ from weightsmith.recipes.language.expressions import (
     sole_name,
 )
 from weightsmith.recipes.language.modifier_calls import measures_from_base
-from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.combine import (
-    CombinedOutput,
     Combiner,
     coarsest,
-    merge_place,
-    output_item,
+    output_tensor,
     stored_dtype,
 )
-from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, Place, Sum
+from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, OutputTensor, Sum
 from weightsmith.recipes.resolution.measured_statistics import (
     MeasuredStatistics,
     chosen,
@@ -32,7 +29,8 @@ from weightsmith.recipes.resolution.measured_statistics import (
     with_metric,
 )
 from weightsmith.recipes.resolution.output_sections import distinct_labels
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import Place
 
 WHERE = "expression"
 
@@ -46,7 +44,7 @@ def expression_items(
     semantics: str,
     scope: str,
     measured: Mapping[str, Sequence[MeasuredStatistics]],
-) -> Iterator[tuple[Item, Item | None]]:
+) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
     """Every output of an expression with the base's tensor, in the donor's order.
 
     `measured` has the files of statistics of the expression's names.
@@ -69,10 +67,10 @@ def _item(
     name: str,
     combination: Combination,
     merges: _Merges,
-    items: dict[str, Item],
-    base: Item | None,
+    items: dict[str, OutputTensor],
+    base: OutputTensor | None,
     donor: View,
-) -> Item | None:
+) -> OutputTensor | None:
     used, combiner = merges.views, merges.combiner
     for label, view in used.items():
         if label in items:
@@ -90,14 +88,14 @@ def _item(
         return None
     inputs = [items[label] for label in used]
     first = donor.items.get(name) or inputs[0]
-    place = TensorPlace(name, first.kind, first.layer)
-    output = CombinedOutput(place, first.depth, first.layers, first.block)
     if not combiner.fits(WHERE, inputs, name):
         return None
     if not first.dtype.is_float:
-        return combiner.exact(base, inputs, output)
-    tensors = _Tensors(items, merges, merge_place(output, first))
-    return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
+        return combiner.exact(base, inputs, first.place)
+    tensors = _Tensors(items, merges, first.place, first.shape)
+    return output_tensor(
+        first.place, first, tensors.combination(combination), combiner.stored(inputs)
+    )
 
 
 def _names(combination: Combination) -> Iterator[str]:
@@ -125,9 +123,10 @@ class _Merges:
 class _Tensors:
     """The tensors of one output by the names of the expression."""
 
-    items: Mapping[str, Item]
+    items: Mapping[str, OutputTensor]
     of: _Merges
     place: Place
+    shape: tuple[int, ...]
 
     def combination(self, combination: Combination, path: str = "") -> Formula:
         terms = tuple(
@@ -161,6 +160,7 @@ class _Tensors:
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
             scope_id=f"{self.of.scope}/{call.method}{path}",
             place=self.place,
+            shape=self.shape,
             seed=self.of.combiner.seed,
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,

@@ -60,13 +60,14 @@ def layer_origins(
     """
     votes: dict[str, dict[int, Counter[LayerOrigin]]] = defaultdict(dict)
     for output in outputs:
-        if output.stack is None or output.layer is None:
+        at = output.place
+        if at.stack is None or at.layer is None:
             continue
-        own = votes[output.stack].setdefault(output.layer, Counter())
+        own = votes[at.stack].setdefault(at.layer, Counter())
         leaf = first_leaf(output.formula)
         role = checkpoints[leaf.checkpoint].roles[leaf.tensor]
-        if role.layer is not None and role.block is not None:
-            own[LayerOrigin(leaf.checkpoint, role.block, role.layer)] += 1
+        if role.layer is not None and role.stack is not None:
+            own[LayerOrigin(leaf.checkpoint, role.stack, role.layer)] += 1
     found = {}
     for stack, layers in votes.items():
         if all(layers.values()):

@@ -20,12 +20,12 @@ from weightsmith.checkpoints import (
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
-from weightsmith.recipes.resolution.formula import Formula, Leaf, Same
+from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.recipes.resolution.output_sections import Labels
 from weightsmith.recipes.resolution.postprocess import as_written
 from weightsmith.recipes.resolution.result import RecipeResult
-from weightsmith.recipes.resolution.views import Item, View, view_of
+from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import DType, LazyTensor
 
 
@@ -167,7 +167,7 @@ class Inputs:
                 finding if label is None else replace(finding, fix=_merge_first(label))
             )
 
-    def _as_stored(self, item: Item) -> Formula:
+    def _as_stored(self, item: OutputTensor) -> Formula:
         formula = item.formula
         if not item.dtype.is_float or isinstance(formula, Same):
             return formula

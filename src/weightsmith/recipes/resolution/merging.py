@@ -20,6 +20,7 @@ from weightsmith.recipes.language.schema import (
     plain,
 )
 from weightsmith.recipes.resolution.combine import Combiner
+from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.modifying import closest
 from weightsmith.recipes.resolution.output_sections import (
@@ -32,7 +33,7 @@ from weightsmith.recipes.resolution.output_sections import (
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
 from weightsmith.recipes.resolution.result import RecipeResult
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType
 
 # Above all models that there are; a layer's number in a file may be any.
@@ -50,8 +51,8 @@ class _Work:
     donor: View
     base: View | None
     combiner: Combiner
-    items: list[Item] = field(default_factory=list)
-    bases: dict[str, Item] = field(default_factory=dict)
+    items: list[OutputTensor] = field(default_factory=list)
+    bases: dict[str, OutputTensor] = field(default_factory=dict)
     layer_sources: tuple[int, ...] | None = None
     treatments: dict[tuple[int, int], MethodPlan] = field(default_factory=dict)
 
@@ -363,15 +364,14 @@ class Resolver:
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()
         for one in placed:
-            place = one.output.place
-            number = next((i for i, rule in enumerate(rules) if rule.match.matches(place)), -1)
+            number = next((i for i, rule in enumerate(rules) if rule.match.matches(one.place)), -1)
             key = (id(one.section), number)
             treatment = work.treatments.get(key)
             if treatment is None:
                 rule = rules[number] if number >= 0 else None
                 treatment = self._treatment(work, one.section, rule, number)
                 work.treatments[key] = treatment
-            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.output)
+            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
             if item is not None:
                 self._emit(work, item, one.base)
 
@@ -388,7 +388,7 @@ class Resolver:
         scope = f"{section.scope}/rules[{number}]" if changes else section.scope
         return treatment_of(replace(section, where=f"rules[{number}]"), rule, scope)
 
-    def _emit(self, work: _Work, item: Item, base: Item | None) -> None:
+    def _emit(self, work: _Work, item: OutputTensor, base: OutputTensor | None) -> None:
         work.items.append(item)
         if base is not None:
             work.bases[item.name] = base

@@ -19,7 +19,7 @@ from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, merge
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.views import View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors import parse_size
 
@@ -51,10 +51,9 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     if vocabulary is None:
         vocabulary = compare_vocabularies(document, result, outputs, inputs)
     checks = assertions(document, resolver.view, result, outputs)
-    tensors = tuple(_output_tensor(item) for item in outputs)
-    measured = _measured_only(tensors, inputs.recipe_views)
+    measured = _measured_only(outputs, inputs.recipe_views)
     return Resolved(
-        outputs=tensors,
+        outputs=tuple(outputs),
         checkpoints=dict(inputs.checkpoints),
         donor=inputs.label_of(result.donor),
         base=inputs.label_of(result.base) if result.base is not None else None,
@@ -62,7 +61,7 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
         findings=(
             *recipe.findings,
             *_worded(inputs.problems.findings(), recipe.semantics),
-            *seam_findings(tensors, inputs.checkpoints),
+            *seam_findings(outputs, inputs.checkpoints),
         ),
         assertions=checks,
         seed=document.seed or 0,
@@ -95,8 +94,7 @@ def _measured_only(
             }
             if not own <= reached:
                 reached |= own
-                name = f"{item.name} of {view.label}"
-                found.append(_output_tensor(replace(item, name=name, tied_to=None)))
+                found.append(replace(item.renamed(f"{item.name} of {view.label}"), tied_to=None))
     return tuple(found)
 
 
@@ -142,19 +140,3 @@ def opener_of(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoi
         return given[reference]
 
     return look_up
-
-
-def _output_tensor(item: Item) -> OutputTensor:
-    return OutputTensor(
-        item.name,
-        item.formula,
-        item.dtype,
-        item.shape,
-        item.kind.value,
-        item.layer,
-        item.layers,
-        item.depth,
-        item.tied_to,
-        item.input_first,
-        item.block,
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType
 
 
@@ -17,11 +18,11 @@ class RecipeResult:
     has one; `stack` is the prefix of the layers that `layer_sources` is about.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[OutputTensor, ...]
     donor: View
     base: View | None
     inputs: tuple[View, ...]
-    bases: Mapping[str, Item]
+    bases: Mapping[str, OutputTensor]
     layer_sources: tuple[int, ...] | None
     stack: str | None
     semantics: str

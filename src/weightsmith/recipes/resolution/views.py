@@ -5,34 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints import Checkpoint, Kind
-from weightsmith.recipes.resolution.formula import Formula, Leaf, Place
-from weightsmith.tensors import DType, record
-
-LayerKey = tuple[int, str]
-
-
-@record
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One tensor that can be merged, or that a merge gave.
-
-    `dtype` is what it counts as; a leaf that is computed while it is read may be wider (`Checkpoint.stored_as`).
-    `layer` is its block's number in the stack `block` of `layers` blocks, and `depth` the position of the block in
-    [0, 1], 0 outside the stacks. `input_first`: a matrix stored as (inputs, outputs).
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    formula: Formula
-    kind: Kind
-    layer: int | None = None
-    layers: int = 0
-    block: str | None = None
-    depth: float = 0.0
-    tied_to: str | None = None
-    input_first: bool = False
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.recipes.resolution.formula import Leaf, OutputTensor
 
 
 @dataclass(slots=True)
@@ -40,21 +14,22 @@ class View:
     """Tensors by name. `checkpoint` gives configuration and tokenizer: for a recipe's result, those of its donor."""
 
     label: str
-    items: dict[str, Item]
+    items: dict[str, OutputTensor]
     checkpoint: Checkpoint
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
-    _layers: dict[str, dict[int, dict[str, Item]]] | None = field(default=None, repr=False)
+    _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(default=None, repr=False)
 
     @property
-    def stacks(self) -> dict[str, dict[int, dict[str, Item]]]:
+    def stacks(self) -> dict[str, dict[int, dict[str, OutputTensor]]]:
         """Prefix of each stack -> layer -> the rest of the name -> tensor."""
         if self._layers is None:
             self._layers = {}
             for item in self.items.values():
-                if item.block is not None and item.layer is not None:
-                    layers = self._layers.setdefault(item.block, {})
-                    layers.setdefault(item.layer, {})[rest_of(item)] = item
+                place = item.place
+                if place.stack is not None and place.layer is not None:
+                    layers = self._layers.setdefault(place.stack, {})
+                    layers.setdefault(place.layer, {})[place.rest] = item
         return self._layers
 
     @property
@@ -80,58 +55,18 @@ class View:
         )
 
 
-def item_place(item: Item) -> Place:
-    """Where a tensor of a recipe's result is merged."""
-    return Place(
-        item.name,
-        item.shape,
-        item.kind.value,
-        item.layer,
-        item.layers,
-        item.block,
-        item.input_first,
-    )
-
-
-def rest_of(item: Item) -> str:
-    """A layer tensor's name after its layer number."""
-    start = len(item.block) + 1 if item.block else 0
-    return item.name[start:].partition(".")[2]
-
-
 def layer_name(prefix: str, layer: int, rest: str) -> str:
     """The name of a tensor in a layer of a stack."""
     return ".".join(part for part in (prefix, str(layer), rest) if part)
 
 
-def depth_of(layer: int, layers: int) -> float:
-    """Position of one of `layers` blocks in [0, 1]; a single block is at 1, as in mergekit."""
-    return layer / (layers - 1) if layers > 1 else 1.0
-
-
 def view_of(checkpoint: Checkpoint, label: str) -> View:
     """The tensors of a checkpoint, each as a leaf."""
-    depths = checkpoint.depths()
-    roles = checkpoint.roles
-    items = {}
-    for name, tensor in checkpoint.tensors.items():
-        role = roles[name]
-        layer, block = role.layer, role.block
-        dtype = checkpoint.dtype_of(name)
-        if layer is None or block is None or (block, layer) not in depths:
-            items[name] = Item(name, dtype, tensor.shape, Leaf(label, name), role.kind)
-            continue
-        position, count = depths[block, layer]
-        items[name] = Item(
-            name,
-            dtype,
-            tensor.shape,
-            Leaf(label, name),
-            role.kind,
-            layer,
-            count,
-            block,
-            depth_of(position, count),
-            input_first=role.input_first,
+    places, counts_as = checkpoint.roles, checkpoint.stored_as
+    tensors = {
+        name: OutputTensor(
+            places[name], Leaf(label, name), counts_as.get(name, tensor.dtype), tensor.shape
         )
-    return View(label, items, checkpoint, checkpoint.ties)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return View(label, tensors, checkpoint, checkpoint.ties)
