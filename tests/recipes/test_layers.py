@@ -22,6 +22,15 @@ def test_positions_run_from_0_to_1_over_the_layers_and_are_0_outside(make, solve
         assert solved.formula(name).per_expert[0] == (("weight", 0.0),)
 
 
+def test_an_output_of_models_has_the_place_of_the_donors_tensor(make, solve):
+    make("a"), make("b")
+    solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
+    places = solved.resolved.checkpoints["a"].roles
+    for name, output in solved.outputs.items():
+        assert output.place is places[name]
+        assert output.formula.place is places[name]
+
+
 def test_a_single_layer_is_at_position_1(make, solve):
     make("a", 1), make("b", 1)
     solved = solve(

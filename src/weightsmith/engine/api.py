@@ -194,7 +194,7 @@ def merge_state_dicts(
                 seed=seed,
                 labels=tuple(labels),
                 statistics=measured.at(name, tuple(tensor.shape), len(inputs)),
-                stored=coarsest(_dtype(state[name]) for state in experts),
+                stored=coarsest(tuple([_dtype(state[name]) for state in experts])),
             )
             origin = nodes[0] if base is not None else None
             own = nodes[len(inputs) - len(experts) : len(inputs)]

@@ -166,9 +166,11 @@ class _Tensors:
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),
             stored=coarsest(
-                stored_dtype(self.items[name], self.of.views[name])
-                for expert in call.experts
-                for name in _names(expert)
+                tuple(
+                    stored_dtype(self.items[name], self.of.views[name])
+                    for expert in call.experts
+                    for name in _names(expert)
+                )
             ),
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from weightsmith.findings import Severity
@@ -14,6 +15,7 @@ from weightsmith.recipes.resolution.formula import (
     Cast,
     Formula,
     Leaf,
+    MeasuredLeaves,
     Merge,
     OutputTensor,
     Same,
@@ -44,7 +46,8 @@ def keeps_values(stored: DType, wanted: DType) -> bool:
     return wanted in _NARROW.get(stored, frozenset())
 
 
-def coarsest(dtypes: Iterable[DType]) -> DType:
+@functools.lru_cache(maxsize=1 << 10)
+def coarsest(dtypes: tuple[DType, ...]) -> DType:
     """The float type with the fewest significant digits."""
     return min(dtypes, key=lambda dtype: dtype.significant_bits, default=DType.FLOAT32)
 
@@ -89,19 +92,17 @@ class Combiner:
         place: Place,
     ) -> OutputTensor | None:
         """The output tensor made from the sources' `items` (None where a source lacks it), or None with a finding."""
-        name = place.name
         if treatment.keep is not None:
             return self._kept(treatment.keep, section, items, place)
-        experts = self._present(section, treatment, items, base, name)
+        experts = self._present(section, treatment, items, base, place.name)
         if experts is None:
             return None
         if not experts:
             return self._copied(base, base, place) if base is not None else None
-        used = [
-            *([base] if treatment.reads_base and base is not None else []),
-            *(item for _, item in experts),
-        ]
-        if not self.fits(section.where, used, name):
+        used = [item for _, item in experts]
+        if treatment.reads_base and base is not None:
+            used.insert(0, base)
+        if not self.fits(section.where, used, place.name):
             return None
         first = base if base is not None else experts[0][1]
         if not first.dtype.is_float:
@@ -124,31 +125,23 @@ class Combiner:
         shared, per_expert, modifiers = self._given(section, treatment, experts, place)
         if not self._complete(section, treatment, shared, per_expert, experts, place.name):
             return None
-        statistics = stored_statistics(
-            treatment.spec,
-            [treatment.statistics[i] for i, _ in experts],
-            [(section.sources[treatment.experts[i]].view, item) for i, item in experts],
-            place.name,
-            self.problems,
-        )
-        for i, _ in experts:
-            file = treatment.statistics[i]
-            if file is not None and file.kind != METRICS:
-                self.uses[file.label] = self.uses.get(file.label, False) or statistics != ()
+        views = [section.sources[treatment.experts[i]].view for i, _ in experts]
+        items = [item for _, item in experts]
+        statistics = self._statistics(treatment, views, experts, place.name)
         if statistics is None:
             return None
         is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
         if is_copy and not modifiers:
-            return self.cast(experts[0][1])
-        like = base if base is not None else experts[0][1]
+            return self.cast(items[0])
+        like = base if base is not None else items[0]
         return Merge(
             method=treatment.spec.name,
             preset=treatment.preset,
             shared=shared,
             base=self.cast(base) if treatment.uses_base and base is not None else None,
-            experts=tuple(self.cast(item) for _, item in experts),
+            experts=tuple([self.cast(item) for item in items]),
             per_expert=per_expert,
-            labels=tuple(treatment.labels[i] for i, _ in experts),
+            labels=tuple([treatment.labels[i] for i, _ in experts]),
             scope_id=treatment.scope,
             place=placed_like(place, like),
             shape=like.shape,
@@ -156,11 +149,26 @@ class Combiner:
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
-            stored=coarsest(
-                stored_dtype(item, section.sources[treatment.experts[i]].view)
-                for i, item in experts
-            ),
+            stored=coarsest(tuple(map(stored_dtype, items, views))),
         )
+
+    def _statistics(
+        self,
+        treatment: MethodPlan,
+        views: Sequence[View],
+        experts: Sequence[tuple[int, OutputTensor]],
+        name: str,
+    ) -> tuple[MeasuredLeaves, ...] | None:
+        """What was measured at one tensor, noting whose files are of any; see `stored_statistics`."""
+        if not treatment.spec.statistics:
+            return ()
+        files = [treatment.statistics[i] for i, _ in experts]
+        measured = [(view, item) for view, (_, item) in zip(views, experts, strict=True)]
+        found = stored_statistics(treatment.spec, files, measured, name, self.problems)
+        for file in files:
+            if file is not None and file.kind != METRICS:
+                self.uses[file.label] = self.uses.get(file.label, False) or found != ()
+        return found
 
     def _given(
         self,
@@ -203,11 +211,9 @@ class Combiner:
 
     def stored(self, used: Sequence[OutputTensor]) -> DType:
         """The dtype of what is made of `used`."""
-        return (
-            self.output_dtype
-            if self.output_dtype is not None
-            else promote(item.dtype for item in used)
-        )
+        if self.output_dtype is not None:
+            return self.output_dtype
+        return promote([item.dtype for item in used])
 
     def _complete(
         self,
@@ -219,6 +225,8 @@ class Combiner:
         name: str,
     ) -> bool:
         """Whether every required parameter has a value."""
+        if not treatment.required and not treatment.required_per_expert:
+            return True
         lacking = [(key, "") for key in treatment.required if key not in dict(shared)]
         if treatment.required_per_expert:
             lacking += [
@@ -283,11 +291,10 @@ class Combiner:
     def fits(self, where: str, used: Sequence[OutputTensor], name: str) -> bool:
         """Whether tensors that are combined have one shape; notes an error otherwise."""
         first = used[0]
-        other = next(
-            (i for i in used if i.shape != first.shape or i.dtype.is_float != first.dtype.is_float),
-            None,
-        )
-        if other is None:
+        for other in used:
+            if other.shape != first.shape or other.dtype.is_float != first.dtype.is_float:
+                break
+        else:
             return True
         labels = {id(item): _origin(item) for item in used}
         mine, theirs = labels[id(first)], labels[id(other)]

@@ -78,7 +78,7 @@ def in_donors_names(
     _note_unmatched(view, donor, pairs, names, where, problems)
     items = {ours: _moved(view.items[theirs], ours, pairs) for theirs, ours in names.items()}
     ties = tuple(frozenset(names.get(name, name) for name in group) for group in view.ties)
-    return replace(view, items=items, ties=ties, _layers=None)
+    return replace(view, items=items, ties=ties)
 
 
 def _declared(

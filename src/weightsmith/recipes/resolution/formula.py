@@ -11,9 +11,9 @@ but the names of the tensors they read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from weightsmith.findings import Finding
 from weightsmith.graph import EqualMagnitudes
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from weightsmith.vocabularies import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A stored tensor: `checkpoint` is a key of `Resolved.checkpoints`, `tensor` a name in it."""
 
     checkpoint: str
@@ -100,8 +99,7 @@ class Merge:
     def leaves(self) -> tuple[Leaf, ...]:
         """Every stored tensor that is read, in the order of reading, each once."""
         if self._leaves is None:
-            found = dict.fromkeys(leaf for part in self.parts for leaf in distinct_leaves(part))
-            object.__setattr__(self, "_leaves", tuple(found))
+            object.__setattr__(self, "_leaves", _distinct(self.parts))
         assert self._leaves is not None
         return self._leaves
 
@@ -120,15 +118,15 @@ class Merge:
     @property
     def likeness(self) -> Hashable:
         """All but the names of tensors, and the place as far as a method's graph may depend on it."""
-        statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics)
         at = self.place
         return (
             *(self.method, self.preset, self.shared, self.per_expert, self.modifiers),
+            *(self.labels, self.scope_id, self.seed, self.stored),
             None if self.base is None else self.base.likeness,
             None if self.origin is None else self.origin.likeness,
-            tuple(expert.likeness for expert in self.experts),
-            statistics,
-            (self.shape, at.kind, at.layer is None, at.layers, at.input_first),
+            tuple([expert.likeness for expert in self.experts]),
+            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics]),
+            *(self.shape, at.kind, at.layer is None, at.layers, at.input_first),
         )
 
 
@@ -215,7 +213,17 @@ def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
         return formula.leaves
     if isinstance(formula, Leaf):
         return (formula,)
-    return tuple(dict.fromkeys(leaf for part in formula.parts for leaf in distinct_leaves(part)))
+    return _distinct(formula.parts)
+
+
+def _distinct(formulas: Iterable[Formula]) -> tuple[Leaf, ...]:
+    found: dict[Leaf, None] = {}
+    for formula in formulas:
+        if isinstance(formula, Leaf):
+            found[formula] = None
+        else:
+            found.update(dict.fromkeys(distinct_leaves(formula)))
+    return tuple(found)
 
 
 def merges_in(formula: Formula) -> Iterator[Merge]:

@@ -34,7 +34,7 @@ from weightsmith.recipes.resolution.placement import Placed, place_models, place
 from weightsmith.recipes.resolution.postprocess import post_steps
 from weightsmith.recipes.resolution.result import RecipeResult
 from weightsmith.recipes.resolution.views import View
-from weightsmith.tensors import DType
+from weightsmith.tensors import DType, Place
 
 # Above all models that there are; a layer's number in a file may be any.
 _MOST_LAYERS = 10_000
@@ -364,7 +364,7 @@ class Resolver:
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()
         for one in placed:
-            number = next((i for i, rule in enumerate(rules) if rule.match.matches(one.place)), -1)
+            number = _first_match(rules, one.place)
             key = (id(one.section), number)
             treatment = work.treatments.get(key)
             if treatment is None:
@@ -392,6 +392,14 @@ class Resolver:
         work.items.append(item)
         if base is not None:
             work.bases[item.name] = base
+
+
+def _first_match(rules: Sequence[RecipeRule], place: Place) -> int:
+    """The number of the first rule that selects a tensor, -1 where none does."""
+    for number, rule in enumerate(rules):
+        if rule.match.matches(place):
+            return number
+    return -1
 
 
 def _whole(view: View) -> View:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightsmith.errors import RecipeError
@@ -12,7 +12,7 @@ from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
 from weightsmith.recipes.resolution.views import View, layer_name
-from weightsmith.tensors import Kind, Place, depth_of
+from weightsmith.tensors import Kind, Place, depth_of, record
 
 _INPUT_KINDS = frozenset(
     {Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING, Kind.CONVOLUTION, Kind.BUFFER}
@@ -20,6 +20,7 @@ _INPUT_KINDS = frozenset(
 _INPUT_WORD = re.compile(r"embed|(?:^|[._])pre_|ln_pre|norm_pre", re.IGNORECASE)
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Placed:
     """One output tensor: the tensor of each source (None where it lacks it), the base's, and its place."""
@@ -39,16 +40,24 @@ def place_models(
     """
     _compare_layer_counts(section, problems)
     views = [source.view for source in section.sources]
-    names = dict.fromkeys(name for view in (donor, *views) for name in view.items)
-    base = section.base
-    for name in names:
-        items = tuple(view.items.get(name) for view in views)
-        first = donor.items.get(name) or next((item for item in items if item is not None), None)
-        if first is None or not any(items):
+    tensors = [view.items for view in views]
+    of_base = section.base.items if section.base is not None else {}
+    for name in _joined([donor.items, *tensors]):
+        items = tuple([own.get(name) for own in tensors])
+        found = next((item for item in items if item is not None), None)
+        if found is None:
             continue
-        place = replace(first.place, depth=0.0) if flat else first.place
-        base_item = base.items.get(name) if base is not None else None
-        yield Placed(section, items, base_item, place)
+        place = donor.items.get(name, found).place
+        place = replace(place, depth=0.0) if flat else place
+        yield Placed(section, items, of_base.get(name), place)
+
+
+def _joined(tensors: Sequence[Mapping[str, OutputTensor]]) -> dict[str, None]:
+    """The names of all, in the order in which they first appear."""
+    names: dict[str, None] = {}
+    for own in tensors:
+        names.update(dict.fromkeys(own))
+    return names
 
 
 def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:

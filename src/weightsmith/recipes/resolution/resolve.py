@@ -81,6 +81,8 @@ def _measured_only(
     outputs: Sequence[OutputTensor], inner: Sequence[View]
 ) -> tuple[OutputTensor, ...]:
     """Tensors of recipes inside the recipe that belong to a merge of the outputs, but are in none of them."""
+    if not inner:
+        return ()
     merges = [merge for output in outputs for merge in merges_in(output.formula)]
     scopes = {merge.scope_id for merge in merges}
     reached = {(merge.scope_id, merge.place.name) for merge in merges}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,10 @@ class View:
     checkpoint: Checkpoint
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
-    _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(default=None, repr=False)
+    _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(
+        default=None, init=False, repr=False
+    )
+    _ends: dict[str, int] | None = field(default=None, init=False, repr=False)
 
     @property
     def stacks(self) -> dict[str, dict[int, dict[str, OutputTensor]]]:
@@ -35,24 +39,33 @@ class View:
     @property
     def main_stack(self) -> str | None:
         """The prefix of the stack that layer ranges mean: the checkpoint's main one, else the one with most tensors."""
-        stacks = self.stacks
         main = self.checkpoint.main_stack
-        if main is not None and main.prefix in stacks:
+        if main is not None and main.prefix in self._last_layers:
             return main.prefix
-        return max(stacks, key=lambda prefix: sum(map(len, stacks[prefix].values())), default=None)
+        counts = Counter(i.place.stack for i in self.items.values() if i.place.stack is not None)
+        return max(counts, key=counts.__getitem__, default=None)
 
     @property
     def layer_count(self) -> int:
         """Number of layers of the main stack, 0 without one."""
         main = self.main_stack
-        return 0 if main is None else max(self.stacks[main]) + 1
+        return 0 if main is None else self._last_layers[main] + 1
+
+    @property
+    def _last_layers(self) -> dict[str, int]:
+        """The highest layer of each stack; the tensors of a view never change."""
+        if self._ends is None:
+            self._ends = {}
+            for item in self.items.values():
+                stack, layer = item.place.stack, item.place.layer
+                if stack is not None and layer is not None:
+                    self._ends[stack] = max(layer, self._ends.get(stack, 0))
+        return self._ends
 
     def only(self, names: Iterable[str]) -> View:
         """The same source with fewer tensors."""
         wanted = set(names)
-        return replace(
-            self, items={n: i for n, i in self.items.items() if n in wanted}, _layers=None
-        )
+        return replace(self, items={n: i for n, i in self.items.items() if n in wanted})
 
 
 def layer_name(prefix: str, layer: int, rest: str) -> str:
