@@ -31,7 +31,8 @@ from report import machine
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS
+from weightsmith.checkpoints.formats.package_header import STREAMS
+from weightsmith.checkpoints.recognition import PACKAGE_HEADER
 from weightsmith.comparison.family import Family
 from weightsmith.comparison.family_opening import open_family
 from weightsmith.deltas.codecs import LOSSY
@@ -152,7 +153,7 @@ def package(bench: Bench, scratch: Path, **goal: Any) -> Callable[[str], Stored]
             bench.family.expert(task), bench.family.base.reference, out, threads=1, **goal
         )
         seconds = time.monotonic() - begun
-        nbytes = sum((out / name).stat().st_size for name in (STREAMS, FILE_NAME))
+        nbytes = sum((out / name).stat().st_size for name in (STREAMS, PACKAGE_HEADER))
         skill = bench.skill(out, task) if goal else 1.0
         shutil.rmtree(out)
         return Stored(nbytes, header.error, skill, seconds, header.codecs())

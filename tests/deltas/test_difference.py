@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.checkpoints.formats.weights import read_tensors
+from weightsmith.checkpoints.formats.weights import read_weights
 from weightsmith.deltas.matrix_difference import MatrixDifference, is_same
 from weightsmith.errors import NonFiniteError
 from weightsmith.graph import range_finder
@@ -15,7 +15,7 @@ from weightsmith.graph import range_finder
 
 def stored(tmp_path, **tensors):
     save_file(tensors, tmp_path / "tensors.safetensors")
-    return {tensor.name: tensor for tensor in read_tensors(tmp_path / "tensors.safetensors")}
+    return {t.name: t for t in read_weights(tmp_path / "tensors.safetensors").tensors}
 
 
 def normal(seed, *shape):

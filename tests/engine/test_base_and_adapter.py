@@ -251,6 +251,24 @@ def test_an_output_may_not_lie_in_an_adapter(family: Path) -> None:
         weightsmith.merge(passthrough(f"{family}/base+{family}/a"), family / "a/out")
 
 
+def test_masks_and_record_do_not_depend_on_the_folder_that_a_merge_is_started_from(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (family / "recipe.yaml").write_text(
+        "weightsmith: 1\nmerge_method: dare_linear\nbase_model: base\nparameters: {density: 0.5}\n"
+        "models: [{model: base+a}]\n"
+    )
+    made = []
+    for folder in (family, family / "base"):
+        monkeypatch.chdir(folder)
+        made.append(weightsmith.merge(family / "recipe.yaml", family / f"out-{folder.name}"))
+    here, elsewhere = made
+    assert elsewhere.outputs == here.outputs
+    assert elsewhere.inputs == here.inputs
+    given = here.inputs["base+a"]
+    assert (given.reference, given.model, given.adapters[0].reference) == ("base+a", "base", "a")
+
+
 def test_paths_may_be_meant_from_the_recipes_folder(family: Path) -> None:
     (family / "recipe.yaml").write_text(
         "weightsmith: 1\nmerge_method: passthrough\nmodels: [{model: base+a}]\n"

@@ -16,7 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightsmith
-from weightsmith.checkpoints.formats.package_header import FILE_NAME, STREAMS, read_package_header
+from weightsmith.checkpoints.formats.package_header import STREAMS, read_package_header
+from weightsmith.checkpoints.recognition import PACKAGE_HEADER
 from weightsmith.errors import (
     CheckpointError,
     CompatibilityError,
@@ -375,12 +376,14 @@ def edited(place):
 
 
 def sealed_no_more(place):
-    (place / FILE_NAME).write_text((place / FILE_NAME).read_text().replace("budget", "budged"))
+    (place / PACKAGE_HEADER).write_text(
+        (place / PACKAGE_HEADER).read_text().replace("budget", "budged")
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(flipped, STREAMS), (edited, "config.json"), (sealed_no_more, FILE_NAME)],
+    [(flipped, STREAMS), (edited, "config.json"), (sealed_no_more, PACKAGE_HEADER)],
 )
 def test_a_package_that_was_changed_is_not_replaced(family, change, name):
     tuned, place = family.finetune("tuned"), family.root / "package"
@@ -419,7 +422,7 @@ def test_what_appears_while_a_package_is_made_is_left(family, monkeypatch):
 
     def late(path, data):
         write(path, data)
-        if path.name == FILE_NAME:
+        if path.name == PACKAGE_HEADER:
             place.mkdir()
             (place / "mine").write_text("precious")
 

@@ -10,7 +10,8 @@ import pytest
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint
-from weightsmith.checkpoints.formats.package_header import FILE_NAME, read_package_header
+from weightsmith.checkpoints.formats.package_header import read_package_header
+from weightsmith.checkpoints.recognition import PACKAGE_HEADER
 from weightsmith.errors import CheckpointError, WeightsmithError
 from weightsmith.packages.packing import pack
 from weightsmith.packages.unpacking import unpack
@@ -29,10 +30,10 @@ def packed(family):
 
 def rewrite(package, change):
     """Change a header and seal it again, as a stranger can."""
-    content = json.loads((package / FILE_NAME).read_bytes())
+    content = json.loads((package / PACKAGE_HEADER).read_bytes())
     del content["seal"]
     change(content)
-    (package / FILE_NAME).write_bytes(sealed(content))
+    (package / PACKAGE_HEADER).write_bytes(sealed(content))
 
 
 RECIPES = {
@@ -191,7 +192,7 @@ def test_a_bundles_task_may_be_the_base(packed, content):
 
 @pytest.mark.parametrize("cut", [1, 100, 1000])
 def test_a_truncated_file_is_refused(packed, cut):
-    for name in ("delta.safetensors", FILE_NAME):
+    for name in ("delta.safetensors", PACKAGE_HEADER):
         shutil.copytree(packed.root / "p-one", packed.root / f"cut-{name}")
         file = packed.root / f"cut-{name}" / name
         file.write_bytes(file.read_bytes()[:-cut])
@@ -214,7 +215,7 @@ def test_every_changed_byte_of_the_streams_is_found(packed):
 
 
 def test_every_changed_byte_of_the_header_is_found(packed):
-    file = packed.root / "p-one" / FILE_NAME
+    file = packed.root / "p-one" / PACKAGE_HEADER
     data = file.read_bytes()
     for at in range(0, len(data), len(data) // 60):
         changed = bytearray(data)
@@ -302,7 +303,7 @@ def test_a_base_that_is_given_is_meant_from_here_not_from_the_package(packed, co
 
 
 def test_numbers_that_are_no_json_are_refused(packed):
-    file = packed.root / "p-one" / FILE_NAME
+    file = packed.root / "p-one" / PACKAGE_HEADER
     for text in (b"", b"{}", b"[]", b"null", b"[" * 100_000):
         file.write_bytes(text)
         with pytest.raises(CheckpointError, match="damaged"):
@@ -310,7 +311,7 @@ def test_numbers_that_are_no_json_are_refused(packed):
 
 
 def test_a_number_beyond_all_others_is_refused(packed):
-    file = packed.root / "p-one" / FILE_NAME
+    file = packed.root / "p-one" / PACKAGE_HEADER
     rewrite(file.parent, lambda h: h["tensors"][UP]["coded"].update(bytes="many"))
     body = file.read_bytes().rpartition(b' "seal"')[0].replace(b'"many"', b"1e999")
     seal = hashlib.sha256(body).hexdigest().encode()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.recipes import load
 from weightsmith.recipes.resolution.formula import Formula, OutputTensor, Resolved
 from weightsmith.recipes.resolution.resolve import resolve
@@ -95,14 +94,8 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def solve(tmp_path: Path) -> Callable[..., Solved]:
     """Load a text whose models are names that `make` wrote, and resolve it."""
-    cache: dict[str, Checkpoint] = {}
-
-    def opened(reference: str) -> Checkpoint:
-        if reference not in cache:
-            cache[reference] = open_checkpoint(reference)
-        return cache[reference]
 
     def run(text: str, **options: object) -> Solved:
-        return Solved(resolve(load(text, base_dir=tmp_path, **options), opened))
+        return Solved(resolve(load(text, base_dir=tmp_path, **options)))
 
     return run

@@ -8,19 +8,19 @@ from typing import Any
 import jsonschema
 import pytest
 
-from weightsmith.adapters.references import AdapterReference, parse_reference
+from weightsmith.adapters.references import AdapterReference, Reference, parse_reference
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.model_references import reference_data
 
 
-def one(model: Any, **options: Any) -> ModelRef:
+def one(model: Any, **options: Any) -> Reference:
     recipe = Recipe.load(
         {"weightsmith": 1, "merge_method": "passthrough", "models": [{"model": model}]}, **options
     )
     assert recipe.document.models is not None
     (entry,) = recipe.document.models
-    assert isinstance(entry.model, ModelRef)
+    assert isinstance(entry.model, Reference)
     assert Recipe.load(recipe.dump()) == recipe
     return entry.model
 
@@ -81,8 +81,8 @@ def test_a_dump_does_not_depend_on_what_exists(tmp_path: Path) -> None:
     (tmp_path / "l:2").mkdir()
     found = one("a+b+l:2", base_dir=tmp_path)
     assert (found.path, [a.path for a in found.adapters]) == ("a+b", ["l:2"])
-    assert found.model_dump() == {"model": {"path": "a+b"}, "lora": {"path": "l:2"}}
-    again = one(found.model_dump())
+    assert reference_data(found) == {"model": {"path": "a+b"}, "lora": {"path": "l:2"}}
+    again = one(reference_data(found))
     assert again == found
 
 

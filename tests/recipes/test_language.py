@@ -335,6 +335,24 @@ def test_a_recipe_file_inside_a_recipe_is_read_relative_to_it(tmp_path):
     assert [str(entry.model) for entry in inner.models] == ["sub/m", "org/x"]
 
 
+def test_all_paths_of_a_recipe_inside_are_meant_from_its_own_folder(tmp_path):
+    for name in ("m", "lora", "b+c"):
+        (tmp_path / "sub" / name).mkdir(parents=True)
+    (tmp_path / "sub" / "s.safetensors").touch()
+    (tmp_path / "sub" / "inner.yaml").write_text(
+        "weightsmith: 1\nmerge_method: fisher\nmodels:\n"
+        "- {model: m+lora:2, statistics: s.safetensors}\n"
+        "- {model: {model: m, lora: lora}}\n- {model: b+c+lora}\n"
+    )
+    outer = tmp_path / "outer.yaml"
+    outer.write_text("weightsmith: 1\nmerge_method: linear\nmodels: [{model: sub/inner.yaml}]\n")
+    first, second, third = load(outer).document.models[0].model.models
+    assert str(first.model) == "sub/m+sub/lora:2.0"
+    assert [str(file) for file in first.statistics] == ["sub/s.safetensors"]
+    assert str(second.model) == "sub/m+sub/lora"
+    assert (third.model.path, third.model.adapters[0].path) == ("sub/b+c", "sub/lora")
+
+
 def test_recipe_files_that_contain_themselves_are_refused(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("weightsmith: 1\nmerge_method: linear\nmodels: [{model: r.yaml}]\n")

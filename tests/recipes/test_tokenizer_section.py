@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe
 from weightsmith.recipes.language.mentioned import (
@@ -152,9 +153,9 @@ def test_checkpoints_are_found_wherever_a_recipe_names_them():
             "assert": [{"equal": {"to": "compared"}}],
         }
     ).document
-    assert merged_references(document) == ["one", "two", "inner1", "inner2"]
-    assert other_references(document) == ["kept", "compared", "frame"]
-    assert base_reference(document) == config_source_of(document) == "frame"
+    assert list(map(str, merged_references(document))) == ["one", "two", "inner1", "inner2"]
+    assert list(map(str, other_references(document))) == ["kept", "compared", "frame"]
+    assert base_reference(document) == config_source_of(document) == Reference("frame")
 
 
 def test_an_expression_has_its_base_by_name():
@@ -165,8 +166,8 @@ def test_an_expression_has_its_base_by_name():
             "checkpoints": {"one": "x", "base": "y"},
         }
     ).document
-    assert merged_references(document) == ["x", "y"]
-    assert base_reference(document) == "y"
+    assert list(map(str, merged_references(document))) == ["x", "y"]
+    assert base_reference(document) == Reference("y")
 
 
 def test_slices_and_modules_name_checkpoints_too():
@@ -180,7 +181,7 @@ def test_slices_and_modules_name_checkpoints_too():
             ],
         }
     ).document
-    assert merged_references(sliced) == ["a", "b"]
+    assert list(map(str, merged_references(sliced))) == ["a", "b"]
     modules = Recipe.load(
         {
             "weightsmith": 1,
@@ -189,5 +190,5 @@ def test_slices_and_modules_name_checkpoints_too():
             "modules": {"text_decoder": {"models": [{"model": "vl"}, {"model": "llm"}]}},
         }
     ).document
-    assert merged_references(modules) == ["vl", "llm"]
-    assert config_source_of(modules) == "vl"
+    assert list(map(str, merged_references(modules))) == ["vl", "llm"]
+    assert config_source_of(modules) == Reference("vl")

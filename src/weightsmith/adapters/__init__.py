@@ -11,11 +11,11 @@ from weightsmith.doors import door
 
 if TYPE_CHECKING:
     from weightsmith.adapters.adapted_models import PlacedAdapter as PlacedAdapter
+    from weightsmith.adapters.adapted_models import called as called
     from weightsmith.adapters.adapted_models import form_of as form_of
     from weightsmith.adapters.adapted_models import open_model as open_model
     from weightsmith.adapters.adapted_models import open_with as open_with
     from weightsmith.adapters.adapted_models import place_of as place_of
-    from weightsmith.adapters.adapted_models import reference_of as reference_of
     from weightsmith.adapters.adapted_models import stored_tensors as stored_tensors
     from weightsmith.adapters.adapter import Adapter as Adapter
     from weightsmith.adapters.adapter import Form as Form
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from weightsmith.adapters.peft_files import PREFIX as PREFIX
     from weightsmith.adapters.references import AdapterReference as AdapterReference
     from weightsmith.adapters.references import Reference as Reference
-    from weightsmith.adapters.references import base_of as base_of
     from weightsmith.adapters.references import exists_locally as exists_locally
     from weightsmith.adapters.references import is_ambiguous as is_ambiguous
     from weightsmith.adapters.references import locate as locate
@@ -62,7 +61,6 @@ else:
             "UNET": "weightsmith.adapters.components",
             "Update": "weightsmith.adapters.adapter",
             "applied": "weightsmith.adapters.applying",
-            "base_of": "weightsmith.adapters.references",
             "exists_locally": "weightsmith.adapters.references",
             "fitted_updates": "weightsmith.adapters.attaching",
             "form_of": "weightsmith.adapters.adapted_models",
@@ -77,7 +75,7 @@ else:
             "parse_adapter": "weightsmith.adapters.references",
             "parse_reference": "weightsmith.adapters.references",
             "place_of": "weightsmith.adapters.adapted_models",
-            "reference_of": "weightsmith.adapters.adapted_models",
+            "called": "weightsmith.adapters.adapted_models",
             "split": "weightsmith.adapters.components",
             "stored_tensors": "weightsmith.adapters.adapted_models",
             "stores_input_first": "weightsmith.adapters.attaching",

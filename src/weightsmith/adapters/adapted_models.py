@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.adapters.references import AdapterReference, parse_reference
+from weightsmith.adapters.references import AdapterReference, Reference, parse_reference
 from weightsmith.checkpoints import (
     Attached,
     BareAdapter,
@@ -41,22 +41,27 @@ class PlacedAdapter:
     place: str
 
 
-def open_model(reference: str | Path, *, bases: Mapping[str, Path] | None = None) -> Checkpoint:
+def open_model(
+    reference: str | Path | Reference, *, bases: Mapping[str, Path] | None = None
+) -> Checkpoint:
     """Open `BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]...` from headers and configurations.
 
-    Without adapters this is `open_checkpoint`. With them the checkpoint has the base's tensors, those that adapters
-    change being computed as they are read, tile by tile: W + sum_i strength_i s_i B_i A_i in float64, rounded once to
-    float32. A local path that exists is taken as it is, with `+` in it. `bases` is as for `open_checkpoint`. Raises
-    CheckpointError for a reference of no such form, for an adapter where a checkpoint must stand, and what opening and
-    attaching raise.
+    A text is parsed here, a `Reference` is taken as it is. Without adapters this is `open_checkpoint`. With them the
+    checkpoint has the base's tensors, those that adapters change being computed as they are read, tile by tile:
+    W + sum_i strength_i s_i B_i A_i in float64, rounded once to float32. A local path that exists is taken as it is,
+    with `+` in it. `bases` is as for `open_checkpoint`. Raises CheckpointError for a reference of no such form, for an
+    adapter where a checkpoint must stand, and what opening and attaching raise.
     """
-    text = str(reference)
+    parts = reference if isinstance(reference, Reference) else _parsed(str(reference))
+    placed = [PlacedAdapter(adapter, adapter.place) for adapter in parts.adapters]
+    return open_with(parts.base, placed, source=str(reference), bases=bases)
+
+
+def _parsed(text: str) -> Reference:
     try:
-        parts = parse_reference(text)
+        return parse_reference(text)
     except ValueError as problem:
         raise CheckpointError(str(problem)) from None
-    placed = [PlacedAdapter(adapter, adapter.place) for adapter in parts.adapters]
-    return open_with(parts.base, placed, source=text, bases=bases)
 
 
 def open_with(
@@ -84,12 +89,21 @@ def open_with(
         checkpoint,
         [(adapter, found.strength) for adapter, found in opened],
     )
-    return replace(changed, source=source, attached=tuple(found for _, found in opened))
+    attached = tuple(found for _, found in opened)
+    return replace(changed, source=source, base_source=base, attached=attached)
 
 
-def reference_of(attached: Attached) -> AdapterReference:
-    """How a reference names an adapter that is attached; a revision stays within the path."""
-    return AdapterReference(attached.source, None, attached.strength)
+def called(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
+    """A checkpoint, its base and its adapters under the names that `reference` has for them, wherever they lie."""
+    named = replace(checkpoint, source=str(reference))
+    if not checkpoint.attached:
+        return named
+    if len(checkpoint.attached) != len(reference.adapters):
+        # What lies there now has other adapters than the reference says.
+        return replace(named, base_source=named.source)
+    pairs = zip(checkpoint.attached, reference.adapters, strict=True)
+    attached = tuple(replace(adapter, source=written.place) for adapter, written in pairs)
+    return replace(named, base_source=reference.base, attached=attached)
 
 
 def place_of(checkpoint: Checkpoint) -> str:

@@ -12,12 +12,18 @@ from weightsmith.adapters.diffusers_files import METADATA, diffusers_updates
 from weightsmith.adapters.kohya_files import is_flat, kohya_updates
 from weightsmith.adapters.peft_config import changed_the_base, checked_config
 from weightsmith.adapters.peft_files import peft_updates
-from weightsmith.checkpoints import find_location, is_inside, read_json, read_tensors
+from weightsmith.checkpoints import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ListedWeights,
+    find_location,
+    is_inside,
+    read_json,
+    read_weights,
+)
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors import StoredTensor, expanded, parse_file, shown
+from weightsmith.tensors import expanded, shown
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 DIFFUSERS_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 # What names of tensors have in adapters and in no model.
@@ -41,13 +47,19 @@ def is_adapter(path: str | Path) -> bool:
     """
     place = expanded(path)
     if place.is_dir():
-        return any((place / name).is_file() for name in (CONFIG_NAME, *DIFFUSERS_NAMES))
-    if place.suffix != ".safetensors" or not place.is_file():
-        return False
+        return any((place / name).is_file() for name in (ADAPTER_CONFIG, *DIFFUSERS_NAMES))
+    return _marked_weights(place) is not None
+
+
+def _marked_weights(file: Path) -> ListedWeights | None:
+    """What a safetensors file lists, or None unless some of it is called like tensors of an adapter."""
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
     try:
-        return any(_is_marked(tensor.name) for tensor in parse_file(place).tensors)
+        listed = read_weights(file)
     except CheckpointError:
-        return False
+        return None
+    return listed if any(_is_marked(tensor.name) for tensor in listed.tensors) else None
 
 
 def _is_marked(name: str) -> bool:
@@ -84,26 +96,28 @@ def _opened(path: str | Path) -> Adapter:
     location = find_location(path)
     place, source = location.path, str(path)
     if not place.is_dir():
-        if place.name in WEIGHTS_NAMES and (place.parent / CONFIG_NAME).is_file():
+        if place.name in ADAPTER_WEIGHTS and (place.parent / ADAPTER_CONFIG).is_file():
             return _peft(place.parent, source)
-        return _file(place, source)
-    if (place / CONFIG_NAME).exists() or (place / CONFIG_NAME).is_symlink():
+        return _file(place, _listed(place), source)
+    if (place / ADAPTER_CONFIG).exists() or (place / ADAPTER_CONFIG).is_symlink():
         return _peft(place, source)
     for name in DIFFUSERS_NAMES:
         if (place / name).is_file():
-            return _file(_inside(place, name), source, place)
+            file = _inside(place, name)
+            return _file(file, _listed(file), source, place)
     files = sorted(place.glob("*.safetensors"))
-    if len(files) == 1 and is_adapter(files[0]):
-        return _file(_inside(place, files[0].name), source, place)
+    marked = _marked_weights(files[0]) if len(files) == 1 else None
+    if marked is not None:
+        return _file(_inside(place, files[0].name), marked, source, place)
     raise CheckpointError(_nothing_found(place))
 
 
 def _nothing_found(folder: Path) -> str:
-    below = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
+    below = sorted(p.parent.name for p in folder.glob(f"*/{ADAPTER_CONFIG}"))
     advice = (
         f"give one of the folders in it ({', '.join(map(shown, below[:5]))})"
         if below
-        else f"give a folder with {CONFIG_NAME} or {DIFFUSERS_NAMES[0]}, or a file"
+        else f"give a folder with {ADAPTER_CONFIG} or {DIFFUSERS_NAMES[0]}, or a file"
     )
     return f"{shown(folder)} holds no adapter: {advice}."
 
@@ -118,14 +132,15 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _peft(folder: Path, source: str) -> Adapter:
-    content = read_json(_inside(folder, CONFIG_NAME))
-    config = checked_config(content, shown(folder / CONFIG_NAME))
-    name = next((name for name in WEIGHTS_NAMES if (folder / name).exists()), None)
+    content = read_json(_inside(folder, ADAPTER_CONFIG))
+    config = checked_config(content, shown(folder / ADAPTER_CONFIG))
+    name = next((name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
     if name is None:
         raise CheckpointError(
-            f"{shown(folder)} has {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}: fetch the adapter again."
+            f"{shown(folder)} has {ADAPTER_CONFIG}, but neither {' nor '.join(ADAPTER_WEIGHTS)}: fetch the adapter "
+            "again."
         )
-    tensors = _tensors(_inside(folder, name))
+    tensors = _listed(_inside(folder, name)).tensors
     base = content.get("base_model_name_or_path")
     return Adapter(
         folder,
@@ -137,20 +152,16 @@ def _peft(folder: Path, source: str) -> Adapter:
     )
 
 
-def _tensors(file: Path) -> list[StoredTensor]:
-    tensors = read_tensors(file)
-    if not tensors:
+def _listed(file: Path) -> ListedWeights:
+    listed = read_weights(file)
+    if not listed.tensors:
         raise CheckpointError(f"{shown(file)} holds no tensors: fetch the adapter again.")
-    return tensors
+    return listed
 
 
-def _file(file: Path, source: str, place: Path | None = None) -> Adapter:
+def _file(file: Path, listed: ListedWeights, source: str, place: Path | None = None) -> Adapter:
     """An adapter in one file, whose dialect its keys tell."""
-    metadata: Mapping[str, str] = {}
-    if file.suffix == ".safetensors":
-        header = parse_file(file)
-        metadata = header.metadata
-    tensors = _tensors(file)
+    tensors, metadata = listed.tensors, listed.metadata
     where = place or file
     if is_flat(tensors):
         updates, dialect = kohya_updates(tensors)
@@ -161,7 +172,7 @@ def _file(file: Path, source: str, place: Path | None = None) -> Adapter:
         if config is None:
             raise CheckpointError(
                 f"{shown(file)} has PEFT's keys but no configuration, so the scale of its factors is unknown: give the "
-                f"folder with {CONFIG_NAME}."
+                f"folder with {ADAPTER_CONFIG}."
             )
         checked = checked_config({"peft_type": "LORA", **config}, shown(file))
         return Adapter(where, source, "peft", peft_updates(tensors, checked), checked.content)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightsmith.checkpoints import member_of, read_bundle_header
@@ -34,11 +34,15 @@ class AdapterReference:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A checkpoint by path or Hub id, and the adapters that it is read with, in their order."""
+    """A checkpoint by path or Hub id, and the adapters that it is read with, in their order.
+
+    `override_architecture` is a word for mergekit that a recipe may have there; it has no effect.
+    """
 
     path: str
     revision: str | None = None
     adapters: tuple[AdapterReference, ...] = ()
+    override_architecture: str | None = field(default=None, compare=False)
 
     @property
     def base(self) -> str:
@@ -91,11 +95,6 @@ def parse_adapter(text: str, base_dir: Path | None = None) -> AdapterReference:
             f"Adapter {text!r} has an empty path; write ADAPTER[@REVISION][:STRENGTH]."
         )
     return AdapterReference(path, revision, strength)
-
-
-def base_of(reference: str, adapters: Iterable[AdapterReference]) -> str:
-    """What a reference names without the adapters behind it."""
-    return reference.removesuffix("".join(f"+{adapter}" for adapter in adapters))
 
 
 def is_ambiguous(path: str) -> bool:

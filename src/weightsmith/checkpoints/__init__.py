@@ -40,12 +40,10 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.merge_state import MergeState as MergeState
     from weightsmith.checkpoints.formats.merge_state import TensorState as TensorState
     from weightsmith.checkpoints.formats.merge_state import read_state as read_state
-    from weightsmith.checkpoints.formats.package_header import FILE_NAME as FILE_NAME
     from weightsmith.checkpoints.formats.package_header import STREAMS as STREAMS
     from weightsmith.checkpoints.formats.package_header import PackageHeader as PackageHeader
     from weightsmith.checkpoints.formats.package_header import PackedPiece as PackedPiece
     from weightsmith.checkpoints.formats.package_header import PackedTensor as PackedTensor
-    from weightsmith.checkpoints.formats.package_header import is_package as is_package
     from weightsmith.checkpoints.formats.package_header import (
         read_package_header as read_package_header,
     )
@@ -66,12 +64,11 @@ if TYPE_CHECKING:
         write_statistics as write_statistics,
     )
     from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
-    from weightsmith.checkpoints.formats.weights import read_tensors as read_tensors
+    from weightsmith.checkpoints.formats.weights import ListedWeights as ListedWeights
+    from weightsmith.checkpoints.formats.weights import read_weights as read_weights
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
-    from weightsmith.checkpoints.locate import BUNDLE_HEADER as BUNDLE_HEADER
     from weightsmith.checkpoints.locate import find_location as find_location
-    from weightsmith.checkpoints.locate import is_bundle as is_bundle
     from weightsmith.checkpoints.locate import member_of as member_of
     from weightsmith.checkpoints.nested_config import first_of as first_of
     from weightsmith.checkpoints.nested_config import layer_count_of as layer_count_of
@@ -81,6 +78,12 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.opening import open_output as open_output
     from weightsmith.checkpoints.opening import open_packed as open_packed
     from weightsmith.checkpoints.opening import open_task as open_task
+    from weightsmith.checkpoints.recognition import ADAPTER_CONFIG as ADAPTER_CONFIG
+    from weightsmith.checkpoints.recognition import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+    from weightsmith.checkpoints.recognition import BUNDLE_HEADER as BUNDLE_HEADER
+    from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
+    from weightsmith.checkpoints.recognition import is_bundle as is_bundle
+    from weightsmith.checkpoints.recognition import is_package as is_package
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -93,13 +96,16 @@ else:
         __name__,
         {
             "Attached": "weightsmith.checkpoints.checkpoint",
-            "BUNDLE_HEADER": "weightsmith.checkpoints.locate",
+            "ADAPTER_CONFIG": "weightsmith.checkpoints.recognition",
+            "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
+            "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
+            "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
             "BundleTask": "weightsmith.checkpoints.formats.bundles",
             "Checkpoint": "weightsmith.checkpoints.checkpoint",
             "CodedTensor": "weightsmith.checkpoints.formats.bundles",
-            "FILE_NAME": "weightsmith.checkpoints.formats.package_header",
             "MergeState": "weightsmith.checkpoints.formats.merge_state",
             "MethodUse": "weightsmith.checkpoints.card",
             "PackageHeader": "weightsmith.checkpoints.formats.package_header",
@@ -125,9 +131,9 @@ else:
             "find_location": "weightsmith.checkpoints.locate",
             "find_stacks": "weightsmith.checkpoints.stacks",
             "first_of": "weightsmith.checkpoints.nested_config",
-            "is_bundle": "weightsmith.checkpoints.locate",
+            "is_bundle": "weightsmith.checkpoints.recognition",
             "is_inside": "weightsmith.checkpoints.copied_files",
-            "is_package": "weightsmith.checkpoints.formats.package_header",
+            "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
@@ -149,7 +155,7 @@ else:
             "read_package_header": "weightsmith.checkpoints.formats.package_header",
             "read_state": "weightsmith.checkpoints.formats.merge_state",
             "read_statistics": "weightsmith.checkpoints.formats.statistics",
-            "read_tensors": "weightsmith.checkpoints.formats.weights",
+            "read_weights": "weightsmith.checkpoints.formats.weights",
             "require_match": "weightsmith.checkpoints.formats.statistics",
             "require_names": "weightsmith.checkpoints.formats.statistics",
             "sections": "weightsmith.checkpoints.nested_config",

@@ -84,8 +84,10 @@ class Checkpoint:
     the files; `ties` are groups of stored names that are one tensor; `tying` says how the output
     head is kept; `stacks` are the lists of repeated blocks by their prefix. `member` is the task of
     a bundle. `stored_as` has the dtype that a tensor counts as where it is computed in a wider one while it is read:
-    a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied.
+    a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
+    and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
+    `metadata` is that of a single safetensors file.
     """
 
     path: Path
@@ -101,6 +103,8 @@ class Checkpoint:
     member: str | None = None
     stored_as: Mapping[str, DType] = field(default_factory=dict)
     attached: tuple[Attached, ...] = ()
+    base_source: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from weightsmith.tensors import shown
@@ -39,14 +40,19 @@ def donor_files(folder: Path) -> tuple[Path, ...]:
     """
     second = [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
     names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, _POOLING]
-    chosen = [Path(name) for name in names if is_inside(folder / name, folder)]
-    return tuple(sorted({*chosen, *_templates(folder)}))
+    return tuple(sorted({*_own(folder, names), *_templates(folder)}))
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of the tokenizer and its chat templates, relative to `folder`, sorted."""
-    chosen = [Path(name) for name in _TOKENIZER | _TEMPLATES if is_inside(folder / name, folder)]
-    return tuple(sorted({*chosen, *_templates(folder)}))
+    return tuple(sorted({*_own(folder, _TOKENIZER | _TEMPLATES), *_templates(folder)}))
+
+
+def _own(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Those of `names` that the folder has as files of its own, for which it is listed once."""
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    found = (Path(name) for name in names)
+    return (path for path in found if path.parts[0] in present and is_inside(folder / path, folder))
 
 
 def left_out(folder: Path) -> tuple[Path, ...]:

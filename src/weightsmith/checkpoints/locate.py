@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsmith.checkpoints.recognition import is_bundle
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors import expanded, read_weight_map, shown
 
@@ -18,7 +19,6 @@ _HUB_ID = re.compile(
     r"^(?:hf://(?:models/)?)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:@(?P<revision>[\w./-]+))?$"
 )
-BUNDLE_HEADER = "weightsmith-bundle.json"
 _TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})
 _METADATA_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.md"]
 
@@ -31,11 +31,6 @@ class Location:
     hub_id: str | None = None
     revision: str | None = None
     task: str | None = None
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder is a task bundle."""
-    return (folder / BUNDLE_HEADER).is_file()
 
 
 def member_of(reference: str | Path) -> tuple[Path, str] | None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
 from weightsmith.checkpoints.formats.outside_base import Bases
-from weightsmith.checkpoints.formats.package_header import is_package
-from weightsmith.checkpoints.formats.weights import BareAdapter, find_weights, read_tensors
-from weightsmith.checkpoints.locate import Location, find_location, is_bundle
+from weightsmith.checkpoints.formats.weights import BareAdapter, find_weights, read_weights
+from weightsmith.checkpoints.locate import Location, find_location
+from weightsmith.checkpoints.recognition import is_bundle, is_package
 from weightsmith.tensors import LazyTensor
 
 
@@ -88,5 +88,5 @@ def open_output(folder: Path) -> Checkpoint:
 
 
 def _as_stored(weights: Path, folder: Path) -> Checkpoint:
-    tensors: dict[str, LazyTensor] = {t.name: t for t in read_tensors(weights)}
+    tensors: dict[str, LazyTensor] = {t.name: t for t in read_weights(weights).tensors}
     return assemble(tensors, None, path=folder, source=str(folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import (
-    FILE_NAME,
+    PACKAGE_HEADER,
     SHARED,
     STREAMS,
     bundles,
@@ -148,7 +148,7 @@ def own_streams(folder: Path) -> dict[str, LazyTensor]:
 def _package(folder: Path, shared: Mapping[str, int]) -> Member:
     header = read_package_header(folder)
     absent = absent_streams(folder)
-    nbytes: float = (folder / FILE_NAME).stat().st_size + (folder / STREAMS).stat().st_size
+    nbytes: float = (folder / PACKAGE_HEADER).stat().st_size + (folder / STREAMS).stat().st_size
     for digest in absent.values():
         file = shared_file(folder.parent / SHARED, digest)
         nbytes += file.stat().st_size / shared.get(digest, 1) if file.is_file() else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from weightsmith.adapters import open_model
 from weightsmith.checkpoints import (
-    FILE_NAME,
+    PACKAGE_HEADER,
     STREAMS,
     Checkpoint,
     PackageHeader,
@@ -127,11 +127,11 @@ def package_problem(folder: Path, thorough: bool) -> str:
     except WeightsmithError:
         is_there = folder.is_dir() and is_package(folder)
         return (
-            f"holds a {FILE_NAME} that was changed since weightsmith wrote it"
+            f"holds a {PACKAGE_HEADER} that was changed since weightsmith wrote it"
             if is_there
             else unrecorded_problem(folder)
         )
-    recorded = Recorded(FILE_NAME, header.files, {STREAMS: None}, header.streams)
+    recorded = Recorded(PACKAGE_HEADER, header.files, {STREAMS: None}, header.streams)
     return recorded.problem(folder, thorough)
 
 
@@ -196,7 +196,7 @@ class _Packer:
             )
             header = self._written(work, streams, files)
             streams.finish()
-        write_file(folder / FILE_NAME, header.to_json())
+        write_file(folder / PACKAGE_HEADER, header.to_json())
         sync_folder(folder)
         return header
 

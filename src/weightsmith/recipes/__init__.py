@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.document import parse_documents as parse_documents
     from weightsmith.recipes.language.expressions import Expression as Expression
     from weightsmith.recipes.language.expressions import checkpoint as checkpoint
-    from weightsmith.recipes.language.mentioned import merged_model as merged_model
     from weightsmith.recipes.language.mentioned import merged_references as merged_references
     from weightsmith.recipes.language.mentioned import other_references as other_references
-    from weightsmith.recipes.language.model_references import ModelRef as ModelRef
+    from weightsmith.recipes.language.model_references import reference_data as reference_data
     from weightsmith.recipes.language.modifier_calls import Modification as Modification
     from weightsmith.recipes.language.other_documents import (
         refuse_other_kinds as refuse_other_kinds,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.resolution.formula import Sum as Sum
     from weightsmith.recipes.resolution.formula import distinct_leaves as distinct_leaves
     from weightsmith.recipes.resolution.formula import merges_in as merges_in
+    from weightsmith.recipes.resolution.resolve import Opener as Opener
     from weightsmith.recipes.resolution.resolve import opener_of as opener_of
     from weightsmith.recipes.resolution.resolve import resolve as resolve
 else:
@@ -70,8 +70,8 @@ else:
             "MOST_BYTES": "weightsmith.recipes.language.document",
             "MeasuredLeaves": "weightsmith.recipes.resolution.formula",
             "Merge": "weightsmith.recipes.resolution.formula",
-            "ModelRef": "weightsmith.recipes.language.model_references",
             "Modification": "weightsmith.recipes.language.modifier_calls",
+            "Opener": "weightsmith.recipes.resolution.resolve",
             "OutputTensor": "weightsmith.recipes.resolution.formula",
             "Place": "weightsmith.recipes.language.document",
             "Recipe": "weightsmith.recipes.language.recipe",
@@ -87,13 +87,13 @@ else:
             "is_encodable": "weightsmith.recipes.language.document",
             "layer_origins": "weightsmith.recipes.resolution.boundary_findings",
             "load": "weightsmith.recipes.language.recipe",
-            "merged_model": "weightsmith.recipes.language.mentioned",
             "merged_references": "weightsmith.recipes.language.mentioned",
             "merges_in": "weightsmith.recipes.resolution.formula",
             "opener_of": "weightsmith.recipes.resolution.resolve",
             "other_references": "weightsmith.recipes.language.mentioned",
             "override": "weightsmith.recipes.language.overrides",
             "parse_documents": "weightsmith.recipes.language.document",
+            "reference_data": "weightsmith.recipes.language.model_references",
             "refuse_other_kinds": "weightsmith.recipes.language.other_documents",
             "repeated_layers": "weightsmith.recipes.resolution.boundary_findings",
             "resolve": "weightsmith.recipes.resolution.resolve",

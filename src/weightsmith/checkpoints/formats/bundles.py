@@ -19,10 +19,10 @@ from typing import Any
 from weightsmith.checkpoints.checkpoint import Behind, Checkpoint, assemble
 from weightsmith.checkpoints.copied_files import absence, is_inside
 from weightsmith.checkpoints.formats.outside_base import Bases, base_tensor, open_base
-from weightsmith.checkpoints.formats.weights import find_weights, read_tensors
+from weightsmith.checkpoints.formats.weights import find_weights, read_weights
 from weightsmith.checkpoints.json_files import read_json
-from weightsmith.checkpoints.locate import BUNDLE_HEADER as FILE_NAME
 from weightsmith.checkpoints.locate import Location
+from weightsmith.checkpoints.recognition import BUNDLE_HEADER
 from weightsmith.deltas import DecodedTensor, PackedBits, VerifiedTensor, packed_bytes
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.graph import Value, source, where
@@ -119,9 +119,9 @@ def part_names(name: str, tasks: int, *, scaled: bool) -> dict[str, str]:
 
 def read_bundle_header(folder: Path) -> BundleHeader:
     """The header of a bundle; raises CheckpointError if it is missing, damaged or of a newer version."""
-    path = folder / FILE_NAME
+    path = folder / BUNDLE_HEADER
     if not is_inside(path, folder):
-        raise CheckpointError(absence(folder, FILE_NAME, "a task bundle"))
+        raise CheckpointError(absence(folder, BUNDLE_HEADER, "a task bundle"))
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(
@@ -185,7 +185,7 @@ def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
             f"{shown(folder)} is a bundle of the tasks {labels}: name one of them as {shown(folder)[1:-1]}#TASK."
         )
     number = _task_number(header, location.task, folder)
-    stored = {tensor.name: tensor for tensor in read_tensors(find_weights(folder))}
+    stored = {tensor.name: tensor for tensor in read_weights(find_weights(folder)).tensors}
     outside = None
     if not header.stores_base:
         outside = open_base("bundle", folder, header.base_reference, header.base_places, bases)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
 from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.checkpoints.formats.outside_base import Bases
-from weightsmith.checkpoints.formats.weights import find_weights, read_tensors
+from weightsmith.checkpoints.formats.weights import find_weights, read_weights
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.locate import Location
 from weightsmith.errors import CheckpointError
@@ -22,12 +23,14 @@ def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
     """
     del bases
     place = location.path
-    weights = find_weights(place) if place.is_dir() else place
-    config = read_config(place) if place.is_dir() else None
-    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in read_tensors(weights)}
+    is_folder = place.is_dir()
+    weights = find_weights(place) if is_folder else place
+    config = read_config(place) if is_folder else None
+    listed = read_weights(weights)
+    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in listed.tensors}
     if not tensors:
         raise CheckpointError(f"{shown(weights)} holds no tensors: give a checkpoint with weights.")
-    return assemble(
+    opened = assemble(
         tensors,
         config,
         path=place,
@@ -35,6 +38,7 @@ def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
         hub_id=location.hub_id,
         revision=location.revision,
     )
+    return opened if is_folder else replace(opened, metadata=listed.metadata)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.copied_files import absence, is_inside
+from weightsmith.checkpoints.recognition import PACKAGE_HEADER
 from weightsmith.errors import CheckpointError, Malformed, UsageError
 from weightsmith.publishing import sealed, unsealed
 from weightsmith.tensors import DType, is_printable_name, read_small, shown
 from weightsmith.wording import fault
 
-FILE_NAME = "weightsmith-delta.json"
 STREAMS = "delta.safetensors"
 SCHEMA = 1
 NEW_ROWS = "new_rows"
@@ -175,16 +175,11 @@ def stream_name(tensor: str, codec: str, part: str, *, added: bool) -> str:
     return "::".join(words)
 
 
-def is_package(folder: Path) -> bool:
-    """Whether a folder is a delta package."""
-    return (folder / FILE_NAME).is_file()
-
-
 def read_package_header(folder: Path) -> PackageHeader:
     """The header of a package; raises CheckpointError if it is missing, damaged, hostile or of a newer version."""
-    path = folder / FILE_NAME
+    path = folder / PACKAGE_HEADER
     if not is_inside(path, folder):
-        raise CheckpointError(absence(folder, FILE_NAME, "a delta package"))
+        raise CheckpointError(absence(folder, PACKAGE_HEADER, "a delta package"))
     try:
         content = unsealed(read_small(path, _LARGEST_BYTES))
         if content.get("schema") != SCHEMA:

@@ -130,13 +130,11 @@ def _is_gram(gram: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _header(opened: Checkpoint) -> StatisticsHeader:
-    from weightsmith.tensors import parse_file
-
     if opened.is_folder or opened.path.suffix != ".safetensors":
         raise CheckpointError(
             f"{opened.identity} is no statistics file: give a safetensors file that `write_statistics` made."
         )
-    text = parse_file(opened.path).metadata.get(METADATA_ENTRY)
+    text = opened.metadata.get(METADATA_ENTRY)
     if text is None:
         raise CheckpointError(
             f"{opened.identity} has no {METADATA_ENTRY!r} in its metadata, so it holds weights and no statistics: "

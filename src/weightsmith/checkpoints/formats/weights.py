@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightsmith.checkpoints.copied_files import is_inside
+from weightsmith.checkpoints.recognition import ADAPTER_WEIGHTS
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import natural_key
 from weightsmith.tensors import StoredTensor, shown
@@ -19,7 +22,6 @@ _TRAINING_STATE = (
     "rng_state",
     "random_states",
 )
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class BareAdapter(CheckpointError):
@@ -29,7 +31,7 @@ class BareAdapter(CheckpointError):
         self.path = path
         self.weights = path
         if path.is_dir():
-            names = (path / name for name in _ADAPTERS)
+            names = (path / name for name in ADAPTER_WEIGHTS)
             self.weights = next((file for file in names if file.exists()), path)
         super().__init__(
             f"{identity} is an adapter, which is no model of its own: write it behind its base, as "
@@ -69,28 +71,37 @@ def _choose(folder: Path) -> Path:
                 f"{shown(folder)} holds {len(candidates)} weight files ({names}, ...) and nothing "
                 "that says which belong together: give one of them, or add the index of the shards."
             )
-    if any((folder / adapter).exists() for adapter in _ADAPTERS):
+    if any((folder / adapter).exists() for adapter in ADAPTER_WEIGHTS):
         raise BareAdapter(folder, shown(folder))
     raise CheckpointError(_nothing_found(folder))
 
 
-def read_tensors(file: Path) -> list[StoredTensor]:
-    """The tensors that a weights file or an index of shards lists, from headers alone.
+@dataclass(frozen=True, slots=True)
+class ListedWeights:
+    """What the headers of a weights file say: its tensors, and the metadata that a safetensors file may have."""
+
+    tensors: list[StoredTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_weights(file: Path) -> ListedWeights:
+    """The tensors that a weights file or an index of shards lists, from headers alone, each of which is parsed once.
 
     Raises CheckpointError for damaged or hostile files and for formats that are not read.
     """
     if file.name.endswith(".index.json"):
         from weightsmith.tensors import read_index
 
-        return read_index(file)
+        return ListedWeights(read_index(file))
     if file.suffix == ".safetensors":
-        from weightsmith.tensors import read_header
+        from weightsmith.tensors import parse_file
 
-        return read_header(file)
+        header = parse_file(file)
+        return ListedWeights(header.tensors, header.metadata)
     if file.suffix in _PICKLES:
         from weightsmith.tensors import read_torch_file
 
-        return read_torch_file(file)
+        return ListedWeights(read_torch_file(file))
     raise CheckpointError(
         f"{shown(file)} is of no format that is read here: give a safetensors file, a torch "
         f"state dict ({', '.join(_PICKLES)}), or a folder with either."
@@ -102,7 +113,7 @@ def _weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
         file
         for file in folder.iterdir()
         if file.suffix in endings
-        and file.name not in _ADAPTERS
+        and file.name not in ADAPTER_WEIGHTS
         and not file.name.startswith(_TRAINING_STATE)
         and file.is_file()
     )

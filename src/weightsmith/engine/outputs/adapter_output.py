@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ from weightsmith.lora import (
 )
 from weightsmith.lora import zeros as no_change
 from weightsmith.publishing import MANIFEST, MANIFEST_KEY, manifest_problem
-from weightsmith.recipes import OutputTensor, Recipe, Resolved
+from weightsmith.recipes import Opener, OutputTensor, Recipe, Resolved
 from weightsmith.tensors import (
     DType,
     LazyTensor,
@@ -91,7 +91,7 @@ class AdapterFolder:
     @classmethod
     @one_blas_thread()
     def of_adapters(
-        cls, recipe: Recipe, opener: Callable[[str], Checkpoint], found: BareAdapter
+        cls, recipe: Recipe, opener: Opener, found: BareAdapter
     ) -> tuple[Resolved, AdapterFolder]:
         """A recipe over adapters, resolved, and what it makes; raises what `resolve_adapters` does."""
         resolved, result = resolve_adapters(recipe, opener, found)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from weightsmith.checkpoints import BareAdapter, Checkpoint
+from weightsmith.checkpoints import BareAdapter
 from weightsmith.engine.outputs.dense_output import DenseFolder
 from weightsmith.engine.planning.plan import Output
 from weightsmith.errors import RecipeError
-from weightsmith.recipes import Recipe, Resolved, resolve
+from weightsmith.recipes import Opener, Recipe, Resolved, resolve
 
 
-def resolve_output(recipe: Recipe, opener: Callable[[str], Checkpoint]) -> tuple[Resolved, Output]:
+def resolve_output(recipe: Recipe, opener: Opener) -> tuple[Resolved, Output]:
     """The formulas of a recipe, and what becomes of their tensors.
 
     Raises what `resolve` does, and RecipeError for a recipe that asks for an output that its models do not give.

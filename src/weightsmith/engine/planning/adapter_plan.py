@@ -8,12 +8,12 @@ each tensor's change is computed, by itself, and decomposed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from weightsmith.adapters import open_adapter, stored_tensors
+from weightsmith.adapters import Reference, open_adapter, stored_tensors
 from weightsmith.checkpoints import BareAdapter, Checkpoint
 from weightsmith.engine.planning.adapter_result import AdapterResult
 from weightsmith.engine.planning.linearity import coefficients
@@ -45,7 +45,7 @@ from weightsmith.recipes import (
     Cast,
     Formula,
     Merge,
-    ModelRef,
+    Opener,
     OutputTensor,
     Recipe,
     RecipeDocument,
@@ -75,7 +75,7 @@ _REFUSED = (
 
 
 def resolve_adapters(
-    recipe: Recipe, opener: Callable[[str], Checkpoint], found: BareAdapter
+    recipe: Recipe, opener: Opener, found: BareAdapter
 ) -> tuple[Resolved, AdapterResult]:
     """A recipe over adapters as one over their changes.
 
@@ -225,7 +225,7 @@ def _refuse(document: RecipeDocument) -> None:
 
 
 def _opened(
-    recipe: Recipe, opener: Callable[[str], Checkpoint], found: BareAdapter
+    recipe: Recipe, opener: Opener, found: BareAdapter
 ) -> dict[str, Checkpoint | BareAdapter]:
     """Every model as the adapter that it is, or as the base's checkpoint."""
     document = recipe.document
@@ -233,9 +233,9 @@ def _opened(
     opened: dict[str, Checkpoint | BareAdapter] = {}
     for reference in [*merged_references(document), *other_references(document)]:
         try:
-            opened[reference] = opener(reference)
+            opened[str(reference)] = opener(reference)
         except BareAdapter as adapter:
-            opened[reference] = adapter
+            opened[str(reference)] = adapter
             continue
         if reference not in bases:
             raise found
@@ -246,9 +246,9 @@ def _opened(
     return opened
 
 
-def _bases(document: RecipeDocument) -> set[str]:
+def _bases(document: RecipeDocument) -> set[Reference]:
     named = [document.base_model, (document.checkpoints or {}).get("base")]
-    return {str(model) for model in named if isinstance(model, ModelRef)}
+    return {model for model in named if isinstance(model, Reference)}
 
 
 def _loaded(reference: str, place: BareAdapter, base: Checkpoint | None) -> Loaded:
@@ -270,11 +270,11 @@ def _over_changes(document: RecipeDocument) -> RecipeDocument:
     """The recipe of the changes themselves, with a base of zeros where a method wants one."""
     changes: dict[str, object] = {"adapter": None, "dtype": None, "out_dtype": None}
     if document.base_model is None and document.expression is None and _wants_base(document):
-        changes["base_model"] = ModelRef(path=NO_BASE)
+        changes["base_model"] = Reference(NO_BASE)
     if document.models is not None:
         changes["models"] = tuple(
             entry
-            if isinstance(entry.model, ModelRef)
+            if isinstance(entry.model, Reference)
             else entry.model_copy(update={"model": _over_changes(entry.model)})
             for entry in document.models
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from weightsmith.adapters import open_model
-from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine.outputs.choice import resolve_output
 from weightsmith.engine.planning.backends import BackendChoice, choose_backend
 from weightsmith.engine.planning.plan import (
@@ -24,7 +23,7 @@ from weightsmith.engine.planning.planned_tensors import PlannedTensor, planned_t
 from weightsmith.engine.planning.written_companions import result_papers
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes import Recipe, Resolved, distinct_leaves
+from weightsmith.recipes import Opener, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import ShardLayout, collection_paused, format_size, thread_count
 from weightsmith.vocabularies import AlignedRows, VocabularyChange
 
@@ -37,7 +36,7 @@ FORMAT = 3
 def make_plan(
     recipe: Recipe,
     *,
-    opener: Callable[[str], Checkpoint] = open_model,
+    opener: Opener = open_model,
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY,
     device: str = "cpu",

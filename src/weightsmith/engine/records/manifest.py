@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.adapters import base_of, reference_of
 from weightsmith.checkpoints import Attached, Checkpoint, absence
 from weightsmith.errors import CheckpointError, Malformed, VerificationError
 from weightsmith.publishing import (
@@ -236,12 +235,6 @@ def place_on_record(checkpoint: Checkpoint, out: Path) -> str:
 def seen_from(out: Path, path: Path) -> str:
     """A path relative to an output."""
     return os.path.relpath(os.path.realpath(path), os.path.realpath(out))
-
-
-def model_on_record(checkpoint: Checkpoint) -> str:
-    """What the recipe calls the base of a checkpoint with adapters."""
-    adapters = [reference_of(adapter) for adapter in checkpoint.attached]
-    return base_of(checkpoint.source, adapters) if adapters else ""
 
 
 def adapter_input(adapter: Attached, out: Path) -> AdapterInput:

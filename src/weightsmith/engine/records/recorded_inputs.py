@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from weightsmith.adapters import AdapterReference, PlacedAdapter, open_model, open_with
+from weightsmith.adapters import AdapterReference, PlacedAdapter, Reference, open_model, open_with
 from weightsmith.checkpoints import Checkpoint, member_of
 from weightsmith.engine.records.manifest import Input, Manifest
 from weightsmith.errors import UsageError, VerificationError
+from weightsmith.recipes import Opener
 
 
-def recorded_opener(
-    folder: Path, manifest: Manifest, inputs: Mapping[str, Path]
-) -> Callable[[str], Checkpoint]:
+def recorded_opener(folder: Path, manifest: Manifest, inputs: Mapping[str, Path]) -> Opener:
     """A function that opens what the recipe on record calls REFERENCE.
 
     It lies where `inputs` says, else where it lay seen from `folder`, else where the reference leads. Raises
@@ -36,17 +35,18 @@ def recorded_opener(
 
     known = {given.reference: given for given in manifest.inputs.values()}
 
-    def opener(reference: str) -> Checkpoint:
-        given = known.get(reference)
+    def opener(reference: Reference) -> Checkpoint:
+        name = str(reference)
+        given = known.get(name)
         if given is None:
-            return open_model(where.get(reference, reference))
+            return open_model(where.get(name, reference))
         # A base that another input is called like is only looked for elsewhere where the caller says so.
         bases = {
             one.reference: inputs[one.reference] for one in given.behind if one.reference in inputs
         }
         opened = (
-            open_model(where.get(reference, reference), bases=bases)
-            if not given.adapters or reference in inputs
+            open_model(where.get(name, reference), bases=bases)
+            if not given.adapters or name in inputs
             else _with_adapters(given, where, bases)
         )
         return replace(opened, hub_id=given.hub_id, revision=given.revision)

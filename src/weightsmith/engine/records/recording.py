@@ -13,7 +13,6 @@ from weightsmith.engine.records.manifest import (
     Merged,
     adapter_input,
     behind_inputs,
-    model_on_record,
     place_on_record,
     small_file_digests,
 )
@@ -65,7 +64,7 @@ def inputs_read(plan: Plan, records: Mapping[str, TensorRecord], out: Path) -> d
             digest=checkpoint_digest(read[label]),
             tensors=read[label],
             tokenizer=tokenizers.get(label, {}),
-            model=model_on_record(checkpoint),
+            model=checkpoint.base_source,
             adapters=tuple(adapter_input(adapter, out) for adapter in checkpoint.attached),
             behind=behind_inputs(checkpoint, (checkpoint.tensors[n] for n in read[label]), out),
         )

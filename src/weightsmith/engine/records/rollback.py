@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import BareAdapter
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.engine.records import manifest as manifests
 from weightsmith.engine.records.manifest import Manifest
 from weightsmith.engine.records.recorded_inputs import input_called, recorded_opener
 from weightsmith.engine.records.rounding_bounds import RoundingBound
-from weightsmith.engine.records.subtraction import Opener, Subtraction, merged_opener, subtraction
+from weightsmith.engine.records.subtraction import Subtraction, merged_opener, subtraction
 from weightsmith.engine.records.verify import wants_torch
 from weightsmith.engine.running.progress import Progress
 from weightsmith.engine.running.run import run
 from weightsmith.errors import CheckpointError, RecipeError
-from weightsmith.recipes import Recipe, merged_references, other_references, without
+from weightsmith.recipes import Opener, Recipe, merged_references, other_references, without
 
 
 class Way(enum.Enum):
@@ -93,7 +94,7 @@ def roll_back(
     reduced = without(Recipe.load(manifest.recipe), out.reference)
     opener = recorded_opener(folder, manifest, inputs or {})
     references = [*merged_references(reduced.document), *other_references(reduced.document)]
-    gone = tuple(r for r in dict.fromkeys(references) if not _is_found(r, opener))
+    gone = tuple(str(r) for r in dict.fromkeys(references) if not _is_found(r, opener))
     way = by or (Way.SUBTRACTION if gone else Way.REPLAY)
     digests = {given.reference: given.tensors for given in manifest.inputs.values()}
     if way is Way.REPLAY:
@@ -137,7 +138,7 @@ def _subtraction_or_hint(
         raise RecipeError(f"{error} Not found: {listed}.") from error
 
 
-def _is_found(reference: str, opener: Opener) -> bool:
+def _is_found(reference: Reference, opener: Opener) -> bool:
     try:
         opener(reference)
     except BareAdapter:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.planning.linearity import coefficients
 from weightsmith.engine.planning.trace import Tracer
@@ -19,18 +20,17 @@ from weightsmith.engine.records.rounding_bounds import RoundingBound, bound_of
 from weightsmith.errors import CheckpointError, RecipeError
 from weightsmith.findings import Severity
 from weightsmith.recipes import (
-    ModelRef,
+    Opener,
     OutputTensor,
     Recipe,
-    RecipeDocument,
     Resolved,
     Same,
-    merged_model,
+    merged_references,
+    reference_data,
     resolve,
 )
 from weightsmith.tensors import DType
 
-Opener = Callable[[str], Checkpoint]
 _SAME = 1e-9
 
 
@@ -72,17 +72,18 @@ class _Merge:
     opener: Opener
     at_hand: dict[str, Checkpoint] = field(default_factory=dict)
 
-    def see(self, reference: str) -> Checkpoint:
+    def see(self, reference: Reference) -> Checkpoint:
         """The input, or one that has its tensors' names, and shapes as far as they can be told."""
+        name = str(reference)
         try:
-            self.at_hand[reference] = self.opener(reference)
+            self.at_hand[name] = self.opener(reference)
         except CheckpointError:
-            recorded = [i for i in self.manifest.inputs.values() if i.reference == reference]
+            recorded = [i for i in self.manifest.inputs.values() if i.reference == name]
             if not recorded:
                 raise
             known = [self.merged, *self.at_hand.values()]
-            return ghost(reference, recorded[0].tensors, known)
-        return self.at_hand[reference]
+            return ghost(name, recorded[0].tensors, known)
+        return self.at_hand[name]
 
 
 def subtraction(
@@ -105,7 +106,7 @@ def subtraction(
             "give every other input and roll back by replay."
         )
     merge = _Merge(folder, manifest, open_checkpoint(folder), opener)
-    merge.at_hand[contributor] = opener(contributor)
+    merge.at_hand[contributor] = opener(Reference(contributor))
     old, new = resolve(recipe, merge.see), resolve(reduced, merge.see)
     shares, bounds = _shares(merge, old, new, contributor)
     made = _recipe(merge, recipe, shares)
@@ -116,7 +117,7 @@ def subtraction(
 def merged_opener(folder: Path, opener: Opener) -> Opener:
     """Opens MERGED by the reference that the recipe of a subtraction has for it, and inputs as before."""
     return lambda reference: (
-        open_checkpoint(folder) if reference == str(folder) else opener(reference)
+        open_checkpoint(folder) if str(reference) == str(folder) else opener(reference)
     )
 
 
@@ -225,10 +226,9 @@ def _is_same(one: float, other: float) -> bool:
 def _recipe(merge: _Merge, recipe: Recipe, shares: Mapping[str, Share]) -> Recipe:
     """A weighted average with weights for each tensor; tensors that are MERGED's or an input's own are copied."""
     merged = str(merge.folder)
+    written = {str(model): model for model in merged_references(recipe.document)}
     references = [merged, *dict.fromkeys(p.reference for s in shares.values() for p in s.terms)]
-    models = {
-        reference: _written(recipe.document, reference).model_dump() for reference in references
-    }
+    models = {name: reference_data(written.get(name, Reference(name))) for name in references}
     weights = {
         name: tuple(s.merged if r == merged else s.weight(r) for r in references)
         for name, s in shares.items()
@@ -264,11 +264,6 @@ def _recipe(merge: _Merge, recipe: Recipe, shares: Mapping[str, Share]) -> Recip
         "untie": known.untie,
     }
     return Recipe.load({key: value for key, value in content.items() if value not in (None, [])})
-
-
-def _written(document: RecipeDocument, reference: str) -> ModelRef:
-    """An input as the recipe on record writes it, or the path of MERGED."""
-    return merged_model(document, reference) or ModelRef(path=reference)
 
 
 def _setting(values: Mapping[str, float]) -> Any:

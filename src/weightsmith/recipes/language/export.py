@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.language.dialect import PARAMETERS
 from weightsmith.recipes.language.document import dump_yaml
 from weightsmith.recipes.language.equivalence import has_gaps, left_to_mergekit
-from weightsmith.recipes.language.model_references import ModelRef
 from weightsmith.recipes.language.schema import RecipeDocument, plain
 from weightsmith.recipes.language.vocabulary_sections import BORROW
 
@@ -101,8 +101,8 @@ def _require_known_parts(data: Any, path: str) -> None:
 
 def _require_one_adapter(part: Any) -> None:
     """Refuse models with several adapters, or one that is not applied as it is."""
-    if isinstance(part, ModelRef):
-        if len(part.adapters) > 1 or any(adapter.scale != 1.0 for adapter in part.adapters):
+    if isinstance(part, Reference):
+        if len(part.adapters) > 1 or any(adapter.strength != 1.0 for adapter in part.adapters):
             raise _inexpressible(str(part))
     elif isinstance(part, BaseModel):
         for name in type(part).model_fields:

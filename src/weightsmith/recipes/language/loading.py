@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from weightsmith.adapters import exists_locally, locate, parse_adapter, parse_reference
+from weightsmith.adapters import Reference, exists_locally, locate
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.findings import Finding
 from weightsmith.naming import nearest
@@ -24,11 +24,13 @@ from weightsmith.recipes.language.document import (
     parse_documents,
     plain_data,
 )
+from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.mistakes import recipe_error
 from weightsmith.recipes.language.model_references import RECIPE_SUFFIXES
 from weightsmith.recipes.language.other_documents import refuse_other_kinds
 from weightsmith.recipes.language.overrides import override
-from weightsmith.recipes.language.schema import RecipeDocument
+from weightsmith.recipes.language.rewriting import with_models, with_paths
+from weightsmith.recipes.language.schema import RecipeDocument, plain
 from weightsmith.tensors import expanded, read_small, real
 from weightsmith.wording import shown
 
@@ -59,9 +61,10 @@ def read_document(
         text, label, folder = loader.text_of(source)
         base_dir = base_dir or folder
         documents = parse_documents(text, label)
-    # Put in place, what was within the bounds in each file may be beyond them.
-    raw = plain_data(loader.complete(documents, base_dir, overrides, name, ()))
-    document = _validated(YamlDocument(raw, {}, documents[0].source), None, base_dir)
+    document = loader.complete(documents, base_dir, overrides, name, ())
+    if loader.nested > 1:
+        # Put in place, what was within the bounds in each file may be beyond them.
+        plain_data(plain(document))
     refuse_outermost_keys(document)
     findings, files = dict.fromkeys(loader.findings), dict.fromkeys(loader.files)
     return document, base_dir, tuple(findings), tuple(files)
@@ -101,6 +104,27 @@ def _validated(
         raise recipe_error(problem, document) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """One document as it is written, and what it says."""
+
+    document: YamlDocument
+    recipe: RecipeDocument
+
+    @property
+    def is_native(self) -> bool:
+        return "weightsmith" in self.document.data
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """The documents of one text by their names, the folder that its paths are meant from, and the files around it."""
+
+    by_name: Mapping[str, _Written]
+    base_dir: Path | None
+    inside: tuple[Path, ...]
+
+
 @dataclass(slots=True)
 class _Loading:
     """One load, with what it found, the files it read and how many recipes it has put into one another."""
@@ -123,17 +147,18 @@ class _Loading:
         overrides: Sequence[str],
         name: str | None,
         inside: tuple[Path, ...],
-    ) -> dict[str, Any]:
-        """The chosen document as native data, with every recipe that it refers to put in place."""
+    ) -> RecipeDocument:
+        """The chosen document as a native recipe, with every recipe that it refers to put in place."""
         by_name = _named(documents)
         chosen = _choose(documents, by_name, name)
         for text in overrides:
-            chosen.data.update(override(chosen.data, [text]))
-        for document in documents:
-            self._check(document, base_dir)
-        return self._filled(chosen, by_name, base_dir, inside, ())
+            chosen.data.update(plain_data(override(chosen.data, [text])))
+        written = [_Written(document, self._check(document, base_dir)) for document in documents]
+        named = {name: next(w for w in written if w.document is d) for name, d in by_name.items()}
+        outermost = next(one for one in written if one.document is chosen)
+        return self._filled(outermost, _Together(named, base_dir, inside), ())
 
-    def _check(self, document: YamlDocument, base_dir: Path | None) -> None:
+    def _check(self, document: YamlDocument, base_dir: Path | None) -> RecipeDocument:
         """Validate one document as it stands, so that messages have its lines and columns."""
         is_native = "weightsmith" in document.data
         dialect.refuse_other_programs(document)
@@ -151,41 +176,41 @@ class _Loading:
             return f"{document.where(place)}: {path}"
 
         self.findings += tuple(check_methods(read, semantics, where))
+        return read
 
     def _filled(
-        self,
-        document: YamlDocument,
-        by_name: Mapping[str, YamlDocument],
-        base_dir: Path | None,
-        inside: tuple[Path, ...],
-        names: tuple[str, ...],
-    ) -> dict[str, Any]:
-        is_native = "weightsmith" in document.data
+        self, written: _Written, together: _Together, names: tuple[str, ...]
+    ) -> RecipeDocument:
+        document = written.document
 
-        def replaced(text: str) -> Any:
-            if text in by_name:
-                self._refuse_depth(document, len(inside) + len(names))
-                if text in names or by_name[text] is document:
-                    raise RecipeError(
-                        f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other."
-                    )
-                return self._filled(by_name[text], by_name, base_dir, inside, (*names, text))
-            if is_native and text.endswith(RECIPE_SUFFIXES):
-                self._refuse_depth(document, len(inside) + len(names))
-                return self._from_file(text, base_dir, inside)
-            return text
+        def put(reference: Reference) -> ModelLike:
+            text = str(reference)
+            if not _is_recipe(text, written, together):
+                return reference
+            self._refuse_depth(document, len(together.inside) + len(names))
+            if text not in together.by_name:
+                return self._from_file(text, together)
+            named = together.by_name[text]
+            if text in names or named is written:
+                raise RecipeError(
+                    f"{document.source}: the merges {' -> '.join((*names, text))} refer to each other."
+                )
+            return self._filled(named, together, (*names, text))
 
         self.nested += 1
         if self.nested > _MOST_NESTED:
             raise RecipeError(
                 f"{document.source}: recipes in recipes come to more than {_MOST_NESTED}; name fewer."
             )
-        data: dict[str, Any] = _replace_models(document.data, replaced)
-        semantics = data.get("semantics") or ("paper" if is_native else "mergekit")
-        rest = {
-            key: value for key, value in data.items() if key not in ("weightsmith", "semantics")
-        }
-        return {"weightsmith": 1, "semantics": semantics, **rest}
+        source = written.recipe.tokenizer_source
+        if isinstance(source, Reference) and _is_recipe(str(source), written, together):
+            raise RecipeError(
+                f"{document.where(('tokenizer_source',))}: tokenizer_source: a tokenizer comes from a checkpoint; name "
+                "one, and no recipe."
+            )
+        semantics = written.recipe.semantics or ("paper" if written.is_native else "mergekit")
+        changes = {"weightsmith": 1, "semantics": semantics}
+        return with_models(written.recipe, put).model_copy(update=changes)
 
     def _refuse_depth(self, document: YamlDocument, depth: int) -> None:
         if depth >= _MOST_DEEP:
@@ -193,16 +218,13 @@ class _Loading:
                 f"{document.source}: recipes are more than {_MOST_DEEP} deep in one another; merge some of them first."
             )
 
-    def _from_file(
-        self, text: str, base_dir: Path | None, inside: tuple[Path, ...]
-    ) -> dict[str, Any]:
-        path = expanded(locate(text, base_dir))
-        if real(path) in inside:
+    def _from_file(self, text: str, together: _Together) -> RecipeDocument:
+        path = expanded(locate(text, together.base_dir))
+        if real(path) in together.inside:
             raise RecipeError(f"The recipe {str(path)!r} contains itself; break the circle.")
         content, label, folder = self.text_of(path)
-        raw = self.complete(
-            parse_documents(content, label), folder, (), None, (*inside, real(path))
-        )
+        inside = (*together.inside, real(path))
+        found = self.complete(parse_documents(content, label), folder, (), None, inside)
         prefix = os.path.dirname(text)
 
         def beside(path: str) -> str:
@@ -211,10 +233,12 @@ class _Loading:
                 return path
             return os.path.join(prefix, path)
 
-        result: dict[str, Any] = _replace_paths(
-            _replace_models(raw, lambda text: _moved(text, folder, beside)), beside
-        )
-        return result
+        return with_paths(found, beside)
+
+
+def _is_recipe(text: str, written: _Written, together: _Together) -> bool:
+    """Whether a model of a document is another document beside it or, in native ones, a file of a recipe."""
+    return text in together.by_name or (written.is_native and text.endswith(RECIPE_SUFFIXES))
 
 
 def _named(documents: Sequence[YamlDocument]) -> dict[str, YamlDocument]:
@@ -254,14 +278,7 @@ def _choose(
         )
     if unnamed:
         return unnamed[0]
-    used: set[str] = set()
-
-    def noted(text: str) -> str:
-        used.add(text)
-        return text
-
-    for document in documents:
-        _replace_models(document.data, noted)
+    used = {text for document in documents for text in _model_texts(document.data)}
     last = [document for key, document in by_name.items() if key not in used]
     if len(last) != 1:
         names = ", ".join(repr(d.data["name"]) for d in last) or "none"
@@ -272,68 +289,17 @@ def _choose(
     return last[0]
 
 
-def _moved(text: str, folder: Path | None, beside: Callable[[str], str]) -> str:
-    """A reference with `beside` of each of its paths."""
-    try:
-        found = parse_reference(text, folder)
-    except ValueError:
-        return text
-    adapters = tuple(replace(adapter, path=beside(adapter.path)) for adapter in found.adapters)
-    made = replace(found, path=beside(found.path), adapters=adapters)
-    return text if made == found else str(made)
-
-
-def _replace_paths(data: Any, beside: Callable[[str], str], in_model: bool = False) -> Any:
-    """A copy of raw recipe data with `beside` of each `path:` of a model's mapping, and of adapters under `lora:`."""
+def _model_texts(data: Any) -> Iterator[str]:
+    """Every text in raw recipe data that names a model."""
     if isinstance(data, list):
-        return [_replace_paths(item, beside, in_model) for item in data]
+        for item in data:
+            yield from _model_texts(item)
     if not isinstance(data, dict):
-        return data
-    result: dict[str, Any] = {}
-    for key, value in data.items():
-        if key == "path" and in_model and isinstance(value, str):
-            result[key] = beside(value)
-        elif key == "lora" and isinstance(value, (str, list)):
-            listed = [value] if isinstance(value, str) else value
-            result[key] = [
-                _moved_adapter(item, beside)
-                if isinstance(item, str)
-                else _replace_paths(item, beside, True)
-                for item in listed
-            ]
-        elif key in ("parameters", "statistics"):
-            result[key] = value
-        else:
-            result[key] = _replace_paths(value, beside, key in _MODEL_KEYS or key == "lora")
-    return result
-
-
-def _moved_adapter(text: str, beside: Callable[[str], str]) -> str:
-    try:
-        found = parse_adapter(text)
-    except ValueError:
-        return text
-    made = replace(found, path=beside(found.path))
-    return text if made == found else str(made)
-
-
-def _replace_models(data: Any, replaced: Callable[[str], Any]) -> Any:
-    """A copy of raw recipe data with every text that names a model passed through `replaced`."""
-    if isinstance(data, list):
-        return [_replace_models(item, replaced) for item in data]
-    if not isinstance(data, dict):
-        return data
-    result: dict[str, Any] = {}
+        return
     for key, value in data.items():
         if key in _MODEL_KEYS and isinstance(value, str):
-            result[key] = replaced(value)
+            yield value
         elif key == "checkpoints" and isinstance(value, dict):
-            result[key] = {
-                k: replaced(v) if isinstance(v, str) else _replace_models(v, replaced)
-                for k, v in value.items()
-            }
-        elif key in ("parameters", "statistics"):
-            result[key] = value
-        else:
-            result[key] = _replace_models(value, replaced)
-    return result
+            yield from (text for text in value.values() if isinstance(text, str))
+        if key not in ("parameters", "statistics"):
+            yield from _model_texts(value)

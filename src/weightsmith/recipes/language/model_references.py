@@ -1,13 +1,16 @@
-"""How a recipe names a checkpoint: `BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]`, or a mapping of the parts."""
+"""How a recipe names a checkpoint: `BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]`, or a mapping of the parts.
+
+Either is read once, into a `Reference`, which is what all that follows is given.
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
 from weightsmith.adapters import (
     AdapterReference,
@@ -20,50 +23,42 @@ from weightsmith.wording import literal
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
+_TEXT = core_schema.str_schema()
+_REVISION = core_schema.typed_dict_field(core_schema.nullable_schema(_TEXT), required=False)
+_ADAPTER_PARTS = core_schema.typed_dict_schema(
+    {
+        "path": core_schema.typed_dict_field(_TEXT),
+        "revision": _REVISION,
+        "scale": core_schema.typed_dict_field(core_schema.float_schema(), required=False),
+    },
+    extra_behavior="forbid",
+)
+_PARTS = core_schema.typed_dict_schema(
+    {
+        "path": core_schema.typed_dict_field(_TEXT),
+        "revision": _REVISION,
+        "override_architecture": _REVISION,
+        "adapters": core_schema.typed_dict_field(
+            core_schema.tuple_variable_schema(_ADAPTER_PARTS), required=False
+        ),
+    },
+    extra_behavior="forbid",
+)
 
-class AdapterRef(BaseModel):
-    """An adapter by path or Hub id; `scale` is what its change is multiplied with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+class _ReferenceForm:
+    """What pydantic is told of a `Reference`: how it is read, written, and described to editors."""
 
-    path: str
-    revision: str | None = None
-    scale: float = 1.0
-
-    def __str__(self) -> str:
-        return str(AdapterReference(self.path, self.revision, self.scale))
-
-    @property
-    def as_mapping(self) -> dict[str, Any]:
-        """The parts that are not left to defaults."""
-        parts: dict[str, Any] = {"path": self.path}
-        if self.revision is not None:
-            parts["revision"] = self.revision
-        if self.scale != 1.0:
-            parts["scale"] = self.scale
-        return parts
-
-
-class ModelRef(BaseModel):
-    """A checkpoint by path or Hub id, with the adapters that are applied to it as it is read.
-
-    A local path that exists is taken as it is, `@` and `+` included.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    path: str
-    revision: str | None = None
-    override_architecture: str | None = None
-    adapters: tuple[AdapterRef, ...] = ()
-
-    def __str__(self) -> str:
-        adapters = tuple(AdapterReference(a.path, a.revision, a.scale) for a in self.adapters)
-        return str(Reference(self.path, self.revision, adapters))
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
+        return core_schema.with_info_wrap_validator_function(
+            _read,
+            _PARTS,
+            serialization=core_schema.plain_serializer_function_ser_schema(reference_data),
+        )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
-        """A model is written as a text, or as a mapping around one."""
         path = {
             "type": "object",
             "required": ["path"],
@@ -85,84 +80,96 @@ class ModelRef(BaseModel):
         }
         return {"anyOf": [{"type": "string"}, mapping]}
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_recipe(cls, given: Any, info: ValidationInfo) -> Any:
-        base_dir = (info.context or {}).get("base_dir") if isinstance(info.context, dict) else None
-        if isinstance(given, str):
-            return _from_text(given, base_dir)
-        if isinstance(given, dict) and "model" in given:
-            return _from_mapping(given, base_dir)
-        if not isinstance(given, (dict, ModelRef)):
-            raise ValueError(f"a model is a path, a Hub id or a mapping, not {literal(given)}")
+
+# A local path that exists is taken as it is, `@` and `+` included.
+ModelReference = Annotated[Reference, _ReferenceForm]
+
+
+def _read(given: Any, parts: Any, info: ValidationInfo) -> Reference:
+    """A reference from a text, from a mapping around one, or from its parts, which `parts` checks."""
+    base_dir = (info.context or {}).get("base_dir") if isinstance(info.context, dict) else None
+    if isinstance(given, Reference):
         return given
-
-    @model_serializer
-    def _to_recipe(self) -> Any:
-        paths = (
-            "@" in self.path or "+" in self.path,
-            *(is_ambiguous(a.path) for a in self.adapters),
-        )
-        if not any(paths) and self.override_architecture is None:
-            return str(self)
-        path: dict[str, Any] = {"path": self.path}
-        if self.revision is not None:
-            path["revision"] = self.revision
-        reference: dict[str, Any] = {"model": path}
-        if self.adapters:
-            adapters = [adapter.as_mapping for adapter in self.adapters]
-            reference["lora"] = adapters[0] if len(adapters) == 1 else adapters
-        if self.override_architecture is not None:
-            reference["override_architecture"] = self.override_architecture
-        return reference
+    if isinstance(given, str):
+        return parse_reference(given, base_dir)
+    if not isinstance(given, dict):
+        raise ValueError(f"a model is a path, a Hub id or a mapping, not {literal(given)}")
+    if "model" in given:
+        return _from_mapping(given, parts, base_dir)
+    known = parts(given)
+    adapters = tuple(
+        AdapterReference(one["path"], one.get("revision"), one.get("scale", 1.0))
+        for one in known.get("adapters", ())
+    )
+    return Reference(
+        known["path"], known.get("revision"), adapters, known.get("override_architecture")
+    )
 
 
-def _from_text(text: str, base_dir: Path | None) -> dict[str, Any]:
-    found = parse_reference(text, base_dir)
-    parts: dict[str, Any] = {"path": found.path, "revision": found.revision}
-    if found.adapters:
-        parts["adapters"] = tuple(_adapter_parts(adapter) for adapter in found.adapters)
+def reference_data(reference: Reference) -> Any:
+    """A reference as recipes have it: a text, or a mapping where that could be read otherwise."""
+    paths = (
+        "@" in reference.path or "+" in reference.path,
+        *(is_ambiguous(adapter.path) for adapter in reference.adapters),
+    )
+    if not any(paths) and reference.override_architecture is None:
+        return str(reference)
+    path: dict[str, Any] = {"path": reference.path}
+    if reference.revision is not None:
+        path["revision"] = reference.revision
+    mapping: dict[str, Any] = {"model": path}
+    if reference.adapters:
+        adapters = [_adapter_mapping(adapter) for adapter in reference.adapters]
+        mapping["lora"] = adapters[0] if len(adapters) == 1 else adapters
+    if reference.override_architecture is not None:
+        mapping["override_architecture"] = reference.override_architecture
+    return mapping
+
+
+def _adapter_mapping(adapter: AdapterReference) -> dict[str, Any]:
+    """The parts that are not left to defaults."""
+    parts: dict[str, Any] = {"path": adapter.path}
+    if adapter.revision is not None:
+        parts["revision"] = adapter.revision
+    if adapter.strength != 1.0:
+        parts["scale"] = adapter.strength
     return parts
 
 
-def _adapter_parts(adapter: AdapterReference) -> dict[str, Any]:
-    return {"path": adapter.path, "revision": adapter.revision, "scale": adapter.strength}
-
-
-def _from_mapping(given: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
+def _from_mapping(given: dict[str, Any], parts: Any, base_dir: Path | None) -> Reference:
     unknown = set(given) - {"model", "lora", "override_architecture"}
     if unknown:
         raise ValueError(
             f"A model mapping has the unknown key {min(unknown)!r}; it may have model, lora and "
             "override_architecture."
         )
-    inner = given["model"]
+    inner, lora = given["model"], given.get("lora")
     if isinstance(inner, str):
-        parts = _from_text(inner, base_dir)
+        found = parse_reference(inner, base_dir)
     elif _is_path(inner, {"path", "revision"}):
-        parts = dict(inner)
+        found = Reference(inner["path"], inner.get("revision"))
     else:
         raise ValueError(
             f"A model must be a path or a mapping of path and revision, not {literal(inner)}."
         )
-    if given.get("lora") is not None:
-        lora = given["lora"]
-        if parts.get("adapters"):
-            raise ValueError(
-                f"Model {literal(inner)} has adapters behind `+` and under `lora:`; write them in one of the "
-                "two places."
-            )
-        listed = list(lora) if isinstance(lora, (list, tuple)) else [lora]
-        parts["adapters"] = tuple(_adapter(adapter, base_dir) for adapter in listed)
-    if given.get("override_architecture") is not None:
-        parts["override_architecture"] = given["override_architecture"]
-    return parts
+    if lora is not None and found.adapters:
+        raise ValueError(
+            f"Model {literal(inner)} has adapters behind `+` and under `lora:`; write them in one of the "
+            "two places."
+        )
+    listed = list(lora) if isinstance(lora, (list, tuple)) else [] if lora is None else [lora]
+    adapters = found.adapters or tuple(_adapter(adapter, base_dir) for adapter in listed)
+    architecture = given.get("override_architecture")
+    if architecture is not None:
+        architecture = parts({"path": found.path, "override_architecture": architecture})
+        architecture = architecture["override_architecture"]
+    return Reference(found.path, found.revision, adapters, architecture)
 
 
-def _adapter(given: Any, base_dir: Path | None) -> dict[str, Any]:
+def _adapter(given: Any, base_dir: Path | None) -> AdapterReference:
     """One adapter of `lora:`: a text as after a `+`, or a mapping of path, revision and scale."""
     if isinstance(given, str) and given.strip():
-        return _adapter_parts(parse_adapter(given, base_dir))
+        return parse_adapter(given, base_dir)
     if not _is_path(given, {"path", "revision", "scale"}):
         raise ValueError(
             f"An adapter must be a path or a mapping of path, revision and scale, not {literal(given)}."
@@ -173,7 +180,7 @@ def _adapter(given: Any, base_dir: Path | None) -> dict[str, Any]:
         raise ValueError(
             f"The scale of adapter {given['path']!r} must be a finite number, not {literal(scale)}."
         )
-    return {**given, "scale": float(scale)}
+    return AdapterReference(given["path"], given.get("revision"), float(scale))
 
 
 def _is_path(given: Any, keys: set[str]) -> bool:

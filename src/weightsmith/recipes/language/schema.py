@@ -21,7 +21,7 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
 from weightsmith.recipes.language.parameter_settings import Settings
 from weightsmith.recipes.language.selectors import Match
@@ -71,9 +71,9 @@ def _range(given: tuple[int, int]) -> tuple[int, int]:
 
 DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
-StatisticsFiles = Annotated[tuple[ModelRef, ...], BeforeValidator(_listed)]
+StatisticsFiles = Annotated[tuple[ModelReference, ...], BeforeValidator(_listed)]
 Model = Annotated[
-    Annotated[ModelRef, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
+    Annotated[ModelReference, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
     Discriminator(_model_form),
 ]
 

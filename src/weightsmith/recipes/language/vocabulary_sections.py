@@ -18,7 +18,7 @@ from pydantic import (
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.model_references import ModelReference
 
 # How old versions of mergekit marked a model as the source of a tokenizer.
 _OLD_PREFIX = "model:"
@@ -44,7 +44,7 @@ def _refuse_recipes(given: Any) -> Any:
 
 TokenizerSource = Annotated[
     Annotated[Literal["union", "base"], Tag("@word")]
-    | Annotated[ModelRef, BeforeValidator(_refuse_recipes), Tag("@model")],
+    | Annotated[ModelReference, BeforeValidator(_refuse_recipes), Tag("@model")],
     Discriminator(_source_form),
     BeforeValidator(_without_old_prefix),
 ]
@@ -56,7 +56,7 @@ class ModelToken(DocumentPart):
     mergekit_keys = frozenset({"kind", "model", "token_id", "token"})
 
     kind: Literal["model_token"]
-    model: ModelRef
+    model: ModelReference
     token_id: StrictInt | None = Field(default=None, ge=0)
     token: StrictStr | None = None
 
@@ -85,7 +85,7 @@ def _row_form(given: Any) -> str:
 RowSource = Annotated[
     Annotated[ModelToken, Tag("@token")]
     | Annotated[ZeroRow, Tag("@zero")]
-    | Annotated[ModelRef, Tag("@model")],
+    | Annotated[ModelReference, Tag("@model")],
     Discriminator(_row_form),
 ]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.mentioned import ModelLike, tokenizer_references
-from weightsmith.recipes.language.model_references import ModelRef
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import (
     Clause,
@@ -73,7 +73,7 @@ class _Removal:
         return document.model_copy(update=changes)
 
     def _is(self, model: ModelLike | None) -> bool:
-        return isinstance(model, ModelRef) and str(model) == self._reference
+        return isinstance(model, Reference) and str(model) == self._reference
 
     def _is_in(self, model: ModelLike | None) -> bool:
         """Whether a model is the one, or a recipe that merges it."""
@@ -131,9 +131,9 @@ class _Removal:
             raise RecipeError(
                 f"A rule keeps tensors of {self._reference!r}; write the recipe without it."
             )
-        named = [] if document.tokenizer is None else tokenizer_references(document.tokenizer)
+        named = () if document.tokenizer is None else tokenizer_references(document.tokenizer)
         source = document.tokenizer_source
-        if self._reference in named or (isinstance(source, ModelRef) and self._is(source)):
+        if any(map(self._is, named)) or (isinstance(source, Reference) and self._is(source)):
             raise RecipeError(
                 f"The tokenizer section takes tokens of {self._reference!r}; write the recipe without it."
             )

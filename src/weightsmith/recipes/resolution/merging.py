@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.language.mentioned import ModelLike
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.mentioned import ModelLike, base_of, models_of
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,
@@ -21,6 +21,7 @@ from weightsmith.recipes.language.schema import (
 )
 from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.modifying import closest
 from weightsmith.recipes.resolution.output_sections import (
@@ -33,6 +34,7 @@ from weightsmith.recipes.resolution.output_sections import (
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
 from weightsmith.recipes.resolution.result import RecipeResult
+from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
 
@@ -40,14 +42,25 @@ from weightsmith.tensors import DType, Place
 _MOST_LAYERS = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeScope:
+    """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
+
+    `name` tells its merges from those of other recipes.
+    """
+
+    views: Views
+    semantics: str
+    name: str
+    seed: int
+
+
 @dataclass(slots=True)
 class _Work:
     """What the parts of one recipe share, and add to, while it is resolved."""
 
     document: RecipeDocument
-    semantics: str
-    scope: str
-    seed: int
+    scope: RecipeScope
     donor: View
     base: View | None
     combiner: Combiner
@@ -73,10 +86,15 @@ class _Frame:
 
 
 class Resolver:
-    """Resolves recipes, and those inside them, over the models that `inputs` opens."""
+    """Resolves recipes, and those inside them, over `views` of the models that `inputs` opens.
 
-    def __init__(self, inputs: Inputs) -> None:
+    `unties` is what the outermost recipe says about heads, for all of them.
+    """
+
+    def __init__(self, inputs: Inputs, views: Views, *, unties: bool) -> None:
         self.inputs = inputs
+        self._views = views
+        self._unties = unties
         self._problems = inputs.problems
 
     def result(
@@ -88,16 +106,14 @@ class Resolver:
         """
         semantics = document.semantics or inherited
         seed = seed if document.seed is None else document.seed
-        named = self._named_views(document, semantics, scope, seed)
-        if self.inputs.untie(named):
-            named = self._named_views(document, semantics, scope, seed)
+        within, named = self._chained(document, RecipeScope(self._views, semantics, scope, seed))
         self.inputs.check_ties(named)
-        base = self._base(document, semantics, scope, seed)
+        base = self._base(document, within)
         donor = base or named[0]
         if document.donor is not None:
-            donor = self.view(document.donor, semantics, scope, seed)
+            donor = self.view(document.donor, within)
         combiner = self._combiner(document, semantics, seed)
-        work = _Work(document, semantics, scope, seed, donor, base, combiner)
+        work = _Work(document, within, donor, base, combiner)
         if document.expression is not None:
             self._expression(work, document.expression)
         elif document.modules is not None:
@@ -117,45 +133,42 @@ class Resolver:
             semantics=semantics,
             output_dtype=work.combiner.output_dtype,
             seed=seed,
+            model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
 
-    def view(self, model: ModelLike, semantics: str, scope: str, seed: int) -> View:
-        """The tensors of a model: a checkpoint's, or those that a recipe gives."""
-        if isinstance(model, ModelRef):
-            return self.inputs.checkpoint_view(str(model))
+    def _chained(
+        self, document: RecipeDocument, scope: RecipeScope
+    ) -> tuple[RecipeScope, list[View]]:
+        """The scope with the steps that one recipe decides for its own models, and the views of these."""
+        named = self._named_views(document, scope)
+        if not self._unties:
+            return scope, named
+        scope = replace(scope, views=untied_views(scope.views, named))
+        return scope, self._named_views(document, scope)
+
+    def view(self, model: ModelLike, scope: RecipeScope) -> View:
+        """The tensors of a model: a checkpoint's, or those that a recipe gives, which it gives wherever it stands."""
+        if isinstance(model, Reference):
+            return scope.views.view(model)
         return self.inputs.recipe_view(
-            (semantics, seed, repr(plain(model))),
+            (scope.semantics, scope.seed, repr(plain(model))),
             model.name or "merge",
             lambda label: self.result(
-                model, inherited=semantics, scope=f"{scope}/{label}", seed=seed
+                model, inherited=scope.semantics, scope=f"{scope.name}/{label}", seed=scope.seed
             ),
         )
 
-    def _named_views(
-        self, document: RecipeDocument, semantics: str, scope: str, seed: int
-    ) -> list[View]:
+    def _named_views(self, document: RecipeDocument, scope: RecipeScope) -> list[View]:
         """Every model that is merged, in the order of the recipe; the base last."""
-        models: list[ModelLike] = [entry.model for entry in document.models or ()]
-        models += [source.model for part in document.slices or () for source in part.sources]
-        for module in (document.modules or {}).values():
-            models += [entry.model for entry in module.models or ()]
-            models += [source.model for part in module.slices or () for source in part.sources]
-        models += list((document.checkpoints or {}).values())
-        views = [self.view(model, semantics, scope, seed) for model in models]
-        base = self._base(document, semantics, scope, seed)
+        views = [self.view(model, scope) for model in models_of(document)]
+        base = self._base(document, scope)
         if base is not None:
             views.append(base)
         return list({id(view): view for view in views}.values())
 
-    def _base(self, document: RecipeDocument, semantics: str, scope: str, seed: int) -> View | None:
-        model = document.base_model
-        if document.expression is not None:
-            names = document.checkpoints or {}
-            if model is None:
-                model = names.get("base")
-            elif isinstance(model, ModelRef) and str(model) in names:
-                model = names[str(model)]
-        return None if model is None else self.view(model, semantics, scope, seed)
+    def _base(self, document: RecipeDocument, scope: RecipeScope) -> View | None:
+        model = base_of(document)
+        return None if model is None else self.view(model, scope)
 
     def _combiner(self, document: RecipeDocument, semantics: str, seed: int) -> Combiner:
         wanted = _dtype(document.dtype)
@@ -172,15 +185,14 @@ class Resolver:
         from weightsmith.recipes.resolution.arithmetic import expression_items
 
         models = (work.document.checkpoints or {}).items()
-        views = {
-            name: self.view(model, work.semantics, work.scope, work.seed) for name, model in models
-        }
+        semantics = work.scope.semantics
+        views = {name: self.view(model, work.scope) for name, model in models}
         measured = {
-            name: [self.inputs.measured(str(file), views[name]) for file in files]
+            name: [self.inputs.measured(file, views[name]) for file in files]
             for name, files in (work.document.statistics or {}).items()
         }
         made = expression_items(
-            text, views, work.base, work.donor, work.combiner, work.semantics, work.scope, measured
+            text, views, work.base, work.donor, work.combiner, semantics, work.scope.name, measured
         )
         for item, base in made:
             self._emit(work, item, base)
@@ -210,8 +222,8 @@ class Resolver:
         self._place(work, place_models(section, donor, self._problems, flat=flat))
 
     def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
-        view = self.view(entry.model, work.semantics, work.scope, work.seed)
-        measured = tuple(self.inputs.measured(str(f), view) for f in entry.statistics or ())
+        view = self.view(entry.model, work.scope)
+        measured = tuple(self.inputs.measured(file, view) for file in entry.statistics or ())
         return SectionSource(view, start, entry.parameters or {}, statistics=measured)
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
@@ -220,14 +232,14 @@ class Resolver:
             where = f"{frame.where}slices[{i}]"
             base = frame.base
             if part.base_model is not None:
-                base = self.view(part.base_model, work.semantics, work.scope, work.seed)
+                base = self.view(part.base_model, work.scope)
             given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
             alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
             sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
         donor = frame.restrict(work.donor)
-        if work.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
+        if work.scope.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
             raise RecipeError(
                 f"slices: {donor.label!r} has several stacks of layers "
                 f"({', '.join(donor.stacks)}), and mergekit then requires `modules:`; say there "
@@ -316,9 +328,9 @@ class Resolver:
 
             base = work.base
             if module.base_model is not None:
-                base = self.view(module.base_model, work.semantics, work.scope, work.seed)
+                base = self.view(module.base_model, work.scope)
             levels = (module.parameters or {}, work.document.parameters or {})
-            scope = f"{work.scope}/{name}"
+            scope = f"{work.scope.name}/{name}"
             frame = _Frame(module, f"modules.{name}.", scope, base, levels, restrict)
             self._part(work, frame, module.models, module.slices)
         self._leftover(work, split.leftover)
@@ -327,7 +339,7 @@ class Resolver:
         """Tensors of no module: mergekit leaves them out, native recipes copy the donor's."""
         for name in names:
             item = work.donor.items[name]
-            if work.semantics == "mergekit":
+            if work.scope.semantics == "mergekit":
                 self._problems.about(
                     name,
                     Severity.WARNING,
@@ -381,7 +393,7 @@ class Resolver:
         if rule is None:
             return treatment_of(section)
         if rule.keep is not None:
-            kept = self.view(rule.keep, work.semantics, work.scope, work.seed)
+            kept = self.view(rule.keep, work.scope)
             return replace(treatment_of(section), keep=kept)
         # Statistics over the whole model go on across a rule that only changes parameters.
         changes = rule.merge_method is not None or rule.semantics is not None
@@ -421,7 +433,7 @@ def _section(
 ) -> MergeSection:
     """A section with the method and semantics of the closest level that names them."""
     method = (part and part.merge_method) or frame.owner.merge_method or work.document.merge_method
-    preset = (part and part.semantics) or frame.owner.semantics or work.semantics
+    preset = (part and part.semantics) or frame.owner.semantics or work.scope.semantics
     own = (part.parameters or {},) if part is not None else ()
     assert method is not None
     labels = Counter(source.view.label for source in sources)

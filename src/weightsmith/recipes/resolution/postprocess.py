@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
-from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.parameter_settings import lookups
 from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge, OutputTensor
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
 from weightsmith.recipes.resolution.result import RecipeResult
-from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Kind, Place, depth_of
-
-# A model, the preset and the merge that it stands in, and a seed give its tensors.
-ViewOf = Callable[[ModelLike, str, str, int], View]
 
 
 def post_steps(
@@ -189,24 +184,20 @@ def _shares(ties: Sequence[frozenset[str]], group: frozenset[str]) -> bool:
 
 
 def assertions(
-    document: RecipeDocument, view_of: ViewOf, result: RecipeResult, outputs: Sequence[OutputTensor]
+    document: RecipeDocument, result: RecipeResult, outputs: Sequence[OutputTensor]
 ) -> tuple[Assertion, ...]:
-    """The clauses of `assert:` with the tensors that they are about; `view_of` opens what they compare with.
+    """The clauses of `assert:` with the tensors that they are about, and what these are compared with.
 
     Raises RecipeError for a clause about no tensor, and for one that needs a base or a parent that is not there.
     """
     return tuple(
-        _assertion(clause, f"assert[{i}]", view_of, result, outputs)
+        _assertion(clause, f"assert[{i}]", result, outputs)
         for i, clause in enumerate(document.assertions or ())
     )
 
 
 def _assertion(
-    clause: Clause,
-    where: str,
-    view_of: ViewOf,
-    result: RecipeResult,
-    outputs: Sequence[OutputTensor],
+    clause: Clause, where: str, result: RecipeResult, outputs: Sequence[OutputTensor]
 ) -> Assertion:
     if clause.finite:
         return Assertion(
@@ -226,7 +217,7 @@ def _assertion(
             bounds.high,
         )
     assert clause.equal is not None
-    view = view_of(clause.equal.to, result.semantics, where, result.seed)
+    view = result.model_view(clause.equal.to, where)
     chosen = _selected(clause.equal.match, outputs, where)
     found = {item.name: view.items.get(item.name) for item in chosen}
     return Assertion(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from weightsmith.adapters import located, open_model, parse_reference
+from weightsmith.adapters import Reference, located, open_model
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding
@@ -16,6 +17,7 @@ from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.vocabulary_sections import Tokenizer
 from weightsmith.recipes.resolution.boundary_findings import seam_findings
 from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, merges_in
+from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
@@ -23,40 +25,38 @@ from weightsmith.recipes.resolution.views import View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors import parse_size
 
-Opener = Mapping[str, Checkpoint] | Callable[[str], Checkpoint]
+if TYPE_CHECKING:
+    from weightsmith.vocabularies import Outcome
+
+Opener = Callable[[Reference], Checkpoint]
+Opened = Mapping[str, Checkpoint] | Opener
 
 _DEFAULT_SHARD = 5 * 10**9
 
 
-def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
+def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
     """Answer every question of a recipe from headers and configurations; no tensor data is read.
 
-    `opened` gives the checkpoint for a model as the recipe writes it (`PATH`, `PATH@REVISION`, `BASE+ADAPTER`): a
-    mapping, a function, or None to open them here. What does not fit together is gathered in `findings`, all of it at
-    once. Raises RecipeError where the recipe means nothing for any checkpoints, and CheckpointError where one
-    cannot be opened.
+    `opened` gives the checkpoint of a model: a mapping from what the recipe writes for it (`PATH`, `PATH@REVISION`,
+    `BASE+ADAPTER`), a function of its `Reference`, or None to open them here. What does not fit together is gathered in
+    `findings`, all of it at once. Raises RecipeError where the recipe means nothing for any checkpoints, and
+    CheckpointError where one cannot be opened.
     """
     document = recipe.document
-    inputs = Inputs(opener_of(recipe, opened), unties=bool(document.untie))
-    resolver = Resolver(inputs)
-    section = _tokenizer_section(document)
-    vocabulary = None
-    if section is not None:
-        # Most recipes have none, and the aligning of vocabularies is a third of what reads recipes.
-        from weightsmith.recipes.resolution.tokenizers import align_checkpoints
-
-        vocabulary = align_checkpoints(document, section, inputs, recipe.semantics)
+    inputs = Inputs(opener_of(recipe, opened))
+    views, vocabulary = _chained(recipe, inputs)
+    resolver = Resolver(inputs, views, unties=bool(document.untie))
     result = resolver.result(document, inherited="paper", scope="merge")
     outputs = tied_outputs(result)
     if vocabulary is None:
         vocabulary = compare_vocabularies(document, result, outputs, inputs)
-    checks = assertions(document, resolver.view, result, outputs)
-    measured = _measured_only(outputs, inputs.recipe_views)
+    checks = assertions(document, result, outputs)
+    measured = _measured_only(outputs, inputs.recipe_views.values())
     return Resolved(
         outputs=tuple(outputs),
         checkpoints=dict(inputs.checkpoints),
-        donor=inputs.label_of(result.donor),
-        base=inputs.label_of(result.base) if result.base is not None else None,
+        donor=result.donor.config_source,
+        base=result.base.config_source if result.base is not None else None,
         layer_sources=result.layer_sources,
         findings=(
             *recipe.findings,
@@ -77,8 +77,25 @@ def resolve(recipe: Recipe, opened: Opener | None = None) -> Resolved:
     )
 
 
+def _chained(recipe: Recipe, inputs: Inputs) -> tuple[Views, Outcome | None]:
+    """The views that the recipe and those inside it take, and what became of their vocabularies.
+
+    Each step of the chain is a line here, in the order in which they follow one another. Adapters come before all of
+    them, where a reference is opened, and untying after them, which is decided recipe by recipe.
+    """
+    views: Views = inputs
+    vocabulary = None
+    section = _tokenizer_section(recipe.document)
+    if section is not None:
+        # Most recipes have none, and the aligning of vocabularies is a third of what reads recipes.
+        from weightsmith.recipes.resolution.tokenizers import aligned_views
+
+        views, vocabulary = aligned_views(recipe, section, views, inputs.problems)
+    return views, vocabulary
+
+
 def _measured_only(
-    outputs: Sequence[OutputTensor], inner: Sequence[View]
+    outputs: Sequence[OutputTensor], inner: Collection[View]
 ) -> tuple[OutputTensor, ...]:
     """Tensors of recipes inside the recipe that belong to a merge of the outputs, but are in none of them."""
     if not inner:
@@ -122,23 +139,18 @@ def _tokenizer_section(document: RecipeDocument) -> Tokenizer | None:
     return document.tokenizer
 
 
-def opener_of(recipe: Recipe, opened: Opener | None) -> Callable[[str], Checkpoint]:
+def opener_of(recipe: Recipe, opened: Opened | None) -> Opener:
     """What opens the models of a recipe, whose paths may be meant from its folder; see `resolve`."""
-    opened = open_model if opened is None else opened
-    if callable(opened):
-        opener, base_dir = opened, recipe.base_dir
-        if base_dir is None:
-            return opener
-        return lambda reference: opener(
-            str(located(parse_reference(reference, base_dir), base_dir))
-        )
+    if opened is None or callable(opened):
+        opener = opened or open_model
+        return lambda reference: opener(located(reference, recipe.base_dir))
     given = opened
 
-    def look_up(reference: str) -> Checkpoint:
-        if reference not in given:
+    def look_up(reference: Reference) -> Checkpoint:
+        if str(reference) not in given:
             raise RecipeError(
-                f"The model {reference!r} of the recipe was not given; given are {', '.join(given)}."
+                f"The model {str(reference)!r} of the recipe was not given; given are {', '.join(given)}."
             )
-        return given[reference]
+        return given[str(reference)]
 
     return look_up

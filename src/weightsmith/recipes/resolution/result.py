@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType
@@ -15,7 +16,8 @@ class RecipeResult:
     """The outputs of one recipe with what gave them their frame.
 
     `inputs` are the views that were merged; `bases` holds the base's tensor for each output that
-    has one; `stack` is the prefix of the layers that `layer_sources` is about.
+    has one; `stack` is the prefix of the layers that `layer_sources` is about. `model_view` gives the view of
+    a model as this recipe takes it, for a part of the recipe that is called by its place.
     """
 
     items: tuple[OutputTensor, ...]
@@ -28,3 +30,4 @@ class RecipeResult:
     semantics: str
     output_dtype: DType | None
     seed: int
+    model_view: Callable[[ModelLike, str], View]

@@ -6,8 +6,9 @@ After that the checkpoints have ordinary tables of one size, and the rest of res
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import Checkpoint, vocabulary_size_of
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
@@ -18,7 +19,8 @@ from weightsmith.recipes.language.mentioned import (
     other_references,
     tokenizer_references,
 )
-from weightsmith.recipes.language.model_references import ModelRef
+from weightsmith.recipes.language.problems import Problems
+from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.vocabulary_sections import (
     BORROW,
@@ -27,8 +29,10 @@ from weightsmith.recipes.language.vocabulary_sections import (
     Tokenizer,
     ZeroRow,
 )
-from weightsmith.recipes.resolution.inputs import Inputs
-from weightsmith.tensors import shown
+from weightsmith.recipes.resolution.input_chain import Views, with_tensors
+from weightsmith.recipes.resolution.untying import untied_views
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import LazyTensor, shown
 from weightsmith.tokenizers import (
     AddedFlags,
     Library,
@@ -57,57 +61,72 @@ from weightsmith.vocabularies import (
 from weightsmith.wording import counted
 
 
-def align_checkpoints(
-    document: RecipeDocument, section: Tokenizer, inputs: Inputs, semantics: str
-) -> Outcome | None:
-    """Open and align every checkpoint of a recipe with a tokenizer section; None where none has a tokenizer.
+def aligned_views(
+    recipe: Recipe, section: Tokenizer, views: Views, problems: Problems
+) -> tuple[Views, Outcome | None]:
+    """The chain that ends with every checkpoint in the order of the target vocabulary, and what was decided.
 
+    All checkpoints are opened, in the order in which they are merged. Nothing is decided where none has a tokenizer.
     Raises RecipeError for a section that means nothing for these checkpoints, and TokenizerError for a tokenizer that
     cannot be read.
     """
-    work = _Section(document, section, inputs, semantics)
-    work.open()
-    if not work.has_tokenizers():
-        return None
-    return work.outcome()
+    document = recipe.document
+    merged = merged_references(document)
+    others = other_references(document) + tokenizer_references(section)
+    every = list(dict.fromkeys([*merged, *others]))
+    opened = [views.view(reference) for reference in every]
+    if document.untie:
+        # A head has rows of its own to align, so it must be there before.
+        views = untied_views(views, opened[: len(merged)])
+    library = Library()
+    vocabularies = {r: library.read(views.view(r).checkpoint) for r in every}
+    work = _Section(
+        document, section, views, problems, recipe.semantics, merged, library, vocabularies
+    )
+    return work.aligned() if work.has_tokenizers() else (views, None)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class AlignedTables:
+    """A step of the chain: the tables of checkpoints, by label, that have the target's rows."""
+
+    tables: Mapping[str, Mapping[str, LazyTensor]]
+
+    def __call__(self, view: View) -> View:
+        """The view with its aligned tables; the view itself where those that it has need no change."""
+        tensors = self.tables.get(view.label)
+        return with_tensors(view, tensors) if tensors else view
+
+
+@dataclass(frozen=True, eq=False)
 class _Section:
-    """One tokenizer section at work; checkpoints are known by what the recipe calls them."""
+    """One tokenizer section at work; checkpoints are known by what the recipe calls them.
+
+    `vocabularies` has all of them in the order in which they are opened, `merged` the first of these.
+    """
 
     document: RecipeDocument
     section: Tokenizer
-    inputs: Inputs
+    views: Views
+    problems: Problems
     semantics: str
-    merged: list[str] = field(default_factory=list)
-    every: list[str] = field(default_factory=list)
-    library: Library = field(default_factory=Library)
-    vocabularies: dict[str, Vocabulary | None] = field(default_factory=dict)
+    merged: Sequence[Reference]
+    library: Library
+    vocabularies: Mapping[Reference, Vocabulary | None]
 
     @property
     def is_native(self) -> bool:
         return self.semantics != "mergekit"
 
     @property
-    def base(self) -> str:
+    def base(self) -> Reference:
         return base_reference(self.document)
 
-    def checkpoint(self, reference: str) -> Checkpoint:
-        return self.inputs.checkpoint_view(reference).checkpoint
+    def checkpoint(self, reference: Reference) -> Checkpoint:
+        return self.views.view(reference).checkpoint
 
-    def label(self, reference: str) -> str:
-        return self.inputs.checkpoint_view(reference).label
-
-    def open(self) -> None:
-        """Open all checkpoints, in the order in which they are merged, and read their tokenizers."""
-        self.merged = merged_references(self.document)
-        others = other_references(self.document) + tokenizer_references(self.section)
-        self.every = list(dict.fromkeys([*self.merged, *others]))
-        views = [self.inputs.checkpoint_view(reference) for reference in self.every]
-        self.inputs.untie(views[: len(self.merged)])
-        for reference in self.every:
-            self.vocabularies[reference] = self.library.read(self.checkpoint(reference))
+    def label(self, reference: Reference) -> str:
+        return self.views.view(reference).label
 
     def has_tokenizers(self) -> bool:
         """Whether there is anything to align; a source without a tokenizer is refused unless nobody has one.
@@ -115,10 +134,10 @@ class _Section:
         Raises RecipeError where the source has none and others do, or the section asks for a change.
         """
         source = self.section.source
-        wanted = str(source) if isinstance(source, ModelRef) else self.base
+        wanted = source if isinstance(source, Reference) else self.base
         if self.vocabularies[wanted] is not None:
             return True
-        sizes = {self.checkpoint(reference).vocab_size for reference in self.every}
+        sizes = {self.checkpoint(reference).vocab_size for reference in self.vocabularies}
         section = self.section
         changes = (
             section.tokens or section.pad_to_multiple_of or section.missing or source == "union"
@@ -128,7 +147,7 @@ class _Section:
                 f"tokenizer: {self.label(wanted)!r} has no tokenizer files, so there is no vocabulary to align to; add "
                 "its tokenizer to the folder, or name another source."
             )
-        self.inputs.problems.add(
+        self.problems.add(
             Finding(
                 Severity.NOTE,
                 "no-tokenizer",
@@ -138,31 +157,29 @@ class _Section:
         )
         return False
 
-    def outcome(self) -> Outcome:
-        """Align all checkpoints and put the aligned ones in place of those that were opened."""
+    def aligned(self) -> tuple[Views, Outcome]:
+        """The chain with the tables of all checkpoints aligned, and what was decided."""
         target, tokenizer_source = self._target()
-        models = {reference: self._model(reference, target) for reference in self.every}
+        models = {reference: self._model(reference, target) for reference in self.vocabularies}
         aligner = self._aligner(target, models, tokenizer_source)
         aligned = [aligner.align(model) for model in models.values()]
         self._refuse_bundle(aligned)
-        for reference, one in zip(models, aligned, strict=True):
-            if one.tensors:
-                self.inputs.substitute(reference, one.tensors)
         self._note(target, aligner, aligned)
-        return self._described(target, tokenizer_source, aligner, aligned)
+        step = AlignedTables({one.model.label: one.tensors for one in aligned if one.tensors})
+        return self.views.then(step), self._described(target, tokenizer_source, aligner, aligned)
 
-    def _member(self, reference: str, vocabulary: Vocabulary) -> TokenizerMember:
+    def _member(self, reference: Reference, vocabulary: Vocabulary) -> TokenizerMember:
         checkpoint = self.checkpoint(reference)
         return TokenizerMember(
             vocabulary, checkpoint.path, checkpoint.vocab_size, self.label(reference)
         )
 
-    def _target(self) -> tuple[TargetVocabulary, str]:
+    def _target(self) -> tuple[TargetVocabulary, Reference]:
         """The target and the checkpoint whose tokenizer it is, or grew from."""
         source = self.section.source
         tokens = list(self.section.tokens or ())
         pad = self.section.pad_to_multiple_of
-        tokenizer_source = str(source) if isinstance(source, ModelRef) else self.base
+        tokenizer_source = source if isinstance(source, Reference) else self.base
         own = self.vocabularies[tokenizer_source]
         assert own is not None
         donor = self._member(tokenizer_source, own)
@@ -196,9 +213,9 @@ class _Section:
                 found[text] = flags
         return found
 
-    def _model(self, reference: str, target: TargetVocabulary) -> TokenizedModel:
+    def _model(self, reference: Reference, target: TargetVocabulary) -> TokenizedModel:
         """A checkpoint with its tokenizer; one that lacks it is taken to have the base's, as in mergekit."""
-        view = self.inputs.checkpoint_view(reference)
+        view = self.views.view(reference)
         vocabulary = self.vocabularies[reference]
         if vocabulary is None:
             vocabulary = self.vocabularies[self.base]
@@ -206,7 +223,7 @@ class _Section:
             if vocabulary is None:
                 vocabulary, whose = target.vocabulary, "the result"
             fits = view.checkpoint.vocab_size == self.checkpoint(self.base).vocab_size
-            self.inputs.problems.add(
+            self.problems.add(
                 Finding(
                     Severity.NOTE if fits else Severity.WARNING,
                     "tokenizer-assumed",
@@ -224,7 +241,10 @@ class _Section:
         )
 
     def _aligner(
-        self, target: TargetVocabulary, models: Mapping[str, TokenizedModel], tokenizer_source: str
+        self,
+        target: TargetVocabulary,
+        models: Mapping[Reference, TokenizedModel],
+        tokenizer_source: Reference,
     ) -> Aligner:
         has_base = self.document.base_model is not None or self.document.expression is not None
         aligner = Aligner(
@@ -247,17 +267,15 @@ class _Section:
     def _choice(
         self,
         text: str,
-        source: ModelToken | ZeroRow | ModelRef | None,
+        source: ModelToken | ZeroRow | Reference | None,
         force: bool,
-        models: Mapping[str, TokenizedModel],
+        models: Mapping[Reference, TokenizedModel],
         aligner: Aligner,
     ) -> TokenChoice:
         if source is None or isinstance(source, ZeroRow):
             return TokenChoice(None, is_zero=source is not None, force=force)
-        is_token = isinstance(source, ModelToken)
-        model = models[str(source.model if is_token else source)]  # type: ignore[union-attr]
-        if is_token:
-            assert isinstance(source, ModelToken)
+        model = models[source.model if isinstance(source, ModelToken) else source]
+        if isinstance(source, ModelToken):
             row = source.token_id
             if row is None:
                 row = model.vocabulary.ids.get(source.token or "")
@@ -281,8 +299,8 @@ class _Section:
             )
 
     def _note(self, target: TargetVocabulary, aligner: Aligner, aligned: Sequence[Aligned]) -> None:
-        problems = self.inputs.problems
-        for reference in self.every:
+        problems = self.problems
+        for reference in self.vocabularies:
             vocabulary = self.vocabularies[reference]
             for finding in () if vocabulary is None else vocabulary.findings:
                 problems.add(finding)
@@ -324,7 +342,7 @@ class _Section:
     def _described(
         self,
         target: TargetVocabulary,
-        tokenizer_source: str,
+        tokenizer_source: Reference,
         aligner: Aligner,
         aligned: Sequence[Aligned],
     ) -> Outcome:
@@ -336,7 +354,7 @@ class _Section:
             form, parents, self.vocabularies[whose], target.vocabulary
         )
         for finding in findings:
-            self.inputs.problems.add(finding)
+            self.problems.add(finding)
         if template is None and whose != config_source:
             vocabulary = self.vocabularies[whose]
             assert vocabulary is not None
@@ -360,12 +378,14 @@ class _Section:
             tables=tuple(r for one in aligned if one.model.is_merged for r in one.reports),
             special=special_tokens(aligner),
             template=_template_words(form, self.label(whose), template, self._has_template(whose)),
-            inputs={self.label(r): self.library.digests(self.checkpoint(r)) for r in self.every},
+            inputs={
+                self.label(r): self.library.digests(self.checkpoint(r)) for r in self.vocabularies
+            },
             read_tokens=self.library.tokens,
             change=change,
         )
 
-    def _has_template(self, reference: str) -> bool:
+    def _has_template(self, reference: Reference) -> bool:
         vocabulary = self.vocabularies[reference]
         return vocabulary is not None and bool(vocabulary.chat_templates)
 

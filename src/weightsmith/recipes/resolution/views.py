@@ -12,11 +12,16 @@ from weightsmith.recipes.resolution.formula import Leaf, OutputTensor
 
 @dataclass(slots=True)
 class View:
-    """Tensors by name. `checkpoint` gives configuration and tokenizer: for a recipe's result, those of its donor."""
+    """Tensors by name.
+
+    `checkpoint` gives configuration and tokenizer, and `config_source` is its label: for a recipe's result, those of
+    its donor.
+    """
 
     label: str
     items: dict[str, OutputTensor]
     checkpoint: Checkpoint
+    config_source: str
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
     _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(
@@ -82,4 +87,4 @@ def view_of(checkpoint: Checkpoint, label: str) -> View:
         )
         for name, tensor in checkpoint.tensors.items()
     }
-    return View(label, tensors, checkpoint, checkpoint.ties)
+    return View(label, tensors, checkpoint, label, checkpoint.ties)

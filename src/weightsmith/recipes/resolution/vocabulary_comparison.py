@@ -28,7 +28,7 @@ def compare_vocabularies(
 
     Raises RecipeError for a `chat_template:` that means nothing.
     """
-    donor = inputs.label_of(result.donor)
+    donor = result.donor.config_source
     mixed = _mixed(outputs)
     labels = [donor, *(label for label in inputs.checkpoints if label != donor)]
     statistics = {measured.label for measured in inputs.statistics.values()}
