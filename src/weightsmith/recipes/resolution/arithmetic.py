@@ -28,7 +28,8 @@ from weightsmith.recipes.resolution.measured_statistics import (
     stored_statistics,
     with_metric,
 )
-from weightsmith.recipes.resolution.output_sections import distinct_labels
+from weightsmith.recipes.resolution.output_sections import SectionSource, distinct_labels
+from weightsmith.recipes.resolution.result import RecipeScope
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Place
 
@@ -37,27 +38,23 @@ WHERE = "expression"
 
 def expression_items(
     text: str,
-    views: Mapping[str, View],
+    sources: Mapping[str, SectionSource],
     base: View | None,
     donor: View,
     combiner: Combiner,
-    semantics: str,
-    scope: str,
-    measured: Mapping[str, Sequence[MeasuredStatistics]],
+    scope: RecipeScope,
 ) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
-    """Every output of an expression with the base's tensor, in the donor's order.
-
-    `measured` has the files of statistics of the expression's names.
-    """
-    combination = parse_expression(text, views, semantics)
-    used = {name: views[name] for name in dict.fromkeys(_names(combination))}
+    """Every output of an expression over sources with names, with the base's tensor, in the donor's order."""
+    combination = parse_expression(text, sources, scope.semantics)
+    used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
+    measured = {name: source.statistics for name, source in sources.items()}
     order = (donor, *used.values())
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue
         base_item = base.items.get(name) if base is not None else None
-        merges = _Merges(name, used, measured, combiner, semantics, scope)
+        merges = _Merges(name, used, measured, combiner, scope)
         item = _item(name, combination, merges, items, base_item, donor)
         if item is not None:
             yield item, base_item
@@ -115,8 +112,7 @@ class _Merges:
     views: Mapping[str, View]
     measured: Mapping[str, Sequence[MeasuredStatistics]]
     combiner: Combiner
-    semantics: str
-    scope: str
+    scope: RecipeScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +148,16 @@ class _Tensors:
         )
         return Merge(
             method=call.method,
-            preset=self.of.semantics,
+            preset=self.of.scope.semantics,
             shared=call.shared,
             base=base if has_base else None,
             experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
             per_expert=per_expert,
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
-            scope_id=f"{self.of.scope}/{call.method}{path}",
+            scope_id=f"{self.of.scope.name}/{call.method}{path}",
             place=self.place,
             shape=self.shape,
-            seed=self.of.combiner.seed,
+            seed=self.of.scope.seed,
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),

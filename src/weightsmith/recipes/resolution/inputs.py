@@ -94,7 +94,7 @@ class Inputs:
         if key not in self.recipe_views:
             label = self._recipe_labels.new(name)
             made = result(label)
-            is_rounded = made.semantics == "mergekit" or made.output_dtype is not None
+            is_rounded = made.scope.semantics == "mergekit" or made.output_dtype is not None
             items = {
                 item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
                 for item in as_written(made)

@@ -33,26 +33,13 @@ from weightsmith.recipes.resolution.output_sections import (
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
-from weightsmith.recipes.resolution.result import RecipeResult
+from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
 
 # Above all models that there are; a layer's number in a file may be any.
 _MOST_LAYERS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeScope:
-    """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
-
-    `name` tells its merges from those of other recipes.
-    """
-
-    views: Views
-    semantics: str
-    name: str
-    seed: int
 
 
 @dataclass(slots=True)
@@ -123,16 +110,15 @@ class Resolver:
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
         return RecipeResult(
-            items=tuple(post_steps(document, work.items, work.bases, semantics, scope, seed)),
+            items=tuple(post_steps(document, work.items, work.bases, within)),
             donor=donor,
             base=base,
             inputs=tuple(named),
             bases=work.bases,
             layer_sources=work.layer_sources,
             stack=donor.main_stack,
-            semantics=semantics,
+            scope=within,
             output_dtype=work.combiner.output_dtype,
-            seed=seed,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
 
@@ -185,15 +171,13 @@ class Resolver:
         from weightsmith.recipes.resolution.arithmetic import expression_items
 
         models = (work.document.checkpoints or {}).items()
-        semantics = work.scope.semantics
-        views = {name: self.view(model, work.scope) for name, model in models}
-        measured = {
-            name: [self.inputs.measured(file, views[name]) for file in files]
-            for name, files in (work.document.statistics or {}).items()
-        }
-        made = expression_items(
-            text, views, work.base, work.donor, work.combiner, semantics, work.scope.name, measured
-        )
+        files = work.document.statistics or {}
+        sources = {}
+        for name, model in models:
+            view = self.view(model, work.scope)
+            measured = tuple(self.inputs.measured(file, view) for file in files.get(name, ()))
+            sources[name] = SectionSource(view, statistics=measured)
+        made = expression_items(text, sources, work.base, work.donor, work.combiner, work.scope)
         for item, base in made:
             self._emit(work, item, base)
 

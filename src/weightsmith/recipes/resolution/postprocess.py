@@ -13,7 +13,7 @@ from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocume
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge, OutputTensor
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
-from weightsmith.recipes.resolution.result import RecipeResult
+from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
 from weightsmith.tensors import Kind, Place, depth_of
 
 
@@ -21,16 +21,15 @@ def post_steps(
     document: RecipeDocument,
     items: Sequence[OutputTensor],
     bases: Mapping[str, OutputTensor],
-    semantics: str,
-    scope: str,
-    seed: int,
+    scope: RecipeScope,
 ) -> list[OutputTensor]:
     """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
     merges = {item.name: item.formula for item in items if isinstance(item.formula, Merge)}
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
-        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}", seed)
+        within = replace(scope, name=f"{scope.name}/{place}")
+        result = _stepped(step, result, merges, bases, place, within)
     return result
 
 
@@ -39,10 +38,8 @@ def _stepped(
     items: Sequence[OutputTensor],
     merges: Mapping[str, Merge],
     bases: Mapping[str, OutputTensor],
-    semantics: str,
     where: str,
-    scope: str,
-    seed: int,
+    scope: RecipeScope,
 ) -> list[OutputTensor]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
@@ -56,10 +53,10 @@ def _stepped(
     if follows and spec.step_unless:
         _require_merged(items, merges, f"{where}: method {spec.name} needs {spec.step_unless!r}")
     shared = lookups(
-        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
+        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=scope.semantics
     )
     own = lookups(
-        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=semantics
+        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=scope.semantics
     )
     result = []
     for item in items:
@@ -77,16 +74,16 @@ def _stepped(
         uses_base = spec.base is not registry.Base.IGNORED and base is not None
         formula = Merge(
             method=spec.name,
-            preset=semantics,
+            preset=scope.semantics,
             shared=(*values(shared, item.name, item.place), *follows.items()),
             base=base.formula if uses_base and base is not None else None,
             experts=(item.formula, *experts),
             per_expert=(values(own, item.name, item.place),) * (1 + len(experts)),
             labels=distinct_labels(["merged", *(behind.labels if behind is not None else ())]),
-            scope_id=scope,
+            scope_id=scope.name,
             place=item.place,
             shape=item.shape,
-            seed=seed,
+            seed=scope.seed,
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
@@ -132,7 +129,7 @@ def as_written(result: RecipeResult) -> list[OutputTensor]:
         if item.place.layer is not None:
             layers.setdefault(item.place.stack, set()).add(item.place.layer)
     ordered = {block: sorted(found) for block, found in layers.items()}
-    if result.semantics == "mergekit":
+    if result.scope.semantics == "mergekit":
         return items
     return [replace(item, place=_in_stack(item.place, ordered)) for item in items]
 

@@ -7,8 +7,22 @@ from dataclasses import dataclass
 
 from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeScope:
+    """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
+
+    `name` tells its merges from those of other recipes.
+    """
+
+    views: Views
+    semantics: str
+    name: str
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +41,6 @@ class RecipeResult:
     bases: Mapping[str, OutputTensor]
     layer_sources: tuple[int, ...] | None
     stack: str | None
-    semantics: str
+    scope: RecipeScope
     output_dtype: DType | None
-    seed: int
     model_view: Callable[[ModelLike, str], View]
