@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weightsmith
+from weightsmith.adapters import AdapterReference, Reference
 from weightsmith.adapters.adapted_models import open_model
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.engine.planning.planned_tensors import Action
@@ -26,6 +28,7 @@ from weightsmith.evaluation.subjects import open_subject
 from weightsmith.inspection.checkpoint_difference import compare_checkpoints
 from weightsmith.inspection.checkpoint_summary import summarize_checkpoint
 from weightsmith.recipes import Recipe
+from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.tensors.digests import digest_tensor
 
 from ..adapters.peft_family import llama, lora, merged  # noqa: TID252 - two rooms share it
@@ -267,6 +270,19 @@ def test_masks_and_record_do_not_depend_on_the_folder_that_a_merge_is_started_fr
     assert elsewhere.inputs == here.inputs
     given = here.inputs["base+a"]
     assert (given.reference, given.model, given.adapters[0].reference) == ("base+a", "base", "a")
+
+
+def test_a_record_that_calls_the_base_like_the_whole_keeps_the_label_that_masks_were_drawn_by(
+    family: Path,
+) -> None:
+    reference = Reference("base", None, (AdapterReference("a"),))
+    opened = open_model(f"{family}/base+{family}/a")
+    recorded = replace(opened, source="base+a", base_source="base+a")
+    labels = []
+    for checkpoint in (opened, recorded):
+        inputs = Inputs(lambda _, found=checkpoint: found)
+        labels.append(inputs.view(reference).label)
+    assert labels == ["base+a", "base+a+a"]
 
 
 def test_paths_may_be_meant_from_the_recipes_folder(family: Path) -> None:

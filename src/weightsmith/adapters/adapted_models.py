@@ -98,8 +98,10 @@ def called(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
     named = replace(checkpoint, source=str(reference))
     if not checkpoint.attached:
         return named
-    if len(checkpoint.attached) != len(reference.adapters):
-        # What lies there now has other adapters than the reference says.
+    is_whole = checkpoint.base_source == checkpoint.source
+    if is_whole or len(checkpoint.attached) != len(reference.adapters):
+        # Records of 0.1.0 may call the base like the whole, and masks are drawn by that. Else what lies there now has
+        # other adapters than the reference says.
         return replace(named, base_source=named.source)
     pairs = zip(checkpoint.attached, reference.adapters, strict=True)
     attached = tuple(replace(adapter, source=written.place) for adapter, written in pairs)

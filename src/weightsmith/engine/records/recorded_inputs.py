@@ -92,7 +92,7 @@ def _with_adapters(
         replace(found, hub_id=adapter.hub_id, revision=adapter.revision)
         for found, adapter in zip(opened.attached, given.adapters, strict=True)
     ]
-    return replace(opened, attached=tuple(on_record))
+    return replace(opened, base_source=given.model, attached=tuple(on_record))
 
 
 def input_called(manifest: Manifest, name: str) -> Input:

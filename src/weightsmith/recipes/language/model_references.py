@@ -55,30 +55,34 @@ class _ReferenceForm:
             _read,
             _PARTS,
             serialization=core_schema.plain_serializer_function_ser_schema(reference_data),
+            ref="ModelRef",
+            # Where pydantic keeps the hook of a model, whose result is one definition that others refer to.
+            metadata={"pydantic_js_functions": [_described]},
         )
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
-        path = {
-            "type": "object",
-            "required": ["path"],
-            "properties": {"path": {"type": "string"}, "revision": {"type": "string"}},
-            "additionalProperties": False,
-        }
-        scaled = {**path, "properties": {**path["properties"], "scale": {"type": "number"}}}  # type: ignore[dict-item]
-        adapter = {"anyOf": [{"type": "string"}, scaled]}
-        lora = {"anyOf": [*adapter["anyOf"], {"type": "array", "items": adapter, "minItems": 1}]}
-        mapping = {
-            "type": "object",
-            "required": ["model"],
-            "properties": {
-                "model": {"anyOf": [{"type": "string"}, path]},
-                "lora": lora,
-                "override_architecture": {"type": "string"},
-            },
-            "additionalProperties": False,
-        }
-        return {"anyOf": [{"type": "string"}, mapping]}
+
+def _described(*_: Any) -> dict[str, Any]:
+    """The JSON Schema of a reference: a text, or a mapping around one."""
+    path = {
+        "type": "object",
+        "required": ["path"],
+        "properties": {"path": {"type": "string"}, "revision": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    scaled = {**path, "properties": {**path["properties"], "scale": {"type": "number"}}}  # type: ignore[dict-item]
+    adapter = {"anyOf": [{"type": "string"}, scaled]}
+    lora = {"anyOf": [*adapter["anyOf"], {"type": "array", "items": adapter, "minItems": 1}]}
+    mapping = {
+        "type": "object",
+        "required": ["model"],
+        "properties": {
+            "model": {"anyOf": [{"type": "string"}, path]},
+            "lora": lora,
+            "override_architecture": {"type": "string"},
+        },
+        "additionalProperties": False,
+    }
+    return {"anyOf": [{"type": "string"}, mapping]}
 
 
 # A local path that exists is taken as it is, `@` and `+` included.
