@@ -59,9 +59,10 @@ class Pcb:
         theta = theta_0 + lambda sum_i s_i w_i tau_i / sum_i s_i            (0 / 0 = 0)
 
     That is the paper (between: softmax). The authors' three files differ from it and from each other; each is a
-    preset, with c_i = sign(tau_i) clip(|tau_i|, the `clamp` and 1 - `clamp` quantiles), n_i = sign(c_i) Norm|c_i|:
+    preset, with m_i = clip(|tau_i|, its `clamp` and 1 - `clamp` quantiles), c_i = sign(tau_i) m_i and
+    n_i = sign(tau_i) Norm(m_i):
 
-        alpha_i = exp(N Norm(|c_i|)^2)
+        alpha_i = exp(N Norm(m_i)^2)
         beta_i = tanh(tau_i sum_j tau_j)   preset pcb-merging     tanh(tau_i sum_j n_j)   preset pcb
                  sum_j tanh(n_i n_j)       preset pcb_es
         s_i = Norm(max(alpha_i beta_i, its 1 - density quantile)), and c_i takes the place of tau_i

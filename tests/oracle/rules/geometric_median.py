@@ -3,11 +3,12 @@
     theta = argmin_x sum_i w_i |x - theta_i|
 
 A point that holds more than the others pull is the median itself; else it is found by Weiszfeld's steps and then by
-Newton's. Of two experts of equal weight it is the mean.
+Newton's. Of two experts of equal weight, up to its rounding, it is the mean.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def geometric_median(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     for name in family.places:
         points = np.stack([np.ravel(e[name]) for e in family.experts])
         weights = np.array(each({"weight": 1.0, **parameters}, "weight", name, len(points)))
-        even = len(points) == 2 and weights[0] == weights[1]
+        even = len(points) == 2 and math.isclose(*weights, rel_tol=1e-14)
         found = points.mean(axis=0) if even else _median(points, weights)
         merged[name] = found.reshape(family.places[name].shape)
     return merged

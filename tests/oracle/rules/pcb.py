@@ -105,11 +105,12 @@ def _scores_of_code(
     tasks: list[np.ndarray], given: dict[str, Any]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """c_i and s_i of the authors' files."""
-    clipped = [_clipped(x, given["clamp"]) for x in tasks]
-    normed = [np.sign(c) * _norm(np.abs(c)) for c in clipped]
+    magnitudes = [_clipped(np.abs(x), given["clamp"]) for x in tasks]
+    clipped = [np.sign(x) * m for x, m in zip(tasks, magnitudes, strict=True)]
+    normed = [np.sign(x) * _norm(m) for x, m in zip(tasks, magnitudes, strict=True)]
     scores = []
     for i, mine in enumerate(tasks):
-        within = np.exp(len(tasks) * _norm(np.abs(clipped[i])) ** 2)
+        within = np.exp(len(tasks) * _norm(magnitudes[i]) ** 2)
         if given["between"] == "raw":
             between = np.tanh(mine * sum(tasks))
         elif given["between"] == "normalised":
@@ -122,9 +123,8 @@ def _scores_of_code(
     return clipped, scores
 
 
-def _clipped(x: np.ndarray, share: float) -> np.ndarray:
-    """Magnitudes between their quantiles `share` and 1 - `share`."""
-    magnitudes = np.abs(x)
+def _clipped(magnitudes: np.ndarray, share: float) -> np.ndarray:
+    """Between their quantiles `share` and 1 - `share`; the code clips and compares them before the sign comes back."""
     ordered = np.sort(magnitudes)
-    highest = math.floor(x.size * (1 - Fraction(repr(share))) - 1)
-    return np.sign(x) * np.clip(magnitudes, ordered[count(share, x.size)], ordered[highest])
+    highest = math.floor(ordered.size * (1 - Fraction(repr(share))) - 1)
+    return np.clip(magnitudes, ordered[count(share, ordered.size)], ordered[highest])
