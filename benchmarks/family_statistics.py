@@ -36,8 +36,8 @@ from weightsmith.evaluation.retrieval import encoder_of
 from weightsmith.evaluation.scoring import evaluate
 from weightsmith.evaluation.suite import Suite, Task, load_suite
 from weightsmith.evaluation.tokens import tokens_of
-from weightsmith.testbeds.embedding import SCALE
-from weightsmith.testbeds.vit import features
+from weightsmith.testbeds.families.embedding import SCALE
+from weightsmith.testbeds.models.vit import features
 
 SINGLE, BATCH, BETA = 8, 32, 0.999
 Losses = Callable[[slice], torch.Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -90,3 +90,9 @@ def test_every_room_says_what_lives_in_it() -> None:
     assert not [
         room for room in rooms if not ast.get_docstring(ast.parse(modules()[room].read_text()))
     ]
+
+
+def test_no_room_has_more_files_side_by_side_than_one_looks_through() -> None:
+    files = Counter(file.parent for file in modules().values() if file.name != "__init__.py")
+    crowded = {str(folder.relative_to(SOURCE)): n for folder, n in files.items() if n > 30}
+    assert not crowded, "sub-rooms say what somebody looks for"

@@ -19,7 +19,6 @@ from weightsmith.naming import (
     nearest,
     parse_name,
     split_name,
-    with_layer,
 )
 
 
@@ -61,14 +60,6 @@ def test_every_index_in_a_name_but_an_experts_may_be_a_block(
 
 def test_a_stack_at_the_root_has_an_empty_prefix() -> None:
     assert parse_name("3.weight", "") == NamePieces("", 3, None, "weight")
-    assert with_layer("3.weight", "", 11) == "11.weight"
-
-
-def test_a_tensor_moves_to_another_layer() -> None:
-    name = "model.layers.3.mlp.experts.3.w1.weight"
-    assert with_layer(name, "model.layers", 40) == "model.layers.40.mlp.experts.3.w1.weight"
-    with pytest.raises(ValueError, match=r"'model\.norm\.weight'"):
-        with_layer("model.norm.weight", "model.layers", 1)
 
 
 def test_digits_of_other_scripts_are_not_layers() -> None:

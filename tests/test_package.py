@@ -21,11 +21,10 @@ SOURCE = Path(weightsmith.__file__).parent
 HEAVY = {"numpy", "pydantic", "ray", "safetensors", "sklearn", "torch", "transformers"}
 OPTIONAL = {"matplotlib", "ray", "safetensors", "scipy", "sklearn", "torch", "transformers"}
 TORCH_LIVES_IN = set((SOURCE / "graph" / "backends").glob("torch_*.py"))
-# What `testbed list` loads stays light; the recipes of the families train networks.
-LIGHT_TESTBEDS = {"__init__", "build", "families", "family_places", "sources", "workshop"}
-TORCH_LIVES_IN |= {
-    file for file in (SOURCE / "testbeds").glob("*.py") if file.stem not in LIGHT_TESTBEDS
-}
+# What `testbed list` loads stays light; the recipes of the families train networks, and tell how good they are.
+TESTBEDS = SOURCE / "testbeds"
+TORCH_LIVES_IN |= {*(TESTBEDS / "families").glob("*.py"), *(TESTBEDS / "models").glob("*.py")}
+TORCH_LIVES_IN.add(TESTBEDS / "data" / "language_tasks.py")
 
 
 def loaded_by(statement: str) -> set[str]:

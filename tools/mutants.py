@@ -2,7 +2,7 @@
 
 python tools/mutants.py                        a sample of each group; its seed is printed
 python tools/mutants.py --seed 7 --size 20     the same 20 of each group every time
-python tools/mutants.py --file src/weightsmith/methods/ties.py --size 40
+python tools/mutants.py --file src/weightsmith/methods/conflicts/ties.py --size 40
 
 Prints each mutant with the test that caught it, then the survivors with their differences. The exit code is 1 if a
 group falls below the goal, 2 if tests fail without any mistake. Nothing is written to the source tree but

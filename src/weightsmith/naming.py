@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import re
@@ -88,19 +87,6 @@ def parse_name(name: str, prefix: str | None) -> NamePieces:
     return NamePieces(prefix if layer is not None else None, layer, expert, ".".join(fields))
 
 
-def with_layer(name: str, prefix: str, layer: int) -> str:
-    """The same tensor's name in another layer of its stack.
-
-    Raises ValueError where the name does not lie in the stack `prefix`.
-    """
-    pieces = parse_name(name, prefix)
-    if pieces.layer is None:
-        raise ValueError(f"tensor {name!r} is not in a layer of {prefix!r}")
-    head = f"{prefix}." if prefix else ""
-    tail = name[len(head) :].partition(".")[2]
-    return f"{head}{layer}.{tail}" if tail else f"{head}{layer}"
-
-
 def natural_key(text: str) -> tuple[str | int, ...]:
     """A sort key under which `layers.2` comes before `layers.10`."""
     return tuple(_counted(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text)))
@@ -158,5 +144,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, for a did-you-mean, or None where none is near."""
     if len(name) > _LONGEST_MISSPELT:
         return None
+    # Imported here because it is for mistakes alone.
+    import difflib
+
     found = difflib.get_close_matches(name, list(candidates), n=1)
     return found[0] if found else None

@@ -31,7 +31,7 @@ def test_a_folder_gives_tensors_config_roles_and_sizes(llama: Callable[..., Chec
     checkpoint = llama(layers=3, vocab=40)
     assert checkpoint.layer_count == 3
     assert checkpoint.vocab_size == 40
-    assert checkpoint.layer_prefixes == ("model.layers",)
+    assert set(checkpoint.stacks) == {"model.layers"}
     assert checkpoint.config is not None
     assert checkpoint.config["model_type"] == "llama"
     role = checkpoint.roles["model.layers.2.self_attn.q_proj.weight"]
@@ -183,7 +183,8 @@ def test_the_language_stack_is_the_main_one_where_the_config_counts_its_layers(
         "text_config": {"num_hidden_layers": 2},
     }
     checkpoint = open_checkpoint(folder(tensors=tensors, config=config))
-    assert checkpoint.layer_prefixes == ("language_model.model.layers", "vision_tower.blocks")
+    assert set(checkpoint.stacks) == {"language_model.model.layers", "vision_tower.blocks"}
+    assert checkpoint.main_stack == checkpoint.stacks["language_model.model.layers"]
     assert checkpoint.layer_count == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.checkpoints.config import changed_keys, input_findings, merged_config
+from weightsmith.checkpoints.config import input_findings, merged_config
 from weightsmith.checkpoints.json_files import json_bytes
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Severity
@@ -242,15 +242,6 @@ def test_a_quantised_donor_is_refused_and_custom_code_is_a_warning() -> None:
     (finding,) = input_findings(_config(auto_map={"AutoModel": "m.M"}), {}, "'x'")
     assert (finding.severity, finding.code) == (Severity.WARNING, "custom-code")
     assert input_findings(None, {}, "'x'") == []
-
-
-def test_the_changed_keys_are_listed_with_their_path() -> None:
-    donor = _config(text_config={"a": 1, "b": 2}, x=None)
-    merged = copy.deepcopy(donor)
-    merged["text_config"]["b"] = 3
-    del merged["x"]
-    merged["y"] = None
-    assert changed_keys(donor, merged) == ["text_config.b", "x", "y"]
 
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [

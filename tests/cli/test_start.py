@@ -5,12 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from weightsmith.cli.main import COMMANDS
 from weightsmith.version import __version__
 
+# What a recipe of dense checkpoints and one method has no use for.
+UNUSED_PACKAGES = {
+    *"difflib huggingface_hub jinja2 matplotlib PIL ray rich safetensors scipy".split(),
+    *"tokenizers torch transformers".split(),
+}
+UNUSED_MODULES = """
+    adapters.adapter_reading adapters.attaching
+    checkpoints.formats.bundles checkpoints.formats.packages checkpoints.formats.statistic_tensors
+    engine.outputs.adapter_output engine.outputs.bundle_output engine.planning.adapter_plan
+    engine.running.ray_cluster engine.records.verify engine.records.rollback
+    graph.backends.torch_backend
+    inspection.explanation inspection.method_facts inspection.vocabulary_summary
+    patterns.matching patterns.syntax
+    recipes.language.expressions recipes.language.export recipes.resolution.tokenizers
+    tensors.compressed tensors.pickles.pickle_reader
+    tokenizers.tokenizer_library tokenizers.union tokenizers.vocabulary
+    vocabularies.rules vocabularies.maps vocabularies.table_alignment
+""".split()
 HEAVY = {"numpy", "pydantic", "ray", "rich", "torch", "transformers", "yaml"}
 
 
@@ -58,20 +77,57 @@ def test_a_recipe_loads_its_own_method_and_none_of_what_it_does_not_use(command)
     loaded = fresh(program)
     methods = {name for name in loaded if name.startswith("weightsmith.methods.")}
     shared = "method_index registry modifiers task_vectors ties_elsewhere span matrices named_roles".split()
-    own = ("ties", "parts", *(f"parts.{name}" for name in shared))
+    own = ("conflicts", "conflicts.ties", "parts", *(f"parts.{name}" for name in shared))
     assert methods <= {f"weightsmith.methods.{name}" for name in own}
     rooms = {".".join(name.split(".")[:2]) for name in loaded}
     assert not rooms & {
         f"weightsmith.{room}" for room in ("comparison", "evaluation", "reports", "testbeds")
     }
-    unused = "huggingface_hub jinja2 ray rich tokenizers torch transformers".split()
-    assert not {name.partition(".")[0] for name in loaded} & set(unused)
-    # Tokenizers, expressions, regular expressions and packages are read where a recipe has some.
-    parts = (
-        "checkpoints.formats.packages patterns.matching recipes.language.expressions "
-        "recipes.resolution.tokenizers tokenizers.tokenizer_library"
+    assert not {name.partition(".")[0] for name in loaded} & UNUSED_PACKAGES
+    assert not set(loaded) & {f"weightsmith.{module}" for module in UNUSED_MODULES}
+
+
+@pytest.mark.usefixtures("family")
+def test_collections_do_not_look_at_modules_and_plan_which_stay():
+    program = (
+        "import gc, json\n"
+        "from weightsmith.cli.main import execute\n"
+        "looked_at = [0]\n"
+        "def count(phase, info):\n"
+        "    if phase == 'start':\n"
+        "        young = range(info['generation'] + 1)\n"
+        "        looked_at.append(sum(len(gc.get_objects(generation=g)) for g in young))\n"
+        "gc.callbacks.append(count)\n"
+        "assert execute(['merge', 'ties.yaml', 'out']) == 0\n"
+        "gc.callbacks.remove(count)\n"
+        "print(json.dumps([max(looked_at), gc.get_freeze_count()]))"
     )
-    assert not set(loaded) & {f"weightsmith.{part}" for part in parts.split()}
+    most, kept = fresh(program)
+    assert most < kept / 2
+
+
+@pytest.mark.usefixtures("family")
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
+def test_a_merge_starts_one_thread_of_linear_algebra_unless_it_is_told_otherwise(
+    monkeypatch, wanted, threads
+):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    if wanted is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", wanted)
+    program = (
+        "import json\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from weightsmith.cli.main import execute\n"
+        "assert execute(['merge', 'ties.yaml', 'out']) == 0\n"
+        "found = threadpool_info()\n"
+        "print(json.dumps([f['num_threads'] for f in found if f['internal_api'] == 'openblas']))"
+    )
+    assert set(fresh(program)) <= {threads}
+
+
+def test_the_modules_that_a_recipe_does_not_load_are_there():
+    assert not [m for m in UNUSED_MODULES if find_spec(f"weightsmith.{m}") is None]
 
 
 def test_help_lists_every_command_with_a_sentence(weightsmith):

@@ -10,7 +10,7 @@ import pytest
 
 from weightsmith.cli.judging.testbed import BuildLines
 from weightsmith.cli.main import execute
-from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TrainedFamily
+from weightsmith.testbeds.family_registry import FAMILIES, Blueprint, BuildStep, TrainedFamily
 
 from .json_table import check
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.deltas import BitPacker, DecodedTensor, PackedBits, Repeated, VerifiedTensor
-from weightsmith.deltas.bits import MASK, packed_bytes
+from weightsmith.deltas import BitPacker, DecodedTensor, PackedBits, VerifiedTensor
+from weightsmith.deltas.bits import packed_bytes
 from weightsmith.errors import CheckpointError
 from weightsmith.graph.graph import source, where
 from weightsmith.tensors.digests import digest_tensor
@@ -137,11 +137,3 @@ def test_a_verified_tensor_refuses_other_bytes_than_those_on_record():
     for _ in range(2):
         with pytest.raises(CheckpointError, match="give the base"):
             other.read_into(0, 1, memoryview(bytearray(4)))
-
-
-def test_a_repeated_tensor_is_one_number_everywhere():
-    repeated = Repeated(memory(np.array(2.5, np.float32), DType.FLOAT32), (3, 5))
-    out = bytearray(16)
-    repeated.read_into(9, 13, memoryview(out))
-    assert np.frombuffer(out, np.float32).tolist() == [2.5] * 4
-    assert (repeated.numel, repeated.nbytes, MASK.itemsize) == (15, 60, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.deltas import DecodedTensor, PackedBits, Repeated, VerifiedTensor
+from weightsmith.deltas import DecodedTensor, PackedBits, VerifiedTensor
 from weightsmith.deltas.changed import ChangedTensor
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.deltas.renamed_tensors import renamed
@@ -54,7 +54,6 @@ MADE = {
     "renamed": (lambda s: renamed(s["w"], "x"), "w", 96),
     "verified": (lambda s: VerifiedTensor(s["w"], "", ""), "w", 96),
     "rounded": (lambda s: RoundedTensor(s["w"], DType.FLOAT16), "w", 96),
-    "repeated": (lambda s: Repeated(s["one"], (6, 4)), "small", 4),
     "bits": (lambda s: PackedBits("x", (6, 4), s["mask"]), "small", 3),
     "two of six rows": (lambda s: SomeRows(s["w"], 1, 3), "w", 32),
     "joined": (lambda s: JoinedRows("x", (s["w"], SomeRows(s["v"], 0, 3))), "w v", 96 + 48),

@@ -34,7 +34,7 @@ from weightsmith.graph.passes import (
     rows_to_keep,
 )
 from weightsmith.graph.site import Site
-from weightsmith.methods.arcee_fusion import ArceeFusion, softmax
+from weightsmith.methods.pairs.arcee_fusion import ArceeFusion, softmax
 from weightsmith.methods.parts import registry
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.memory import MemoryTensor

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
+import importlib
+import re
 from dataclasses import replace
 
+import pytest
+
 from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, question_of, questions
-from weightsmith.methods.parts import modifiers, registry
+from weightsmith.methods.parts import method_index, modifiers, registry
 
 
 def own(names, get):
@@ -21,6 +25,19 @@ def test_every_method_answers_one_question():
     )
     assert set(told.values()) == {1}
     assert sorted(MODIFIERS.answers) == own(modifiers.names(), modifiers.get)
+
+
+NAMES_BY_MODULE = collections.defaultdict(set)
+for kind in ("method", "modifier"):
+    for name, module in method_index.modules_of(kind).items():
+        NAMES_BY_MODULE[module].add(name)
+
+
+@pytest.mark.parametrize("module", NAMES_BY_MODULE)
+def test_a_method_lies_in_a_folder_that_names_its_question_or_that_of_its_neighbour(module):
+    folder = importlib.import_module(module.rpartition(".")[0])
+    asked = {re.split("[:,;(]", question_of(name))[0].strip() for name in NAMES_BY_MODULE[module]}
+    assert any(question.lower() in folder.__doc__.lower() for question in asked)
 
 
 def test_a_method_of_another_package_stands_among_others(monkeypatch):

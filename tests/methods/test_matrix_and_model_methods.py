@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from weightsmith.errors import NonFiniteError
-from weightsmith.methods.nuslerp import SlerpAlongFirstAxis
+from weightsmith.methods.directions.truncate import Rank, RankTruncation
+from weightsmith.methods.pairs.nuslerp import SlerpAlongFirstAxis
 from weightsmith.methods.parts.matrices import MatrixView
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition
-from weightsmith.methods.truncate import Rank, RankTruncation
 
 
 def draw(n, shape=(8, 6), seed=0):

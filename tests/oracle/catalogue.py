@@ -1,6 +1,6 @@
 """The oracles that there are: one module of `rules` per method, one of `rules.modifiers` per modifier.
 
-A module `rules/NAME.py` has a function NAME(family, parameters) and
+A module `rules/FOLDER/NAME.py`, in a folder called like that of the method, has a function NAME(family, parameters) and
 
     VARIANTS            parameter sets; `preset`, `experts` (how many) and `base` (False: without) are not the method's
     EXPERTS             how many experts a variant has that does not say so (3)
@@ -16,7 +16,7 @@ A module `rules/NAME.py` has a function NAME(family, parameters) and
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,12 @@ class Rule:
         return with_all.first(self.count(variant))
 
 
-def load(folder: Path, package: str) -> dict[str, Rule]:
-    """The oracles of a folder by name."""
+def load(folders: Iterable[Path]) -> dict[str, Rule]:
+    """The oracles of folders by name."""
     found = {}
-    for path in sorted(folder.glob("*.py")):
-        module = importlib.import_module(f".{package}.{path.stem}", __package__)
+    paths = (path for folder in folders for path in folder.glob("*.py"))
+    for path in sorted(paths, key=lambda path: path.stem):
+        module = importlib.import_module(f".rules.{path.parent.name}.{path.stem}", __package__)
         found[path.stem] = Rule(
             path.stem,
             getattr(module, path.stem),
@@ -93,8 +94,9 @@ def load(folder: Path, package: str) -> dict[str, Rule]:
     return found
 
 
-ORACLES = load(RULES, "rules")
-MODIFIERS = load(RULES / "modifiers", "rules.modifiers")
+_APART = {"modifiers", "shared", "__pycache__"}
+ORACLES = load(f for f in RULES.iterdir() if f.is_dir() and f.name not in _APART)
+MODIFIERS = load([RULES / "modifiers"])
 
 
 def label(variant: Variant) -> str:

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
-from weightsmith.tensors.dtypes import DType, promote
+from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.tensors.dtypes import SAFETENSORS_CODES, DType, promote, unknown_code
 
 
 @pytest.mark.parametrize("dtype", DType)
@@ -28,7 +28,7 @@ def test_every_spelling_of_its_own_name_is_parsed(dtype: DType) -> None:
         f" {dtype.value} ",
     ):
         assert DType.parse(text) is dtype
-    assert DType.from_safetensors(dtype.safetensors) is dtype
+    assert SAFETENSORS_CODES[dtype.safetensors] is dtype
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,8 @@ def test_an_unknown_name_is_refused_with_the_list_of_names(text: str) -> None:
 
 
 def test_codes_that_need_scales_are_told_apart_from_unknown_ones() -> None:
-    with pytest.raises(CheckpointError, match="scales"):
-        DType.from_safetensors("F8_E8M0")
-    with pytest.raises(CheckpointError, match="unknown"):
-        DType.from_safetensors("Q4")
+    assert "scales" in unknown_code("F8_E8M0")
+    assert "unknown" in unknown_code("Q4")
 
 
 WIDE_FLOATS = [DType.FLOAT64, DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16]

@@ -14,13 +14,12 @@ from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import encode_header
 from weightsmith.tensors.files.shard_index import (
-    SAFETENSORS_INDEX,
-    TORCH_INDEX,
     encode_index,
     read_index,
 )
 from weightsmith.tensors.files.shard_paths import resolve_inside
 
+SAFETENSORS_INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 HONEST = {"a": ONE, "b": ONE, "c": TWO}
 

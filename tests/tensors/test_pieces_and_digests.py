@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.tensors.digest_pieces import piece_count, piece_elements, pieces
+from weightsmith.tensors.digest_pieces import piece_elements, pieces
 from weightsmith.tensors.digests import (
     checkpoint_digest,
     digest_tensor,
@@ -28,7 +28,6 @@ SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 257, 4096, 2**18 - 1, 2**18, 2**1
 def test_pieces_cover_every_element_once_in_order(shape: list[int]) -> None:
     shape = shape if math.prod(shape) < 2**28 else shape[-1:]
     ranges = list(pieces(shape))
-    assert len(ranges) == piece_count(shape)
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges)][: len(ranges)]
     assert (ranges[-1][1] if ranges else 0) == math.prod(shape)
 

@@ -9,9 +9,9 @@ import zipfile
 import pytest
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds import embedding, smollm
-from weightsmith.testbeds import language_family as language
-from weightsmith.testbeds.sources import read_members
+from weightsmith.testbeds.data.sources import read_members
+from weightsmith.testbeds.families import embedding, smollm
+from weightsmith.testbeds.families import language_family as language
 
 FILES = {"a/2.json": b"two", "a/1.json": b"one", "b/1.json": b"other", "a/1.txt": b"text"}
 

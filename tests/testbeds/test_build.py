@@ -13,7 +13,13 @@ from weightsmith.errors import OutputError, ResourceError, UsageError
 from weightsmith.publishing.safe_places import SUFFIX
 from weightsmith.testbeds import build as building
 from weightsmith.testbeds.build import build
-from weightsmith.testbeds.families import FAMILIES, Blueprint, BuildStep, TrainedFamily, find_family
+from weightsmith.testbeds.family_registry import (
+    FAMILIES,
+    Blueprint,
+    BuildStep,
+    TrainedFamily,
+    find_family,
+)
 
 
 class Toy:

@@ -9,12 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from weightsmith.testbeds import byte_llama, moe
-from weightsmith.testbeds.byte_llama import BEGIN, END, ROW, LlamaSize, new_model, pack
-from weightsmith.testbeds.language_tasks import LanguageTask, gain
-from weightsmith.testbeds.languages import tune
-from weightsmith.testbeds.low_rank_family import Shape, add_adapters, fold_adapters, write_adapter
-from weightsmith.testbeds.training import Schedule
+from weightsmith.testbeds.data.language_tasks import LanguageTask, gain
+from weightsmith.testbeds.families import moe
+from weightsmith.testbeds.families.languages import tune
+from weightsmith.testbeds.models import byte_llama
+from weightsmith.testbeds.models.byte_llama import BEGIN, END, ROW, LlamaSize, new_model, pack
+from weightsmith.testbeds.models.low_rank_layers import (
+    Shape,
+    add_adapters,
+    fold_adapters,
+    write_adapter,
+)
+from weightsmith.testbeds.models.training import Schedule
 
 TEXTS = ["def one():\n    return 1", "Привет, мир", "écrit  deux\ttrois"]
 SIZE = LlamaSize(width=16, layers=2, heads=2, key_value_heads=1, inner=24)

@@ -8,8 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
-from weightsmith.testbeds import images, tasks, vision
-from weightsmith.testbeds.tasks import SPLITS, Handwriting, read_items, write_items
+from weightsmith.testbeds.data import images, tasks
+from weightsmith.testbeds.data.tasks import SPLITS, Handwriting, read_items, write_items
+from weightsmith.testbeds.families import vision
 
 TASKS = {
     task.name: task for task in (tasks.shapes(), tasks.gratings(), tasks.dots(), Handwriting())

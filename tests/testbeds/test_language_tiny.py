@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from weightsmith.testbeds import byte_llama
 from weightsmith.testbeds.build import build, file_digests
-from weightsmith.testbeds.language_tasks import read_rows
-from weightsmith.testbeds.language_tiny import languages as tiny
-from weightsmith.testbeds.shared_base import shared_steps
+from weightsmith.testbeds.data.language_tasks import read_rows
+from weightsmith.testbeds.families.language_tiny import languages as tiny
+from weightsmith.testbeds.families.shared_base import shared_steps
+from weightsmith.testbeds.models import byte_llama
 
 OWN = {"python": ("python",), "manual": ("manual",), "skills": ("last", "larger")}
 SPLITS = ("train", "validation", "test")

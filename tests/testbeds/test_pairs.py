@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from weightsmith.errors import VerificationError
-from weightsmith.testbeds import embedding, sentence_encoder
-from weightsmith.testbeds.pair_tasks import PairTask, functions_of
-from weightsmith.testbeds.sentence_encoder import Encoder, read_encoder, write_encoder
+from weightsmith.testbeds.data.pair_tasks import PairTask, functions_of
+from weightsmith.testbeds.families import embedding
+from weightsmith.testbeds.models import sentence_encoder
+from weightsmith.testbeds.models.sentence_encoder import Encoder, read_encoder, write_encoder
 
 SOURCE = '''
 def one(first):

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.testbeds import skills
-from weightsmith.testbeds.language_tasks import read_rows, text_of, write_rows
-from weightsmith.testbeds.passages import (
+from weightsmith.testbeds.data import skills
+from weightsmith.testbeds.data.language_tasks import read_rows, text_of, write_rows
+from weightsmith.testbeds.data.passages import (
     PASSAGE_BYTES,
     Domain,
     cut,

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from weightsmith.errors import ResourceError, VerificationError
-from weightsmith.testbeds.sources import Archive, fetch, members, read_member
+from weightsmith.testbeds.data.sources import Archive, fetch, members, read_member
 
 WHEEL = "toydata-1.0-py3-none-any.whl"
 

@@ -12,8 +12,8 @@ import yaml
 from safetensors import safe_open
 
 import weightsmith
-from weightsmith.testbeds import heads, vit
 from weightsmith.testbeds.build import build
+from weightsmith.testbeds.models import heads, vit
 
 TASKS = ("shapes", "gratings", "dots", "digits")
 

@@ -128,17 +128,6 @@ def test_keys_prefer_a_token_of_text_to_a_byte_and_unknown_tokens_are_one(tmp_pa
     assert t5.keys[TokenKind.CONTROL, b"</s>"] == 1
 
 
-def test_same_tokens_sees_ids_flags_and_roles(tmp_path):
-    first = read(write_tokenizer(tmp_path / "a", "qwen", EXTRA))
-    assert first.same_tokens(read(write_tokenizer(tmp_path / "b", "qwen", EXTRA)))
-    assert not first.same_tokens(read(write_tokenizer(tmp_path / "c", "qwen", EXTRA[::-1])))
-    edit(
-        tmp_path / "b" / "tokenizer_config.json",
-        lambda config: config.update(eos_token="<|endoftext|>"),
-    )
-    assert not first.same_tokens(read(tmp_path / "b"))
-
-
 def test_a_folder_without_a_tokenizer_and_a_single_file_have_none(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file

@@ -18,7 +18,7 @@ from weightsmith.tokenizers.tokenizer_reading import read_tokenizer_folder
 from weightsmith.tokenizers.union import union_target
 from weightsmith.tokenizers.vocabulary import AddedFlags
 
-from .tokenizers_made_here import added, write_json, write_tokenizer
+from .tokenizers_made_here import added, same_tokens, write_json, write_tokenizer
 
 
 def member(folder: Path, label: str, rows: int | None = None) -> TokenizerMember:
@@ -195,7 +195,7 @@ def test_the_bases_tokens_beyond_its_rows_are_left_out(family, tmp_path):
     assert copy.files is not None
     # A model that is named is taken with all its tokens.
     assert copy_target(base, source="a").vocabulary is whole.vocabulary
-    assert union_target([base, base]).vocabulary.same_tokens(copy.vocabulary)
+    assert same_tokens(union_target([base, base]).vocabulary, copy.vocabulary)
 
 
 def test_a_token_that_is_put_around_texts_cannot_be_left_out(tmp_path):

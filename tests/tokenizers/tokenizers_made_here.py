@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from weightsmith.tokenizers import Vocabulary
 
 ENGLISH = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind the fox at all.",
@@ -135,6 +136,15 @@ def _trained_wordpiece(size: int, corpus: str) -> tuple[str, ...]:
     )
     tokenizer.train_from_iterator(CORPORA[corpus], trainer)
     return tuple(tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size()))
+
+
+def same_tokens(one: Vocabulary, other: Vocabulary) -> bool:
+    """Whether texts, ids, added tokens' flags and special tokens are all equal."""
+
+    def facts(known: Vocabulary) -> tuple[Any, ...]:
+        return known.ids, known.added, known.special, set(known.additional)
+
+    return facts(one) == facts(other)
 
 
 def write_json(file: Path, document: Any) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from weightsmith.checkpoints import member_of, read_bundle_header
 from weightsmith.tensors import expanded
 
 _STRENGTH = re.compile(r"(?P<path>.*):(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
@@ -151,7 +150,14 @@ def _is_there(part: str, base_dir: Path | None) -> bool:
     """Whether a path exists, or a task of a bundle, whose name may have a `+`."""
     if exists_locally(part, base_dir):
         return True
-    found = member_of(locate(part, base_dir)) if "#" in part else None
+    return "#" in part and _is_task(locate(part, base_dir))
+
+
+def _is_task(place: str) -> bool:
+    # Imported here because few merges read bundles.
+    from weightsmith.checkpoints import member_of, read_bundle_header
+
+    found = member_of(place)
     return found is not None and any(
         t.label == found[1] for t in read_bundle_header(found[0]).tasks
     )

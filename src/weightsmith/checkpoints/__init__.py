@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.compatibility import agreeing as agreeing
     from weightsmith.checkpoints.compatibility import compare as compare
     from weightsmith.checkpoints.compatibility import tie_findings as tie_findings
-    from weightsmith.checkpoints.config import changed_keys as changed_keys
     from weightsmith.checkpoints.config import merged_config as merged_config
     from weightsmith.checkpoints.copied_files import absence as absence
     from weightsmith.checkpoints.copied_files import donor_files as donor_files
@@ -124,7 +123,6 @@ else:
             "as_base": "weightsmith.checkpoints.formats.packages",
             "assemble": "weightsmith.checkpoints.checkpoint",
             "bundles": "weightsmith.checkpoints.formats.bundles:*",
-            "changed_keys": "weightsmith.checkpoints.config",
             "compare": "weightsmith.checkpoints.compatibility",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
             "donor_files": "weightsmith.checkpoints.copied_files",

@@ -149,14 +149,6 @@ class Checkpoint:
         return shown(self.source)
 
     @property
-    def layer_prefixes(self) -> tuple[str, ...]:
-        """Name prefixes of the stacks, the main one first: (`model.layers`, ...)."""
-        main = self.main_stack
-        if main is None:
-            return ()
-        return (main.prefix, *(prefix for prefix in self.stacks if prefix != main.prefix))
-
-    @property
     def main_stack(self) -> Stack | None:
         """The stack with the declared number of layers that has the most elements, or None.
 

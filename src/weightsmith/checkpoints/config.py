@@ -104,18 +104,6 @@ def _declared(config: dict[str, Any] | None, identity: str) -> list[Finding]:
     return findings
 
 
-def changed_keys(donor_config: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Dotted paths of the keys in which a merged configuration differs from its donor's, sorted."""
-    paths: list[str] = []
-    for key in sorted({*donor_config, *config}):
-        old, new = donor_config.get(key), config.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            paths += [f"{key}.{path}" for path in changed_keys(old, new)]
-        elif old != new or (key in donor_config) is not (key in config):
-            paths.append(key)
-    return paths
-
-
 def _refuse_quantised(config: dict[str, Any]) -> None:
     for finding in _declared(config, "The source of the configuration"):
         if finding.severity is Severity.ERROR:

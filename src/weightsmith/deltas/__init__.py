@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from weightsmith.deltas.codecs import measured_error as measured_error
     from weightsmith.deltas.codecs.codec import part_in_memory as part_in_memory
     from weightsmith.deltas.codecs.lossless import WHOLE as WHOLE
-    from weightsmith.deltas.constant import Repeated as Repeated
     from weightsmith.deltas.decoded_tensors import DecodedTensor as DecodedTensor
     from weightsmith.deltas.matrix_difference import MatrixDifference as MatrixDifference
     from weightsmith.deltas.matrix_difference import Measure as Measure
@@ -79,7 +78,6 @@ else:
             "MatrixDifference": "weightsmith.deltas.matrix_difference",
             "Measure": "weightsmith.deltas.matrix_difference",
             "PackedBits": "weightsmith.deltas.bits",
-            "Repeated": "weightsmith.deltas.constant",
             "ReplacedRows": "weightsmith.deltas.row_views",
             "RoundedTensor": "weightsmith.deltas.rounded",
             "SomeRows": "weightsmith.deltas.row_views",

@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine import Action, Plan, PlannedTensor, PredictedTime, predict
 from weightsmith.findings import Finding
-from weightsmith.inspection.vocabulary_summary import VocabularySummary, summarize_vocabulary
 from weightsmith.recipes import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
 from weightsmith.tensors import LazyTensor, ReadingCost, behind
+
+if TYPE_CHECKING:
+    from weightsmith.inspection.vocabulary_summary import VocabularySummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,18 @@ def summarize_plan(plan: Plan) -> PlanSummary:
         digest=plan.digest,
         findings=plan.findings,
         errors=len(plan.errors),
-        vocabulary=summarize_vocabulary(plan),
+        vocabulary=_vocabulary(plan),
     )
+
+
+def _vocabulary(plan: Plan) -> VocabularySummary | None:
+    outcome = plan.resolved.vocabulary
+    if outcome is None or outcome.source is None:
+        return None
+    # Imported here because it knows all rules for rows, and few recipes have a tokenizer section.
+    from weightsmith.inspection.vocabulary_summary import summarize_vocabulary
+
+    return summarize_vocabulary(plan)
 
 
 def _inputs(plan: Plan) -> tuple[InputRow, ...]:

@@ -61,14 +61,14 @@ class VocabularySummary:
         }
 
 
-def summarize_vocabulary(plan: Plan) -> VocabularySummary | None:
-    """What a plan with a tokenizer section does; None without one.
+def summarize_vocabulary(plan: Plan) -> VocabularySummary:
+    """What a plan with a tokenizer section does.
 
     Reads the rows that the errors of rules are measured on, and fits the rules without them.
     """
     outcome = plan.resolved.vocabulary
-    if outcome is None or outcome.source is None:
-        return None
+    assert outcome is not None
+    assert outcome.source is not None
     return VocabularySummary(
         outcome.source,
         outcome.tokens,

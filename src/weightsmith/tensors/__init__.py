@@ -13,6 +13,7 @@ from weightsmith.doors import door
 
 if TYPE_CHECKING:
     from weightsmith.tensors.blas import one_blas_thread as one_blas_thread
+    from weightsmith.tensors.blas import start_blas_on_one_thread as start_blas_on_one_thread
     from weightsmith.tensors.compressed import STATISTIC_DTYPES as STATISTIC_DTYPES
     from weightsmith.tensors.compressed import BlockConstant as BlockConstant
     from weightsmith.tensors.compressed import Checked as Checked
@@ -174,6 +175,7 @@ else:
             "roundoff": "weightsmith.tensors.grid",
             "row_runs": "weightsmith.tensors.pickles.strided",
             "shown": "weightsmith.tensors.messages",
+            "start_blas_on_one_thread": "weightsmith.tensors.blas",
             "stored_in": "weightsmith.tensors.stored",
             "sync_file": "weightsmith.tensors.files.writer",
             "sync_folder": "weightsmith.tensors.files.writer",

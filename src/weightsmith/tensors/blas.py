@@ -6,6 +6,7 @@ Work is spread over threads by tensors and tiles; threads of the library would c
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+def start_blas_on_one_thread() -> None:
+    """Have OpenBLAS, which numpy loads, start no threads that would only wait: for a process that merges and no more.
+
+    What the user has set stays; where numpy is loaded already nothing changes.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @contextmanager

@@ -25,11 +25,6 @@ def piece_elements(shape: Sequence[int]) -> int:
     return -(-PIECE_TARGET // row) * row
 
 
-def piece_count(shape: Sequence[int]) -> int:
-    """Number of pieces; an empty tensor has none."""
-    return -(-math.prod(shape) // piece_elements(shape))
-
-
 def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The element ranges [start, stop) of all pieces in order; the last may be shorter."""
     numel = math.prod(shape)

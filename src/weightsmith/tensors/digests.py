@@ -20,7 +20,6 @@ from weightsmith.tensors.stored import Buffer, LazyTensor
 
 TENSOR_SCHEME = "xxh3-tensor-1"
 CHECKPOINT_SCHEME = "xxh3-checkpoint-1"
-PIECE_DIGEST_BYTES = 16
 
 
 def piece_digest(buffer: Buffer) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
-from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
+from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.wording import shown
 
 
@@ -72,18 +72,6 @@ class DType(enum.Enum):
         if found is None:
             known = ", ".join(member.value for member in cls)
             raise UsageError(f"{shown(str(text))} is not a dtype: use one of {known}.")
-        return found
-
-    @classmethod
-    def from_safetensors(cls, code: str) -> DType:
-        """The type of a code in a safetensors header such as "BF16".
-
-        Raises `CheckpointError` for a code that is unknown, or known to safetensors but without a
-        meaning here.
-        """
-        found = SAFETENSORS_CODES.get(code)
-        if found is None:
-            raise CheckpointError(unknown_code(code))
         return found
 
 

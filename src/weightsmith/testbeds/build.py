@@ -34,9 +34,9 @@ from weightsmith.publishing import (
     write_file,
 )
 from weightsmith.tensors import expanded
-from weightsmith.testbeds.families import Blueprint, BuildStep, TrainedFamily, find_family
+from weightsmith.testbeds.data.sources import file_digest
 from weightsmith.testbeds.family_places import family_folder
-from weightsmith.testbeds.sources import file_digest
+from weightsmith.testbeds.family_registry import Blueprint, BuildStep, TrainedFamily, find_family
 from weightsmith.testbeds.workshop import Workshop
 from weightsmith.wording import with_extra
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightsmith.testbeds.sources import Archive, fetch
+from weightsmith.testbeds.data.sources import Archive, fetch
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,15 +176,6 @@ class Vocabulary:
             found.setdefault(key, index)
         return found
 
-    def same_tokens(self, other: Vocabulary) -> bool:
-        """Whether texts, ids, added tokens' flags and special tokens are all equal."""
-        return (
-            self.ids == other.ids
-            and self.added == other.added
-            and self.special == other.special
-            and set(self.additional) == set(other.additional)
-        )
-
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.fingerprint import fingerprint
-from weightsmith.checkpoints.formats.statistic_tensors import dense_tensors
 from weightsmith.checkpoints.formats.statistics_header import (
     METADATA_ENTRY,
     StatisticsHeader,
@@ -41,10 +40,6 @@ class Statistics:
     checkpoint: Checkpoint
     parts: Mapping[str, tuple[str, ...]]
 
-    def of_tensor(self, name: str) -> tuple[LazyTensor, ...]:
-        """The statistic of the weight called `name`: one tensor, one per sample, or none where it has no statistic."""
-        return tuple(self.checkpoint.tensors[part] for part in self.names(name))
-
     def names(self, name: str) -> tuple[str, ...]:
         """The names in `checkpoint` of the statistic of the weight called `name`."""
         return self.parts.get(self.header.same.get(name, name), ())
@@ -63,6 +58,9 @@ def statistics_of(opened: Checkpoint) -> Statistics:
         parts.setdefault(stored.partition(_MARK)[0], []).append(stored)
     if header.kind == "metrics":
         return Statistics(header, opened, {})
+    # Imported here because every merge knows what statistics are, and few have some.
+    from weightsmith.checkpoints.formats.statistic_tensors import dense_tensors
+
     tensors: dict[str, LazyTensor] = {}
     found: dict[str, tuple[str, ...]] = {}
     for name, stored_names in parts.items():

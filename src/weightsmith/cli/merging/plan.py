@@ -15,7 +15,7 @@ from weightsmith.cli.options import Machine, json_option, machine_options, overr
 from weightsmith.cli.presenting import Block, FindingsBlock, TextTable, present
 from weightsmith.cli.terminal_text import counted, duration, shape
 from weightsmith.cli.vocabulary_options import vocabulary_blocks
-from weightsmith.tensors import collection_paused, format_size
+from weightsmith.tensors import collection_paused, format_size, start_blas_on_one_thread
 
 if TYPE_CHECKING:
     from weightsmith.engine import Plan
@@ -66,6 +66,7 @@ def planned(
     recipe: Path, overrides: tuple[str, ...], machine: Machine, *, shard_size: int | None = None
 ) -> Plan:
     """The plan of a recipe file; `shard_size` goes before the recipe's own."""
+    start_blas_on_one_thread()
     with collection_paused():
         from weightsmith.engine import make_plan
         from weightsmith.recipes import Recipe
@@ -75,8 +76,9 @@ def planned(
             document = loaded.document.model_copy(update={"shard_size": shard_size})
             loaded = replace(loaded, document=document)
         made = make_plan(loaded, **machine.options())
-    # Modules and plan live as long as the process: no collection has to look at them.
-    gc.freeze()
+        # Modules and plan live as long as the process: no collection has to look at them, and the first that is
+        # allowed again would look at all.
+        gc.freeze()
     return made
 
 

@@ -19,18 +19,15 @@ from weightsmith.engine.outputs.shards import Shards
 from weightsmith.engine.planning.plan import Plan, Store
 from weightsmith.engine.records.journal import Journal, TensorRecord
 from weightsmith.engine.records.manifest import Manifest
-from weightsmith.engine.records.state import note_state
 from weightsmith.engine.running.job_facts import JobSettings
 from weightsmith.engine.running.progress import Progress, Silence
 from weightsmith.engine.running.run import (
     ModelResults,
-    in_file_order,
-    model_results,
+    begin,
     run,
     write_tensors,
 )
 from weightsmith.engine.running.scheduler import Scheduler
-from weightsmith.engine.running.scratch import Scratch
 from weightsmith.errors import ResourceError
 from weightsmith.wording import with_extra
 
@@ -118,10 +115,8 @@ class Cluster:
         progress: Progress,
     ) -> dict[str, TensorRecord]:
         """Hand out batches, journal what comes back, and hand out again what a dead worker left."""
-        settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
-        results = model_results(plan, settings, scheduler, skip, progress)
-        note_state(plan, results, journal)
-        wanted = [t.output.name for t in in_file_order(plan) if t.output.name not in skip]
+        _, results, left = begin(plan, shards, journal, scheduler, skip, progress)
+        wanted = [tensor.output.name for tensor in left]
         for name in wanted:
             shards.sink(name, lambda _: None)  # makes the files that workers write into
         workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))

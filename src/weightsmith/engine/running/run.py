@@ -211,18 +211,31 @@ def compute_tensors(
     progress: Progress,
 ) -> dict[str, TensorRecord]:
     """Compute every tensor that is not in `skip` with the threads of this process, write it and record it."""
-    settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
-    results = model_results(plan, settings, scheduler, skip, progress)
-    note_state(plan, results, journal)
+    settings, results, wanted = begin(plan, shards, journal, scheduler, skip, progress)
     records: dict[str, TensorRecord] = {}
 
     def done(record: TensorRecord) -> None:
         records[record.name] = record
         journal.record(record)
 
-    wanted = [t for t in in_file_order(plan) if t.output.name not in skip]
     write_tensors(plan, wanted, shards, settings, scheduler, results, done, progress)
     return records
+
+
+def begin(
+    plan: Plan,
+    shards: Store,
+    journal: Journal,
+    scheduler: Scheduler,
+    skip: set[str],
+    progress: Progress,
+) -> tuple[JobSettings, ModelResults, list[PlannedTensor]]:
+    """Measure what runs over the model and note it; returns what computing takes, and the tensors that are left."""
+    settings = JobSettings(plan.backend.load(), plan.tile_elements, Scratch(shards.folder))
+    results = model_results(plan, settings, scheduler, skip, progress)
+    note_state(plan, results, journal)
+    wanted = [tensor for tensor in _in_file_order(plan) if tensor.output.name not in skip]
+    return settings, results, wanted
 
 
 def write_tensors(
@@ -289,7 +302,7 @@ def _record(tensor: PlannedTensor, finished: Finished) -> TensorRecord:
     )
 
 
-def in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
+def _in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
     """Tensors in the order of their bytes in the output, so that shards fill one after the other."""
     by_name = {tensor.output.name: tensor for tensor in plan.tensors}
     return (

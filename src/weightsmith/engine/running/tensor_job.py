@@ -100,11 +100,6 @@ class TensorJob:
         """Elements of the tensor."""
         return math.prod(self.shape)
 
-    @property
-    def stored_sources(self) -> int:
-        """How many of the sources, the first ones, are stored tensors and no results of matrix methods."""
-        return self._stored_sources
-
     # Rounds ------------------------------------------------------------------------------------------------------
 
     def compute(self, targets: Sequence[Target]) -> Rounds:

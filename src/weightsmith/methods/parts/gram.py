@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.graph import Spectrum, differentiable, falling, without_gradient
-from weightsmith.methods.iso import frobenius
+from weightsmith.methods.directions.iso import frobenius
 from weightsmith.methods.parts.matrices import MatrixRules, in_float64
 from weightsmith.methods.parts.registry import shared
 from weightsmith.methods.parts.rounding import rounding_of

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 
 from weightsmith.errors import UsageError
@@ -47,20 +47,31 @@ def _registered() -> Mapping[str, Mapping[str, str]]:
     import weightsmith.methods as package
 
     found: dict[str, dict[str, str]] = {}
-    for finder, stem, _ in pkgutil.iter_modules(package.__path__):
-        module = f"{package.__name__}.{stem}"
-        source = _source(finder.find_spec(module, None))
+    for spec in _modules(package.__name__, package.__path__):
+        source = _source(spec)
         if source is None:
-            importlib.import_module(module)
+            importlib.import_module(spec.name)
             continue
         for kind, name in _REGISTERED.findall(source):
-            found.setdefault(kind.decode(), {})[name.decode()] = module
+            found.setdefault(kind.decode(), {})[name.decode()] = spec.name
     return found
 
 
-def _source(spec: ModuleSpec | None) -> bytes | None:
+def _modules(package: str, folders: Iterable[str]) -> Iterator[ModuleSpec]:
+    """The modules of a package and of those in it but `parts`, which registers nothing; none is imported."""
+    for finder, module, _ in pkgutil.iter_modules(folders, f"{package}."):
+        spec = None if module == __package__ else finder.find_spec(module, None)
+        if spec is None:
+            continue
+        if spec.submodule_search_locations is None:
+            yield spec
+        else:
+            yield from _modules(module, spec.submodule_search_locations)
+
+
+def _source(spec: ModuleSpec) -> bytes | None:
     """The source of a module, be it in a folder or an archive, or None where there is none."""
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    if spec.origin is None or not spec.origin.endswith(".py"):
         return None
     get_data: Callable[[str], bytes] | None = getattr(spec.loader, "get_data", None)
     return None if get_data is None else get_data(spec.origin)

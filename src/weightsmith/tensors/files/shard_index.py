@@ -15,8 +15,6 @@ from weightsmith.tensors.files.strict_json import collection_paused, parse_json
 from weightsmith.tensors.messages import is_printable_name, shown
 from weightsmith.tensors.stored import StoredTensor
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-TORCH_INDEX = "pytorch_model.bin.index.json"
 LARGEST_INDEX_BYTES = 100_000_000
 
 SAFETENSORS_SUFFIXES = (".safetensors",)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ties import ties
+from ..conflicts.ties import ties
 from .order import count, largest_of_model
 from .values import each
 

@@ -1,0 +1,1 @@
+"""Experts disagree: what matters of each task vector is kept, and conflicts of signs are settled."""

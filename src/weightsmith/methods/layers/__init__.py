@@ -1,0 +1,1 @@
+"""Layers: taken as they are, weighed one by one, or moved less the deeper or shallower they lie."""

@@ -1,0 +1,1 @@
+"""Modifiers, which change the experts before any method: made sparse, shortened, made robust."""

@@ -1,0 +1,1 @@
+"""Statistics of the experts are needed: Fisher information, Gram matrices, moments, gradients, metrics."""

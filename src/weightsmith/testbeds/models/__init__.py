@@ -1,0 +1,1 @@
+"""Networks: built, trained, given adapters and heads, written and read back."""
