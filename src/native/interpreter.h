@@ -223,23 +223,37 @@ class Machine {
     }
 
     void above(I in) const {
-        T* out = reg(in.out);
+        select(in, T(0), [](T) { return T(1); });
+    }
+
+    void keep(I in) const {
+        select(in, number(in.c), [](T x) { return x; });
+    }
+
+    // What `yes` makes of the elements that a threshold selects, and `no` elsewhere. The registers may be one.
+    template <class Yes>
+    void select(I in, T no, Yes yes) const {
         const T* x = reg(in.a);
-        const int64_t key = tile_.integers[in.b], last = tile_.integers[in.b + 1];
-        const int64_t rank = tile_.integers[in.b + 2];
+        T* out = reg(in.out);
+        const int64_t* cut = tile_.integers + in.b;
+        const int64_t key = cut[0], last = cut[1], rank = cut[2];
         const int64_t first = tile_.start + at_;
-        if (rank >= 0) return above_ranked(x, out, key, Ranked{uint64_t(tile_.integers[in.b + 3]), rank, last});
+        if (rank >= 0) return select_ranked(x, out, key, Ranked{uint64_t(cut[3]), rank, last}, no, yes);
         const int64_t tied = last < first ? 0 : last - first + 1 < n_ ? last - first + 1 : n_;
-        above_loop(x, out, 0, tied, key - 1);
-        above_loop(x, out, tied, n_, key);
+        select_loop(x, out, 0, tied, key - 1, no, yes);
+        select_loop(x, out, tied, n_, key, no, yes);
     }
 
     // A threshold of -1 lets every key pass, so `>=` needs no loop of its own.
-    void above_loop(const T* x, T* out, int64_t from, int64_t to, int64_t threshold) const {
+    template <class Yes>
+    void select_loop(const T* x, T* out, int64_t from, int64_t to, int64_t threshold, T no, Yes yes) const {
         typedef typename KeyOf<T>::type Key;
         const Key bound = Key(threshold);
         WS_VECTOR_LOOP
-        for (int64_t i = from; i < to; ++i) out[i] = key_at(x, i) > bound ? T(1) : T(0);
+        for (int64_t i = from; i < to; ++i) {
+            const T chosen = yes(x[i]);
+            out[i] = key_at(x, i) > bound ? chosen : no;
+        }
     }
 
     struct Ranked {
@@ -247,8 +261,9 @@ class Machine {
         int64_t rank, last;
     };
 
-    // Ranks are worked out for equals alone, without branches that no processor could predict. The registers may be one.
-    void above_ranked(const T* x, T* out, int64_t key, Ranked bound) const {
+    // Ranks are worked out for equals alone.
+    template <class Yes>
+    void select_ranked(const T* x, T* out, int64_t key, Ranked bound, T no, Yes yes) const {
         typedef typename KeyOf<T>::type Key;
         const Key equal = Key(key);
         // A member could be what a flag is written to, and no loop whose end may change is vectorised.
@@ -257,18 +272,19 @@ class Machine {
         WS_VECTOR_LOOP
         for (int64_t i = 0; i < n; ++i) {
             const Key own = key_at(x, i);
+            const T chosen = yes(x[i]);
             flags[i] = own == equal ? 1 : 0;
-            out[i] = own > equal ? T(1) : T(0);
+            out[i] = own >= equal ? chosen : no;
         }
-        uint32_t* equals = behind_flags(flags, n);
-        const int64_t found = raised(flags, n, equals);
         const int64_t first = tile_.start + at_;
-        for (int64_t e = 0; e < found; ++e) {
-            const int64_t index = first + equals[e];
-            const int64_t rank = tie_rank(bound.rank_key, index);
-            const bool taken = (rank < bound.rank) | ((rank == bound.rank) & (index <= bound.last));
-            out[equals[e]] = taken ? T(1) : T(0);
-        }
+        each_raised(flags, n, [&](int64_t i) {
+            const int64_t rank = tie_rank(bound.rank_key, first + i);
+            const bool is_taken = (rank < bound.rank) | ((rank == bound.rank) & (first + i <= bound.last));
+            // A choice would be a jump that cannot be foreseen.
+            const T either[2] = {no, out[i]};
+            out[i] = either[is_taken];
+            return true;
+        });
     }
 
     void row_rank(I in) const {
@@ -442,6 +458,7 @@ class Machine {
             case op_where: return choose(in);
             case op_uniform: return uniform(in);
             case op_above: return above(in);
+            case op_keep: return keep(in);
             case op_row_rank: return row_rank(in);
             case op_total: return reduce<Total>(in, in.a);
             case op_dot: return reduce<Dot>(in, in.b);

@@ -39,6 +39,8 @@
     /* out = |a| is above key integers[b], or equal to it at flat index <= integers[b + 1]; where                \
        integers[b + 2] >= 0 it must be equal with a lower rank, or that rank at such an index; [b + 3]: rank key */\
     X(above)                                                                                                   \
+    /* out = register a where `above` says so, number c elsewhere */                                           \
+    X(keep)                                                                                                    \
     /* out = rank of |a| in its row */                                                                         \
     X(row_rank)                                                                                                \
     /* outputs[slot]: one float64 per piece of the tile; c is the ordinal of the reduction in the program */   \
@@ -58,7 +60,7 @@
        tallies: keys inside, keys above */                                                                     \
     X(collect)                                                                                                 \
     /* as collect, of elements of one key, with ranks for keys; key, low, high, limit, rank key = integers[b ...]; \
-       tallies: ranks inside, ranks below */                                                                   \
+       tallies: ranks inside, ranks below; larger keys, all of the key */                                      \
     X(equal)                                                                                                   \
     /* outputs[slot] = register a, encoded; tallies as for load */                                             \
     X(store_float64) X(store_float32) X(store_float16) X(store_bfloat16) X(store_float8_e4m3fn)                \

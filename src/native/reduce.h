@@ -218,41 +218,58 @@ static inline int64_t tie_rank(uint64_t key, int64_t index) {
     return int64_t((x ^ (x >> 31)) >> 1);
 }
 
-// Room for numbers of elements behind the flags of n of them.
-static inline uint32_t* behind_flags(uint8_t* flags, int64_t n) {
-    return reinterpret_cast<uint32_t*>(flags + (n + 15) / 8 * 8);
-}
-
-// Lists the elements whose flag is 1, and says how many they are.
-static inline int64_t raised(const uint8_t* flags, int64_t n, uint32_t* elements) {
+// Calls `act` with the elements of a block whose flag is 1, in order, until it says false. Few have one, so eight flags are
+// looked at together, and what has any is listed first, without branches that no processor could predict.
+// Behind the flags is room for eight more and for four bytes per group.
+template <class Act>
+static inline void each_raised(uint8_t* flags, int64_t n, Act act) {
+    std::memset(flags + n, 0, 8);
+    uint32_t* groups = reinterpret_cast<uint32_t*>(flags + (n + 15) / 8 * 8);
     int64_t found = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        elements[found] = uint32_t(i);
-        found += flags[i];
+    uint64_t word;
+    for (int64_t group = 0; group < n; group += 8) {
+        std::memcpy(&word, flags + group, 8);
+        groups[found] = uint32_t(group);
+        found += word != 0;
     }
-    return found;
+    for (int64_t g = 0; g < found; ++g) {
+        std::memcpy(&word, flags + groups[g], 8);
+        do {
+            if (!act(int64_t(groups[g]) + (__builtin_ctzll(word) >> 3))) return;
+            word &= word - 1;
+        } while (word);
+    }
 }
 
-// `tally`: how many elements of the key have a rank inside the bracket, and below it.
+// `tally` has two numbers of each of the request's two slots: of the key, those with a rank inside the bracket and below
+// it; larger keys; all of the key.
 template <class T>
 static void collect_equal(const T* x, int64_t n, int64_t flat, int64_t wanted, Bracket bracket, uint64_t rank_key,
                           uint64_t* ranks, int64_t* indices, int64_t* tally, uint8_t* flags) {
     typedef typename KeyOf<T>::type Key;
     const Key equal = Key(wanted);
+    uint32_t larger = 0, equals = 0;
     WS_VECTOR_LOOP
-    for (int64_t i = 0; i < n; ++i) flags[i] = key_at(x, i) == equal ? 1 : 0;
-    uint32_t* equals = behind_flags(flags, n);
-    const int64_t found = raised(flags, n, equals);
-    int64_t below = 0;
-    for (int64_t e = 0; e < found; ++e) {
-        const int64_t index = flat + equals[e];
-        const int64_t rank = tie_rank(rank_key, index);
-        below += rank < bracket.low ? 1 : 0;
-        // Few lie inside the bracket, so this branch is foreseen.
-        if (rank < bracket.low || rank > bracket.high) continue;
-        if (tally[0] < bracket.limit) ranks[tally[0]] = uint64_t(rank), indices[tally[0]] = index;
-        ++tally[0];
+    for (int64_t i = 0; i < n; ++i) {
+        const Key key = key_at(x, i);
+        const uint8_t is_equal = key == equal ? 1 : 0;
+        larger += key > equal ? 1u : 0u;
+        equals += is_equal;
+        flags[i] = is_equal;
     }
+    tally[2] += larger;
+    tally[3] += equals;
+    if (equals == 0) return;
+    int64_t inside = tally[0], below = 0;
+    each_raised(flags, n, [&](int64_t i) {
+        const int64_t rank = tie_rank(rank_key, flat + i);
+        // Whether it lies inside cannot be foreseen: it is written in any case, and if outside over by the next.
+        if (inside < bracket.limit) ranks[inside] = uint64_t(rank), indices[inside] = flat + i;
+        inside += (rank >= bracket.low) & (rank <= bracket.high);
+        below += rank < bracket.low;
+        return true;
+    });
+    tally[0] = inside;
     tally[1] += below;
 }
 
@@ -279,26 +296,9 @@ static void collect(const T* x, int64_t n, int64_t flat, Bracket bracket, uint64
     int64_t taken = tally[0];
     tally[0] += inside;
     if (taken >= bracket.limit) return;
-    std::memset(flags + n, 0, 8);
-    // Few elements lie inside, so eight flags are looked at together, and what has any is listed first, without branches
-    // that no processor could predict.
-    uint32_t* groups = reinterpret_cast<uint32_t*>(flags + (n + 15) / 8 * 8);
-    int64_t found = 0;
-    uint64_t word;
-    for (int64_t group = 0; group < n; group += 8) {
-        std::memcpy(&word, flags + group, 8);
-        groups[found] = uint32_t(group);
-        found += word != 0;
-    }
-    for (int64_t g = 0; g < found; ++g) {
-        const int64_t group = groups[g];
-        std::memcpy(&word, flags + group, 8);
-        do {
-            const int64_t i = group + (__builtin_ctzll(word) >> 3);
-            keys[taken] = uint64_t(key_at(x, i));
-            indices[taken] = flat + i;
-            if (++taken == bracket.limit) return;
-            word &= word - 1;
-        } while (word);
-    }
+    each_raised(flags, n, [&](int64_t i) {
+        keys[taken] = uint64_t(key_at(x, i));
+        indices[taken] = flat + i;
+        return ++taken < bracket.limit;
+    });
 }

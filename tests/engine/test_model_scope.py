@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import weightsmith
 from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.planning.backends import choose_backend
-from weightsmith.engine.planning.tiles import model_sample_runs, sample_step
+from weightsmith.engine.planning.tiles import model_sample_runs, runs_by_tile, sample_step
 from weightsmith.engine.planning.trace import StatisticMember
 from weightsmith.engine.running.job_facts import JobSettings
 from weightsmith.engine.running.model_scope import resolve_model_scope
@@ -203,6 +204,61 @@ def test_every_part_of_a_model_is_sampled_alike(rows: bool) -> None:
     assert abs(len(sampled) - offset / step) <= 1
     assert sample_step(1 << 30) == step
     assert sample_step(1 << 20) == 4096  # all of it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("extent", [Scope.TENSOR, ModelStatistic("merge", "threshold")])
+def test_a_sample_is_computed_in_tiles_as_all_else_is(backend: str, extent: Extent) -> None:
+    """One of 32 elements of a large tensor would take more memory at once than any tile."""
+    tile, numbers = 1 << 18, np.random.default_rng(1).standard_normal(1 << 24, np.float32)
+    counts: list[int] = []
+    cut = largest_share(source(0), 0.2, extent)
+    job = TensorJob(
+        "w",
+        numbers.shape,
+        (where(above(source(0), cut), 1.0, 0.0),),
+        [MemoryTensor("w", DType.FLOAT32, numbers.shape, bytearray(numbers.tobytes()))],
+        JobSettings(_Counting(choose_backend(wanted=backend).load(), counts), tile),
+        {cut: StatisticMember(extent, "w")} if isinstance(extent, ModelStatistic) else {},
+    )
+    scheduler = Scheduler(1)
+    resolve_model_scope([job], scheduler)
+    scheduler.run([job.resolve()])
+    assert sum(counts) >= numbers.size * 33 // 32
+    assert max(counts) == tile
+    assert job.known[cut].magnitude == np.sort(np.abs(numbers))[-int(0.2 * numbers.size)]
+
+
+class _Counting:
+    """A backend that notes how many elements it is given at once."""
+
+    name = "counting"
+
+    def __init__(self, backend: Any, counts: list[int]) -> None:
+        self._backend, self._counts = backend, counts
+
+    def compile(self, spec: Any) -> Any:
+        inner = self._backend.compile(spec)
+
+        def run(buffers: Any, start: int, count: int, outs: Any = ()) -> Any:
+            self._counts.append(count)
+            return inner.run(buffers, start, count, outs)
+
+        return SimpleNamespace(run=run)
+
+    def linalg(self) -> Any:
+        return self._backend.linalg()
+
+
+def test_runs_fill_tiles_in_their_order() -> None:
+    runs = [(0, 4), (10, 4), (20, 4), (30, 9), (40, 2), (50, 1)]
+    assert list(runs_by_tile(runs, 8)) == [
+        (0, [(0, 4), (10, 4)]),
+        (8, [(20, 4)]),
+        (12, [(30, 9)]),
+        (21, [(40, 2), (50, 1)]),
+    ]
+    assert list(runs_by_tile([], 8)) == []
 
 
 def test_densities_that_differ_by_tensor_have_cuts_of_their_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from weightsmith.graph import order as order_module
+from weightsmith.graph.equal_magnitudes import rank_key, ranks_of
 from weightsmith.graph.order import (
     ALL_INDICES,
     CollectedParts,
@@ -282,6 +283,122 @@ def test_ties_inside_a_list_end_the_selection_and_others_ask_one_tile():
         assert again == Collect(key, key, 1 << 62, only_part=tile)
         selection.absorb(again, [collected(tiles[tile], again, 20 * tile)])
         assert selection.result == CutPoint(key, wanted - 1, key_to_magnitude(key, 31))
+
+
+def grid(seed: int) -> np.ndarray:
+    """Magnitudes of which many thousands are equal."""
+    numbers = np.random.default_rng(seed).laplace(size=POPULATION).astype(np.float32)
+    return keys_of(np.round(numbers * 4) / 4)
+
+
+def equal(keys: np.ndarray, ranks: np.ndarray, asked: Equal) -> CollectPart:
+    tied = keys == asked.key
+    at = np.flatnonzero(tied & (ranks >= asked.low) & (ranks <= asked.high))
+    lower, larger = int((tied & (ranks < asked.low)).sum()), int((keys > asked.key).sum())
+    return CollectPart(ranks[at].astype(np.uint64), at, len(at), lower, 0, larger, int(tied.sum()))
+
+
+def rounds(selection: Selection, keys: np.ndarray, ranks: np.ndarray) -> list[type]:
+    """Answer a selection to its end; the kinds of what it asked."""
+    kinds: list[type] = []
+    while selection.result is None:
+        asked = selection.request()
+        kinds.append(type(asked))
+        if isinstance(asked, Histogram):
+            selection.absorb(asked, [histogram(keys, asked)])
+            continue
+        part = equal(keys, ranks, asked) if isinstance(asked, Equal) else collected(keys, asked)
+        selection.absorb(asked, [CollectedParts().admit(part)])
+        assert len(kinds) < 20
+    return kinds
+
+
+def taken(cut: CutPoint, keys: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """What a cut selects."""
+    equals = keys == cut.key
+    if cut.last_rank is None:
+        return (keys > cut.key) | (equals & (np.arange(POPULATION) <= cut.last_index))
+    return (keys > cut.key) | (equals & (ranks <= cut.last_rank))
+
+
+def largest_by_rank(k: int, keys: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    mask = np.zeros(POPULATION, bool)
+    mask[np.lexsort((ranks, -keys.astype(np.int64)))[:k]] = True
+    return mask
+
+
+RANKS = ranks_of(rank_key("w"), np.arange(POPULATION))
+
+
+def inside_of(magnitude: float, keys: np.ndarray) -> int:
+    """A number of largest keys that takes a third of those of a magnitude."""
+    (key,) = keys_of(np.array([magnitude]))
+    return int((keys > key).sum()) + int((keys == key).sum()) // 3
+
+
+@pytest.mark.parametrize("magnitude", [0.25, 1.0, 2.5])
+def test_where_the_guess_is_one_key_that_many_have_one_round_is_enough(monkeypatch, magnitude):
+    """The ranks around the wanted one are asked for at once, and not in a round of their own."""
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 8_000)
+    keys = grid(10)
+    k = inside_of(magnitude, keys)
+    selection = Selection(k, POPULATION, 31, 1_000, lambda at: RANKS[at])
+    sampled(selection, keys[::4])
+    assert rounds(selection, keys, RANKS) == [Equal]
+    found = taken(selection.result, keys, RANKS)
+    np.testing.assert_array_equal(found, largest_by_rank(k, keys, RANKS))
+
+
+def test_no_more_ranks_are_asked_for_than_half_of_what_may_be_held(monkeypatch):
+    keys = grid(11)
+    for most in (1_000, 4_000):
+        monkeypatch.setattr(order_module, "_TOTAL_LIMIT", most)
+        selection = Selection(inside_of(1.0, keys), POPULATION, 31, 500, lambda at: RANKS[at])
+        sampled(selection, keys[::4])
+        found = equal(keys, RANKS, selection.request()).inside
+        assert 0.4 * most < found < 0.6 * most
+
+
+def test_samples_look_closer_while_a_bracket_holds_too_much(monkeypatch):
+    """Bins of a wide bracket hold many keys each, of which one may be what most have."""
+    keys = grid(14)
+    k = int((keys > keys_of(np.array([0.25]))[0]).sum()) + 300
+    counts = []
+    for most in (1 << 20, 4_000):
+        monkeypatch.setattr(order_module, "_TOTAL_LIMIT", most)
+        counts.append(sampled(Selection(k, POPULATION, 31), keys[::4]))
+    assert counts[0] == 1 < counts[1]
+
+
+@pytest.mark.parametrize("sample_from", ["largest", "smallest", "near"])
+def test_a_misleading_guess_among_equals_costs_rounds_and_never_the_right_answer(
+    monkeypatch, sample_from
+):
+    """Wrong about the key in either direction, or about the rank."""
+    monkeypatch.setattr(order_module, "_TOTAL_LIMIT", 8_000)
+    keys = grid(12)
+    k = inside_of(1.0, keys)
+    falling = np.sort(keys)[::-1]
+    sample = {
+        "largest": falling[:500_000],
+        "smallest": falling[300_000:],
+        "near": falling[10_000::4],
+    }[sample_from]
+    selection = Selection(k, POPULATION, 31, 1_000, lambda at: RANKS[at])
+    sampled(selection, sample)
+    assert isinstance(selection.request(), Equal)
+    assert len(rounds(selection, keys, RANKS)) > 1
+    found = taken(selection.result, keys, RANKS)
+    np.testing.assert_array_equal(found, largest_by_rank(k, keys, RANKS))
+
+
+def test_bins_that_leave_one_key_are_followed_by_its_ranks():
+    """Its elements have been counted, so that nothing is to be collected first."""
+    keys = grid(13)
+    selection = Selection(200_000, POPULATION, 31, 1_000, lambda at: RANKS[at])
+    assert rounds(selection, keys, RANKS) == [Histogram, Histogram, Equal]
+    found = taken(selection.result, keys, RANKS)
+    np.testing.assert_array_equal(found, largest_by_rank(200_000, keys, RANKS))
 
 
 def test_lists_are_kept_up_to_a_total_and_counts_always():

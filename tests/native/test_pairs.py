@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from weightsmith.graph.backends.instructions import assemble
 from weightsmith.graph.backends.native import NativeBackend, load
 from weightsmith.graph.backends.program import list_pass
-from weightsmith.graph.graph import Value, source
-from weightsmith.graph.passes import PassSpec
+from weightsmith.graph.graph import Cut, Node, Value, above, largest, source, where
+from weightsmith.graph.passes import CutPoint, PassSpec
 from weightsmith.tensors.dtypes import DType
 
 COUNT = 1027  # no whole number of vectors or blocks
@@ -29,11 +33,13 @@ SOURCES = {
 }
 
 
-def instructions(output: Value, dtypes: tuple[DType, ...]) -> list[str]:
+def instructions(
+    output: Value, dtypes: tuple[DType, ...], known: Mapping[Node, Any] = MappingProxyType({})
+) -> list[str]:
     """Names of what a pass is computed with."""
     names = load()._library.opcodes
     number_of = {number: name for name, number in names.items()}
-    spec = PassSpec((COUNT,), dtypes, ((output, DType.FLOAT32),))
+    spec = PassSpec((COUNT,), dtypes, ((output, DType.FLOAT32),), known=known)
     (segment,) = assemble(list_pass(spec).structure, names)
     return [number_of[int(row[0])] for row in segment.code]
 
@@ -82,6 +88,58 @@ def test_a_task_vector_is_taken_while_it_is_loaded(
     names = instructions(output, dtypes)
     assert "sub" not in names
     assert_bits_of_torch(backend, reference, tools, output, dtypes)
+
+
+def cut_at(dtype: DType, **ties: Any) -> tuple[Cut, dict[Node, Any]]:
+    """A threshold at 1 that takes some of the elements of that magnitude."""
+    cut = largest(source(0), 3)
+    bits = struct.unpack("<q", struct.pack("<d", 1.0)) if dtype is DType.FLOAT64 else (0x3F800000,)
+    return cut, {cut: CutPoint(bits[0], magnitude=1.0, **ties)}
+
+
+TIES = {
+    "all": {"last_index": 1 << 40},
+    "none": {"last_index": -1},
+    "by index": {"last_index": 500},
+    "by rank": {"last_index": 500, "last_rank": 1 << 62, "rank_key": 77},
+}
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64], ids=str)
+@pytest.mark.parametrize("other", [0.0, -0.5])
+def test_the_largest_elements_are_kept_in_one_instruction(
+    backend: NativeBackend, reference: Any, tools: Any, other: float, dtype: DType, ties: str
+) -> None:
+    """Signs, infinities and NaN stay as they are, whether or not the element is needed once more."""
+    cut, known = cut_at(dtype, **TIES[ties])
+    x = source(0)
+    work = np.float64 if dtype is DType.FLOAT64 else np.float32
+    numbers = np.resize(np.array([1, -1, 2, -0.0, 0.5, -np.inf, np.nan, 1, -1, 1], work), COUNT)
+    for output in (where(above(x, cut), x, other), where(above(x, cut), x, other) / (x + 3.0)):
+        names = instructions(output, (dtype,), known)
+        assert "keep" in names
+        assert not {"above", "where"} & set(names)
+        spec = PassSpec((COUNT,), (dtype,), ((output, dtype),), known=known)
+        ours, theirs = (
+            tools.run(b, spec, [memoryview(bytearray(numbers.tobytes()))]).output
+            for b in (backend, reference)
+        )
+        tools.assert_same_bits(ours, theirs)
+
+
+def test_a_mask_that_others_use_too_or_that_chooses_another_value_is_computed() -> None:
+    cut, known = cut_at(DType.FLOAT32, last_index=-1)
+    x, y, dtypes = source(0), source(1), SOURCES["float"]
+    mask = above(x, cut)
+    for output in (
+        where(mask, x, 0.0) + where(mask, y, 0.0),
+        where(mask, y, 0.0),
+        where(mask, x, y),
+    ):
+        names = instructions(output, dtypes, known)
+        assert "above" in names
+        assert "keep" not in names
 
 
 def test_what_is_used_twice_and_what_stands_on_the_other_side_is_not_taken_in() -> None:

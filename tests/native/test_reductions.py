@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from weightsmith.graph import graph
 from weightsmith.graph.backends import native
 from weightsmith.graph.graph import source
-from weightsmith.graph.passes import Collect, Histogram, PassSpec
+from weightsmith.graph.passes import Collect, Equal, Histogram, PassSpec
 from weightsmith.tensors.digest_pieces import piece_elements
 from weightsmith.tensors.dtypes import DType
 
@@ -210,3 +210,42 @@ def test_reductions_that_ask_for_the_same_number_are_measured_once(
             else:
                 assert np.array_equal(found.keys, one.keys)
                 assert (found.inside, found.above) == (one.inside, one.above)
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    double=st.booleans(),
+    steps=st.sampled_from([1, 2, 9, 400]),
+    bracket=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+    limit=st.sampled_from([1, 7, 100, 1 << 16]),
+)
+def test_equal_magnitudes_are_collected_by_rank_as_torch_does(
+    backend: Any,
+    reference: Any,
+    tools: Any,
+    seed: int,
+    double: bool,
+    steps: int,
+    bracket: tuple[float, float],
+    limit: int,
+) -> None:
+    """However many elements of a block are equal, and wherever the bracket of ranks ends."""
+    dtype = DType.FLOAT64 if double else DType.FLOAT32
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(-steps, steps + 1, 3000) / 8).astype("<f8" if double else "<f4")
+    key = int(np.abs(x[:1]).view("<i8" if double else "<i4")[0])
+    low, high = (min(int(share * 2**63), 2**63 - 1) for share in sorted(bracket))
+    request = Equal(key, low, high, limit, rank_key=seed - 2**31)
+    cut = graph.largest(abs(graph.source(0)), 3)
+    spec = PassSpec((3000,), (dtype,), reductions=((cut, request),))
+    ours, theirs = (
+        tools.run(b, spec, [x.view(np.uint8)], start=0).result.partials[0]
+        for b in (backend, reference)
+    )
+    for part in (ours, theirs):
+        assert part.larger == int((np.abs(x) > np.abs(x[0])).sum())
+        assert part.equal == int((np.abs(x) == np.abs(x[0])).sum())
+    assert (ours.inside, ours.above) == (theirs.inside, theirs.above)
+    assert ours.keys.tolist() == theirs.keys.tolist()
+    assert ours.indices.tolist() == theirs.indices.tolist()

@@ -93,6 +93,15 @@ def lowest(wanted: int, ranks: NDArray[np.int64], indices: NDArray[np.int64]) ->
     return int(rank), int(equal[wanted - 1 - np.count_nonzero(ranks < rank)])
 
 
+def around(key: int, share: float, half: float, low: int = 0, high: int = HIGHEST_RANK) -> Equal:
+    """Ask for the elements of a magnitude whose ranks lie `half` to both sides of a share of [low, high]."""
+    span = high - low
+    first = low + int(span * min(1.0, max(0.0, share - half)))
+    last = low + math.ceil(span * min(1.0, share + half))
+    # A float of so many bits may be rounded beyond the end.
+    return Equal(key, min(first, high), min(last, high), _COLLECT_LIMIT)
+
+
 class RankSearch:
     """The `wanted`-th lowest rank of `count` elements of one magnitude that are too many to be held.
 
@@ -109,13 +118,10 @@ class RankSearch:
 
     def request(self) -> Equal:
         """What to ask of every tile in the next round."""
-        span = self._high - self._low
         share = (self._wanted - self._below) / self._inside
         spread = math.sqrt(self._inside * share * (1.0 - share)) + 1.0
         half = self._sigmas * spread / self._inside
-        low = self._low + int(span * max(0.0, share - half))
-        high = self._low + math.ceil(span * min(1.0, share + half))
-        return Equal(self._key, low, min(high, self._high), _COLLECT_LIMIT)
+        return around(self._key, share, half, self._low, self._high)
 
     def absorb(self, asked: Equal, parts: Sequence[CollectPart]) -> None:
         """Take the answers of one round."""

@@ -369,7 +369,10 @@ def part(extent: Extent, name: str) -> Extent:
 
 def statistic_of(node: Node) -> ModelStatistic | None:
     """The name of a reduction over the model, None for any other node."""
-    return next((a for a in node.attributes if isinstance(a, ModelStatistic)), None)
+    for attribute in node.attributes:
+        if isinstance(attribute, ModelStatistic):
+            return attribute
+    return None
 
 
 def adds_to(reduction: Node) -> bool:

@@ -9,7 +9,8 @@ picks the k-th exactly, equal keys by lower index:
 * a wrong guess costs one more round, never a wrong answer: the counts above the bracket are exact;
 * a bracket with too many elements is narrowed by a 65536-bin histogram; one that holds a single key
   with more equal elements than the limit is resolved piece of memory by piece of memory, in index
-  order, or by their ranks (`equal_magnitudes`).
+  order, or by their ranks (`equal_magnitudes`);
+* where the guess is such a key, ranks are guessed from the sample too, so that one round is still enough.
 
 The engine asks `request()`, streams the tensor (or every tensor of the model), hands the tiles' answers to `absorb` in
 order, and stops when `result` is there.
@@ -26,7 +27,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.graph.equal_magnitudes import Ranks, RankSearch, lowest
+from weightsmith.graph.equal_magnitudes import Ranks, RankSearch, around, lowest
 from weightsmith.graph.passes import (
     HISTOGRAM_BINS,
     Collect,
@@ -140,9 +141,10 @@ class Selection:
         self._population = population
         self._inside = population
         self._guess: tuple[int, int] | None = None
-        # How many were sampled in all, how many of them from the guess upwards, and how many elements it may hold.
-        self._sampled, self._sampled_from, self._expected = 0.0, 0.0, 0.0
-        self._refined = False
+        # How many were sampled in all, above the guess, and from it upwards, and how many elements it may hold.
+        self._sampled, self._sampled_above, self._sampled_from, self._expected = 0.0, 0.0, 0.0, 0.0
+        # Of the last sample's bins; 0 where narrower ones would tell nothing new.
+        self._shift = 0
         self._tie_part: tuple[int, int] | None = None
         self._ranks = ranks
         self._rank_search: RankSearch | None = None
@@ -157,9 +159,12 @@ class Selection:
             return None
         if not self._sampled:
             return Histogram(0, self.key_bits - 16)
-        if self._guess is None or self._refined or self._population <= _LARGE:
+        if self._guess is None:
             return None
-        return _within(*self._guess)
+        narrower = _within(*self._guess)
+        is_first_of_many = self._shift == self.key_bits - 16 and self._population > _LARGE
+        wanted = is_first_of_many or self._holds_too_many(*self._guess)
+        return narrower if wanted and narrower.shift < self._shift else None
 
     def absorb_sample(self, asked: Histogram, parts: Iterable[HistogramPart]) -> None:
         """Guess a bracket from a histogram of sampled elements."""
@@ -172,7 +177,7 @@ class Selection:
         if is_first and self._rule is not None:
             self.k = self._rule(round((1.0 - float(counts[0]) / self._sampled) * self._population))
         share = min(1.0, self.k / self._population)
-        spread = _SAMPLE_SIGMAS * math.sqrt(share * (1 - share) * self._sampled) + _SAMPLE_SIGMAS
+        spread = sample_spread(share, self._sampled)
         wanted = share * self._sampled
         beyond = 0.0 if is_first else max(0.0, self._sampled_from - float(counts.sum()))
         from_top = beyond + np.cumsum(counts[::-1])
@@ -184,6 +189,7 @@ class Selection:
         if wanted > spread:
             high = min(high, max(1, asked.low + ((top_bin + 1) << asked.shift) - 1))
         above = float(from_top[upper - 1]) if upper and wanted > spread else beyond
+        self._sampled_above = above
         self._sampled_from = float(from_top[min(lower, HISTOGRAM_BINS - 1)])
         # The lowest bin of the first histogram has the zeros too, which no bracket holds.
         zeros = float(counts[0]) if is_first and low_bin == 0 else 0.0
@@ -191,7 +197,7 @@ class Selection:
         self._expected = inside / self._sampled * self._population
         low = max(low, asked.low + (low_bin << asked.shift))
         self._guess = (low, max(low, high))
-        self._refined = not is_first or low_bin == 0
+        self._shift = 0 if is_first and low_bin == 0 else asked.shift
 
     def request(self) -> Request:
         """What to ask of every tile in the next round."""
@@ -204,7 +210,7 @@ class Selection:
                 return _within(*self._guess)
             self._guess = None  # for bins from the smallest key on, which count what is not zero
         if self._guess is not None:
-            return Collect(self._guess[0], self._guess[1], self.limit)
+            return self._tied_guess() or Collect(self._guess[0], self._guess[1], self.limit)
         if self._inside <= self.limit or self.low == self.high:
             return Collect(self.low, self.high, self.limit)
         span = self.high - self.low + 1
@@ -212,7 +218,18 @@ class Selection:
 
     def _holds_too_many(self, low: int, high: int) -> bool:
         """Whether the lists of a guess would be dropped; those of a single key need not be kept."""
-        return self._population > _LARGE and low < high and self._expected > 0.75 * _TOTAL_LIMIT
+        return low < high and self._expected > 0.75 * _TOTAL_LIMIT
+
+    def _tied_guess(self) -> Equal | None:
+        """Where the guess is one key that too many elements have: those around the rank that is to be expected."""
+        low, high = self._guess or (0, 1)
+        if self._ranks is None or self._rule or low < high or self._expected <= self.limit:
+            return None
+        sampled = self._sampled_from - self._sampled_above
+        wanted = self.k / self._population * self._sampled - self._sampled_above
+        spread = sample_spread(self.k / self._population, self._sampled)
+        most = 0.25 * _TOTAL_LIMIT / self._expected
+        return around(low, wanted / sampled, min(spread / sampled, most))
 
     def absorb(self, asked: Request, parts: Sequence[HistogramPart | CollectPart]) -> None:
         """Take the answers of one round, in the order of the tiles."""
@@ -221,9 +238,8 @@ class Selection:
             self._end_if_empty()
             if self.result is not None:
                 return
-        if self._rank_search is not None and isinstance(asked, Equal):
-            self._rank_search.absorb(asked, [p for p in parts if isinstance(p, CollectPart)])
-            self._resolve_ranked()
+        if isinstance(asked, Equal):
+            self._pick_equal(asked, [p for p in parts if isinstance(p, CollectPart)])
         elif self._tie_part is not None:
             (part,) = [p for p in parts if isinstance(p, CollectPart)]
             self._resolve(self.low, int(part.indices[self._tie_part[1] - 1]))
@@ -250,6 +266,9 @@ class Selection:
         self.above = int(from_top[position]) - self._inside
         self.low = asked.low + (bin_index << asked.shift)
         self.high = min(self.high, self.low + (1 << asked.shift) - 1)
+        if self._ranks is not None and self.low == self.high and self._inside > self.limit:
+            self._rank_search = RankSearch(self.low, self.k - self.above, self._inside)
+            self._resolve_ranked()
 
     def _continue_below(self, key: int, above: int) -> None:
         self.above, self.high = above, key - 1
@@ -283,6 +302,27 @@ class Selection:
             self._inside = max(
                 inside, self.limit + 1
             )  # too many to hold: narrow by a histogram next
+
+    def _pick_equal(self, asked: Equal, parts: Sequence[CollectPart]) -> None:
+        if self._rank_search is None and not self._is_tied_guess_right(asked.key, parts):
+            return
+        assert self._rank_search is not None
+        if self._rank_search.result is None:
+            self._rank_search.absorb(asked, parts)
+        self._resolve_ranked()
+
+    def _is_tied_guess_right(self, key: int, parts: Sequence[CollectPart]) -> bool:
+        """Whether the k-th magnitude is that of the guess, so that the search goes on among its ranks."""
+        self._guess = None
+        larger, equal = sum(p.larger for p in parts), sum(p.equal for p in parts)
+        if self.k <= larger:
+            self.low, self._inside = key + 1, larger
+        elif self.k > larger + equal:
+            self._continue_below(key, larger + equal)
+        else:
+            self.low = self.high = key
+            self._rank_search = RankSearch(key, self.k - larger, equal)
+        return self._rank_search is not None
 
     def _finish(self, keys: NDArray[np.uint64], indices: NDArray[np.int64], wanted: int) -> None:
         position = len(keys) - wanted
@@ -327,6 +367,11 @@ class Selection:
 
     def _only_zeros_left(self) -> None:
         self.result = CutPoint(0, -1, 0.0)
+
+
+def sample_spread(share: float, sampled: float) -> float:
+    """How far from its expectation the number of a share's elements in a sample may lie."""
+    return _SAMPLE_SIGMAS * math.sqrt(share * (1 - share) * sampled) + _SAMPLE_SIGMAS
 
 
 def _within(low: int, high: int) -> Histogram:

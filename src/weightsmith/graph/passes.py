@@ -74,8 +74,8 @@ class Collect:
 class Equal:
     """Ask for every element of magnitude `key` whose rank lies in [low, high] (at most `limit` per tile).
 
-    The answer has ranks for keys, and counts those of a lower rank as above. `rank_key` is the tensor's (see
-    `equal_magnitudes`).
+    The answer has ranks for keys, counts those of a lower rank as above, and says how many keys are larger and how many
+    equal. `rank_key` is the tensor's (see `equal_magnitudes`).
     """
 
     key: int
@@ -100,7 +100,8 @@ class HistogramPart:
 class CollectPart:
     """One tile's answer to `Collect`, or to `Equal`.
 
-    `inside` counts the keys in range, also where lists are cut, and `nonzero` all keys but 0.
+    `inside` counts the keys in range, also where lists are cut, and `nonzero` all keys but 0. Answers to `Equal` say
+    instead how many are `larger` and how many `equal`.
     """
 
     keys: NDArray[np.uint64]
@@ -108,6 +109,8 @@ class CollectPart:
     inside: int
     above: int
     nonzero: int
+    larger: int = 0
+    equal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

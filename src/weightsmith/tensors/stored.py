@@ -251,16 +251,19 @@ class StoredTensor(Shaped):
                 self._read_strided(descriptor, start, stop, view)
             check_unchanged(descriptor, identity, self.file)
 
-    def read_rows(self, rows: NDArray[np.int64], length: int, buffer: memoryview) -> None:
+    def read_rows(
+        self, rows: NDArray[np.int64], length: int, buffer: memoryview, first: int = 0
+    ) -> None:
         """Write row `rows[i]`, of `length` elements, for each i behind one another into `buffer`; -1 leaves its place.
 
-        What `read_into` does row by row, in one call of the native library where there is one. Thread-safe. Raises what
-        `read_into` raises.
+        Row 0 begins at element `first`. What `read_into` does row by row, in one call of the native library where there
+        is one. Thread-safe. Raises what `read_into` raises.
         """
         from weightsmith.tensors.pickles.strided import row_runs
 
         size = length * self.dtype.itemsize
-        if rows.size and not -1 <= rows.min() <= rows.max() < self.numel // max(length, 1):
+        count = (self.numel - first) // max(length, 1)
+        if rows.size and not -1 <= rows.min() <= rows.max() < count:
             raise ValueError(f"rows {rows.min()} to {rows.max()} are not all in {self.location}")
         if buffer.nbytes != len(rows) * size:
             raise ValueError(
@@ -272,10 +275,11 @@ class StoredTensor(Shaped):
         with OPEN_FILES.opened(self.file, self.identity) as (descriptor, identity):
             done = 0
             if self.strides is None:
-                done = self._read_rows_natively(descriptor, rows, size, view)
+                offset = self.offset + first * self.dtype.itemsize
+                done = self._read_rows_natively(descriptor, offset, rows, size, view)
             for low, high in row_runs(rows[done:]) if done < len(rows) else ():
                 part = view[(done + low) * size : (done + high) * size]
-                start = int(rows[done + low]) * length
+                start = first + int(rows[done + low]) * length
                 if self.strides is None:
                     self._read_bytes(descriptor, self.offset + start * self.dtype.itemsize, part)
                 else:
@@ -283,14 +287,14 @@ class StoredTensor(Shaped):
             check_unchanged(descriptor, identity, self.file)
 
     def _read_rows_natively(
-        self, descriptor: int, rows: NDArray[np.int64], size: int, view: memoryview
+        self, descriptor: int, offset: int, rows: NDArray[np.int64], size: int, view: memoryview
     ) -> int:
         import numpy as np
 
         from weightsmith.tensors.native_library import read_rows
 
         out = np.frombuffer(view, np.uint8)
-        return read_rows(descriptor, self.offset, size, np.ascontiguousarray(rows), out)
+        return read_rows(descriptor, offset, size, np.ascontiguousarray(rows), out)
 
     def _read_strided(self, descriptor: int, start: int, stop: int, view: memoryview) -> None:
         # Imported here because only pickled checkpoints need it, and it loads numpy.
@@ -321,18 +325,19 @@ class StoredTensor(Shaped):
 def read_runs(tensor: LazyTensor, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
     """Write the elements of each run (start, count), one after the other, into `buffer`.
 
-    Many runs of one length that begin at multiples of it are read in one call, where the tensor lies in a file.
+    Many runs of one length, whole lengths apart, are read in one call where the tensor lies in a file.
     """
     itemsize, length = tensor.dtype.itemsize, runs[0][1] if runs else 0
     done = filled = 0
     if len(runs) > 1 and length and isinstance(tensor, StoredTensor):
         import numpy as np
 
-        while done < len(runs) and runs[done][1] == length and runs[done][0] % length == 0:
+        first = runs[0][0] % length
+        while done < len(runs) and runs[done][1] == length and runs[done][0] % length == first:
             done += 1
         rows = np.array([start // length for start, _ in runs[:done]], np.int64)
         filled = done * length * itemsize
-        tensor.read_rows(rows, length, buffer[:filled])
+        tensor.read_rows(rows, length, buffer[:filled], first)
     for start, count in runs[done:]:
         tensor.read_into(start, start + count, buffer[filled : filled + count * itemsize])
         filled += count * itemsize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from weightsmith.engine.running.scheduler import Round, Rounds, Task, Worker
@@ -53,6 +53,20 @@ def model_sample_runs(
     starts = range(first, numel, step * length * row_length // _SAMPLE_RUN)
     runs = [(at // row_length * row_length, length * row_length) for at in starts]
     return [(at, min(size, numel - at)) for at, size in runs]
+
+
+def runs_by_tile(
+    runs: Sequence[tuple[int, int]], tile: int
+) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+    """Runs of elements in groups that fill a tile, or of one longer run, each with how many elements are before it."""
+    before = first = held = 0
+    for at, (_, count) in enumerate(runs):
+        if held and held + count > tile:
+            yield before, runs[first:at]
+            before, first, held = before + held, at, 0
+        held += count
+    if held:
+        yield before, runs[first:]
 
 
 def piece_digests(data: memoryview, shape: Sequence[int], dtype: DType) -> list[bytes]:

@@ -79,6 +79,8 @@ class _Place:
     sources: tuple[Leaf, ...]
     values: dict[Formula, Value] = field(default_factory=dict)
     members: dict[Node, StatisticMember] = field(default_factory=dict)
+    # How many methods and modifiers there are: what one alone measures it also uses.
+    steps: int = 0
     positions: dict[Leaf, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +112,8 @@ class Tracer:
         for tensor in tensors:
             place.tensor = tensor
             outputs.append(self._value(tensor.formula, place))
-        twins = shared_graph(_with_unused(outputs, place.members))
+        all_used = place.steps == 1
+        twins = shared_graph(add_all(outputs) if all_used else _with_unused(outputs, place.members))
         members = {twins[node]: member for node, member in place.members.items()}
         measured = twins[next(reversed(twins))]
         shared = tuple(twin for o in outputs if isinstance(twin := twins[o], Value))
@@ -151,6 +154,7 @@ class Tracer:
         )
         origin = None if merge.origin is None else self._value(merge.origin, place)
         chain = [self._modifier(m, name) for m in merge.modifiers]
+        place.steps += 1 + len(chain)
         changed = modifiers.modified(chain, origin, experts, site)
         result = self._method(merge, name).combine(base, changed, site)
         # What modifiers measure counts for tensors too in which the method has no use for it.

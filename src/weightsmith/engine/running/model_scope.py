@@ -236,15 +236,10 @@ def _answers(
     sample: _Sample | None = None,
 ) -> Rounds:
     requests = [(part.reduction, _of_part(asked[key], part)) for key, _, part, _ in entries]
-    if sample is not None:
-        answers = yield from job.sample_part(requests, (sample.places[id(job)], sample.step))
-        for (key, *_), of_key in zip(entries, answers, strict=True):
-            gate = gates[key]
-            assert isinstance(gate, SummedHistograms)
-            for answer in of_key:
-                gate.admit(answer)
-        return
     bounds = [gates[key] for key, *_ in entries]
+    if sample is not None:
+        yield from job.sample_part(requests, bounds, (sample.places[id(job)], sample.step))
+        return
     answers = yield from job.measure_part(requests, only_tile=tile, gates=bounds)
     for (key, position, _, _), of_key in zip(entries, answers, strict=True):
         found[key][position] = of_key

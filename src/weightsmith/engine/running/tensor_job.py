@@ -19,6 +19,7 @@ from weightsmith.engine.planning.tiles import (
     digest_rounds,
     model_sample_runs,
     piece_digests,
+    runs_by_tile,
     sample_runs,
     tile_task,
     tiles_of,
@@ -196,6 +197,7 @@ class TensorJob:
     def sample_part(
         self,
         requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        gates: Sequence[Gate | None],
         place: tuple[int, int] | None = None,
     ) -> Rounds:
         """As `measure_part`, over a sample of the tensor, or over its part of a model's: see `model_sample_runs`.
@@ -208,8 +210,7 @@ class TensorJob:
         runs = (
             model_sample_runs(self.shape, rows, *place) if place else sample_runs(self.shape, rows)
         )
-        results = (yield from self._sample(spec, runs)) if runs else []
-        return [[tile.partials[i] for tile in results] for i in range(len(requests))]
+        yield from self._sample(spec, runs, gates)
 
     def model_results(self) -> dict[StatisticMember, Any]:
         """The model-wide results that are known, for another job of the same tensor to adopt."""
@@ -226,9 +227,10 @@ class TensorJob:
         while samples := [
             (r, request) for r, s in selections.items() if (request := s.sample_request) is not None
         ]:
-            parts = yield from self.sample_part(samples)
-            for (reduction, request), found in zip(samples, parts, strict=True):
-                selections[reduction].absorb_sample(request, found)
+            sums = [SummedHistograms() for _ in samples]
+            yield from self.sample_part(samples, sums)
+            for (reduction, request), found in zip(samples, sums, strict=True):
+                selections[reduction].absorb_sample(request, [found.total])
         simple = [r for r in reductions if not isinstance(r, Cut)]
         while simple or any(s.result is None for s in selections.values()):
             yield from self._measure_round(
@@ -401,9 +403,7 @@ class TensorJob:
             digests = {i: self._digest_pieces(buffers[i], self.sources[i].dtype) for i in digesting}
             outs = [worker.buffer(~i, count * t.dtype.itemsize) for i, t in enumerate(targets)]
             result = compiled.run(buffers, start, count, outs)
-            for i, gate in enumerate(gates):
-                if gate is not None:
-                    result.partials[i] = gate.admit(result.partials[i])
+            _admit(result, gates)
             written = []
             for target, out, sink in zip(targets, outs, sinks, strict=True):
                 is_plain = target.storage.is_plain
@@ -444,16 +444,19 @@ class TensorJob:
             read_runs(self.sources[i], runs, view)
         return buffers
 
-    def _sample(self, spec: PassSpec, runs: Sequence[tuple[int, int]]) -> Rounds:
-        """One result for runs of elements, joined as if they were neighbours."""
+    def _sample(
+        self, spec: PassSpec, runs: Sequence[tuple[int, int]], gates: Sequence[Gate | None]
+    ) -> Rounds:
+        """Run a pass over runs of elements, as many at once as fill a tile, joined as if they were neighbours."""
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), spec.known)
-        total = sum(count for _, count in runs)
 
-        def run(worker: Worker) -> TileResult:
-            return compiled.run(self._read(worker, used, runs), 0, total)
+        def run(start: int, own: Sequence[tuple[int, int]], worker: Worker) -> None:
+            total = sum(count for _, count in own)
+            _admit(compiled.run(self._read(worker, used, own), start, total), gates)
 
-        return (yield Round([run]))
+        batches = runs_by_tile(runs, self.settings.tile_elements)
+        yield Round([partial(run, *batch) for batch in batches])
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +466,13 @@ class _Tile:
     result: TileResult
     written: list[list[bytes]]
     read: dict[int, list[bytes]]
+
+
+def _admit(result: TileResult, gates: Sequence[Gate | ColumnSums | None]) -> None:
+    """Let what was measured through the gates that there are."""
+    for i, gate in enumerate(gates):
+        if gate is not None:
+            result.partials[i] = gate.admit(result.partials[i])
 
 
 def first_bad(found: Sequence[tuple[int, int]]) -> tuple[int, int]:

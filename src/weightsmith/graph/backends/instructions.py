@@ -22,7 +22,7 @@ from weightsmith.tensors import DType
 
 _FLOATS = [dtype.value for dtype in DType if dtype.is_float]
 _PIECE_REDUCTIONS = frozenset((*ROW_REDUCTIONS, "dot_wide"))
-_SELECTING = "above row_rank histogram collect equal".split()
+_SELECTING = "above keep row_rank histogram collect equal".split()
 _SINGLE = ["fill", "fill_rows", "fill_row_results", "fill_columns", "where", "uniform", "widen"]
 
 _PAIRS = frozenset("add_add add_mul mul_add mul_sub mul_mul div_add div_sub".split())
@@ -170,7 +170,13 @@ class _Assembler:
         uses = Counter(i for step in steps for i in self._inputs(step))
         gone: set[int] = set()
         for step in steps:
-            if isinstance(step, PassSink) or self._entries[step][0] not in _SECOND:
+            if isinstance(step, PassSink):
+                continue
+            kept = self._kept(step)
+            if kept is not None and uses[kept[0]] == 1:
+                gone.add(kept[0])
+                self._pairs[step] = kept[1]
+            if self._entries[step][0] not in _SECOND:
                 continue
             second, (a, b), _ = self._entries[step]
             orders = [(a, b), (b, a)] if second in _COMMUTATIVE else [(a, b)]
@@ -181,6 +187,17 @@ class _Assembler:
                     gone.add(taken)
                     break
         return [step for step in steps if isinstance(step, PassSink) or step not in gone]
+
+    def _kept(self, step: int) -> tuple[int, Entry] | None:
+        """A mask of largest elements, and the one instruction that chooses between those and a number by it."""
+        op, inputs, _ = self._entries[step]
+        if op != "where":
+            return None
+        mask, yes, no = inputs
+        first, selected, cut = self._entries[mask]
+        if first != "above" or selected != (yes,) or self._entries[no][0] != "number":
+            return None
+        return mask, ("keep", (yes, no), cut)
 
     def _pair(self, i: int, second: str, other: int) -> Entry | None:
         """Entry `i` and then `second` with the entry `other`, if there is an instruction for them."""
@@ -261,6 +278,8 @@ class _Assembler:
             self._emit(f"round_{detail}", out, operands)
         elif op in ("uniform", "above"):
             self._emit(op, out, [*operands, detail])
+        elif op == "keep":
+            self._emit(op, out, [operands[0], detail, operands[1]])
         else:
             self._emit(op, out, operands)
 

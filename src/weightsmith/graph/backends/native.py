@@ -345,8 +345,9 @@ def _part(call: _Call, slot: int, request: Request | None) -> Any:
         return HistogramPart(found[:HISTOGRAM_BINS], int(found[HISTOGRAM_BINS]))
     if isinstance(request, (Collect, Equal)):
         inside, above = call.tally(slot)
-        nonzero, _ = call.tally(slot + 1)
         taken = min(inside, len(found))
-        indices = call.outputs[slot + 1][:taken].copy()
-        return CollectPart(found[:taken].copy(), indices, inside, above, nonzero)
+        lists = found[:taken].copy(), call.outputs[slot + 1][:taken].copy()
+        if isinstance(request, Equal):
+            return CollectPart(*lists, inside, above, 0, *call.tally(slot + 1))
+        return CollectPart(*lists, inside, above, call.tally(slot + 1)[0])
     return found

@@ -275,10 +275,10 @@ def _above(x: Tensor, cut: CutPoint, frame: _Frame) -> Tensor:
     keys = magnitude_keys(frame.full(x))
     if cut.last_rank is not None:
         mask = keys > cut.key
-        for tied in torch.split(torch.nonzero(keys == cut.key).flatten(), _TIES_AT_A_TIME):
-            ranks = tie_ranks(cut.rank_key, tied + frame.start)
-            equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
-            mask[tied] = (ranks < cut.last_rank) | equal
+        tied = torch.nonzero(keys == cut.key).flatten()
+        ranks = tie_ranks(cut.rank_key, tied + frame.start)
+        equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
+        mask[tied] = (ranks < cut.last_rank) | equal
     elif cut.last_index >= frame.start + frame.count - 1:
         mask = keys >= cut.key
     elif cut.last_index < frame.start:
@@ -325,8 +325,6 @@ def uniform_tile(key: tuple[Any, ...], start: int, count: int, device: torch.dev
 
 
 _WORD = 1 << 32
-# Ranks of equal magnitudes take several numbers of 64 bits each.
-_TIES_AT_A_TIME = 1 << 16
 
 
 def _signed(word: int) -> int:
@@ -421,15 +419,18 @@ def collect_keys(keys: Tensor, request: Collect, start: int) -> CollectPart:
 
 def collect_equal(keys: Tensor, request: Equal, start: int) -> CollectPart:
     """Answer an `Equal` request for a tile that begins at flat index `start`."""
-    below = inside = kept = 0
-    found: list[Tensor] = []
-    for tied in torch.split(torch.nonzero(keys == request.key).flatten(), _TIES_AT_A_TIME):
-        indices = tied + start
-        ranks = tie_ranks(request.rank_key, indices)
-        at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
-        below, inside = below + int((ranks < request.low).sum()), inside + at.numel()
-        at = at[: request.limit - kept]
-        kept += at.numel()
-        found.append(torch.stack([ranks[at], indices[at]]).cpu())
-    both = torch.cat(found, dim=1).numpy()
-    return CollectPart(both[0].astype(np.uint64), both[1], inside, below, 0)
+    indices = torch.nonzero(keys == request.key).flatten() + start
+    ranks = tie_ranks(request.rank_key, indices)
+    at = torch.nonzero((ranks >= request.low) & (ranks <= request.high)).flatten()
+    inside, below = at.numel(), int((ranks < request.low).sum())
+    at = at[: request.limit]
+    larger = int((keys > request.key).sum())
+    return CollectPart(
+        ranks[at].cpu().numpy().astype(np.uint64),
+        indices[at].cpu().numpy(),
+        inside,
+        below,
+        0,
+        larger,
+        indices.numel(),
+    )
