@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from weightsmith.errors import RecipeError
 from weightsmith.naming import (
     NamePieces,
+    blocks_in,
     compile_glob,
     compile_regex,
     is_found,
@@ -38,6 +39,23 @@ def test_a_name_outside_the_stack_has_no_layer() -> None:
 def test_an_expert_number_may_be_part_of_a_field() -> None:
     pieces = parse_name("block.1.mlp.experts.expert_7.wi.weight", "block")
     assert (pieces.expert, pieces.stem) == (7, "mlp.experts.expert_*.wi.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("model.layers.12.mlp.weight", [("model.layers", 12, "mlp.weight")]),
+        ("block.3.layer.1.bias", [("block", 3, "layer.1.bias"), ("block.3.layer", 1, "bias")]),
+        ("h.2.experts.7.w1", [("h", 2, "experts.7.w1")]),
+        ("0.1", [("", 0, "1"), ("0", 1, "")]),
+        ("conv1.a2.100000.weight", []),
+        ("layers.٣.weight", []),
+    ],
+)
+def test_every_index_in_a_name_but_an_experts_may_be_a_block(
+    name: str, blocks: list[tuple[str, int, str]]
+) -> None:
+    assert list(blocks_in(name)) == blocks
 
 
 def test_a_stack_at_the_root_has_an_empty_prefix() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ from weightsmith.wording import shown
 if TYPE_CHECKING:
     from weightsmith.patterns import PatternError, Patterns
 
-_DIGITS = re.compile(r"([0-9]+)")
-_EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
 # Lists that are made from 0 to an index of a file stay short.
 _MOST_DIGITS = 5
+_DIGITS = re.compile(r"([0-9]+)")
+_INDEX = re.compile(rf"(?:^|(?<=\.))([0-9]{{1,{_MOST_DIGITS}}})(?=\.|\Z)")
+_EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
 _LONGEST_NUMBER = 100
 _LONGEST_MISSPELT = 200
 _NUMBERED_EXPERT = re.compile(rf"^experts?_(\d{{1,{_MOST_DIGITS}}})$")
@@ -49,15 +50,13 @@ def is_number(field: str) -> bool:
     return len(field) <= _MOST_DIGITS and field.isdigit() and field.isascii()
 
 
-# The checkpoints of one merge have the same names, and each name is looked at from several sides.
-@functools.lru_cache(maxsize=1 << 16)
-def number_positions(fields: tuple[str, ...]) -> tuple[int, ...]:
-    """Positions of the fields that are indices of blocks, leaving out those of experts."""
-    return tuple(
-        i
-        for i, field in enumerate(fields)
-        if is_number(field) and not (i > 0 and _EXPERT_FIELD.match(fields[i - 1]))
-    )
+def blocks_in(name: str) -> Iterator[tuple[str, int, str]]:
+    """What may be a block: the name before each field that is an index, the index, and the rest; without experts'."""
+    for found in _INDEX.finditer(name):
+        start, end = found.span(1)
+        prefix = name[: max(0, start - 1)]
+        if not _EXPERT_FIELD.match(prefix.rpartition(".")[2]):
+            yield prefix, int(found[1]), name[end + 1 :]
 
 
 def expert_of(fields: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:

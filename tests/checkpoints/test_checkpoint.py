@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.checkpoints import Checkpoint, Kind, open_checkpoint
+from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.errors import CheckpointError
+from weightsmith.tensors import Kind
 
 ONES = {"a.weight": np.ones((2, 3), np.float32), "b.weight": np.ones(4, np.float32)}
 
@@ -34,7 +35,7 @@ def test_a_folder_gives_tensors_config_roles_and_sizes(llama: Callable[..., Chec
     assert checkpoint.config is not None
     assert checkpoint.config["model_type"] == "llama"
     role = checkpoint.roles["model.layers.2.self_attn.q_proj.weight"]
-    assert (role.kind, role.layer, role.block) == (Kind.ATTENTION_Q, 2, "model.layers")
+    assert (role.kind, role.layer, role.stack) == (Kind.ATTENTION_Q, 2, "model.layers")
     assert [file.name for file in checkpoint.files()] == ["model.safetensors"]
     assert checkpoint.is_folder
 

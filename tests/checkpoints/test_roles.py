@@ -88,7 +88,7 @@ def test_two_stacks_of_one_checkpoint_are_told_apart() -> None:
         "vision_model.encoder.layers": (0, 1, 2),
     }
     role = roles["vision_model.encoder.layers.2.mlp.fc1.weight"]
-    assert (role.block, role.layer) == ("vision_model.encoder.layers", 2)
+    assert (role.stack, role.layer) == ("vision_model.encoder.layers", 2)
 
 
 def test_biases_and_running_statistics_have_the_kind_of_their_module() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from weightsmith.checkpoints import Kind, Tying, open_checkpoint
+from weightsmith.checkpoints import Tying, open_checkpoint
 from weightsmith.checkpoints.config import merged_config
+from weightsmith.tensors import Kind
 from weightsmith.tensors.dtypes import DType
 
 transformers = pytest.importorskip("transformers")

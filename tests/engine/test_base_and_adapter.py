@@ -142,7 +142,7 @@ def test_bfloat16_is_rounded_once(family: Path) -> None:
 def test_what_no_adapter_changes_is_copied(family: Path) -> None:
     base = llama(family, "narrow", torch.bfloat16)
     plan = make_plan(Recipe.load(passthrough(f"{base}+{family}/a")))
-    computed = {t.output.name for t in plan.tensors if t.action is Action.COMPUTE}
+    computed = {t.output.name for t in plan.tensors if t.work.action is Action.COMPUTE}
     assert len(computed) == 6
     assert all(name.split(".")[-2] in ("q_proj", "v_proj", "down_proj") for name in computed)
     factors = load_file(family / "a/adapter_model.safetensors").values()

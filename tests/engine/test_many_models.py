@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from weightsmith.engine.planning.trace import Tracer
-from weightsmith.recipes.resolution.formula import Leaf, Merge, OutputTensor, Place
+from weightsmith.recipes.resolution.formula import Leaf, Merge, OutputTensor
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.place import Place
 
 
 def seconds(models: int) -> float:
@@ -21,10 +22,11 @@ def seconds(models: int) -> float:
         per_expert=((("weight", 1.0),),) * models,
         labels=labels,
         scope_id="merge",
-        place=Place("a.weight", (2, 2), "other", None, 0, None, False),
+        place=Place("a.weight"),
+        shape=(2, 2),
         seed=0,
     )
-    tensor = OutputTensor("a.weight", merge, DType.FLOAT32, (2, 2), "other", None, 0, 0.0)
+    tensor = OutputTensor(merge.place, merge, DType.FLOAT32, (2, 2))
     began = time.process_time()
     assert len(Tracer().trace(tensor).sources) == models
     return time.process_time() - began

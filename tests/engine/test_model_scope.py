@@ -179,7 +179,10 @@ def test_the_plan_knows_matrices_from_vectors_of_the_same_formula(tmp_path: Path
             "models": [{"model": str(tmp_path / "expert")}],
         }
     )
-    assert {t.output.name: t.whole for t in made.tensors} == {"a_norm": False, "b_weight": True}
+    assert {t.output.name: t.work.whole for t in made.tensors} == {
+        "a_norm": False,
+        "b_weight": True,
+    }
 
 
 @pytest.mark.parametrize("rows", [False, True])

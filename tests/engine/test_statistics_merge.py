@@ -188,8 +188,8 @@ def test_statistics_are_counted_and_part_of_the_plans_identity(family):
     plan = weightsmith.plan(recipe)
     by_name = {t.output.name: t for t in plan.tensors}
     weights = 2 * 2 * statistics[0][UP].size
-    assert by_name[UP].passes == 2
-    assert by_name[UP].read_bytes == 2 * (weights + 2 * 4 * statistics[0][UP].size)
+    assert by_name[UP].work.passes == 2
+    assert by_name[UP].work.read_bytes == 2 * (weights + 2 * 4 * statistics[0][UP].size)
     before = plan.digest
     assert weightsmith.plan(recipe).digest == before
     statistics_of(family, 1, "fisher", data="another")
@@ -200,8 +200,8 @@ def test_gram_matrices_are_in_the_predicted_memory(family):
     recipe, _ = recipe_for(family, "regmean", "gram")
     plan = weightsmith.plan(recipe)
     tensor = next(t for t in plan.tensors if t.output.name == UP)
-    assert tensor.whole
-    assert plan._work_bytes(tensor) == 4 * (3 * 3000 * 96 + 2 * 96 * 96)
+    assert tensor.work.whole
+    assert tensor.work.held_bytes == 4 * (3 * 3000 * 96 + 2 * 96 * 96)
 
 
 def test_a_negative_fisher_stops_the_merge(family, tmp_path):

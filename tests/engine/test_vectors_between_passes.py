@@ -38,6 +38,7 @@ from weightsmith.methods.pairs.arcee_fusion import ArceeFusion, softmax
 from weightsmith.methods.parts import registry
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.memory import MemoryTensor
+from weightsmith.tensors.place import Kind, Place
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
 
@@ -108,7 +109,7 @@ def drawn(shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
 
 def fused(shape: tuple[int, ...]) -> Value:
     """Arcee Fusion: two softmaxes and a divergence per row, then quantiles of the tensor."""
-    return ArceeFusion().combine(source(0), [source(1)], Site("t", shape))
+    return ArceeFusion().combine(source(0), [source(1)], Site(Place("t"), shape))
 
 
 def rows_computed(spec: PassSpec) -> list[Any]:
@@ -217,16 +218,18 @@ def test_rows_that_are_short_or_very_many_are_not_kept(shape: tuple[int, ...]) -
     assert rows_to_keep([source(0) * row * norm], [norm.inputs[0]], {}, shape) == ()
 
 
-def weighted(shape: tuple[int, ...], n: int, role: str = "mlp") -> Value:
+def weighted(shape: tuple[int, ...], n: int, role: str = "mlp.up") -> Value:
     """WIDEN: sums of squares per column, ranked."""
     widen = registry.get("widen").build({}, [{}] * n, where="test")
-    return widen.combine(source(0), [source(i + 1) for i in range(n)], Site("t", shape, role))
+    return widen.combine(
+        source(0), [source(i + 1) for i in range(n)], Site(Place("t", Kind(role)), shape)
+    )
 
 
 @settings(max_examples=12, deadline=None)
 @given(
     shape=st.sampled_from([(700, 500), (6, 200, 300), (900, 3, 5, 30), (2, 300000), (70000, 8)]),
-    role=st.sampled_from(["mlp", "embedding"]),
+    role=st.sampled_from(["mlp.up", "embedding"]),
     tile=st.sampled_from([1, 1 << 18, 1 << 20]),
     threads=st.integers(1, 3),
     level=st.integers(0, 2),
@@ -243,7 +246,7 @@ def test_columns_are_weighted_alike_whatever_tiles_threads_and_instructions(
 
 
 @pytest.mark.skipif(not native.available(), reason="no native kernels here")
-@pytest.mark.parametrize("role", ["mlp", "embedding"])
+@pytest.mark.parametrize("role", ["mlp.up", "embedding"])
 @pytest.mark.parametrize("shape", [(700, 500), (6, 200, 300), (900, 3, 5, 30)], ids=str)
 def test_both_backends_weigh_columns_alike(shape: tuple[int, ...], role: str) -> None:
     # Integers, so that both backends' sums are exact.

@@ -292,8 +292,8 @@ def test_where_nothing_differs_nothing_is_touched(pairs, tmp_path):
     plain = planned([a, twin], None)
     for source in ("union", "base", str(twin)):
         plan = planned([a, twin], {"source": source})
-        assert [(t.output.formula, t.action) for t in plan.tensors] == [
-            (t.output.formula, t.action) for t in plain.tensors
+        assert [(t.output.formula, t.work.action) for t in plan.tensors] == [
+            (t.output.formula, t.work.action) for t in plain.tensors
         ]
         assert plan.papers is not None
         assert plain.papers is not None

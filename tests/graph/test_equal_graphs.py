@@ -17,6 +17,7 @@ from weightsmith.graph.model_statistics import ModelStatistic
 from weightsmith.graph.passes import reduction_levels, used_sources
 from weightsmith.graph.site import Site
 from weightsmith.methods.parts.modifiers import Displaced
+from weightsmith.tensors.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def test_what_is_remembered_of_a_graph_depends_on_what_is_known() -> None:
 
 def test_a_site_of_another_layer_makes_another_statistic() -> None:
     def at(layer: int) -> Value:
-        site = Site("x", (4,), stack="s", layer=layer)
+        site = Site(Place("x", stack="s", layer=layer), (4,))
         return source(0) * graph.dot(source(0), source(0), site.over_layer(1, "norm"))
 
     assert twin(at(1)) is twin(at(1))

@@ -8,9 +8,14 @@ from weightsmith.graph.graph import Scope, source, uniform
 from weightsmith.graph.model_statistics import ModelStatistic
 from weightsmith.graph.random import stream_key
 from weightsmith.graph.site import Site, Statistic
+from weightsmith.tensors.place import Place
 
 SITE = Site(
-    "layers.3.w", (4, 5, 6), layer=3, seed=7, labels=("a", "b", "a"), stack="layers", merge="top"
+    Place("layers.3.w", layer=3, stack="layers"),
+    (4, 5, 6),
+    seed=7,
+    labels=("a", "b", "a"),
+    merge="top",
 )
 
 
@@ -20,7 +25,7 @@ SITE = Site(
 def test_a_site_knows_its_elements_and_the_length_of_a_row(
     shape: tuple[int, ...], numel: int, row: int
 ) -> None:
-    site = Site("w", shape)
+    site = Site(Place("w"), shape)
     assert (site.numel, site.row_length) == (numel, row)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightsmith.engine.planning.cost import input_bytes, predict
+from weightsmith.engine.planning.cost import predict
 from weightsmith.engine.planning.plan_making import make_plan
 from weightsmith.errors import UsageError
 from weightsmith.inspection.explanation import explain_tensor
@@ -53,6 +53,20 @@ def test_steps_say_what_is_done_to_how_many_tensors(plan):
     assert steps == {"linear": (1, 24, 1), "compare and copy": (1, 3, 1)}
 
 
+def test_what_is_done_is_worked_out_once_for_each_kind_of_tensor(checkpoint):
+    shapes = {f"layers.{i}.{part}.weight": (4, 3) for i in range(3) for part in "ab"}
+    tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    tensors |= {"layers.1.a.weight": torch.ones(4, 3, dtype=torch.float16), "n": torch.ones(5)}
+    models = [{"model": str(checkpoint(name, tensors))} for name in ("one", "two")]
+    document = {"weightsmith": 1, "merge_method": "linear", "models": models}
+    made = make_plan(Recipe.load(document), threads=1)
+    assert sorted(count for _, count in made.works) == [1, 1, 5]
+    of_name = {tensor.output.name: tensor.work for tensor in made.tensors}
+    assert of_name["layers.0.a.weight"] is of_name["layers.2.b.weight"]
+    assert of_name["layers.1.a.weight"].read_bytes == 2 * 4 * 3 * 2
+    assert made.read_bytes == made.input_bytes == 2 * (5 * 12 * 4 + 12 * 2 + 5 * 4)
+
+
 def test_nested_methods_are_named_from_the_inside_out(plan):
     assert "linear > slerp" in {s.what for s in summarize_plan(plan(nested)).steps}
 
@@ -61,8 +75,8 @@ def test_bytes_of_inputs_are_counted_once_and_passes_multiply_what_is_read(plan)
     made = plan(slerp)
     weights = 2 * 24 * 4
     integers = made.read_bytes - 2 * weights
-    assert input_bytes(made) == weights + integers
-    assert sum(i.bytes_read for i in summarize_plan(made).inputs) == input_bytes(made)
+    assert made.input_bytes == weights + integers
+    assert sum(i.bytes_read for i in summarize_plan(made).inputs) == made.input_bytes
 
 
 def test_the_prediction_grows_with_work_and_shrinks_with_the_backend(plan):

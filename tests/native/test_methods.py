@@ -16,6 +16,7 @@ from weightsmith.graph.passes import Collect, PassSpec, reduction_levels, select
 from weightsmith.graph.site import Site
 from weightsmith.methods.parts import registry
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.place import Kind, Place
 
 SHAPE = (24, 130)
 VALUES: dict[type, Any] = {float: 0.4, int: 1, bool: True}
@@ -36,7 +37,7 @@ def merge(
     spec = registry.get(name)
     most = spec.experts[1] or 3
     experts = [source(i) for i in range(1, 1 + min(3, most))]
-    site = Site("layers.3.mlp.weight", SHAPE, "mlp", 3, 8, 11, ("a", "b", "c"))
+    site = Site(Place("layers.3.mlp.weight", Kind.MLP_UP, 3, 8), SHAPE, 11, ("a", "b", "c"))
     base = None if spec.base is registry.Base.IGNORED else source(0)
     output = build(spec, len(experts), given).combine(base, experts, site)
     known: dict[Node, Any] = {}

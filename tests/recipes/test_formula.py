@@ -10,7 +10,6 @@ from weightsmith.recipes.resolution.formula import (
     Leaf,
     MeasuredLeaves,
     Merge,
-    Place,
     Same,
     Sum,
     distinct_leaves,
@@ -20,14 +19,15 @@ from weightsmith.recipes.resolution.formula import (
     models_in,
 )
 from weightsmith.tensors.dtypes import DType
+from weightsmith.tensors.place import Kind, Place
 
-PLACE = Place("w", (2, 3), "mlp", 0, 4, "layers", False)
+PLACE = Place("w", Kind.MLP_UP, 0, 4, "layers")
 
 
 def merge(base: Formula | None, *experts: Formula, **more: object) -> Merge:
     labels = tuple(f"e{i}" for i in range(len(experts)))
     per_expert = ((),) * len(experts)
-    made = Merge("ties", "paper", (), base, experts, per_expert, labels, "merge", PLACE, 0)
+    made = Merge("ties", "paper", (), base, experts, per_expert, labels, "merge", PLACE, (2, 3), 0)
     return replace(made, **more)
 
 
@@ -74,7 +74,7 @@ def test_formulas_that_differ_in_names_of_tensors_alone_are_alike() -> None:
         merge(BASE, Cast(DType.FLOAT16, A)),
         merge(BASE, Sum(((0.5, A),))),
         merge(BASE, Sum(((0.25, A),))),
-        merge(BASE, A, place=replace(PLACE, shape=(3, 2))),
+        merge(BASE, A, shape=(3, 2)),
         merge(BASE, A, place=replace(PLACE, layer=None)),
     ]
     assert len({formula.likeness for formula in others}) == len(others)

@@ -16,10 +16,19 @@ def test_positions_run_from_0_to_1_over_the_layers_and_are_0_outside(make, solve
     solved = solve(
         "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: [0, 1]}\n"
     )
-    assert [solved.outputs[Q.format(k)].position for k in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [solved.outputs[Q.format(k)].place.depth for k in range(5)] == [0, 0.25, 0.5, 0.75, 1]
     for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
-        assert solved.outputs[name].position == 0
+        assert solved.outputs[name].place.depth == 0
         assert solved.formula(name).per_expert[0] == (("weight", 0.0),)
+
+
+def test_an_output_of_models_has_the_place_of_the_donors_tensor(make, solve):
+    make("a"), make("b")
+    solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
+    places = solved.resolved.checkpoints["a"].roles
+    for name, output in solved.outputs.items():
+        assert output.place is places[name]
+        assert output.formula.place is places[name]
 
 
 def test_a_single_layer_is_at_position_1(make, solve):
@@ -27,7 +36,7 @@ def test_a_single_layer_is_at_position_1(make, solve):
     solved = solve(
         "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: [0, 1]}\n"
     )
-    assert solved.outputs[Q.format(0)].position == 1
+    assert solved.outputs[Q.format(0)].place.depth == 1
 
 
 FRANKEN = """
@@ -45,7 +54,7 @@ def test_slices_number_layers_through_and_copy_bytes(make, solve):
     expected = [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
     for k, (model, layer) in enumerate(expected):
         assert solved.formula(Q.format(k)) == Leaf(model, Q.format(layer))
-    assert solved.outputs[Q.format(5)].layers == 6
+    assert solved.outputs[Q.format(5)].place.layers == 6
     assert solved.resolved.layer_sources == (0, 1, 2, 1, 2, 3)
     assert solved.resolved.stack == "model.layers"
     assert Q.format(6) not in solved.outputs
@@ -54,7 +63,7 @@ def test_slices_number_layers_through_and_copy_bytes(make, solve):
 def test_gradients_restart_in_every_slice(make, solve):
     make("a"), make("b")
     solved = solve(FRANKEN)
-    assert [solved.outputs[Q.format(k)].position for k in range(6)] == [0, 0.5, 1, 0, 0.5, 1]
+    assert [solved.outputs[Q.format(k)].place.depth for k in range(6)] == [0, 0.5, 1, 0, 0.5, 1]
 
 
 def test_embeddings_come_from_the_first_slice_and_the_head_from_the_last(make, solve):
@@ -174,9 +183,9 @@ def test_raw_files_have_position_0_everywhere_in_mergekits_semantics(make, solve
         "merge_method: linear\nparameters: {weight: [0, 1]}\n"
         "models: [{model: a.safetensors}, {model: b.safetensors}]\n"
     )
-    assert {output.position for output in solve(text).resolved.outputs} == {0.0}
+    assert {output.place.depth for output in solve(text).resolved.outputs} == {0.0}
     native = solve("weightsmith: 1\n" + text)
-    assert native.outputs[Q.format(3)].position == 1.0
+    assert native.outputs[Q.format(3)].place.depth == 1.0
 
 
 def vision_language() -> dict[str, np.ndarray]:
@@ -207,7 +216,7 @@ def test_modules_merge_their_own_tensors_and_mergekit_drops_the_rest(make, solve
     solved = solve(MODULES)
     text = solved.formula("language_model.model.layers.2.mlp.up_proj.weight")
     assert len(text.experts) == 2
-    assert solved.outputs["vision_tower.encoder.layers.1.mlp.fc1.weight"].position == 1.0
+    assert solved.outputs["vision_tower.encoder.layers.1.mlp.fc1.weight"].place.depth == 1.0
     assert "multi_modal_projector.linear.weight" not in solved.outputs
     assert "multi_modal_projector" in solved.found("warning")["not-written"]
 

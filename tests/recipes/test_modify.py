@@ -354,11 +354,11 @@ def test_the_plan_counts_the_pass_over_the_layers(family):
     recipe = recipe_for(family, "layer_swapping", "ab", parameters={"select": "measured"})
     plan = make_plan(Recipe.load(recipe))
     by_name = {t.output.name: t for t in plan.tensors}
-    assert by_name[Q.format(1)].passes == 2
-    assert by_name[Q.format(1)].model_scope
+    assert by_name[Q.format(1)].work.passes == 2
+    assert by_name[Q.format(1)].work.model_scope
     # The final norm has the shape of the norms in the layers, but no part in their statistics.
-    assert by_name[NORM].passes == 1
-    assert not by_name[NORM].model_scope
+    assert by_name[NORM].work.passes == 1
+    assert not by_name[NORM].work.model_scope
 
 
 def _require(backend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,9 +12,9 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods.parts import registry
 from weightsmith.recipes import load
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup
-from weightsmith.recipes.language.selectors import TensorPlace
+from weightsmith.tensors.place import Place
 
-PLACE = TensorPlace("model.layers.1.self_attn.q_proj.weight", Kind.ATTENTION_Q, 1)
+PLACE = Place("model.layers.1.self_attn.q_proj.weight", Kind.ATTENTION_Q, 1)
 
 
 def settings(value: object, semantics: str) -> object:
@@ -31,7 +32,9 @@ def settings(value: object, semantics: str) -> object:
 
 def weight_at(value: object, t: float, name: str = PLACE.name, preset: str = "paper") -> object:
     parameter = registry.get("linear").parameters["weight"]
-    return Lookup(parameter, (settings(value, preset),), "test", preset).at(t, name, PLACE)
+    return Lookup(parameter, (settings(value, preset),), "test", preset).at(
+        name, replace(PLACE, depth=t)
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,12 +73,19 @@ def test_an_empty_gradient_gives_nothing_in_mergekits_semantics():
 def test_booleans_step_instead_of_interpolating():
     parameter = registry.get("linear").parameters["normalize"]
     lookup = Lookup(parameter, ((False, True),), "test", "mergekit")
-    assert [lookup.at(t, "x", PLACE) for t in (0.0, 0.5, 0.99, 1.0)] == [False, False, False, True]
+    assert [lookup.at("x", replace(PLACE, depth=t)) for t in (0.0, 0.5, 0.99, 1.0)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_parameter_decides_whether_a_list_of_zero_and_one_is_a_gradient_or_steps():
     normalize = registry.get("linear").parameters["normalize"]
-    assert Lookup(normalize, ((0, 1),), "test", "paper").at(0.75, "x", PLACE) is False
+    assert (
+        Lookup(normalize, ((0, 1),), "test", "paper").at("x", replace(PLACE, depth=0.75)) is False
+    )
     assert weight_at([0, 1], 0.75) == 0.75
 
 

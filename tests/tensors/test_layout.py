@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from weightsmith.errors import OutputError, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.layout import Entry, plan_layout
+from weightsmith.tensors.files.shard_index import encode_index
 
 
 def entries(*sizes: int, dtype: DType = DType.UINT8) -> list[Entry]:
@@ -115,3 +116,10 @@ def test_a_name_given_twice_is_refused_even_across_shards() -> None:
 def test_a_shard_size_below_one_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match="shard size"):
         plan_layout(entries(1), size)
+
+
+def test_the_index_is_the_json_that_hubs_have_with_two_spaces() -> None:
+    weight_map = {"a.weight": "model-00001-of-00002.safetensors", 'é"\\': "model-2.safetensors"}
+    document = {"metadata": {"total_size": 12}, "weight_map": weight_map}
+    expected = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    assert encode_index(weight_map, 12) == expected.encode()

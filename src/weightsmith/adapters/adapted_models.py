@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _FACTOR = re.compile(
     r"[._](lora_(embedding_)?[AB]|lora_(up|down|mid)|lora(_linear_layer)?\.(up|down)|hada_w[12]_[ab]"
     r"|lokr_w[12](_[ab])?)(\.|$)"
-    r"|^(lora_(unet|transformer|te[0-9]?)|lycoris)_.*\.(diff|diff_b|w_norm|b_norm)$"
+    r"|^(lora_(unet|transformer|te[0-9]?)|lycoris)_.*\.(diff|diff_b|w_norm|b_norm)$",
+    re.MULTILINE,
 )
 
 
@@ -150,5 +151,6 @@ def stored_tensors(adapter: Adapter) -> Iterator[LazyTensor]:
 
 
 def _refuse_adapter(checkpoint: Checkpoint) -> None:
-    if any(_FACTOR.search(name) for name in checkpoint.tensors):
+    # One search over all names, which have no line breaks, is faster than one per name.
+    if _FACTOR.search("\n".join(checkpoint.tensors)):
         raise BareAdapter(checkpoint.path, checkpoint.identity)

@@ -91,7 +91,7 @@ def turned_stacks(base: Checkpoint) -> Turned:
     found: dict[str | None, bool] = {}
     for role in base.roles.values():
         if role.input_first or role.kind.matches("attention"):
-            found[role.block] = found.get(role.block, False) or role.input_first
+            found[role.stack] = found.get(role.stack, False) or role.input_first
     return found
 
 
@@ -111,7 +111,7 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
     role = base.roles.get(name)
     if any(turned.values()):
         return role is not None and role.input_first
-    return False if role is not None and role.block in turned else None
+    return False if role is not None and role.stack in turned else None
 
 
 def _of_component(adapter: Adapter, component: str | None, names: Names) -> list[Update]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
+    from weightsmith.checkpoints.anatomy import anatomy_of as anatomy_of
     from weightsmith.checkpoints.card import MethodUse as MethodUse
     from weightsmith.checkpoints.card import Parent as Parent
     from weightsmith.checkpoints.card import model_card as model_card
@@ -82,10 +83,6 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
-    from weightsmith.checkpoints.roles import Kind as Kind
-    from weightsmith.checkpoints.roles import Role as Role
-    from weightsmith.checkpoints.roles import Sizes as Sizes
-    from weightsmith.checkpoints.roles import infer_roles as infer_roles
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -108,23 +105,21 @@ else:
             "BundleTask": "weightsmith.checkpoints.formats.bundles",
             "Checkpoint": "weightsmith.checkpoints.checkpoint",
             "CodedTensor": "weightsmith.checkpoints.formats.bundles",
-            "Kind": "weightsmith.checkpoints.roles",
             "MergeState": "weightsmith.checkpoints.formats.merge_state",
             "MethodUse": "weightsmith.checkpoints.card",
             "PackageHeader": "weightsmith.checkpoints.formats.package_header",
             "PackedPiece": "weightsmith.checkpoints.formats.package_header",
             "PackedTensor": "weightsmith.checkpoints.formats.package_header",
             "Parent": "weightsmith.checkpoints.card",
-            "Role": "weightsmith.checkpoints.roles",
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
-            "Sizes": "weightsmith.checkpoints.roles",
             "Stack": "weightsmith.checkpoints.stacks",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
             "TensorState": "weightsmith.checkpoints.formats.merge_state",
             "Tying": "weightsmith.checkpoints.tied_tensors",
             "absence": "weightsmith.checkpoints.copied_files",
             "agreeing": "weightsmith.checkpoints.compatibility",
+            "anatomy_of": "weightsmith.checkpoints.anatomy",
             "as_base": "weightsmith.checkpoints.formats.packages",
             "assemble": "weightsmith.checkpoints.checkpoint",
             "bundles": "weightsmith.checkpoints.formats.bundles:*",
@@ -134,7 +129,6 @@ else:
             "find_location": "weightsmith.checkpoints.locate",
             "find_stacks": "weightsmith.checkpoints.stacks",
             "first_of": "weightsmith.checkpoints.nested_config",
-            "infer_roles": "weightsmith.checkpoints.roles",
             "is_bundle": "weightsmith.checkpoints.recognition",
             "is_inside": "weightsmith.checkpoints.copied_files",
             "is_package": "weightsmith.checkpoints.recognition",

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints.roles import Described, Role, Sizes, infer_roles
+from weightsmith.checkpoints.roles import Described, Sizes, infer_roles
 from weightsmith.checkpoints.stacks import Stack, find_stacks
-from weightsmith.tensors import DType
+from weightsmith.tensors import DType, Place
 
 # A base, its experts, and a few files of other tensors beside them.
 _REMEMBERED = 4
@@ -20,10 +20,10 @@ _REMEMBERED = 4
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """The stacks of a checkpoint by their prefix, and the role of each of its tensors."""
+    """The stacks of a checkpoint by their prefix, and the place of each of its tensors in them."""
 
     stacks: dict[str, Stack]
-    roles: dict[str, Role]
+    roles: dict[str, Place]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
-from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.checkpoints.stacks import Stack, depths
+from weightsmith.checkpoints.stacks import Stack
 from weightsmith.checkpoints.tied_tensors import (
     Tying,
     declared_tied,
@@ -25,7 +24,7 @@ from weightsmith.checkpoints.tied_tensors import (
 from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, LazyTensor, shown, stored_in
+from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
 
@@ -95,7 +94,7 @@ class Checkpoint:
     source: str
     tensors: dict[str, LazyTensor]
     config: dict[str, Any] | None
-    roles: dict[str, Role]
+    roles: dict[str, Place]
     ties: tuple[frozenset[str], ...]
     tying: Tying
     stacks: dict[str, Stack]
@@ -179,10 +178,6 @@ class Checkpoint:
         """Rows of the input embedding, or None where there is none."""
         embedding = vocabulary_embedding(self.tensors, self.roles)
         return None if embedding is None else self.tensors[embedding].shape[0]
-
-    def depths(self) -> dict[tuple[str, int], tuple[int, int]]:
-        """(stack, layer) -> (position in depth, number of blocks); stages count on."""
-        return depths(self.stacks.values())
 
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
@@ -268,7 +263,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, head: renamed(embedding, head)},
-        roles={**checkpoint.roles, head: Role(Kind.HEAD)},
+        roles={**checkpoint.roles, head: Place(head, Kind.HEAD)},
         ties=tuple(group for group in checkpoint.ties if head not in group),
         tying=Tying.UNTIED,
         stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.config import input_findings
-from weightsmith.checkpoints.roles import Kind
 from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, LazyTensor, promote
+from weightsmith.tensors import DType, Kind, LazyTensor, promote
 
 _NAMES_SHOWN = 3
 _COMPARED_BYTES = 1 << 20

@@ -7,7 +7,6 @@ the shapes of its parts, and the modules beside it.
 
 from __future__ import annotations
 
-import enum
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from typing import Any, Protocol
 
 from weightsmith.checkpoints import role_words as words
 from weightsmith.checkpoints.nested_config import sections, vocabulary_size_of
-from weightsmith.checkpoints.stacks import Stack, place
+from weightsmith.checkpoints.stacks import Stack, depths, place
 from weightsmith.naming import is_number, parse_name, split_name
-from weightsmith.tensors import DType, record
+from weightsmith.tensors import DType, Kind, Place, depth_of
 
 
 class Described(Protocol):
@@ -33,62 +32,6 @@ class Described(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         ...
-
-
-class Kind(enum.Enum):
-    """What a tensor is for; the part before the dot is its family."""
-
-    EMBEDDING = "embedding"
-    POSITION_EMBEDDING = "position_embedding"
-    TYPE_EMBEDDING = "type_embedding"
-    HEAD = "head"
-    NORM = "norm"
-    ATTENTION_Q = "attention.q"
-    ATTENTION_K = "attention.k"
-    ATTENTION_V = "attention.v"
-    ATTENTION_KV = "attention.kv"
-    ATTENTION_QKV = "attention.qkv"
-    ATTENTION_O = "attention.o"
-    MLP_GATE = "mlp.gate"
-    MLP_UP = "mlp.up"
-    MLP_DOWN = "mlp.down"
-    MLP_FUSED = "mlp.fused"
-    ROUTER = "router"
-    EXPERT_GATE = "expert.gate"
-    EXPERT_UP = "expert.up"
-    EXPERT_DOWN = "expert.down"
-    EXPERT_FUSED = "expert.fused"
-    CONVOLUTION = "convolution"
-    LINEAR = "linear"
-    TEXT_PROJECTION = "linear.text_projection"
-    BUFFER = "buffer"
-    OTHER = "other"
-
-    # As in `DType`.
-    __hash__ = object.__hash__
-
-    def matches(self, selector: str) -> bool:
-        """Whether a selector names this kind or its family: `attention` matches `attention.q`."""
-        return self.value == selector or self.value.startswith(selector + ".")
-
-
-@record
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A tensor's purpose and place.
-
-    `layer` is the block's number in the stack whose prefix is `block`; `expert` the number of the
-    expert where experts are stored apart (None where they are fused in one tensor); `part` the
-    piece of its module: `weight`, `bias`, `running_mean`, ... `input_first`: a matrix stored as
-    (inputs, outputs), as GPT-2's Conv1D does.
-    """
-
-    kind: Kind
-    layer: int | None = None
-    expert: int | None = None
-    block: str | None = None
-    part: str = "weight"
-    input_first: bool = False
 
 
 _PARTS = re.compile(
@@ -131,8 +74,8 @@ class Sizes:
 
 def infer_roles(
     tensors: Mapping[str, Described], sizes: Sizes, stacks: Mapping[str, Stack]
-) -> dict[str, Role]:
-    """The role of every tensor, in the order of `tensors`.
+) -> dict[str, Place]:
+    """The place of every tensor, in the order of `tensors`.
 
     A tensor that nothing is known about is `linear` where it is a matrix, else `other`; tensors
     of integers and booleans are `buffer` unless they belong to a normalisation layer.
@@ -163,17 +106,18 @@ def infer_roles(
         for key, module in modules.items()
     }
     turned = _input_first_blocks(modules, kinds)
-    return {
-        name: Role(
-            _of_part(kinds[key], part, tensors[name]),
-            layer,
-            expert,
-            key[0],
-            part,
-            key[0] in turned and kinds[key] in _PROJECTIONS and len(tensors[name].shape) == 2,
-        )
-        for name, (key, part, layer, expert) in keys.items()
+    positions = {
+        block: (layers, depth_of(position, layers))
+        for block, (position, layers) in depths(stacks.values()).items()
     }
+    places = {}
+    for name, (key, part, layer, expert) in keys.items():
+        kind, tensor = kinds[key], tensors[name]
+        layers, depth = positions[key[0] or "", layer] if layer is not None else (0, 0.0)
+        is_turned = key[0] in turned and kind in _PROJECTIONS and len(tensor.shape) == 2
+        kind = _of_part(kind, part, tensor)
+        places[name] = Place(name, kind, layer, layers, key[0], depth, is_turned, expert, part)
+    return places
 
 
 _PROJECTIONS = frozenset(

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from weightsmith.naming import natural_key, number_positions, split_name
+from weightsmith.naming import blocks_in, natural_key
 
 # Names under which a list of a single block is still a stack.
 _LIST_NAMES = frozenset({"layers", "layer", "h", "block", "blocks", "resblocks"})
@@ -59,11 +59,9 @@ def find_stacks(shapes: Mapping[str, _Shape]) -> dict[str, Stack]:
 
 def place(name: str, stacks: Mapping[str, Stack]) -> tuple[str | None, int | None]:
     """The stack prefix and layer of a tensor name; both None outside every stack."""
-    fields = split_name(name)
-    for position in number_positions(fields):
-        prefix = ".".join(fields[:position])
+    for prefix, number, _ in blocks_in(name):
         if prefix in stacks:
-            return prefix, int(fields[position])
+            return prefix, number
     return None, None
 
 
@@ -85,12 +83,9 @@ def depths(stacks: Iterable[Stack]) -> dict[tuple[str, int], tuple[int, int]]:
 def _outer_lists(shapes: Mapping[str, _Shape]) -> dict[str, _Children]:
     lists: dict[str, _Children] = defaultdict(dict)
     for name, shape in shapes.items():
-        fields = split_name(name)
-        positions = number_positions(fields)
-        if positions:
-            at = positions[0]
-            children = lists[".".join(fields[:at])]
-            children.setdefault(int(fields[at]), {})[".".join(fields[at + 1 :])] = shape
+        for prefix, number, rest in blocks_in(name):
+            lists[prefix].setdefault(number, {})[rest] = shape
+            break
     return dict(lists)
 
 

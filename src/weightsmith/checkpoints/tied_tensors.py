@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import first_of
-from weightsmith.checkpoints.roles import Kind, Role
-from weightsmith.tensors import LazyTensor, StoredTensor
+from weightsmith.tensors import Kind, LazyTensor, Place, StoredTensor
 
 # Classes whose output head scores the vocabulary, by the end of their name.
 _LANGUAGE_HEADS = (
@@ -43,7 +42,7 @@ class Tying(enum.Enum):
 
 def find_ties(
     tensors: Mapping[str, LazyTensor],
-    roles: Mapping[str, Role],
+    roles: Mapping[str, Place],
     config: dict[str, Any] | None,
 ) -> tuple[frozenset[str], ...]:
     """Groups of stored names that are one tensor, in the order of their first names."""
@@ -69,7 +68,7 @@ def declared_tied(config: dict[str, Any] | None) -> bool | None:
 
 def tying_of(
     tensors: Mapping[str, LazyTensor],
-    roles: Mapping[str, Role],
+    roles: Mapping[str, Place],
     ties: Sequence[frozenset[str]],
     config: dict[str, Any] | None,
 ) -> Tying:
@@ -94,7 +93,7 @@ def tying_of(
 
 
 def vocabulary_embedding(
-    tensors: Mapping[str, LazyTensor], roles: Mapping[str, Role]
+    tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place]
 ) -> str | None:
     """The name of the input embedding: the first embedding matrix with the most rows."""
     matrices = [
@@ -105,7 +104,7 @@ def vocabulary_embedding(
     return max(matrices, key=lambda name: tensors[name].shape[0], default=None)
 
 
-def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Role]) -> str | None:
+def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place]) -> str | None:
     """The name of the matrix that scores the vocabulary: a head with the embedding's rows."""
     embedding = vocabulary_embedding(tensors, roles)
     if embedding is None:

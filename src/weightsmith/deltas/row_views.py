@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightsmith.tensors import DType, FromSources, FromStored, LazyTensor, ReadingCost
@@ -35,7 +35,7 @@ class SomeRows(FromStored):
     def cost(self) -> ReadingCost:
         """That of these rows."""
         whole, rows = self.stored.cost, max(1, self.stored.shape[0])
-        return replace(whole, stored_bytes=whole.stored_bytes * self.shape[0] // rows)
+        return whole._replace(stored_bytes=whole.stored_bytes * self.shape[0] // rows)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop) of these rows; thread-safe."""

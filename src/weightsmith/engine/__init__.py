@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import verify as verify
     from weightsmith.engine.cache_folder import cache_root as cache_root
     from weightsmith.engine.planning.cost import PredictedTime as PredictedTime
-    from weightsmith.engine.planning.cost import input_bytes as input_bytes
     from weightsmith.engine.planning.cost import predict as predict
     from weightsmith.engine.planning.plan import Plan as Plan
     from weightsmith.engine.planning.plan_making import make_plan as make_plan
@@ -78,7 +77,6 @@ else:
             "convert_adapter": "weightsmith.engine.adapter_api",
             "described": "weightsmith.engine.running.run",
             "extract_adapter": "weightsmith.engine.adapter_api",
-            "input_bytes": "weightsmith.engine.planning.cost",
             "inputs_of": "weightsmith.engine.adapter_api",
             "inspect_adapter": "weightsmith.engine.adapter_api",
             "make_plan": "weightsmith.engine.planning.plan_making",

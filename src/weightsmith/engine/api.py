@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from weightsmith.checkpoints import Kind, Role, Sizes, Stack, find_stacks, infer_roles, place
+from weightsmith.checkpoints import anatomy_of
 from weightsmith.engine.planning.plan import Plan
 from weightsmith.engine.planning.plan_making import DEFAULT_MEMORY, make_plan
 from weightsmith.engine.records.manifest import Manifest
@@ -24,7 +24,7 @@ from weightsmith.graph import EqualMagnitudes, Site, Value, source
 from weightsmith.methods import modifiers, registry
 from weightsmith.progress import Progress
 from weightsmith.recipes import Expression, Recipe, checkpoint, coarsest
-from weightsmith.tensors import DType
+from weightsmith.tensors import DType, Kind, Place
 from weightsmith.wording import literal
 
 if TYPE_CHECKING:
@@ -181,28 +181,20 @@ def merge_state_dicts(
     _check_alike(inputs)
     floats = {name for name, tensor in reference.items() if tensor.is_floating_point()}
     measured = InMemory(spec, statistics, statistics_kind, len(experts), floats)
-    stacks = find_stacks({name: tuple(tensor.shape) for name, tensor in reference.items()})
-    roles = _roles(reference, stacks)
-    leaders = _leaders(inputs, roles)
+    places = _places(reference)
+    leaders = _leaders(inputs, places)
     outputs: dict[str, Value] = {}
     sources: dict[str, Sequence[Tensor]] = {}
     for name, tensor in reference.items():
         if tensor.is_floating_point() and leaders.get(name, name) == name:
             nodes = [source(i) for i in range(len(inputs))]
-            prefix, layer = place(name, stacks)
-            layers = stacks[prefix].count if prefix is not None else 0
             site = Site(
-                name,
+                places[name],
                 tuple(tensor.shape),
-                layer=layer,
-                layers=layers,
-                role=roles[name].kind.value,
-                input_first=roles[name].input_first,
                 seed=seed,
                 labels=tuple(labels),
-                stack=prefix or "",
                 statistics=measured.at(name, tuple(tensor.shape), len(inputs)),
-                stored=coarsest(_dtype(state[name]) for state in experts),
+                stored=coarsest(tuple([_dtype(state[name]) for state in experts])),
             )
             origin = nodes[0] if base is not None else None
             own = nodes[len(inputs) - len(experts) : len(inputs)]
@@ -234,7 +226,7 @@ def _equal_magnitudes(given: str) -> EqualMagnitudes:
         raise UsageError(f"equal_magnitudes is one of {known}, not {given!r}.") from None
 
 
-def _leaders(states: Sequence[Mapping[str, Tensor]], roles: Mapping[str, Role]) -> dict[str, str]:
+def _leaders(states: Sequence[Mapping[str, Tensor]], places: Mapping[str, Place]) -> dict[str, str]:
     """For each name of a tied tensor the one under which it is merged."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in states[0].items():
@@ -242,7 +234,7 @@ def _leaders(states: Sequence[Mapping[str, Tensor]], roles: Mapping[str, Role]) 
             groups.setdefault(tuple(_memory(state[name]) for state in states), []).append(name)
     leaders = {}
     for names in groups.values():
-        embeddings = [name for name in names if roles[name].kind is Kind.EMBEDDING]
+        embeddings = [name for name in names if places[name].kind is Kind.EMBEDDING]
         leaders.update(dict.fromkeys(names, (*embeddings, names[0])[0]))
     return leaders
 
@@ -269,7 +261,7 @@ class _Held:
     shape: tuple[int, ...]
 
 
-def _roles(state: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> dict[str, Role]:
+def _places(state: Mapping[str, Tensor]) -> dict[str, Place]:
     """As in a checkpoint of these names without configuration."""
     held = {
         name: _Held(
@@ -277,7 +269,7 @@ def _roles(state: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> dict[str
         )
         for name, tensor in state.items()
     }
-    return infer_roles(held, Sizes(), stacks)
+    return anatomy_of(held, None).roles
 
 
 def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modifiers.Modify:

@@ -9,7 +9,7 @@ from typing import Any
 from weightsmith.graph.graph import Extent, Scope, Value, uniform
 from weightsmith.graph.model_statistics import ModelStatistic
 from weightsmith.graph.random import stream_key
-from weightsmith.tensors import DType
+from weightsmith.tensors import DType, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +35,43 @@ class Statistic:
 class Site:
     """Where a method is being applied: the facts of one output tensor that a formula may depend on.
 
-    `input_first`: a matrix stored as (inputs, outputs), the transpose of the usual. `statistics` has one entry for
-    each expert, or is empty where this tensor has none. `stored` is the coarsest dtype that an expert was stored in.
-    `merge` is the same for all tensors of one merge of a recipe, over which statistics of the model run.
+    `place` is that in the result of the merge. `statistics` has one entry for each expert, or is empty where this
+    tensor has none. `stored` is the coarsest dtype that an expert was stored in. `merge` is the same for all tensors of
+    one merge of a recipe, over which statistics of the model run.
     """
 
-    name: str
+    place: Place
     shape: tuple[int, ...]
-    role: str = "other"
-    layer: int | None = None
-    layers: int = 0
     seed: int = 0
     labels: tuple[str, ...] = ()
-    input_first: bool = False
-    stack: str = ""
     statistics: tuple[Statistic, ...] = ()
     stored: DType = DType.FLOAT32
     merge: str = ""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.place.name
+
+    @property
+    def role(self) -> str:
+        """What it is for, as recipes write it: `attention.q`."""
+        return self.place.role
+
+    @property
+    def layer(self) -> int | None:
+        """The number of its block among `layers`; None outside the stacks."""
+        return self.place.layer
+
+    @property
+    def layers(self) -> int:
+        """How many blocks its stack has."""
+        return self.place.layers
+
+    @property
+    def input_first(self) -> bool:
+        """Whether a matrix is stored as (inputs, outputs), the transpose of the usual."""
+        return self.place.input_first
 
     @property
     def numel(self) -> int:
@@ -82,7 +102,7 @@ class Site:
 
     def over_layer(self, layer: int, name: str, expert: int | None = None) -> ModelStatistic:
         """The extent of a reduction over all tensors of a layer of this stack that is known throughout the stack."""
-        where, counts = (self.stack, layer), self.layer == layer
+        where, counts = (self.place.stack or "", layer), self.layer == layer
         return ModelStatistic(self.merge, name, self.identity(expert), (), where, counts)
 
     def _label(self, expert: int) -> str:

@@ -173,7 +173,7 @@ def _written(fact: DType | tuple[int, ...]) -> str:
 
 def _placed(checkpoint: Checkpoint, name: str, measures: Measures) -> TensorDifference:
     role = checkpoint.roles[name]
-    return TensorDifference(name, role.block, role.layer, role.kind.value, measures)
+    return TensorDifference(name, role.stack, role.layer, role.kind.value, measures)
 
 
 def _groups(tensors: Sequence[TensorDifference]) -> tuple[GroupDifference, ...]:

@@ -148,7 +148,7 @@ def measure_interference(
     placed = {name: base.roles[name] for name in common}
     return Interference(
         tuple(
-            TensorChanges(name, (role.block, role.layer, role.kind.value), found[name])
+            TensorChanges(name, (role.stack, role.layer, role.kind.value), found[name])
             for name, role in placed.items()
         ),
         tuple(name for name in floats if name not in found),

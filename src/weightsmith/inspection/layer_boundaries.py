@@ -8,12 +8,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint, Kind, Role
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine import Plan, measure_each
 from weightsmith.inspection.checkpoint_difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.recipes import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
-from weightsmith.tensors import LazyTensor
+from weightsmith.tensors import Kind, LazyTensor, Place
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
 _PARTS = ("norms", "reads", "writes")
@@ -204,7 +204,7 @@ class _Sources:
     def has(self, origin: LayerOrigin) -> bool:
         return bool(self._layer(origin))
 
-    def tensors(self, origin: LayerOrigin) -> dict[str, tuple[LazyTensor, Role]]:
+    def tensors(self, origin: LayerOrigin) -> dict[str, tuple[LazyTensor, Place]]:
         """Rest of the name -> tensor and role."""
         checkpoint = self._checkpoints[origin.checkpoint]
         return {
@@ -265,7 +265,7 @@ class _Measured:
         return math.fsum(m.aa for m in parts.get("writes", ()))
 
 
-def _part(role: Role, tensor: LazyTensor) -> str | None:
+def _part(role: Place, tensor: LazyTensor) -> str | None:
     if not tensor.dtype.is_float:
         return None
     if role.kind is Kind.NORM:
@@ -280,10 +280,8 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, dict[int, dict[str, LazyTensor]
     found: dict[str, dict[int, dict[str, LazyTensor]]] = defaultdict(dict)
     for name, tensor in checkpoint.tensors.items():
         role = checkpoint.roles[name]
-        if role.block is not None and role.layer is not None:
-            start = len(role.block) + 1 if role.block else 0
-            rest = name[start:].partition(".")[2]
-            found[role.block].setdefault(role.layer, {})[rest] = tensor
+        if role.stack is not None and role.layer is not None:
+            found[role.stack].setdefault(role.layer, {})[role.rest] = tensor
     return dict(found)
 
 

@@ -18,9 +18,10 @@ from weightsmith.graph import (
     walk,
 )
 from weightsmith.methods import PAPER, REQUIRED, Base, MethodSpec, ModifierSpec, Parameter
+from weightsmith.tensors import Kind, Place
 
 # A matrix in a middle block, so that rules for depth and for rows show.
-_SITE = Site("model.layers.1.mlp.up_proj.weight", (64, 64), role="mlp.up", layer=1, layers=4)
+_SITE = Site(Place("model.layers.1.mlp.up_proj.weight", Kind.MLP_UP, 1, 4), (64, 64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.checkpoints import Checkpoint
-from weightsmith.engine import Action, Plan, PlannedTensor, PredictedTime, input_bytes, predict
+from weightsmith.engine import Action, Plan, PlannedTensor, PredictedTime, predict
 from weightsmith.findings import Finding
 from weightsmith.recipes import Cast, Formula, Leaf, Merge, Sum, distinct_leaves
 from weightsmith.tensors import LazyTensor, ReadingCost, behind
@@ -115,7 +115,7 @@ def summarize_plan(plan: Plan) -> PlanSummary:
         inputs=_inputs(plan),
         steps=_steps(plan),
         cost=predict(plan),
-        input_bytes=input_bytes(plan),
+        input_bytes=plan.input_bytes,
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         shards=len(plan.layout.shards),
@@ -199,14 +199,14 @@ def _part(plan: Plan, label: str) -> str:
 def _steps(plan: Plan) -> tuple[StepRow, ...]:
     groups: dict[tuple[str, int], list[PlannedTensor]] = defaultdict(list)
     for tensor in plan.tensors:
-        groups[what_is_done(tensor), tensor.passes].append(tensor)
+        groups[what_is_done(tensor), tensor.work.passes].append(tensor)
     rows = [
         StepRow(
             what=what,
             passes=passes,
             tensors=len(tensors),
             elements=sum(math.prod(t.output.shape) for t in tensors),
-            read_bytes=sum(t.read_bytes for t in tensors),
+            read_bytes=sum(t.work.read_bytes for t in tensors),
         )
         for (what, passes), tensors in groups.items()
     ]
@@ -215,8 +215,8 @@ def _steps(plan: Plan) -> tuple[StepRow, ...]:
 
 def what_is_done(tensor: PlannedTensor) -> str:
     """How a tensor comes about, in words: the methods from the inside out, `copy`, `sum` or `convert`."""
-    if tensor.action is not Action.COMPUTE:
-        return str(tensor.action.value)
+    if tensor.work.action is not Action.COMPUTE:
+        return str(tensor.work.action.value)
     return " > ".join(_words(tensor.output.formula))
 
 

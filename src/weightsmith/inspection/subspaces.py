@@ -87,7 +87,7 @@ def _overlap(
     overlaps = [subspace_overlap(a[:, :compared], b[:, :compared]) for a, b in pairs]
     return MatrixOverlap(
         name,
-        (role.block, role.layer, role.kind.value),
+        (role.stack, role.layer, role.kind.value),
         sum(overlaps) / len(overlaps),
         compared,
         compared / len(directions[0]),

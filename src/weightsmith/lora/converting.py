@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.adapters import Adapter, Form, Update, fitted_updates, is_embedding, open_adapter
-from weightsmith.checkpoints import Checkpoint, Kind
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import LowRankChange, Matrix, read_matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.findings import Finding
@@ -26,7 +26,7 @@ from weightsmith.lora.low_rank_adapters import (
     without_copy,
 )
 from weightsmith.lora.names_in_memory import Renaming, between, renamed_base
-from weightsmith.tensors import DType, narrow, promote, shown
+from weightsmith.tensors import DType, Kind, narrow, promote, shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints import Checkpoint, Kind, Tying, vocabulary_embedding
+from weightsmith.checkpoints import Checkpoint, Tying, vocabulary_embedding
 from weightsmith.deltas import Matrix, read_matrix
 from weightsmith.errors import CompatibilityError
 from weightsmith.lora.base_tensors import base_tensor
 from weightsmith.lora.low_rank_adapters import Array, LowRankAdapter
 from weightsmith.lora.storing import StoredFactor
-from weightsmith.tensors import NARROW, DType, fits, narrow, shown
+from weightsmith.tensors import NARROW, DType, Kind, fits, narrow, shown
 
 BIAS = ".bias"
 _HEAD = "lm_head.weight"

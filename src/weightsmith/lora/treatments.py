@@ -8,9 +8,9 @@ from enum import Enum
 from typing import Literal
 
 from weightsmith.adapters import Turned, stores_input_first, turned_stacks
-from weightsmith.checkpoints import Checkpoint, Kind, Role, Tying, untied, vocabulary_embedding
+from weightsmith.checkpoints import Checkpoint, Tying, untied, vocabulary_embedding
 from weightsmith.errors import CompatibilityError
-from weightsmith.tensors import LazyTensor, kernel_shape, shown
+from weightsmith.tensors import Kind, LazyTensor, Place, kernel_shape, shown
 
 _EMBEDDINGS = (Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING)
 _RESIZABLE = (*_EMBEDDINGS, Kind.HEAD)
@@ -119,7 +119,7 @@ def _parts(
     yield replace(part, treatment=treatment, why=why, kind=_kind(role, tensor))
 
 
-def _treatment(part: TreatedTensor, role: Role, choices: Choices) -> tuple[Treatment, str]:
+def _treatment(part: TreatedTensor, role: Place, choices: Choices) -> tuple[Treatment, str]:
     """What becomes of a tensor, and why if it is left out."""
     tensor, kind = part.finetune, role.kind
     if not tensor.dtype.is_float or (part.base is not None and not part.base.dtype.is_float):
@@ -143,7 +143,7 @@ def _treatment(part: TreatedTensor, role: Role, choices: Choices) -> tuple[Treat
     return Treatment.FACTORED, ""
 
 
-def _chosen(role: Role, choices: Choices) -> str:
+def _chosen(role: Place, choices: Choices) -> str:
     """What was chosen for the tensor: replace, lora, add or skip; "" where nothing was."""
     if role.kind is Kind.NORM:
         return choices.norms
@@ -156,7 +156,7 @@ def _chosen(role: Role, choices: Choices) -> str:
     return asked
 
 
-def _is_resized(role: Role, tensor: LazyTensor, original: LazyTensor) -> bool:
+def _is_resized(role: Place, tensor: LazyTensor, original: LazyTensor) -> bool:
     return role.kind in _RESIZABLE and tensor.shape[1:] == original.shape[1:]
 
 
@@ -165,7 +165,7 @@ def _is_depthwise(kind: Kind, shape: tuple[int, ...]) -> bool:
     return kind is Kind.CONVOLUTION and shape[1] == 1 < shape[0]
 
 
-def _kind(role: Role, tensor: LazyTensor) -> Literal["linear", "embedding", "conv"]:
+def _kind(role: Place, tensor: LazyTensor) -> Literal["linear", "embedding", "conv"]:
     if role.kind in _EMBEDDINGS:
         return "embedding"
     return "conv" if len(tensor.shape) > 2 else "linear"

@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from weightsmith.tensors.native_library import open_library as open_library
     from weightsmith.tensors.pickles.pickle_reader import read_torch_file as read_torch_file
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
+    from weightsmith.tensors.place import Kind as Kind
+    from weightsmith.tensors.place import Place as Place
+    from weightsmith.tensors.place import depth_of as depth_of
     from weightsmith.tensors.sizes import format_size as format_size
     from weightsmith.tensors.sizes import parse_size as parse_size
     from weightsmith.tensors.stored import FromSources as FromSources
@@ -103,6 +106,7 @@ else:
             "DType": "weightsmith.tensors.dtypes",
             "FromSources": "weightsmith.tensors.stored",
             "FromStored": "weightsmith.tensors.stored",
+            "Kind": "weightsmith.tensors.place",
             "LARGEST_HEADER_BYTES": "weightsmith.tensors.files.safetensors_header",
             "LazyTensor": "weightsmith.tensors.stored",
             "LowRankProduct": "weightsmith.tensors.compressed",
@@ -114,6 +118,7 @@ else:
             "NotJson": "weightsmith.tensors.files.strict_json",
             "OPEN_FILES": "weightsmith.tensors.files.open_files",
             "OuterProduct": "weightsmith.tensors.compressed",
+            "Place": "weightsmith.tensors.place",
             "Placement": "weightsmith.tensors.files.layout",
             "ReadingCost": "weightsmith.tensors.stored",
             "STATISTIC_DTYPES": "weightsmith.tensors.compressed",
@@ -128,6 +133,7 @@ else:
             "collection_paused": "weightsmith.tensors.files.strict_json",
             "count_in": "weightsmith.tensors.files.strict_json",
             "counts_in": "weightsmith.tensors.files.strict_json",
+            "depth_of": "weightsmith.tensors.place",
             "digest_tensor": "weightsmith.tensors.digests",
             "encode_header": "weightsmith.tensors.files.safetensors_header",
             "expanded": "weightsmith.tensors.files.paths",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingCost:
+class ReadingCost(NamedTuple):
     """What it takes to read every element of a tensor once.
 
     `stored_bytes` come from files, `held_bytes` of memory stay taken from the first reading on, and `products` are
@@ -358,5 +357,13 @@ def behind(tensors: Iterable[LazyTensor]) -> Iterator[LazyTensor]:
 
 def stored_in(tensors: Iterable[LazyTensor]) -> tuple[Path, ...]:
     """The files that tensors are read from, in the order in which they come up."""
-    files = (tensor.file for tensor in behind(tensors) if isinstance(tensor, StoredTensor))
-    return tuple(dict.fromkeys(files))
+    files: dict[Path, None] = {}
+    last = None
+    for tensor in tensors:
+        if not isinstance(tensor, StoredTensor):
+            files.update(dict.fromkeys(stored_in(tensor.parts)))
+        elif tensor.file is not last:
+            # Neighbours lie in one file, and the hash of a path takes longer than all the rest.
+            last = tensor.file
+            files[last] = None
+    return tuple(files)

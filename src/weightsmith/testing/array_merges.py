@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from weightsmith.graph import Site, Statistic, Value, evaluate_model, source
 from weightsmith.methods import METRICS, PAPER, registry
+from weightsmith.tensors import Kind, Place
+
+_PLACED = {field.name for field in fields(Place)}
 
 
 def merge_arrays(
@@ -30,12 +33,12 @@ def merge_arrays(
 
     An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics` has
     one array for each expert (a list of them for gradients) of the `kind` given, or of the one that the method
-    prefers; without it they are made up. `facts` are those of the `Site`, such as its role or layer.
+    prefers; without it they are made up. `facts` are those of the `Site` and its place, such as role or layer.
     """
     import torch
 
     inputs = [_tensor(a) for a in ([] if base is None else [base]) + list(experts)]
-    site = Site("layer.weight", tuple(inputs[-1].shape), **facts)
+    site = site_of("layer.weight", inputs[-1].shape, **facts)
     kinds = [k for k in registry.get(name).statistics if k != METRICS]
     if kinds:
         kind = kind or kinds[0]
@@ -57,6 +60,12 @@ def merge_arrays(
     return merged if any(isinstance(e, torch.Tensor) for e in experts) else merged.numpy()
 
 
+def site_of(name: str, shape: Sequence[int], *, role: str = "other", **facts: Any) -> Site:
+    """The site of a tensor; `role` is written as in recipes, `facts` are fields of `Site` and of its `Place`."""
+    placed = {key: facts.pop(key) for key in _PLACED & facts.keys()}
+    return Site(Place(name, Kind(role), **placed), tuple(shape), **facts)
+
+
 def merge_models(
     name: str,
     tensors: Mapping[str, tuple[Any, Sequence[Any], Mapping[str, Any]]],
@@ -69,7 +78,7 @@ def merge_models(
     graphs, inputs = {}, {}
     for key, (base, experts, facts) in tensors.items():
         inputs[key] = [_tensor(a) for a in [base, *experts]]
-        site = Site(key, tuple(inputs[key][0].shape), **facts)
+        site = site_of(key, inputs[key][0].shape, **facts)
         graphs[key] = _trace(name, True, len(experts), site, **how)
     return {k: v.numpy() for k, v in evaluate_model(graphs, inputs).items()}
 

@@ -34,6 +34,7 @@ from weightsmith.graph import (
     walk,
 )
 from weightsmith.methods import PAPER, REQUIRED, Base, MethodSpec, registry
+from weightsmith.tensors import Place
 from weightsmith.testing.array_merges import merge_arrays
 
 SHAPES: Sequence[tuple[int, ...]] = (
@@ -41,7 +42,7 @@ SHAPES: Sequence[tuple[int, ...]] = (
     *((3, 4), (3, 0), (0, 3), (4, 1), (1, 6)),
     *((2, 3, 4), (2, 3, 3, 2)),
 )
-_SITE = Site("layers.1.w", (4, 6), layer=1, layers=3, stack="layers", labels=("a", "b", "c"))
+_SITE = Site(Place("layers.1.w", layer=1, layers=3, stack="layers"), (4, 6), labels=("a", "b", "c"))
 
 
 @dataclass(frozen=True)

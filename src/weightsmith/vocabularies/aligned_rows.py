@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -198,7 +198,7 @@ class AlignedRows(Shaped):
         below = ReadingCost.of(self.sources)
         own = self.source.cost.stored_bytes * int((self.rows >= 0).sum()) // max(1, self.own.count)
         filled = sum(_filling_bytes(fill.rows) for fill in self.fills)
-        return replace(below, stored_bytes=own + filled)
+        return below._replace(stored_bytes=own + filled)
 
     @functools.cached_property
     def identity(self) -> Identity:

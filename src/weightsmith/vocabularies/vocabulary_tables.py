@@ -6,8 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsmith.checkpoints import Checkpoint, Kind, Role, Tying, sections, vocabulary_embedding
-from weightsmith.tensors import LazyTensor
+from weightsmith.checkpoints import Checkpoint, Tying, sections, vocabulary_embedding
+from weightsmith.tensors import Kind, LazyTensor, Place
 from weightsmith.vocabularies.token_tables import TokenTable
 
 
@@ -56,7 +56,7 @@ def _declared(checkpoint: Checkpoint) -> set[int]:
     return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
-def _table(name: str, tensor: LazyTensor, role: Role, sizes: set[int]) -> VocabularyTable | None:
+def _table(name: str, tensor: LazyTensor, role: Place, sizes: set[int]) -> VocabularyTable | None:
     shape = tensor.shape
     if role.kind is Kind.EMBEDDING:
         is_table = role.part == "weight" and len(shape) == 2 and shape[0] in sizes

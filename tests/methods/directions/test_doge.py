@@ -9,6 +9,7 @@ import torch
 from weightsmith.graph.site import Site
 from weightsmith.methods.directions.doge import Surrogate
 from weightsmith.methods.parts import registry
+from weightsmith.tensors.place import Kind, Place
 
 ETA = 0.07
 
@@ -234,7 +235,7 @@ def test_directions_that_are_equally_strong_stay_outside_together(merge):
 def test_numpy_and_torch_agree_on_the_shift_of_one_task(shape):
     base, (expert,) = draw(1, shape)
     base = np.float32(base)
-    site = Site("w", shape, role="mlp.up")
+    site = Site(Place("w", Kind.MLP_UP), shape)
     rules = registry.get("doge").build({}, [{}])
     shift = rules._shift(rules.view(site), site)
     arrays = [np.float32(expert) - base, base]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from weightsmith.methods.parts import registry
+from weightsmith.tensors.place import Place
 
 FAMILY = ["tsv_m", "resm", "iso_c", "iso_cts", "opcm", "knots", "doge", "truncate"]
 # Coefficients that are not left alone by a rotation of the rows or columns.
@@ -356,7 +357,9 @@ def test_torch_and_numpy_agree(name):
 
     base, experts = draw(2)
     spec = registry.get(name)
-    graph = spec.build({}, [{}, {}]).combine(source(0), [source(1), source(2)], Site("t", (12, 9)))
+    graph = spec.build({}, [{}, {}]).combine(
+        source(0), [source(1), source(2)], Site(Place("t"), (12, 9))
+    )
     node = next(n for n in walk([graph]) if n.op == "whole")
     inputs = [*deltas(base, experts)[: len(node.inputs) - 1], base]
     ours = node.attributes[0](np, *inputs)

@@ -13,6 +13,7 @@ from weightsmith.graph.graph import source
 from weightsmith.graph.site import Site
 from weightsmith.methods.layers.layer_swapping import middle_block, swap_share
 from weightsmith.methods.parts import modifiers
+from weightsmith.tensors.place import Place
 
 LAYERS = 6
 NAMES = [
@@ -301,7 +302,7 @@ def test_the_only_block_is_the_last_and_needs_no_division(merge):
     (value,) = (
         modifiers.get("scale_by_depth")
         .build(given)
-        .modify(source(0), [source(1)], Site("w", (3,), layer=0, layers=1))
+        .modify(source(0), [source(1)], Site(Place("w", layer=0, layers=1), (3,)))
     )
     inputs = [torch.from_numpy(base), torch.from_numpy(expert)]
     np.testing.assert_array_equal(evaluate(value, inputs), 0.75)

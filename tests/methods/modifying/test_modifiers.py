@@ -13,6 +13,7 @@ from weightsmith.graph.graph import source
 from weightsmith.graph.site import Site
 from weightsmith.methods.parts import modifiers, registry
 from weightsmith.methods.parts.registry import REQUIRED, Base
+from weightsmith.tensors.place import Place
 
 
 def draw(n, shape=(6, 7), seed=0, *, dyadic=False):
@@ -29,7 +30,9 @@ def modified(name, base, experts, **parameters):
     spec = modifiers.get(name)
     inputs = [torch.from_numpy(np.array(x)) for x in ([] if base is None else [base]) + experts]
     nodes = [source(i) for i in range(len(inputs))]
-    site = Site("w", tuple(inputs[0].shape), labels=tuple(f"m{i}" for i in range(len(experts))))
+    site = Site(
+        Place("w"), tuple(inputs[0].shape), labels=tuple(f"m{i}" for i in range(len(experts)))
+    )
     origin = None if base is None else nodes[0]
     changed = spec.build(parameters).modify(origin, nodes[-len(experts) :], site)
     return [evaluate(value, inputs).numpy() for value in changed]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.graph.singular import embedded, exact, gram_spectrum, signs
 from weightsmith.graph.site import Site
 from weightsmith.methods.parts.matrices import EMBEDDING_ROLES, MatrixRules, MatrixView, fused_parts
 from weightsmith.methods.parts.spectra import Decomposition
+from weightsmith.tensors.place import Kind, Place
 
 RULES = {
     "others": "average",
@@ -25,7 +25,7 @@ RULES = {
 
 
 def view(shape, role="mlp.up", *, input_first=False, **rules):
-    site = Site("t", shape, role=role, input_first=input_first)
+    site = Site(Place("t", Kind(role), input_first=input_first), shape)
     return MatrixRules(**{**RULES, **rules}).view(site)
 
 
@@ -53,7 +53,7 @@ def test_exempt_roles_are_no_matrices_and_follow_the_others():
     assert view((4, 6), "head", exempt="attention head") is None
     assert view((4, 6), "mlp.up", exempt="attention head") is not None
     rules = MatrixRules(**{**RULES, "others": "sum", "exempt": "head"})
-    assert rules.rule(Site("t", (4, 6), role="head")) == "sum"
+    assert rules.rule(Site(Place("t", Kind.HEAD), (4, 6))) == "sum"
     with pytest.raises(RecipeError, match=r"exempt names 'heads', which is no role"):
         view((4, 6), exempt="heads")
 

@@ -9,6 +9,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.graph.graph import source
 from weightsmith.graph.site import Site, Statistic
 from weightsmith.methods.parts import registry
+from weightsmith.tensors.place import Place
 
 RNG = np.random.default_rng(11)
 SHAPE = (3, 4)
@@ -51,9 +52,8 @@ def test_fisher_is_the_weighted_average_of_its_formula(merge):
 
 def test_fisher_norms_run_over_the_whole_model():
     spec = registry.get("fisher")
-    site = Site(
-        "w", SHAPE, statistics=tuple(Statistic("fisher", (source(2 + i),), SHAPE) for i in (0, 1))
-    )
+    statistics = tuple(Statistic("fisher", (source(2 + i),), SHAPE) for i in (0, 1))
+    site = Site(Place("w"), SHAPE, statistics=statistics)
     graph = spec.build({}, [{}, {}]).combine(None, [source(0), source(1)], site)
     import torch
 
@@ -218,7 +218,7 @@ def test_rcp_from_a_stored_fisher_is_that_from_the_gradients(merge):
         Statistic("fisher", (source(3),), SHAPE),
         Statistic("gradients", tuple(source(4 + k) for k in range(4)), SHAPE),
     )
-    site = Site("w", SHAPE, statistics=entries)
+    site = Site(Place("w"), SHAPE, statistics=entries)
     graph = spec.build({}, [{}, {}]).combine(source(0), [source(1), source(2)], site)
     arrays = [base, reasoning, domain, np.mean(np.square(own), axis=0), *theirs]
     found = evaluate(graph, [torch.from_numpy(a) for a in arrays]).numpy()

@@ -11,6 +11,7 @@ from weightsmith.graph.backends.torch_memory import evaluate_model
 from weightsmith.graph.graph import source
 from weightsmith.graph.site import Site, Statistic
 from weightsmith.methods.parts import registry
+from weightsmith.tensors.place import Place
 
 SHAPE = (3, 4)
 
@@ -59,7 +60,7 @@ def test_ota_is_its_formula(merge, power, size):
 
 def test_grafting_measures_its_density_over_the_whole_model_by_default():
     spec = registry.get("ota")
-    site = Site("w", (4,), statistics=(Statistic("adam", (source(2),), (4,)),))
+    site = Site(Place("w"), (4,), statistics=(Statistic("adam", (source(2),), (4,)),))
     graph = spec.build({"density": 0.5}, [{}]).combine(source(0), [source(1)], site)
     zero, one = torch.zeros(4), torch.ones(4)
     found = evaluate_model(

@@ -164,7 +164,7 @@ def _by_layer(report: ExtractionReport, finetune: Checkpoint) -> TextTable:
         name = tensor.key.partition("[")[0]
         role = finetune.roles.get(name)
         inside = role is not None and role.layer is not None
-        place = f"{role.block}.{role.layer}" if role is not None and inside else name
+        place = f"{role.stack}.{role.layer}" if role is not None and inside else name
         groups.setdefault(place, []).append(tensor)
     order = {name: i for i, name in enumerate(finetune.tensors)}
     named = sorted(groups.items(), key=lambda item: order.get(item[1][0].key.partition("[")[0], 0))

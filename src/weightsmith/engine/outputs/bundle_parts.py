@@ -164,7 +164,7 @@ def _parts(tensor: OutputTensor, merge: Merge, shared: DType, work: DType, scale
             continue
         dtype, storage = forms[kind]
         formula = replace(merge, shared=_asking(merge.shared, kind, _task(merge, task)))
-        part_of = replace(tensor, name=name, formula=formula, dtype=dtype)
+        part_of = replace(tensor.renamed(name), formula=formula, dtype=dtype)
         found.append(MadeTensor(part_of, storage))
     return tuple(found)
 

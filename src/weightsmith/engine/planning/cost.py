@@ -11,13 +11,12 @@ by two or three times, and so does the same one under load.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
 from weightsmith.engine.planning.plan import Plan
-from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor
-from weightsmith.recipes import distinct_leaves
-from weightsmith.tensors import ReadingCost
+from weightsmith.engine.planning.planned_tensors import Action, TensorWork
 
 # Bytes per second of one thread that copies from the page cache and digests what it copied.
 _READ_RATE = 4.0e9
@@ -46,25 +45,18 @@ def predict(plan: Plan) -> PredictedTime:
     """The predicted time of a plan from the rates above."""
     cores = min(plan.threads, os.cpu_count() or 1)
     reading = plan.read_bytes / _READ_RATE
-    computing = sum(_compute_seconds(plan, tensor) for tensor in plan.tensors)
-    small = sum(tensor.passes for tensor in plan.tensors) * _TENSOR_PASS
+    computing = sum(count * _compute_seconds(plan, work) for work, count in plan.works)
+    small = sum(count * work.passes for work, count in plan.works) * _TENSOR_PASS
     busy = (reading + computing) / cores + small
     start = _START[plan.backend.kind]
     writing = plan.write_bytes / _WRITE_RATE
-    disk = input_bytes(plan) / _DISK_RATE
+    disk = plan.input_bytes / _DISK_RATE
     return PredictedTime(start + max(busy, writing), start + max(busy, writing, disk + writing))
 
 
-def input_bytes(plan: Plan) -> int:
-    """Bytes of all stored tensors that a plan reads, each counted once."""
-    leaves = {leaf for tensor in plan.tensors for leaf in distinct_leaves(tensor.output.formula)}
-    return ReadingCost.of(plan.leaf(leaf) for leaf in leaves).stored_bytes
-
-
-def _compute_seconds(plan: Plan, tensor: PlannedTensor) -> float:
-    if tensor.action is not Action.COMPUTE:
+def _compute_seconds(plan: Plan, work: TensorWork) -> float:
+    if work.action is not Action.COMPUTE:
         return 0.0
-    sources = [plan.leaf(leaf) for leaf in distinct_leaves(tensor.output.formula)]
-    elements = sum(source.numel for source in sources)
-    products = ReadingCost.of(sources).products
-    return tensor.passes * (elements * _ELEMENT[plan.backend.kind] + products / _PRODUCT_RATE)
+    elements = sum(math.prod(source.shape) for source in work.sources)
+    products = sum(source.cost.products for source in work.sources)
+    return work.passes * (elements * _ELEMENT[plan.backend.kind] + products / _PRODUCT_RATE)

@@ -15,21 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from weightsmith.checkpoints import Checkpoint
 from weightsmith.deltas import BLOCK_BYTES, MOST_HELD
 from weightsmith.engine.outputs.made_tensors import Reading
 from weightsmith.engine.outputs.storage import Sink
 from weightsmith.engine.planning.backends import BackendChoice
-from weightsmith.engine.planning.planned_tensors import PlannedTensor
+from weightsmith.engine.planning.planned_tensors import PlannedTensor, TensorWork, works_of
 from weightsmith.engine.planning.tiles import tile_elements
 from weightsmith.engine.records.journal import Journal, TensorRecord
 from weightsmith.engine.records.manifest import Manifest, Merged
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, errors_among
-from weightsmith.graph import work_dtype
 from weightsmith.progress import Progress
 from weightsmith.recipes import Leaf, Recipe, Resolved, distinct_leaves
-from weightsmith.tensors import DType, LazyTensor, ShardLayout
+from weightsmith.tensors import LazyTensor, ShardLayout
 from weightsmith.vocabularies import AlignedRows, Papers
 from weightsmith.wording import counted
 
@@ -213,6 +211,11 @@ class Plan:
     papers: Papers | None = None
     measured: tuple[PlannedTensor, ...] = ()
 
+    @cached_property
+    def works(self) -> list[tuple[TensorWork, int]]:
+        """What is done for each kind of tensor, and how many there are of it."""
+        return works_of(self.tensors)
+
     @property
     def recipe(self) -> Recipe:
         """The recipe that was planned."""
@@ -225,10 +228,17 @@ class Plan:
         places = (place for checkpoint in checkpoints for place in checkpoint.inputs)
         return tuple(dict.fromkeys((*self.recipe.files, *places, *self.output.more_inputs)))
 
+    @cached_property
+    def input_bytes(self) -> int:
+        """Bytes of all stored tensors that are read, each counted once."""
+        leaves = {leaf for t in self.tensors for leaf in distinct_leaves(t.output.formula)}
+        return sum(self.leaf(leaf).cost.stored_bytes for leaf in leaves)
+
     @property
     def read_bytes(self) -> int:
         """Bytes read from the inputs, all passes together."""
-        return sum(tensor.read_bytes for tensor in (*self.tensors, *self.measured))
+        every = (*self.works, *works_of(self.measured))
+        return sum(work.read_bytes * count for work, count in every)
 
     @property
     def write_bytes(self) -> int:
@@ -243,7 +253,7 @@ class Plan:
     @cached_property
     def peak_bytes(self) -> int:
         """Predicted anonymous memory, the interpreter included: of planning or of the merge, whichever takes more."""
-        tiles = max((self._tile_bytes(t) for t in self.tensors), default=0)
+        tiles = max((self._tile_bytes(work) for work, _ in self.works), default=0)
         matrices = self.window * self._held_bytes + self._decomposed * self._matrix_bytes
         reading = vocabulary_bytes(self.resolved)
         merging = (
@@ -268,7 +278,10 @@ class Plan:
     def _change_bytes(self) -> int:
         """The factors of tensors with adapters, and the blocks that are computed of them."""
         leaves = {
-            leaf for tensor in self.tensors for leaf in distinct_leaves(tensor.output.formula)
+            leaf
+            for tensor in self.tensors
+            if any(source.cost.held_bytes for source in tensor.work.sources)
+            for leaf in distinct_leaves(tensor.output.formula)
         }
         held = sorted((self.leaf(leaf).cost.held_bytes for leaf in leaves), reverse=True)
         blocks = self.threads * BLOCK_BYTES if any(held) else 0
@@ -293,50 +306,39 @@ class Plan:
         """How many matrix methods run at a time."""
         return min(self.threads, self.window)
 
-    def bytes_per_element(self, tensor: PlannedTensor) -> int:
-        """Bytes of buffers and scratch per element of a tile."""
-        return bytes_per_element(tensor, self.resolved.checkpoints, self.backend)
-
-    def _tile_bytes(self, tensor: PlannedTensor) -> int:
-        elements = tile_elements(tensor.output.shape, self.tile_elements, tensor.rows)
-        held = min(elements, max(1, math.prod(tensor.output.shape)))
-        sums = sum(columns.tile_bytes(held, tensor.output.shape) for columns in tensor.columns)
-        return self.bytes_per_element(tensor) * held + sums
+    def _tile_bytes(self, work: TensorWork) -> int:
+        elements = tile_elements(work.shape, self.tile_elements, work.rows)
+        held = min(elements, max(1, math.prod(work.shape)))
+        sums = sum(columns.tile_bytes(held, work.shape) for columns in work.columns)
+        return bytes_per_element(work, self.backend) * held + sums
 
     @property
     def _vector_bytes(self) -> int:
         """Numbers per column of the tensors at work, twice, because functions of them make others."""
         found = (
-            sum(8 * columns.count(math.prod(t.output.shape)) for columns in t.columns)
-            for t in self.tensors
+            sum(8 * columns.count(math.prod(work.shape)) for columns in work.columns)
+            for work, _ in self.works
         )
         return 2 * self.window * max(found, default=0)
 
     @cached_property
     def _held_bytes(self) -> int:
         """What a tensor with a matrix method keeps between its tasks: results, and what it reads."""
-        return max((self._work_bytes(t) for t in self.tensors if t.whole), default=0)
+        return max((work.held_bytes for work, _ in self.works if work.whole), default=0)
 
     @cached_property
     def _matrix_bytes(self) -> int:
         """What the largest matrix method takes while it runs (see `_decomposition_bytes`)."""
         found = [
             (shape, inputs)
-            for t in self.tensors
-            if t.whole
-            for shape, inputs in [(t.output.shape, t.matrices), *((s, 1) for s in self._shapes(t))]
+            for work, _ in self.works
+            if work.whole
+            for shape, inputs in [
+                (work.shape, work.matrices),
+                *((s.shape, 1) for s in work.sources),
+            ]
         ]
         return max((_decomposition_bytes(shape, inputs) for shape, inputs in found), default=0)
-
-    def _work_bytes(self, tensor: PlannedTensor) -> int:
-        leaves = distinct_leaves(tensor.output.formula)
-        work = DType.FLOAT64 if tensor.wide else work_dtype(self.leaf(f).dtype for f in leaves)
-        shapes = (tensor.output.shape, *self._shapes(tensor))
-        more = max(0, tensor.results - 1) * math.prod(tensor.output.shape)
-        return work.itemsize * (sum(math.prod(shape) for shape in shapes) + more)
-
-    def _shapes(self, tensor: PlannedTensor) -> list[tuple[int, ...]]:
-        return [self.leaf(leaf).shape for leaf in distinct_leaves(tensor.output.formula)]
 
     def leaf(self, leaf: Leaf) -> LazyTensor:
         """The stored tensor of a leaf."""
@@ -362,14 +364,10 @@ def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:
     return 8 * ((2 * inputs + 4) * math.prod(shape) + 8 * shortest**2)
 
 
-def bytes_per_element(
-    tensor: PlannedTensor, checkpoints: Mapping[str, Checkpoint], backend: BackendChoice
-) -> int:
+def bytes_per_element(work: TensorWork, backend: BackendChoice) -> int:
     """Bytes of a tile's buffers, of what is read and of what is written, and of scratch, per element."""
-    leaves = distinct_leaves(tensor.output.formula)
-    stored = [checkpoints[leaf.checkpoint].tensors[leaf.tensor] for leaf in leaves]
-    buffers = sum(t.dtype.itemsize for t in stored) + tensor.written_bytes
-    return buffers + backend.scratch_bytes_per_element(len(stored))
+    buffers = sum(source.dtype.itemsize for source in work.sources) + work.written_bytes
+    return buffers + backend.scratch_bytes_per_element(len(work.sources))
 
 
 def vocabulary_bytes(resolved: Resolved) -> int:

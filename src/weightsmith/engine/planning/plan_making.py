@@ -19,18 +19,18 @@ from weightsmith.engine.planning.plan import (
     bytes_per_element,
     vocabulary_bytes,
 )
-from weightsmith.engine.planning.planned_tensors import planned_tensors
+from weightsmith.engine.planning.planned_tensors import PlannedTensor, planned_tensors, works_of
 from weightsmith.engine.planning.written_companions import result_papers
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes import Opener, OutputTensor, Recipe, Resolved
+from weightsmith.recipes import Opener, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import ShardLayout, collection_paused, format_size, thread_count
 from weightsmith.vocabularies import AlignedRows, VocabularyChange
 
 DEFAULT_MEMORY = 256 * 2**20
 _SMALLEST_TILE = 1 << 18
 # The order of arithmetic and the on-disk form of results; a change makes interrupted runs start afresh.
-FORMAT = 2
+FORMAT = 3
 
 
 def make_plan(
@@ -62,7 +62,7 @@ def _planned(
 ) -> Plan:
     planned, measured, findings = planned_tensors(resolved, output.readings)
     layout = output.layout(resolved.shard_bytes)
-    widest = max((bytes_per_element(t, resolved.checkpoints, choice) for t in planned), default=1)
+    widest = max((bytes_per_element(work, choice) for work, _ in works_of(planned)), default=1)
     kept = choice.resident_bytes + int(KEPT_SHARE * vocabulary_bytes(resolved))
     budget = max(memory_bytes - kept, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
@@ -78,7 +78,7 @@ def _planned(
         memory_bytes=memory_bytes,
         tile_elements=tile,
         findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
-        digest=_digest(resolved, [t.output for t in planned], layout, choice),
+        digest=_digest(resolved, planned, layout, choice),
         papers=made,
         measured=measured,
     )
@@ -95,7 +95,9 @@ def _without_vocabularies(resolved: Resolved) -> Resolved:
 def _memory_findings(plan: Plan) -> list[Finding]:
     if plan.peak_bytes <= plan.memory_bytes:
         return []
-    largest = max(plan.tensors, key=lambda t: (t.whole or t.rows, math.prod(t.output.shape)))
+    largest = max(
+        plan.tensors, key=lambda t: (t.work.whole or t.work.rows, math.prod(t.output.shape))
+    )
     return [
         Finding(
             Severity.WARNING,
@@ -118,30 +120,27 @@ def _memory_fix(plan: Plan) -> str:
             f"allow more with --memory: the program itself takes {format_size(plan.backend.resident_bytes)}, "
             "whatever is merged"
         )
-    if any(tensor.whole or tensor.rows for tensor in plan.tensors):
+    if any(work.whole or work.rows for work, _ in plan.works):
         return "allow more with --memory, use fewer threads, or a method that needs no whole rows or matrices"
     return "allow more with --memory, or use fewer threads"
 
 
 def _digest(
     resolved: Resolved,
-    outputs: Sequence[OutputTensor],
+    planned: Sequence[PlannedTensor],
     layout: ShardLayout,
     backend: BackendChoice,
 ) -> str:
     """Identity of a plan: equal digests mean that a staging folder of one run can be continued by another."""
     state = hashlib.blake2b(digest_size=16)
-    for line in _identity(resolved, outputs, layout, backend):
+    for line in _identity(resolved, layout, backend):
         state.update(json.dumps(line, default=str).encode())
+    for line in _formulas(planned):
+        state.update(json.dumps(line).encode())
     return state.hexdigest()
 
 
-def _identity(
-    resolved: Resolved,
-    outputs: Sequence[OutputTensor],
-    layout: ShardLayout,
-    backend: BackendChoice,
-) -> Iterator[Any]:
+def _identity(resolved: Resolved, layout: ShardLayout, backend: BackendChoice) -> Iterator[Any]:
     rules = [resolved.nonfinite, resolved.equal_magnitudes.value]
     yield [FORMAT, resolved.seed, *rules, resolved.recipe.digest()]
     # The last bit of a sum may differ between backends, and one output never mixes them.
@@ -156,7 +155,16 @@ def _identity(
         for tensor in checkpoint.tensors.values():
             if isinstance(tensor, AlignedRows):
                 yield [tensor.name, tensor.identity]
-    for output in outputs:
-        yield [output.name, repr(output.formula), str(output.dtype), output.shape]
     for shard in layout.shards:
         yield [shard.file_name, shard.size]
+
+
+def _formulas(planned: Sequence[PlannedTensor]) -> Iterator[list[Any]]:
+    """The formula of the first tensor of each kind, and for every tensor its kind and what it reads."""
+    kinds: dict[int, int] = {}
+    for tensor in planned:
+        output, kind = tensor.output, kinds.get(id(tensor.work))
+        if kind is None:
+            kind = kinds[id(tensor.work)] = len(kinds)
+            yield [repr(output.formula), str(output.dtype), output.shape]
+        yield [output.name, kind, *[leaf.tensor for leaf in distinct_leaves(output.formula)]]

@@ -140,19 +140,14 @@ class Tracer:
         return result
 
     def _merge(self, merge: Merge, place: _Place) -> Value:
-        at, name = merge.place, place.tensor.name
+        name = place.tensor.name
         base = None if merge.base is None else self._value(merge.base, place)
         experts = [self._value(expert, place) for expert in merge.experts]
         site = Site(
-            name=at.name,
-            shape=at.shape,
-            role=at.role,
-            layer=at.layer,
-            layers=at.layers,
+            merge.place,
+            merge.shape,
             seed=merge.seed,
             labels=merge.labels,
-            input_first=at.input_first,
-            stack=at.stack or "",
             statistics=tuple(_statistic(stored, place.positions) for stored in merge.statistics),
             stored=merge.stored,
             merge=merge.scope_id,
@@ -166,7 +161,7 @@ class Tracer:
         for node in walk([result, *changed], place.members):
             statistic = statistic_of(node)
             if statistic is not None and node not in place.members:
-                place.members[node] = StatisticMember(statistic, at.name)
+                place.members[node] = StatisticMember(statistic, merge.place.name)
         return result
 
     def _modifier(self, modification: Modification, name: str) -> modifiers.Modify:

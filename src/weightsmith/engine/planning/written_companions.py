@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from weightsmith.checkpoints import Checkpoint, Kind, Tying, declared_tied, merged_config
+from weightsmith.checkpoints import Checkpoint, Tying, declared_tied, merged_config
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes import Resolved
-from weightsmith.tensors import DType
+from weightsmith.tensors import DType, Kind
 from weightsmith.vocabularies import Papers, papers
 
 
@@ -48,7 +48,7 @@ def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
     """False where the result has a head of its own although the donor's is or is said to be tied; else its word."""
     if donor.tying is not Tying.TIED and not declared_tied(donor.config):
         return None
-    rows = {o.shape[0] for o in resolved.outputs if o.role == Kind.EMBEDDING.value and o.shape}
-    heads = (o.shape for o in resolved.outputs if o.role == Kind.HEAD.value)
+    rows = {o.shape[0] for o in resolved.outputs if o.place.kind is Kind.EMBEDDING and o.shape}
+    heads = (o.shape for o in resolved.outputs if o.place.kind is Kind.HEAD)
     # Biases and the layers before the scores belong to a tied head too.
     return False if any(len(shape) == 2 and shape[0] in rows for shape in heads) else None

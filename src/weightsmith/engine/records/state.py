@@ -99,7 +99,7 @@ def _continual(plan: Plan) -> Iterator[tuple[Merge, str]]:
     """Merges whose result is the output itself, by methods that have a state."""
     for tensor in plan.tensors:
         formula = tensor.output.formula
-        if tensor.action is not Action.COMPUTE or not isinstance(formula, Merge):
+        if tensor.work.action is not Action.COMPUTE or not isinstance(formula, Merge):
             continue
         if hasattr(registry.get(formula.method).implementation, "state"):
             yield formula, tensor.output.name

@@ -206,7 +206,7 @@ def _why(plan: Plan, record: TensorRecord | None, manifest: Manifest) -> str:
         source = plan.resolved.checkpoints[leaf.checkpoint].source
         if on_record.get(source, {}).get(leaf.tensor) != digest:
             return f" (its input {plan.leaf(leaf).location} is not the one on record)"
-    if tensor.model_scope:
+    if tensor.work.model_scope:
         return (
             " (it depends on statistics of the whole model: an input of another tensor, the output or the manifest "
             "was changed)"

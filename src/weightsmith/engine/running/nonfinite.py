@@ -62,7 +62,7 @@ def located(plan: Plan, settings: JobSettings, scheduler: Scheduler) -> Iterator
 def _suspects(plan: Plan, name: str) -> Iterable[Leaf]:
     """What the tensor is made of; then, if statistics of the model reach it, what the others of the model are."""
     own = next(t for t in plan.tensors if t.output.name == name)
-    reached = [t for t in plan.tensors if t.model_scope] if own.model_scope else []
+    reached = [t for t in plan.tensors if t.work.model_scope] if own.work.model_scope else []
     return dict.fromkeys(
         leaf for t in (own, *reached) for leaf in distinct_leaves(t.output.formula)
     )

@@ -260,7 +260,7 @@ def write_tensors(
 
     def write(reading: Sequence[PlannedTensor]) -> Job:
         targets = [_target(tensor, shards, progress) for tensor in reading]
-        if reading[0].action is Action.COMPUTE:
+        if reading[0].work.action is Action.COMPUTE:
             job, traced = tensor_job(plan, reading, settings, tracer)
             job.adopt(results)
             reads = [traced.reads(tensor.output) for tensor in reading]
@@ -285,7 +285,7 @@ def _target(tensor: PlannedTensor, store: Store, progress: Progress) -> Target:
     """Where an output tensor goes."""
     name = tensor.output.name
     placed = store.sink(name, partial(progress.advance, what=name))
-    return Target(tensor.output.dtype, placed, tensor.storage, partial(store.written, name))
+    return Target(tensor.output.dtype, placed, tensor.work.storage, partial(store.written, name))
 
 
 def _readings(plan: Plan, tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
@@ -336,7 +336,7 @@ def _job(
         sources,
         settings,
         dict(traced.members),
-        wide=first.wide,
+        wide=first.work.wide,
         key=tuple(tensor.output.name for tensor in reading),
     )
 
@@ -348,7 +348,7 @@ def model_results(
 
     So do tensors of recipes inside the recipe that no output is made of. Tied tensors count once.
     """
-    concerned = [t for t in plan.tensors if t.action is Action.COMPUTE and t.model_scope]
+    concerned = [t for t in plan.tensors if t.work.action is Action.COMPUTE and t.work.model_scope]
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
     progress.say("measuring statistics of the whole model")

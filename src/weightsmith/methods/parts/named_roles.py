@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Site
+from weightsmith.tensors import Kind
 
 # CLIP's, which the authors of several methods on matrices do not take for one.
 TEXT_PROJECTION = Kind.TEXT_PROJECTION.value

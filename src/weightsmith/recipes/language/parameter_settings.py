@@ -16,7 +16,8 @@ from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_valid
 from weightsmith.methods import Parameter
 from weightsmith.recipes.language.document import number
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.selectors import Match, TensorPlace
+from weightsmith.recipes.language.selectors import Match
+from weightsmith.tensors import Place
 from weightsmith.wording import literal
 
 
@@ -58,7 +59,7 @@ class Condition(DocumentPart):
             raise ValueError("a condition has either filter or match, not both")
         return self
 
-    def holds(self, filtered_name: str, place: TensorPlace) -> bool:
+    def holds(self, filtered_name: str, place: Place) -> bool:
         """Whether the condition is met: filters look at `filtered_name`, selectors at the output tensor."""
         if self.match is not None:
             return self.match.matches(place)
@@ -135,25 +136,25 @@ class Lookup:
             for s in self.settings
         )
 
-    def at(self, t: float, filtered_name: str, place: TensorPlace) -> Any:
-        """The value at depth `t` for one tensor, or ABSENT where no level gives one.
+    def at(self, filtered_name: str, place: Place) -> Any:
+        """The value for one tensor, or ABSENT where no level gives one.
 
         Raises RecipeError for a value that the parameter cannot have.
         """
         if self.is_by_name:
-            return self._search(t, filtered_name, place)
-        if t not in self._known:
-            self._known[t] = self._search(t, filtered_name, place)
-        return self._known[t]
+            return self._search(filtered_name, place)
+        if place.depth not in self._known:
+            self._known[place.depth] = self._search(filtered_name, place)
+        return self._known[place.depth]
 
-    def _search(self, t: float, filtered_name: str, place: TensorPlace) -> Any:
+    def _search(self, filtered_name: str, place: Place) -> Any:
         for setting in self.settings:
-            found = self._value(setting, t, filtered_name, place)
+            found = self._value(setting, filtered_name, place)
             if found is not ABSENT:
                 return found
         return ABSENT
 
-    def _value(self, setting: Any, t: float, filtered_name: str, place: TensorPlace) -> Any:
+    def _value(self, setting: Any, filtered_name: str, place: Place) -> Any:
         if not isinstance(setting, tuple):
             return self._checked(setting)
         if not setting:
@@ -161,9 +162,9 @@ class Lookup:
         if isinstance(setting[0], Condition):
             for condition in setting:
                 if condition.holds(filtered_name, place):
-                    return self._value(condition.value, t, filtered_name, place)
+                    return self._value(condition.value, filtered_name, place)
             return ABSENT
-        return self._interpolated(setting, t)
+        return self._interpolated(setting, place.depth)
 
     def _interpolated(self, gradient: Sequence[Any], t: float) -> Any:
         values = [self._checked(item) for item in gradient]

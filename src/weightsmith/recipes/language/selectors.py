@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, field_validator, model_validator
 
-from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.naming import compile_glob, compile_regex, is_found, nearest
+from weightsmith.tensors import Kind, Place
 
 _ROLE_NAMES = frozenset(kind.value for kind in Kind) | {
     kind.value.partition(".")[0] for kind in Kind
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """What selectors can ask of an output tensor: its name, its role, and its layer in the output."""
-
-    name: str
-    kind: Kind
-    layer: int | None
 
 
 class Match(BaseModel):
@@ -65,7 +54,7 @@ class Match(BaseModel):
             _checked_regex(self.name)
         return self
 
-    def matches(self, place: TensorPlace) -> bool:
+    def matches(self, place: Place) -> bool:
         """Whether a tensor is selected."""
         if self.layers is not None and (
             place.layer is None or not self.layers[0] <= place.layer < self.layers[1]

@@ -15,51 +15,46 @@ from weightsmith.recipes.language.expressions import (
     sole_name,
 )
 from weightsmith.recipes.language.modifier_calls import measures_from_base
-from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.combine import (
-    CombinedOutput,
     Combiner,
     coarsest,
-    merge_place,
-    output_item,
+    output_tensor,
     stored_dtype,
 )
-from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, Place, Sum
+from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, OutputTensor, Sum
 from weightsmith.recipes.resolution.measured_statistics import (
     MeasuredStatistics,
     chosen,
     stored_statistics,
     with_metric,
 )
-from weightsmith.recipes.resolution.output_sections import distinct_labels
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.output_sections import SectionSource, distinct_labels
+from weightsmith.recipes.resolution.result import RecipeScope
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import Place
 
 WHERE = "expression"
 
 
 def expression_items(
     text: str,
-    views: Mapping[str, View],
+    sources: Mapping[str, SectionSource],
     base: View | None,
     donor: View,
     combiner: Combiner,
-    semantics: str,
-    scope: str,
-    measured: Mapping[str, Sequence[MeasuredStatistics]],
-) -> Iterator[tuple[Item, Item | None]]:
-    """Every output of an expression with the base's tensor, in the donor's order.
-
-    `measured` has the files of statistics of the expression's names.
-    """
-    combination = parse_expression(text, views, semantics)
-    used = {name: views[name] for name in dict.fromkeys(_names(combination))}
+    scope: RecipeScope,
+) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
+    """Every output of an expression over sources with names, with the base's tensor, in the donor's order."""
+    combination = parse_expression(text, sources, scope.semantics)
+    used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
+    measured = {name: source.statistics for name, source in sources.items()}
     order = (donor, *used.values())
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue
         base_item = base.items.get(name) if base is not None else None
-        merges = _Merges(name, used, measured, combiner, semantics, scope)
+        merges = _Merges(name, used, measured, combiner, scope)
         item = _item(name, combination, merges, items, base_item, donor)
         if item is not None:
             yield item, base_item
@@ -69,10 +64,10 @@ def _item(
     name: str,
     combination: Combination,
     merges: _Merges,
-    items: dict[str, Item],
-    base: Item | None,
+    items: dict[str, OutputTensor],
+    base: OutputTensor | None,
     donor: View,
-) -> Item | None:
+) -> OutputTensor | None:
     used, combiner = merges.views, merges.combiner
     for label, view in used.items():
         if label in items:
@@ -90,14 +85,14 @@ def _item(
         return None
     inputs = [items[label] for label in used]
     first = donor.items.get(name) or inputs[0]
-    place = TensorPlace(name, first.kind, first.layer)
-    output = CombinedOutput(place, first.depth, first.layers, first.block)
     if not combiner.fits(WHERE, inputs, name):
         return None
     if not first.dtype.is_float:
-        return combiner.exact(base, inputs, output)
-    tensors = _Tensors(items, merges, merge_place(output, first))
-    return output_item(output, first, tensors.combination(combination), combiner.stored(inputs))
+        return combiner.exact(base, inputs, first.place)
+    tensors = _Tensors(items, merges, first.place, first.shape)
+    return output_tensor(
+        first.place, first, tensors.combination(combination), combiner.stored(inputs)
+    )
 
 
 def _names(combination: Combination) -> Iterator[str]:
@@ -117,17 +112,17 @@ class _Merges:
     views: Mapping[str, View]
     measured: Mapping[str, Sequence[MeasuredStatistics]]
     combiner: Combiner
-    semantics: str
-    scope: str
+    scope: RecipeScope
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
     """The tensors of one output by the names of the expression."""
 
-    items: Mapping[str, Item]
+    items: Mapping[str, OutputTensor]
     of: _Merges
     place: Place
+    shape: tuple[int, ...]
 
     def combination(self, combination: Combination, path: str = "") -> Formula:
         terms = tuple(
@@ -153,22 +148,25 @@ class _Tensors:
         )
         return Merge(
             method=call.method,
-            preset=self.of.semantics,
+            preset=self.of.scope.semantics,
             shared=call.shared,
             base=base if has_base else None,
             experts=tuple(self.combination(e, f"{path}.{i}") for i, e in enumerate(call.experts)),
             per_expert=per_expert,
             labels=distinct_labels([self._label(expert) for expert in call.experts]),
-            scope_id=f"{self.of.scope}/{call.method}{path}",
+            scope_id=f"{self.of.scope.name}/{call.method}{path}",
             place=self.place,
-            seed=self.of.combiner.seed,
+            shape=self.shape,
+            seed=self.of.scope.seed,
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),
             stored=coarsest(
-                stored_dtype(self.items[name], self.of.views[name])
-                for expert in call.experts
-                for name in _names(expert)
+                tuple(
+                    stored_dtype(self.items[name], self.of.views[name])
+                    for expert in call.experts
+                    for name in _names(expert)
+                )
             ),
         )
 

@@ -58,20 +58,23 @@ def layer_origins(
     A merged layer counts as made of its first expert's, and a layer of several sources as of the one that gives
     most of its tensors. Stacks with a layer of unknown origin are left out.
     """
-    votes: dict[str, dict[int, Counter[LayerOrigin]]] = defaultdict(dict)
+    votes: dict[str, dict[int, Counter[tuple[str, str, int]]]] = defaultdict(dict)
     for output in outputs:
-        if output.stack is None or output.layer is None:
+        at = output.place
+        if at.stack is None or at.layer is None:
             continue
-        own = votes[output.stack].setdefault(output.layer, Counter())
+        own = votes[at.stack].get(at.layer)
+        if own is None:
+            own = votes[at.stack][at.layer] = Counter()
         leaf = first_leaf(output.formula)
-        role = checkpoints[leaf.checkpoint].roles[leaf.tensor]
-        if role.layer is not None and role.block is not None:
-            own[LayerOrigin(leaf.checkpoint, role.block, role.layer)] += 1
-    found = {}
-    for stack, layers in votes.items():
-        if all(layers.values()):
-            found[stack] = tuple(layers[i].most_common(1)[0][0] for i in sorted(layers))
-    return found
+        origin = checkpoints[leaf.checkpoint].roles[leaf.tensor]
+        if origin.layer is not None and origin.stack is not None:
+            own[leaf.checkpoint, origin.stack, origin.layer] += 1
+    return {
+        stack: tuple(LayerOrigin(*layers[i].most_common(1)[0][0]) for i in sorted(layers))
+        for stack, layers in votes.items()
+        if all(layers.values())
+    }
 
 
 def seams_of(origins: Mapping[str, Sequence[LayerOrigin]]) -> tuple[Seam, ...]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints import Kind
 from weightsmith.findings import Severity
 from weightsmith.methods import METRICS
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.continuing import with_previous_state
 from weightsmith.recipes.resolution.formula import (
     Cast,
     Formula,
     Leaf,
+    MeasuredLeaves,
     Merge,
-    Place,
+    OutputTensor,
     Same,
     distinct_leaves,
 )
 from weightsmith.recipes.resolution.measured_statistics import stored_statistics, with_metric
 from weightsmith.recipes.resolution.output_sections import Given, MergeSection, MethodPlan, values
-from weightsmith.recipes.resolution.views import Item, View
-from weightsmith.tensors import DType, promote
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import DType, Kind, Place, promote
 
 _NARROW = {
     DType.FLOAT8_E4M3FN: frozenset({DType.FLOAT8_E4M3FN, DType.FLOAT16, DType.BFLOAT16}),
@@ -46,12 +46,13 @@ def keeps_values(stored: DType, wanted: DType) -> bool:
     return wanted in _NARROW.get(stored, frozenset())
 
 
-def coarsest(dtypes: Iterable[DType]) -> DType:
+@functools.lru_cache(maxsize=1 << 10)
+def coarsest(dtypes: tuple[DType, ...]) -> DType:
     """The float type with the fewest significant digits."""
     return min(dtypes, key=lambda dtype: dtype.significant_bits, default=DType.FLOAT32)
 
 
-def stored_dtype(item: Item, view: View) -> DType:
+def stored_dtype(item: OutputTensor, view: View) -> DType:
     """The dtype that a tensor's values were last rounded to: what it counts as may be narrower than what is read."""
     leaf = item.formula
     if isinstance(leaf, Leaf) and leaf.checkpoint == view.label and not view.is_recipe:
@@ -64,16 +65,6 @@ def rounded(formula: Formula, stored: DType, wanted: DType | None) -> Formula:
     if wanted is None or not stored.is_float or keeps_values(stored, wanted):
         return formula
     return Cast(wanted, formula)
-
-
-@dataclass(frozen=True, slots=True)
-class CombinedOutput:
-    """An output tensor before it has a formula: its place, depth, and stack of `layers` blocks."""
-
-    place: TensorPlace
-    t: float
-    layers: int
-    block: str | None
 
 
 @dataclass(slots=True)
@@ -96,95 +87,102 @@ class Combiner:
         self,
         section: MergeSection,
         treatment: MethodPlan,
-        items: Sequence[Item | None],
-        base: Item | None,
-        output: CombinedOutput,
-    ) -> Item | None:
+        items: Sequence[OutputTensor | None],
+        base: OutputTensor | None,
+        place: Place,
+    ) -> OutputTensor | None:
         """The output tensor made from the sources' `items` (None where a source lacks it), or None with a finding."""
-        name = output.place.name
         if treatment.keep is not None:
-            return self._kept(treatment.keep, section, items, output)
-        experts = self._present(section, treatment, items, base, name)
+            return self._kept(treatment.keep, section, items, place)
+        experts = self._present(section, treatment, items, base, place.name)
         if experts is None:
             return None
         if not experts:
-            return self._copied(base, base, output) if base is not None else None
-        used = [
-            *([base] if treatment.reads_base and base is not None else []),
-            *(item for _, item in experts),
-        ]
-        if not self.fits(section.where, used, name):
+            return self._copied(base, base, place) if base is not None else None
+        used = [item for _, item in experts]
+        if treatment.reads_base and base is not None:
+            used.insert(0, base)
+        if not self.fits(section.where, used, place.name):
             return None
         first = base if base is not None else experts[0][1]
         if not first.dtype.is_float:
-            return self.exact(base, [item for _, item in experts], output)
+            return self.exact(base, [item for _, item in experts], place)
         if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
-            return self._copied(experts[0][1], first, output)
-        formula = self._merged(section, treatment, experts, base, output)
+            return self._copied(experts[0][1], first, place)
+        formula = self._merged(section, treatment, experts, base, place)
         if formula is None:
             return None
-        return output_item(output, first, formula, self.stored(used))
+        return output_tensor(place, first, formula, self.stored(used))
 
     def _merged(
         self,
         section: MergeSection,
         treatment: MethodPlan,
-        experts: Sequence[tuple[int, Item]],
-        base: Item | None,
-        output: CombinedOutput,
+        experts: Sequence[tuple[int, OutputTensor]],
+        base: OutputTensor | None,
+        place: Place,
     ) -> Formula | None:
-        shared, per_expert, modifiers = self._given(section, treatment, experts, output)
-        if not self._complete(section, treatment, shared, per_expert, experts, output.place.name):
+        shared, per_expert, modifiers = self._given(section, treatment, experts, place)
+        if not self._complete(section, treatment, shared, per_expert, experts, place.name):
             return None
-        statistics = stored_statistics(
-            treatment.spec,
-            [treatment.statistics[i] for i, _ in experts],
-            [(section.sources[treatment.experts[i]].view, item) for i, item in experts],
-            output.place.name,
-            self.problems,
-        )
-        for i, _ in experts:
-            file = treatment.statistics[i]
-            if file is not None and file.kind != METRICS:
-                self.uses[file.label] = self.uses.get(file.label, False) or statistics != ()
+        views = [section.sources[treatment.experts[i]].view for i, _ in experts]
+        items = [item for _, item in experts]
+        statistics = self._statistics(treatment, views, experts, place.name)
         if statistics is None:
             return None
         is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
         if is_copy and not modifiers:
-            return self.cast(experts[0][1])
+            return self.cast(items[0])
+        like = base if base is not None else items[0]
         return Merge(
             method=treatment.spec.name,
             preset=treatment.preset,
             shared=shared,
             base=self.cast(base) if treatment.uses_base and base is not None else None,
-            experts=tuple(self.cast(item) for _, item in experts),
+            experts=tuple([self.cast(item) for item in items]),
             per_expert=per_expert,
-            labels=tuple(treatment.labels[i] for i, _ in experts),
+            labels=tuple([treatment.labels[i] for i, _ in experts]),
             scope_id=treatment.scope,
-            place=merge_place(output, base if base is not None else experts[0][1]),
+            place=placed_like(place, like),
+            shape=like.shape,
             seed=self.seed,
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
-            stored=coarsest(
-                stored_dtype(item, section.sources[treatment.experts[i]].view)
-                for i, item in experts
-            ),
+            stored=coarsest(tuple(map(stored_dtype, items, views))),
         )
+
+    def _statistics(
+        self,
+        treatment: MethodPlan,
+        views: Sequence[View],
+        experts: Sequence[tuple[int, OutputTensor]],
+        name: str,
+    ) -> tuple[MeasuredLeaves, ...] | None:
+        """What was measured at one tensor, noting whose files are of any; see `stored_statistics`."""
+        if not treatment.spec.statistics:
+            return ()
+        files = [treatment.statistics[i] for i, _ in experts]
+        measured = [(view, item) for view, (_, item) in zip(views, experts, strict=True)]
+        found = stored_statistics(treatment.spec, files, measured, name, self.problems)
+        for file in files:
+            if file is not None and file.kind != METRICS:
+                self.uses[file.label] = self.uses.get(file.label, False) or found != ()
+        return found
 
     def _given(
         self,
         section: MergeSection,
         treatment: MethodPlan,
-        experts: Sequence[tuple[int, Item]],
-        output: CombinedOutput,
+        experts: Sequence[tuple[int, OutputTensor]],
+        place: Place,
     ) -> Given:
         """The parameters of one tensor; tensors that differ in nothing that they depend on share them."""
-        key = (output.t, tuple([i for i, _ in experts]))
+        key = (place.depth, tuple([i for i, _ in experts]))
         known = treatment.known.get(key) if treatment.is_even else None
         if known is not None:
             return known
-        shared = values(treatment.shared, output.t, output.place.name, output.place)
+        shared = values(treatment.shared, place.name, place)
         position, item = experts[0]
         shared = with_previous_state(
             treatment.spec,
@@ -196,28 +194,26 @@ class Combiner:
         per_expert = tuple(
             with_metric(
                 treatment.spec,
-                values(treatment.per_expert[i], output.t, item.name, output.place),
+                values(treatment.per_expert[i], item.name, place),
                 shared,
                 treatment.statistics[i],
                 section.where,
             )
             for i, item in experts
         )
-        modifiers = tuple(use.at(output.t, output.place) for use in treatment.modifiers)
+        modifiers = tuple(use.at(place) for use in treatment.modifiers)
         treatment.known[key] = (shared, per_expert, modifiers)
         return shared, per_expert, modifiers
 
-    def cast(self, item: Item) -> Formula:
+    def cast(self, item: OutputTensor) -> Formula:
         """A tensor as it goes into a merge."""
         return rounded(item.formula, item.dtype, self.input_dtype)
 
-    def stored(self, used: Sequence[Item]) -> DType:
+    def stored(self, used: Sequence[OutputTensor]) -> DType:
         """The dtype of what is made of `used`."""
-        return (
-            self.output_dtype
-            if self.output_dtype is not None
-            else promote(item.dtype for item in used)
-        )
+        if self.output_dtype is not None:
+            return self.output_dtype
+        return promote([item.dtype for item in used])
 
     def _complete(
         self,
@@ -225,10 +221,12 @@ class Combiner:
         treatment: MethodPlan,
         shared: Assignments,
         per_expert: Sequence[Assignments],
-        experts: Sequence[tuple[int, Item]],
+        experts: Sequence[tuple[int, OutputTensor]],
         name: str,
     ) -> bool:
         """Whether every required parameter has a value."""
+        if not treatment.required and not treatment.required_per_expert:
+            return True
         lacking = [(key, "") for key in treatment.required if key not in dict(shared)]
         if treatment.required_per_expert:
             lacking += [
@@ -251,10 +249,10 @@ class Combiner:
         self,
         section: MergeSection,
         treatment: MethodPlan,
-        items: Sequence[Item | None],
-        base: Item | None,
+        items: Sequence[OutputTensor | None],
+        base: OutputTensor | None,
         name: str,
-    ) -> list[tuple[int, Item]] | None:
+    ) -> list[tuple[int, OutputTensor]] | None:
         """(position among the experts, tensor) of those that have it; None where the recipe's policy is to stop."""
         if treatment.reads_base and base is None:
             label = section.base.label if section.base is not None else "base"
@@ -266,7 +264,7 @@ class Combiner:
                 self._missing_fix(True),
             )
             return None
-        present: list[tuple[int, Item]] = []
+        present: list[tuple[int, OutputTensor]] = []
         for i, source in enumerate(treatment.experts):
             item = items[source]
             if item is None and self.missing == "base":
@@ -290,14 +288,13 @@ class Combiner:
             return "merge checkpoints of one architecture, or set `missing: skip`"
         return "merge checkpoints of one architecture, or set `missing: base` or `missing: skip`"
 
-    def fits(self, where: str, used: Sequence[Item], name: str) -> bool:
+    def fits(self, where: str, used: Sequence[OutputTensor], name: str) -> bool:
         """Whether tensors that are combined have one shape; notes an error otherwise."""
         first = used[0]
-        other = next(
-            (i for i in used if i.shape != first.shape or i.dtype.is_float != first.dtype.is_float),
-            None,
-        )
-        if other is None:
+        for other in used:
+            if other.shape != first.shape or other.dtype.is_float != first.dtype.is_float:
+                break
+        else:
             return True
         labels = {id(item): _origin(item) for item in used}
         mine, theirs = labels[id(first)], labels[id(other)]
@@ -309,7 +306,7 @@ class Combiner:
                 f"{where}: tensors are {first.dtype} in {mine!r} but {other.dtype} in {theirs!r}",
                 "convert one of the two",
             )
-        elif first.kind in _VOCABULARY and first.shape[1:] == other.shape[1:]:
+        elif first.place.kind in _VOCABULARY and first.shape[1:] == other.shape[1:]:
             self.problems.error(
                 name,
                 "vocabulary-mismatch",
@@ -330,23 +327,25 @@ class Combiner:
             )
         return False
 
-    def exact(self, base: Item | None, experts: Sequence[Item], output: CombinedOutput) -> Item:
+    def exact(
+        self, base: OutputTensor | None, experts: Sequence[OutputTensor], place: Place
+    ) -> OutputTensor:
         """Integers and bools: the base's, or what all agree on."""
         if base is not None:
             if any(item.dtype != base.dtype or item.shape != base.shape for item in experts):
                 self.problems.about(
-                    output.place.name,
+                    place.name,
                     Severity.WARNING,
                     "buffer-differs",
                     _origin(base),
                     "Integer tensors differ in dtype or shape between the models; the base's are copied",
                     "",
                 )
-            return output_item(output, base, base.formula, base.dtype)
+            return output_tensor(place, base, base.formula, base.dtype)
         first = experts[0]
         if any(item.dtype != first.dtype for item in experts):
             self.problems.error(
-                output.place.name,
+                place.name,
                 "dtype-mismatch",
                 _origin(first),
                 "Integer tensors have different dtypes",
@@ -356,17 +355,17 @@ class Combiner:
         leaves = tuple(
             dict.fromkeys(leaf for item in experts for leaf in distinct_leaves(item.formula))
         )
-        return output_item(
-            output, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype
+        return output_tensor(
+            place, first, Same(leaves) if len(leaves) > 1 else first.formula, first.dtype
         )
 
     def _kept(
         self,
         view: View,
         section: MergeSection,
-        items: Sequence[Item | None],
-        output: CombinedOutput,
-    ) -> Item | None:
+        items: Sequence[OutputTensor | None],
+        place: Place,
+    ) -> OutputTensor | None:
         item = next(
             (
                 i
@@ -380,50 +379,30 @@ class Combiner:
             item = view.items.get(first.name) if first is not None else None
         if item is None:
             self.problems.error(
-                output.place.name,
+                place.name,
                 "missing-tensor",
                 view.label,
                 f"A rule keeps tensors of {view.label!r}, which has none of their names",
                 "correct the rule's match or its `keep:`",
             )
             return None
-        return self._copied(item, item, output)
+        return self._copied(item, item, place)
 
-    def _copied(self, item: Item, place: Item, output: CombinedOutput) -> Item:
+    def _copied(self, item: OutputTensor, like: OutputTensor, place: Place) -> OutputTensor:
         formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
         dtype = item.dtype if not item.dtype.is_float else self.stored([item])
-        return output_item(output, place, formula, dtype)
+        return output_tensor(place, like, formula, dtype)
 
 
-def merge_place(output: CombinedOutput, like: Item) -> Place:
-    """The place of an output tensor, shaped like one of its inputs."""
-    place = output.place
-    return Place(
-        place.name,
-        like.shape,
-        place.kind.value,
-        place.layer,
-        output.layers,
-        output.block,
-        like.input_first,
-    )
+def placed_like(place: Place, like: OutputTensor) -> Place:
+    """A place of the result whose tensor is stored as one of its inputs is."""
+    input_first = like.place.input_first
+    return place if place.input_first is input_first else replace(place, input_first=input_first)
 
 
-def output_item(output: CombinedOutput, like: Item, formula: Formula, dtype: DType) -> Item:
+def output_tensor(place: Place, like: OutputTensor, formula: Formula, dtype: DType) -> OutputTensor:
     """The output tensor at a place, shaped like one of its inputs."""
-    place = output.place
-    return Item(
-        place.name,
-        dtype,
-        like.shape,
-        formula,
-        place.kind,
-        place.layer,
-        output.layers,
-        output.block,
-        output.t,
-        input_first=like.input_first,
-    )
+    return OutputTensor(placed_like(place, like), formula, dtype, like.shape)
 
 
 def _enough(treatment: MethodPlan, count: int) -> bool:
@@ -435,7 +414,7 @@ def _is_plain(shared: Assignments, own: Assignments) -> bool:
     return all(value is None or value == 1.0 for _, value in (*shared, *own))
 
 
-def _origin(item: Item) -> str:
+def _origin(item: OutputTensor) -> str:
     """The label of the checkpoint that a tensor comes from, for messages."""
     formula = item.formula
     while isinstance(formula, (Cast, Merge)):

@@ -9,8 +9,8 @@ from weightsmith.checkpoints import MergeState, read_state
 from weightsmith.errors import CompatibilityError, RecipeError
 from weightsmith.methods import MethodSpec
 from weightsmith.recipes.language.modifier_calls import Assignments
-from weightsmith.recipes.resolution.formula import Cast, Leaf
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.formula import Cast, Leaf, OutputTensor
+from weightsmith.recipes.resolution.views import View
 
 
 def continues(spec: MethodSpec) -> bool:
@@ -19,7 +19,7 @@ def continues(spec: MethodSpec) -> bool:
 
 
 def with_previous_state(
-    spec: MethodSpec, preset: str, shared: Assignments, first: View, item: Item | None
+    spec: MethodSpec, preset: str, shared: Assignments, first: View, item: OutputTensor | None
 ) -> Assignments:
     """The parameters of a merge, with those that its first model's folder knows where `previous` asks for them.
 
@@ -52,7 +52,9 @@ def with_previous_state(
     return (*((k, v) for k, v in shared if k not in found), *found.items())
 
 
-def _require_rules(state: MergeState, given: dict[str, Any], item: Item, folder: Path) -> None:
+def _require_rules(
+    state: MergeState, given: dict[str, Any], item: OutputTensor, folder: Path
+) -> None:
     formula = item.formula.inner if isinstance(item.formula, Cast) else item.formula
     name = formula.tensor if isinstance(formula, Leaf) else item.name
     if name not in state.tensors:

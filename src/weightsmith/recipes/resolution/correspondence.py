@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.resolution.views import Item, View, rest_of
+from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import Kind
 
 # Roles of which a language model has one tensor outside its blocks.
 _SINGLE = (Kind.EMBEDDING, Kind.HEAD, Kind.NORM)
@@ -75,12 +76,9 @@ def in_donors_names(
         )
     )
     _note_unmatched(view, donor, pairs, names, where, problems)
-    items = {
-        ours: replace(view.items[theirs], name=ours, block=_block(view.items[theirs], pairs))
-        for theirs, ours in names.items()
-    }
+    items = {ours: _moved(view.items[theirs], ours, pairs) for theirs, ours in names.items()}
     ties = tuple(frozenset(names.get(name, name) for name in group) for group in view.ties)
-    return replace(view, items=items, ties=ties, _layers=None)
+    return replace(view, items=items, ties=ties)
 
 
 def _declared(
@@ -164,11 +162,11 @@ def _names(view: View, donor: View, pairs: Sequence[Prefixes]) -> dict[str, str]
         taken.add(found)
     for name in waiting:
         item = view.items[name]
-        if item.block is not None and _mapped(name, pairs) is not None:
+        if item.place.stack is not None and _mapped(name, pairs) is not None:
             # A block's tensor that the donor lacks keeps its place, so that slices can number it anew.
             names[name] = _mapped(name, pairs) or name
         alike = [n for n in _of_role(donor, item, pairs) if n not in taken]
-        if item.block is None and len(alike) == 1:
+        if item.place.stack is None and len(alike) == 1:
             names[name] = alike[0]
             taken.add(alike[0])
     return names
@@ -178,15 +176,15 @@ def _mapped(name: str, pairs: Sequence[Prefixes]) -> str | None:
     return next((pair.apply(name) for pair in pairs if pair.reaches(name)), None)
 
 
-def _of_role(donor: View, item: Item, pairs: Sequence[Prefixes]) -> list[str]:
+def _of_role(donor: View, item: OutputTensor, pairs: Sequence[Prefixes]) -> list[str]:
     """The donor's tensors outside blocks that have an item's role; those under a prefix go before the others."""
     part = item.name.rpartition(".")[2]
     alike = [
         other.name
         for other in donor.items.values()
-        if item.kind in _SINGLE
-        and other.kind is item.kind
-        and other.block is None
+        if item.place.kind in _SINGLE
+        and other.place.kind is item.place.kind
+        and other.place.stack is None
         and _fits(other, item)
         and other.name.rpartition(".")[2] == part
     ]
@@ -194,16 +192,20 @@ def _of_role(donor: View, item: Item, pairs: Sequence[Prefixes]) -> list[str]:
     return near or alike
 
 
-def _fits(ours: Item, theirs: Item) -> bool:
+def _fits(ours: OutputTensor, theirs: OutputTensor) -> bool:
     """Whether two tensors of one role can be the same: a table may have more rows than the other."""
-    start = 0 if theirs.kind is Kind.NORM else 1
+    start = 0 if theirs.place.kind is Kind.NORM else 1
     return ours.shape[start:] == theirs.shape[start:]
 
 
-def _block(item: Item, pairs: Sequence[Prefixes]) -> str | None:
-    if item.block is None:
+def _moved(item: OutputTensor, name: str, pairs: Sequence[Prefixes]) -> OutputTensor:
+    return replace(item, place=replace(item.place, name=name, stack=_stack(item, pairs)))
+
+
+def _stack(item: OutputTensor, pairs: Sequence[Prefixes]) -> str | None:
+    if item.place.stack is None:
         return None
-    return _mapped(item.block, pairs) or item.block
+    return _mapped(item.place.stack, pairs) or item.place.stack
 
 
 def _exceptions(names: Mapping[str, str], pairs: Sequence[Prefixes]) -> str:
@@ -245,9 +247,11 @@ def _lacking(
 ) -> Iterator[str]:
     for name, item in view.items.items():
         # Tables that the network computes anew, such as rotary frequencies, are no loss.
-        if names.get(name) in donor.items or item.kind is Kind.BUFFER:
+        if names.get(name) in donor.items or item.place.kind is Kind.BUFFER:
             continue
         # Blocks past the donor's last one are a matter of depth, not of names.
-        layers = donor.stacks.get(_block(item, pairs) or "", {})
-        if item.block is None or not any(rest_of(item) in layer for layer in layers.values()):
+        layers = donor.stacks.get(_stack(item, pairs) or "", {})
+        if item.place.stack is None or not any(
+            item.place.rest in layer for layer in layers.values()
+        ):
             yield name

@@ -11,14 +11,14 @@ but the names of the tensors they read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from weightsmith.findings import Finding
 from weightsmith.graph import EqualMagnitudes
 from weightsmith.recipes.language.modifier_calls import Assignments, Modification
-from weightsmith.tensors import DType, record
+from weightsmith.tensors import DType, Place, record
 
 if TYPE_CHECKING:
     from weightsmith.checkpoints import Checkpoint
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from weightsmith.vocabularies import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A stored tensor: `checkpoint` is a key of `Resolved.checkpoints`, `tensor` a name in it."""
 
     checkpoint: str
@@ -65,26 +64,8 @@ class MeasuredLeaves:
 
 @record
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the result of its own recipe a tensor is merged: what a method may depend on, besides numbers.
-
-    `role` is the kind (`attention.q`), `layer` the number of its block (None outside the stacks) of `layers` blocks in
-    the stack with the name prefix `stack`. `input_first`: a matrix stored as (inputs, outputs).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    role: str
-    layer: int | None
-    layers: int
-    stack: str | None
-    input_first: bool
-
-
-@record
-@dataclass(frozen=True, slots=True)
 class Merge:
-    """A method applied to a base and experts at a `place` of the result.
+    """A method applied to a base and experts of a `shape` at a `place` of the result of its own recipe.
 
     A recipe inside a recipe may be used at other places, more than once or not at all; its merges stay where they are
     in its own result, with the random numbers and statistics that it has on its own. `seed` is that of random masks.
@@ -105,6 +86,7 @@ class Merge:
     labels: tuple[str, ...]
     scope_id: str
     place: Place
+    shape: tuple[int, ...]
     seed: int
     modifiers: tuple[Modification, ...] = ()
     origin: Formula | None = None
@@ -117,8 +99,7 @@ class Merge:
     def leaves(self) -> tuple[Leaf, ...]:
         """Every stored tensor that is read, in the order of reading, each once."""
         if self._leaves is None:
-            found = dict.fromkeys(leaf for part in self.parts for leaf in distinct_leaves(part))
-            object.__setattr__(self, "_leaves", tuple(found))
+            object.__setattr__(self, "_leaves", _distinct(self.parts))
         assert self._leaves is not None
         return self._leaves
 
@@ -137,15 +118,15 @@ class Merge:
     @property
     def likeness(self) -> Hashable:
         """All but the names of tensors, and the place as far as a method's graph may depend on it."""
-        statistics = tuple((s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics)
         at = self.place
         return (
             *(self.method, self.preset, self.shared, self.per_expert, self.modifiers),
+            *(self.labels, self.scope_id, self.seed, self.stored),
             None if self.base is None else self.base.likeness,
             None if self.origin is None else self.origin.likeness,
-            tuple(expert.likeness for expert in self.experts),
-            statistics,
-            (at.shape, at.role, at.layer is None, at.layers, at.input_first),
+            tuple([expert.likeness for expert in self.experts]),
+            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics]),
+            *(self.shape, at.kind, at.layer is None, at.layers, at.input_first),
         )
 
 
@@ -232,7 +213,17 @@ def distinct_leaves(formula: Formula) -> tuple[Leaf, ...]:
         return formula.leaves
     if isinstance(formula, Leaf):
         return (formula,)
-    return tuple(dict.fromkeys(leaf for part in formula.parts for leaf in distinct_leaves(part)))
+    return _distinct(formula.parts)
+
+
+def _distinct(formulas: Iterable[Formula]) -> tuple[Leaf, ...]:
+    found: dict[Leaf, None] = {}
+    for formula in formulas:
+        if isinstance(formula, Leaf):
+            found[formula] = None
+        else:
+            found.update(dict.fromkeys(distinct_leaves(formula)))
+    return tuple(found)
 
 
 def merges_in(formula: Formula) -> Iterator[Merge]:
@@ -257,26 +248,27 @@ def first_leaf(formula: Formula) -> Leaf:
 @record
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of the result.
+    """One tensor of a result; a checkpoint is seen as a result that is made of its own tensors alone.
 
-    `role` is the kind (`attention.q`); `layer` the number of its block in the output (None outside the
-    stacks) of `layers` blocks; `position` the place in depth at which gradients were read, 0 at the first
-    block and 1 at the last of its slice. `tied_to` names the output that this tensor shares its values with:
-    the same formula, the same random numbers, stored again under its own name. `input_first`: a matrix stored as
-    (inputs, outputs). `stack` is the name prefix of the stack that the block belongs to.
+    `place` is that in the result, `dtype` what it counts as: a leaf that is computed while it is read may be wider
+    (`Checkpoint.stored_as`). `tied_to` names the output that this tensor shares its values with: the same formula, the
+    same random numbers, stored again under its own name.
     """
 
-    name: str
+    place: Place
     formula: Formula
     dtype: DType
     shape: tuple[int, ...]
-    role: str
-    layer: int | None
-    layers: int
-    position: float
     tied_to: str | None = None
-    input_first: bool = False
-    stack: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the result."""
+        return self.place.name
+
+    def renamed(self, name: str) -> OutputTensor:
+        """The same under another name."""
+        return replace(self, place=replace(self.place, name=name))
 
 
 @dataclass(frozen=True, slots=True)

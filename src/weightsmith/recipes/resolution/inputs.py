@@ -18,13 +18,13 @@ from weightsmith.checkpoints import (
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
-from weightsmith.recipes.resolution.formula import Formula, Leaf, Same
+from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
 from weightsmith.recipes.resolution.input_chain import Sources, Transform, TransformedViews
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.recipes.resolution.output_sections import Labels
 from weightsmith.recipes.resolution.postprocess import as_written
 from weightsmith.recipes.resolution.result import RecipeResult
-from weightsmith.recipes.resolution.views import Item, View, view_of
+from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import DType
 
 
@@ -94,7 +94,7 @@ class Inputs:
         if key not in self.recipe_views:
             label = self._recipe_labels.new(name)
             made = result(label)
-            is_rounded = made.semantics == "mergekit" or made.output_dtype is not None
+            is_rounded = made.scope.semantics == "mergekit" or made.output_dtype is not None
             items = {
                 item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
                 for item in as_written(made)
@@ -116,7 +116,7 @@ class Inputs:
                 finding if label is None else replace(finding, fix=_merge_first(label))
             )
 
-    def _as_stored(self, item: Item) -> Formula:
+    def _as_stored(self, item: OutputTensor) -> Formula:
         formula = item.formula
         if not item.dtype.is_float or isinstance(formula, Same):
             return formula

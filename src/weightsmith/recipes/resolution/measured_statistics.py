@@ -10,8 +10,8 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import METRICS, MethodSpec
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves, OutputTensor
+from weightsmith.recipes.resolution.views import View
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,7 @@ def with_metric(
 def stored_statistics(
     spec: MethodSpec,
     files: Sequence[MeasuredStatistics | None],
-    experts: Sequence[tuple[View, Item]],
+    experts: Sequence[tuple[View, OutputTensor]],
     name: str,
     problems: Problems,
 ) -> tuple[MeasuredLeaves, ...] | None:
@@ -119,7 +119,7 @@ def stored_statistics(
     return tuple(one for one in found if one is not None)
 
 
-def _stored(file: MeasuredStatistics, view: View, item: Item) -> MeasuredLeaves | None:
+def _stored(file: MeasuredStatistics, view: View, item: OutputTensor) -> MeasuredLeaves | None:
     formula = item.formula
     while isinstance(formula, Cast):
         formula = formula.inner

@@ -20,6 +20,7 @@ from weightsmith.recipes.language.schema import (
     plain,
 )
 from weightsmith.recipes.resolution.combine import Combiner
+from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.modifying import closest
@@ -32,26 +33,13 @@ from weightsmith.recipes.resolution.output_sections import (
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
-from weightsmith.recipes.resolution.result import RecipeResult
+from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
 from weightsmith.recipes.resolution.untying import untied_views
-from weightsmith.recipes.resolution.views import Item, View
-from weightsmith.tensors import DType
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import DType, Place
 
 # Above all models that there are; a layer's number in a file may be any.
 _MOST_LAYERS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeScope:
-    """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
-
-    `name` tells its merges from those of other recipes.
-    """
-
-    views: Views
-    semantics: str
-    name: str
-    seed: int
 
 
 @dataclass(slots=True)
@@ -63,8 +51,8 @@ class _Work:
     donor: View
     base: View | None
     combiner: Combiner
-    items: list[Item] = field(default_factory=list)
-    bases: dict[str, Item] = field(default_factory=dict)
+    items: list[OutputTensor] = field(default_factory=list)
+    bases: dict[str, OutputTensor] = field(default_factory=dict)
     layer_sources: tuple[int, ...] | None = None
     treatments: dict[tuple[int, int], MethodPlan] = field(default_factory=dict)
 
@@ -122,16 +110,15 @@ class Resolver:
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
         return RecipeResult(
-            items=tuple(post_steps(document, work.items, work.bases, semantics, scope, seed)),
+            items=tuple(post_steps(document, work.items, work.bases, within)),
             donor=donor,
             base=base,
             inputs=tuple(named),
             bases=work.bases,
             layer_sources=work.layer_sources,
             stack=donor.main_stack,
-            semantics=semantics,
+            scope=within,
             output_dtype=work.combiner.output_dtype,
-            seed=seed,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
 
@@ -184,15 +171,13 @@ class Resolver:
         from weightsmith.recipes.resolution.arithmetic import expression_items
 
         models = (work.document.checkpoints or {}).items()
-        semantics = work.scope.semantics
-        views = {name: self.view(model, work.scope) for name, model in models}
-        measured = {
-            name: [self.inputs.measured(file, views[name]) for file in files]
-            for name, files in (work.document.statistics or {}).items()
-        }
-        made = expression_items(
-            text, views, work.base, work.donor, work.combiner, semantics, work.scope.name, measured
-        )
+        files = work.document.statistics or {}
+        sources = {}
+        for name, model in models:
+            view = self.view(model, work.scope)
+            measured = tuple(self.inputs.measured(file, view) for file in files.get(name, ()))
+            sources[name] = SectionSource(view, statistics=measured)
+        made = expression_items(text, sources, work.base, work.donor, work.combiner, work.scope)
         for item, base in made:
             self._emit(work, item, base)
 
@@ -375,15 +360,14 @@ class Resolver:
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()
         for one in placed:
-            place = one.output.place
-            number = next((i for i, rule in enumerate(rules) if rule.match.matches(place)), -1)
+            number = _first_match(rules, one.place)
             key = (id(one.section), number)
             treatment = work.treatments.get(key)
             if treatment is None:
                 rule = rules[number] if number >= 0 else None
                 treatment = self._treatment(work, one.section, rule, number)
                 work.treatments[key] = treatment
-            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.output)
+            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
             if item is not None:
                 self._emit(work, item, one.base)
 
@@ -400,10 +384,18 @@ class Resolver:
         scope = f"{section.scope}/rules[{number}]" if changes else section.scope
         return treatment_of(replace(section, where=f"rules[{number}]"), rule, scope)
 
-    def _emit(self, work: _Work, item: Item, base: Item | None) -> None:
+    def _emit(self, work: _Work, item: OutputTensor, base: OutputTensor | None) -> None:
         work.items.append(item)
         if base is not None:
             work.bases[item.name] = base
+
+
+def _first_match(rules: Sequence[RecipeRule], place: Place) -> int:
+    """The number of the first rule that selects a tensor, -1 where none does."""
+    for number, rule in enumerate(rules):
+        if rule.match.matches(place):
+            return number
+    return -1
 
 
 def _whole(view: View) -> View:

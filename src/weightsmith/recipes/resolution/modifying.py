@@ -10,7 +10,7 @@ from weightsmith.methods import Base, modifiers
 from weightsmith.recipes.language.modifier_calls import Modification
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import MethodStep
-from weightsmith.recipes.language.selectors import TensorPlace
+from weightsmith.tensors import Place
 
 Steps = tuple[MethodStep, ...]
 
@@ -22,9 +22,9 @@ class ModifierUse:
     spec: modifiers.ModifierSpec
     parameters: tuple[Lookup, ...]
 
-    def at(self, t: float, place: TensorPlace) -> Modification:
+    def at(self, place: Place) -> Modification:
         """The modifier with its final numbers for one tensor."""
-        found = ((p.parameter.key, p.at(t, place.name, place)) for p in self.parameters)
+        found = ((p.parameter.key, p.at(place.name, place)) for p in self.parameters)
         given = tuple((key, value) for key, value in found if value is not ABSENT)
         return Modification(self.spec.name, given)
 

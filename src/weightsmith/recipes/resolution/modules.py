@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsmith.checkpoints import Kind
 from weightsmith.recipes.language.schema import Module
-from weightsmith.recipes.language.selectors import TensorPlace
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import Kind
 
 _TEXT = ("language_model", "text_model")
 # Name prefixes of the parts that mergekit names, tried from top to bottom, because the projector
@@ -68,9 +68,9 @@ def _rank(name: str) -> int:
     return next((i for i, (part, _) in enumerate(_PARTS) if part == name), len(_PARTS))
 
 
-def _claims(name: str, module: Module, item: Item, view: View, is_prefixed: bool) -> bool:
+def _claims(name: str, module: Module, item: OutputTensor, view: View, is_prefixed: bool) -> bool:
     if module.match is not None:
-        return module.match.matches(TensorPlace(item.name, item.kind, item.layer))
+        return module.match.matches(item.place)
     if name == "default":
         stacks = view.stacks
         return len(stacks) <= 1 or not any(item.name.startswith(prefix + ".") for prefix in stacks)
@@ -80,10 +80,15 @@ def _claims(name: str, module: Module, item: Item, view: View, is_prefixed: bool
     if name == "text_decoder":
         return _is_text(item, is_prefixed)
     # The head of an encoder-decoder scores what the decoder says.
-    return name == "decoder" and item.kind is Kind.HEAD and "." in item.name and item.block is None
+    return (
+        name == "decoder"
+        and item.place.kind is Kind.HEAD
+        and "." in item.name
+        and item.place.stack is None
+    )
 
 
-def _is_text(item: Item, is_prefixed: bool) -> bool:
+def _is_text(item: OutputTensor, is_prefixed: bool) -> bool:
     """Whether a tensor without a text prefix is the language model's.
 
     Where others have such a prefix only a head is, else all but what belongs to other modalities.
@@ -91,7 +96,7 @@ def _is_text(item: Item, is_prefixed: bool) -> bool:
     others = _OTHER_MODALITIES
     if any(_starts(item.name, part) or item.name.endswith(part) for part in others):
         return False
-    return not is_prefixed or (item.kind is Kind.HEAD and item.block is None)
+    return not is_prefixed or (item.place.kind is Kind.HEAD and item.place.stack is None)
 
 
 def _starts(name: str, prefix: str) -> bool:

@@ -15,11 +15,11 @@ from weightsmith.methods import registry
 from weightsmith.recipes.language.modifier_calls import Assignments, Modification
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import RecipeRule
-from weightsmith.recipes.language.selectors import TensorPlace
 from weightsmith.recipes.resolution.continuing import continues
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
 from weightsmith.recipes.resolution.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import Place
 
 Level = Mapping[str, Any]
 # The parameters of the method and of each expert at one tensor, and the modifiers.
@@ -100,10 +100,10 @@ class MethodPlan:
 
 
 def values(
-    looked_up: Sequence[Lookup], t: float, filtered_name: str, place: TensorPlace
+    looked_up: Sequence[Lookup], filtered_name: str, place: Place
 ) -> tuple[tuple[str, Any], ...]:
     """The parameters that the recipe gives for one tensor."""
-    found = ((lookup.parameter.key, lookup.at(t, filtered_name, place)) for lookup in looked_up)
+    found = ((lookup.parameter.key, lookup.at(filtered_name, place)) for lookup in looked_up)
     return tuple((key, value) for key, value in found if value is not ABSENT)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from weightsmith.checkpoints import Kind
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.language.selectors import TensorPlace
-from weightsmith.recipes.resolution.combine import CombinedOutput
+from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
-from weightsmith.recipes.resolution.views import Item, View, depth_of, layer_name
+from weightsmith.recipes.resolution.views import View, layer_name
+from weightsmith.tensors import Kind, Place, depth_of, record
 
 _INPUT_KINDS = frozenset(
     {Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING, Kind.CONVOLUTION, Kind.BUFFER}
@@ -21,14 +20,15 @@ _INPUT_KINDS = frozenset(
 _INPUT_WORD = re.compile(r"embed|(?:^|[._])pre_|ln_pre|norm_pre", re.IGNORECASE)
 
 
+@record
 @dataclass(frozen=True, slots=True)
 class Placed:
     """One output tensor: the tensor of each source (None where it lacks it), the base's, and its place."""
 
     section: MergeSection
-    items: tuple[Item | None, ...]
-    base: Item | None
-    output: CombinedOutput
+    items: tuple[OutputTensor | None, ...]
+    base: OutputTensor | None
+    place: Place
 
 
 def place_models(
@@ -40,19 +40,24 @@ def place_models(
     """
     _compare_layer_counts(section, problems)
     views = [source.view for source in section.sources]
-    names = dict.fromkeys(name for view in (donor, *views) for name in view.items)
-    base = section.base
-    for name in names:
-        items = tuple(view.items.get(name) for view in views)
-        first = donor.items.get(name) or next((item for item in items if item is not None), None)
-        if first is None or not any(items):
+    tensors = [view.items for view in views]
+    of_base = section.base.items if section.base is not None else {}
+    for name in _joined([donor.items, *tensors]):
+        items = tuple([own.get(name) for own in tensors])
+        found = next((item for item in items if item is not None), None)
+        if found is None:
             continue
-        place = TensorPlace(name, first.kind, first.layer)
-        depth = 0.0 if flat else first.depth
-        base_item = base.items.get(name) if base is not None else None
-        yield Placed(
-            section, items, base_item, CombinedOutput(place, depth, first.layers, first.block)
-        )
+        place = donor.items.get(name, found).place
+        place = replace(place, depth=0.0) if flat else place
+        yield Placed(section, items, of_base.get(name), place)
+
+
+def _joined(tensors: Sequence[Mapping[str, OutputTensor]]) -> dict[str, None]:
+    """The names of all, in the order in which they first appear."""
+    names: dict[str, None] = {}
+    for own in tensors:
+        names.update(dict.fromkeys(own))
+    return names
 
 
 def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:
@@ -85,9 +90,9 @@ def place_slices(
         )
     total = sum(lengths)
     order = list(donor.items.values())
-    stack = [i for i, item in enumerate(order) if item.block == prefix]
+    stack = [i for i, item in enumerate(order) if item.place.stack == prefix]
     outside = _outside(sections, donor)
-    before = [item for i, item in enumerate(order) if item.block != prefix and i < stack[0]]
+    before = [item for i, item in enumerate(order) if item.place.stack != prefix and i < stack[0]]
     yield from (_place_outside(sections, item) for item in before)
     offset = 0
     for section, length in zip(sections, lengths, strict=True):
@@ -98,26 +103,25 @@ def place_slices(
     yield from (_place_outside(sections, item) for item in outside if item.name not in done)
 
 
-def _outside(sections: Sequence[MergeSection], donor: View) -> list[Item]:
+def _outside(sections: Sequence[MergeSection], donor: View) -> list[OutputTensor]:
     views = (
         donor,
         *(source.view for section in (sections[0], sections[-1]) for source in section.sources),
     )
-    found: dict[str, Item] = {}
+    found: dict[str, OutputTensor] = {}
     for view in views:
         main = view.main_stack
         for item in view.items.values():
-            if item.block != main:
+            if item.place.stack != main:
                 found.setdefault(item.name, item)
     return list(found.values())
 
 
-def _place_outside(sections: Sequence[MergeSection], item: Item) -> Placed:
+def _place_outside(sections: Sequence[MergeSection], item: OutputTensor) -> Placed:
     section = sections[-1] if comes_after(item) else sections[0]
     items = tuple(source.view.items.get(item.name) for source in section.sources)
     base = section.base.items.get(item.name) if section.base is not None else None
-    place = TensorPlace(item.name, item.kind, item.layer)
-    return Placed(section, items, base, CombinedOutput(place, 0.0, item.layers, item.block))
+    return Placed(section, items, base, replace(item.place, depth=0.0))
 
 
 def _place_layer(
@@ -133,16 +137,23 @@ def _place_layer(
     for rest in dict.fromkeys(rest for found in layers for rest in found):
         items = tuple(found.get(rest) for found in layers)
         first = next(item for item in items if item is not None)
-        base_item: Item | None = None
+        base_item: OutputTensor | None = None
         if base is not None:
             at = section.base_index
             base_item = items[at] if at is not None else base.items.get(first.name)
-        place = TensorPlace(layer_name(prefix, layer, rest), first.kind, layer)
-        yield Placed(section, items, base_item, CombinedOutput(place, depth, total, prefix))
+        place = replace(
+            first.place,
+            name=layer_name(prefix, layer, rest),
+            layer=layer,
+            layers=total,
+            stack=prefix,
+            depth=depth,
+        )
+        yield Placed(section, items, base_item, place)
 
 
-def comes_after(item: Item) -> bool:
+def comes_after(item: OutputTensor) -> bool:
     """Whether a tensor outside the stack belongs behind it: all but what turns input into vectors."""
-    if item.kind in _INPUT_KINDS:
+    if item.place.kind in _INPUT_KINDS:
         return False
     return not _INPUT_WORD.search(item.name)

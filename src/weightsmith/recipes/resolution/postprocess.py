@@ -5,45 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from weightsmith.checkpoints import Kind, declared_tied
+from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.language.parameter_settings import lookups
 from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
-from weightsmith.recipes.language.selectors import Match, TensorPlace
-from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge
+from weightsmith.recipes.language.selectors import Match
+from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge, OutputTensor
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
-from weightsmith.recipes.resolution.result import RecipeResult
-from weightsmith.recipes.resolution.views import Item, depth_of, item_place
+from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.tensors import Kind, Place, depth_of
 
 
 def post_steps(
     document: RecipeDocument,
-    items: Sequence[Item],
-    bases: Mapping[str, Item],
-    semantics: str,
-    scope: str,
-    seed: int,
-) -> list[Item]:
+    items: Sequence[OutputTensor],
+    bases: Mapping[str, OutputTensor],
+    scope: RecipeScope,
+) -> list[OutputTensor]:
     """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
     merges = {item.name: item.formula for item in items if isinstance(item.formula, Merge)}
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
-        result = _stepped(step, result, merges, bases, semantics, place, f"{scope}/{place}", seed)
+        within = replace(scope, name=f"{scope.name}/{place}")
+        result = _stepped(step, result, merges, bases, place, within)
     return result
 
 
 def _stepped(
     step: MethodStep,
-    items: Sequence[Item],
+    items: Sequence[OutputTensor],
     merges: Mapping[str, Merge],
-    bases: Mapping[str, Item],
-    semantics: str,
+    bases: Mapping[str, OutputTensor],
     where: str,
-    scope: str,
-    seed: int,
-) -> list[Item]:
+    scope: RecipeScope,
+) -> list[OutputTensor]:
     spec = registry.get(step.method)
     spec.check_expert_count(1, where)
     parameters = step.parameters or {}
@@ -56,10 +53,10 @@ def _stepped(
     if follows and spec.step_unless:
         _require_merged(items, merges, f"{where}: method {spec.name} needs {spec.step_unless!r}")
     shared = lookups(
-        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=semantics
+        spec.parameters, (step.parameters,), per_expert=False, where=where, preset=scope.semantics
     )
     own = lookups(
-        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=semantics
+        spec.parameters, (step.parameters,), per_expert=True, where=where, preset=scope.semantics
     )
     result = []
     for item in items:
@@ -75,25 +72,27 @@ def _stepped(
                 f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
             )
         uses_base = spec.base is not registry.Base.IGNORED and base is not None
-        place = TensorPlace(item.name, item.kind, item.layer)
         formula = Merge(
             method=spec.name,
-            preset=semantics,
-            shared=(*values(shared, item.depth, item.name, place), *follows.items()),
+            preset=scope.semantics,
+            shared=(*values(shared, item.name, item.place), *follows.items()),
             base=base.formula if uses_base and base is not None else None,
             experts=(item.formula, *experts),
-            per_expert=(values(own, item.depth, item.name, place),) * (1 + len(experts)),
+            per_expert=(values(own, item.name, item.place),) * (1 + len(experts)),
             labels=distinct_labels(["merged", *(behind.labels if behind is not None else ())]),
-            scope_id=scope,
-            place=item_place(item),
-            seed=seed,
+            scope_id=scope.name,
+            place=item.place,
+            shape=item.shape,
+            seed=scope.seed,
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
     return result
 
 
-def _require_merged(items: Sequence[Item], merges: Mapping[str, Merge], complaint: str) -> None:
+def _require_merged(
+    items: Sequence[OutputTensor], merges: Mapping[str, Merge], complaint: str
+) -> None:
     """Raise RecipeError unless every tensor was merged from equally many experts, two at least."""
     counts: dict[int, str] = {}
     for item in items:
@@ -109,7 +108,7 @@ def _require_merged(items: Sequence[Item], merges: Mapping[str, Merge], complain
         )
 
 
-def tied_outputs(result: RecipeResult) -> list[Item]:
+def tied_outputs(result: RecipeResult) -> list[OutputTensor]:
     """The outputs with every tie that all inputs share.
 
     Of an embedding and a head that the configuration declares tied only the embedding is written; other tied
@@ -118,7 +117,7 @@ def tied_outputs(result: RecipeResult) -> list[Item]:
     return _with_ties(result)
 
 
-def as_written(result: RecipeResult) -> list[Item]:
+def as_written(result: RecipeResult) -> list[OutputTensor]:
     """The outputs of a recipe inside a recipe as they would be read from a folder that it had been written to.
 
     Tied tensors are one, under each of their names. Depths are those in the stack that was made, not in the slices
@@ -127,22 +126,22 @@ def as_written(result: RecipeResult) -> list[Item]:
     items = _with_ties(result, drop=False)
     layers: dict[str | None, set[int]] = {}
     for item in items:
-        if item.layer is not None:
-            layers.setdefault(item.block, set()).add(item.layer)
+        if item.place.layer is not None:
+            layers.setdefault(item.place.stack, set()).add(item.place.layer)
     ordered = {block: sorted(found) for block, found in layers.items()}
-    return [
-        item
-        if item.layer is None or result.semantics == "mergekit"
-        else replace(item, depth=_depth(item.layer, ordered[item.block]))
-        for item in items
-    ]
+    if result.scope.semantics == "mergekit":
+        return items
+    return [replace(item, place=_in_stack(item.place, ordered)) for item in items]
 
 
-def _depth(layer: int, layers: Sequence[int]) -> float:
-    return depth_of(layers.index(layer), len(layers))
+def _in_stack(place: Place, layers: Mapping[str | None, Sequence[int]]) -> Place:
+    if place.layer is None:
+        return place
+    own = layers[place.stack]
+    return replace(place, depth=depth_of(own.index(place.layer), len(own)))
 
 
-def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[Item]:
+def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[OutputTensor]:
     groups = [
         set(group)
         for group in result.donor.ties
@@ -156,15 +155,15 @@ def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[Item]:
         names = [name for name in by_name if name in group]
         if len(names) < 2:
             continue
-        leader = next((n for n in names if by_name[n].kind is Kind.EMBEDDING), names[0])
+        leader = next((n for n in names if by_name[n].place.kind is Kind.EMBEDDING), names[0])
         for name in names:
             if name == leader:
                 continue
             if (
                 drop
                 and is_declared
-                and by_name[name].kind is Kind.HEAD
-                and by_name[leader].kind is Kind.EMBEDDING
+                and by_name[name].place.kind is Kind.HEAD
+                and by_name[leader].place.kind is Kind.EMBEDDING
             ):
                 dropped.add(name)
             followers[name] = leader
@@ -182,7 +181,7 @@ def _shares(ties: Sequence[frozenset[str]], group: frozenset[str]) -> bool:
 
 
 def assertions(
-    document: RecipeDocument, result: RecipeResult, outputs: Sequence[Item]
+    document: RecipeDocument, result: RecipeResult, outputs: Sequence[OutputTensor]
 ) -> tuple[Assertion, ...]:
     """The clauses of `assert:` with the tensors that they are about, and what these are compared with.
 
@@ -195,7 +194,7 @@ def assertions(
 
 
 def _assertion(
-    clause: Clause, where: str, result: RecipeResult, outputs: Sequence[Item]
+    clause: Clause, where: str, result: RecipeResult, outputs: Sequence[OutputTensor]
 ) -> Assertion:
     if clause.finite:
         return Assertion(
@@ -226,16 +225,18 @@ def _assertion(
     )
 
 
-def _selected(match: Match | None, outputs: Sequence[Item], where: str) -> list[Item]:
-    chosen = [
-        o for o in outputs if match is None or match.matches(TensorPlace(o.name, o.kind, o.layer))
-    ]
+def _selected(
+    match: Match | None, outputs: Sequence[OutputTensor], where: str
+) -> list[OutputTensor]:
+    chosen = [o for o in outputs if match is None or match.matches(o.place)]
     if not chosen:
         raise RecipeError(f"{where}: its match selects no tensor of the result; correct it.")
     return chosen
 
 
-def _references(found: Mapping[str, Item | None], where: str, whose: str) -> tuple[Formula, ...]:
+def _references(
+    found: Mapping[str, OutputTensor | None], where: str, whose: str
+) -> tuple[Formula, ...]:
     lacking = [name for name, item in found.items() if item is None]
     if lacking:
         raise RecipeError(

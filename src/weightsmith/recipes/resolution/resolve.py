@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.views import View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors import parse_size
 
@@ -51,10 +51,9 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
     if vocabulary is None:
         vocabulary = compare_vocabularies(document, result, outputs, inputs)
     checks = assertions(document, result, outputs)
-    tensors = tuple(_output_tensor(item) for item in outputs)
-    measured = _measured_only(tensors, inputs.recipe_views.values())
+    measured = _measured_only(outputs, inputs.recipe_views.values())
     return Resolved(
-        outputs=tensors,
+        outputs=tuple(outputs),
         checkpoints=dict(inputs.checkpoints),
         donor=result.donor.config_source,
         base=result.base.config_source if result.base is not None else None,
@@ -62,7 +61,7 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
         findings=(
             *recipe.findings,
             *_worded(inputs.problems.findings(), recipe.semantics),
-            *seam_findings(tensors, inputs.checkpoints),
+            *seam_findings(outputs, inputs.checkpoints),
         ),
         assertions=checks,
         seed=document.seed or 0,
@@ -96,9 +95,11 @@ def _chained(recipe: Recipe, inputs: Inputs) -> tuple[Views, Outcome | None]:
 
 
 def _measured_only(
-    outputs: Sequence[OutputTensor], inner: Iterable[View]
+    outputs: Sequence[OutputTensor], inner: Collection[View]
 ) -> tuple[OutputTensor, ...]:
     """Tensors of recipes inside the recipe that belong to a merge of the outputs, but are in none of them."""
+    if not inner:
+        return ()
     merges = [merge for output in outputs for merge in merges_in(output.formula)]
     scopes = {merge.scope_id for merge in merges}
     reached = {(merge.scope_id, merge.place.name) for merge in merges}
@@ -112,8 +113,7 @@ def _measured_only(
             }
             if not own <= reached:
                 reached |= own
-                name = f"{item.name} of {view.label}"
-                found.append(_output_tensor(replace(item, name=name, tied_to=None)))
+                found.append(replace(item.renamed(f"{item.name} of {view.label}"), tied_to=None))
     return tuple(found)
 
 
@@ -154,19 +154,3 @@ def opener_of(recipe: Recipe, opened: Opened | None) -> Opener:
         return given[str(reference)]
 
     return look_up
-
-
-def _output_tensor(item: Item) -> OutputTensor:
-    return OutputTensor(
-        item.name,
-        item.formula,
-        item.dtype,
-        item.shape,
-        item.kind.value,
-        item.layer,
-        item.layers,
-        item.depth,
-        item.tied_to,
-        item.input_first,
-        item.block,
-    )

@@ -6,8 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weightsmith.recipes.language.mentioned import ModelLike
-from weightsmith.recipes.resolution.views import Item, View
+from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.input_chain import Views
+from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeScope:
+    """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
+
+    `name` tells its merges from those of other recipes.
+    """
+
+    views: Views
+    semantics: str
+    name: str
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +34,13 @@ class RecipeResult:
     a model as this recipe takes it, for a part of the recipe that is called by its place.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[OutputTensor, ...]
     donor: View
     base: View | None
     inputs: tuple[View, ...]
-    bases: Mapping[str, Item]
+    bases: Mapping[str, OutputTensor]
     layer_sources: tuple[int, ...] | None
     stack: str | None
-    semantics: str
+    scope: RecipeScope
     output_dtype: DType | None
-    seed: int
     model_view: Callable[[ModelLike, str], View]

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from weightsmith.checkpoints import Checkpoint, Kind
-from weightsmith.recipes.resolution.formula import Formula, Leaf, Place
-from weightsmith.tensors import DType, record
-
-
-@record
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One tensor that can be merged, or that a merge gave.
-
-    `dtype` is what it counts as; a leaf that is computed while it is read may be wider (`Checkpoint.stored_as`).
-    `layer` is its block's number in the stack `block` of `layers` blocks, and `depth` the position of the block in
-    [0, 1], 0 outside the stacks. `input_first`: a matrix stored as (inputs, outputs).
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    formula: Formula
-    kind: Kind
-    layer: int | None = None
-    layers: int = 0
-    block: str | None = None
-    depth: float = 0.0
-    tied_to: str | None = None
-    input_first: bool = False
+from weightsmith.checkpoints import Checkpoint
+from weightsmith.recipes.resolution.formula import Leaf, OutputTensor
 
 
 @dataclass(slots=True)
@@ -42,64 +19,58 @@ class View:
     """
 
     label: str
-    items: dict[str, Item]
+    items: dict[str, OutputTensor]
     checkpoint: Checkpoint
     config_source: str
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
-    _layers: dict[str, dict[int, dict[str, Item]]] | None = field(default=None, repr=False)
+    _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(
+        default=None, init=False, repr=False
+    )
+    _ends: dict[str, int] | None = field(default=None, init=False, repr=False)
 
     @property
-    def stacks(self) -> dict[str, dict[int, dict[str, Item]]]:
+    def stacks(self) -> dict[str, dict[int, dict[str, OutputTensor]]]:
         """Prefix of each stack -> layer -> the rest of the name -> tensor."""
         if self._layers is None:
             self._layers = {}
             for item in self.items.values():
-                if item.block is not None and item.layer is not None:
-                    layers = self._layers.setdefault(item.block, {})
-                    layers.setdefault(item.layer, {})[rest_of(item)] = item
+                place = item.place
+                if place.stack is not None and place.layer is not None:
+                    layers = self._layers.setdefault(place.stack, {})
+                    layers.setdefault(place.layer, {})[place.rest] = item
         return self._layers
 
     @property
     def main_stack(self) -> str | None:
         """The prefix of the stack that layer ranges mean: the checkpoint's main one, else the one with most tensors."""
-        stacks = self.stacks
         main = self.checkpoint.main_stack
-        if main is not None and main.prefix in stacks:
+        if main is not None and main.prefix in self._last_layers:
             return main.prefix
-        return max(stacks, key=lambda prefix: sum(map(len, stacks[prefix].values())), default=None)
+        counts = Counter(i.place.stack for i in self.items.values() if i.place.stack is not None)
+        return max(counts, key=counts.__getitem__, default=None)
 
     @property
     def layer_count(self) -> int:
         """Number of layers of the main stack, 0 without one."""
         main = self.main_stack
-        return 0 if main is None else max(self.stacks[main]) + 1
+        return 0 if main is None else self._last_layers[main] + 1
+
+    @property
+    def _last_layers(self) -> dict[str, int]:
+        """The highest layer of each stack; the tensors of a view never change."""
+        if self._ends is None:
+            self._ends = {}
+            for item in self.items.values():
+                stack, layer = item.place.stack, item.place.layer
+                if stack is not None and layer is not None:
+                    self._ends[stack] = max(layer, self._ends.get(stack, 0))
+        return self._ends
 
     def only(self, names: Iterable[str]) -> View:
         """The same source with fewer tensors."""
         wanted = set(names)
-        return replace(
-            self, items={n: i for n, i in self.items.items() if n in wanted}, _layers=None
-        )
-
-
-def item_place(item: Item) -> Place:
-    """Where a tensor of a recipe's result is merged."""
-    return Place(
-        item.name,
-        item.shape,
-        item.kind.value,
-        item.layer,
-        item.layers,
-        item.block,
-        item.input_first,
-    )
-
-
-def rest_of(item: Item) -> str:
-    """A layer tensor's name after its layer number."""
-    start = len(item.block) + 1 if item.block else 0
-    return item.name[start:].partition(".")[2]
+        return replace(self, items={n: i for n, i in self.items.items() if n in wanted})
 
 
 def layer_name(prefix: str, layer: int, rest: str) -> str:
@@ -107,34 +78,13 @@ def layer_name(prefix: str, layer: int, rest: str) -> str:
     return ".".join(part for part in (prefix, str(layer), rest) if part)
 
 
-def depth_of(layer: int, layers: int) -> float:
-    """Position of one of `layers` blocks in [0, 1]; a single block is at 1, as in mergekit."""
-    return layer / (layers - 1) if layers > 1 else 1.0
-
-
 def view_of(checkpoint: Checkpoint, label: str) -> View:
     """The tensors of a checkpoint, each as a leaf."""
-    depths = checkpoint.depths()
-    roles = checkpoint.roles
-    items = {}
-    for name, tensor in checkpoint.tensors.items():
-        role = roles[name]
-        layer, block = role.layer, role.block
-        dtype = checkpoint.dtype_of(name)
-        if layer is None or block is None or (block, layer) not in depths:
-            items[name] = Item(name, dtype, tensor.shape, Leaf(label, name), role.kind)
-            continue
-        position, count = depths[block, layer]
-        items[name] = Item(
-            name,
-            dtype,
-            tensor.shape,
-            Leaf(label, name),
-            role.kind,
-            layer,
-            count,
-            block,
-            depth_of(position, count),
-            input_first=role.input_first,
+    places, counts_as = checkpoint.roles, checkpoint.stored_as
+    tensors = {
+        name: OutputTensor(
+            places[name], Leaf(label, name), counts_as.get(name, tensor.dtype), tensor.shape
         )
-    return View(label, items, checkpoint, label, checkpoint.ties)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return View(label, tensors, checkpoint, label, checkpoint.ties)

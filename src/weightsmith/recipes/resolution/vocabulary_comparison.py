@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints import Checkpoint, Kind
+from weightsmith.checkpoints import Checkpoint
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes.resolution.formula import models_in
+from weightsmith.recipes.resolution.formula import OutputTensor, models_in
 from weightsmith.recipes.resolution.inputs import Inputs
-from weightsmith.recipes.resolution.views import Item
-from weightsmith.tensors import shown
+from weightsmith.tensors import Kind, shown
 from weightsmith.vocabularies import Outcome, VocabularyChange
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ _TABLES = (Kind.EMBEDDING, Kind.HEAD)
 
 
 def compare_vocabularies(
-    document: RecipeDocument, result: RecipeResult, outputs: Sequence[Item], inputs: Inputs
+    document: RecipeDocument, result: RecipeResult, outputs: Sequence[OutputTensor], inputs: Inputs
 ) -> Outcome:
     """Findings about tokenizers that differ although their tables fit, and the chat template.
 
@@ -86,9 +85,9 @@ def _read(
         return None
 
 
-def _mixed(outputs: Sequence[Item]) -> set[frozenset[str]]:
+def _mixed(outputs: Sequence[OutputTensor]) -> set[frozenset[str]]:
     """The sets of checkpoints whose tables are merged with one another."""
-    found = {models_in(item.formula) for item in outputs if item.kind in _TABLES}
+    found = {models_in(item.formula) for item in outputs if item.place.kind in _TABLES}
     return {labels for labels in found if len(labels) > 1}
 
 

@@ -15,13 +15,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import attrgetter, mul
+from operator import itemgetter, mul
 from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import CheckpointError, OutputError
 from weightsmith.tensors.dtypes import SAFETENSORS_CODES, DType, unknown_code
 from weightsmith.tensors.files.open_files import OPEN_FILES, FileIdentity, read_bytes
+from weightsmith.tensors.files.parsed_once import ParsedOnce
 from weightsmith.tensors.files.strict_json import collection_paused, parse_json
 from weightsmith.tensors.messages import is_printable_name, shown
 from weightsmith.tensors.stored import StoredTensor
@@ -82,18 +83,24 @@ def parse_header(header: bytes, path: Path, identity: FileIdentity) -> Safetenso
     if header[:1] != b"{":
         raise _refusal(path, "byte 8 is not '{', so this is not a safetensors file")
     data_start = LENGTH_BYTES + len(header)
+    listing = _LISTINGS.of(header, lambda: _listing(header, path, data_start))
+    _check_end(data_start + listing.nbytes, path, identity.size)
+    tensors = [
+        StoredTensor(name, form.dtype, form.shape, path, data_start + begin, None, identity)
+        for name, form, begin in listing.entries
+    ]
+    return SafetensorsHeader(tensors, dict(listing.metadata), data_start)
+
+
+def _listing(header: bytes, path: Path, data_start: int) -> _Listing:
     entries: dict[str, Any] = parse_json(header, f"{shown(path)}: the header")
     metadata = _checked_metadata(entries.pop(METADATA_KEY, {}), path)
     _check_names(entries, path)
     forms: _Forms = {}
-    tensors = [
-        _checked_entry(name, entry, path, identity, data_start, forms)
-        for name, entry in entries.items()
-    ]
+    checked = [_checked_entry(name, entry, path, forms) for name, entry in entries.items()]
     # Stable, so that empty tensors at one offset keep the header's order.
-    tensors.sort(key=attrgetter("offset"))
-    _check_coverage(tensors, path, data_start, identity.size)
-    return SafetensorsHeader(tensors, metadata, data_start)
+    checked.sort(key=itemgetter(2))
+    return _Listing(checked, metadata, _covered(checked, path, data_start))
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
@@ -134,11 +141,23 @@ class _Form:
 
 
 _Forms = dict[tuple[str, tuple[int, ...]], _Form]
+# A name, its form, and the first of its bytes, counted from the first of all.
+_Entry = tuple[str, _Form, int]
 
 
-def _checked_entry(
-    name: str, entry: Any, path: Path, identity: FileIdentity, data_start: int, forms: _Forms
-) -> StoredTensor:
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What a header says of any file that it may stand in: the tensors in the order of their data, and its bytes."""
+
+    entries: list[_Entry]
+    metadata: dict[str, str]
+    nbytes: int
+
+
+_LISTINGS: ParsedOnce[_Listing] = ParsedOnce(most_bytes=1 << 25)
+
+
+def _checked_entry(name: str, entry: Any, path: Path, forms: _Forms) -> _Entry:
     if type(entry) is not dict or entry.keys() != _FIELDS:
         raise _tensor_refusal(
             path, name, "does not have exactly the fields dtype, shape, data_offsets"
@@ -163,7 +182,7 @@ def _checked_entry(
     if end - begin != form.nbytes:
         stated = f"of dtype {form.dtype} and shape {shown(shape)}"
         raise _tensor_refusal(path, name, f"{stated} cannot fill bytes {begin} to {end}")
-    return StoredTensor(name, form.dtype, form.shape, path, data_start + begin, None, identity)
+    return name, form, begin
 
 
 def _checked_form(code: str, shape: tuple[int, ...], path: Path, name: str) -> _Form:
@@ -183,21 +202,24 @@ def _overflows(shape: tuple[int, ...]) -> bool:
     return any(n > _LARGEST_COUNT for n in (*shape, *accumulate(shape, mul)))
 
 
-def _check_coverage(
-    tensors: list[StoredTensor], path: Path, data_start: int, file_size: int
-) -> None:
-    """No overlap, no hole, nothing after the last tensor."""
-    position = data_start
-    for tensor in tensors:
-        offset = tensor.offset
-        if offset != position:
+def _covered(entries: list[_Entry], path: Path, data_start: int) -> int:
+    """The bytes that tensors cover together, with no overlap and no hole."""
+    position = 0
+    for name, form, begin in entries:
+        if begin != position:
             problem = (
-                "overlaps the tensor before it" if offset < position else "leaves a hole before it"
+                "overlaps the tensor before it" if begin < position else "leaves a hole before it"
             )
+            at, wanted = data_start + begin, data_start + position
             raise _tensor_refusal(
-                path, tensor.name, f"{problem}: it begins at byte {offset} instead of {position}"
+                path, name, f"{problem}: it begins at byte {at} instead of {wanted}"
             )
-        position += tensor.nbytes
+        position += form.nbytes
+    return position
+
+
+def _check_end(position: int, path: Path, file_size: int) -> None:
+    """Nothing lacks, and nothing comes after the last tensor."""
     if position > file_size:
         raise _refusal(path, f"the tensors end at byte {position} but the file at byte {file_size}")
     if position < file_size:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.files.open_files import OPEN_FILES, read_bytes
+from weightsmith.tensors.files.parsed_once import ParsedOnce
 from weightsmith.tensors.files.safetensors_header import read_header
 from weightsmith.tensors.files.shard_paths import resolve_inside
 from weightsmith.tensors.files.strict_json import collection_paused, parse_json
@@ -23,6 +24,7 @@ _INDEX_ENDINGS = {
     ".safetensors.index.json": SAFETENSORS_SUFFIXES,
     **{f"{suffix}.index.json": TORCH_SUFFIXES for suffix in TORCH_SUFFIXES},
 }
+_WEIGHT_MAPS: ParsedOnce[Mapping[str, str]] = ParsedOnce(most_bytes=1 << 25)
 
 
 def read_index(path: Path) -> list[StoredTensor]:
@@ -40,13 +42,11 @@ def read_index(path: Path) -> list[StoredTensor]:
         for shard in sorted(set(weight_map.values()))
     }
     read = read_header if suffixes == SAFETENSORS_SUFFIXES else _torch_reader()
-    tensors: list[StoredTensor] = []
-    home: dict[str, str] = {}
-    for shard, file in shards.items():
-        for tensor in read(file):
-            _check_home(tensor.name, shard, weight_map, home, path)
-            tensors.append(tensor)
-    _check_all_found(weight_map, home, path)
+    found = {shard: read(file) for shard, file in shards.items()}
+    tensors = [tensor for own in found.values() for tensor in own]
+    home = {tensor.name: shard for shard, own in found.items() for tensor in own}
+    if len(home) < len(tensors) or home != weight_map:
+        _refuse(found, weight_map, path)
     return tensors
 
 
@@ -67,7 +67,7 @@ def _suffixes_of(path: Path) -> tuple[str, ...]:
     )
 
 
-def read_weight_map(path: Path) -> dict[str, str]:
+def read_weight_map(path: Path) -> Mapping[str, str]:
     """The map from tensor name to shard name that an index states, with no file of it checked yet.
 
     Raises `CheckpointError` for an index that is too large, not strict JSON, or has no such map.
@@ -79,6 +79,10 @@ def read_weight_map(path: Path) -> dict[str, str]:
                 "index: the file is damaged or hostile, fetch it again."
             )
         data = read_bytes(descriptor, path, 0, identity.size, "the index")
+    return _WEIGHT_MAPS.of(data, lambda: _weight_map(data, path))
+
+
+def _weight_map(data: bytes, path: Path) -> Mapping[str, str]:
     with collection_paused():
         document = parse_json(data, f"{shown(path)}: the index")
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
@@ -90,6 +94,17 @@ def read_weight_map(path: Path) -> dict[str, str]:
                 f"{shown(path)}: the weight_map entry {shown(name)} is not a tensor's name with a file's name."
             )
     return weight_map
+
+
+def _refuse(
+    found: Mapping[str, list[StoredTensor]], weight_map: Mapping[str, str], path: Path
+) -> None:
+    """Raise what an index and its shards do not agree in."""
+    home: dict[str, str] = {}
+    for shard, tensors in found.items():
+        for tensor in tensors:
+            _check_home(tensor.name, shard, weight_map, home, path)
+    _check_all_found(weight_map, home, path)
 
 
 def _check_home(
@@ -125,5 +140,10 @@ def _check_all_found(weight_map: Mapping[str, str], home: Mapping[str, str], pat
 
 def encode_index(weight_map: Mapping[str, str], total_size: int) -> bytes:
     """The bytes of an index file: tensor name to shard name, and the bytes of all tensors together."""
-    document = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    # As `indent=2` has it, which the encoder in C does not know.
+    separators = (",\n    ", ": ")
+    entries = json.dumps(dict(weight_map), ensure_ascii=False, separators=separators)[1:-1]
+    return (
+        f'{{\n  "metadata": {{\n    "total_size": {total_size}\n  }},\n'
+        f'  "weight_map": {{\n    {entries}\n  }}\n}}\n'
+    ).encode()
