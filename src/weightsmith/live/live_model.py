@@ -171,12 +171,26 @@ class LiveModel:
     def features(self, batch: Batch) -> Tensor:
         """See `RunningModel`; raises UsageError for a plain network without `features`."""
         if not self.plain:
-            states: Tensor = self._asked(self.module.base_model, batch).last_hidden_state
-            return states
+            return self._last_states(batch)
         if not hasattr(self.module, "features"):
             raise UsageError(f"{self.name!r} gives no features.")
         found: Tensor = self._asked(self.module.features, batch)
         return found
+
+    def _last_states(self, batch: Batch) -> Tensor:
+        network = self.module.base_model
+        if network is not self.module or not self.kind.has_logits:
+            states: Tensor = self._asked(network, batch).last_hidden_state
+            return states
+        # An architecture without a class for what lies below its head.
+        found = self._asked(network, batch, output_hidden_states=True)
+        every = (
+            found.decoder_hidden_states
+            if self.kind is NetworkKind.SEQUENCE
+            else found.hidden_states
+        )
+        last: Tensor = every[-1]
+        return last
 
     def pooled(self, batch: Batch) -> Tensor:
         """What the network itself makes of all its last hidden states, [B, ...]."""
@@ -194,7 +208,7 @@ class LiveModel:
         if self.kind is NetworkKind.CAUSAL:
             return continue_rows(self._continue, batch["input_ids"], most, ends)
         if self.kind is not NetworkKind.SEQUENCE:
-            raise UsageError(f"{self.name!r} is a {self.kind.value}, which generates no tokens.")
+            raise UsageError(f"{self.name!r} is {self.kind.value}, which generates no tokens.")
         encoded = self.run(self.module.get_encoder(), **batch)
         starts = self._starts(batch["input_ids"][:, :1])
 
@@ -212,14 +226,15 @@ class LiveModel:
         past = inputs["past_key_values"]
         return self.run(self.module, input_ids=inputs["rows"], past_key_values=past, use_cache=True)
 
-    def _asked(self, network: Any, batch: Batch) -> Any:
+    def _asked(self, network: Any, batch: Batch, **more: Any) -> Any:
         given = {key: self._rounded(key, value) for key, value in batch.items()}
         if self.plain:
             return self.run(network, given["inputs"])
-        more = {"use_cache": False} if self.kind.has_cache else {}
+        if self.kind.has_cache:
+            more["use_cache"] = False
         return self.run(network, **given, **more)
 
-    def _rounded(self, key: str, value: Tensor) -> Tensor:
+    def _rounded(self, key: str, value: Any) -> Any:
         """Measured inputs in the dtype that the network computes in."""
         return value.to(self.dtype) if key in _MEASURED else value
 

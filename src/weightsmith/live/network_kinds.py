@@ -18,11 +18,11 @@ _MASKED = re.compile(r"ForMaskedLM$|ForPreTraining$")
 class NetworkKind(enum.Enum):
     """What comes out of a network."""
 
-    CAUSAL = "causal language model"
-    SEQUENCE = "sequence-to-sequence model"
-    MASKED = "masked language model"
-    CLASSIFIER = "classifier"
-    ENCODER = "encoder"
+    CAUSAL = "a causal language model"
+    SEQUENCE = "a sequence-to-sequence model"
+    MASKED = "a masked language model"
+    CLASSIFIER = "a classifier"
+    ENCODER = "an encoder"
 
     @property
     def has_logits(self) -> bool:

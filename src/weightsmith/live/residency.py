@@ -43,6 +43,15 @@ class Residency:
         """The places whose weights are in memory."""
         return tuple(self._owner_of)
 
+    def names_of(self, module: Any) -> list[str]:
+        """The places that lie in a module."""
+        inside = {id(part) for part in module.modules()}
+        return [slot.name for slot in self._slots.values() if id(slot.module) in inside]
+
+    def tensor(self, name: str) -> Tensor:
+        """What is at a place."""
+        return self._slots[name].tensor
+
     def place(self, names: Iterable[str], source: Source, bound: NameMap) -> None:
         """Read the weights of some places from their files, one stored tensor (or one conversion) at a time."""
         wanted = [name for name in names if name in self._slots]

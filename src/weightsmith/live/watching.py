@@ -64,9 +64,11 @@ class Watched:
         self._handles.clear()
 
     def _hook(self, path: str, tensors: tuple[str, ...]) -> Callable[..., None]:
+        from weightsmith.live.kept_tensors import real
+
         def tell(_: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             self._seen.update(tensors)
-            self._told(Passage(tensors, path, inputs, named, output))
+            self._told(Passage(tensors, path, *real((inputs, named, output))))
 
         return tell
 
