@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightsmith.live.activations import ActivationStore
-from weightsmith.live.kept_tensors import KeptTensor, real
+from weightsmith.live.blocks.activations import ActivationStore
+from weightsmith.live.blocks.kept_tensors import KeptTensor, real
 
 FORMS = {
     "plain": torch.randn(3, 4),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
-    from weightsmith.live.block_gradients import BlockGradients as BlockGradients
-    from weightsmith.live.block_gradients import PartGradients as PartGradients
-    from weightsmith.live.block_run import Block as Block
-    from weightsmith.live.block_run import BlockRun as BlockRun
+    from weightsmith.live.blocks.block_gradients import BlockGradients as BlockGradients
+    from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
+    from weightsmith.live.blocks.block_run import Block as Block
+    from weightsmith.live.blocks.block_run import BlockRun as BlockRun
     from weightsmith.live.libraries import asking_library as asking_library
     from weightsmith.live.libraries import quiet_library as quiet_library
     from weightsmith.live.libraries import reason_of as reason_of
@@ -39,10 +39,10 @@ else:
         __name__,
         {
             "Batch": "weightsmith.live.running_model",
-            "Block": "weightsmith.live.block_run",
-            "BlockGradients": "weightsmith.live.block_gradients",
-            "BlockRun": "weightsmith.live.block_run",
-            "PartGradients": "weightsmith.live.block_gradients",
+            "Block": "weightsmith.live.blocks.block_run",
+            "BlockGradients": "weightsmith.live.blocks.block_gradients",
+            "BlockRun": "weightsmith.live.blocks.block_run",
+            "PartGradients": "weightsmith.live.blocks.block_gradients",
             "IGNORED": "weightsmith.live.running_model",
             "KeptNetwork": "weightsmith.live.live_model",
             "LiveModel": "weightsmith.live.live_model",

@@ -64,7 +64,7 @@ class Watched:
         self._handles.clear()
 
     def _hook(self, path: str, tensors: tuple[str, ...]) -> Callable[..., None]:
-        from weightsmith.live.kept_tensors import real
+        from weightsmith.live.blocks.kept_tensors import real
 
         def tell(_: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             self._seen.update(tensors)

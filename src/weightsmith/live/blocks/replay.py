@@ -15,9 +15,9 @@ import torch
 from torch.utils import _pytree as trees
 
 from weightsmith.errors import CompatibilityError, UsageError
-from weightsmith.live.block_structure import Part
-from weightsmith.live.kept_outputs import Hand, KeptOutputs, OutputDropped, as_kept
-from weightsmith.live.kept_tensors import MissingWeight, WeightGuard, guarded, real
+from weightsmith.live.blocks.block_structure import Part
+from weightsmith.live.blocks.kept_outputs import Hand, KeptOutputs, OutputDropped, as_kept
+from weightsmith.live.blocks.kept_tensors import MissingWeight, WeightGuard, guarded, real
 
 Ask = Callable[[Any], torch.Tensor]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from weightsmith.errors import UsageError
-from weightsmith.live.block_run import BlockRun
-from weightsmith.live.block_structure import Part
-from weightsmith.live.kept_outputs import KeptOutputs
+from weightsmith.live.blocks.block_run import BlockRun
+from weightsmith.live.blocks.block_structure import Part
+from weightsmith.live.blocks.kept_outputs import KeptOutputs
 
 Gradients = Mapping[str, torch.Tensor]
 
@@ -136,7 +136,7 @@ class BlockGradients:
         earlier = self._run.store.pop(("weights", batch, name))
         if earlier is None or gradient is None:
             return gradient if earlier is None else earlier
-        return earlier + gradient
+        return earlier.add_(gradient)
 
     def _rest(self) -> Iterator[tuple[int, Gradients]]:
         for batch in self._batches:

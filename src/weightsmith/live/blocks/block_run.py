@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from weightsmith.live.activations import ActivationStore
-from weightsmith.live.block_structure import Part, find_parts
-from weightsmith.live.kept_outputs import KeptOutputs, OutputDropped, as_kept
+from weightsmith.live.blocks.activations import ActivationStore
+from weightsmith.live.blocks.block_structure import Part, find_parts
+from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
+from weightsmith.live.blocks.replay import Ask, Replay
 from weightsmith.live.live_model import LiveModel
-from weightsmith.live.replay import Ask, Replay
 from weightsmith.live.watching import Watch, Watched
 
 _Asked = TypeVar("_Asked")

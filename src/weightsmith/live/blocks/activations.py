@@ -116,8 +116,10 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def _read(spilled: _Spilled) -> Tensor:
     import torch
 
-    data = bytearray(spilled.file.read_bytes())
+    data = bytearray(spilled.file.stat().st_size)
     if not data:
         return torch.empty(spilled.shape, dtype=spilled.dtype, device=spilled.device)
+    with spilled.file.open("rb") as file:
+        file.readinto(data)
     flat = torch.frombuffer(data, dtype=spilled.dtype)
     return flat.as_strided(spilled.shape, spilled.strides).to(spilled.device)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as trees
 
-from weightsmith.live.activations import ActivationStore
-from weightsmith.live.kept_tensors import KeptTensor
+from weightsmith.live.blocks.activations import ActivationStore
+from weightsmith.live.blocks.kept_tensors import KeptTensor
 
 # Tells how a kept tensor is handed out: as it is, or as a leaf of a graph.
 Hand = Callable[[Hashable, torch.Tensor], torch.Tensor]
