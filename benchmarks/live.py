@@ -123,13 +123,28 @@ def run_blocks(given: argparse.Namespace) -> dict[str, Any]:
         if given.backward:
             for part in BlockGradients(run).parts():
                 norms += sum(len(gradients) for _, gradients in part.batches())
-    return {
+    found = {
         "loss": statistics.mean(losses),
         "gradients": norms,
         "spilled_mb": round(run.store.spilled_bytes / 1e6, 1),
-        "cpu_s": round(time.process_time() - begun, 1),
         "imports_mb": round(before / 1e6),
         "beyond_imports_mb": round((status("VmHWM") - before) / 1e6),
+        "cpu_s": round(time.process_time() - begun, 1),
+    }
+    live.fill()
+    live.module.requires_grad_(given.backward)
+    begun, whole = time.process_time(), []
+    for row in rows:
+        with torch.set_grad_enabled(given.backward):
+            loss = ask(row)
+        if given.backward:
+            live.module.zero_grad()
+            loss.backward()
+        whole.append(loss.item())
+    return {
+        **found,
+        "whole_cpu_s": round(time.process_time() - begun, 1),
+        "same_losses": whole == losses,
     }
 
 
