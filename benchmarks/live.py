@@ -198,18 +198,10 @@ def measure_leagues(given: argparse.Namespace) -> dict[str, Any]:
 def run_league(given: argparse.Namespace) -> dict[str, Any]:
     """The second league of a process, whose libraries are loaded."""
     import weightsmith
-    from weightsmith.comparison import ranking
-
-    measured = 0
-
-    class Counting(ranking.SilentLeague):
-        def finished(self, title: str, *, was_cached: bool) -> None:
-            nonlocal measured
-            measured += not was_cached
 
     place = given.place
     for _ in range(2):
-        measured, begun = 0, time.process_time()
+        begun = time.process_time()
         with tempfile.TemporaryDirectory() as kept:
             table = weightsmith.league(
                 [place / f"expert{i}" for i in range(3)],
@@ -218,8 +210,8 @@ def run_league(given: argparse.Namespace) -> dict[str, Any]:
                 methods=METHODS,
                 out=kept,
                 with_cost=False,
-                progress=Counting(),
             )
+            measured = len(list(Path(kept).glob("entries/*.json")))
     scores = [row.to_mapping() for row in table.rows]
     return {"cpu_s": time.process_time() - begun, "evaluations": measured, "scores": scores}
 

@@ -8,6 +8,7 @@ import torch
 from weightsmith.errors import CompatibilityError, ResourceError, UsageError
 from weightsmith.evaluation.likelihood import Window, nats_of
 from weightsmith.live import NetworkKind, load_model
+from weightsmith.progress import Silence
 
 from .architectures import ARCHITECTURES, reference
 
@@ -115,14 +116,14 @@ class Ensemble:
 def test_a_runtime_is_measured_as_a_network_is(saved):
     one, other = load_model(saved("llama")), load_model(saved("llama", 1))
     rows = [Window((3, 5, 9, 11), 3), Window((4, 6), 1)]
-    nats, _ = nats_of(Ensemble(one, other), rows, None, lambda *_: None)
+    nats, _ = nats_of(Ensemble(one, other), rows, None, Silence())
     with torch.no_grad():
         ids = torch.tensor([[3, 5, 9]])
         logits = (one.logits({"input_ids": ids}) + other.logits({"input_ids": ids})) / 2
     expected = torch.nn.functional.cross_entropy(logits[0], torch.tensor([5, 9, 11]))
     assert nats[0] == pytest.approx(3 * expected.item(), rel=1e-5)
-    same, _ = nats_of(Ensemble(one, one), rows, None, lambda *_: None)
-    alone, _ = nats_of(one, rows, None, lambda *_: None)
+    same, _ = nats_of(Ensemble(one, one), rows, None, Silence())
+    alone, _ = nats_of(one, rows, None, Silence())
     assert same == pytest.approx(alone, rel=1e-6)
 
 
