@@ -30,12 +30,12 @@ from weightsmith.comparison.family import Family
 from weightsmith.comparison.family_opening import open_family
 from weightsmith.evaluation.frozen_head import read_head
 from weightsmith.evaluation.items import read_labelled
-from weightsmith.evaluation.live import LiveModel, as_torch, load_model
 from weightsmith.evaluation.metrics import find_metric
 from weightsmith.evaluation.retrieval import encoder_of
 from weightsmith.evaluation.scoring import evaluate
 from weightsmith.evaluation.suite import Suite, Task, load_suite
 from weightsmith.evaluation.tokens import tokens_of
+from weightsmith.live import LiveModel, load_model
 from weightsmith.testbeds.families.embedding import SCALE
 from weightsmith.testbeds.models.vit import features
 
@@ -87,7 +87,7 @@ def collect(family: Family, suite: Suite, name: str, out: Path) -> None:
     checkpoint = open_checkpoint(family.expert(name))
     model = load_model(family.expert(name))
     model.module.requires_grad_(True)
-    stored = stored_names(model, checkpoint.tensors)
+    stored = stored_names(model)
     task = next(task for task in suite.tasks if task.name == name)
     training = training_of(family, model, task)
     amounts = PAIRS if task.kind == "retrieval" else Amounts()
@@ -187,18 +187,14 @@ def of_pairs(task: Task, lines: Sequence[Any], model: LiveModel) -> Training:
     return Training(losses, forward, len(lines))
 
 
-def stored_names(model: LiveModel, tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Parameter in the live model -> tensor in the file; transformers renames some, so contents are compared."""
-    by_bytes: dict[bytes, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_bytes.setdefault(as_torch(tensor).float().numpy().tobytes(), []).append(name)
+def stored_names(model: LiveModel) -> dict[str, str]:
+    """Parameter in the live model -> tensor in the file."""
     found = {}
-    for name, parameter in model.module.named_parameters():
-        same = by_bytes.get(parameter.detach().numpy().tobytes(), [])
-        exact = name if name in same else same[0] if len(same) == 1 else None
-        if exact is None:
+    for name, _ in model.module.named_parameters():
+        files = model.names.files_of(name)
+        if len(files) != 1:
             raise SystemExit(f"{name} of {model.name} is none, or several, of the stored tensors")
-        found[name] = exact
+        found[name] = files[0]
     return found
 
 

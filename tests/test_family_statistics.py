@@ -14,8 +14,8 @@ import transformers
 from safetensors.numpy import load_file
 
 from weightsmith.comparison.family_opening import open_family
-from weightsmith.evaluation.live import quiet_library
 from weightsmith.evaluation.suite import load_suite
+from weightsmith.live import quiet_library
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "family_statistics.py"
 WORDS = "the a cat dog eel runs swims sleeps fast slow red blue in of water house".split()

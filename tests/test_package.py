@@ -21,6 +21,8 @@ SOURCE = Path(weightsmith.__file__).parent
 HEAVY = {"numpy", "pydantic", "ray", "safetensors", "sklearn", "torch", "transformers"}
 OPTIONAL = {"matplotlib", "ray", "safetensors", "scipy", "sklearn", "torch", "transformers"}
 TORCH_LIVES_IN = set((SOURCE / "graph" / "backends").glob("torch_*.py"))
+# A run block by block has tensors of its own.
+TORCH_LIVES_IN |= set((SOURCE / "live" / "blocks").glob("*.py"))
 # What `testbed list` loads stays light; the recipes of the families train networks, and tell how good they are.
 TESTBEDS = SOURCE / "testbeds"
 TORCH_LIVES_IN |= {*(TESTBEDS / "families").glob("*.py"), *(TESTBEDS / "models").glob("*.py")}

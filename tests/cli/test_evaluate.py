@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from weightsmith.cli.main import execute
 from weightsmith.cli.progress_stages import Stage
-from weightsmith.evaluation.plain_models import residual_perceptron
 from weightsmith.evaluation.scores import Evaluation
+from weightsmith.live import residual_perceptron
 
 from .conftest import WIDTHS
 from .json_table import check

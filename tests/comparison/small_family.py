@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from weightsmith.evaluation.plain_models import residual_perceptron
+from weightsmith.live import residual_perceptron
 
 CONFIG = {
     "model_type": "digits-mlp",

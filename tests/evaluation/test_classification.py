@@ -13,8 +13,7 @@ from sklearn.metrics import accuracy_score
 
 from weightsmith import evaluate
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
-from weightsmith.evaluation.live import load_model, quiet_library
-from weightsmith.evaluation.plain_models import residual_perceptron
+from weightsmith.live import load_model, quiet_library, residual_perceptron
 
 
 def task(**changes):

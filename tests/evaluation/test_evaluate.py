@@ -14,9 +14,9 @@ import torch
 import weightsmith
 from weightsmith import evaluate, merge
 from weightsmith.errors import AssertionFailed, RecipeError, ResourceError, UsageError
-from weightsmith.evaluation.live import load_model
 from weightsmith.evaluation.scores import Evaluation
 from weightsmith.evaluation.subjects import open_subject
+from weightsmith.live import load_model
 from weightsmith.progress import Silence
 from weightsmith.recipes import Recipe
 
@@ -62,7 +62,7 @@ def test_a_recipe_scores_as_the_checkpoint_that_it_writes(
     assert (
         not np.array_equal(base.items[task].values, written.items[task].values) or family == "vit"
     )
-    live, stored = load_model(made), load_model(tmp_path / "out")
+    live, stored = load_model(open_subject(made)), load_model(tmp_path / "out")
     for own, other in zip(
         live.module.state_dict().values(), stored.module.state_dict().values(), strict=True
     ):
@@ -214,7 +214,7 @@ def test_a_device_that_is_not_there_is_told(models, suite, mixed):
 
 
 def test_a_missing_library_is_told(models, suite, mixed, monkeypatch):
-    monkeypatch.setattr("weightsmith.evaluation.live.find_spec", lambda _: None)
+    monkeypatch.setattr("weightsmith.live.devices.find_spec", lambda _: None)
     with pytest.raises(ResourceError, match=r"pip install \"\.\[eval\]\""):
         evaluate(models / "vit", suite(mixed["vit"]))
 

@@ -12,7 +12,7 @@ import transformers
 from weightsmith import evaluate
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.likelihood import windows
-from weightsmith.evaluation.live import quiet_library
+from weightsmith.live import quiet_library
 
 TEXTS = ("one two three", "äöü, and a longer line of text for the network to read", "x")
 

@@ -12,8 +12,8 @@ from sklearn.metrics import ndcg_score
 
 from weightsmith import evaluate
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.live import load_model, quiet_library
 from weightsmith.evaluation.retrieval import embed, ndcg, ranks_of, recall, reciprocal
+from weightsmith.live import load_model, quiet_library
 from weightsmith.progress import Silence
 
 WORDS = "the a cat dog eel runs swims sleeps fast slow red blue in of water house".split()

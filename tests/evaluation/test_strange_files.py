@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from weightsmith.errors import CheckpointError, CompatibilityError, ResourceError, UsageError
 from weightsmith.evaluation.arrays import read_arrays
 from weightsmith.evaluation.items import read_lines
-from weightsmith.evaluation.libraries import reason_of
-from weightsmith.evaluation.live import load_model
 from weightsmith.evaluation.scoring import evaluate
 from weightsmith.evaluation.suite import Task
+from weightsmith.live import load_model, reason_of
 
 
 def changed(folder, tmp_path, **config):

@@ -24,6 +24,7 @@ from weightsmith.comparison.tuning import Entrant, LeftOut, enter
 from weightsmith.engine import cache_root
 from weightsmith.errors import ResourceError, UsageError, WeightsmithError
 from weightsmith.evaluation import Evaluation, evaluate
+from weightsmith.live import KeptNetwork
 from weightsmith.methods import registry
 from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Recipe
@@ -177,6 +178,7 @@ class _Bench:
         # What measurements are stages of, once their number is known.
         self.measuring: Progress = progress
         self._entries, self._device = entries, device
+        self._network = KeptNetwork()
         self._ends = None if budget_seconds is None else time.monotonic() + budget_seconds
 
     def measure(self, candidate: Candidate) -> Entry:
@@ -221,6 +223,7 @@ class _Bench:
             threads=1,
             # What is measured is kept as an entry.
             cache=False,
+            network=self._network,
         )
 
 

@@ -19,6 +19,7 @@ from weightsmith.comparison.resampling import Draws, aligned, draws_of
 from weightsmith.comparison.skill import SkillReport, measure_skill
 from weightsmith.errors import UsageError
 from weightsmith.evaluation import Evaluation, Floats, ItemScores, TaskScore, evaluate, read_saved
+from weightsmith.live import KeptNetwork
 from weightsmith.wording import shown
 
 SCHEMA = 1
@@ -144,7 +145,8 @@ def compare(
     if isinstance(parents, (str, Path)):
         raise UsageError(f"parents is a list of models or evaluations, not {shown(parents)}.")
     named = [old, new, *parents, *([base] if base is not None else [])]
-    found = [as_evaluation(subject, suite, **options) for subject in named]
+    shared = {"network": KeptNetwork(), **options}
+    found = [as_evaluation(subject, suite, **shared) for subject in named]
     last = found[-1] if base is not None else None
     return compare_evaluations(
         found[0], found[1], parents=found[2 : 2 + len(parents)], base=last, tolerance=tolerance

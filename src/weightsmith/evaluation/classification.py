@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.errors import NonFiniteError, UsageError
+from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.evaluation.batches import ROW
 from weightsmith.evaluation.frozen_head import FrozenHead, read_head
 from weightsmith.evaluation.items import LabelledInputs, numbered, read_labelled
-from weightsmith.evaluation.libraries import asking_library
-from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
+from weightsmith.live import Batch, LiveModel, reason_of
 from weightsmith.naming import nearest
 from weightsmith.progress import Progress
 from weightsmith.wording import literal
@@ -145,11 +144,11 @@ def _forward(
 ) -> Callable[[Tensor], Tensor]:
     """From inputs [B, ...] to logits [B, C]."""
     if model.plain:
-        network = model.module if head is None else getattr(model.module, "features", None)
-        if network is None:
+        if head is not None and not hasattr(model.module, "features"):
             raise UsageError(
                 f"{model.name!r} gives no features, which the head of {task.name!r} reads."
             )
+        network = _plain_of(model.logits if head is None else model.features)
     else:
         network = _logits_of(model) if head is None else _features_of(model, head.pooling)
         _check_images(model, items, task)
@@ -175,31 +174,31 @@ def _checked(
     """The network, with one sentence where it cannot take inputs of this shape."""
 
     def checked(inputs: Tensor) -> Tensor:
-        shape = list(items.inputs.shape[1:])
-        said = f"{model.name!r} cannot take the inputs {shape} of task {task.name!r}"
-        with asking_library(said, "give data made for it", UsageError):
+        try:
             return network(inputs)
+        except CompatibilityError as error:
+            shape = list(items.inputs.shape[1:])
+            raise UsageError(
+                f"{model.name!r} cannot take the inputs {shape} of task {task.name!r} ({reason_of(error)}); give data "
+                "made for it."
+            ) from error
 
     return checked
 
 
-def _logits_of(model: LiveModel) -> Callable[[Tensor], Tensor]:
-    def logits(inputs: Tensor) -> Tensor:
-        found: Tensor = model.module(pixel_values=inputs).logits
-        return found
+def _plain_of(ask: Callable[[Batch], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: ask({"inputs": inputs})
 
-    return logits
+
+def _logits_of(model: LiveModel) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: model.logits({"pixel_values": inputs})
 
 
 def _features_of(model: LiveModel, pooling: str) -> Callable[[Tensor], Tensor]:
-    network = model.module.base_model
-
     def features(inputs: Tensor) -> Tensor:
-        found = network(pixel_values=inputs)
         if pooling == "pooled":
-            pooled: Tensor = found.pooler_output
-            return pooled.flatten(1)
-        states: Tensor = found.last_hidden_state
+            return model.pooled({"pixel_values": inputs}).flatten(1)
+        states = model.features({"pixel_values": inputs})
         if pooling == "first_token":
             return states[:, 0]
         return (states[:, 1:] if pooling == "mean_patch_tokens" else states).mean(1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.errors import CheckpointError, Malformed, UsageError
-from weightsmith.evaluation.live import as_torch
+from weightsmith.live import as_torch
 from weightsmith.tensors import loads_json, parse_file
 from weightsmith.wording import fault
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.batches import ROW
 from weightsmith.evaluation.items import numbered, read_lines, slices_of
-from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import Tokens, check_language_model, context_of, tokens_of
+from weightsmith.live import LiveModel, RunningModel
 from weightsmith.progress import Progress
 
 _BATCH = 32
@@ -74,28 +73,14 @@ def _alike(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 
 def _continued(
-    model: LiveModel, tokens: Tokens, prompts: Sequence[Sequence[int]], most: int
+    model: RunningModel, tokens: Tokens, prompts: Sequence[Sequence[int]], most: int
 ) -> list[list[int]]:
     """The new tokens of every prompt, without the one that ended it."""
     import torch
 
-    ends = torch.tensor(tokens.end or (-1,), device=model.device)
     rows = torch.tensor(prompts, device=model.device)
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    found: list[Any] = []
-    past = None
     with torch.inference_mode():
-        for _ in range(most):
-            result = model.run(model.module, input_ids=rows, past_key_values=past, use_cache=True)
-            past = result.past_key_values
-            best = result.logits[:, -1].argmax(1)
-            finished |= torch.isin(best, ends)
-            found.append(torch.where(finished, -1, best))
-            if bool(finished.all()):
-                break
-            rows = best[:, None]
-    made = torch.stack(found, 1).tolist()
-    return [[t for t in row if t >= 0] for row in made]
+        return model.generate({"input_ids": rows}, most=most, ends=tokens.end)
 
 
 def _text(text: str, until: Sequence[str]) -> str:

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import NonFiniteError, ResourceError, UsageError
-from weightsmith.evaluation.libraries import asking_library
-from weightsmith.evaluation.live import LiveModel, quiet_library
 from weightsmith.evaluation.metrics import Finish
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import check_language_model
+from weightsmith.live import LiveModel, asking_library, quiet_library
 from weightsmith.naming import nearest
 from weightsmith.progress import Counted, Progress, Silence
 from weightsmith.wording import with_extra

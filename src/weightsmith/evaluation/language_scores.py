@@ -10,11 +10,11 @@ import numpy as np
 from weightsmith.errors import UsageError
 from weightsmith.evaluation.items import numbered, read_lines, slices_of
 from weightsmith.evaluation.likelihood import Window, nats_of, windows
-from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Finish, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
 from weightsmith.evaluation.tokens import Tokens, check_language_model, context_of, tokens_of
+from weightsmith.live import LiveModel
 from weightsmith.progress import Progress
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from weightsmith.errors import NonFiniteError
 from weightsmith.evaluation.batches import batches, padded
-from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats
+from weightsmith.live import RunningModel
 from weightsmith.progress import Progress
 
 _BATCH = 16
@@ -46,7 +46,7 @@ def windows(
 
 
 def nats_of(
-    model: LiveModel, rows: Sequence[Window], batch_size: int | None, progress: Progress
+    model: RunningModel, rows: Sequence[Window], batch_size: int | None, progress: Progress
 ) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """-log probability of the scored tokens of every window, [W], and whether each of them is the likeliest, [W].
 
@@ -61,7 +61,7 @@ def nats_of(
         for chosen in batches([len(row.tokens) for row in rows], batch_size or _BATCH, progress):
             inputs = padded([rows[i].tokens[:-1] for i in chosen], 0, model.device)
             labels = padded([rows[i].tokens[1:] for i in chosen], 0, model.device)
-            logits = model.run(model.module, input_ids=inputs, use_cache=False).logits.float()
+            logits = model.logits({"input_ids": inputs}).float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
             likeliest = logits.argmax(2) == labels
             for row, i in enumerate(chosen):

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from weightsmith.errors import NonFiniteError, UsageError
 from weightsmith.evaluation.batches import batches
 from weightsmith.evaluation.items import read_lines, slices_of
-from weightsmith.evaluation.live import LiveModel
 from weightsmith.evaluation.metrics import Floats, find_metric
 from weightsmith.evaluation.scores import ItemScores
 from weightsmith.evaluation.suite import Task
+from weightsmith.live import LiveModel
 from weightsmith.progress import Progress
 from weightsmith.tensors import NotJson, loads_json
 from weightsmith.wording import literal
@@ -132,13 +132,12 @@ def encoder_of(model: LiveModel, task: str) -> Callable[[Sequence[str]], Tensor]
         raise UsageError(f"Task {task!r} needs a text encoder, which {model.name!r} is not.")
     pooling, longest = _settings(model)
     tokenizer = model.tokenizer()
-    network = model.module.base_model
 
     def encode(texts: Sequence[str]) -> Tensor:
         encoded = tokenizer(
             list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         ).to(model.device)
-        states = model.run(network, **encoded).last_hidden_state.float()
+        states = model.features(encoded).float()
         return functional.normalize(_pooled(states, encoded["attention_mask"], pooling), dim=1)
 
     return encode

@@ -11,11 +11,11 @@ from weightsmith.evaluation.classification import score_classification
 from weightsmith.evaluation.generation import score_generation
 from weightsmith.evaluation.harness import HarnessTask
 from weightsmith.evaluation.language_scores import score_choice, score_language_modeling
-from weightsmith.evaluation.live import LiveModel, load_model
 from weightsmith.evaluation.retrieval import score_retrieval
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
 from weightsmith.evaluation.subjects import Subject, open_subject
 from weightsmith.evaluation.suite import HARNESS, Suite, Task, load_suite
+from weightsmith.live import KeptNetwork, LiveModel
 from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import expanded
@@ -43,6 +43,7 @@ def evaluate(
     memory_bytes: int | None = None,
     cache: bool | str | Path = True,
     progress: Progress | None = None,
+    network: KeptNetwork | None = None,
 ) -> Evaluation:
     """Score a checkpoint, or a recipe without writing its result, on the tasks of a suite.
 
@@ -50,7 +51,8 @@ def evaluate(
     names of those to do (default: all), `limit` the most items of each. `device` is cpu, cuda or cuda:N. `batch_size`
     overrides that of the suite. `threads` and `memory_bytes` bound the merge of a recipe. With `cache` (or a folder for
     it) scores of the same weights, task and library versions are taken from there, and every finished task is kept
-    there at once, so an interrupted evaluation goes on where it was.
+    there at once, so an interrupted evaluation goes on where it was. Calls that are given one `network` build it once
+    for all subjects whose weights fit it.
 
     Raises a WeightsmithError whose sentence says what to do: for a suite, data or a head that is not as it must be, for
     a model that cannot do a task, and for what opening and merging checkpoints raise.
@@ -66,7 +68,8 @@ def evaluate(
         telling.say(f"reading {subject}")
         opened = open_subject(subject, threads=threads, memory_bytes=memory_bytes, progress=telling)
     folder = default_folder() if isinstance(cache, bool) else expanded(cache)
-    run = _Run(opened, Cache(folder) if cache else None, device, batch_size)
+    kept = Cache(folder) if cache else None
+    run = _Run(opened, kept, device, batch_size, network or KeptNetwork())
     items: dict[str, ItemScores] = {}
     scores: list[TaskScore] = []
     scoring = telling.begin("scoring", len(chosen.tasks), "task")
@@ -102,9 +105,10 @@ class _Run:
         cache: Cache | None,
         device: str,
         batch_size: int | None,
+        network: KeptNetwork,
     ) -> None:
         self._subject, self._cache, self._device = subject, cache, device
-        self._batch_size = batch_size
+        self._batch_size, self._network = batch_size, network
         self._model: LiveModel | None = None
         self.cached: list[str] = []
 
@@ -127,7 +131,7 @@ class _Run:
     def _scored(self, task: Task, harness: HarnessTask | None, progress: Progress) -> ItemScores:
         if self._model is None:
             progress.say(f"loading {self._subject.name}")
-            self._model = load_model(self._subject, device=self._device)
+            self._model = self._network.model_of(self._subject, self._device)
         try:
             if harness is not None:
                 return harness.score(self._model, self._batch_size, progress)

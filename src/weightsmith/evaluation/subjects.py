@@ -11,7 +11,7 @@ from typing import Any
 
 from weightsmith.adapters import open_model
 from weightsmith.engine import make_plan, merge_in_memory
-from weightsmith.errors import UsageError
+from weightsmith.live import check_config
 from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
@@ -53,7 +53,7 @@ def open_subject(
         name = f"recipe {recipe.digest()[:19]}" if isinstance(given, Recipe) else str(given)
         return _merged(recipe, name, threads, memory_bytes, progress)
     checkpoint = open_model(given)
-    _check_config(str(given), checkpoint.config)
+    check_config(str(given), checkpoint.config)
     checkpoint.require_own_files()
     digests = {name: digest_tensor(tensor) for name, tensor in checkpoint.tensors.items()}
     return _subject(
@@ -78,21 +78,10 @@ def _merged(
 ) -> Subject:
     options: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     merge = merge_in_memory(make_plan(recipe, threads=threads, **options), progress)
-    _check_config(name, merge.papers.config)
+    check_config(name, merge.papers.config)
     return _subject(
         name, merge.tensors, merge.papers.config or {}, merge.papers.files, merge.digest
     )
-
-
-def _check_config(name: str, config: Mapping[str, Any] | None) -> None:
-    if config is None:
-        raise UsageError(
-            f"{name!r} has no config.json, so its network is unknown; give a checkpoint folder with one."
-        )
-    if config.get("quantization_config"):
-        raise UsageError(
-            f"{name!r} is quantised, and its packed tensors cannot be evaluated; give the checkpoint it was made from."
-        )
 
 
 def _subject(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsmith.errors import UsageError
-from weightsmith.evaluation.live import LiveModel
+from weightsmith.live import LiveModel, NetworkKind
 from weightsmith.wording import literal
 
 _BYTES = 256
@@ -100,7 +100,7 @@ def context_of(model: LiveModel, asked: int | None) -> int:
 def check_language_model(model: LiveModel, task: str) -> None:
     """Raise UsageError for a network that does not predict the next token."""
     name = type(model.module).__name__
-    if model.plain or not ("ForCausalLM" in name or "LMHead" in name):
+    if model.kind is not NetworkKind.CAUSAL:
         raise UsageError(
             f"Task {task!r} needs a causal language model, but {model.name!r} is a {name}; give another checkpoint."
         )

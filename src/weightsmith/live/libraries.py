@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.wording import shown
@@ -98,3 +99,20 @@ def reason_of(error: BaseException) -> str:
     if not told or _OF_PYTHON.search(told) or isinstance(inmost, (AttributeError, IndexError)):
         return _OTHER_FORM
     return told if len(told) <= _MOST_CHARACTERS else f"{told[:_MOST_CHARACTERS]}..."
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """transformers without progress bars and load reports, which are checked here and told in one sentence."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

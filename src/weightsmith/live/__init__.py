@@ -1,0 +1,65 @@
+"""A model that runs: a network built once from a configuration, its weights exchanged in place.
+
+Names in memory are mapped to those in files, ties and stacked experts included. It runs whole, or block by block with
+the weights of one block in memory, and tells what passes the modules that hold a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.live.blocks.block_gradients import BlockGradients as BlockGradients
+    from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
+    from weightsmith.live.blocks.block_run import Block as Block
+    from weightsmith.live.blocks.block_run import BlockRun as BlockRun
+    from weightsmith.live.libraries import asking_library as asking_library
+    from weightsmith.live.libraries import quiet_library as quiet_library
+    from weightsmith.live.libraries import reason_of as reason_of
+    from weightsmith.live.live_model import KeptNetwork as KeptNetwork
+    from weightsmith.live.live_model import LiveModel as LiveModel
+    from weightsmith.live.live_model import load_model as load_model
+    from weightsmith.live.model_source import ModelSource as ModelSource
+    from weightsmith.live.model_source import Source as Source
+    from weightsmith.live.model_source import check_config as check_config
+    from weightsmith.live.model_source import open_source as open_source
+    from weightsmith.live.name_map import NameMap as NameMap
+    from weightsmith.live.network_kinds import NetworkKind as NetworkKind
+    from weightsmith.live.plain_models import register as register
+    from weightsmith.live.plain_models import residual_perceptron as residual_perceptron
+    from weightsmith.live.running_model import IGNORED as IGNORED
+    from weightsmith.live.running_model import Batch as Batch
+    from weightsmith.live.running_model import RunningModel as RunningModel
+    from weightsmith.live.tensor_reading import as_torch as as_torch
+    from weightsmith.live.watching import Passage as Passage
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Batch": "weightsmith.live.running_model",
+            "Block": "weightsmith.live.blocks.block_run",
+            "BlockGradients": "weightsmith.live.blocks.block_gradients",
+            "BlockRun": "weightsmith.live.blocks.block_run",
+            "PartGradients": "weightsmith.live.blocks.block_gradients",
+            "IGNORED": "weightsmith.live.running_model",
+            "KeptNetwork": "weightsmith.live.live_model",
+            "LiveModel": "weightsmith.live.live_model",
+            "ModelSource": "weightsmith.live.model_source",
+            "NameMap": "weightsmith.live.name_map",
+            "NetworkKind": "weightsmith.live.network_kinds",
+            "Passage": "weightsmith.live.watching",
+            "RunningModel": "weightsmith.live.running_model",
+            "Source": "weightsmith.live.model_source",
+            "as_torch": "weightsmith.live.tensor_reading",
+            "asking_library": "weightsmith.live.libraries",
+            "check_config": "weightsmith.live.model_source",
+            "load_model": "weightsmith.live.live_model",
+            "open_source": "weightsmith.live.model_source",
+            "quiet_library": "weightsmith.live.libraries",
+            "reason_of": "weightsmith.live.libraries",
+            "register": "weightsmith.live.plain_models",
+            "residual_perceptron": "weightsmith.live.plain_models",
+        },
+    )

@@ -1,0 +1,105 @@
+"""Stored tensors into memory that torch has, a piece at a time, so that nothing is held twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.tensors import DType, LazyTensor, Shaped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+# Elements that are held beside the tensor that they go to, where they must be converted or sent to a device.
+_PIECE = 1 << 20
+_DTYPES = {str(dtype): dtype for dtype in DType}
+
+
+class HeldTensor(Shaped):
+    """A tensor of torch as a `LazyTensor`."""
+
+    __slots__ = ("dtype", "location", "name", "shape", "tensor")
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self.tensor = name, tensor
+        self.dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        self.shape = tuple(tensor.shape)
+        self.location = f"tensor {name!r} in memory"
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Copy elements [start, stop)."""
+        part = self.tensor.detach().reshape(-1)[start:stop].cpu().contiguous()
+        memoryview(buffer).cast("B")[:] = _bytes_of(part)
+
+
+def as_lazy(tensors: Mapping[str, LazyTensor | Tensor]) -> dict[str, LazyTensor]:
+    """Tensors of torch beside lazy ones, all as lazy ones."""
+    import torch
+
+    return {
+        name: HeldTensor(name, tensor) if isinstance(tensor, torch.Tensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def as_torch(tensor: LazyTensor) -> Tensor:
+    """A stored tensor in memory, in its own dtype."""
+    import torch
+
+    found = torch.empty(tensor.shape, dtype=_dtype_of(tensor))
+    fill(found, tensor)
+    return found
+
+
+def fill(place: Tensor, tensor: LazyTensor) -> None:
+    """Write a stored tensor into one of as many elements, rounded to its dtype; the place is contiguous.
+
+    At most a piece of the stored tensor is in memory beside it, none where dtype and device are those of the file.
+    """
+    flat = place.detach().view(-1)
+    if isinstance(tensor, HeldTensor):
+        flat.copy_(tensor.tensor.detach().reshape(-1))
+    elif place.device.type == "cpu" and flat.dtype == _dtype_of(tensor):
+        if tensor.numel:
+            tensor.read_into(0, tensor.numel, _bytes_of(flat))
+    else:
+        for start in range(0, tensor.numel, _PIECE):
+            stop = min(start + _PIECE, tensor.numel)
+            flat[start:stop].copy_(_piece(tensor, start, stop))
+
+
+def are_equal(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two stored tensors hold the same bytes."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    for start in range(0, one.numel, _PIECE):
+        stop = min(start + _PIECE, one.numel)
+        if _read(one, start, stop) != _read(other, start, stop):
+            return False
+    return True
+
+
+def _read(tensor: LazyTensor, start: int, stop: int) -> bytearray:
+    data = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(data))
+    return data
+
+
+def _piece(tensor: LazyTensor, start: int, stop: int) -> Tensor:
+    import torch
+
+    return torch.frombuffer(_read(tensor, start, stop), dtype=_dtype_of(tensor))
+
+
+def _dtype_of(tensor: LazyTensor) -> Any:
+    import torch
+
+    return getattr(torch, str(tensor.dtype))
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor [N] on the CPU, to read or to write."""
+    import torch
+
+    return flat.view(torch.uint8).numpy().data
