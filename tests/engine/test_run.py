@@ -243,3 +243,11 @@ def test_advice_on_memory_is_about_what_takes_it(
     (finding,) = [f for f in planned.findings if f.code == "memory"]
     assert advice in finding.fix
     assert "tokenizers" not in finding.fix
+
+
+def test_a_plan_of_no_tensors_says_what_is_wrong_however_small_the_memory(family: Family) -> None:
+    """Where every tensor lacks a parameter there is nothing to compute, and no largest tensor."""
+    recipe = family.recipe("slerp", experts=1)
+    planned = weightsmith.plan(recipe, memory_bytes=2**20)
+    assert not planned.tensors
+    assert {finding.code for finding in planned.errors} == {"missing-parameter"}
