@@ -107,6 +107,9 @@ class Combiner:
         first = base if base is not None else experts[0][1]
         if not first.dtype.is_float:
             return self.exact(base, [item for _, item in experts], place)
+        # A base whose weights take no part gives the shape, the configuration and the tokenizer all the same.
+        if first is not used[0] and not self.fits(section.where, [first, used[0]], place.name):
+            return None
         if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
             return self._copied(experts[0][1], first, place)
         formula = self._merged(section, treatment, experts, base, place)

@@ -54,7 +54,6 @@ class _Work:
     items: list[OutputTensor] = field(default_factory=list)
     bases: dict[str, OutputTensor] = field(default_factory=dict)
     layer_sources: tuple[int, ...] | None = None
-    treatments: dict[tuple[int, int], MethodPlan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,14 +358,15 @@ class Resolver:
 
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()
+        # Only while a section lives can no other one have its identity.
+        treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
         for one in placed:
             number = _first_match(rules, one.place)
             key = (id(one.section), number)
-            treatment = work.treatments.get(key)
-            if treatment is None:
+            if key not in treatments:
                 rule = rules[number] if number >= 0 else None
-                treatment = self._treatment(work, one.section, rule, number)
-                work.treatments[key] = treatment
+                treatments[key] = one.section, self._treatment(work, one.section, rule, number)
+            _, treatment = treatments[key]
             item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
             if item is not None:
                 self._emit(work, item, one.base)
