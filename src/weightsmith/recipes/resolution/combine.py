@@ -244,7 +244,8 @@ class Combiner:
                 "missing-parameter",
                 key,
                 f"{section.where}: method {treatment.spec.name} needs the parameter {key!r}{whom}",
-                "give it under the model's or the recipe's `parameters:`, with a last condition without filter",
+                "give it under the model's or the recipe's `parameters:`; where conditions give it, end them with one "
+                "without filter",
             )
         return not lacking
 

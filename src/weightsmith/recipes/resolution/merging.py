@@ -108,6 +108,7 @@ class Resolver:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
+        self._warn_of_idle_rules(work)
         return RecipeResult(
             items=tuple(post_steps(document, work.items, work.bases, within)),
             donor=donor,
@@ -353,6 +354,22 @@ class Resolver:
                         label,
                         f"The statistics {label!r} are of no tensor that is merged by them",
                         "collect them over the tensors that the method weighs, or leave them out and take another",
+                    )
+                )
+
+    def _warn_of_idle_rules(self, work: _Work) -> None:
+        busy = {number for _, number in work.treatments}
+        for number in range(len(work.document.rules or ())):
+            if number not in busy:
+                self._problems.add(
+                    Finding(
+                        Severity.WARNING,
+                        "idle-rule",
+                        f"rules[{number}]",
+                        f"rules[{number}] changes nothing: its match selects no merged tensor that the rules before "
+                        "it leave",
+                        "correct its match, or leave it out; `weightsmith inspect MODEL --tensors` shows names, roles "
+                        "and layers",
                     )
                 )
 
