@@ -287,7 +287,7 @@ def test_integer_dtypes_cannot_hold_weights(make, solve):
     ],
 )
 def test_a_base_that_takes_no_part_must_fit_all_the_same(make, solve, recipe: str) -> None:
-    """Its shapes, configuration and tokenizer are the result's, so that other tables would be cut or read past their end."""
+    """Its shapes and tokenizer are the result's, so that other tables would be cut or read past their end."""
     make("large", 2, vocabulary=9)
     make("small", 2, vocabulary=7)
     assert solve(f"weightsmith: 1\n{recipe}\n").found().keys() == {"vocabulary-mismatch"}

@@ -54,6 +54,7 @@ class _Work:
     items: list[OutputTensor] = field(default_factory=list)
     bases: dict[str, OutputTensor] = field(default_factory=dict)
     layer_sources: tuple[int, ...] | None = None
+    used_rules: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,9 +359,8 @@ class Resolver:
                 )
 
     def _warn_of_idle_rules(self, work: _Work) -> None:
-        busy = {number for _, number in work.treatments}
         for number in range(len(work.document.rules or ())):
-            if number not in busy:
+            if number not in work.used_rules:
                 self._problems.add(
                     Finding(
                         Severity.WARNING,
@@ -379,6 +379,7 @@ class Resolver:
         treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
         for one in placed:
             number = _first_match(rules, one.place)
+            work.used_rules.add(number)
             key = (id(one.section), number)
             if key not in treatments:
                 rule = rules[number] if number >= 0 else None
