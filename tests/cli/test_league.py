@@ -128,7 +128,17 @@ def test_models_of_ones_own_are_ranked_without_a_family_file(llamas, capsys):
     shown = capsys.readouterr().out
     assert "2 experts, scores on the half of the items that no scale was tuned on" in shown
     assert f"other  {best}" in shown
+    assert "retained: how much of what the experts gained" in shown
     assert not (llamas / "family.json").exists()
+
+
+@pytest.mark.usefixtures("llamas")
+def test_only_columns_that_are_shown_are_explained(capsys):
+    line = "league --models first second --suite suite.yaml --methods linear --quiet"
+    assert execute(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert "normalised: merged over expert; rank 1 is best." in shown
+    assert "retained" not in shown
 
 
 @pytest.mark.parametrize(

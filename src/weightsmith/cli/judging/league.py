@@ -288,6 +288,13 @@ def _exit_code(ended: str, out: Path) -> int:
     return INTERRUPTED
 
 
+_EXPLAINED = {
+    "normalised": "normalised: merged over expert",
+    "retained": "retained: how much of what the experts gained over the base is kept",
+    "rank": "rank 1 is best",
+}
+
+
 def _league_blocks(found: League) -> Iterator[Block]:
     yield f"{found.family}: {counted(len(found.models), 'expert')}, scores on {_scored_on(found)}"
     yield ""
@@ -309,11 +316,11 @@ def _league_blocks(found: League) -> Iterator[Block]:
         for row in found.rows
     ]
     table = TextTable("League", heads, rows, frozenset(range(2, 9)), spare=(8, 7, 5, 4, 2))
-    yield without_blanks(table)
-    yield (
-        "normalised: merged over expert; retained: how much of what the experts gained over the base is kept; "
-        "rank 1 is best."
-    )
+    shown = without_blanks(table)
+    yield shown
+    explained = [_EXPLAINED[head] for head in shown.columns if head in _EXPLAINED]
+    if explained:
+        yield f"{'; '.join(explained)}."
     yield ""
     yield _by_task(found)
     if found.left_out:
