@@ -188,6 +188,14 @@ def test_the_cost_is_that_of_a_process_that_did_the_merge(small_family):
     assert 10e6 < cost.peak_bytes < 300e6
 
 
+def test_a_merge_that_cannot_be_planned_is_refused_with_the_last_of_its_errors(small_family):
+    models = recipe_of(Candidate("test", "linear", has_base=False), small_family)["models"]
+    base, expert = (model["model"] for model in models[:2])
+    recipe = {"weightsmith": 1, "merge_method": "slerp", "base_model": base}
+    with pytest.raises(ResourceError, match="slerp could not be measured: models: method slerp"):
+        measure_cost({**recipe, "models": [{"model": expert}]})
+
+
 def test_a_merge_that_fails_leaves_its_method_out_with_the_reason(small_family, tmp_path):
     broken = shutil.copytree(small_family.folder, tmp_path / "broken")
     shutil.rmtree(broken / "experts" / "green")

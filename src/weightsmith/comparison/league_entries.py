@@ -167,7 +167,8 @@ def measure_cost(recipe: Mapping[str, Any]) -> MeasuredCost:
             text=True,
         )
     if ended.returncode != 0:
-        reason = (ended.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        # Errors of a plan are a list, of which the last stands for all.
+        reason = (ended.stderr.strip().splitlines() or ["no reason was given"])[-1].lstrip(" -")
         raise ResourceError(
             f"The merge with {recipe['merge_method']} could not be measured: {reason}"
         )

@@ -193,7 +193,7 @@ def as_evaluation(subject: Any, suite: str | Path | None = None, **options: Any)
                 f"There is no file {shown(subject)}; give what `evaluate --save` wrote."
             )
         raise UsageError(
-            f"{shown(subject)} is no saved evaluation, so it must be evaluated: name a suite."
+            f"{shown(subject)} is no saved evaluation, so it must be evaluated: name a suite (`--suite`)."
         )
     return evaluate(subject, suite, **options)
 
