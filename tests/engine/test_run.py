@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,6 +201,12 @@ def test_inputs_that_are_read_only_are_enough(family: Family) -> None:
     for name in ("base", "e1", "e2", "e3"):
         os.chmod(family.root / name, 0o755)
     assert all(p.stat().st_mtime_ns == time for p, time in before.items() if p != family.root)
+
+
+def test_a_plan_is_shown_in_one_line(family: Family) -> None:
+    shown = repr(weightsmith.plan(family.recipe("linear")))
+    assert len(shown) < 100
+    assert re.fullmatch(r"<Plan of \d+ tensors: reads .+B, writes .+B, 0 errors>", shown)
 
 
 def test_a_plan_with_errors_does_not_run(family: Family) -> None:

@@ -27,7 +27,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, errors_among
 from weightsmith.progress import Progress
 from weightsmith.recipes import Leaf, Recipe, Resolved, distinct_leaves
-from weightsmith.tensors import LazyTensor, ShardLayout
+from weightsmith.tensors import LazyTensor, ShardLayout, format_size
 from weightsmith.vocabularies import AlignedRows, Papers
 from weightsmith.wording import counted
 
@@ -210,6 +210,12 @@ class Plan:
     digest: str
     papers: Papers | None = None
     measured: tuple[PlannedTensor, ...] = ()
+
+    def __repr__(self) -> str:
+        # What a notebook shows; the fields of a large model's plan would be megabytes.
+        sizes = f"reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
+        errors = counted(len(self.errors), "error")
+        return f"<Plan of {counted(len(self.tensors), 'tensor')}: {sizes}, {errors}>"
 
     @cached_property
     def works(self) -> list[tuple[TensorWork, int]]:
