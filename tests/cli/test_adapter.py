@@ -307,6 +307,13 @@ def test_convert_there_and_back_is_the_same_change(adapters, capsys):
         np.testing.assert_allclose(before[name], after[name], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("family")
+def test_convert_counts_what_it_writes_whole(capsys):
+    run(capsys, "extract", "full", "base", "lora", "--rank", "2", "--quiet")
+    shown = run(capsys, "convert", "lora", "k.safetensors", "--to", "kohya", "--base", "base")
+    assert "  3 tensors of rank 2 and 2 whole in float32  " in shown
+
+
 def test_inspect_shows_ranks_sizes_and_directions(adapters, capsys):
     facts = json.loads(run(capsys, "inspect", "math-lora", "--base", "base", "--json"))
     rows = {row["tensor"]: row for row in facts["tensors"]}

@@ -121,7 +121,8 @@ class _Converted:
 def _blocks(converted: _Converted) -> Iterator[Block]:
     made, size = converted.made, format_size(converted.nbytes)
     ranks = ranks_text([t.rank for t in made.tensors])
-    what = f"{counted(len(made.tensors), 'tensor')} of rank {ranks} in {made.dtype}"
+    whole = f" and {len(made.whole):,} whole" if made.whole else ""
+    what = f"{counted(len(made.tensors), 'tensor')} of rank {ranks}{whole} in {made.dtype}"
     yield Data(f"{converted.out}  {made.dialect}  {what}  {size}")
     if made.error:
         yield f"lost at most {100 * made.error:.3g} % of a change"
