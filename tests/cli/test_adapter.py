@@ -350,6 +350,11 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(adapters, capsys):
     assert "0.5,0.5" in refused(capsys, "combine", "math-lora", "--out", "x", "--weights", "a,b")
     assert "exists" in refused(capsys, "extract", "math", "base", "math-lora", "--rank", "2")
     assert "ties" in refused(capsys, "combine", "math-lora", "--out", "x", "--method", "tie")
+    for made in (
+        ("resize", "math-lora", "x", "--rank", "1"),
+        ("combine", "math-lora", "--out", "x"),
+    ):
+        assert "code-lora' is an adapter" in refused(capsys, *made, "--base", "code-lora")
     wrong = refused(capsys, "extract", "math", "base", "x.safetensors", "--rank", "2")
     assert ".safetensors" in wrong
     (adapters / "notes").mkdir()

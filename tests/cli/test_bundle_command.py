@@ -86,6 +86,9 @@ def test_mistakes_are_told_in_one_line(family, capsys):
     assert execute(["bundle", "create", str(family / "emr.yaml"), str(out), "--quiet"]) == 0
     assert execute(["bundle", "extract", str(out), "prose", str(family / "one")]) != 0
     assert "'math', 'code'" in capsys.readouterr().err
+    (family / "loop").symlink_to(family / "loop")
+    assert execute(["bundle", "extract", str(family / "loop"), "code", str(family / "one")]) == 4
+    assert "is no folder: give a task bundle" in capsys.readouterr().err
     assert execute(["inspect", str(out)]) != 0
     assert "#TASK" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from weightsmith.checkpoints.formats.outside_base import Bases
 from weightsmith.checkpoints.formats.weights import BareAdapter, find_weights, read_weights
 from weightsmith.checkpoints.locate import Location, find_location
 from weightsmith.checkpoints.recognition import is_bundle, is_package
-from weightsmith.tensors import LazyTensor
+from weightsmith.tensors import LazyTensor, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def open_checkpoint(
 
 def open_task(bundle: Path, task: str, *, base: str | Path | None = None) -> Checkpoint:
     """One task of a task bundle, by its label or its number from 1; raises as `open_checkpoint` does."""
-    return _opened(Location(bundle.resolve(), task=task), f"{bundle}#{task}", base, {})
+    return _opened(Location(real(bundle), task=task), f"{bundle}#{task}", base, {})
 
 
 def _opened(

@@ -102,7 +102,9 @@ def _made(
     force: bool,
     progress: Progress | None,
 ) -> Combined:
-    """Run a recipe of adapters."""
+    """Run a recipe of adapters of a model; raises CheckpointError where its base is an adapter, which recipes allow."""
+    if "base_model" in document:
+        open_model(document["base_model"])
     plan = make_plan(Recipe.load(document))
     if not isinstance(plan.output, AdapterFolder):
         first = document["models"][0]["model"]["model"]["path"]
