@@ -441,6 +441,17 @@ def test_masks_scalars_and_tensors_without_elements_do_not_matter(tmp_path):
     assert by_key(report)["model.layers.0.mask"].change is None
 
 
+def test_a_norm_that_counts_its_batches_is_replaced_whole(tmp_path):
+    """The count beside its weight is an integer, which no adapter holds."""
+    count = {"model.norm.num_batches_tracked": torch.tensor(7)}
+    changes = {NORM: noise((12,)), Q: low_rank((12, 12), 2)}
+    base, tuned = pair(tmp_path, changes, base_tensors() | count)
+    adapter, _ = extract(tuned, base, rank=2)
+    write_adapter(adapter, tmp_path / "adapter", base=base)
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert [name for name in stored if "norm" in name] == ["base_model.model.model.norm.weight"]
+
+
 def test_equal_models_have_nothing_to_extract(tmp_path):
     base, tuned = pair(tmp_path, {})
     with pytest.raises(CompatibilityError, match="same weights"):

@@ -126,8 +126,7 @@ def _place(
     if module not in found.modules:
         found.modules.append(module)
         if base is not None:
-            below = [name for name in base.tensors if name.startswith(f"{module}.")]
-            found.saved.update({n: read_matrix(base.tensors[n]).astype(np.float32) for n in below})
+            found.saved.update(_floats_below(base, module))
     found.saved[target] = replaced[target]
 
 
@@ -145,5 +144,13 @@ def _keep_alike(found: Wholes, base: Checkpoint | None, modules: Collection[str]
                 f"PEFT would replace {shown(other)}, which has factors, together with {shown(like)}, as the path of "
                 "the one ends with that of the other; leave one of them out."
             )
-        below = [name for name in base.tensors if name.startswith(f"{other}.")]
-        found.saved.update({n: read_matrix(base.tensors[n]).astype(np.float32) for n in below})
+        found.saved.update(_floats_below(base, other))
+
+
+def _floats_below(base: Checkpoint, module: str) -> dict[str, Array]:
+    """The tensors of a module of the base; integers, such as a count of batches, stay as the base has them."""
+    return {
+        name: read_matrix(tensor).astype(np.float32)
+        for name, tensor in base.tensors.items()
+        if name.startswith(f"{module}.") and tensor.dtype.is_float
+    }
