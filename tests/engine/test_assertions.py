@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import weightsmith
-from weightsmith.errors import AssertionFailed
+from weightsmith.errors import AssertionFailed, RecipeError
 from weightsmith.graph.backends import native
 
 BACKENDS = ["torch", *(["native"] if native.available() else [])]
@@ -62,3 +63,23 @@ def test_a_reference_that_cannot_be_compared_fails_the_clause(
     other = folder(tmp_path, "other", steps=reference)
     with pytest.raises(AssertionFailed, match=said):
         merge(tmp_path, base, expert, other, backend)
+
+
+def test_a_reference_that_is_measured_over_the_model_is_refused_by_the_plan(tmp_path: Path) -> None:
+    base = folder(tmp_path, "base", steps=torch.zeros(3), weight=torch.ones(3))
+    expert = folder(tmp_path, "expert", steps=torch.ones(3), weight=torch.ones(3))
+    inner = {
+        "weightsmith": 1,
+        "merge_method": "ties",
+        "base_model": base,
+        "models": [{"model": expert}, {"model": expert}],
+    }
+    (tmp_path / "inner.yaml").write_text(json.dumps(inner))
+    with pytest.raises(
+        RecipeError, match=r"`equal .*` compares with a recipe whose method measures"
+    ):
+        merge(tmp_path, base, expert, str(tmp_path / "inner.yaml"), "auto")
+    weightsmith.merge(tmp_path / "inner.yaml", tmp_path / "inner")
+    halved = folder(tmp_path, "halved", steps=torch.full((3,), 0.5), weight=torch.ones(3))
+    with pytest.raises(AssertionFailed, match="'steps' differs in"):
+        merge(tmp_path, base, halved, str(tmp_path / "inner"), "auto")

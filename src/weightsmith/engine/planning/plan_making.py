@@ -20,10 +20,12 @@ from weightsmith.engine.planning.plan import (
     vocabulary_bytes,
 )
 from weightsmith.engine.planning.planned_tensors import PlannedTensor, planned_tensors, works_of
+from weightsmith.engine.planning.trace import Tracer
 from weightsmith.engine.planning.written_companions import result_papers
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.recipes import Opener, Recipe, Resolved, distinct_leaves
+from weightsmith.graph import source, statistic_of, walk
+from weightsmith.recipes import Opener, Recipe, Resolved, distinct_leaves, merges_in
 from weightsmith.tensors import ShardLayout, collection_paused, format_size, thread_count
 from weightsmith.vocabularies import AlignedRows, VocabularyChange
 
@@ -77,7 +79,13 @@ def _planned(
         threads=workers,
         memory_bytes=memory_bytes,
         tile_elements=tile,
-        findings=(*resolved.findings, *findings, *about_papers, *choice.findings),
+        findings=(
+            *resolved.findings,
+            *findings,
+            *about_papers,
+            *choice.findings,
+            *_assertion_findings(resolved),
+        ),
         digest=_digest(resolved, planned, layout, choice),
         papers=made,
         measured=measured,
@@ -90,6 +98,28 @@ def _without_vocabularies(resolved: Resolved) -> Resolved:
     if resolved.vocabulary is None:
         return resolved
     return replace(resolved, vocabulary=replace(resolved.vocabulary, change=VocabularyChange()))
+
+
+def _assertion_findings(resolved: Resolved) -> Iterator[Finding]:
+    """Errors for assertions whose references are merges by statistics of the whole model, which are not measured."""
+    tracer, outputs = Tracer(), {output.name: output for output in resolved.outputs}
+    for clause in resolved.assertions:
+        merged = {
+            reference.likeness: (name, reference)
+            for name, reference in zip(clause.tensors, clause.references, strict=False)
+            if any(merges_in(reference))
+        }
+        for name, reference in merged.values():
+            graph = tracer.formula_value(reference, outputs[name], lambda _: source(0))
+            if any(statistic_of(node) is not None for node in walk([graph])):
+                yield Finding(
+                    Severity.ERROR,
+                    "assertion",
+                    name,
+                    f"`{clause.text}` compares with a recipe whose method measures the whole model",
+                    "merge that recipe first, and name its output in its place",
+                )
+                break
 
 
 def _memory_findings(plan: Plan) -> list[Finding]:
