@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from weightsmith.graph.equal_magnitudes import model_ranks as model_ranks
     from weightsmith.graph.equal_magnitudes import rank_key as rank_key
     from weightsmith.graph.free_numbers import FreeNumber as FreeNumber
+    from weightsmith.graph.free_numbers import ValuedPath as ValuedPath
     from weightsmith.graph.free_numbers import free as free
     from weightsmith.graph.free_numbers import free_in as free_in
     from weightsmith.graph.free_numbers import refuse_hidden as refuse_hidden
@@ -112,14 +113,13 @@ if TYPE_CHECKING:
     from weightsmith.graph.singular import without_gradient as without_gradient
     from weightsmith.graph.site import Site as Site
     from weightsmith.graph.site import Statistic as Statistic
-    from weightsmith.graph.unknown import Assumption as Assumption
     from weightsmith.graph.unknown import NumberNotKnown as NumberNotKnown
-    from weightsmith.graph.unknown import assuming as assuming
+    from weightsmith.graph.unknown import followed as followed
+    from weightsmith.graph.unknown import following as following
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
         {
-            "Assumption": "weightsmith.graph.unknown",
             "Backend": "weightsmith.graph.passes",
             "Collect": "weightsmith.graph.passes",
             "CollectPart": "weightsmith.graph.passes",
@@ -151,13 +151,15 @@ else:
             "TilePass": "weightsmith.graph.passes",
             "TileResult": "weightsmith.graph.passes",
             "TorchBackend": "weightsmith.graph.backends.torch_backend",
+            "ValuedPath": "weightsmith.graph.free_numbers",
             "Value": "weightsmith.graph.graph",
             "above": "weightsmith.graph.graph",
             "add_all": "weightsmith.graph.graph",
             "adds_to": "weightsmith.graph.graph",
             "apply": "weightsmith.graph.graph",
             "arbitrary": "weightsmith.graph.singular",
-            "assuming": "weightsmith.graph.unknown",
+            "followed": "weightsmith.graph.unknown",
+            "following": "weightsmith.graph.unknown",
             "clamp": "weightsmith.graph.graph",
             "column_dot": "weightsmith.graph.by_column",
             "count": "weightsmith.graph.graph",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,34 @@ def valued(scalar: Scalar, values: Mapping[str, Any]) -> Any:
     """What arithmetic on free numbers gives for their values: floats, or torch scalars."""
     known = {node: values[number.name] for node, number in free_in([scalar]).items()}
     return evaluate_scalar(scalar, dict(known))
+
+
+class ValuedPath:
+    """Answers for free numbers by their values, or where they start, and notes what it said; see `unknown.Path`."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = values
+        self._said: dict[tuple[Callable[[Any, Any], Any], Any, Any], bool] = {}
+
+    def decide(self, comparison: Callable[[Any, Any], Any], number: Any, other: Any) -> bool:
+        """Whether a comparison holds for the values."""
+        found = _holds(comparison, number, other, self.values)
+        self._said[comparison, number, other] = found
+        return found
+
+    def is_same_for(self, values: Mapping[str, float]) -> bool:
+        """Whether everything that was said is so for other values too."""
+        return all(_holds(*asked, values) is found for asked, found in self._said.items())
+
+
+def _holds(
+    comparison: Callable[[Any, Any], Any], number: Any, other: Any, values: Mapping[str, float]
+) -> bool:
+    sides = [n for n in (number, other) if isinstance(n, Scalar)]
+    known = {n.name: values.get(n.name, n.start) for n in free_in(sides).values()}
+    return bool(
+        comparison(*(valued(n, known) if isinstance(n, Scalar) else n for n in (number, other)))
+    )
 
 
 def refuse_hidden(roots: Iterable[Node]) -> None:

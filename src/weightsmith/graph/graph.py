@@ -96,28 +96,28 @@ class Scalar(Node, Unknown):
         self.columns = columns
 
     def __add__(self, other: Number) -> Scalar:
-        return Scalar("add", (self, scalar(other)))
+        return _arithmetic("add", self, other)
 
     def __radd__(self, other: Number) -> Scalar:
-        return Scalar("add", (scalar(other), self))
+        return _arithmetic("add", other, self)
 
     def __sub__(self, other: Number) -> Scalar:
-        return Scalar("sub", (self, scalar(other)))
+        return _arithmetic("sub", self, other)
 
     def __rsub__(self, other: Number) -> Scalar:
-        return Scalar("sub", (scalar(other), self))
+        return _arithmetic("sub", other, self)
 
     def __mul__(self, other: Number) -> Scalar:
-        return Scalar("mul", (self, scalar(other)))
+        return _arithmetic("mul", self, other)
 
     def __rmul__(self, other: Number) -> Scalar:
-        return Scalar("mul", (scalar(other), self))
+        return _arithmetic("mul", other, self)
 
     def __truediv__(self, other: Number) -> Scalar:
-        return Scalar("div", (self, scalar(other)))
+        return _arithmetic("div", self, other)
 
     def __rtruediv__(self, other: Number) -> Scalar:
-        return Scalar("div", (scalar(other), self))
+        return _arithmetic("div", other, self)
 
     def __neg__(self) -> Scalar:
         return Scalar("neg", (self,))
@@ -130,6 +130,12 @@ class Scalar(Node, Unknown):
         if self.scope is not Scope.FREE:
             return frozenset()
         return frozenset(node.attributes[0].name for node in walk([self]) if node.op == "free")
+
+
+def _arithmetic(op: str, *operands: Operand) -> Scalar:
+    # The operators of values take numbers too.
+    numbers = [scalar(one) for one in operands if not isinstance(one, Value)]
+    return Scalar(op, tuple(numbers)) if len(numbers) == len(operands) else NotImplemented
 
 
 def _common_columns(scalars: Sequence[Scalar]) -> Columns | None:

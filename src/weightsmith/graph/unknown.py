@@ -1,23 +1,21 @@
 """Numbers that are not known while a graph is built: what Python may and may not do with them.
 
-A method is written in ordinary arithmetic, and arithmetic on such a number is a node of the graph. What Python itself
-would have to know (a comparison, a whole number of rounds, a truth value) raises `NumberNotKnown`, so nobody has to
-list which parameters of which methods are branched on. One question has an answer: a number that may be anything in an
-interval is taken to equal no particular number, and `assuming` notes what was taken so.
+A method is written in ordinary arithmetic, and arithmetic on such a number is a node of the graph. Where Python
+compares numbers, a `Path` answers for the values that the graph is first built for, and notes what it said: the graph
+is right for all values for which the answers are the same. What Python would need the number itself for (a whole number
+of rounds, a key of a table) raises `NumberNotKnown`. So nobody has to list what the methods do with their parameters.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from weightsmith.errors import WeightsmithError
 
-# (number, what it was taken not to equal)
-Assumption = tuple[Any, Any]
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "subtract": operator.sub,
@@ -26,7 +24,6 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "negative": operator.neg,
     "absolute": abs,
 }
-_assumed: ContextVar[list[Assumption] | None] = ContextVar("assumed", default=None)
 
 
 class NumberNotKnown(WeightsmithError):
@@ -39,21 +36,40 @@ class NumberNotKnown(WeightsmithError):
         self.names = names
 
 
+class Path(Protocol):
+    """What answers for unknown numbers, by the `values` of free numbers."""
+
+    @property
+    def values(self) -> Mapping[str, float]: ...
+
+    def decide(self, comparison: Callable[[Any, Any], Any], number: Any, other: Any) -> bool:
+        """Whether a comparison of an unknown number with another one, or with a known one, holds."""
+        ...
+
+
+_path: ContextVar[Path | None] = ContextVar("path", default=None)
+
+
 @contextmanager
-def assuming() -> Iterator[list[Assumption]]:
-    """Note, while a graph is built, which unknown numbers were taken to differ from which others."""
-    noted: list[Assumption] = []
-    token = _assumed.set(noted)
+def following(path: Path) -> Iterator[None]:
+    """Let a path answer for unknown numbers while a graph is built."""
+    token = _path.set(path)
     try:
-        yield noted
+        yield
     finally:
-        _assumed.reset(token)
+        _path.reset(token)
+
+
+def followed() -> Path | None:
+    """The path that answers for unknown numbers here."""
+    return _path.get()
 
 
 class Unknown:
-    """What numbers of a graph answer to Python's questions; nodes compare by identity otherwise."""
+    """What numbers of a graph answer to Python's questions; those that need a pass are compared by identity only."""
 
     __slots__ = ()
+    __hash__ = object.__hash__
 
     def unknown_names(self) -> frozenset[str]:
         """The free numbers that this one is made of alone; none where it needs tensors too, or nothing."""
@@ -65,23 +81,36 @@ class Unknown:
             raise NumberNotKnown(names)
         raise TypeError("a number of a graph is known only after a pass")
 
+    def _decide(self, comparison: Callable[[Any, Any], Any], other: object) -> bool:
+        path = _path.get()
+        if path is None or not self.unknown_names():
+            self._refuse()
+        return path.decide(comparison, self, other)
+
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if not isinstance(other, (int, float, Unknown)) or not self.unknown_names():
+        is_number = isinstance(other, (int, float))
+        if not is_number and not (isinstance(other, Unknown) and other.unknown_names()):
             return NotImplemented
-        noted = _assumed.get()
-        if noted is not None:
-            noted.append((self, other))
-        elif not isinstance(other, Unknown):
-            self._refuse()
-        return False
-
-    def __hash__(self) -> int:
-        return object.__hash__(self)
+        if not self.unknown_names() or (_path.get() is None and not is_number):
+            return NotImplemented
+        return self._decide(operator.eq, other)
 
     def __bool__(self) -> bool:
         return bool(self != 0.0) if self.unknown_names() else True
+
+    def __lt__(self, other: object) -> bool:
+        return self._decide(operator.lt, other)
+
+    def __le__(self, other: object) -> bool:
+        return self._decide(operator.le, other)
+
+    def __gt__(self, other: object) -> bool:
+        return self._decide(operator.gt, other)
+
+    def __ge__(self, other: object) -> bool:
+        return self._decide(operator.ge, other)
 
     def __float__(self) -> float:
         self._refuse()
@@ -105,18 +134,6 @@ class Unknown:
         self._refuse()
 
     def __mod__(self, other: object) -> NoReturn:
-        self._refuse()
-
-    def __lt__(self, other: object) -> bool:
-        self._refuse()
-
-    def __le__(self, other: object) -> bool:
-        self._refuse()
-
-    def __gt__(self, other: object) -> bool:
-        self._refuse()
-
-    def __ge__(self, other: object) -> bool:
         self._refuse()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.resolution.formula import Same as Same
     from weightsmith.recipes.resolution.formula import Sum as Sum
     from weightsmith.recipes.resolution.formula import distinct_leaves as distinct_leaves
+    from weightsmith.recipes.resolution.formula import formulas_in as formulas_in
     from weightsmith.recipes.resolution.formula import merges_in as merges_in
     from weightsmith.recipes.resolution.free_formulas import Values as Values
     from weightsmith.recipes.resolution.free_formulas import numbers_of as numbers_of
@@ -97,6 +98,7 @@ else:
             "complete": "weightsmith.recipes.resolution.filling",
             "distinct_leaves": "weightsmith.recipes.resolution.formula",
             "fill": "weightsmith.recipes.resolution.filling",
+            "formulas_in": "weightsmith.recipes.resolution.formula",
             "free": "weightsmith.recipes.language.expressions",
             "is_encodable": "weightsmith.recipes.language.document",
             "layer_origins": "weightsmith.recipes.resolution.boundary_findings",

@@ -20,6 +20,7 @@ from weightsmith.methods import registry
 from weightsmith.recipes.language.free_calls import (
     Amount,
     FreeCall,
+    equals,
     extremes,
     free_calls,
     is_free_call,
@@ -82,7 +83,7 @@ class Combination:
         coefficients: dict[Atom, Amount] = {}
         for coefficient, atom in (*self.terms, *other.terms):
             coefficients[atom] = coefficients.get(atom, 0.0) + coefficient
-        kept = ((c, atom) for atom, c in coefficients.items() if isinstance(c, Scalar) or c != 0.0)
+        kept = ((c, atom) for atom, c in coefficients.items() if not equals(c, 0.0))
         return Combination(tuple(kept))
 
 
@@ -151,7 +152,7 @@ def sole_name(combination: Combination) -> str | None:
 def is_atom(combination: Combination) -> bool:
     """Whether a combination is a checkpoint, or what a method gives, as it is."""
     terms = combination.terms
-    return len(terms) == 1 and not isinstance(terms[0][0], Scalar) and terms[0][0] == 1.0
+    return len(terms) == 1 and equals(terms[0][0], 1.0)
 
 
 def parse_expression(

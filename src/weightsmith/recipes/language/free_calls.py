@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import FreeNumber, Scalar, free, free_in, valued
+from weightsmith.graph import FreeNumber, Scalar, followed, free, free_in, valued
 
 _LAMBDA = re.compile(r"\blambda\s*=")
 _SPELLED_LAMBDA = re.compile(r"\blambda_\s*=")
@@ -117,15 +117,31 @@ def extremes(amount: Amount) -> list[float]:
     return [float(valued(amount, {n.name: getattr(n, end) for n in numbers})) for end in ends]
 
 
+def equals(amount: Amount, number: float) -> bool:
+    """Whether an amount is a number; one that is to be found is none, unless a path is followed where it is."""
+    if isinstance(amount, Scalar) and followed() is None:
+        return False
+    return amount == number
+
+
 def samples(amounts: list[Amount]) -> list[list[float]]:
-    """The amounts at a few values of their free numbers, between which they have nothing to do with each other."""
+    """The amounts at the values of the path that is followed, else at a few that have nothing to do with each other."""
     nodes = [amount for amount in amounts if isinstance(amount, Scalar)]
     numbers = list(free_in(nodes).values())
-    found = []
-    for share in (0.145898, 0.527864, 0.909830) if numbers else (0.0,):
-        spread = {
-            number.name: number.low + (number.high - number.low) * ((share + 0.618034 * i) % 1.0)
-            for i, number in enumerate(numbers)
-        }
-        found.append([float(valued(a, spread)) if isinstance(a, Scalar) else a for a in amounts])
-    return found
+    path = followed()
+    if path is not None:
+        given = [{n.name: path.values.get(n.name, n.start) for n in numbers}]
+    else:
+        given = [_spread(numbers, share) for share in (0.145898, 0.527864, 0.909830)]
+    return [
+        [float(valued(a, values)) if isinstance(a, Scalar) else a for a in amounts]
+        for values in given
+    ]
+
+
+def _spread(numbers: Sequence[FreeNumber], share: float) -> dict[str, float]:
+    """Values between the bounds, those of one number far from those of the next."""
+    return {
+        number.name: number.low + (number.high - number.low) * ((share + 0.618034 * i) % 1.0)
+        for i, number in enumerate(numbers)
+    }

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from weightsmith.findings import Severity
-from weightsmith.graph import Scalar
 from weightsmith.methods import METRICS
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
@@ -411,9 +410,8 @@ def _enough(treatment: MethodPlan, count: int) -> bool:
 
 
 def _is_plain(shared: Assignments, own: Assignments) -> bool:
-    """Whether passthrough copies its input: no scale, or one of exactly 1, which a free number is not."""
-    given = [value for _, value in (*shared, *own) if value is not None]
-    return not any(isinstance(value, Scalar) or value != 1.0 for value in given)
+    """Whether passthrough copies its input: no scale, or one of exactly 1."""
+    return all(value is None or value == 1.0 for _, value in (*shared, *own))
 
 
 def _origin(item: OutputTensor) -> str:

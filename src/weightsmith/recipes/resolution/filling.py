@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from weightsmith.checkpoints import BareAdapter
 from weightsmith.errors import RecipeError
-from weightsmith.graph import FreeNumber, free_in
+from weightsmith.graph import FreeNumber, ValuedPath, following, free_in
 from weightsmith.naming import nearest
 from weightsmith.recipes.language.free_forms import FreeForm, rewritten
 from weightsmith.recipes.language.free_recipes import (
@@ -36,12 +36,23 @@ class OpenRecipe:
     """A recipe with free numbers: `numbers` by name, in the order of the recipe.
 
     `resolved` has the formulas with the numbers in them, None where the models are adapters, whose recipe alone tells
-    all of them.
+    all of them. It is what `path` says: for values of which something else is true `resolved_for` gives another.
     """
 
     recipe: Recipe
+    opened: Opened | None
     numbers: Mapping[str, FreeNumber]
     resolved: Resolved | None
+    path: ValuedPath
+
+    def resolved_for(self, values: Values) -> OpenRecipe:
+        """The same with the formulas that stand for these values."""
+        if self.resolved is None or self.path.is_same_for(values):
+            return self
+        path = ValuedPath(values)
+        with following(path):
+            resolved = resolve(self.recipe, self.opened)
+        return replace(self, resolved=resolved, path=path)
 
     def tensors(self) -> Counter[str]:
         """How many tensors each number is in."""
@@ -58,18 +69,20 @@ def open_recipe(recipe: Recipe, opened: Opened | None = None) -> OpenRecipe | No
     if not has_free(recipe.document):
         return None
     numbers = {number.name: number for number in written_numbers(recipe.document)}
+    path = ValuedPath({})
     try:
-        resolved = resolve(recipe, opened)
+        with following(path):
+            resolved = resolve(recipe, opened)
     except BareAdapter:
         if needs_headers(recipe.document):
             raise RecipeError(
                 "Numbers per layer, tensor or role are for merges of checkpoints; the models of this recipe are "
                 "adapters."
             ) from None
-        return OpenRecipe(recipe, numbers, None)
+        return OpenRecipe(recipe, opened, numbers, None, path)
     every = (*resolved.outputs, *resolved.measured)
     numbers |= {number.name: number for number in numbers_of(every)}
-    return OpenRecipe(recipe, numbers, resolved)
+    return OpenRecipe(recipe, opened, numbers, resolved, path)
 
 
 def fill(recipe: Recipe, values: Values | Literal["start"], opened: Opened | None = None) -> Recipe:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from weightsmith.graph import FreeNumber, Scalar, free_in, valued
+from weightsmith.recipes.language.modifier_calls import Modification
 from weightsmith.recipes.resolution.formula import (
     Cast,
     Formula,
@@ -46,15 +47,9 @@ def with_numbers(formula: Formula, values: Values) -> Formula:
     return _merge_with(formula, values) if isinstance(formula, Merge) else formula
 
 
-def _sum_with(formula: Sum, values: Values) -> Formula:
+def _sum_with(formula: Sum, values: Values) -> Sum:
     terms = tuple((_number(c, values), with_numbers(f, values)) for c, f in formula.terms)
-    if all(
-        new[0] is old[0] and new[1] is old[1] for new, old in zip(terms, formula.terms, strict=True)
-    ):
-        return formula
-    kept = tuple((c, f) for c, f in terms if isinstance(c, Scalar) or c != 0.0)
-    alone = len(kept) == 1 and not isinstance(kept[0][0], Scalar) and kept[0][0] == 1.0
-    return kept[0][1] if alone else Sum(kept)
+    return formula if _is_same(terms, formula.terms) else Sum(terms)
 
 
 def _merge_with(merge: Merge, values: Values) -> Merge:
@@ -67,7 +62,7 @@ def _merge_with(merge: Merge, values: Values) -> Merge:
     news = {
         "shared": assigned(merge.shared),
         "per_expert": tuple(map(assigned, merge.per_expert)),
-        "modifiers": tuple(replace(m, parameters=assigned(m.parameters)) for m in merge.modifiers),
+        "modifiers": tuple(_modified(one, values) for one in merge.modifiers),
         "base": filled(merge.base),
         "origin": filled(merge.origin),
         "experts": tuple(map(filled, merge.experts)),
@@ -77,12 +72,15 @@ def _merge_with(merge: Merge, values: Values) -> Merge:
 
 
 def _is_same(new: Any, old: Any) -> bool:
-    """Equality that asks no free number for its value."""
+    """Whether nothing was put in place; by identity, since numbers that are equal would be asked whether they are."""
     if isinstance(new, tuple) and isinstance(old, tuple):
         return len(new) == len(old) and all(map(_is_same, new, old))
-    return new is old or (
-        not isinstance(new, Scalar) and not isinstance(old, Scalar) and new == old
-    )
+    return new is old
+
+
+def _modified(one: Modification, values: Values) -> Modification:
+    news = tuple((key, _number(value, values)) for key, value in one.parameters)
+    return one if _is_same(news, one.parameters) else replace(one, parameters=news)
 
 
 def _number(given: Any, values: Values) -> Any:
