@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from weightsmith.packages.packing import pack as pack_delta
     from weightsmith.packages.unpacking import unpack as unpack_delta
     from weightsmith.recipes import Recipe as Recipe
+    from weightsmith.recipes import free as free
     from weightsmith.reports.making import report as report
 
     # Names that are called otherwise where they come from are handed on by this list alone.
@@ -54,6 +55,7 @@ else:
             "diff": "weightsmith.inspection.checkpoint_difference:compare_checkpoints",
             "evaluate": "weightsmith.evaluation.scoring",
             "extract_adapter": "weightsmith.engine.adapter_api",
+            "free": "weightsmith.recipes",
             "inspect": "weightsmith.inspection.checkpoint_summary:summarize_checkpoint",
             "inspect_adapter": "weightsmith.engine.adapter_api",
             "league": "weightsmith.comparison.ranking",

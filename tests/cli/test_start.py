@@ -25,7 +25,8 @@ UNUSED_MODULES = """
     graph.backends.torch_backend
     inspection.explanation inspection.method_facts inspection.vocabulary_summary
     patterns.matching patterns.syntax
-    recipes.language.expressions recipes.language.export recipes.resolution.tokenizers
+    recipes.language.expression_reading recipes.language.expressions recipes.language.export
+    recipes.language.free_calls recipes.language.value_files recipes.resolution.tokenizers
     tensors.compressed tensors.pickles.pickle_reader
     tokenizers.tokenizer_library tokenizers.union tokenizers.vocabulary
     vocabularies.rules vocabularies.maps vocabularies.table_alignment

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Recipe, load
-from weightsmith.recipes.language.expressions import Call, Combination, Name, checkpoint, methods
-from weightsmith.recipes.language.expressions import parse_expression as parse
+from weightsmith.recipes.language.expression_reading import Call, Combination, Name
+from weightsmith.recipes.language.expression_reading import parse_expression as parse
+from weightsmith.recipes.language.expressions import checkpoint, methods
 from weightsmith.recipes.resolution.formula import Leaf, Merge, Same, Sum
 
 NORM = "model.norm.weight"

@@ -113,6 +113,15 @@ def overrides_option(command: Command) -> Command:
     )(command)
 
 
+def values_option(command: Command) -> Command:
+    """Add --values."""
+    return click.option(
+        "--values",
+        metavar="FILE|start",
+        help="Values of the recipe's free numbers, names to numbers as YAML or JSON; start: those they start from.",
+    )(command)
+
+
 def inputs_option(command: Command) -> Command:
     """Add --input."""
     return click.option(

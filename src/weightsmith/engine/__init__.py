@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.records.verify import Verification as Verification
     from weightsmith.engine.records.verify import replay_output as replay_output
     from weightsmith.engine.records.verify import verify_output as verify_output
+    from weightsmith.engine.running.evaluating import FreeMerge as FreeMerge
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
     from weightsmith.engine.running.job_facts import JobSettings as JobSettings
     from weightsmith.engine.running.measuring import count_differing as count_differing
@@ -58,6 +59,7 @@ else:
             "Action": "weightsmith.engine.planning.planned_tensors",
             "BehindInput": "weightsmith.engine.records.manifest",
             "Combined": "weightsmith.engine.adapter_api",
+            "FreeMerge": "weightsmith.engine.running.evaluating",
             "Input": "weightsmith.engine.records.manifest",
             "JobSettings": "weightsmith.engine.running.job_facts",
             "Journal": "weightsmith.engine.records.journal",

@@ -23,7 +23,7 @@ from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.graph import EqualMagnitudes, Site, Value, source
 from weightsmith.methods import modifiers, registry
 from weightsmith.progress import Progress
-from weightsmith.recipes import Expression, Recipe, checkpoint, coarsest
+from weightsmith.recipes import Expression, Recipe, Values, checkpoint, coarsest
 from weightsmith.tensors import DType, Kind, Place
 from weightsmith.wording import literal
 
@@ -63,6 +63,7 @@ def merge(
     recipe: RecipeLike,
     out: str | Path,
     *,
+    values: Values | Literal["start"] | None = None,
     memory_bytes: int = DEFAULT_MEMORY,
     threads: int | None = None,
     device: str = "cpu",
@@ -73,11 +74,14 @@ def merge(
 ) -> Manifest:
     """Merge checkpoints by a recipe into the new folder `out` and return its manifest.
 
-    An interrupted merge is continued by the same call. `memory_bytes` bounds anonymous memory (default
-    256 MiB), `threads` defaults to the number of cores. Raises a WeightsmithError whose sentence says what to do.
+    `values` are those of free numbers by name, "start" for the ones that they start from; what is on record is the
+    recipe with them. An interrupted merge is continued by the same call. `memory_bytes` bounds anonymous memory
+    (default 256 MiB), `threads` defaults to the number of cores. Raises a WeightsmithError whose sentence says what to
+    do.
     """
     made = make_plan(
         as_recipe(recipe),
+        values=values,
         threads=threads,
         memory_bytes=memory_bytes,
         device=device,

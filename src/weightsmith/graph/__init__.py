@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from weightsmith.graph.equal_magnitudes import EqualMagnitudes as EqualMagnitudes
     from weightsmith.graph.equal_magnitudes import model_ranks as model_ranks
     from weightsmith.graph.equal_magnitudes import rank_key as rank_key
+    from weightsmith.graph.free_numbers import FreeNumber as FreeNumber
+    from weightsmith.graph.free_numbers import ValuedPath as ValuedPath
+    from weightsmith.graph.free_numbers import free as free
+    from weightsmith.graph.free_numbers import free_in as free_in
+    from weightsmith.graph.free_numbers import refuse_hidden as refuse_hidden
+    from weightsmith.graph.free_numbers import valued as valued
     from weightsmith.graph.graph import Cut as Cut
     from weightsmith.graph.graph import Extent as Extent
     from weightsmith.graph.graph import Node as Node
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
     from weightsmith.graph.passes import ShareOf as ShareOf
     from weightsmith.graph.passes import TilePass as TilePass
     from weightsmith.graph.passes import TileResult as TileResult
+    from weightsmith.graph.passes import evaluate_scalar as evaluate_scalar
     from weightsmith.graph.passes import has_row_nodes as has_row_nodes
     from weightsmith.graph.passes import is_row_reduction as is_row_reduction
     from weightsmith.graph.passes import matrix_nodes as matrix_nodes
@@ -106,6 +113,9 @@ if TYPE_CHECKING:
     from weightsmith.graph.singular import without_gradient as without_gradient
     from weightsmith.graph.site import Site as Site
     from weightsmith.graph.site import Statistic as Statistic
+    from weightsmith.graph.unknown import NumberNotKnown as NumberNotKnown
+    from weightsmith.graph.unknown import followed as followed
+    from weightsmith.graph.unknown import following as following
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
@@ -120,11 +130,13 @@ else:
             "Equal": "weightsmith.graph.passes",
             "EqualMagnitudes": "weightsmith.graph.equal_magnitudes",
             "Extent": "weightsmith.graph.graph",
+            "FreeNumber": "weightsmith.graph.free_numbers",
             "Gate": "weightsmith.graph.order",
             "HistogramPart": "weightsmith.graph.passes",
             "ModelStatistic": "weightsmith.graph.model_statistics",
             "Node": "weightsmith.graph.graph",
             "Number": "weightsmith.graph.graph",
+            "NumberNotKnown": "weightsmith.graph.unknown",
             "Operand": "weightsmith.graph.graph",
             "PassSpec": "weightsmith.graph.passes",
             "Request": "weightsmith.graph.passes",
@@ -139,23 +151,29 @@ else:
             "TilePass": "weightsmith.graph.passes",
             "TileResult": "weightsmith.graph.passes",
             "TorchBackend": "weightsmith.graph.backends.torch_backend",
+            "ValuedPath": "weightsmith.graph.free_numbers",
             "Value": "weightsmith.graph.graph",
             "above": "weightsmith.graph.graph",
             "add_all": "weightsmith.graph.graph",
             "adds_to": "weightsmith.graph.graph",
             "apply": "weightsmith.graph.graph",
             "arbitrary": "weightsmith.graph.singular",
+            "followed": "weightsmith.graph.unknown",
+            "following": "weightsmith.graph.unknown",
             "clamp": "weightsmith.graph.graph",
             "column_dot": "weightsmith.graph.by_column",
             "count": "weightsmith.graph.graph",
             "differentiable": "weightsmith.graph.singular",
             "dot": "weightsmith.graph.graph",
             "evaluate_model": "weightsmith.graph.backends.torch_memory",
+            "evaluate_scalar": "weightsmith.graph.passes",
             "exact": "weightsmith.graph.singular",
             "exact_sum": "weightsmith.graph.scalars",
             "exp": "weightsmith.graph.graph",
             "falling": "weightsmith.graph.singular",
             "floor_of_share": "weightsmith.graph.shares",
+            "free": "weightsmith.graph.free_numbers",
+            "free_in": "weightsmith.graph.free_numbers",
             "gate_for": "weightsmith.graph.order",
             "gram_spectrum": "weightsmith.graph.singular",
             "has_row_nodes": "weightsmith.graph.passes",
@@ -177,6 +195,7 @@ else:
             "peak": "weightsmith.graph.graph",
             "rank_key": "weightsmith.graph.equal_magnitudes",
             "reduction_levels": "weightsmith.graph.passes",
+            "refuse_hidden": "weightsmith.graph.free_numbers",
             "rounded": "weightsmith.graph.graph",
             "row_blocks": "weightsmith.graph.range_finder",
             "row_rank": "weightsmith.graph.graph",
@@ -198,6 +217,7 @@ else:
             "use_one_thread": "weightsmith.graph.backends.torch_backend",
             "used_sources": "weightsmith.graph.passes",
             "value": "weightsmith.graph.graph",
+            "valued": "weightsmith.graph.free_numbers",
             "walk": "weightsmith.graph.graph",
             "walked": "weightsmith.graph.equal_graphs",
             "where": "weightsmith.graph.graph",

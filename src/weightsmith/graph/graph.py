@@ -7,7 +7,7 @@ and returns one `Value`. Three kinds of node exist:
   is float64); comparisons give masks, which are values that hold 0 or 1.
 * `Scalar` - one float64 number that is known only after a streamed reduction, or arithmetic on such numbers.
   Its *scope* says how many there are: one per column of a view (`columns.Columns`), per row (last axis), per tensor,
-  or per model.
+  or per model. A *free* number (`free_numbers`) is one that no pass gives: it is known when the graph is evaluated.
 * `Cut`    - an exact order statistic: the k-th largest element and its flat index, so that "the k largest, ties
   to the lower index" is one comparison and no sort.
 
@@ -25,6 +25,7 @@ from typing import Any
 from weightsmith.errors import UsageError
 from weightsmith.graph.columns import Columns
 from weightsmith.graph.model_statistics import ModelStatistic
+from weightsmith.graph.unknown import Unknown
 from weightsmith.tensors import DType
 
 Attributes = tuple[Any, ...]
@@ -35,14 +36,16 @@ Rule = str | Callable[[int], int]
 class Scope(enum.IntEnum):
     """Over what a reduction runs; the finer scope wins when scalars of two scopes meet.
 
-    Numbers per row are known within a tile. Those per column are known after a pass, as one vector of the tensor.
+    Free numbers are known before any pass. Numbers per row are known within a tile. Those per column are known after a
+    pass, as one vector of the tensor.
     """
 
     LITERAL = 0
-    MODEL = 1
-    TENSOR = 2
-    ROW = 3
-    COLUMN = 4
+    FREE = 1
+    MODEL = 2
+    TENSOR = 3
+    ROW = 4
+    COLUMN = 5
 
 
 # What a reduction runs over: a row or tensor, or the whole model, where it needs a name (`Site.over_model`).
@@ -69,8 +72,8 @@ class Node:
         return twin
 
 
-class Scalar(Node):
-    """A float64 number that a reduction, or arithmetic on reductions, will give."""
+class Scalar(Node, Unknown):
+    """A float64 number that reductions or free numbers, or arithmetic on them, will give."""
 
     __slots__ = ("columns", "scope")
     scope: Scope
@@ -93,31 +96,46 @@ class Scalar(Node):
         self.columns = columns
 
     def __add__(self, other: Number) -> Scalar:
-        return Scalar("add", (self, scalar(other)))
+        return _arithmetic("add", self, other)
 
     def __radd__(self, other: Number) -> Scalar:
-        return Scalar("add", (scalar(other), self))
+        return _arithmetic("add", other, self)
 
     def __sub__(self, other: Number) -> Scalar:
-        return Scalar("sub", (self, scalar(other)))
+        return _arithmetic("sub", self, other)
 
     def __rsub__(self, other: Number) -> Scalar:
-        return Scalar("sub", (scalar(other), self))
+        return _arithmetic("sub", other, self)
 
     def __mul__(self, other: Number) -> Scalar:
-        return Scalar("mul", (self, scalar(other)))
+        return _arithmetic("mul", self, other)
 
     def __rmul__(self, other: Number) -> Scalar:
-        return Scalar("mul", (scalar(other), self))
+        return _arithmetic("mul", other, self)
 
     def __truediv__(self, other: Number) -> Scalar:
-        return Scalar("div", (self, scalar(other)))
+        return _arithmetic("div", self, other)
 
     def __rtruediv__(self, other: Number) -> Scalar:
-        return Scalar("div", (scalar(other), self))
+        return _arithmetic("div", other, self)
 
     def __neg__(self) -> Scalar:
         return Scalar("neg", (self,))
+
+    def __abs__(self) -> Scalar:
+        return Scalar("apply", (self,), (abs,))
+
+    def unknown_names(self) -> frozenset[str]:
+        """The names of the free numbers in it, where it is made of nothing else that has to be known."""
+        if self.scope is not Scope.FREE:
+            return frozenset()
+        return frozenset(node.attributes[0].name for node in walk([self]) if node.op == "free")
+
+
+def _arithmetic(op: str, *operands: Operand) -> Scalar:
+    # The operators of values take numbers too.
+    numbers = [scalar(one) for one in operands if not isinstance(one, Value)]
+    return Scalar(op, tuple(numbers)) if len(numbers) == len(operands) else NotImplemented
 
 
 def _common_columns(scalars: Sequence[Scalar]) -> Columns | None:

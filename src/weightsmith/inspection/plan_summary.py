@@ -69,6 +69,27 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeRow:
+    """A free number, and how many tensors are made with it."""
+
+    name: str
+    low: float
+    high: float
+    start: float
+    tensors: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.name,
+            "low": self.low,
+            "high": self.high,
+            "start": self.start,
+            "tensors": self.tensors,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class PlanSummary:
     """All that `weightsmith plan` shows."""
 
@@ -87,12 +108,14 @@ class PlanSummary:
     findings: tuple[Finding, ...]
     errors: int
     vocabulary: VocabularySummary | None = None
+    free: tuple[FreeRow, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
         vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary.to_mapping()}
+        free = {"free": [row.to_mapping() for row in self.free]} if self.free else {}
         return {
-            "runnable": not self.errors,
+            "runnable": not self.errors and not self.free,
             "digest": self.digest,
             "inputs": [row.to_mapping() for row in self.inputs],
             "computed": [row.to_mapping() for row in self.steps],
@@ -105,6 +128,7 @@ class PlanSummary:
             "backend": self.backend,
             "threads": self.threads,
             **vocabulary,
+            **free,
             "findings": [finding.to_mapping() for finding in self.findings],
         }
 
@@ -127,6 +151,17 @@ def summarize_plan(plan: Plan) -> PlanSummary:
         findings=plan.findings,
         errors=len(plan.errors),
         vocabulary=_vocabulary(plan),
+        free=_free(plan),
+    )
+
+
+def _free(plan: Plan) -> tuple[FreeRow, ...]:
+    if plan.free is None:
+        return ()
+    counts = plan.free.tensors()
+    return tuple(
+        FreeRow(number.name, number.low, number.high, number.start, counts[number.name])
+        for number in plan.free.numbers.values()
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.document import parse_documents as parse_documents
     from weightsmith.recipes.language.expressions import Expression as Expression
     from weightsmith.recipes.language.expressions import checkpoint as checkpoint
+    from weightsmith.recipes.language.expressions import free as free
     from weightsmith.recipes.language.mentioned import merged_references as merged_references
     from weightsmith.recipes.language.mentioned import other_references as other_references
     from weightsmith.recipes.language.model_references import reference_data as reference_data
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.recipe import load as load
     from weightsmith.recipes.language.schema import BundleForm as BundleForm
     from weightsmith.recipes.language.schema import RecipeDocument as RecipeDocument
+    from weightsmith.recipes.language.value_files import read_values as read_values
     from weightsmith.recipes.language.without import without as without
     from weightsmith.recipes.resolution.boundary_findings import LayerOrigin as LayerOrigin
     from weightsmith.recipes.resolution.boundary_findings import Seam as Seam
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from weightsmith.recipes.resolution.boundary_findings import repeated_layers as repeated_layers
     from weightsmith.recipes.resolution.boundary_findings import seams_of as seams_of
     from weightsmith.recipes.resolution.combine import coarsest as coarsest
+    from weightsmith.recipes.resolution.filling import OpenRecipe as OpenRecipe
+    from weightsmith.recipes.resolution.filling import complete as complete
+    from weightsmith.recipes.resolution.filling import fill as fill
+    from weightsmith.recipes.resolution.filling import open_recipe as open_recipe
     from weightsmith.recipes.resolution.formula import Assertion as Assertion
     from weightsmith.recipes.resolution.formula import Cast as Cast
     from weightsmith.recipes.resolution.formula import Formula as Formula
@@ -50,7 +56,11 @@ if TYPE_CHECKING:
     from weightsmith.recipes.resolution.formula import Same as Same
     from weightsmith.recipes.resolution.formula import Sum as Sum
     from weightsmith.recipes.resolution.formula import distinct_leaves as distinct_leaves
+    from weightsmith.recipes.resolution.formula import formulas_in as formulas_in
     from weightsmith.recipes.resolution.formula import merges_in as merges_in
+    from weightsmith.recipes.resolution.free_formulas import Values as Values
+    from weightsmith.recipes.resolution.free_formulas import numbers_of as numbers_of
+    from weightsmith.recipes.resolution.free_formulas import with_numbers as with_numbers
     from weightsmith.recipes.resolution.resolve import Opener as Opener
     from weightsmith.recipes.resolution.resolve import opener_of as opener_of
     from weightsmith.recipes.resolution.resolve import resolve as resolve
@@ -71,6 +81,7 @@ else:
             "MeasuredLeaves": "weightsmith.recipes.resolution.formula",
             "Merge": "weightsmith.recipes.resolution.formula",
             "Modification": "weightsmith.recipes.language.modifier_calls",
+            "OpenRecipe": "weightsmith.recipes.resolution.filling",
             "Opener": "weightsmith.recipes.resolution.resolve",
             "OutputTensor": "weightsmith.recipes.resolution.formula",
             "Place": "weightsmith.recipes.language.document",
@@ -80,24 +91,33 @@ else:
             "Same": "weightsmith.recipes.resolution.formula",
             "Seam": "weightsmith.recipes.resolution.boundary_findings",
             "Sum": "weightsmith.recipes.resolution.formula",
+            "Values": "weightsmith.recipes.resolution.free_formulas",
             "YamlDocument": "weightsmith.recipes.language.document",
             "checkpoint": "weightsmith.recipes.language.expressions",
             "coarsest": "weightsmith.recipes.resolution.combine",
+            "complete": "weightsmith.recipes.resolution.filling",
             "distinct_leaves": "weightsmith.recipes.resolution.formula",
+            "fill": "weightsmith.recipes.resolution.filling",
+            "formulas_in": "weightsmith.recipes.resolution.formula",
+            "free": "weightsmith.recipes.language.expressions",
             "is_encodable": "weightsmith.recipes.language.document",
             "layer_origins": "weightsmith.recipes.resolution.boundary_findings",
             "load": "weightsmith.recipes.language.recipe",
             "merged_references": "weightsmith.recipes.language.mentioned",
             "merges_in": "weightsmith.recipes.resolution.formula",
+            "numbers_of": "weightsmith.recipes.resolution.free_formulas",
+            "open_recipe": "weightsmith.recipes.resolution.filling",
             "opener_of": "weightsmith.recipes.resolution.resolve",
             "other_references": "weightsmith.recipes.language.mentioned",
             "override": "weightsmith.recipes.language.overrides",
             "parse_documents": "weightsmith.recipes.language.document",
+            "read_values": "weightsmith.recipes.language.value_files",
             "reference_data": "weightsmith.recipes.language.model_references",
             "refuse_other_kinds": "weightsmith.recipes.language.other_documents",
             "repeated_layers": "weightsmith.recipes.resolution.boundary_findings",
             "resolve": "weightsmith.recipes.resolution.resolve",
             "seams_of": "weightsmith.recipes.resolution.boundary_findings",
+            "with_numbers": "weightsmith.recipes.resolution.free_formulas",
             "without": "weightsmith.recipes.language.without",
         },
     )

@@ -19,6 +19,7 @@ from weightsmith.cli.options import (
     report_option,
     run_options,
     size,
+    values_option,
 )
 from weightsmith.cli.presenting import show_findings
 from weightsmith.cli.progress_lines import open_progress
@@ -39,11 +40,13 @@ _MOST_LOSSES = 5
     examples=(
         "merge ties.yaml merged",
         "merge ties.yaml merged --memory 1GiB --threads 8",
+        "merge free.yaml merged --values found.yaml",
     ),
 )
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @overrides_option
+@values_option
 @run_options
 @click.option("--shard-size", type=size, help="Largest size of a weights file, such as 5GB.")
 @click.option("--ray", metavar="ADDRESS|auto", help="Compute on a Ray cluster with shared storage.")
@@ -52,6 +55,7 @@ def merge(
     recipe: Path,
     out: Path,
     overrides: tuple[str, ...],
+    values: str | None,
     shard_size: int | None,
     ray: str | None,
     report_file: Path | None,
@@ -65,7 +69,7 @@ def merge(
     begun = time.monotonic()
     how = RunOptions(**run)
     with interruptible(out):
-        made = planned(recipe, overrides, how, shard_size=shard_size)
+        made = planned(recipe, overrides, how, shard_size=shard_size, values=values)
         _check_report(report_file, out, made)
         if not how.quiet and not made.errors:
             show_findings(made.findings, to_stderr=True)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import Machine, json_option, machine_options, overrides_option
+from weightsmith.cli.options import (
+    Machine,
+    json_option,
+    machine_options,
+    overrides_option,
+    values_option,
+)
 from weightsmith.cli.presenting import Block, FindingsBlock, TextTable, present
 from weightsmith.cli.terminal_text import counted, duration, shape
 from weightsmith.cli.vocabulary_options import vocabulary_blocks
@@ -21,12 +27,16 @@ if TYPE_CHECKING:
     from weightsmith.engine import Plan
     from weightsmith.inspection import Explanation, PlanSummary
 
+# Free numbers that are shown; JSON has all of them.
+_MOST_NUMBERS = 40
+
 
 @click.command(
     cls=DocumentedCommand,
     examples=(
         "plan ties.yaml",
         "plan ties.yaml --set parameters.density=0.3",
+        "plan free.yaml --values start",
         "plan ties.yaml --explain model.norm.weight",
     ),
 )
@@ -36,16 +46,23 @@ if TYPE_CHECKING:
 )
 @json_option
 @overrides_option
+@values_option
 @machine_options
 def plan(
-    recipe: Path, explain: str | None, as_json: bool, overrides: tuple[str, ...], **machine: Any
+    recipe: Path,
+    explain: str | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+    values: str | None,
+    **machine: Any,
 ) -> int:
     """Show what merging RECIPE will read, compute and write.
 
-    Lists every finding with its fix; --explain leaves out notes. Where a rule makes rows of missing tokens, its error
-    is measured on tokens that are known. The exit code is 1 if one of the findings is an error.
+    Lists free numbers by name, for whose starting values the rest is, unless --values gives others. Lists every finding
+    with its fix; --explain leaves out notes. Where a rule makes rows of missing tokens, its error is measured on tokens
+    that are known. The exit code is 1 if one of the findings is an error.
     """
-    made = planned(recipe, overrides, Machine(**machine))
+    made = planned(recipe, overrides, Machine(**machine), values=values)
     if explain is not None:
         from weightsmith.inspection import explain_tensor
 
@@ -63,9 +80,14 @@ def show_plan(made: Plan, *, as_json: bool = False) -> int:
 
 
 def planned(
-    recipe: Path, overrides: tuple[str, ...], machine: Machine, *, shard_size: int | None = None
+    recipe: Path,
+    overrides: tuple[str, ...],
+    machine: Machine,
+    *,
+    shard_size: int | None = None,
+    values: str | None = None,
 ) -> Plan:
-    """The plan of a recipe file; `shard_size` goes before the recipe's own."""
+    """The plan of a recipe file; `shard_size` goes before the recipe's own, `values` are a file's, or `start`."""
     start_blas_on_one_thread()
     with collection_paused():
         from weightsmith.engine import make_plan
@@ -75,11 +97,20 @@ def planned(
         if shard_size is not None:
             document = loaded.document.model_copy(update={"shard_size": shard_size})
             loaded = replace(loaded, document=document)
-        made = make_plan(loaded, **machine.options())
+        made = make_plan(loaded, values=_values(values), **machine.options())
         # Modules and plan live as long as the process: no collection has to look at them, and the first that is
         # allowed again would look at all.
         gc.freeze()
     return made
+
+
+def _values(given: str | None) -> Any:
+    """What --values gives: a file's numbers, or the word itself."""
+    if given is None or given == "start":
+        return given
+    from weightsmith.recipes import read_values
+
+    return read_values(Path(given))
 
 
 def _blocks(summary: PlanSummary) -> Iterator[Block]:
@@ -103,12 +134,32 @@ def _blocks(summary: PlanSummary) -> Iterator[Block]:
     yield TextTable("Computed", heads, steps, frozenset({1, 2, 3, 4}))
     if summary.vocabulary is not None:
         yield from vocabulary_blocks(summary.vocabulary)
+    yield from _free_numbers(summary)
     yield TextTable("Cost", ("", ""), _cost(summary))
     yield FindingsBlock(summary.findings)
     if summary.errors:
         yield f"{counted(summary.errors, 'error')}: this plan cannot be run."
+    elif summary.free:
+        numbers = counted(len(summary.free), "free number")
+        yield f"{numbers} without a value: this plan can be run with --values FILE, or --values start."
     else:
         yield "This plan can be run."
+
+
+def _free_numbers(summary: PlanSummary) -> Iterator[Block]:
+    """Those that belong together by what they are called, the first and the last of many."""
+    if not summary.free:
+        return
+    rows = [
+        (row.name, f"[{row.low:g}, {row.high:g}]", f"{row.start:g}", f"{row.tensors:,}")
+        for row in summary.free
+    ]
+    if len(rows) > _MOST_NUMBERS:
+        half = _MOST_NUMBERS // 2
+        left_out = (f"... {len(rows) - 2 * half:,} more", "", "", "")
+        rows = [*rows[:half], left_out, *rows[-half:]]
+    heads = ("name", "between", "start", "tensors")
+    yield TextTable(f"Free numbers: {len(summary.free):,}", heads, rows, frozenset({2, 3}))
 
 
 def _cost(summary: PlanSummary) -> list[tuple[str, str]]:

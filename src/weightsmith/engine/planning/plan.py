@@ -26,7 +26,7 @@ from weightsmith.engine.records.manifest import Manifest, Merged
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, errors_among
 from weightsmith.progress import Progress
-from weightsmith.recipes import Leaf, Recipe, Resolved, distinct_leaves
+from weightsmith.recipes import Leaf, OpenRecipe, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import LazyTensor, ShardLayout, format_size
 from weightsmith.vocabularies import AlignedRows, Papers
 from weightsmith.wording import counted
@@ -195,7 +195,8 @@ class Plan:
     """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
 
     `output` is the kind of result and what is made of the tensors. `measured` are tensors that are not written, but
-    streamed for statistics of the model.
+    streamed for statistics of the model. `free` is the recipe where it has free numbers, for whose starting values
+    everything else was worked out.
     """
 
     resolved: Resolved
@@ -210,6 +211,7 @@ class Plan:
     digest: str
     papers: Papers | None = None
     measured: tuple[PlannedTensor, ...] = ()
+    free: OpenRecipe | None = None
 
     def __repr__(self) -> str:
         # What a notebook shows; the fields of a large model's plan would be megabytes.
@@ -352,11 +354,17 @@ class Plan:
 
 
 def require_runnable(plan: Plan) -> None:
-    """Raise RecipeError with every error of the plan, if there is one."""
+    """Raise RecipeError with every error of the plan, if there is one, and where numbers have no value."""
     if plan.errors:
         lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
         errors = counted(len(plan.errors), "error")
         raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
+    if plan.free is not None:
+        names = list(plan.free.numbers)
+        raise RecipeError(
+            f"The recipe has {counted(len(names), 'free number')} without a value, the first being {names[0]!r}; give "
+            "them with --values FILE, or --values start."
+        )
 
 
 def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:

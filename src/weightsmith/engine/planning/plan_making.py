@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from weightsmith.adapters import open_model
 from weightsmith.engine.outputs.choice import resolve_output
@@ -25,7 +25,16 @@ from weightsmith.engine.planning.written_companions import result_papers
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.graph import source, statistic_of, walk
-from weightsmith.recipes import Opener, Recipe, Resolved, distinct_leaves, merges_in
+from weightsmith.recipes import (
+    Opener,
+    Recipe,
+    Resolved,
+    Values,
+    distinct_leaves,
+    fill,
+    merges_in,
+    open_recipe,
+)
 from weightsmith.tensors import ShardLayout, collection_paused, format_size, thread_count
 from weightsmith.vocabularies import AlignedRows, VocabularyChange
 
@@ -38,6 +47,7 @@ FORMAT = 3
 def make_plan(
     recipe: Recipe,
     *,
+    values: Values | Literal["start"] | None = None,
     opener: Opener = open_model,
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY,
@@ -46,8 +56,9 @@ def make_plan(
 ) -> Plan:
     """Plan a recipe from headers alone.
 
-    Raises RecipeError or CheckpointError where the recipe or a header cannot be understood at all;
-    what can be described is a finding of the plan instead.
+    `values` are those of free numbers (see `recipes.fill`); without them it is planned for those that they start from,
+    and cannot be run. Raises RecipeError or CheckpointError
+    where the recipe or a header cannot be understood at all; what can be described is a finding of the plan instead.
     """
     workers = thread_count(threads)
     if memory_bytes < 1:
@@ -55,8 +66,15 @@ def make_plan(
             f"A merge cannot have {memory_bytes} bytes of memory; give a number from 1."
         )
     with collection_paused():
+        free = open_recipe(recipe, opener) if values is None else None
+        if values is not None:
+            recipe = fill(recipe, values, opener)
+        elif free is not None:
+            recipe = free.filled("start")
         resolved, output = resolve_output(recipe, opener)
-        return _planned(resolved, output, choose_backend(device, backend), workers, memory_bytes)
+        choice = choose_backend(device, backend)
+        made = _planned(resolved, output, choice, workers, memory_bytes)
+        return made if free is None else replace(made, free=free)
 
 
 def _planned(

@@ -120,10 +120,13 @@ def action_of(tensor: OutputTensor, checkpoints: Mapping[str, Checkpoint]) -> Ac
 
 
 def planned_tensors(
-    resolved: Resolved, made: Sequence[Reading]
+    resolved: Resolved, made: Sequence[Reading], tracer: Tracer | None = None
 ) -> tuple[tuple[PlannedTensor, ...], tuple[PlannedTensor, ...], list[Finding]]:
-    """The tensors that an output makes, those that are measured only, and what methods refuse."""
-    planner = _Planner(resolved.checkpoints)
+    """The tensors that an output makes, those that are measured only, and what methods refuse.
+
+    Graphs are those of `tracer`, or of one that is made for this.
+    """
+    planner = _Planner(resolved.checkpoints, tracer or Tracer())
     readings = [*made, *((MadeTensor(tensor),) for tensor in resolved.measured)]
     planned = [tensor for reading in readings for tensor in planner.planned(reading)]
     count = sum(len(reading) for reading in made)
@@ -173,10 +176,10 @@ class _Facts:
 class _Planner:
     """What graphs say of formulas, each kind of formula being traced once, and each kind of tensor planned once."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], tracer: Tracer) -> None:
         self._checkpoints = checkpoints
         self._tensors = {label: found.tensors for label, found in checkpoints.items()}
-        self._tracer = Tracer()
+        self._tracer = tracer
         self._traced: dict[Hashable, _Facts] = {}
         self._works: dict[Hashable, tuple[TensorWork, ...]] = {}
         self._refused: dict[str, Finding] = {}

@@ -52,13 +52,15 @@ class Traced:
     """The graphs of tensors of one reading, with what they read: source i is `sources[i]`. Equal graphs are one object.
 
     `members` says in which statistics of the model their reductions take part. `measured` is the graph of all that has
-    to be measured: the outputs, and statistics of an inner merge that the outer method, here, had no use for.
+    to be measured: the outputs, and statistics of an inner merge that the outer method, here, had no use for. `numbers`
+    are the values of free numbers, by their nodes.
     """
 
     outputs: tuple[Value, ...]
     measured: Value
     sources: tuple[Leaf, ...]
     members: dict[Node, StatisticMember]
+    numbers: Mapping[Node, float] = field(default_factory=dict)
 
     @property
     def output(self) -> Value:

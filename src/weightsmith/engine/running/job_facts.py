@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from weightsmith.engine.planning.trace import Tracer
 from weightsmith.engine.running.scratch import Scratch
 from weightsmith.graph import Backend
 
@@ -14,11 +15,13 @@ class JobSettings:
     """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows.
 
     `scratch` keeps the results of matrix methods that statistics of the whole model need, until they are written out.
+    `tracer` gives the graphs of tensors.
     """
 
     backend: Backend
     tile_elements: int
     scratch: Scratch | None = None
+    tracer: Tracer = field(default_factory=Tracer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from weightsmith.engine.outputs.storage import Target
 from weightsmith.engine.planning.plan import OneFile, Plan, Store, require_runnable
 from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor
 from weightsmith.engine.planning.tiles import digest_rounds
-from weightsmith.engine.planning.trace import StatisticMember, Traced, Tracer
+from weightsmith.engine.planning.trace import StatisticMember, Traced
 from weightsmith.engine.records import manifest as manifests
 from weightsmith.engine.records.journal import Forgotten, Journal, TensorRecord
 from weightsmith.engine.records.manifest import Manifest, Merged
@@ -256,12 +256,11 @@ def write_tensors(
 
     With `checks` numbers must be finite, and what is continued what it says.
     """
-    tracer = Tracer()
 
     def write(reading: Sequence[PlannedTensor]) -> Job:
         targets = [_target(tensor, shards, progress) for tensor in reading]
         if reading[0].work.action is Action.COMPUTE:
-            job, traced = tensor_job(plan, reading, settings, tracer)
+            job, traced = tensor_job(plan, reading, settings)
             job.adopt(results)
             reads = [traced.reads(tensor.output) for tensor in reading]
             targets = [replace(t, reads=own) for t, own in zip(targets, reads, strict=True)]
@@ -313,10 +312,10 @@ def _in_file_order(plan: Plan) -> Iterable[PlannedTensor]:
 
 
 def tensor_job(
-    plan: Plan, reading: Sequence[PlannedTensor], settings: JobSettings, tracer: Tracer
+    plan: Plan, reading: Sequence[PlannedTensor], settings: JobSettings
 ) -> tuple[TensorJob, Traced]:
     """The job of computed tensors of one reading, and their graphs."""
-    traced = tracer.trace(*(tensor.output for tensor in reading))
+    traced = settings.tracer.trace(*(tensor.output for tensor in reading))
     return _job(plan, reading, settings, traced, traced.outputs), traced
 
 
@@ -336,6 +335,7 @@ def _job(
         sources,
         settings,
         dict(traced.members),
+        dict(traced.numbers),
         wide=first.work.wide,
         key=tuple(tensor.output.name for tensor in reading),
     )
@@ -352,20 +352,19 @@ def model_results(
     if not concerned or all(t.output.name in skip for t in concerned):
         return {}
     progress.say("measuring statistics of the whole model")
-    tracer = Tracer()
     sites: dict[str, list[PlannedTensor]] = {}
     for tensor in (*concerned, *plan.measured):
         if tensor.output.tied_to is None:
             sites.setdefault(tensor.site, []).append(tensor)
-    jobs = [_statistics_job(plan, site, settings, tracer) for site in sites.values()]
+    jobs = [_statistics_job(plan, site, settings) for site in sites.values()]
     with located(plan, settings, scheduler):
         resolve_model_scope(jobs, scheduler, plan.resolved.equal_magnitudes)
     return {member: found for job in jobs for member, found in job.model_results().items()}
 
 
 def _statistics_job(
-    plan: Plan, tensors: Sequence[PlannedTensor], settings: JobSettings, tracer: Tracer
+    plan: Plan, tensors: Sequence[PlannedTensor], settings: JobSettings
 ) -> TensorJob:
     """A job with all that the tensors of one reading measure."""
-    traced = tracer.trace(*(tensor.output for tensor in tensors))
+    traced = settings.tracer.trace(*(tensor.output for tensor in tensors))
     return _job(plan, tensors, settings, traced, (traced.measured,))

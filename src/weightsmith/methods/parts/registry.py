@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import Site, Value
+from weightsmith.graph import Scalar, Site, Value
 from weightsmith.methods.parts import method_index as index
 from weightsmith.wording import literal
 
@@ -84,7 +84,7 @@ class Parameter:
 
         A parameter with a *switch* is a choice that is also written as true or false: false is "none", and what
         true means depends on the preset. Raises RecipeError for a wrong type, a NaN, a number of an expert of
-        which a sum would overflow, or a value outside the bounds.
+        which a sum would overflow, or a value outside the bounds. A free number was checked where it was written.
         """
         if given is None and self.optional:
             return None
@@ -92,6 +92,8 @@ class Parameter:
             return self._check_bool(given, where)
         if self.kind is str:
             return self._check_choice(self._switched(given, preset), where)
+        if isinstance(given, Scalar):
+            return given
         if isinstance(given, bool) or not isinstance(given, (int, float)):
             raise RecipeError(f"{where}: {self.key} must be a number, not {literal(given)}.")
         number = _as_float(given)

@@ -11,10 +11,11 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.methods import METRICS, modifiers, registry
 from weightsmith.naming import nearest
 from weightsmith.recipes.language import dialect
+from weightsmith.recipes.language.free_checks import check_free
 from weightsmith.recipes.language.schema import MethodStep, Module, RecipeDocument, Slice
 
 if TYPE_CHECKING:
-    from weightsmith.recipes.language.expressions import Combination
+    from weightsmith.recipes.language.expression_reading import Combination
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,20 @@ class _Check:
             self._require_preset(rule.semantics, _methods(changed), f"rules[{i}].semantics")
             if rule.keep is None:
                 rules += changed
-        self._level(document.parameters, [*uses, *rules], "", per_expert_allowed=True)
+        self._level(
+            document.parameters,
+            [*uses, *rules],
+            "",
+            per_expert_allowed=True,
+            sources=document.models,
+        )
         self._require_use_of_statistics([*uses, *rules])
         methods = _methods([*uses, *rules])
         if document.expression is not None:
-            from weightsmith.recipes.language.expressions import called_methods, parse_expression
+            from weightsmith.recipes.language.expression_reading import (
+                called_methods,
+                parse_expression,
+            )
 
             read = parse_expression(document.expression, document.checkpoints or {}, semantics)
             methods += called_methods(read)
@@ -126,7 +136,7 @@ class _Check:
             self._sources(module.models, uses, f"{where}.models")
         for i, part in enumerate(module.slices or ()):
             uses += self._slice(part, here, module.semantics or semantics, f"{where}.slices[{i}]")
-        self._level(module.parameters, uses, where, per_expert_allowed=True)
+        self._level(module.parameters, uses, where, per_expert_allowed=True, sources=module.models)
         self._require_preset(module.semantics, _methods(uses), f"{where}.semantics")
         return uses
 
@@ -136,7 +146,7 @@ class _Check:
         here = _changed(above, part.merge_method, part.semantics, semantics)
         uses = [here] if here else []
         self._sources(part.sources, uses, f"{where}.sources")
-        self._level(part.parameters, uses, where, per_expert_allowed=True)
+        self._level(part.parameters, uses, where, per_expert_allowed=True, sources=part.sources)
         self._require_preset(part.semantics, _methods(uses), f"{where}.semantics")
         return uses
 
@@ -153,18 +163,24 @@ class _Check:
         where: str,
         *,
         per_expert_allowed: bool,
+        sources: object = None,
     ) -> None:
         # `per_expert_allowed` is False for models: there, only parameters with one value per expert have a place.
+        # `sources` are those that are listed right below the level.
         specs = [registry.get(use.method) for use in dict.fromkeys(uses)]
         lenient = any(use.semantics == "mergekit" for use in uses)
-        for key in parameters or {}:
+        for key, given in (parameters or {}).items():
             shared = [s for s in specs if key in s.parameters and not s.parameters[key].per_expert]
             reached = any(
                 key in s.parameters and (per_expert_allowed or s.parameters[key].per_expert)
                 for s in specs
             )
+            place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
+            for spec in specs:
+                if key in spec.parameters:
+                    above = bool(sources) and per_expert_allowed
+                    check_free(given, spec.parameters[key], place, self.where, above_models=above)
             if not reached:
-                place = f"{self.path}{where}.parameters.{key}".replace("..", ".").lstrip(".")
                 self._unused(key, place, [s.name for s in specs], bool(shared), lenient)
 
     def _modify(self, steps: Iterable[MethodStep] | None, where: str) -> None:
@@ -174,13 +190,15 @@ class _Check:
                 spec = modifiers.get(step.method)
             except RecipeError as problem:
                 raise RecipeError(f"{self.where(place)}: {problem}") from None
-            for key in step.parameters:
+            for key, given in step.parameters.items():
                 if key not in spec.parameters:
                     known = ", ".join(spec.parameters) or "none"
                     raise RecipeError(
                         f"{self.where(f'{place}.{key}')}: modifier {spec.name} has no parameter {key!r}; "
                         f"it has {known}."
                     )
+                at = f"{place}.{key}"
+                check_free(given, spec.parameters[key], at, self.where, above_models=False)
 
     def _refuse_without_statistics(self, methods: list[str], path: str) -> None:
         """Where models cannot be given statistics, methods that need some would silently do without."""
@@ -193,7 +211,7 @@ class _Check:
 
     def _measured_operands(self, read: Combination, document: RecipeDocument) -> None:
         """Every checkpoint that a method weighs by its statistics has some, and all that are given are used."""
-        from weightsmith.recipes.language.expressions import measured_names
+        from weightsmith.recipes.language.expression_reading import measured_names
 
         try:
             used = measured_names(read)

@@ -13,6 +13,7 @@ from weightsmith.methods import registry
 from weightsmith.recipes.language.dialect import PARAMETERS
 from weightsmith.recipes.language.document import dump_yaml
 from weightsmith.recipes.language.equivalence import has_gaps, left_to_mergekit
+from weightsmith.recipes.language.free_recipes import names_in
 from weightsmith.recipes.language.schema import RecipeDocument, plain
 from weightsmith.recipes.language.vocabulary_sections import BORROW
 
@@ -33,6 +34,8 @@ def to_mergekit(document: RecipeDocument) -> str:
     for key in mapping:
         if key not in _TOP:
             raise _inexpressible(key)
+    for name in names_in(document):
+        raise _inexpressible(f"{name} (a free number)")
     semantics = document.semantics or "paper"
     method = document.merge_method or ""
     if method not in PARAMETERS:

@@ -24,6 +24,7 @@ from weightsmith.recipes.language.document import (
     parse_documents,
     plain_data,
 )
+from weightsmith.recipes.language.free_recipes import with_names
 from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.mistakes import recipe_error
 from weightsmith.recipes.language.model_references import RECIPE_SUFFIXES
@@ -66,6 +67,7 @@ def read_document(
         # Put in place, what was within the bounds in each file may be beyond them.
         plain_data(plain(document))
     refuse_outermost_keys(document)
+    document = with_names(document)
     findings, files = dict.fromkeys(loader.findings), dict.fromkeys(loader.files)
     return document, base_dir, tuple(findings), tuple(files)
 

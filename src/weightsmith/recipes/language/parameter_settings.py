@@ -1,8 +1,8 @@
 """The forms in which a recipe gives a parameter, and the value that each form has for one tensor.
 
-A setting is a scalar, a *gradient* (a list of scalars spread over depth), or a list of *conditions* of which the first
-that matches counts. Settings of several levels are tried from the closest to the widest; the first that has
-a value for the tensor wins.
+A setting is a scalar, a free number, a *gradient* (a list of scalars or free numbers spread over depth), or a list of
+*conditions* of which the first that matches counts. Settings of several levels are tried from the closest to the
+widest; the first that has a value for the tensor wins.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_validator
 
+from weightsmith.graph import free
 from weightsmith.methods import Parameter
 from weightsmith.recipes.language.document import number
 from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.free_forms import FreeForm, free_forms, is_free
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.tensors import Place
 from weightsmith.wording import literal
@@ -31,15 +33,27 @@ def _read_scalar(given: Any) -> bool | int | float | str:
 
 
 Scalar = Annotated[Any, BeforeValidator(_read_scalar)]
-Gradient = tuple[Scalar, ...]
+
+
+def _entry_form(given: Any) -> str:
+    return "@free" if is_free(given) else "@scalar"
+
+
+_Entry = Annotated[
+    Annotated[FreeForm, Tag("@free")] | Annotated[Scalar, Tag("@scalar")],
+    Discriminator(_entry_form),
+]
+Gradient = tuple[_Entry, ...]
 
 
 def _value_form(given: Any) -> str:
-    return "@gradient" if isinstance(given, (list, tuple)) else "@scalar"
+    return "@gradient" if isinstance(given, (list, tuple)) else _entry_form(given)
 
 
 ValueForm = Annotated[
-    Annotated[Gradient, Tag("@gradient")] | Annotated[Scalar, Tag("@scalar")],
+    Annotated[Gradient, Tag("@gradient")]
+    | Annotated[FreeForm, Tag("@free")]
+    | Annotated[Scalar, Tag("@scalar")],
     Discriminator(_value_form),
 ]
 
@@ -66,14 +80,18 @@ class Condition(DocumentPart):
         return self.filter is None or self.filter == "*" or self.filter in filtered_name
 
 
+def _is_condition(given: Any) -> bool:
+    return isinstance(given, (dict, Condition)) and not is_free(given)
+
+
 def _wrap_condition(given: Any) -> Any:
-    return [given] if isinstance(given, (dict, Condition)) else given
+    return [given] if _is_condition(given) else given
 
 
 def _setting_form(given: Any) -> str:
     if not isinstance(given, (list, tuple)):
-        return "@scalar"
-    conditions = sum(isinstance(item, (dict, Condition)) for item in given)
+        return _entry_form(given)
+    conditions = sum(map(_is_condition, given))
     if conditions and conditions < len(given):
         return "@mixed"
     return "@conditions" if conditions else "@gradient"
@@ -87,6 +105,7 @@ def _refuse_mixture(given: Any) -> Any:
 
 Setting = Annotated[
     Annotated[Scalar, Tag("@scalar")]
+    | Annotated[FreeForm, Tag("@free")]
     | Annotated[Gradient, Tag("@gradient")]
     | Annotated[tuple[Condition, ...], Tag("@conditions")]
     | Annotated[Any, BeforeValidator(_refuse_mixture), Tag("@mixed")],
@@ -131,10 +150,7 @@ class Lookup:
     _known: dict[float, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.is_by_name = any(
-            isinstance(s, tuple) and s and isinstance(s[0], Condition) and not _is_catch_all(s[0])
-            for s in self.settings
-        )
+        self.is_by_name = any(_is_by_name(setting) for setting in self.settings)
 
     def at(self, filtered_name: str, place: Place) -> Any:
         """The value for one tensor, or ABSENT where no level gives one.
@@ -156,7 +172,7 @@ class Lookup:
 
     def _value(self, setting: Any, filtered_name: str, place: Place) -> Any:
         if not isinstance(setting, tuple):
-            return self._checked(setting)
+            return self._checked(setting, place)
         if not setting:
             return ABSENT
         if isinstance(setting[0], Condition):
@@ -164,23 +180,32 @@ class Lookup:
                 if condition.holds(filtered_name, place):
                     return self._value(condition.value, filtered_name, place)
             return ABSENT
-        return self._interpolated(setting, place.depth)
+        return self._interpolated(setting, place)
 
-    def _interpolated(self, gradient: Sequence[Any], t: float) -> Any:
-        values = [self._checked(item) for item in gradient]
-        scaled = t * (len(values) - 1)
+    def _interpolated(self, gradient: Sequence[Any], place: Place) -> Any:
+        values = [self._checked(item, place) for item in gradient]
+        scaled = place.depth * (len(values) - 1)
         i = int(scaled)
         if self.parameter.kind not in (int, float):
             return values[i]
         j = min(len(values) - 1, i + 1)
         fraction = scaled - i
-        return self._checked((1 - fraction) * values[i] + fraction * values[j])
+        return self._checked((1 - fraction) * values[i] + fraction * values[j], place)
 
-    def _checked(self, given: Any) -> Any:
+    def _checked(self, given: Any, place: Place) -> Any:
+        if isinstance(given, FreeForm):
+            return free(given.at(place))
         is_number = self.parameter.kind in (int, float)
         if is_number and isinstance(given, bool) and self.preset == "mergekit":
             given = int(given)
         return self.parameter.check(given, self.where, self.preset)
+
+
+def _is_by_name(setting: Any) -> bool:
+    is_list = isinstance(setting, tuple) and setting and isinstance(setting[0], Condition)
+    if is_list and not _is_catch_all(setting[0]):
+        return True
+    return any(form.by is not None for _, form in free_forms(setting))
 
 
 def _is_catch_all(condition: Condition) -> bool:

@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -276,6 +277,16 @@ class RecipeDocument(DocumentPart):
     untie: StrictBool | None = None
     bundle: BundleForm | None = None
     adapter: AdapterForm | None = None
+    _path: str = PrivateAttr("")
+
+    @property
+    def path(self) -> str:
+        """Where it stands in the outermost recipe, empty for that one itself."""
+        return self._path
+
+    def place_at(self, path: str) -> None:
+        """Say where it stands."""
+        self._path = path
 
     @model_validator(mode="after")
     def _one_form(self) -> RecipeDocument:

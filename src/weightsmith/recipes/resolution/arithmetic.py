@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.methods import MethodSpec, registry
-from weightsmith.recipes.language.expressions import (
+from weightsmith.recipes.language.expression_reading import (
     Atom,
     Call,
     Combination,
     Name,
+    is_atom,
     parse_expression,
     sole_name,
 )
+from weightsmith.recipes.language.free_recipes import expression_path
 from weightsmith.recipes.language.modifier_calls import measures_from_base
 from weightsmith.recipes.resolution.combine import (
     Combiner,
@@ -45,7 +47,7 @@ def expression_items(
     scope: RecipeScope,
 ) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
     """Every output of an expression over sources with names, with the base's tensor, in the donor's order."""
-    combination = parse_expression(text, sources, scope.semantics)
+    combination = parse_expression(text, sources, scope.semantics, expression_path(scope.path))
     used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
     measured = {name: source.statistics for name, source in sources.items()}
     order = (donor, *used.values())
@@ -131,7 +133,7 @@ class _Tensors:
         terms = tuple(
             (c, self._atom(atom, f"{path}.{i}")) for i, (c, atom) in enumerate(combination.terms)
         )
-        if len(terms) == 1 and terms[0][0] == 1.0:
+        if is_atom(combination):
             return terms[0][1]
         return Sum(terms)
 

@@ -2,7 +2,7 @@
 
 This is all that the engine needs to know of recipes. A formula is a tree whose leaves are tensors of
 checkpoints; every number in it is final: gradients, filters, rules and defaults of the recipe have been
-applied for that tensor.
+applied for that tensor. A free number stands there as the node that it is in graphs.
 
 Every kind of formula names its `parts`, in the order in which they are read, and those of them that are weights of
 `models`; the functions at the end of the formulas walk them. `likeness` is equal for formulas that differ in nothing
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from weightsmith.findings import Finding
-from weightsmith.graph import EqualMagnitudes
+from weightsmith.graph import EqualMagnitudes, Scalar
 from weightsmith.recipes.language.modifier_calls import Assignments, Modification
 from weightsmith.tensors import DType, Place, record
 
@@ -132,9 +132,9 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """sum_i c_i x_i, added from left to right."""
+    """sum_i c_i x_i, added from left to right; a coefficient may be a free number, or arithmetic on some."""
 
-    terms: tuple[tuple[float, Formula], ...]
+    terms: tuple[tuple[float | Scalar, Formula], ...]
 
     @property
     def parts(self) -> tuple[Formula, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.free_recipes import names_in
 from weightsmith.recipes.language.mentioned import ModelLike, base_of, models_of
 from weightsmith.recipes.language.schema import (
     ModelEntry,
@@ -93,7 +94,8 @@ class Resolver:
         """
         semantics = document.semantics or inherited
         seed = seed if document.seed is None else document.seed
-        within, named = self._chained(document, RecipeScope(self._views, semantics, scope, seed))
+        own = RecipeScope(self._views, semantics, scope, seed, document.path)
+        within, named = self._chained(document, own)
         self.inputs.check_ties(named)
         base = self._base(document, within)
         donor = base or named[0]
@@ -138,7 +140,7 @@ class Resolver:
         if isinstance(model, Reference):
             return scope.views.view(model)
         return self.inputs.recipe_view(
-            (scope.semantics, scope.seed, repr(plain(model))),
+            (scope.semantics, scope.seed, repr(plain(model)), names_in(model)),
             model.name or "merge",
             lambda label: self.result(
                 model, inherited=scope.semantics, scope=f"{scope.name}/{label}", seed=scope.seed

@@ -16,13 +16,14 @@ from weightsmith.tensors import DType
 class RecipeScope:
     """One recipe as its models see it: the views that it takes, and what recipes inside it inherit.
 
-    `name` tells its merges from those of other recipes.
+    `name` tells its merges from those of other recipes, `path` is where it stands in the outermost one.
     """
 
     views: Views
     semantics: str
     name: str
     seed: int
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

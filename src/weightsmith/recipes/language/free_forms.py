@@ -1,0 +1,149 @@
+"""Free numbers as recipes write them: `{free: [0, 1.5], start: 0.3, per: layer}` where a number may stand.
+
+Each gets a name from its place in the recipe, such as `models[1].parameters.weight`, under which it is listed and given
+a value. `per: expert` is short for one in each model, and is written out when a recipe is read; the other words say
+that tensors of different layers, roles or names have numbers of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PrivateAttr, WithJsonSchema, model_validator
+
+from weightsmith.graph import FreeNumber
+from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.numbers import Number
+from weightsmith.tensors import Place
+from weightsmith.wording import literal
+
+EXPERT = "expert"
+_BY = ("layer", "tensor", "role")
+
+
+def _read_per(given: Any) -> Any:
+    words = list(given) if isinstance(given, (list, tuple)) else [given]
+    by = [word for word in words if word in _BY]
+    if not words or len(by) > 1 or any(word not in (EXPERT, *_BY) for word in words):
+        raise ValueError(
+            f"per: is expert, layer, tensor or role, or a list of expert and one of these, not {literal(given)}"
+        )
+    return tuple(sorted(set(words), key=(EXPERT, *_BY).index)) if len(words) > 1 else words[0]
+
+
+Per = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(_read_per),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": [EXPERT, *_BY]},
+                {"type": "array", "items": {"enum": [EXPERT, *_BY]}, "maxItems": 2},
+            ]
+        }
+    ),
+]
+
+
+class FreeForm(DocumentPart):
+    """A number in [low, high] that is to be found, and how many there are of it: one, or one `per` of something."""
+
+    free: tuple[Number, Number]
+    start: Number
+    per: Per | None = None
+    _name: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FreeForm:
+        low, high = self.free
+        if not low < high < float("inf"):
+            raise ValueError(
+                f"free: [{low:g}, {high:g}] is no interval [low, high] of finite numbers"
+            )
+        if not low <= self.start <= high:
+            raise ValueError(f"start: {self.start:g} lies outside of free: [{low:g}, {high:g}]")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Where it stands in the recipe."""
+        return self._name
+
+    def call(self, name: str) -> None:
+        """Give it its name."""
+        self._name = name
+
+    @property
+    def is_per_expert(self) -> bool:
+        """Whether each expert has its own."""
+        return EXPERT in self._words
+
+    @property
+    def by(self) -> str | None:
+        """What tensors must have in common to share a number; None where all do."""
+        return next((word for word in self._words if word != EXPERT), None)
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        return (self.per,) if isinstance(self.per, str) else self.per or ()
+
+    def of_one_expert(self) -> FreeForm:
+        """The same for one expert alone."""
+        return FreeForm(free=self.free, start=self.start, per=self.by)
+
+    def at(self, place: Place) -> FreeNumber:
+        """The number of a tensor."""
+        suffix = "" if self.by is None else f"[{shared_by(self.by, place)}]"
+        return FreeNumber(self._name + suffix, *self.free, self.start)
+
+
+def shared_by(by: str, place: Place) -> str:
+    """What names the number of a tensor among those of one `per`: layers count as in `layers:` selectors."""
+    if by == "layer":
+        return "no layer" if place.layer is None else f"layer {place.layer}"
+    return place.kind.value if by == "role" else place.name
+
+
+def is_free(given: Any) -> bool:
+    """Whether data of a recipe is a free number."""
+    return isinstance(given, FreeForm) or (isinstance(given, dict) and "free" in given)
+
+
+def free_forms(part: Any, path: str = "") -> Iterator[tuple[str, FreeForm]]:
+    """Every free number in a part of a recipe, recipes inside it included, with the path of keys to it."""
+    if isinstance(part, FreeForm):
+        yield path, part
+        return
+    for key, inner in inside(part):
+        yield from free_forms(inner, joined(path, key))
+
+
+def rewritten(part: Any, change: Callable[[Any], Any]) -> Any:
+    """A part of a recipe with `change` of every part in it, inner ones first; itself where nothing changes."""
+    if isinstance(part, FreeForm):
+        return change(part)
+    olds = dict(inside(part))
+    news = {key: new for key, old in olds.items() if (new := rewritten(old, change)) is not old}
+    if news and isinstance(part, tuple):
+        part = tuple(news.get(i, item) for i, item in enumerate(part))
+    elif news:
+        part = {**part, **news} if isinstance(part, dict) else part.model_copy(update=news)
+    return change(part)
+
+
+def inside(part: Any) -> Iterator[tuple[Any, Any]]:
+    """What a part of a recipe is made of, with the keys to it."""
+    if isinstance(part, tuple):
+        yield from enumerate(part)
+    elif isinstance(part, dict):
+        yield from part.items()
+    elif isinstance(part, DocumentPart):
+        yield from ((key, getattr(part, key)) for key in type(part).model_fields)
+
+
+def joined(path: str, key: Any) -> str:
+    """The path of keys to a part of what is at a path."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else str(key)
