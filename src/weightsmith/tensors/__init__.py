@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.compressed import Checked as Checked
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
+    from weightsmith.tensors.compressed import UpperTriangle as UpperTriangle
     from weightsmith.tensors.digest_pieces import piece_elements as piece_elements
     from weightsmith.tensors.digest_pieces import pieces as pieces
     from weightsmith.tensors.digests import checkpoint_digest as checkpoint_digest
@@ -119,6 +120,7 @@ else:
             "OPEN_FILES": "weightsmith.tensors.files.open_files",
             "OuterProduct": "weightsmith.tensors.compressed",
             "Place": "weightsmith.tensors.place",
+            "UpperTriangle": "weightsmith.tensors.compressed",
             "Placement": "weightsmith.tensors.files.layout",
             "ReadingCost": "weightsmith.tensors.stored",
             "STATISTIC_DTYPES": "weightsmith.tensors.compressed",
