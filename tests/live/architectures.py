@@ -199,6 +199,26 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "resnet": of(
         "ResNetForImageClassification", "ResNetConfig", images, **RESNET, layer_type="basic"
     ),
+    # One block that is called for every layer.
+    "albert masked": of("AlbertForMaskedLM", "AlbertConfig", padded, **SIZE, embedding_size=8),
+    "deepseek v3": of(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        **{**FEW, "num_key_value_heads": 2},
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+    ),
+    # Tables that no file has.
+    "pegasus": of("PegasusForConditionalGeneration", "PegasusConfig", paired, **BART),
     "llava": Architecture(llava, seen),
     "qwen2-vl": Architecture(qwen2_vl, tokens),
 }

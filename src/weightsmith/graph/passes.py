@@ -207,10 +207,10 @@ def _levels(
     level: dict[Node, int] = {}
     groups: list[list[Scalar | Cut]] = []
     for node in walked(roots, known):
-        below = max((level.get(child, 0) for child in node.inputs), default=0)
         if node in known:
-            level[node] = 0
-        elif isinstance(node, (Scalar, Cut)) and is_reduction(node) and node.scope is not Scope.ROW:
+            continue
+        below = max((level.get(child, 0) for child in node.inputs), default=0)
+        if isinstance(node, (Scalar, Cut)) and is_reduction(node) and node.scope is not Scope.ROW:
             level[node] = below + 1
             while len(groups) < below + 1:
                 groups.append([])

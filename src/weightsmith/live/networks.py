@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -128,11 +129,12 @@ def _default_dtype(dtype: TorchDtype) -> Iterator[None]:
 
 
 def _keep_precise(module: Any, dtype: TorchDtype) -> None:
-    """Give float32 to the parameters that an architecture keeps in it, whatever the others have."""
-    kept = {name for name, own in module._get_dtype_plan(dtype).items() if own != dtype}
-    for name, parameter in module.named_parameters():
-        if kept and any(part in name for part in kept):
-            parameter.data = parameter.data.float()
+    """Give float32 to the tensors that an architecture keeps in it, whatever the others have."""
+    kept = [name for name, own in module._get_dtype_plan(dtype).items() if own != dtype]
+    pattern = re.compile("|".join(name.replace("*", ".*") for name in kept)) if kept else None
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if pattern is not None and pattern.search(name):
+            tensor.data = tensor.data.float()
 
 
 def _wrong_entry(source: Source, model_class: Any) -> str | None:

@@ -90,6 +90,29 @@ def test_the_error_of_an_iteration_that_stands_still_is_seen():
     assert error_of(x, points, w) > 1e-4
 
 
+def test_with_half_of_the_weight_on_either_side_of_a_line_a_point_between_is_found():
+    line = np.array([2.93427158e-10, -4.90810070e-09, 9.02267095e-05, -4.14476509e-09])
+    weights = np.array([0.03046559, 0.20609879, 0.46953441, 0.29390121])
+    found = geometric_median.median((line[:, None] - line) ** 2, weights / weights.sum())
+    assert line[3] <= found.coefficients @ line <= line[0]
+
+
+def test_many_medians_have_no_derivative_and_need_none():
+    points = np.array(
+        [
+            [1.03965755e-08, 5.73917095e-06],
+            [-7.03585599e-01, -9.96254364e01],
+            [1.35063484e-05, -1.29221469e-03],
+            [-1.89756149e-08, 1.07444696e-05],
+        ]
+    )
+    weights = np.array([0.17569466, 0.41800709, 0.08197482, 0.32432343])
+    squares = ((points[:, None] - points) ** 2).sum(-1)
+    found = geometric_median.median(squares, weights)
+    assert np.isfinite(found.coefficients).all()
+    assert error_of(found.coefficients @ points, points, weights) < 1e-6
+
+
 def test_an_expert_of_half_the_weight_is_the_median(merge):
     points = np.random.default_rng(1).normal(size=(4, 7))
     np.testing.assert_array_equal(run(merge, points, [3.0, 1.0, 1.0, 1.0]), points[0])

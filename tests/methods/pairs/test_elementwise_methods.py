@@ -72,6 +72,16 @@ def test_arcee_fusion_takes_what_stands_out(merge, shape, seed):
         assert 0 < (merged == expert).mean() < 0.5
 
 
+def test_arcee_fusion_smooths_probabilities_that_vanish(merge):
+    """Of numbers 30 apart the softmax of most is below the smoothing."""
+    base, change = draw(2, (6, 20))
+    base[:2, 0] += 30.0
+    expert = base + change
+    merged = merge("arcee_fusion", base, [expert])
+    np.testing.assert_array_equal(merged, fusion(base, expert))
+    assert 0 < (merged == expert).mean() < 1
+
+
 def test_arcee_fusion_is_exact_and_repeatable_above_a_million_elements(merge):
     rng = np.random.default_rng(5)
     base = rng.normal(size=(1100, 1000)).astype(np.float32)

@@ -131,6 +131,12 @@ def test_a_meaningless_parameter_is_refused_with_its_name(name, shared, message)
         build(name, shared)
 
 
+@pytest.mark.parametrize("given", [1e101, -1e101, 10**101])
+def test_a_number_of_an_expert_is_of_a_size_that_sums_hold(given):
+    with pytest.raises(RecipeError, match="weight must be of a size up to 1e\\+100, but is"):
+        build("linear", {"weight": given})
+
+
 @pytest.mark.parametrize(
     ("name", "key", "given", "meant"),
     [

@@ -165,6 +165,16 @@ def test_without_a_base_weights_are_averaged_and_masks_rank_the_moments_alone(me
         ota(merge, None, experts, moments, 0.5, shared={"reduce": "ties"})
 
 
+@pytest.mark.parametrize("rule", ["none", "model", "mean", "tensor_mean"])
+@pytest.mark.parametrize("silent", [0, 1])
+def test_an_expert_whose_moments_are_zero_everywhere_has_no_say(merge, rule, silent):
+    base, *experts = draw(3)
+    moments = curvatures(2)
+    moments[silent] = np.zeros(SHAPE)
+    found = ota(merge, base, experts, moments, shared={"normalize": rule})
+    np.testing.assert_allclose(found, experts[1 - silent], rtol=1e-12)
+
+
 def test_normalized_moments_may_have_any_scale_of_their_own(merge):
     base, *experts = draw(3)
     moments = curvatures(2, size=1e-12)

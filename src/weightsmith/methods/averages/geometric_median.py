@@ -23,7 +23,7 @@ Floats: TypeAlias = NDArray[np.float64]
 _EQUAL = 1e-14
 # Directions of unit vectors weaker than this, times their number, are the rounding of their dot products.
 _PRECISION = 2.3e-16
-# A step so small beside the nearest expert's distance ends the search; ten to forty are taken.
+# A step so small beside the nearest expert's distance ends the search; five to thirty are taken.
 _STEP = 1e-14
 _STEPS = 500
 
@@ -79,27 +79,57 @@ class MedianOfDistances:
             return [total(squares) * 0.0 + w for w in self.weights]
         heavy = [i for i, w in enumerate(self.weights) if w > 0.0]
         found = median(known[np.ix_(heavy, heavy)], np.array(self.weights)[heavy])
-        pairs = {(i, j): squares[i * (i - 1) // 2 + j] for i in heavy for j in heavy if j < i}
+        pairs = [squares[i * (i - 1) // 2 + j] for i in heavy for j in heavy if j < i]
         coefficients: list[Any] = [0.0] * len(self.weights)
         for place, i in enumerate(heavy):
-            coefficients[i] = found.coefficient(place, list(pairs.values()))
+            coefficients[i] = float(found.coefficients[place])
+        if found.distances is not None and any(getattr(s, "requires_grad", False) for s in pairs):
+            changes = [square - constant(square) for square in pairs]
+            for i, slopes in zip(heavy, found.slopes(), strict=True):
+                terms = [c * float(s) for c, s in zip(changes, slopes, strict=True)]
+                coefficients[i] += total(terms)
         return coefficients
 
 
 @dataclass(frozen=True, slots=True)
 class Median:
-    """Coefficients of the points; their derivatives by the squared distance of each pair, none where it is a point."""
+    """Coefficients of points with these squared distances and weights, and how far each is from the median where that
+    is none of them.
+    """
 
+    squares: Floats
+    weights: Floats
     coefficients: Floats
-    slopes: Floats | None = None
+    distances: Floats | None = None
 
-    def coefficient(self, i: int, squares: Sequence[Any]) -> Any:
-        """c_i, through which gradients flow to the squared distances of points 2 and 1, 3 and 1, 3 and 2, ..."""
-        value = float(self.coefficients[i])
-        if self.slopes is None:
-            return value
-        changes = [square - constant(square) for square in squares]
-        return value + total([c * float(s) for c, s in zip(changes, self.slopes[i], strict=True)])
+    def slopes(self) -> Floats:
+        """The derivatives of c by each squared distance D_ij, j < i, that those of c = W(c) imply.
+
+            (1 - dW/dc)^-1 dW/dD,   W(c)_i = p_i / sum p,   p_i = w_i q_i^(-1/2)
+            q_i = |x - x_i|^2 = (D c)_i - c^T D c / 2
+
+        Raises RecipeError where the median does not move smoothly.
+        """
+        assert self.distances is not None
+        n, c = len(self.coefficients), self.coefficients
+        pulls = self.weights / self.distances
+        by_square = -0.5 * pulls / self.distances**2
+        to_shares = (np.eye(n) - c[:, None]) * by_square / pulls.sum()
+        by_c = to_shares @ (self.squares - self.squares @ c)
+        columns = []
+        for i in range(n):
+            for j in range(i):
+                change = np.full(n, -c[i] * c[j])
+                change[i] += c[j]
+                change[j] += c[i]
+                columns.append(to_shares @ change)
+        try:
+            return np.asarray(np.linalg.solve(np.eye(n) - by_c, np.stack(columns, 1)))
+        except np.linalg.LinAlgError:
+            raise RecipeError(
+                "geometric_median: many points are medians of this tensor, and none of them has a derivative; "
+                "learn its weights with another method, such as linear."
+            ) from None
 
 
 def median(squares: Floats, weights: Floats) -> Median:
@@ -113,14 +143,14 @@ def median(squares: Floats, weights: Floats) -> Median:
     if medians:
         for k in medians:
             coefficients[places[k]] = weights[places[k]] / (own[k] * len(medians))
-        return Median(coefficients)
+        return Median(squares, weights, coefficients)
     found = smooth_median(apart, own)
     distances = np.zeros(len(weights))
     for k, place in enumerate(places):
         distances[place] = found[k]
     pulls = weights / distances
     coefficients = pulls / pulls.sum()
-    return Median(coefficients, _slopes(squares, weights, distances, coefficients))
+    return Median(squares, weights, coefficients, distances)
 
 
 def smooth_median(squares: Floats, weights: Floats) -> Floats:
@@ -144,27 +174,31 @@ class _Distances:
     weights: Floats
 
     def minimum(self) -> Floats:
-        """Newton's method, from a point that is below all p_i; what is found stays below them, where f is smooth."""
+        """Newton's method, from a point that is below all p_i, where f is smooth.
+
+        Raises RecipeError for points that leave it without an end.
+        """
         x = self._start()
         for _ in range(_STEPS):
             gaps, lengths, gradient = self._slope(x)
             sizes = 1.0 + np.linalg.norm(self.points, axis=1) / lengths
             if np.linalg.norm(gradient) <= 4.0 * _PRECISION * (self.weights * sizes).sum():
-                break
+                return x
             units = gaps / lengths[:, None]
             pulls = self.weights / lengths
             curvature = pulls.sum() * np.eye(len(x)) - (units.T * pulls) @ units
             curvature[np.diag_indices(len(x))] += _PRECISION * pulls.sum()
-            step = self._shortened(x, -np.linalg.solve(curvature, gradient), gradient)
-            x = x + step
-            if np.linalg.norm(step) <= _STEP * lengths.min():
+            try:
+                step = np.linalg.solve(curvature, gradient)
+            except np.linalg.LinAlgError:
                 break
-        else:
-            raise RecipeError(
-                f"geometric_median: no median was found in {_STEPS} steps; merge this tensor with another method, "
-                "such as trimmed_mean."
-            )
-        return x
+            x = x - step
+            if np.linalg.norm(step) <= _STEP * lengths.min():
+                return x
+        raise RecipeError(
+            f"geometric_median: no median was found in {_STEPS} steps; merge this tensor with another method, "
+            "such as trimmed_mean."
+        )
 
     def lengths(self, x: Floats) -> Floats:
         """|x - p_i|."""
@@ -191,18 +225,6 @@ class _Distances:
             step /= 2.0
         return np.asarray(step * along)
 
-    def _shortened(self, x: Floats, step: Floats, gradient: Floats) -> Floats:
-        """As much of the step as f does not rise along: a secant finds where it would."""
-        before, fall = self.weights @ self.lengths(x), -(gradient @ step)
-        share = 1.0
-        for _ in range(_STEPS):
-            rise = self._slope(x + share * step)[2] @ step
-            after = self.weights @ self.lengths(x + share * step)
-            if rise <= 0.0 or (rise <= fall / 2.0 and after <= before * (1.0 + _PRECISION)):
-                break
-            share *= max(0.1, float(fall / (fall + rise)))
-        return share * step
-
 
 def _coordinates(squares: Floats) -> Floats:
     """Points (N, dimensions) with these squared distances, the first of them 0.
@@ -214,7 +236,6 @@ def _coordinates(squares: Floats) -> Floats:
     values, vectors = np.linalg.eigh(products / np.outer(lengths, lengths))
     kept = values > len(values) * _PRECISION * values[-1]
     units = vectors[:, kept] * np.sqrt(values[kept])
-    units /= np.linalg.norm(units, axis=1)[:, None]
     return np.concatenate([np.zeros((1, units.shape[1])), units * lengths[:, None]])
 
 
@@ -237,26 +258,6 @@ def _distinct(squares: Floats) -> list[list[int]]:
         else:
             same.append(i)
     return places
-
-
-def _slopes(squares: Floats, weights: Floats, distances: Floats, c: Floats) -> Floats:
-    """The derivatives of c by each squared distance D_ij, j < i, that those of c = W(c) imply: (1 - dW/dc)^-1 dW/dD.
-
-    W(c)_i = p_i / sum p,   p_i = w_i q_i^(-1/2),   q_i = |x - x_i|^2 = (D c)_i - c^T D c / 2
-    """
-    n = len(c)
-    pulls = weights / distances
-    by_square = -0.5 * pulls / distances**2
-    to_shares = (np.eye(n) - c[:, None]) * by_square / pulls.sum()
-    by_c = to_shares @ (squares - squares @ c)
-    columns = []
-    for i in range(n):
-        for j in range(i):
-            change = np.full(n, -c[i] * c[j])
-            change[i] += c[j]
-            change[j] += c[i]
-            columns.append(to_shares @ change)
-    return np.asarray(np.linalg.solve(np.eye(n) - by_c, np.stack(columns, 1)))
 
 
 def _matrix(n: int, squares: Sequence[float]) -> Floats:
