@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from weightsmith.live import LiveModel, count_parts, load_model
 from weightsmith.naming import natural_key
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
+from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.data_files import DataChoice, ReadData, files_of_data, read_data
 from weightsmith.statistics.data_run import DataRun
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.samples import Samples, counted_labels
+from weightsmith.statistics.trainer_files import files_of_trainer
 from weightsmith.statistics.wanted import Wanted, parse_wanted
 from weightsmith.tensors import LazyTensor, expanded, shown
 from weightsmith.version import __version__
@@ -101,7 +103,8 @@ def collect(
 ) -> Collected:
     """Collect statistics of a model over the first items of some data, and write a file for each kind.
 
-    `what` names kinds: gram, channels, fisher, gradients (`gradients:8` with those of 8 items by themselves). `data` is
+    `what` names kinds: gram, channels, fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam,
+    whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is
     a text file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit`
     bounds the items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact,
     mc:S or empirical; of a sequence or of a token. A network that takes more than `memory_bytes` runs block by block;
@@ -115,30 +118,134 @@ def collect(
     source = data if isinstance(data, Samples) else Path(data)
     choice = DataChoice(source, task, limit, context, seed)
     checkpoint = open_model(model)
-    reads = (*checkpoint.inputs, *files_of_data(choice))
+    reads = (*checkpoint.inputs, *_read_beside(wanted, choice))
     places = _places(Path(out), wanted, reads)
     live = load_model(model, device=device, filled=False)
-    read = read_data(live, choice)
-    wanted = _settled(wanted, read, live)
-    blocks = _takes_blocks(live, wanted, memory_bytes)
-    collection = _Collection(checkpoint, live, read, wanted, reads, blocks)
-    request = collection.request(batch_size)
-    with KeptParts(expanded(out).absolute(), request) as parts:
-        for samples, own in collection.runs():
-            waiting = memory_bytes // _WAITING
-            run = DataRun(live, samples, own, parts, batch_size, waiting, progress or Silence())
-            collection.measure(run)
-        files = tuple(collection.write(kind, places[kind], parts) for kind in wanted.kinds)
-        parts.discard()
-    has_squares = "fisher" in wanted.kinds
-    return Collected(
-        str(model),
-        read.forward.name,
-        wanted.estimator_text if has_squares else "",
-        wanted.per if has_squares else "",
-        blocks,
-        files,
+    target = _Target(checkpoint, live, places, reads, expanded(out).absolute())
+    if "adam" in wanted.kinds:
+        return _adam(target, wanted, source)
+    return _measured(
+        target, wanted, choice, _Means(batch_size, memory_bytes, progress or Silence())
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Target:
+    """The model, and where what is collected of it goes."""
+
+    checkpoint: Checkpoint
+    model: LiveModel
+    places: Mapping[str, Path]
+    reads: tuple[Path, ...]
+    out: Path
+
+    def header(self, kind: str, data: str, samples: int) -> StatisticsHeader:
+        """The header of a file of a kind."""
+        digest = checkpoint_fingerprint(self.checkpoint)
+        return StatisticsHeader(
+            kind, self.checkpoint.name, digest, data, samples, version=__version__
+        )
+
+    def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
+        """Write the file of a kind; raises CompatibilityError where the network has nothing of it."""
+        tensors: list[LazyTensor] = []
+        rows: dict[str, int] = {}
+        same: dict[str, str] = {}
+        for part in parts.of(header.kind):
+            tensors += part.tensors
+            rows |= part.rows
+            same |= part.same
+        if not tensors:
+            raise CompatibilityError(
+                f"{self.model.name!r} is a {type(self.model.module).__name__}, which has nothing that "
+                f"{header.kind} statistics are of; ask for others."
+            )
+        tensors.sort(key=lambda tensor: natural_key(tensor.name))
+        place = self.places[header.kind]
+        write_measured(place, tensors, replace(header, rows=rows, same=same), self.reads)
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        return CollectedFile(header.kind, place, len(tensors), header.samples, nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Means:
+    """With what it is collected."""
+
+    batch_size: int
+    memory_bytes: int
+    progress: Progress
+
+
+def _measured(target: _Target, wanted: Wanted, choice: DataChoice, means: _Means) -> Collected:
+    model = target.model
+    data = read_data(model, choice)
+    wanted = _settled(wanted, data, model)
+    blocks = _takes_blocks(model, wanted, means.memory_bytes)
+    waiting = means.memory_bytes // _WAITING
+    digest = checkpoint_fingerprint(target.checkpoint)
+    said = [repr(wanted), digest, blocks, means.batch_size, model.device]
+    digests = [data.forward.digest(), data.backward.digest()]
+    with KeptParts(target.out, _digest([__version__, *said, *digests])) as parts:
+        for samples, own in _runs(data, wanted):
+            run = DataRun(model, samples, own, parts, means.batch_size, waiting, means.progress)
+            if blocks:
+                run.by_blocks()
+            elif not all(parts.has(kind, 0) for kind in own.kinds):
+                model.fill()
+                run.whole()
+        headers = (_header(target, kind, data, wanted) for kind in wanted.kinds)
+        files = tuple(target.write(header, parts) for header in headers)
+        parts.discard()
+    estimator = wanted.estimator_text if "fisher" in wanted.kinds else ""
+    per = wanted.per if estimator else ""
+    return Collected(model.name, data.forward.name, estimator, per, blocks, files)
+
+
+def _runs(data: ReadData, wanted: Wanted) -> Iterator[tuple[Samples, Wanted]]:
+    """The runs that it takes: one, or one for what passes and one for gradients."""
+    if data.is_one or not (wanted.forward and wanted.backward):
+        yield (data.backward if wanted.backward else data.forward), wanted
+        return
+    yield data.forward, replace(wanted, kinds=wanted.forward)
+    yield data.backward, replace(wanted, kinds=wanted.backward)
+
+
+def _header(target: _Target, kind: str, data: ReadData, wanted: Wanted) -> StatisticsHeader:
+    is_backward = kind in wanted.backward
+    samples = data.backward if is_backward else data.forward
+    count = len(samples.items)
+    name = f"{samples.name}, {count} items, sha256:{samples.digest()[:16]}"
+    if kind == "fisher" and wanted.per == "token":
+        count = sum(counted_labels(sample.labels) for sample in samples.items)
+    header = target.header(kind, name, count)
+    if kind == "fisher":
+        header = replace(header, estimator=wanted.estimator_text, per=wanted.per)
+    return replace(header, objective=samples.objective if is_backward else "")
+
+
+def _adam(target: _Target, wanted: Wanted, source: Path | Samples) -> Collected:
+    if len(wanted.kinds) > 1 or isinstance(source, Samples):
+        raise UsageError(
+            "adam is read from a trainer's checkpoint, and everything else measured over data; ask for it alone."
+        )
+    with KeptParts(target.out, _digest(["adam"])) as parts:
+        parts.begin_anew()
+        taken = take_moments(target.model, source, parts)
+        data = f"the trainer's {shown(taken.name)}, second moments after {taken.steps} steps"
+        file = target.write(target.header("adam", data, max(taken.steps, 1)), parts)
+        parts.discard()
+    return Collected(target.model.name, data, "", "", False, (file,))
+
+
+def _read_beside(wanted: Wanted, choice: DataChoice) -> tuple[Path, ...]:
+    if "adam" in wanted.kinds and not isinstance(choice.source, Samples):
+        return files_of_trainer(choice.source)
+    return files_of_data(choice)
+
+
+def _digest(said: Sequence[object]) -> str:
+    """A digest of everything that decides the numbers."""
+    return hashlib.sha256(json.dumps(list(said)).encode()).hexdigest()
 
 
 def _places(out: Path, wanted: Wanted, reads: Sequence[Path]) -> dict[str, Path]:
@@ -179,81 +286,3 @@ def _takes_blocks(model: LiveModel, wanted: Wanted, memory_bytes: int) -> bool:
     numel = sum(tensor.numel for tensor in model.source.tensors.values())
     copies = 1 + 3 * len(wanted.backward)
     return 4 * numel * copies > memory_bytes and count_parts(model.module) > 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Collection:
-    checkpoint: Checkpoint
-    model: LiveModel
-    data: ReadData
-    wanted: Wanted
-    reads: tuple[Path, ...]
-    blocks: bool
-
-    def request(self, batch_size: int) -> str:
-        """A digest of everything that decides the numbers."""
-        digests = [self.data.forward.digest(), self.data.backward.digest()]
-        said = [
-            repr(self.wanted),
-            checkpoint_fingerprint(self.checkpoint),
-            self.blocks,
-            batch_size,
-            self.model.device,
-        ]
-        return hashlib.sha256(json.dumps([__version__, *said, *digests]).encode()).hexdigest()
-
-    def runs(self) -> Iterator[tuple[Samples, Wanted]]:
-        """The runs that it takes: one, or one for what passes and one for gradients."""
-        if self.data.is_one or not (self.wanted.forward and self.wanted.backward):
-            yield (self.data.backward if self.wanted.backward else self.data.forward), self.wanted
-            return
-        yield self.data.forward, replace(self.wanted, kinds=self.wanted.forward)
-        yield self.data.backward, replace(self.wanted, kinds=self.wanted.backward)
-
-    def measure(self, run: DataRun) -> None:
-        """Run the model whole or block by block."""
-        if self.blocks:
-            run.by_blocks()
-            return
-        if all(run.parts.has(kind, 0) for kind in run.wanted.kinds):
-            return
-        run.model.fill()
-        run.whole()
-
-    def write(self, kind: str, place: Path, parts: KeptParts) -> CollectedFile:
-        """Write the file of a kind; raises CompatibilityError where the network has nothing of it."""
-        tensors: list[LazyTensor] = []
-        rows: dict[str, int] = {}
-        same: dict[str, str] = {}
-        for part in parts.of(kind):
-            tensors += part.tensors
-            rows |= part.rows
-            same |= part.same
-        if not tensors:
-            raise CompatibilityError(
-                f"{self.model.name!r} is a {type(self.model.module).__name__}, which has nothing that {kind} "
-                "statistics are of; ask for others."
-            )
-        tensors.sort(key=lambda tensor: natural_key(tensor.name))
-        header = replace(self._header(kind), rows=rows, same=same)
-        write_measured(place, tensors, header, self.reads)
-        nbytes = sum(tensor.nbytes for tensor in tensors)
-        return CollectedFile(kind, place, len(tensors), header.samples, nbytes)
-
-    def _header(self, kind: str) -> StatisticsHeader:
-        is_backward = kind in self.wanted.backward
-        samples = self.data.backward if is_backward else self.data.forward
-        count = len(samples.items)
-        if kind == "fisher" and self.wanted.per == "token":
-            count = sum(counted_labels(sample.labels) for sample in samples.items)
-        return StatisticsHeader(
-            kind=kind,
-            name=self.checkpoint.name,
-            digest=checkpoint_fingerprint(self.checkpoint),
-            data=f"{samples.name}, {len(samples.items)} items, sha256:{samples.digest()[:16]}",
-            samples=count,
-            version=__version__,
-            estimator=self.wanted.estimator_text if kind == "fisher" else "",
-            per=self.wanted.per if kind == "fisher" else "",
-            objective=samples.objective if is_backward else "",
-        )

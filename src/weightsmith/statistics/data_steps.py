@@ -53,9 +53,9 @@ class Asking:
     samples: Samples
 
     def __call__(self, step: Step) -> Tensor:
-        """The scalar of a step, [], or where it has none whatever the network gives."""
+        """The scalar of a step, [], or where it has none any number that the network gives, [1]."""
         if step.scalar is None:
-            return self._forward(step)
+            return self._forward(step).reshape(-1)[:1]
         return self.scalar(step, self.log_probabilities(step))
 
     def log_probabilities(self, step: Step) -> Tensor:

@@ -55,6 +55,14 @@ class KeptParts(StagingFolder):
             self.empty()
             write_file(self._request, request.encode())
         shutil.rmtree(self.activations, ignore_errors=True)
+        self._make_folders()
+
+    def begin_anew(self) -> None:
+        """Forget all parts."""
+        shutil.rmtree(self._parts)
+        self._make_folders()
+
+    def _make_folders(self) -> None:
         for folder in (self._parts, self.activations):
             folder.mkdir(exist_ok=True)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Inputs = Mapping[str, "Tensor"]
+# Logits that a batch may have.
+_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,13 +85,19 @@ class SampleBatch:
 
 
 def batched(items: Sequence[Sample], most: int, device: str) -> Iterator[SampleBatch]:
-    """Batches of at most `most` items of one form, in the order of their first items."""
+    """Batches of at most `most` items of one form, in the order of their first items.
+
+    There are fewer where all their logits would be too many.
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, sample in enumerate(items):
         groups.setdefault(sample.form, []).append(number)
     for group in groups.values():
-        for start in range(0, len(group), most):
-            yield _stacked(items, tuple(group[start : start + most]), device)
+        first = items[group[0]]
+        logits = 0 if first.labels is None else first.labels.numel() * first.classes
+        count = max(1, min(most, _LOGITS // max(logits, 1)))
+        for start in range(0, len(group), count):
+            yield _stacked(items, tuple(group[start : start + count]), device)
 
 
 def _stacked(items: Sequence[Sample], numbers: tuple[int, ...], device: str) -> SampleBatch:

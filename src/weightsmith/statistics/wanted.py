@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
-FORWARD = ("gram", "channels", "routing")
+FORWARD = ("gram", "channels")
 BACKWARD = ("fisher", "gradients")
-WHAT = (*FORWARD, *BACKWARD, "cross", "adam")
+WHAT = (*FORWARD, *BACKWARD, "adam")
 PER = ("sequence", "token")
 _MOST_DRAWS = 10_000
 _WORD = re.compile(r"(?P<kind>[a-z]+)(:(?P<singles>\d{1,6}))?")

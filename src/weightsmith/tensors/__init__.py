@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.native_library import address_of as address_of
     from weightsmith.tensors.native_library import open_library as open_library
     from weightsmith.tensors.pickles.pickle_reader import read_torch_file as read_torch_file
+    from weightsmith.tensors.pickles.pickle_reader import read_trainer_file as read_trainer_file
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
     from weightsmith.tensors.place import Kind as Kind
     from weightsmith.tensors.place import Place as Place
@@ -171,6 +172,7 @@ else:
             "read_runs": "weightsmith.tensors.stored",
             "read_small": "weightsmith.tensors.files.small_files",
             "read_torch_file": "weightsmith.tensors.pickles.pickle_reader",
+            "read_trainer_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_weight_map": "weightsmith.tensors.files.shard_index",
             "real": "weightsmith.tensors.files.paths",
             "record": "weightsmith.tensors.fast_records",

@@ -8,8 +8,6 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    gradients  gradients of single samples, one number per weight and sample, and what sums them up
                    gram       X^T X of the inputs of linear maps, (inputs, inputs) or a stack of such
                    channels   means over the rows that modules read and give, one number per channel
-                   cross      X^T Y of the inputs of one linear map in two models, (inputs, inputs)
-                   routing    how often and how much routers choose, and how alike experts' outputs are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
     data, samples  over what it was measured, and over how many samples
@@ -22,7 +20,6 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
     per            what is squared before it is summed: the gradient of a whole sequence, or of a token
     objective      whose gradients these are, in words
     rows           {tensor: number}: how many rows a module read, and gave
-    other          {name, digest}: the second checkpoint of kind cross
     weightsmith    the version that wrote it
 
 Tensors have the names of the checkpoint's. Instead of a dense `T` there may be `T::rows` and `T::columns`,
@@ -31,8 +28,6 @@ of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind
 
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
-    cross      dense `T`
-    routing    counts, weights, similarity
 """
 
 from __future__ import annotations
@@ -49,11 +44,11 @@ METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
 # Kinds of which methods of merging read nothing.
-DESCRIPTIVE = ("channels", "cross", "routing")
+DESCRIPTIVE = ("channels",)
 KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 # What is said of how it was measured, where there is something to say.
-_FACTS = ("estimator", "per", "objective", "rows", "other")
+_FACTS = ("estimator", "per", "objective", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,6 @@ class StatisticsHeader:
     per: str = ""
     objective: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
-    other: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def divisor(self) -> float:
@@ -140,7 +134,6 @@ def checked(header: StatisticsHeader) -> StatisticsHeader:
         "per": header.per,
         "objective": header.objective,
         **{f"same.{name}": other for name, other in header.same.items()},
-        **{f"other.{key}": text for key, text in header.other.items()},
     }
     for key, text in texts.items():
         if not isinstance(text, str):
