@@ -1,7 +1,7 @@
 """What collecting costs: its time beside a run with hooks that do nothing, and its memory block by block.
 
     python benchmarks/collect.py time      # CPU-seconds of gram, channels, fisher and gradients, in turns
-    python benchmarks/collect.py memory    # anonymous memory of SmolLM2-135M's shapes, block by block, each in a process
+    python benchmarks/collect.py memory    # anonymous memory of SmolLM2-135M's shapes, block by block, each alone
 
 Weights are random, of SmolLM2-135M's shapes (time: with 4 of its 30 layers), and tokens are bytes.
 """
@@ -37,7 +37,7 @@ SMOLLM = {
     "eos_token_id": 0,
 }
 KINDS = ("gram", "channels", "fisher", "gradients")
-ITEMS, TOKENS, TURNS = 8, 256, 5
+ITEMS, TOKENS, TURNS = 4, 128, 3
 
 
 def checkpoint(folder: Path, layers: int) -> Path:
@@ -67,7 +67,7 @@ def plain(model, data: Samples, *, backward: bool) -> None:
                 if backward:
                     labels = batch[0].labels[:, None]
                     value = logits[0].log_softmax(-1).gather(1, labels).sum()
-                    parameters = [p for p in model.module.parameters()]
+                    parameters = list(model.module.parameters())
                     torch.autograd.grad(value, parameters, allow_unused=True)
     model.module.requires_grad_(False)
 
@@ -120,6 +120,8 @@ def measure_memory(folder: Path) -> None:
 def measure_one(folder: Path, kind: str) -> None:
     from threading import Thread
 
+    # What importing the network takes is none of the statistics'.
+    _ = transformers.LlamaForCausalLM
     peak, before, done = [0], anonymous_bytes(), []
 
     def watch() -> None:
@@ -130,7 +132,7 @@ def measure_one(folder: Path, kind: str) -> None:
     thread = Thread(target=watch)
     thread.start()
     try:
-        collect(kind, folder / "model", samples(4), folder, 128 << 20)
+        collect(kind, folder / "model", samples(2), folder, 128 << 20)
     finally:
         done.append(True)
         thread.join()
