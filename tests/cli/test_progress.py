@@ -16,7 +16,7 @@ import threading
 import pytest
 
 from weightsmith.cli.progress_lines import ProgressLines, open_progress
-from weightsmith.cli.progress_stages import Stage
+from weightsmith.cli.progress_stages import Display, Stage
 from weightsmith.progress import BYTES, CPU_SECONDS, Counted
 
 
@@ -50,6 +50,17 @@ def test_resumed_bytes_count_for_the_share_but_not_for_the_rate():
         "resuming: 500 kB of 1.00 MB are finished",
         " 70 %  750 kB of 1.00 MB  250 kB/s  1.0 s left",
     ]
+
+
+def test_the_rate_of_what_has_ended_stands_still():
+    clock = Clock()
+    merging = Stage(Display(clock)).begin("merging", 1000_000, BYTES)
+    assert merging.rate() == ""
+    clock.now = 2.0
+    merging.advance(1000_000, "w")
+    merging.end()
+    clock.now = 100.0
+    assert (merging.rate(), merging.took()) == ("500 kB/s", "2.0 s")
 
 
 def test_an_output_without_bytes_is_no_division_by_zero():
@@ -136,7 +147,7 @@ def test_what_was_kept_has_no_part_in_the_rate_and_is_named_only_with_a_result(
     ties.end()
     assert lines == [
         "measuring 10 candidates",
-        "candidate  2 of 10  linear on test  rank 1  found in the cache  0/s",
+        "candidate  2 of 10  linear on test  rank 1  found in the cache",
         "candidate  3 of 10  ties on test  in 4.0 s  0.25/s  28 s left",
     ]
 

@@ -243,3 +243,20 @@ def test_advice_on_memory_is_about_what_takes_it(
     (finding,) = [f for f in planned.findings if f.code == "memory"]
     assert advice in finding.fix
     assert "tokenizers" not in finding.fix
+
+
+def test_what_a_method_refuses_is_said_once_and_not_for_every_kind_of_tensor(
+    family: Family,
+) -> None:
+    """The sentence of some methods has the tensor's name within it."""
+    planned = weightsmith.plan(family.recipe("della", parameters={"density": 0.05, "epsilon": 0.1}))
+    assert [finding.code for finding in planned.errors] == ["method"]
+    assert "keep probabilities" in planned.errors[0].message
+
+
+def test_a_plan_of_no_tensors_says_what_is_wrong_however_small_the_memory(family: Family) -> None:
+    """Where every tensor lacks a parameter there is nothing to compute, and no largest tensor."""
+    recipe = family.recipe("slerp", experts=1)
+    planned = weightsmith.plan(recipe, memory_bytes=2**20)
+    assert not planned.tensors
+    assert {finding.code for finding in planned.errors} == {"missing-parameter"}

@@ -101,7 +101,7 @@ JOURNALS = (
 FOLDERS = (
     "merge ok.yaml {case}/out --quiet",
     "adapter extract a base {case}/out --rank 2 --quiet",
-    "adapter resize lora {case}/out --rank 1",
+    "adapter resize lora {case}/out --rank 1 --quiet",
     "adapter combine lora lora2 --out {case}/out --quiet",
     "delta pack a {case}/out --base base --quiet",
     "bundle create bundle.yaml {case}/out --quiet",

@@ -95,6 +95,19 @@ def test_a_rule_that_keeps_an_unknown_tensor_is_an_error(make, solve):
     assert repr(NORM) in solved.found()["missing-tensor"]
 
 
+@pytest.mark.usefixtures("three")
+def test_a_rule_that_no_tensor_is_left_for_is_a_warning(solve):
+    rules = (
+        "rules: [{match: {role: norm}, keep: a}, {match: {glob: model.norm.*}, keep: b}, "
+        "{match: {glob: modle.*}, keep: b}]\n"
+    )
+    found = [f for f in solve(NATIVE + rules).resolved.findings if f.code == "idle-rule"]
+    assert [(f.subject, f.severity) for f in found] == [
+        ("rules[1]", Severity.WARNING),
+        ("rules[2]", Severity.WARNING),
+    ]
+
+
 NESTED = """
 weightsmith: 1
 merge_method: slerp

@@ -37,7 +37,17 @@ def refusal(text: str, **options: object) -> str:
         (NATIVE + "seed: 12:30\n", ["base 60"]),
         (NATIVE + "seed: !!python/object:os.system x\n", ["tag"]),
         (NATIVE + "dtyp: float16\n", ["line 4", "unknown key 'dtyp'", "'dtype'"]),
-        (NATIVE + "dtype: float17\n", ["line 4", "'float17' is not a dtype"]),
+        (
+            NATIVE + "dtype: float17\n",
+            ["line 4", "'float17' is not a dtype: use one of float64", "float8_e5m2."],
+        ),
+        (NATIVE + "base: c\n", ["unknown key 'base'; did you mean 'base_model'?"]),
+        (NATIVE + "size: 5GB\n", ["unknown key 'size'; did you mean 'shard_size'?"]),
+        (NATIVE + "tokenizer: union\n", ["not 'union'; write `{source: union}`"]),
+        (
+            NATIVE + "rules: [{match: {rol: norm}, keep: a}]\n",
+            ["rules[0].match.rol: unknown key 'rol'; did you mean 'role'?"],
+        ),
         (NATIVE + "seed: -1\n", ["seed"]),
         (NATIVE + "seed: yes\n", ["seed", "whole number"]),
         (NATIVE + "nonfinite: maybe\n", ["nonfinite"]),
@@ -54,7 +64,7 @@ def refusal(text: str, **options: object) -> str:
         (NATIVE.replace("{model: b}", "{modle: b}"), ["unknown key 'modle'", "'model'"]),
         (NATIVE.replace("{model: b}", "{}"), ["'model' is missing"]),
         (NATIVE.replace("{model: b}", "{model: b, weight: 1}"), ["under `parameters:`"]),
-        (NATIVE.replace("{model: b}", "b"), ["expected a mapping"]),
+        (NATIVE.replace("{model: b}", "b"), ["expected a mapping of keys", "write `model: b`"]),
         (
             NATIVE.replace("model: b", "model: 7"),
             ["models[1].model", "a path, a Hub id or a mapping"],
@@ -433,6 +443,14 @@ def test_a_dumped_recipe_loads_as_an_equal_one(raw):
     assert again == recipe
     assert again.dump() == recipe.dump()
     assert load(yaml.safe_dump(raw)) == recipe
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "a\x85", "\u2028", "\ufeff", "'\x85\""])
+def test_a_dump_keeps_characters_that_yaml_takes_for_line_breaks(text):
+    weight = [{"filter": text, "value": 0}, {"value": 1}]
+    raw = {**yaml.safe_load(NATIVE), "parameters": {"weight": weight}}
+    recipe = Recipe.load(raw)
+    assert load(recipe.dump()) == recipe
 
 
 @settings(max_examples=150, deadline=None)

@@ -195,3 +195,27 @@ def test_newlines_between_image_rows_are_not_the_language_models(pair, solve) ->
     solved = solve(RECIPE)
     assert not solved.found()
     assert solved.formula("model.image_newline") == Leaf("vlm", "model.image_newline")
+
+
+KINDS = ["embedding", "attention", "mlp", "norm", "head"]
+METHODS = ["linear", "task_arithmetic", "ties", "dare_ties", "magmax"]
+
+
+@pytest.mark.parametrize("turn", range(len(METHODS)))
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_module_is_merged_by_its_own_method(make, solve, turn: int, count: int) -> None:
+    """Whatever else is made and forgotten while they are resolved one after the other."""
+    for name in ("base", "a", "b", "c"):
+        make(name, 3)
+    methods = dict(zip(KINDS, METHODS[turn:] + METHODS[:turn], strict=True))
+    models = ", ".join(f"{{model: {name}}}" for name in "abc"[:count])
+    modules = "".join(
+        f"  {kind}s:\n    match: {{role: {kind}}}\n    merge_method: {method}\n    models: [{models}]\n"
+        for kind, method in methods.items()
+    )
+    solved = solve(f"weightsmith: 1\nbase_model: base\nmodules:\n{modules}")
+    merged = {
+        output.place.role.partition(".")[0]: output.formula.method
+        for output in solved.outputs.values()
+    }
+    assert merged == methods

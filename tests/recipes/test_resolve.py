@@ -274,3 +274,33 @@ def test_integer_dtypes_cannot_hold_weights(make, solve):
     make("a")
     with pytest.raises(RecipeError, match="cannot hold weights"):
         solve("merge_method: passthrough\nmodels: [{model: a}]\ndtype: int64\n")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "merge_method: linear\nmodels: [{model: large}]\nbase_model: small",
+        "merge_method: linear\nmodels: [{model: small}]\nbase_model: large",
+        "merge_method: passthrough\nmodels: [{model: large}]\nbase_model: small",
+        "expression: linear(x, y)\ncheckpoints: {x: large, y: large, base: small}",
+        "expression: linear(x, y)\ncheckpoints: {x: large, y: large}\ndonor: small",
+    ],
+)
+def test_a_base_that_takes_no_part_must_fit_all_the_same(make, solve, recipe: str) -> None:
+    """Its shapes and tokenizer are the result's, so that other tables would be cut or read past their end."""
+    make("large", 2, vocabulary=9)
+    make("small", 2, vocabulary=7)
+    assert solve(f"weightsmith: 1\n{recipe}\n").found().keys() == {"vocabulary-mismatch"}
+
+
+def test_a_step_takes_no_base_of_another_shape(make, solve) -> None:
+    """A rule may have kept a tensor of a model with other rows."""
+    make("base", 2, vocabulary=9)
+    make("a", 2, vocabulary=9)
+    make("small", 2, vocabulary=7)
+    text = (
+        "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a}]\nbase_model: base\n"
+        "rules: [{match: {role: [embedding, head]}, keep: small}]\nthen: [lines: {alpha: 0.5}]\n"
+    )
+    with pytest.raises(RecipeError, match="two of one shape"):
+        solve(text)

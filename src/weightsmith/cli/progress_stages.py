@@ -55,6 +55,7 @@ class Stage:
         self.number = 1
         self._ended = 0
         self.begun_at = display.clock()
+        self._ended_at: float | None = None
         self._share = share
         self._open: list[Stage] = []
 
@@ -89,6 +90,7 @@ class Stage:
     def end(self, result: str = "", *, kept: bool = False) -> None:
         """Count this stage in the work that it belongs to."""
         with self.display.lock:
+            self._ended_at = self.display.clock()
             if self.work is not None:
                 self.work._count(self, kept)
             self.display.ended(self, harmless(result), kept)
@@ -123,7 +125,7 @@ class Stage:
 
     def took(self) -> str:
         """How long it has taken."""
-        return duration(self.display.clock() - self.begun_at)
+        return duration(self._elapsed())
 
     def amount(self) -> str:
         """How much of how much is done; nothing of times, which are guesses."""
@@ -135,10 +137,12 @@ class Stage:
         return f"{self.done:,.0f} of {quantity(total, self.unit)}"
 
     def rate(self) -> str:
-        """How much is done in a second of what was left to do; nothing of times."""
+        """How much is done in a second of what was left to do; nothing of times, and where nothing was done."""
         if self.unit == CPU_SECONDS:
             return ""
         rate = self._pace()
+        if rate <= 0:
+            return ""
         if self.unit == BYTES:
             return f"{format_size(rate)}/s"
         return f"{rate:,.0f}/s" if rate >= 9.95 else f"{rate:.2g}/s"
@@ -149,8 +153,12 @@ class Stage:
         return f"{duration(rest / pace)} left" if pace > 0 and rest > 0 else ""
 
     def _pace(self) -> float:
-        elapsed = max(self.display.clock() - self.begun_at, 1e-9)
-        return (self.reached() - self.kept) / elapsed
+        return (self.reached() - self.kept) / max(self._elapsed(), 1e-9)
+
+    def _elapsed(self) -> float:
+        """How long it has gone on, or went on until it ended."""
+        until = self.display.clock() if self._ended_at is None else self._ended_at
+        return until - self.begun_at
 
 
 def quantity(number: float, unit: str) -> str:

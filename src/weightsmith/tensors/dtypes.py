@@ -70,7 +70,7 @@ class DType(enum.Enum):
         wanted = str(text).strip().lower().removeprefix("torch.")
         found = _SPOKEN_NAMES.get(wanted)
         if found is None:
-            known = ", ".join(member.value for member in cls)
+            known = ", ".join(member.value for member in cls if member.is_float)
             raise UsageError(f"{shown(str(text))} is not a dtype: use one of {known}.")
         return found
 

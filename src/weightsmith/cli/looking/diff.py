@@ -73,7 +73,7 @@ def _blocks(found: CheckpointDifference) -> Iterator[Block]:
     columns = _COLUMNS + (_BASE_COLUMNS if with_base else ())
     rows = [_row(_place(g.block, g.layer), g.role, g.measures, with_base) for g in found.groups]
     rows.append(_row("all", "", found.total, with_base))
-    title = f"{found.a} and {found.b}"
+    title = f"A = {found.a}, B = {found.b}" + (f", C = {found.base}" if with_base else "")
     yield TextTable(title, columns, rows, frozenset(range(2, len(columns))), spare=_SPARE)
     for title, names in (
         ("Only in A", found.missing),

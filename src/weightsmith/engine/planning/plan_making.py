@@ -93,7 +93,7 @@ def _without_vocabularies(resolved: Resolved) -> Resolved:
 
 
 def _memory_findings(plan: Plan) -> list[Finding]:
-    if plan.peak_bytes <= plan.memory_bytes:
+    if not plan.tensors or plan.peak_bytes <= plan.memory_bytes:
         return []
     largest = max(
         plan.tensors, key=lambda t: (t.work.whole or t.work.rows, math.prod(t.output.shape))

@@ -239,7 +239,7 @@ class _Planner:
             except RecipeError as error:
                 self._traced[key] = _Facts()
                 refused = Finding(Severity.ERROR, "method", tensor.name, str(error))
-                self._refused.setdefault(refused.message.split(":", 1)[-1], refused)
+                self._refused.setdefault(refused.message.replace(repr(tensor.name), ""), refused)
         return self._traced[key]
 
 

@@ -53,7 +53,9 @@ def dialect_of(info: ValidationInfo) -> str | None:
 
 def unknown_key(key: str, known: frozenset[str], in_mergekit: bool) -> PydanticCustomError:
     """The refusal of a key that means nothing where it stands."""
-    near = nearest(key, known)
+    # `base` is nearer to `base_model` than to `assert`, whatever letters they share.
+    longer = (one for one in sorted(known) if key in one.split("_"))
+    near = next(longer, None) or nearest(key, known)
     if near is not None:
         advice = f"did you mean {near!r}?"
     elif "parameters" in known:

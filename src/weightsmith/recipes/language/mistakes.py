@@ -32,6 +32,8 @@ _WANTED = {
     "too_long": "a list of at most {max_length} values",
     "too_short": "a list of at least {min_length} values",
 }
+# How a mapping is written of whose keys only the first was given, by the class that reads it.
+_MEANT = {"ModelEntry": "`model: {given}`", "Tokenizer": "`{{source: {given}}}`"}
 
 
 def recipe_error(problem: ValidationError, document: YamlDocument) -> RecipeError:
@@ -77,14 +79,15 @@ def _what(detail: Any) -> str:
         return message.removeprefix("Value error, ")
     if kind in ("unknown_key", "native_key"):
         return message
-    if kind == "extra_forbidden":
-        return "unknown key; leave it out"
     if kind == "too_short" and not given:
         return "the list is empty; give at least one"
     wanted = _WANTED.get(kind)
     if wanted is None:
         return f"{literal(given)} cannot stand here"
-    return f"expected {wanted.format(**detail.get('ctx', {}))}, not {literal(given)}"
+    context = detail.get("ctx", {})
+    meant = _MEANT.get(context.get("class_name", "")) if isinstance(given, str) else None
+    advice = f"; write {meant.format(given=shown(given)[1:-1])}" if meant else ""
+    return f"expected {wanted.format(**context)}, not {literal(given)}{advice}"
 
 
 def _place(location: tuple[Any, ...], data: Any) -> Place:

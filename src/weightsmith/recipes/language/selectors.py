@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import StrictInt, StrictStr, field_validator, model_validator
 
 from weightsmith.errors import RecipeError
 from weightsmith.naming import compile_glob, compile_regex, is_found, nearest
+from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.tensors import Kind, Place
 
 _ROLE_NAMES = frozenset(kind.value for kind in Kind) | {
@@ -13,15 +14,13 @@ _ROLE_NAMES = frozenset(kind.value for kind in Kind) | {
 }
 
 
-class Match(BaseModel):
+class Match(DocumentPart):
     """A selector: all keys that are given must hold.
 
     `role` is a kind or a family of kinds (`attention` includes `attention.q`), or a list of which one must hold;
     `layers` is half open, `[0, 8]` being the first eight layers of the output; `name` is a regular expression
     searched in the output tensor's name; `glob` a pattern for the whole name.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     role: StrictStr | tuple[StrictStr, ...] | None = None
     layers: tuple[StrictInt, StrictInt] | None = None

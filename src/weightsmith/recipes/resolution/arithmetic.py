@@ -84,11 +84,14 @@ def _item(
         )
         return None
     inputs = [items[label] for label in used]
-    first = donor.items.get(name) or inputs[0]
+    frame = [item for item in (donor.items.get(name), base, inputs[0]) if item is not None]
+    first = frame[0]
     if not combiner.fits(WHERE, inputs, name):
         return None
     if not first.dtype.is_float:
         return combiner.exact(base, inputs, first.place)
+    if not combiner.fits(WHERE, frame, name):
+        return None
     tensors = _Tensors(items, merges, first.place, first.shape)
     return output_tensor(
         first.place, first, tensors.combination(combination), combiner.stored(inputs)

@@ -107,6 +107,9 @@ class Combiner:
         first = base if base is not None else experts[0][1]
         if not first.dtype.is_float:
             return self.exact(base, [item for _, item in experts], place)
+        # A base whose weights take no part gives the shape, the configuration and the tokenizer all the same.
+        if first is not used[0] and not self.fits(section.where, [first, used[0]], place.name):
+            return None
         if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
             return self._copied(experts[0][1], first, place)
         formula = self._merged(section, treatment, experts, base, place)
@@ -241,7 +244,8 @@ class Combiner:
                 "missing-parameter",
                 key,
                 f"{section.where}: method {treatment.spec.name} needs the parameter {key!r}{whom}",
-                "give it under the model's or the recipe's `parameters:`, with a last condition without filter",
+                "give it under the model's or the recipe's `parameters:`; where conditions give it, end them with one "
+                "without filter",
             )
         return not lacking
 

@@ -54,7 +54,7 @@ class _Work:
     items: list[OutputTensor] = field(default_factory=list)
     bases: dict[str, OutputTensor] = field(default_factory=dict)
     layer_sources: tuple[int, ...] | None = None
-    treatments: dict[tuple[int, int], MethodPlan] = field(default_factory=dict)
+    used_rules: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ class Resolver:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
         self._note_unused(work.combiner)
+        self._warn_of_idle_rules(work)
         return RecipeResult(
             items=tuple(post_steps(document, work.items, work.bases, within)),
             donor=donor,
@@ -357,16 +358,33 @@ class Resolver:
                     )
                 )
 
+    def _warn_of_idle_rules(self, work: _Work) -> None:
+        for number in range(len(work.document.rules or ())):
+            if number not in work.used_rules:
+                self._problems.add(
+                    Finding(
+                        Severity.WARNING,
+                        "idle-rule",
+                        f"rules[{number}]",
+                        f"rules[{number}] changes nothing: its match selects no merged tensor that the rules before "
+                        "it leave",
+                        "correct its match, or leave it out; `weightsmith inspect MODEL --tensors` shows names, roles "
+                        "and layers",
+                    )
+                )
+
     def _place(self, work: _Work, placed: Iterator[Placed]) -> None:
         rules = work.document.rules or ()
+        # Only while a section lives can no other one have its identity.
+        treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
         for one in placed:
             number = _first_match(rules, one.place)
+            work.used_rules.add(number)
             key = (id(one.section), number)
-            treatment = work.treatments.get(key)
-            if treatment is None:
+            if key not in treatments:
                 rule = rules[number] if number >= 0 else None
-                treatment = self._treatment(work, one.section, rule, number)
-                work.treatments[key] = treatment
+                treatments[key] = one.section, self._treatment(work, one.section, rule, number)
+            _, treatment = treatments[key]
             item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
             if item is not None:
                 self._emit(work, item, one.base)

@@ -60,23 +60,18 @@ def _stepped(
     )
     result = []
     for item in items:
-        base = bases.get(item.name)
         merge = merges.get(item.name)
         if not item.dtype.is_float or (follows and merge is None):
             result.append(item)
             continue
         behind = merge if follows else None
         experts = behind.experts if behind is not None else ()
-        if spec.base is registry.Base.REQUIRED and base is None:
-            raise RecipeError(
-                f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
-            )
-        uses_base = spec.base is not registry.Base.IGNORED and base is not None
+        base = _base_of(item, bases.get(item.name), spec, where)
         formula = Merge(
             method=spec.name,
             preset=scope.semantics,
             shared=(*values(shared, item.name, item.place), *follows.items()),
-            base=base.formula if uses_base and base is not None else None,
+            base=None if base is None else base.formula,
             experts=(item.formula, *experts),
             per_expert=(values(own, item.name, item.place),) * (1 + len(experts)),
             labels=distinct_labels(["merged", *(behind.labels if behind is not None else ())]),
@@ -88,6 +83,26 @@ def _stepped(
         )
         result.append(replace(item, formula=formula))
     return result
+
+
+def _base_of(
+    item: OutputTensor, base: OutputTensor | None, spec: registry.MethodSpec, where: str
+) -> OutputTensor | None:
+    """The base's tensor as a step takes it, None for a step that has no use for it."""
+    if spec.base is registry.Base.IGNORED:
+        return None
+    if base is None:
+        if spec.base is registry.Base.REQUIRED:
+            raise RecipeError(
+                f"{where}: method {spec.name} needs the base of {item.name!r}; give `base_model:`."
+            )
+        return None
+    if base.shape != item.shape:
+        raise RecipeError(
+            f"{where}: {item.name!r} has the shape {list(base.shape)} in the base, and {list(item.shape)} in the "
+            f"result; method {spec.name} needs two of one shape."
+        )
+    return base
 
 
 def _require_merged(
