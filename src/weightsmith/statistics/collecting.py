@@ -24,7 +24,7 @@ from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
 from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.data_files import DataChoice, ReadData, files_of_data, read_data
-from weightsmith.statistics.data_run import DataRun
+from weightsmith.statistics.data_run import FORWARD_SUMS, DataRun
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.trainer_files import files_of_trainer
@@ -103,7 +103,7 @@ def collect(
 ) -> Collected:
     """Collect statistics of a model over the first items of some data, and write a file for each kind.
 
-    `what` names kinds: gram, channels, fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam,
+    `what` names kinds: gram, channels, routing, fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam,
     whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is
     a text file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit`
     bounds the items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact,
@@ -147,7 +147,7 @@ class _Target:
         )
 
     def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
-        """Write the file of a kind; raises CompatibilityError where the network has nothing of it."""
+        """Write the file of a kind."""
         tensors: list[LazyTensor] = []
         rows: dict[str, int] = {}
         same: dict[str, str] = {}
@@ -155,11 +155,6 @@ class _Target:
             tensors += part.tensors
             rows |= part.rows
             same |= part.same
-        if not tensors:
-            raise CompatibilityError(
-                f"{self.model.name!r} is a {type(self.model.module).__name__}, which has nothing that "
-                f"{header.kind} statistics are of; ask for others."
-            )
         tensors.sort(key=lambda tensor: natural_key(tensor.name))
         place = self.places[header.kind]
         write_measured(place, tensors, replace(header, rows=rows, same=same), self.reads)
@@ -263,7 +258,16 @@ def _places(out: Path, wanted: Wanted, reads: Sequence[Path]) -> dict[str, Path]
 
 
 def _settled(wanted: Wanted, data: ReadData, model: LiveModel) -> Wanted:
-    """With the estimator that suits the data, if none was asked for; raises UsageError where there are no losses."""
+    """With the estimator that suits the data, if none was asked for.
+
+    Raises CompatibilityError where the network has nothing of a kind, UsageError where there are no losses.
+    """
+    for kind in wanted.forward:
+        if FORWARD_SUMS[kind](model).is_empty:
+            raise CompatibilityError(
+                f"{model.name!r} is a {type(model.module).__name__}, which has nothing that {kind} statistics are of; "
+                "ask for others."
+            )
     samples = data.backward
     if wanted.backward and (
         samples.predictions is None or not all(counted_labels(s.labels) for s in samples.items)

@@ -27,15 +27,17 @@ from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
 from weightsmith.statistics.forward_sums import ChannelSums, ForwardSums, GramSums
 from weightsmith.statistics.gradient_sums import GradientSums, SquareSums
 from weightsmith.statistics.kept_parts import KeptParts
+from weightsmith.statistics.routing_sums import RoutingSums
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORWARD: Mapping[str, Callable[[LiveModel], ForwardSums]] = {
+FORWARD_SUMS: Mapping[str, Callable[[LiveModel], ForwardSums]] = {
     "gram": GramSums,
     "channels": ChannelSums,
+    "routing": RoutingSums,
 }
 # The place of what was measured on the whole network at once.
 _WHOLE = 0
@@ -94,7 +96,7 @@ class DataRun:
         return grouped_steps(self.samples, self.wanted, self.batch_size, self.model.device)
 
     def _forward_sums(self) -> dict[str, ForwardSums]:
-        return {kind: _FORWARD[kind](self.model) for kind in self.wanted.forward}
+        return {kind: FORWARD_SUMS[kind](self.model) for kind in self.wanted.forward}
 
     def _backward_sums(self) -> BackwardSums:
         return BackwardSums(self.wanted, self.samples)

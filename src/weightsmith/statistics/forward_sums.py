@@ -35,6 +35,11 @@ class Measured:
 class ForwardSums(Protocol):
     """What looks at the passages of a batch, and gives what it summed up of some modules."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the network has nothing of the kind."""
+        ...
+
     def begin(self) -> None:
         """A batch begins."""
 
@@ -89,6 +94,11 @@ class GramSums:
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
         self._followers: dict[str, str] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no linear maps."""
+        return not self._maps
 
     def begin(self) -> None:
         """Begin a batch."""
@@ -168,6 +178,11 @@ class ChannelSums:
         self._maps |= _norms(model, self._maps)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._rows: dict[str, int] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are neither linear maps nor norms."""
+        return not self._maps
 
     def begin(self) -> None:
         """Begin a batch."""

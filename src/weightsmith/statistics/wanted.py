@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
-FORWARD = ("gram", "channels")
+FORWARD = ("gram", "channels", "routing")
 BACKWARD = ("fisher", "gradients")
 WHAT = (*FORWARD, *BACKWARD, "adam")
 PER = ("sequence", "token")

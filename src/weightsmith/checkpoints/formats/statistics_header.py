@@ -8,6 +8,7 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    gradients  gradients of single samples, one number per weight and sample, and what sums them up
                    gram       X^T X of the inputs of linear maps, (inputs, inputs) or a stack of such
                    channels   means over the rows that modules read and give, one number per channel
+                   routing    what routers of mixtures choose, and how alike the outputs of their experts are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
     data, samples  over what it was measured, and over how many samples
@@ -28,6 +29,7 @@ of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind
 
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
+    routing    chosen, weights, outputs, similarity
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
 # Kinds of which methods of merging read nothing.
-DESCRIPTIVE = ("channels",)
+DESCRIPTIVE = ("channels", "routing")
 KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 # What is said of how it was measured, where there is something to say.
