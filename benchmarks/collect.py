@@ -73,22 +73,24 @@ def plain(model, data: Samples, *, backward: bool) -> None:
 
 
 def measure_time(folder: Path) -> None:
-    place, data = checkpoint(folder / "model", 4), samples(ITEMS)
+    """CPU-seconds of further items: what reading the model and writing files takes is there for any number of them."""
+    place = checkpoint(folder / "model", 4)
     live = load_model(place)
+    few, many = samples(ITEMS), samples(4 * ITEMS)
     taken: dict[str, list[float]] = {}
     for _ in range(TURNS):
         for name, call in {
-            "plain forward": lambda: plain(live, data, backward=False),
-            "plain forward and backward": lambda: plain(live, data, backward=True),
-            **{
-                kind: lambda kind=kind: collect(kind, place, data, folder, 1 << 40)
-                for kind in KINDS
-            },
-            "all": lambda: collect(",".join(KINDS), place, data, folder, 1 << 40),
+            "plain forward": lambda data: plain(live, data, backward=False),
+            "plain forward and backward": lambda data: plain(live, data, backward=True),
+            **{k: lambda data, k=k: collect(k, place, data, folder, 1 << 40) for k in KINDS},
+            "all": lambda data: collect(",".join(KINDS), place, data, folder, 1 << 40),
         }.items():
-            started = time.process_time()
-            call()
-            taken.setdefault(name, []).append(time.process_time() - started)
+            seconds = []
+            for data in (few, many):
+                started = time.process_time()
+                call(data)
+                seconds.append(time.process_time() - started)
+            taken.setdefault(name, []).append(seconds[1] - seconds[0])
     for name, times in taken.items():
         against = "plain forward" if name in ("gram", "channels") else "plain forward and backward"
         ratio = statistics.median(times) / statistics.median(taken[against])

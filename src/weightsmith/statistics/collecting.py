@@ -103,13 +103,13 @@ def collect(
 ) -> Collected:
     """Collect statistics of a model over the first items of some data, and write a file for each kind.
 
-    `what` names kinds: gram, channels, routing, fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam,
-    whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is
-    a text file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit`
-    bounds the items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact,
-    mc:S or empirical; of a sequence or of a token. A network that takes more than `memory_bytes` runs block by block;
-    what is finished of it is found again by the same call, even after a kill. With several kinds FILE.safetensors
-    becomes FILE.KIND.safetensors.
+    `what` names kinds: gram, channels, routing, fisher, gradients (`gradients:8` with those of 8 items by themselves),
+    or adam, whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is a text
+    file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit` bounds the
+    items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact, mc:S or
+    empirical; of a sequence or of a token. A network that takes more than `memory_bytes` runs block by block; what is
+    finished of it is found again by the same call, even after a kill. With several kinds FILE.safetensors becomes
+    FILE.KIND.safetensors.
 
     Raises UsageError for data that are none of the model's, OutputError for an output that must not be replaced,
     NonFiniteError where a loss is NaN, and what opening the model raises.

@@ -213,6 +213,8 @@ class DataRun:
             if not sums.is_empty:
                 weights = weights or self._theta(gradients)
                 sums.add(steps[i], self._stored(gradients), weights)
+            # Those of a large embedding would lie beside the next ones.
+            del gradients
         sums.keep(self.parts, place, weights)
 
 

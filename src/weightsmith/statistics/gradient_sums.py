@@ -32,7 +32,7 @@ class SquareSums:
 
     def take(self) -> Measured:
         """The means, which are then forgotten."""
-        found = {name: (total / self._count).float() for name, total in self._sums.items()}
+        found = {name: total.div_(self._count).float() for name, total in self._sums.items()}
         self._sums.clear()
         return Measured(found)
 

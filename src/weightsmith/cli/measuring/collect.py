@@ -110,9 +110,9 @@ def collect(
 ) -> int:
     """Run MODEL over data and write what was measured as statistics files, for recipes to name beside it.
 
-    WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves) or several of them,
-    which take one run together. A network that does not fit into --memory runs block by block; after Ctrl-C or a kill
-    the same command measures only what was not finished.
+    WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
+    them, which take one run together; or adam, from a trainer's checkpoint. A network that does not fit into --memory
+    runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
     """
     from weightsmith.statistics import collect as collected
 
