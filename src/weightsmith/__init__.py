@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes import Recipe as Recipe
     from weightsmith.recipes import free as free
     from weightsmith.reports.making import report as report
+    from weightsmith.statistics.collecting import collect as collect
 
     # Names that are called otherwise where they come from are handed on by this list alone.
     __all__ = ["diff", "inspect", "pack_delta", "unpack_delta"]
@@ -49,6 +50,7 @@ else:
         {
             "Recipe": "weightsmith.recipes",
             "WeightsmithError": "weightsmith.errors",
+            "collect": "weightsmith.statistics.collecting",
             "combine_adapters": "weightsmith.engine.adapter_api",
             "compare": "weightsmith.comparison.versions",
             "convert_adapter": "weightsmith.engine.adapter_api",

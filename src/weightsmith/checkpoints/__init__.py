@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.copied_files import is_inside as is_inside
     from weightsmith.checkpoints.copied_files import is_template as is_template
     from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
+    from weightsmith.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
     from weightsmith.checkpoints.formats import bundles as bundles
     from weightsmith.checkpoints.formats import merge_state as merge_state
     from weightsmith.checkpoints.formats.bundles import BundleHeader as BundleHeader
@@ -59,6 +60,15 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.statistics import require_match as require_match
     from weightsmith.checkpoints.formats.statistics import require_names as require_names
     from weightsmith.checkpoints.formats.statistics import statistics_of as statistics_of
+    from weightsmith.checkpoints.formats.statistics_header import (
+        StatisticsHeader as StatisticsHeader,
+    )
+    from weightsmith.checkpoints.formats.statistics_writer import (
+        STATISTICS_KIND as STATISTICS_KIND,
+    )
+    from weightsmith.checkpoints.formats.statistics_writer import (
+        write_measured as write_measured,
+    )
     from weightsmith.checkpoints.formats.statistics_writer import (
         write_statistics as write_statistics,
     )
@@ -90,6 +100,9 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.tied_tensors import declared_tied as declared_tied
     from weightsmith.checkpoints.tied_tensors import vocabulary_embedding as vocabulary_embedding
     from weightsmith.checkpoints.tied_tensors import vocabulary_head as vocabulary_head
+
+    # Called otherwise where it comes from, since the module has its name.
+    __all__ = ["checkpoint_fingerprint"]
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
@@ -114,7 +127,9 @@ else:
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
             "Stack": "weightsmith.checkpoints.stacks",
+            "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
+            "StatisticsHeader": "weightsmith.checkpoints.formats.statistics_header",
             "TensorState": "weightsmith.checkpoints.formats.merge_state",
             "Tying": "weightsmith.checkpoints.tied_tensors",
             "absence": "weightsmith.checkpoints.copied_files",
@@ -135,6 +150,7 @@ else:
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
+            "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
             "listed": "weightsmith.checkpoints.formats.statistics",
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",
@@ -168,6 +184,7 @@ else:
             "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_size_of": "weightsmith.checkpoints.nested_config",
+            "write_measured": "weightsmith.checkpoints.formats.statistics_writer",
             "write_statistics": "weightsmith.checkpoints.formats.statistics_writer",
         },
     )

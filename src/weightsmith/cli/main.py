@@ -45,6 +45,7 @@ COMMANDS = {
     "bundle": "Keep many fine-tunes of one base in one folder.",
     "delta": "Keep a fine-tune as small changes of its base.",
     "transplant": "Give a model another model's tokenizer.",
+    "collect": "Measure a model over data: Fisher, Gram, gradients, channels.",
     "testbed": "Build real model families to merge and to evaluate.",
     "evaluate": "Score a checkpoint or a recipe on the tasks of a suite.",
     "compare": "Compare two versions: scores, flips, retained skill, gates.",
@@ -60,6 +61,7 @@ _FOLDERS = {
         "looking": "inspect diff seams methods",
         "adapters": "adapter",
         "keeping": "bundle delta",
+        "measuring": "collect",
         "judging": "testbed evaluate compare league report",
     }.items()
     for command in commands.split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,23 @@ _BATCH = 64
 _MOST_CLASSES = 1_000_000
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Classifier:
+    """From inputs [B, ...] to logits [B, C] of the named classes, and the class numbers of a task's items [N]."""
+
+    logits: Callable[[Tensor], Tensor]
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+
+def classifier_of(task: Task, model: LiveModel, items: LabelledInputs) -> Classifier:
+    """The network with its own head or the task's; raises UsageError where model, head and items do not match."""
+    head = None if task.head is None else read_head(task.head, model.device)
+    classes = head.classes if head else _own_classes(model, task)
+    labels = _labels(items, classes, task)
+    return Classifier(_forward(model, head, items, task), classes, labels)
+
+
 def score_classification(
     task: Task, model: LiveModel, batch_size: int | None, progress: Progress
 ) -> ItemScores:
@@ -34,10 +52,8 @@ def score_classification(
     import torch
 
     items = read_labelled(task)
-    head = None if task.head is None else read_head(task.head, model.device)
-    classes = head.classes if head else _own_classes(model, task)
-    labels = _labels(items, classes, task)
-    forward = _forward(model, head, items, task)
+    classifier = classifier_of(task, model, items)
+    classes, labels, forward = classifier.classes, classifier.labels, classifier.logits
     size = batch_size or task.batch_size or _BATCH
     guesses: list[NDArray[np.int64]] = []
     rows = progress.begin("", len(labels), ROW)

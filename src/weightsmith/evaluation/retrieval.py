@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def embed(
     """
     import torch
 
-    encode = encoder_of(model, task)
+    encode = embedder_of(model, task)
     lengths = [len(text) for text in texts]
     vectors: dict[int, Any] = {}
     with torch.inference_mode():
@@ -121,26 +122,41 @@ def embed(
     return np.asarray(stacked, np.float64)
 
 
-def encoder_of(model: LiveModel, task: str) -> Callable[[Sequence[str]], Tensor]:
-    """From a batch of texts to its embeddings of length 1, [B, D], as `embed` has them, in float32.
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Embeddings of length 1 as `embed` has them, in float32, with gradients where the network has them."""
 
-    They have gradients where the network's parameters do. Raises UsageError for a network or a module that gives none.
-    """
-    from torch.nn import functional
+    model: LiveModel
+    pooling: str
+    longest: int
 
+    def tokens(self, texts: Sequence[str], *, padded: bool = True) -> Any:
+        """What the network reads of texts, cut to the tokens that it reads at most."""
+        return self.model.tokenizer()(
+            list(texts),
+            padding=padded,
+            truncation=True,
+            max_length=self.longest,
+            return_tensors="pt" if padded else None,
+        )
+
+    def vectors(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """The embeddings [B, D] of tokens."""
+        from torch.nn import functional
+
+        states = self.model.features(encoded).float()
+        return functional.normalize(_pooled(states, encoded["attention_mask"], self.pooling), dim=1)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings [B, D] of texts."""
+        return self.vectors(self.tokens(texts).to(self.model.device))
+
+
+def embedder_of(model: LiveModel, task: str) -> Embedder:
+    """How a model embeds texts; raises UsageError for a network or a module that gives no embeddings."""
     if model.plain:
         raise UsageError(f"Task {task!r} needs a text encoder, which {model.name!r} is not.")
-    pooling, longest = _settings(model)
-    tokenizer = model.tokenizer()
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        encoded = tokenizer(
-            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(model.device)
-        states = model.features(encoded).float()
-        return functional.normalize(_pooled(states, encoded["attention_mask"], pooling), dim=1)
-
-    return encode
+    return Embedder(model, *_settings(model))
 
 
 def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:

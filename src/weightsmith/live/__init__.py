@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
     from weightsmith.live.blocks.block_run import Block as Block
     from weightsmith.live.blocks.block_run import BlockRun as BlockRun
+    from weightsmith.live.blocks.block_structure import count_parts as count_parts
     from weightsmith.live.libraries import asking_library as asking_library
     from weightsmith.live.libraries import quiet_library as quiet_library
     from weightsmith.live.libraries import reason_of as reason_of
@@ -55,6 +56,7 @@ else:
             "as_torch": "weightsmith.live.tensor_reading",
             "asking_library": "weightsmith.live.libraries",
             "check_config": "weightsmith.live.model_source",
+            "count_parts": "weightsmith.live.blocks.block_structure",
             "load_model": "weightsmith.live.live_model",
             "open_source": "weightsmith.live.model_source",
             "quiet_library": "weightsmith.live.libraries",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.compressed import Checked as Checked
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
+    from weightsmith.tensors.compressed import UpperTriangle as UpperTriangle
     from weightsmith.tensors.digest_pieces import piece_elements as piece_elements
     from weightsmith.tensors.digest_pieces import pieces as pieces
     from weightsmith.tensors.digests import checkpoint_digest as checkpoint_digest
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.native_library import address_of as address_of
     from weightsmith.tensors.native_library import open_library as open_library
     from weightsmith.tensors.pickles.pickle_reader import read_torch_file as read_torch_file
+    from weightsmith.tensors.pickles.pickle_reader import read_trainer_file as read_trainer_file
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
     from weightsmith.tensors.place import Kind as Kind
     from weightsmith.tensors.place import Place as Place
@@ -119,6 +121,7 @@ else:
             "OPEN_FILES": "weightsmith.tensors.files.open_files",
             "OuterProduct": "weightsmith.tensors.compressed",
             "Place": "weightsmith.tensors.place",
+            "UpperTriangle": "weightsmith.tensors.compressed",
             "Placement": "weightsmith.tensors.files.layout",
             "ReadingCost": "weightsmith.tensors.stored",
             "STATISTIC_DTYPES": "weightsmith.tensors.compressed",
@@ -169,6 +172,7 @@ else:
             "read_runs": "weightsmith.tensors.stored",
             "read_small": "weightsmith.tensors.files.small_files",
             "read_torch_file": "weightsmith.tensors.pickles.pickle_reader",
+            "read_trainer_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_weight_map": "weightsmith.tensors.files.shard_index",
             "real": "weightsmith.tensors.files.paths",
             "record": "weightsmith.tensors.fast_records",

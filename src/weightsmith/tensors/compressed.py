@@ -3,9 +3,10 @@
     rows and columns    v_ij = r_i c_j / sum_i r_i of row and column sums, or / mean_i r_i of means (Adafactor)
     left and right      v_ij = max(0, sum_k l_ik r_kj)
     blocks              v_i = b_(i // size), one number for `size` elements in C order
+    upper               v_ij = v_ji = u_k, the rows of a symmetric matrix from the diagonal on
 
-Numbers are computed in float64, element by element in a fixed order, and rounded once to float32, so they do not
-depend on the range that is asked for. Nothing is kept between two reads.
+Numbers that are computed are so in float64, element by element in a fixed order, and rounded once to float32: they do
+not depend on the range that is asked for. Nothing is kept between two reads.
 """
 
 from __future__ import annotations
@@ -197,6 +198,51 @@ class BlockConstant(_Dense):
         for low in range(start, stop, _AT_ONCE):
             high = min(low + _AT_ONCE, stop)
             found[low - start : high - start] = blocks[np.arange(low, high) // self.size - first]
+
+
+@dataclass(frozen=True, slots=True)
+class UpperTriangle(FromStored):
+    """Symmetric matrices (..., n, n) of which rows are stored from the diagonal on, (..., n (n + 1) / 2)."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored: LazyTensor
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop), in the dtype of the stored ones; thread-safe."""
+        n, size = self.shape[-1], self.dtype.itemsize
+        step = max(1, _AT_ONCE // max(n, 1))
+        row = start // n if start < stop else stop
+        while row * n < stop:
+            # Rows of one matrix, as many as share what is above them.
+            end = min(row + step, (row // n + 1) * n, -(-stop // n))
+            rows = self._rows(row // n, row % n, row % n + end - row).reshape(-1)
+            low, high = max(start, row * n), min(stop, end * n)
+            data = rows[(low - row * n) * size : (high - row * n) * size]
+            buffer[(low - start) * size : (high - start) * size] = data.data
+            row = end
+
+    def _rows(self, matrix: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Rows [first, last) of a matrix of the stack, as bytes [rows, n, itemsize]."""
+        n, size = self.shape[-1], self.dtype.itemsize
+        found = np.empty((last - first, n, size), np.uint8)
+        for above in range(last):
+            column = max(above, first)
+            run = self._run(matrix, above, column, last if above < first else n)
+            if above < first:
+                found[:, above] = run
+            else:
+                found[above - first, above:] = run
+                found[above - first :, above] = run[: last - above]
+        return found
+
+    def _run(self, matrix: int, row: int, low: int, high: int) -> NDArray[np.uint8]:
+        """Columns [low, high) of a row from the diagonal on, as bytes [columns, itemsize]."""
+        n, size = self.shape[-1], self.dtype.itemsize
+        at = matrix * (n * (n + 1) // 2) + row * n - row * (row - 1) // 2 + low - row
+        data = bytearray((high - low) * size)
+        self.stored.read_into(at, at + high - low, memoryview(data))
+        return np.frombuffer(data, np.uint8).reshape(-1, size)
 
 
 def read_array(tensor: LazyTensor) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from weightsmith.checkpoints.formats.statistics_header import DESCRIPTIVE
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors import (
     STATISTIC_DTYPES,
@@ -14,6 +15,7 @@ from weightsmith.tensors import (
     LazyTensor,
     LowRankProduct,
     OuterProduct,
+    UpperTriangle,
     shown,
 )
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Kinds whose numbers are means of squares.
 _SQUARES = ("fisher", "adam")
+# What sums up the gradients of all samples, beside those of single ones.
+SUMMARIES = frozenset({"mean", "absolute", "taylor", "sensitivity"})
 
 
 def dense_tensors(
@@ -39,8 +43,11 @@ def dense_tensors(
                 "bfloat16, float32 or float64: convert it."
             )
     marks = set(stored)
-    if header.kind == "gradients" and all(mark.isdecimal() for mark in marks):
+    has_gradients = all(mark.isdecimal() or mark in SUMMARIES for mark in marks)
+    if header.kind in DESCRIPTIVE or (header.kind == "gradients" and has_gradients):
         return {t.name: Checked(t, negative=True) for t in stored.values()}
+    if header.kind == "gram" and marks == {"upper"}:
+        return {name: _symmetric(name, stored["upper"], identity)}
     if marks == {""}:
         return {name: Checked(stored[""], negative=header.kind not in _SQUARES)}
     if header.kind in _SQUARES and marks == {"rows", "columns"}:
@@ -53,6 +60,18 @@ def dense_tensors(
     raise CheckpointError(
         f"{identity}: {listed} are no form in which statistics of kind {header.kind} are stored: collect them again."
     )
+
+
+def _symmetric(name: str, upper: LazyTensor, identity: str) -> UpperTriangle:
+    """`name::upper` has the rows of a matrix from the diagonal on, (n (n + 1) / 2), or those of each of a stack."""
+    numel = upper.shape[-1] if upper.shape else 0
+    width = (math.isqrt(8 * numel + 1) - 1) // 2
+    if len(upper.shape) not in (1, 2) or width * (width + 1) // 2 != numel:
+        raise CheckpointError(
+            f"{identity}: {shown(upper.name)} has shape {list(upper.shape)}, which is no triangle of a matrix: "
+            "collect the statistics again."
+        )
+    return UpperTriangle(name, (*upper.shape[:-1], width, width), Checked(upper, negative=True))
 
 
 def _outer_product(

@@ -33,7 +33,7 @@ class Statistics:
     """An opened statistics file: its header, and its tensors by name, dense and checked as they are read.
 
     `checkpoint` has them as a checkpoint has its weights; `parts` gives the names in it of each weight's statistic:
-    one, or one per sample.
+    one, or one per sample. What describes a weight and is read by no method (`T::mean`) is in `checkpoint` alone.
     """
 
     header: StatisticsHeader
@@ -69,7 +69,7 @@ def statistics_of(opened: Checkpoint) -> Statistics:
         }
         made = dense_tensors(name, marks, header, opened.identity)
         tensors |= made
-        found[name] = tuple(sorted(made, key=natural_key))
+        found[name] = tuple(sorted(filter(_is_read, made), key=natural_key))
     return Statistics(header, replace(opened, tensors=tensors), found)
 
 
@@ -116,6 +116,12 @@ def misfit(shape: tuple[int, ...], found: Sequence[tuple[int, ...]], kind: str) 
         if kind == "gram" and not _is_gram(own, shape):
             return f"is a Gram matrix of shape {list(own)} for a weight of shape {list(shape)}"
     return ""
+
+
+def _is_read(name: str) -> bool:
+    """Whether a name is that of a statistic of its kind, and not of something said beside it."""
+    mark = name.partition(_MARK)[2]
+    return not mark or mark.isdecimal()
 
 
 def _is_gram(gram: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -5,8 +5,10 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
     schema         1
     kind           fisher     means (or sums) of squared gradients, one number per weight
                    adam       second moments of Adam (exp_avg_sq), one number per weight
-                   gradients  gradients of single samples, one number per weight and sample
+                   gradients  gradients of single samples, one number per weight and sample, and what sums them up
                    gram       X^T X of the inputs of linear maps, (inputs, inputs) or a stack of such
+                   channels   means over the rows that modules read and give, one number per channel
+                   routing    what routers of mixtures choose, and how alike the outputs of their experts are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
     data, samples  over what it was measured, and over how many samples
@@ -15,10 +17,19 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
     same           {tensor: tensor}: tensors whose statistic is that of another (q, k, v share one Gram matrix)
     means          whether rows and columns are means, as Adafactor's, instead of sums
     block          elements per block
+    estimator      exact, mc:S or empirical: whose labels the gradients of a fisher are of
+    per            what is squared before it is summed: the gradient of a whole sequence, or of a token
+    objective      whose gradients these are, in words
+    rows           {tensor: number}: how many rows a module read, and gave
     weightsmith    the version that wrote it
 
 Tensors have the names of the checkpoint's. Instead of a dense `T` there may be `T::rows` and `T::columns`,
-`T::left` and `T::right`, or `T::blocks:SHAPE` (see `tensors.compressed`); gradients of sample k are `T::k`.
+`T::left` and `T::right`, `T::blocks:SHAPE`, or `T::upper` for a symmetric matrix (see `tensors.compressed`); gradients
+of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind:
+
+    gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
+    channels   input_magnitude, input_square, output_mean, output_variance
+    routing    chosen, weights, outputs, similarity
 """
 
 from __future__ import annotations
@@ -34,8 +45,12 @@ from weightsmith.wording import literal, shown
 METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
-KINDS = (*ELEMENTWISE, "gram", "metrics")
+# Kinds of which methods of merging read nothing.
+DESCRIPTIVE = ("channels", "routing")
+KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
+# What is said of how it was measured, where there is something to say.
+_FACTS = ("estimator", "per", "objective", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,10 @@ class StatisticsHeader:
     means: bool = False
     block: int = 0
     version: str = ""
+    estimator: str = ""
+    per: str = ""
+    objective: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def divisor(self) -> float:
@@ -78,6 +97,9 @@ class StatisticsHeader:
             content["means"] = True
         if self.block:
             content["block"] = self.block
+        for key in _FACTS:
+            if value := getattr(self, key):
+                content[key] = value
         return content
 
 
@@ -97,6 +119,7 @@ def header_of(content: Mapping[str, Any]) -> StatisticsHeader:
         means=content.get("means", False),
         block=content.get("block", 0),
         version=content["weightsmith"],
+        **{key: content[key] for key in _FACTS if key in content},
     )
 
 
@@ -109,12 +132,15 @@ def checked(header: StatisticsHeader) -> StatisticsHeader:
         "data": header.data,
         "normalization": header.normalization,
         "weightsmith": header.version,
+        "estimator": header.estimator,
+        "per": header.per,
+        "objective": header.objective,
         **{f"same.{name}": other for name, other in header.same.items()},
     }
     for key, text in texts.items():
         if not isinstance(text, str):
             raise Malformed(f"its {shown(key)} is no text")
-    for name in (*header.same, *header.metrics):
+    for name in (*header.same, *header.metrics, *header.rows):
         if not isinstance(name, str):
             raise Malformed(f"{literal(name)} is no name")
     if header.kind not in KINDS:
@@ -123,6 +149,8 @@ def checked(header: StatisticsHeader) -> StatisticsHeader:
         raise Malformed(f"normalization {header.normalization!r} is neither mean nor sum")
     if not _is_count(header.samples, 1) or not _is_count(header.block, 0):
         raise Malformed("samples or block is not a count")
+    if not all(_is_count(count, 0) for count in header.rows.values()):
+        raise Malformed("the rows of a tensor are not a count")
     if not isinstance(header.means, bool):
         raise Malformed("means is neither true nor false")
     for name, number in header.metrics.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from weightsmith.checkpoints.opening import open_checkpoint
 from weightsmith.errors import UsageError
 from weightsmith.graph import exact
 from weightsmith.publishing import check_file, staged_file, write_sealed_tensors
-from weightsmith.tensors import DType, expanded, shown
+from weightsmith.tensors import DType, LazyTensor, expanded, shown
 
 # What the file is sealed as.
-KIND = "statistics"
+STATISTICS_KIND = "statistics"
 FORMS = ("dense", "rows_columns", "low_rank", "blocks")
 _DTYPES = {np.dtype(d.value): d for d in (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)}
+# Elements that are copied at a time.
+_AT_ONCE = 1 << 22
 _Array = NDArray[Any]
 
 
@@ -103,6 +105,27 @@ def write_statistics(
     _write(Path(path), made, metadata, checkpoint.inputs)
 
 
+def write_measured(
+    path: str | Path, tensors: Sequence[LazyTensor], header: StatisticsHeader, reads: Sequence[Path]
+) -> None:
+    """Write tensors that lie in files already, under their names, with the header of what they are.
+
+    They are copied piece by piece. `reads` is what the file must not replace; otherwise as `write_statistics`.
+    """
+    metadata = {METADATA_ENTRY: json.dumps(checked(header).to_json(), sort_keys=True)}
+    entries = [(t.name, t.dtype, t.shape) for t in tensors]
+    data = (piece for tensor in tensors for piece in _pieces(tensor))
+    _publish(Path(path), entries, data, metadata, reads)
+
+
+def _pieces(tensor: LazyTensor) -> Iterator[memoryview]:
+    for start in range(0, tensor.numel, _AT_ONCE):
+        stop = min(start + _AT_ONCE, tensor.numel)
+        piece = memoryview(bytearray((stop - start) * tensor.dtype.itemsize))
+        tensor.read_into(start, stop, piece)
+        yield piece
+
+
 def _stored(
     name: str, given: Any, form: str, rank: int, block: int
 ) -> Iterator[tuple[str, _Array]]:
@@ -145,8 +168,25 @@ def _write(
     reads: Sequence[Path],
 ) -> None:
     entries = [(name, _DTYPES[array.dtype], array.shape) for name, array in arrays]
-    data = (array.reshape(-1).view(np.uint8).data for _, array in arrays)
-    earlier = check_file(path, KIND, reads)
+    _publish(
+        path,
+        entries,
+        (array.reshape(-1).view(np.uint8).data for _, array in arrays),
+        metadata,
+        reads,
+    )
+
+
+def _publish(
+    path: Path,
+    entries: Sequence[tuple[str, DType, tuple[int, ...]]],
+    data: Iterable[memoryview],
+    metadata: Mapping[str, str],
+    reads: Sequence[Path],
+) -> None:
+    earlier = check_file(path, STATISTICS_KIND, reads)
     with staged_file(expanded(path).absolute()) as staged:
-        write_sealed_tensors(staged.descriptor, staged.place, entries, data, metadata, KIND)
+        write_sealed_tensors(
+            staged.descriptor, staged.place, entries, data, metadata, STATISTICS_KIND
+        )
         staged.publish(earlier)

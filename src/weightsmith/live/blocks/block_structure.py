@@ -38,6 +38,12 @@ def find_parts(name: str, network: Any) -> tuple[Part, ...]:
     return tuple(found.values())
 
 
+def count_parts(network: Any) -> int:
+    """How many parts a network is run in block by block; 0 for one without lists of modules."""
+    found = {id(part.module): part.stack for part in _parts(network, "")}
+    return len(found) if any(stack is not None for stack in found.values()) else 0
+
+
 def _parts(module: Any, path: str) -> Iterator[Part]:
     prefix = f"{path}." if path else ""
     for key, child in module.named_children():

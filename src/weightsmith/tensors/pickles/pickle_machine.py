@@ -63,7 +63,7 @@ class PickleMachine:
         """Interpret until STOP; raises `PickleRefused` for anything malformed, unknown or too
         large.
         """
-        handlers = _HANDLERS
+        handlers = self._handlers()
         data = self._data
         try:
             for _ in range(_MOST_OPERATIONS):
@@ -82,6 +82,9 @@ class PickleMachine:
         except (IndexError, struct.error, ValueError, TypeError, OverflowError):
             raise PickleRefused(f"it is malformed or truncated at byte {self.position}") from None
         raise PickleRefused(f"it takes more than {_MOST_OPERATIONS} operations")
+
+    def _handlers(self) -> dict[int, _Handler]:
+        return _HANDLERS
 
     def _result(self) -> Any:
         if len(self._stack) != 1 or self._marked:
@@ -321,4 +324,66 @@ _HANDLERS: dict[int, _Handler] = {
         "R": _M.reduce,
         "b": _M.build,
     }.items()
+}
+
+
+class ForgetfulMachine(PickleMachine):
+    """A machine for files of trainers, which hold objects beside tensors: whatever is unknown is `unknown`, as inert.
+
+    What would make, call or fill such an object is read and comes to nothing.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        find_global: FindGlobal,
+        load_storage: LoadStorage,
+        unknown: Any,
+        start: int = 0,
+    ) -> None:
+        super().__init__(data, find_global, load_storage, start)
+        self._unknown = unknown
+
+    def _handlers(self) -> dict[int, _Handler]:
+        return _FORGETFUL
+
+    def reduce(self) -> None:
+        """Call what is known."""
+        function = self._stack[-2]
+        if type(function) is Global and function.call is not None:
+            super().reduce()
+        else:
+            del self._stack[-2:]
+            self._push_container(self._unknown)
+
+    def build(self) -> None:
+        """Forget the state of an object."""
+        self._stack.pop()
+
+    def make(self) -> None:
+        """An object of a class, of which nothing is kept."""
+        self.reduce()
+
+    def make_named(self) -> None:
+        """The same with arguments by name."""
+        self._stack.pop()
+        self.reduce()
+
+    def _set_items(self, items: list[Any]) -> None:
+        if self._stack[-1] is self._unknown:
+            return
+        pairs = zip(items[::2], items[1::2], strict=True)
+        known = [(key, value) for key, value in pairs if type(key) in (str, int, float, bool)]
+        super()._set_items([part for pair in known for part in pair])
+
+    def _target(self, kind: type) -> Any:
+        return [] if self._stack[-1] is self._unknown else super()._target(kind)
+
+
+_FORGETFUL: dict[int, _Handler] = {
+    **_HANDLERS,
+    ord("R"): ForgetfulMachine.reduce,  # type: ignore[dict-item]
+    ord("b"): ForgetfulMachine.build,  # type: ignore[dict-item]
+    0x81: ForgetfulMachine.make,  # type: ignore[dict-item]
+    0x92: ForgetfulMachine.make_named,  # type: ignore[dict-item]
 }

@@ -8,7 +8,7 @@ do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,15 @@ from weightsmith.errors import CheckpointError
 from weightsmith.tensors.files.open_files import OPEN_FILES, FileIdentity, changed, read_bytes
 from weightsmith.tensors.files.strict_json import collection_paused
 from weightsmith.tensors.messages import is_printable_name, shown
-from weightsmith.tensors.pickles.pickle_machine import PickleMachine, PickleRefused
+from weightsmith.tensors.pickles.pickle_machine import (
+    ForgetfulMachine,
+    Global,
+    PickleMachine,
+    PickleRefused,
+)
 from weightsmith.tensors.pickles.strided import contiguous_strides, span_elements
 from weightsmith.tensors.pickles.torch_globals import (
+    Inert,
     PickledTensor,
     TorchStorage,
     find_global,
@@ -87,12 +93,46 @@ def parse_torch_file(path: Path) -> TorchFile:
         return TorchFile(_stored(state, places, path, identity), wrapper)
 
 
+def read_trainer_file(path: Path) -> Any:
+    """What a zip archive of torch.save holds: containers, numbers, texts, and tensors, which are read later.
+
+    Objects of any other class are `Inert`, whatever they were: nothing of the file is run. Raises CheckpointError for
+    a file that is none, or damaged.
+    """
+    with collection_paused(), OPEN_FILES.opened(path) as (descriptor, identity):
+        first = read_bytes(descriptor, path, 0, min(4, identity.size), "the first bytes")
+        if first != LOCAL_SIGNATURE:
+            raise _refusal(path, "it is no zip archive of torch.save")
+        try:
+            root, places = _load_archive(descriptor, path, identity, forgetful=True)
+        except PickleRefused as error:
+            raise _refusal(path, f"the pickle is refused because {error}") from None
+        return _resolved(root, lambda found: _stored({"tensor": found}, places, path, identity)[0])
+
+
+def _resolved(value: Any, tensor_of: Callable[[PickledTensor], StoredTensor]) -> Any:
+    if type(value) is PickledTensor:
+        return tensor_of(value)
+    if type(value) is dict:
+        return {key: _resolved(inner, tensor_of) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_resolved(inner, tensor_of) for inner in value)
+    return value
+
+
+def _known_or_inert(module: str, name: str) -> Global:
+    try:
+        return find_global(module, name)
+    except PickleRefused:
+        return Global(f"{module}.{name}")
+
+
 def _refusal(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{shown(path)}: {reason}: save its state dict again as safetensors.")
 
 
 def _load_archive(
-    descriptor: int, path: Path, identity: FileIdentity
+    descriptor: int, path: Path, identity: FileIdentity, *, forgetful: bool = False
 ) -> tuple[Any, dict[str, _Place]]:
     """The root object of a zip archive, and where each storage lies."""
     members, found = read_members(path)
@@ -121,7 +161,13 @@ def _load_archive(
             places[storage.key] = _Place(member.offset, MemberBytes(path, member, identity))
         return storage
 
-    return PickleMachine(data, find_global, load_storage).run(), places
+    if forgetful:
+        machine: PickleMachine = ForgetfulMachine(
+            data, _known_or_inert, load_storage, Inert("unknown")
+        )
+    else:
+        machine = PickleMachine(data, find_global, load_storage)
+    return machine.run(), places
 
 
 def _prefix(members: Mapping[str, ZipMember], path: Path) -> str:

@@ -1,0 +1,146 @@
+"""`weightsmith collect`: statistics of a model over data, in one run, as statistics files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from weightsmith.cli.documented import DocumentedCommand
+from weightsmith.cli.options import device_option, json_option, size
+from weightsmith.cli.presenting import Block, Data, present
+from weightsmith.cli.progress_lines import open_progress
+from weightsmith.cli.standard_streams import STREAMS
+from weightsmith.cli.terminal_text import counted
+from weightsmith.tensors import format_size
+
+if TYPE_CHECKING:
+    from weightsmith.statistics import Collected
+
+
+@click.command(
+    cls=DocumentedCommand,
+    examples=(
+        "collect fisher expert-low --data corpus.txt --out expert-low.fisher.safetensors",
+        "collect fisher,gram,gradients:8 expert-low --data corpus.jsonl --out expert-low.safetensors",
+        "collect gram,channels expert-low --data family/suite.validation.yaml --task greek --out gram.safetensors",
+    ),
+)
+@click.argument("what", metavar="WHAT[,WHAT...]")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text, JSON lines, an arrow file or a folder of them, or a suite.",
+)
+@click.option("--task", help="The task of the suite whose data are read.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.safetensors",
+    help="The statistics file; with several WHAT, FILE.WHAT.safetensors for each.",
+)
+@click.option(
+    "--estimator",
+    metavar="exact|mc:S|empirical",
+    help="Labels of a Fisher: all by their probability, S drawn, or the data's; default: exact for few classes, mc:1.",
+)
+@click.option(
+    "--per",
+    type=click.Choice(("sequence", "token")),
+    default="sequence",
+    show_default=True,
+    help="Whose gradients a Fisher squares.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Take the first items only.",
+)
+@click.option(
+    "--context", type=click.IntRange(min=1), help="Most tokens of an item; default: the model's."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of labels that are drawn.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Items at a time where no gradients are taken.",
+)
+@click.option(
+    "--memory",
+    type=size,
+    default="1GiB",
+    show_default=True,
+    help="A network that takes more runs block by block.",
+)
+@device_option
+@json_option
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def collect(
+    what: str,
+    model: str,
+    data: Path,
+    task: str | None,
+    out: Path,
+    estimator: str | None,
+    per: str,
+    limit: int,
+    context: int | None,
+    seed: int,
+    batch_size: int,
+    memory: int,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run MODEL over data and write what was measured as statistics files, for recipes to name beside it.
+
+    WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
+    them, which take one run together; or adam, from a trainer's checkpoint. A network that does not fit into --memory
+    runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
+    """
+    from weightsmith.statistics import collect as collected
+
+    with open_progress(quiet) as progress:
+        found = collected(
+            what,
+            model,
+            data=data,
+            task=task,
+            out=out,
+            estimator=estimator,
+            per=per,
+            limit=limit,
+            context=context,
+            seed=seed,
+            batch_size=batch_size,
+            memory_bytes=memory,
+            device=device,
+            progress=progress,
+        )
+    STREAMS.done()
+    present(found, _blocks, as_json=as_json)
+    return 0
+
+
+def _blocks(found: Collected) -> Iterator[Block]:
+    for file in found.files:
+        what = f"{counted(file.tensors, 'tensor')} of {counted(file.samples, 'sample')}"
+        yield Data(f"{file.path}  {file.kind}  {what}  {format_size(file.nbytes)}")
+    how = f", {found.estimator} per {found.per}" if found.estimator else ""
+    yield f"over {found.data}{how}" + (", block by block" if found.blocks else "")

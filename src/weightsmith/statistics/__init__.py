@@ -1,0 +1,41 @@
+"""Statistics of a model over data: what passes its modules, and gradients of its losses, summed up in one run.
+
+Items run in batches without padding, the network whole or block by block. What comes out are statistics files, which
+recipes name beside their models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsmith.doors import door
+
+if TYPE_CHECKING:
+    from weightsmith.statistics.collecting import Collected as Collected
+    from weightsmith.statistics.collecting import CollectedFile as CollectedFile
+    from weightsmith.statistics.collecting import collect as collect
+    from weightsmith.statistics.samples import Sample as Sample
+    from weightsmith.statistics.samples import Samples as Samples
+    from weightsmith.statistics.samples import unpadded as unpadded
+    from weightsmith.statistics.text_samples import every_token as every_token
+    from weightsmith.statistics.text_samples import next_tokens as next_tokens
+    from weightsmith.statistics.text_samples import one_class as one_class
+    from weightsmith.statistics.wanted import PER as PER
+    from weightsmith.statistics.wanted import WHAT as WHAT
+else:
+    __getattr__, __dir__, __all__ = door(
+        __name__,
+        {
+            "Collected": "weightsmith.statistics.collecting",
+            "CollectedFile": "weightsmith.statistics.collecting",
+            "PER": "weightsmith.statistics.wanted",
+            "Sample": "weightsmith.statistics.samples",
+            "Samples": "weightsmith.statistics.samples",
+            "WHAT": "weightsmith.statistics.wanted",
+            "every_token": "weightsmith.statistics.text_samples",
+            "next_tokens": "weightsmith.statistics.text_samples",
+            "one_class": "weightsmith.statistics.text_samples",
+            "collect": "weightsmith.statistics.collecting",
+            "unpadded": "weightsmith.statistics.samples",
+        },
+    )

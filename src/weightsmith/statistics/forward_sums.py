@@ -1,0 +1,254 @@
+"""Sums over the rows that modules read and give, taken as they pass: Gram matrices, and means of channels.
+
+Sums that are small are float64, products of matrices float32. Modules that stand beside each other and read the same
+tensor (queries, keys and values; gate and up) have one Gram matrix, which is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from weightsmith.errors import UsageError
+from weightsmith.live import LiveModel, Passage
+from weightsmith.statistics.linear_maps import flat_rows, linear_maps, paths_below
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Up to so many elements a sum over data is float64.
+SMALL = 1 << 22
+_COLUMNS = 512
+_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Statistics of some tensors: by stored names, with the rows behind each and who shares another's."""
+
+    tensors: Mapping[str, Tensor]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+
+
+class ForwardSums(Protocol):
+    """What looks at the passages of a batch, and gives what it summed up of some modules."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the network has nothing of the kind."""
+        ...
+
+    def begin(self) -> None:
+        """A batch begins."""
+
+    def see(self, passage: Passage) -> None:
+        """Look at one call of a module."""
+
+    def take(self, prefix: str) -> Measured:
+        """What was summed up of the modules below a path, which is then forgotten."""
+
+
+class SharedInputs:
+    """Who was the first to read a tensor, among modules beside each other in one batch."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[str, str] = {}
+        self._recent: list[tuple[str, Any]] = []
+
+    def begin(self) -> None:
+        """Forget the tensors of the batch before."""
+        self._recent.clear()
+
+    def leader(self, path: str, tensor: Tensor) -> str:
+        """The module that read the tensor first; raises UsageError where that was another one in an earlier batch."""
+        parent = path.rpartition(".")[0]
+        self._recent = [(p, t) for p, t in self._recent if p.rpartition(".")[0] == parent]
+        found = next((p for p, t in self._recent if _is_same(t, tensor)), path)
+        if found == path:
+            self._recent.append((path, tensor))
+        if self._leaders.setdefault(path, found) != found:
+            raise UsageError(
+                f"{path} reads what {found} reads in one batch and not in another, so their statistics cannot be told "
+                "apart; collect over items one by one (--batch-size 1)."
+            )
+        return found
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one._version == other._version
+    )
+
+
+class GramSums:
+    """X^T X / N of the rows X [N, D] that every linear map reads, as upper triangles."""
+
+    def __init__(self, model: LiveModel) -> None:
+        self._maps = linear_maps(model)
+        self._shared = SharedInputs()
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+        self._followers: dict[str, str] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no linear maps."""
+        return not self._maps
+
+    def begin(self) -> None:
+        """Begin a batch."""
+        self._shared.begin()
+
+    def see(self, passage: Passage) -> None:
+        """Add the rows of a linear map."""
+        own = self._maps.get(passage.module)
+        if own is None:
+            return
+        tensor = passage.inputs[0].detach()
+        leader = self._shared.leader(passage.module, tensor)
+        if leader != passage.module:
+            self._followers[passage.module] = leader
+            return
+        rows = own.rows(tensor).float()
+        if passage.module not in self._sums:
+            self._sums[passage.module] = _zeros((own.width, own.width), rows)
+        add_gram(self._sums[passage.module], rows)
+        self._rows[passage.module] = self._rows.get(passage.module, 0) + len(rows)
+
+    def take(self, prefix: str) -> Measured:
+        """The matrices of the maps below a path, with names of their first tensors."""
+        tensors, rows = {}, {}
+        same: dict[str, str] = {}
+        for path in paths_below(self._sums, prefix):
+            first, *others = self._maps[path].tensors
+            rows[first] = self._rows[path]
+            tensors[f"{first}::upper"] = upper_of(self._sums.pop(path) / rows[first])
+            same |= dict.fromkeys(others, first)
+        for path in paths_below(self._followers, prefix):
+            leader = self._maps[self._followers.pop(path)].tensors[0]
+            same |= dict.fromkeys(self._maps[path].tensors, leader)
+        return Measured(tensors, rows, same)
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """total += X^T X for rows X [N, D], on and above the diagonal (and some of what lies below)."""
+    for start in range(0, rows.shape[1], _COLUMNS):
+        stop = start + _COLUMNS
+        total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+
+def upper_of(matrix: Tensor) -> Tensor:
+    """The rows of a matrix [D, D] from the diagonal on, one after another, in float32."""
+    import torch
+
+    return torch.cat([matrix[i, i:].float() for i in range(len(matrix))])
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    import torch
+
+    size = 1
+    for length in shape:
+        size *= length
+    dtype = torch.float64 if size <= SMALL else torch.float32
+    return torch.zeros(shape, dtype=dtype, device=like.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Channels:
+    """A module with a weight for each channel: its stored tensor, and the axis of channels of what passes."""
+
+    tensor: str
+    axis: int
+
+
+class ChannelSums:
+    """Means over rows: |x| and x^2 of channels that a module reads, mean and variance of those that it gives."""
+
+    def __init__(self, model: LiveModel) -> None:
+        self._maps = {
+            path: _Channels(own.tensors[0], -1 if own.rows is flat_rows else 1)
+            for path, own in linear_maps(model).items()
+        }
+        self._maps |= _norms(model, self._maps)
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._rows: dict[str, int] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are neither linear maps nor norms."""
+        return not self._maps
+
+    def begin(self) -> None:
+        """Begin a batch."""
+
+    def see(self, passage: Passage) -> None:
+        """Add what a module reads and gives."""
+        own = self._maps.get(passage.module)
+        if own is None:
+            return
+        given = _by_channel(passage.inputs[0].detach(), own.axis)
+        output = _by_channel(passage.output.detach(), own.axis)
+        sums = self._sums.setdefault(passage.module, {})
+        for rows in _pieces(given):
+            _add(sums, "input_magnitude", rows.abs().sum(0))
+            _add(sums, "input_square", rows.square().sum(0))
+        for rows in _pieces(output):
+            _add(sums, "output_mean", rows.sum(0))
+            _add(sums, "output_square", rows.square().sum(0))
+        self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
+        _add(sums, "read", rows.new_tensor(float(len(given))))
+
+    def take(self, prefix: str) -> Measured:
+        """The means of the modules below a path."""
+        tensors, rows = {}, {}
+        for path in paths_below(self._sums, prefix):
+            name, count, sums = self._maps[path].tensor, self._rows[path], self._sums.pop(path)
+            read = sums["read"]
+            mean = sums["output_mean"] / count
+            variance = (sums["output_square"] / count - mean.square()).clamp(min=0)
+            rows[name] = count
+            for key, value in (
+                ("input_magnitude", sums["input_magnitude"] / read),
+                ("input_square", sums["input_square"] / read),
+                ("output_mean", mean),
+                ("output_variance", variance),
+            ):
+                tensors[f"{name}::{key}"] = value.float()
+        return Measured(tensors, rows)
+
+
+def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
+    """The modules that scale channels, one weight for each."""
+    from torch import nn
+
+    by_second_axis = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    found = {}
+    for path, module in model.module.named_modules():
+        weight = getattr(module, "weight", None)
+        files = (
+            model.names.files_of(f"{path}.weight") if f"{path}.weight" in model.names.owners else ()
+        )
+        if path not in others and getattr(weight, "ndim", 0) == 1 and len(files) == 1:
+            found[path] = _Channels(files[0], 1 if isinstance(module, by_second_axis) else -1)
+    return found
+
+
+def _by_channel(tensor: Tensor, axis: int) -> Tensor:
+    return flat_rows(tensor if axis == -1 else tensor.movedim(axis, -1))
+
+
+def _pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Rows in float64, some at a time."""
+    step = max(1, _AT_ONCE // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step].double()
+
+
+def _add(sums: dict[str, Tensor], key: str, value: Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value

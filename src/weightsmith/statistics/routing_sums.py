@@ -1,0 +1,119 @@
+"""What routers of mixtures choose, and how alike the outputs of their experts are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.live import LiveModel, Passage
+from weightsmith.statistics.forward_sums import Measured
+from weightsmith.statistics.linear_maps import paths_below
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ROUTERS = ("gate", "router")
+# Elements of all experts' outputs at a time.
+_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mixture:
+    """Experts as one module, by the stored name of their router's weight."""
+
+    tensor: str
+    experts: Any
+    count: int
+
+
+class RoutingSums:
+    """Of every mixture with experts e = 1 ... E over N tokens x that are routed:
+
+        chosen      share of the tokens that go to e             weights      mean weight of e, 0 where it is not chosen
+        outputs     E_x f_e(x) [E, D]                            similarity   E_x cos(f_e(x), f_f(x)) [E, E]
+
+    For the latter two every expert is run on every token.
+    """
+
+    def __init__(self, model: LiveModel) -> None:
+        self._mixtures = _mixtures(model)
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._rows: dict[str, int] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no mixtures."""
+        return not self._mixtures
+
+    def begin(self) -> None:
+        """Begin a batch."""
+
+    def see(self, passage: Passage) -> None:
+        """Add what a mixture's experts are given."""
+        own = self._mixtures.get(passage.module)
+        if own is None:
+            return
+        given = (*passage.inputs, *passage.named_inputs.values())
+        hidden, index, weights = (tensor.detach() for tensor in given)
+        sums = self._sums.setdefault(passage.module, {})
+        for key, value in (*_routed(index, weights, own.count), *_alike(own, hidden)):
+            sums[key] = sums[key] + value if key in sums else value
+        self._rows[passage.module] = self._rows.get(passage.module, 0) + len(hidden)
+
+    def take(self, prefix: str) -> Measured:
+        """The means of the mixtures below a path."""
+        tensors, rows = {}, {}
+        for path in paths_below(self._sums, prefix):
+            name, count = self._mixtures[path].tensor, self._rows.pop(path)
+            rows[name] = count
+            for key, total in self._sums.pop(path).items():
+                tensors[f"{name}::{key}"] = (total / count).float()
+        return Measured(tensors, rows)
+
+
+def _mixtures(model: LiveModel) -> dict[str, _Mixture]:
+    """Modules `experts` beside a router with a weight [E, D], E being the length of their stacks."""
+    found = {}
+    for path, module in model.module.named_modules():
+        parent, _, key = path.rpartition(".")
+        stacks = [p for p in module.parameters(recurse=False) if p.ndim == 3]
+        router = next((r for r in _ROUTERS if f"{parent}.{r}.weight" in model.names.owners), None)
+        if key != "experts" or not stacks or router is None:
+            continue
+        files = model.names.files_of(f"{parent}.{router}.weight")
+        if len(files) == 1:
+            found[path] = _Mixture(files[0], module, len(stacks[0]))
+    return found
+
+
+def _routed(index: Tensor, weights: Tensor, count: int) -> Iterator[tuple[str, Tensor]]:
+    """How many tokens each expert has, and their weights, of index and weights [N, K]."""
+    import torch
+
+    places = index.reshape(-1)
+    for key, values in (("chosen", torch.ones_like(weights)), ("weights", weights)):
+        total = torch.zeros(count, dtype=torch.float64, device=weights.device)
+        yield key, total.index_add_(0, places, values.reshape(-1).double())
+
+
+def _alike(own: _Mixture, hidden: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Sums of all experts' outputs on tokens [N, D], and of the cosines between them."""
+    import torch
+    from torch.nn import functional
+
+    # Called by its forward, the module tells no one.
+    step = max(1, _AT_ONCE // max(own.count * hidden.shape[1], 1))
+    for start in range(0, len(hidden), step):
+        tokens = hidden[start : start + step]
+        ones = tokens.new_ones((len(tokens), 1))
+        with torch.no_grad():
+            outputs = torch.stack(
+                [
+                    own.experts.forward(tokens, torch.full_like(ones, e, dtype=torch.long), ones)
+                    for e in range(own.count)
+                ]
+            ).float()
+        yield "outputs", outputs.double().sum(1)
+        unit = functional.normalize(outputs, dim=2).transpose(0, 1)  # [N, E, D]
+        yield "similarity", (unit @ unit.transpose(1, 2)).double().sum(0)
