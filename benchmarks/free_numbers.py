@@ -1,7 +1,7 @@
 """What evaluating and differentiating free numbers costs by the number of experts: memory, and seconds of this process.
 
     python benchmarks/free_numbers.py                        # 2 and 16 experts of 24 M numbers
-    python benchmarks/free_numbers.py --experts 2 4 8 --method ties
+    python benchmarks/free_numbers.py --experts 2 4 8
 
 The experts are written once; every case is a process of its own. `products` are the streamed inner products of task
 arithmetic, `tiles` the tiles that torch pulls back through TIES.
@@ -71,9 +71,10 @@ def recipe_of(root: Path, method: str, experts: int) -> dict[str, object]:
     }
 
 
-def peak_mib(what: str, recipe: dict[str, object]) -> tuple[float, float]:
+def peak_mib(what: str, recipe: dict[str, object], root: Path) -> tuple[float, float]:
     """Peak anonymous memory in MiB and CPU seconds of a case."""
-    cost = measure.run([sys.executable, "-c", CASE, what, json.dumps(recipe)])
+    command = [sys.executable, "-c", CASE, what, json.dumps(recipe)]
+    cost = measure.run(command, root / "log")
     return cost.anonymous_mib, cost.cpu_s
 
 
@@ -89,8 +90,8 @@ def main() -> None:
         for way, method in METHODS.items():
             for experts in given.experts:
                 recipe = recipe_of(root, method, experts)
-                resting, _ = peak_mib("nothing", recipe)
-                peak, seconds = peak_mib("gradient", recipe)
+                resting, _ = peak_mib("nothing", recipe, root)
+                peak, seconds = peak_mib("gradient", recipe, root)
                 print(
                     f"{way:9} {experts:7} {peak:9.0f} {peak - resting:19.0f} {seconds:6.1f}",
                     flush=True,
