@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from weightsmith.graph.backends import native as native
     from weightsmith.graph.backends.torch_backend import TorchBackend as TorchBackend
     from weightsmith.graph.backends.torch_backend import use_one_thread as use_one_thread
+    from weightsmith.graph.backends.torch_gradients import GradientTile as GradientTile
+    from weightsmith.graph.backends.torch_gradients import Pull as Pull
+    from weightsmith.graph.backends.torch_gradients import pull_scalars as pull_scalars
+    from weightsmith.graph.backends.torch_gradients import pull_tensor as pull_tensor
     from weightsmith.graph.backends.torch_implicit import implicit as implicit
     from weightsmith.graph.backends.torch_memory import evaluate_model as evaluate_model
     from weightsmith.graph.by_column import column_dot as column_dot
@@ -132,6 +136,7 @@ else:
             "Extent": "weightsmith.graph.graph",
             "FreeNumber": "weightsmith.graph.free_numbers",
             "Gate": "weightsmith.graph.order",
+            "GradientTile": "weightsmith.graph.backends.torch_gradients",
             "HistogramPart": "weightsmith.graph.passes",
             "ModelStatistic": "weightsmith.graph.model_statistics",
             "Node": "weightsmith.graph.graph",
@@ -139,6 +144,7 @@ else:
             "NumberNotKnown": "weightsmith.graph.unknown",
             "Operand": "weightsmith.graph.graph",
             "PassSpec": "weightsmith.graph.passes",
+            "Pull": "weightsmith.graph.backends.torch_gradients",
             "Request": "weightsmith.graph.passes",
             "Scalar": "weightsmith.graph.graph",
             "Scope": "weightsmith.graph.graph",
@@ -151,15 +157,13 @@ else:
             "TilePass": "weightsmith.graph.passes",
             "TileResult": "weightsmith.graph.passes",
             "TorchBackend": "weightsmith.graph.backends.torch_backend",
-            "ValuedPath": "weightsmith.graph.free_numbers",
             "Value": "weightsmith.graph.graph",
+            "ValuedPath": "weightsmith.graph.free_numbers",
             "above": "weightsmith.graph.graph",
             "add_all": "weightsmith.graph.graph",
             "adds_to": "weightsmith.graph.graph",
             "apply": "weightsmith.graph.graph",
             "arbitrary": "weightsmith.graph.singular",
-            "followed": "weightsmith.graph.unknown",
-            "following": "weightsmith.graph.unknown",
             "clamp": "weightsmith.graph.graph",
             "column_dot": "weightsmith.graph.by_column",
             "count": "weightsmith.graph.graph",
@@ -172,6 +176,8 @@ else:
             "exp": "weightsmith.graph.graph",
             "falling": "weightsmith.graph.singular",
             "floor_of_share": "weightsmith.graph.shares",
+            "followed": "weightsmith.graph.unknown",
+            "following": "weightsmith.graph.unknown",
             "free": "weightsmith.graph.free_numbers",
             "free_in": "weightsmith.graph.free_numbers",
             "gate_for": "weightsmith.graph.order",
@@ -193,6 +199,8 @@ else:
             "part": "weightsmith.graph.graph",
             "pass_roots": "weightsmith.graph.passes",
             "peak": "weightsmith.graph.graph",
+            "pull_scalars": "weightsmith.graph.backends.torch_gradients",
+            "pull_tensor": "weightsmith.graph.backends.torch_gradients",
             "rank_key": "weightsmith.graph.equal_magnitudes",
             "reduction_levels": "weightsmith.graph.passes",
             "refuse_hidden": "weightsmith.graph.free_numbers",

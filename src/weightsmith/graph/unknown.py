@@ -147,4 +147,4 @@ class Unknown:
         self._refuse()
 
     def __format__(self, spec: str) -> str:
-        return self._refuse() if spec else repr(self)
+        return self._refuse() if spec or self.unknown_names() else repr(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,16 +15,17 @@ from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.free_tracing import FreeTracer
 from weightsmith.engine.planning.plan import Plan
 from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, planned_tensors
+from weightsmith.engine.running.free_gradients import check_losses, gradient_rounds
 from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.run import ModelResults, model_results, write_tensors
-from weightsmith.engine.running.scheduler import Scheduler
+from weightsmith.engine.running.run import ModelResults, model_results, tensor_job, write_tensors
+from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.engine.running.scratch import Scratch
 from weightsmith.errors import RecipeError
 from weightsmith.findings import errors_among
 from weightsmith.graph import ModelStatistic, NumberNotKnown, free_in, shared_graph, statistic_of
 from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Resolved, Values, complete, numbers_of, with_numbers
-from weightsmith.tensors import OPEN_FILES, MemoryTensor
+from weightsmith.tensors import OPEN_FILES, LazyTensor, MemoryTensor
 
 # Names of the free numbers that something depends on.
 Names = frozenset[str]
@@ -73,7 +76,10 @@ class FreeMerge:
         store = MemoryStore(plan.layout, lazy=True)
         telling = progress or Silence()
         try:
-            self._write(plan, wanted, store, given, telling)
+            settings, scheduler, results = self._begun(plan, wanted, given, telling)
+            write_tensors(
+                plan, wanted, store, settings, scheduler, results, lambda _record: None, telling
+            )
         finally:
             OPEN_FILES.close()
         self._given |= {t.output.name: self._of(t, given) for t in wanted}
@@ -84,23 +90,55 @@ class FreeMerge:
         """The values that a tensor depends on."""
         return {name: given[name] for name in self._influences[tensor.output.name]}
 
-    def _write(
+    def gradient(
+        self,
+        values: Values | Literal["start"],
+        losses: Mapping[str, LazyTensor],
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """dL/dv of every free number v, summed in float64, from dL/dtheta of merged tensors by their names.
+
+        Tensors that are left out count as if their gradient were 0. Numbers in `bound` have none, and are left out.
+        The rounding of results to what they are stored in is passed over. See `free_gradients` for memory. Raises
+        UsageError for gradients of other tensors, and GradientError where there is none.
+        """
+        given = complete(self._open.numbers, values)
+        plan = self._planned(given)
+        tensors = {tensor.output.name: tensor for tensor in plan.tensors}
+        check_losses(losses, tensors)
+        found: dict[str, list[float]] = {name: [] for name in given if name not in self._bound}
+        settings, scheduler, results = self._begun(
+            plan, [tensors[name] for name in losses], given, progress or Silence()
+        )
+
+        def pulled(name: str) -> Job:
+            job, _ = tensor_job(plan, [tensors[name]], settings)
+            job.adopt(results)
+            for number, value in (yield from gradient_rounds(job, losses[name])).items():
+                found[number].append(value)
+
+        wanted = [n for n in losses if tensors[n].work.action is Action.COMPUTE]
+        try:
+            scheduler.run(pulled(name) for name in wanted)
+        finally:
+            OPEN_FILES.close()
+        return {name: math.fsum(parts) for name, parts in found.items()}
+
+    def _begun(
         self,
         plan: Plan,
         wanted: list[PlannedTensor],
-        store: MemoryStore,
         given: Mapping[str, float],
         progress: Progress,
-    ) -> None:
-        scratch = Scratch(Path(store.folder))
+    ) -> tuple[JobSettings, Scheduler, ModelResults]:
+        """What tensors are computed with, statistics of the model among it."""
+        scratch = Scratch(Path(tempfile.gettempdir()))
         settings = JobSettings(plan.backend.load(), plan.tile_elements, scratch, self._tracer)
         scheduler = Scheduler(plan.threads, plan.window)
         results: ModelResults = {}
         if any(tensor.work.model_scope for tensor in wanted):
             results = self._model_results(plan, settings, scheduler, given, progress)
-        write_tensors(
-            plan, wanted, store, settings, scheduler, results, lambda _record: None, progress
-        )
+        return settings, scheduler, results
 
     def _model_results(
         self,

@@ -54,21 +54,24 @@ def evaluate_model(
     *,
     work: torch.dtype | None = None,
     equal_magnitudes: EqualMagnitudes = EqualMagnitudes.HASH,
+    known: Mapping[Node, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Values of many tensors' graphs, with model-scope reductions of one name taken over all of them.
 
     Tensors that take part in them are computed in float64 if one of them is. `equal_magnitudes` decides what a
-    threshold over the model takes of equals; the order of files is that of `outputs`.
+    threshold over the model takes of equals; the order of files is that of `outputs`. `known` are numbers that nothing
+    has to be measured for, free ones among them.
     """
     works = dict.fromkeys(outputs, work) | _joint_work(outputs, sources, work)
-    known: dict[str, dict[Node, Any]] = {name: {} for name in outputs}
+    given = known or {}
+    known_of: dict[str, dict[Node, Any]] = {name: dict(given) for name in outputs}
     order = list(outputs) if equal_magnitudes is EqualMagnitudes.FILE else sorted(outputs)
     while True:
         progressed = False
         pending: dict[ModelStatistic, dict[str, list[Scalar | Cut]]] = {}
         late: set[ModelStatistic | None] = set()
         for name in order:
-            levels = reduction_levels([outputs[name]], known[name])
+            levels = reduction_levels([outputs[name]], known_of[name])
             late |= {statistic_of(r) for later in levels[1:] for r in later}
             for reduction in levels[0] if levels else []:
                 progressed = True
@@ -76,18 +79,18 @@ def evaluate_model(
                 if statistic is not None:
                     pending.setdefault(statistic, {}).setdefault(name, []).append(reduction)
                 else:
-                    known[name][reduction] = _measured(
-                        reduction, sources[name], known[name], works[name]
+                    known_of[name][reduction] = _measured(
+                        reduction, sources[name], known_of[name], works[name]
                     )
         ready = {key: members for key, members in pending.items() if key not in late} or pending
         for members in ready.values():
-            found = _measured_over(members, sources, known, works, equal_magnitudes)
+            found = _measured_over(members, sources, known_of, works, equal_magnitudes)
             for name, reductions in members.items():
-                known[name].update(dict.fromkeys(reductions, found[name]))
+                known_of[name].update(dict.fromkeys(reductions, found[name]))
         if not progressed:
             break
     return {
-        name: _run_whole([output], sources[name], known[name], works[name])[0]
+        name: _run_whole([output], sources[name], known_of[name], works[name])[0]
         for name, output in outputs.items()
     }
 

@@ -1,0 +1,203 @@
+"""Gradients with respect to free numbers: those of autograd through the merged graph, and of finite differences."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from weightsmith.engine import FreeMerge, make_plan
+from weightsmith.engine.planning.free_tracing import FreeTracer
+from weightsmith.errors import GradientError, UsageError
+from weightsmith.graph import evaluate_model
+from weightsmith.methods import registry
+from weightsmith.recipes import load
+from weightsmith.tensors import DType, MemoryTensor
+
+from .test_evaluating import CONFIG, MEASURED, SHAPES, WITHOUT, one, recipe_of, ties
+
+# Statistics of the whole model that depend on the numbers, or numbers that ask for more experts or layers than there
+# are.
+OTHERS = {"dare_ties", "lines", "layer_swapping", "trimmed_mean"}
+
+
+def write(root: Path, dtype: type, experts: int = 3) -> Path:
+    generator = np.random.default_rng(0)
+    base = {n: generator.normal(size=s) for n, s in SHAPES.items()}
+    for k, name in enumerate(("base", *"abcdefghijklmnop"[:experts])):
+        changed = {n: x + 0.1 * k * generator.normal(size=x.shape) for n, x in base.items()}
+        (root / name).mkdir(parents=True)
+        tensors = {n: x.astype(dtype) for n, x in changed.items()}
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+        (root / name / "config.json").write_text(json.dumps(CONFIG))
+    return root
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("wide"), np.float64)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("narrow"), np.float32)
+
+
+def losses(dtype: DType) -> dict[str, MemoryTensor]:
+    generator = np.random.default_rng(5)
+    numbers = np.float64 if dtype is DType.FLOAT64 else np.float32
+    return {
+        name: MemoryTensor.of(name, dtype, generator.normal(size=shape).astype(numbers))
+        for name, shape in SHAPES.items()
+    }
+
+
+def inner_values(plan) -> dict[str, float]:
+    """Values away from bounds; whole numbers where both bounds are."""
+    rng = random.Random(1)
+    found = {}
+    for name, number in plan.free.numbers.items():
+        room = number.high - number.low
+        value = rng.uniform(number.low + 0.2 * room, number.high - 0.2 * room)
+        is_whole = float(number.low).is_integer() and room == 2
+        found[name] = float(round(value)) if is_whole else value
+    return found
+
+
+def finite_difference(merge: FreeMerge, values: dict[str, float], name: str) -> float:
+    held = merge.evaluate("start") | merge.evaluate(values)
+    weights = losses(DType.FLOAT64)
+
+    def loss(value: float) -> float:
+        held.update(merge.evaluate({**values, name: value}))
+        return sum(
+            float(np.frombuffer(held[n].data) @ np.frombuffer(w.data)) for n, w in weights.items()
+        )
+
+    step = 1e-6
+    return (loss(values[name] + step) - loss(values[name] - step)) / (2 * step)
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.names()) - WITHOUT - MEASURED - OTHERS))
+def test_every_gradient_that_a_method_has_is_that_of_finite_differences(wide, name):
+    plan = make_plan(load(recipe_of(registry.get(name), wide)), threads=1)
+    merge = FreeMerge(plan)
+    values = inner_values(plan)
+    found = merge.gradient(values, losses(DType.FLOAT64))
+    assert found.keys() == values.keys() - merge.bound
+    for number, gradient in found.items():
+        assert gradient == pytest.approx(
+            finite_difference(merge, values, number), rel=1e-5, abs=1e-5
+        )
+
+
+def as_tensor(tensor: Any) -> torch.Tensor:
+    buffer = bytearray(tensor.nbytes)
+    tensor.read_into(0, tensor.numel, memoryview(buffer))
+    return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype.value)).reshape(tensor.shape)
+
+
+def autograd(plan, values: dict[str, float], weights) -> dict[str, float]:
+    """The gradients of the graph of the whole model in memory."""
+    tracer = FreeTracer()
+    tracer.values = values
+    leaves: dict[str, Any] = {}
+    outputs, sources, known = {}, {}, {}
+    for output in plan.free.resolved.outputs:
+        traced = tracer.trace(output)
+        outputs[output.name] = traced.output
+        checkpoints = plan.free.resolved.checkpoints
+        stored = [checkpoints[leaf.checkpoint].tensors[leaf.tensor] for leaf in traced.sources]
+        sources[output.name] = [as_tensor(tensor) for tensor in stored]
+        for node, value in traced.numbers.items():
+            name = node.attributes[0].name
+            if name not in leaves:
+                leaves[name] = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            known[node] = leaves[name]
+    merged = evaluate_model(outputs, sources, known=known)
+    total = sum((merged[n].double() * as_tensor(w)).sum() for n, w in weights.items())
+    total.backward()
+    return {name: float(leaf.grad) for name, leaf in leaves.items()}
+
+
+def task_arithmetic(models: Path) -> dict[str, Any]:
+    weights = {"weight": one(0, 2, 1, ["expert", "tensor"]), "lambda": one(0, 2, 0.7, "layer")}
+    return {**ties(models, **weights), "merge_method": "task_arithmetic"}
+
+
+def nested(models: Path, method: str, **parameters: Any) -> dict[str, Any]:
+    """A method that measures what has free numbers in it."""
+    return {
+        "weightsmith": 1,
+        "merge_method": method,
+        "base_model": str(models / "base"),
+        "models": [{"model": task_arithmetic(models)}, {"model": str(models / "c")}][
+            : 1 if method == "slerp" else 2
+        ],
+        "parameters": parameters,
+    }
+
+
+RECIPES = {
+    "products": task_arithmetic,
+    "elections": lambda m: ties(m, weight=one(0.2, 2, 0.8, ["expert", "role"]), density=0.5),
+    "a mean": lambda m: {
+        **{
+            k: v for k, v in ties(m, weight=one(0.2, 1, 0.8, "expert")).items() if k != "base_model"
+        },
+        "merge_method": "linear",
+    },
+    "sums of what depends": lambda m: nested(m, "slerp", t=one(0, 1, 0.3)),
+    "numbers of rows": lambda m: nested(
+        m, "nuslerp", weight=0.5, nuslerp_flatten=False, nuslerp_row_wise=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_streamed_gradients_are_those_of_autograd_through_the_merged_graph(narrow, name):
+    plan = make_plan(load(RECIPES[name](narrow)), threads=1)
+    values = inner_values(plan)
+    weights = losses(DType.FLOAT32)
+    merge = FreeMerge(plan)
+    found = merge.gradient(values, weights)
+    assert not merge.bound
+    for number, gradient in autograd(plan, values, weights).items():
+        assert found[number] == pytest.approx(gradient, rel=1e-5, abs=1e-5)
+
+
+def test_a_number_has_the_gradients_of_the_tensors_that_are_given(narrow):
+    plan = make_plan(load(task_arithmetic(narrow)), threads=1)
+    weights = losses(DType.FLOAT32)
+    merge = FreeMerge(plan)
+    every = merge.gradient("start", weights)
+    parts = [merge.gradient("start", {name: weights[name]}) for name in weights]
+    for number, gradient in every.items():
+        assert gradient == pytest.approx(sum(part[number] for part in parts), rel=1e-12, abs=1e-12)
+    assert parts[0]["lambda[layer 1]"] == 0.0
+
+
+def test_statistics_of_the_model_that_depend_on_numbers_have_no_streamed_gradient(narrow):
+    data = ties(narrow, weight=one(0.2, 2, 0.8, "expert"))
+    data["then"] = [{"lines": {}}]
+    merge = FreeMerge(make_plan(load(data), threads=1))
+    with pytest.raises(GradientError, match="statistic of the whole model"):
+        merge.gradient("start", losses(DType.FLOAT32))
+
+
+def test_gradients_of_other_tensors_are_refused(narrow):
+    merge = FreeMerge(make_plan(load(task_arithmetic(narrow)), threads=1))
+    name = "model.norm.weight"
+    for loss, part in (
+        ({"x": losses(DType.FLOAT32)[name]}, "no tensor of the result"),
+        ({"lm_head.weight": losses(DType.FLOAT32)[name]}, "give floats of shape"),
+        ({name: losses(DType.FLOAT64)[name]}, "merged in float32"),
+    ):
+        with pytest.raises(UsageError, match=part):
+            merge.gradient("start", loss)
