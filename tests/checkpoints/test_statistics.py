@@ -306,3 +306,41 @@ def test_expanding_a_tile_takes_little_memory_beside_it(tmp_path, form):
         assert tracemalloc.get_traced_memory()[1] < tensor.nbytes / 2
     finally:
         tracemalloc.stop()
+
+
+# Triangles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_symmetric_matrices_are_read_from_their_triangles_in_any_range(model, stack):
+    size = 4
+    rows = RNG.normal(size=(*stack, 9, size))
+    gram = (np.swapaxes(rows, -1, -2) @ rows).astype(np.float32)
+    upper = gram[(..., *np.triu_indices(size))]
+    path = written(model, {"a.weight::upper": upper}, kind="gram")
+    (tensor,) = tensors_of(read_statistics(path), "a.weight")
+    assert tensor.shape == gram.shape
+    for start in range(gram.size):
+        for stop in range(start, gram.size + 1):
+            data = bytearray(4 * (stop - start))
+            tensor.read_into(start, stop, memoryview(data))
+            np.testing.assert_array_equal(
+                np.frombuffer(data, np.float32), gram.reshape(-1)[start:stop]
+            )
+
+
+def test_what_is_no_triangle_is_refused(model):
+    path = written(model, {"a.weight::upper": np.ones(5, np.float32)}, kind="gram")
+    with pytest.raises(CheckpointError, match="no triangle of a matrix"):
+        read_statistics(path)
+
+
+def test_summaries_of_gradients_are_no_gradients_of_samples(model):
+    path = written(
+        model,
+        {"norm::mean": np.ones(4), "norm::0": np.zeros(4), "norm::1": np.ones(4)},
+        kind="gradients",
+    )
+    found = read_statistics(path)
+    assert found.names("norm") == ("norm::0", "norm::1")
+    assert "norm::mean" in found.checkpoint.tensors
