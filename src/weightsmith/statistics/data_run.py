@@ -270,8 +270,7 @@ class BackwardSums:
             self._squares.add(gradients)
         if self._means is not None and step.scalar.is_summed:
             # The loss of an item is the mean over its predictions.
-            losses = {name: g / -step.predictions for name, g in gradients.items()}
-            self._means.add(losses, weights, step.batch.items[0])
+            self._means.add(gradients, -1.0 / step.predictions, weights, step.batch.items[0])
 
     def keep(self, parts: KeptParts, place: int, weights: Mapping[str, Tensor]) -> None:
         """Put what was summed up where it is kept."""

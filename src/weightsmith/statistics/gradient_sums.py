@@ -20,15 +20,15 @@ class SquareSums:
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
         """Add the squares of one scalar's gradients."""
-        import torch
-
         for name, gradient in gradients.items():
-            if gradient.numel() > SMALL:
-                total = self._sums.setdefault(name, torch.zeros_like(gradient, dtype=torch.float32))
-                total.addcmul_(gradient.float(), gradient.float())
+            own = gradient.float()
+            if name not in self._sums:
+                self._sums[name] = _zeros_like(own)
+            total = self._sums[name]
+            if total.dtype == own.dtype:
+                total.addcmul_(own, own)
             else:
-                square = gradient.double().square_()
-                self._sums[name] = self._sums[name].add_(square) if name in self._sums else square
+                total.add_(own.square())
 
     def take(self) -> Measured:
         """The means, which are then forgotten."""
@@ -54,22 +54,28 @@ class GradientSums:
         self._kept: dict[str, Tensor] = {}
 
     def add(
-        self, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], item: int
+        self,
+        gradients: Mapping[str, Tensor],
+        factor: float,
+        weights: Mapping[str, Tensor],
+        item: int,
     ) -> None:
-        """Add the gradients of an item's loss at weights."""
+        """Add the gradients of an item's loss at weights, which are those given times a factor."""
         import torch
 
         for name, gradient in gradients.items():
-            dtype = torch.float32 if gradient.numel() > SMALL else torch.float64
-            wide = gradient.to(dtype)
-            for sums, value in ((self._mean, wide), (self._absolute, wide.abs())):
-                sums[name] = sums[name].add_(value) if name in sums else value.clone()
-            product = torch.dot(
-                gradient.reshape(-1).double(), weights[name].detach().reshape(-1).double()
-            )
-            self._products[name] = self._products.get(name, 0.0) + abs(float(product))
+            own = gradient.float()
+            for sums, value, own_factor in (
+                (self._mean, own, factor),
+                (self._absolute, own.abs(), abs(factor)),
+            ):
+                if name not in sums:
+                    sums[name] = _zeros_like(own)
+                sums[name].add_(value, alpha=own_factor)
+            product = factor * float((own * weights[name].detach()).sum(dtype=torch.float64))
+            self._products[name] = self._products.get(name, 0.0) + abs(product)
             if item < self._singles:
-                self._kept[f"{name}::{item}"] = gradient.float().clone()
+                self._kept[f"{name}::{item}"] = own * factor
 
     def take(self, weights: Mapping[str, Tensor]) -> Measured:
         """What was summed up, which is then forgotten."""
@@ -85,3 +91,11 @@ class GradientSums:
         for sums in (self._mean, self._absolute, self._products, self._kept):
             sums.clear()
         return Measured(found)
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """What a sum begins with: float64 where it is small."""
+    import torch
+
+    dtype = torch.float32 if tensor.numel() > SMALL else torch.float64
+    return torch.zeros_like(tensor, dtype=dtype)
