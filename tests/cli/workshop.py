@@ -40,6 +40,7 @@ models:
   - {model: two, parameters: {weight: 0.25}}
 parameters: {density: 0.5}
 """
+FREE = "{lambda: {free: [0, 1.5], start: 0.3, per: layer}}"
 EMR = """\
 weightsmith: 1
 merge_method: emr
@@ -69,7 +70,7 @@ class Line:
 
 # What is written has a name of its own for each run, so that none is in the way of the next.
 LINES = (
-    Line("plan", "ties.yaml", ("base", "one", "two", "ties", "memory")),
+    Line("plan", "ties.yaml", ("base", "one", "two", "ties", "memory"), "free.yaml"),
     Line("plan --explain", "ties.yaml --explain model.norm.weight", ("density",)),
     Line("merge", "ties.yaml OUT --quiet", ("OUT",)),
     Line("verify", "merged --recompute 1", ("merged",)),
@@ -120,6 +121,7 @@ def build(root: Path) -> None:
         changed = {n: 0.1 * generator.standard_normal(a.shape) for n, a in base.items()}
         _save(root / name, {n: a + changed[n].astype(np.float32) for n, a in base.items()})
     (root / "ties.yaml").write_text(TIES)
+    (root / "free.yaml").write_text(TIES.replace("{density: 0.5}", FREE))
     (root / "emr.yaml").write_text(EMR)
     (root / "stacked.yaml").write_text(STACKED)
     (root / "library").mkdir()

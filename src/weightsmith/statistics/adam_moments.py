@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel
 from weightsmith.statistics.forward_sums import Measured
@@ -27,6 +25,8 @@ def take_moments(model: LiveModel, place: Path, parts: KeptParts) -> TakenMoment
 
     Raises what `read_moments` does, and UsageError for parameters that only together make a stored tensor.
     """
+    import torch
+
     shapes = {
         name: tuple(parameter.shape)
         for name, parameter in model.module.named_parameters()

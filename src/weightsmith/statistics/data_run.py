@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from weightsmith.errors import UsageError
 from weightsmith.live import (
     Block,
@@ -33,6 +31,7 @@ from weightsmith.statistics.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
 FORWARD_SUMS: Mapping[str, Callable[[LiveModel], ForwardSums]] = {
     "gram": GramSums,
@@ -105,6 +104,8 @@ class DataRun:
 
     def _run_whole(self, steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
         """Run one batch; the steps that have a scalar, with its gradients by stored names."""
+        import torch
+
         asking = Asking(self.model, self.samples)
         if steps[0].scalar is None:
             with torch.no_grad():
@@ -141,14 +142,16 @@ class DataRun:
             for parameter in chosen:
                 parameter.requires_grad_(False)
 
-    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+    def _parameters(self) -> dict[str, Parameter]:
         """The weights that are in memory, by the names of their owners."""
+        from torch.nn import Parameter
+
         residency, owners = self.model.residency, self.model.names.owners
         found = {owners[name]: residency.tensor(name) for name in residency.placed}
         return {
             name: tensor
             for name, tensor in sorted(found.items())
-            if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point()
+            if isinstance(tensor, Parameter) and tensor.is_floating_point()
         }
 
     def _theta(self, owners: Collection[str]) -> dict[str, Tensor]:

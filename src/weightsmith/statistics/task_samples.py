@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from weightsmith.evaluation import Embedder, Task, classifier_of, embedder_of, read_labelled
 from weightsmith.live import LiveModel
 from weightsmith.statistics.samples import Inputs, Sample, Samples
@@ -22,6 +20,8 @@ _SCALE = 20.0
 
 def labelled_samples(model: LiveModel, task: Task, name: str) -> Samples:
     """Arrays with the classes that the network's own head, or the task's, predicts."""
+    import torch
+
     items = read_labelled(task)
     classifier = classifier_of(task, model, items)
     classes = len(classifier.classes)
@@ -48,6 +48,8 @@ def pair_samples(model: LiveModel, rows: Sequence[Mapping[str, Any]], name: str)
 
     Lines are taken 24 at a time; what is predicted is softmax(20 cos(query, document)).
     """
+    import torch
+
     embedder = embedder_of(model, name)
     samples = []
     for start in range(0, len(rows), _AMONG):
