@@ -242,6 +242,7 @@ CONTROLS: dict[str, str] = {
     "testbed list": "testbed list",
     "testbed path": "testbed path vision-tiny",
     "evaluate": "evaluate mlp --suite colours.yaml --quiet",
+    "collect": "collect fisher mlp --data colours.yaml --out {case}/out.safetensors --quiet",
     "compare": "compare one.json two.json",
     "league": "league --family nothing --methods linear",
     "report": "report ok.yaml -o {case}/out.html",
