@@ -10,10 +10,9 @@ from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, Kind, LazyTensor, promote
+from weightsmith.tensors import DType, Kind, LazyTensor, chunks_of, promote
 
 _NAMES_SHOWN = 3
-_COMPARED_BYTES = 1 << 20
 
 
 def compare(checkpoints: Sequence[Checkpoint], *, base: Checkpoint | None = None) -> list[Finding]:
@@ -62,7 +61,7 @@ def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
 def agreeing(tensors: Sequence[LazyTensor], *, base: LazyTensor | None = None) -> LazyTensor:
     """The tensor of integers or booleans to copy: the base's, or the one that all agree on.
 
-    Reads the tensors in pieces of 1 MiB where there is no base. Raises CompatibilityError, naming
+    Reads the tensors a few megabytes at a time where there is no base. Raises CompatibilityError, naming
     the first byte that differs, where they do not agree.
     """
     if base is not None:
@@ -85,16 +84,11 @@ def _disagreement(first: LazyTensor, other: LazyTensor, where: str) -> Compatibi
 
 
 def _first_difference(first: LazyTensor, other: LazyTensor) -> int | None:
-    itemsize = first.dtype.itemsize
-    step = max(1, _COMPARED_BYTES // itemsize)
-    for start in range(0, first.numel, step):
-        stop = min(start + step, first.numel)
-        pair = [bytearray((stop - start) * itemsize) for _ in range(2)]
-        first.read_into(start, stop, memoryview(pair[0]))
-        other.read_into(start, stop, memoryview(pair[1]))
+    before = 0
+    for pair in zip(chunks_of(first), chunks_of(other), strict=True):
         if pair[0] != pair[1]:
-            offset = next(i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b)
-            return start * itemsize + offset
+            return before + next(i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b)
+        before += len(pair[0])
     return None
 
 

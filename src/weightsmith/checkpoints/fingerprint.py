@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
-from weightsmith.tensors import LazyTensor, piece_digest
+from weightsmith.tensors import LazyTensor, piece_digest, read_bytes
 
 FINGERPRINT_SCHEME = "xxh3-sample-1"
 _RUNS = 16
@@ -32,13 +32,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _sample(tensor: LazyTensor) -> bytes:
-    itemsize = tensor.dtype.itemsize
-    sample = bytearray()
-    for start, stop in _runs(tensor.numel):
-        part = bytearray((stop - start) * itemsize)
-        tensor.read_into(start, stop, memoryview(part))
-        sample += part
-    return bytes(sample)
+    return b"".join(read_bytes(tensor, start, stop) for start, stop in _runs(tensor.numel))
 
 
 def _runs(numel: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import first_of
-from weightsmith.tensors import Kind, LazyTensor, Place, StoredTensor
+from weightsmith.tensors import Kind, LazyTensor, Place, StoredTensor, read_bytes
 
 # Classes whose output head scores the vocabulary, by the end of their name.
 _LANGUAGE_HEADS = (
@@ -129,10 +129,7 @@ def _is_copy(first: LazyTensor, other: LazyTensor) -> bool:
 
 
 def _stretch(tensor: LazyTensor, start: int) -> bytearray:
-    stop = min(start + _STRETCH, tensor.numel)
-    buffer = bytearray((stop - start) * tensor.dtype.itemsize)
-    tensor.read_into(start, stop, memoryview(buffer))
-    return buffer
+    return read_bytes(tensor, start, min(start + _STRETCH, tensor.numel))
 
 
 def _shared_storages(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:

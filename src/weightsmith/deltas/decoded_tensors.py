@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import NonFiniteError
 from weightsmith.graph import Backend, PassSpec, TilePass, Value
-from weightsmith.tensors import WORDS, DType, FromSources, LazyTensor, widen
+from weightsmith.tensors import WORDS, DType, FromSources, LazyTensor, read_bytes, widen
 
 # Elements decoded at a time, which bounds the memory of a read.
 _BLOCK = 1 << 18
@@ -66,7 +66,9 @@ class DecodedTensor(FromSources):
         view = memoryview(buffer).cast("B")
         for at in range(start, stop, _BLOCK):
             end = min(at + _BLOCK, stop)
-            parts: list[memoryview | None] = [_read(source, at, end) for source in self.sources]
+            parts: list[memoryview | None] = [
+                memoryview(read_bytes(source, at, end)) for source in self.sources
+            ]
             size = self.dtype.itemsize
             out = view[(at - start) * size : (end - start) * size]
             ((number, _),) = compiled.run(parts, 0, end - at, (out,)).nonfinite_outputs
@@ -95,16 +97,10 @@ class DecodedTensor(FromSources):
             return self._compiled[0]
 
 
-def _read(source: LazyTensor, start: int, stop: int) -> memoryview:
-    data = memoryview(bytearray((stop - start) * source.dtype.itemsize))
-    source.read_into(start, stop, data)
-    return data
-
-
 def _is_finite(data: memoryview, dtype: DType) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = np.isfinite(widen(np.frombuffer(data, WORDS[dtype.itemsize]), dtype))
     return found
 
 
 def _number(constant: LazyTensor) -> float:
-    return float(np.frombuffer(_read(constant, 0, 1), _NUMBERS[constant.dtype])[0])
+    return float(np.frombuffer(read_bytes(constant, 0, 1), _NUMBERS[constant.dtype])[0])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weightsmith.graph.backends.torch_gradients import pull_scalars as pull_scalars
     from weightsmith.graph.backends.torch_gradients import pull_tensor as pull_tensor
     from weightsmith.graph.backends.torch_implicit import implicit as implicit
+    from weightsmith.graph.backends.torch_interpreter import torch_dtype as torch_dtype
     from weightsmith.graph.backends.torch_memory import evaluate_model as evaluate_model
     from weightsmith.graph.by_column import column_dot as column_dot
     from weightsmith.graph.columns import Columns as Columns
@@ -201,6 +202,7 @@ else:
             "peak": "weightsmith.graph.graph",
             "pull_scalars": "weightsmith.graph.backends.torch_gradients",
             "pull_tensor": "weightsmith.graph.backends.torch_gradients",
+            "torch_dtype": "weightsmith.graph.backends.torch_interpreter",
             "rank_key": "weightsmith.graph.equal_magnitudes",
             "reduction_levels": "weightsmith.graph.passes",
             "refuse_hidden": "weightsmith.graph.free_numbers",

@@ -13,7 +13,7 @@ from weightsmith.engine import Plan, measure_each
 from weightsmith.inspection.checkpoint_difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
 from weightsmith.recipes import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
-from weightsmith.tensors import Kind, LazyTensor, Place
+from weightsmith.tensors import Kind, LazyTensor, Place, chunks_of
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
 _PARTS = ("norms", "reads", "writes")
@@ -292,10 +292,6 @@ def _digest(layer: Mapping[str, LazyTensor]) -> str:
     state = hashlib.blake2b(digest_size=16)
     for rest, tensor in sorted(layer.items()):
         state.update(f"{rest} {tensor.dtype.value} {tensor.shape}".encode())
-        step = 1 << 20
-        for start in range(0, tensor.numel, step):
-            stop = min(tensor.numel, start + step)
-            data = bytearray((stop - start) * tensor.dtype.itemsize)
-            tensor.read_into(start, stop, memoryview(data))
-            state.update(data)
+        for chunk in chunks_of(tensor):
+            state.update(chunk)
     return state.hexdigest()

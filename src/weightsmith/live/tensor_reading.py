@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weightsmith.tensors import DType, LazyTensor, Shaped
+from weightsmith.tensors import DType, LazyTensor, Shaped, chunks_of, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,9 @@ def as_torch(tensor: LazyTensor) -> Tensor:
     """A stored tensor in memory, in its own dtype."""
     import torch
 
-    found = torch.empty(tensor.shape, dtype=_dtype_of(tensor))
+    from weightsmith.graph import torch_dtype
+
+    found = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
     fill(found, tensor)
     return found
 
@@ -57,10 +59,12 @@ def fill(place: Tensor, tensor: LazyTensor) -> None:
 
     At most a piece of the stored tensor is in memory beside it, none where dtype and device are those of the file.
     """
+    from weightsmith.graph import torch_dtype
+
     flat = place.detach().view(-1)
     if isinstance(tensor, HeldTensor):
         flat.copy_(tensor.tensor.detach().reshape(-1))
-    elif place.device.type == "cpu" and flat.dtype == _dtype_of(tensor):
+    elif place.device.type == "cpu" and flat.dtype == torch_dtype(tensor.dtype):
         if tensor.numel:
             tensor.read_into(0, tensor.numel, _bytes_of(flat))
     else:
@@ -73,29 +77,15 @@ def are_equal(one: LazyTensor, other: LazyTensor) -> bool:
     """Whether two stored tensors hold the same bytes."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    for start in range(0, one.numel, _PIECE):
-        stop = min(start + _PIECE, one.numel)
-        if _read(one, start, stop) != _read(other, start, stop):
-            return False
-    return True
-
-
-def _read(tensor: LazyTensor, start: int, stop: int) -> bytearray:
-    data = bytearray((stop - start) * tensor.dtype.itemsize)
-    tensor.read_into(start, stop, memoryview(data))
-    return data
+    return all(a == b for a, b in zip(chunks_of(one), chunks_of(other), strict=True))
 
 
 def _piece(tensor: LazyTensor, start: int, stop: int) -> Tensor:
     import torch
 
-    return torch.frombuffer(_read(tensor, start, stop), dtype=_dtype_of(tensor))
+    from weightsmith.graph import torch_dtype
 
-
-def _dtype_of(tensor: LazyTensor) -> Any:
-    import torch
-
-    return getattr(torch, str(tensor.dtype))
+    return torch.frombuffer(read_bytes(tensor, start, stop), dtype=torch_dtype(tensor.dtype))
 
 
 def _bytes_of(flat: Tensor) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +11,7 @@ from weightsmith.publishing import SUFFIX, staged_file
 from weightsmith.tensors import (
     DType,
     LazyTensor,
+    chunks_of,
     encode_header,
     piece_digest,
     piece_elements,
@@ -96,16 +97,5 @@ def write_streams(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         for tensor in tensors.values():
             for chunk in chunks_of(tensor):
                 pwrite_all(staged.descriptor, chunk, at, path)
-                at += chunk.nbytes
+                at += len(chunk)
         staged.replace()
-
-
-def chunks_of(tensor: LazyTensor) -> Iterator[memoryview]:
-    """The bytes of a tensor in order, a few megabytes at a time."""
-    size = tensor.dtype.itemsize
-    step = max(1, _CHUNK // size)
-    for start in range(0, tensor.numel, step):
-        stop = min(start + step, tensor.numel)
-        chunk = memoryview(bytearray((stop - start) * size))
-        tensor.read_into(start, stop, chunk)
-        yield chunk

@@ -24,10 +24,18 @@ from weightsmith.packages.package_library import (
     own_streams,
     packages_of,
 )
-from weightsmith.packages.package_streams import chunks_of, write_streams
+from weightsmith.packages.package_streams import write_streams
 from weightsmith.packages.packing import PLAN
 from weightsmith.publishing import SUFFIX, staged_name
-from weightsmith.tensors import OPEN_FILES, LazyTensor, digest_tensor, expanded, shown, sync_folder
+from weightsmith.tensors import (
+    OPEN_FILES,
+    LazyTensor,
+    chunks_of,
+    digest_tensor,
+    expanded,
+    shown,
+    sync_folder,
+)
 
 # Smaller streams stay where they are: a file of their own would take as much room.
 SMALLEST = 4096

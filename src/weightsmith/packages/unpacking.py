@@ -10,6 +10,7 @@ from weightsmith.engine import Manifest, Plan, make_plan, run
 from weightsmith.packages.carried import check_files
 from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
+from weightsmith.tensors import read_bytes
 
 
 def unpack(
@@ -60,4 +61,4 @@ def check_in_order(opened: Checkpoint) -> None:
     """
     for tensor in opened.tensors.values():
         if tensor.numel:
-            tensor.read_into(0, 1, memoryview(bytearray(tensor.dtype.itemsize)))
+            read_bytes(tensor, 0, 1)

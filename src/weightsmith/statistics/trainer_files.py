@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
-from weightsmith.tensors import DType, LazyTensor, expanded, read_trainer_file, shown
+from weightsmith.tensors import (
+    WORDS,
+    LazyTensor,
+    expanded,
+    read_array,
+    read_bytes,
+    read_trainer_file,
+    shown,
+    widen,
+)
 
 Floats = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -248,13 +257,11 @@ def _partitioned(
 
 
 def _array(tensor: LazyTensor) -> Floats:
-    data = bytearray(tensor.nbytes)
-    tensor.read_into(0, tensor.numel, memoryview(data))
-    if tensor.dtype is DType.BFLOAT16:
-        words = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-        return words.view(np.float32).reshape(tensor.shape)
-    return np.frombuffer(data, tensor.dtype.value).astype(np.float32).reshape(tensor.shape)
+    words = np.frombuffer(read_bytes(tensor, 0, tensor.numel), WORDS[tensor.dtype.itemsize])
+    return widen(words, tensor.dtype).astype(np.float32, copy=False).reshape(tensor.shape)
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float(_array(value).reshape(-1)[0])
+    return (
+        float(value) if isinstance(value, (int, float)) else float(read_array(value).reshape(-1)[0])
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
     from weightsmith.tensors.compressed import UpperTriangle as UpperTriangle
+    from weightsmith.tensors.compressed import read_array as read_array
     from weightsmith.tensors.digest_pieces import piece_elements as piece_elements
     from weightsmith.tensors.digest_pieces import pieces as pieces
     from weightsmith.tensors.digests import checkpoint_digest as checkpoint_digest
@@ -91,6 +92,8 @@ if TYPE_CHECKING:
     from weightsmith.tensors.stored import Shaped as Shaped
     from weightsmith.tensors.stored import StoredTensor as StoredTensor
     from weightsmith.tensors.stored import behind as behind
+    from weightsmith.tensors.stored import chunks_of as chunks_of
+    from weightsmith.tensors.stored import read_bytes as read_bytes
     from weightsmith.tensors.stored import read_runs as read_runs
     from weightsmith.tensors.stored import stored_in as stored_in
     from weightsmith.tensors.threads import MOST_THREADS as MOST_THREADS
@@ -166,7 +169,10 @@ else:
             "plan_layout": "weightsmith.tensors.files.layout",
             "promote": "weightsmith.tensors.dtypes",
             "pwrite_all": "weightsmith.tensors.files.writer",
+            "read_array": "weightsmith.tensors.compressed",
             "read_at": "weightsmith.tensors.files.open_files",
+            "read_bytes": "weightsmith.tensors.stored",
+            "chunks_of": "weightsmith.tensors.stored",
             "read_header": "weightsmith.tensors.files.safetensors_header",
             "read_index": "weightsmith.tensors.files.shard_index",
             "read_runs": "weightsmith.tensors.stored",

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors.dtypes import DType
-from weightsmith.tensors.stored import FromStored, LazyTensor, Shaped
+from weightsmith.tensors.stored import FromStored, LazyTensor, Shaped, read_bytes
+from weightsmith.tensors.widening import WORDS, widen
 
 # Words of a float type, and the first bit pattern of a magnitude that is no finite number.
 _WORDS: dict[DType, tuple[Any, int]] = {
@@ -240,8 +241,7 @@ class UpperTriangle(FromStored):
         """Columns [low, high) of a row from the diagonal on, as bytes [columns, itemsize]."""
         n, size = self.shape[-1], self.dtype.itemsize
         at = matrix * (n * (n + 1) // 2) + row * n - row * (row - 1) // 2 + low - row
-        data = bytearray((high - low) * size)
-        self.stored.read_into(at, at + high - low, memoryview(data))
+        data = read_bytes(self.stored, at, at + high - low)
         return np.frombuffer(data, np.uint8).reshape(-1, size)
 
 
@@ -252,11 +252,10 @@ def read_array(tensor: LazyTensor) -> NDArray[np.float64]:
 
 def read_range(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float64]:
     """Elements [start, stop) of a tensor, in float64."""
-    data = bytearray((stop - start) * tensor.dtype.itemsize)
-    tensor.read_into(start, stop, memoryview(data))
-    if tensor.dtype is DType.BFLOAT16:
-        words = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-        return words.view(np.float32).astype(np.float64)
+    data = read_bytes(tensor, start, stop)
+    if tensor.dtype.is_float:
+        words = np.frombuffer(data, WORDS[tensor.dtype.itemsize])
+        return widen(words, tensor.dtype).astype(np.float64)
     return np.frombuffer(data, tensor.dtype.value).astype(np.float64)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.pickles.zip_members import MemberBytes
 
 Buffer = bytes | bytearray | memoryview
+_CHUNK = 1 << 22
 
 
 class ReadingCost(NamedTuple):
@@ -320,6 +321,20 @@ class StoredTensor(Shaped):
                 f"{self.location} needs the file's bytes {offset} to {offset + len(view)}, but the file ends at byte "
                 f"{offset + count}: it is truncated, fetch it again."
             )
+
+
+def read_bytes(tensor: LazyTensor, start: int, stop: int) -> bytearray:
+    """Elements [start, stop) of a tensor, as its bytes; raises what its `read_into` raises."""
+    data = bytearray((stop - start) * tensor.dtype.itemsize)
+    tensor.read_into(start, stop, memoryview(data))
+    return data
+
+
+def chunks_of(tensor: LazyTensor) -> Iterator[bytearray]:
+    """The bytes of a tensor in order, a few megabytes at a time."""
+    step = max(1, _CHUNK // tensor.dtype.itemsize)
+    for start in range(0, tensor.numel, step):
+        yield read_bytes(tensor, start, min(start + step, tensor.numel))
 
 
 def read_runs(tensor: LazyTensor, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:

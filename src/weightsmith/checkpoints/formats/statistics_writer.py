@@ -21,14 +21,12 @@ from weightsmith.checkpoints.opening import open_checkpoint
 from weightsmith.errors import UsageError
 from weightsmith.graph import exact
 from weightsmith.publishing import check_file, staged_file, write_sealed_tensors
-from weightsmith.tensors import DType, LazyTensor, expanded, shown
+from weightsmith.tensors import DType, LazyTensor, chunks_of, expanded, shown
 
 # What the file is sealed as.
 STATISTICS_KIND = "statistics"
 FORMS = ("dense", "rows_columns", "low_rank", "blocks")
 _DTYPES = {np.dtype(d.value): d for d in (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)}
-# Elements that are copied at a time.
-_AT_ONCE = 1 << 22
 _Array = NDArray[Any]
 
 
@@ -114,16 +112,8 @@ def write_measured(
     """
     metadata = {METADATA_ENTRY: json.dumps(checked(header).to_json(), sort_keys=True)}
     entries = [(t.name, t.dtype, t.shape) for t in tensors]
-    data = (piece for tensor in tensors for piece in _pieces(tensor))
+    data = (memoryview(chunk) for tensor in tensors for chunk in chunks_of(tensor))
     _publish(Path(path), entries, data, metadata, reads)
-
-
-def _pieces(tensor: LazyTensor) -> Iterator[memoryview]:
-    for start in range(0, tensor.numel, _AT_ONCE):
-        stop = min(start + _AT_ONCE, tensor.numel)
-        piece = memoryview(bytearray((stop - start) * tensor.dtype.itemsize))
-        tensor.read_into(start, stop, piece)
-        yield piece
 
 
 def _stored(

@@ -34,7 +34,7 @@ from weightsmith.graph import (
     walk,
     work_dtype,
 )
-from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor
+from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor, read_bytes
 
 if TYPE_CHECKING:
     from weightsmith.graph import GradientTile
@@ -207,22 +207,16 @@ class _Tiles:
         for start in range(0, self.job.numel, step):
             count = min(step, self.job.numel - start)
             buffers = [
-                _read(tensor, start, count) if i in used else None
+                memoryview(read_bytes(tensor, start, start + count)) if i in used else None
                 for i, tensor in enumerate(self.job.sources)
             ]
-            loss = _read(self.loss, start, count), self.loss.dtype
+            loss = memoryview(read_bytes(self.loss, start, start + count)), self.loss.dtype
             yield GradientTile(start, count, buffers, loss)
 
     def _step(self, rows: bool) -> int:
         step = max(1, min(_LARGEST_TILE, _HELD_NUMBERS // max(self.nodes, 1)))
         length = self.job.shape[-1] if self.job.shape else 1
         return max(1, step // max(length, 1)) * max(length, 1) if rows else step
-
-
-def _read(tensor: LazyTensor, start: int, count: int) -> memoryview:
-    buffer = memoryview(bytearray(count * tensor.dtype.itemsize))
-    tensor.read_into(start, start + count, buffer)
-    return buffer
 
 
 # Whole tensors --------------------------------------------------------------------------------------------------
@@ -232,7 +226,7 @@ def _in_memory(job: TensorJob, below: _Dependence, loss: LazyTensor) -> Rounds:
     """Everything up to where free numbers come in is computed as merges compute it, so that the same is selected."""
     import torch
 
-    from weightsmith.graph import pull_tensor
+    from weightsmith.graph import pull_tensor, torch_dtype
 
     work = DType.FLOAT64 if job.wide else work_dtype(s.dtype for s in job.sources)
     edge = [value for value in below.edge() if _has_shape(value, job)]
@@ -244,9 +238,8 @@ def _in_memory(job: TensorJob, below: _Dependence, loss: LazyTensor) -> Rounds:
         yield from inner.compute([Target(work, MemorySink(one)) for one in kept])
 
     def held(tensor: LazyTensor) -> torch.Tensor:
-        dtype = getattr(torch, tensor.dtype.value)
-        data = _read(tensor, 0, math.prod(tensor.shape))
-        return torch.frombuffer(data, dtype=dtype).reshape(tensor.shape)
+        data = read_bytes(tensor, 0, tensor.numel)
+        return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
     known: dict[Node, Any] = dict(job.known)
     known |= {value: held(one).reshape(-1) for value, one in zip(edge, kept, strict=True)}
