@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.live.network_kinds import NetworkKind as NetworkKind
     from weightsmith.live.plain_models import register as register
     from weightsmith.live.plain_models import residual_perceptron as residual_perceptron
+    from weightsmith.live.residency import requiring_gradients as requiring_gradients
     from weightsmith.live.running_model import IGNORED as IGNORED
     from weightsmith.live.running_model import Batch as Batch
     from weightsmith.live.running_model import RunningModel as RunningModel
@@ -40,6 +41,7 @@ else:
         __name__,
         {
             "Batch": "weightsmith.live.running_model",
+            "requiring_gradients": "weightsmith.live.residency",
             "Block": "weightsmith.live.blocks.block_run",
             "BlockGradients": "weightsmith.live.blocks.block_gradients",
             "BlockRun": "weightsmith.live.blocks.block_run",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from weightsmith.wording import literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
     from weightsmith.tensors import LazyTensor
 
@@ -145,6 +146,17 @@ class LiveModel:
         finally:
             self._ready = before
 
+    def parameters(self, names: Iterable[str]) -> dict[str, Parameter]:
+        """The floating-point weights at places that are in memory, by the names of the tensors' owners."""
+        from torch.nn import Parameter
+
+        found = {self.names.owners[name]: self.residency.tensor(name) for name in names}
+        return {
+            name: tensor
+            for name, tensor in found.items()
+            if isinstance(tensor, Parameter) and tensor.is_floating_point()
+        }
+
     # What it says.
 
     def run(self, network: Any, *given: Any, **inputs: Any) -> Any:
@@ -249,13 +261,17 @@ class LiveModel:
     def _starts(self, like: Tensor) -> Tensor:
         import torch
 
-        config = self.module.config
-        first = getattr(config, "decoder_start_token_id", None)
+        return torch.full_like(like, self.decoder_start)
+
+    @property
+    def decoder_start(self) -> int:
+        """The token with which a decoder begins; raises UsageError where config.json has none."""
+        first: int | None = getattr(self.module.config, "decoder_start_token_id", None)
         if first is None:
             raise UsageError(
                 f"The config.json of {self.name!r} has no decoder_start_token_id, with which its texts begin; add it."
             )
-        return torch.full_like(like, first)
+        return first
 
     # What it is.
 

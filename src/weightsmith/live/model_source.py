@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,10 +50,6 @@ class ModelSource:
     def like(cls, source: Source, tensors: Mapping[str, LazyTensor]) -> ModelSource:
         """The same network with other tensors."""
         return cls(source.name, tensors, source.config, source.files)
-
-    def overlaid(self, tensors: Mapping[str, LazyTensor]) -> ModelSource:
-        """The same with some tensors in the place of those of their names."""
-        return replace(self, tensors={**self.tensors, **tensors})
 
 
 def open_source(given: str | Path) -> ModelSource:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.live.model_source import Source
@@ -12,6 +13,7 @@ from weightsmith.live.tensor_reading import as_torch, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
 
 class Residency:
@@ -96,6 +98,19 @@ class Residency:
         used = set(self._owner_of.values())
         for owner in [owner for owner in self._held if owner not in used]:
             del self._held[owner]
+
+
+@contextmanager
+def requiring_gradients(parameters: Iterable[Parameter]) -> Iterator[None]:
+    """Have weights require gradients while the context lasts."""
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+    for parameter, _ in before:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, had in before:
+            parameter.requires_grad_(had)
 
 
 def _form(tensor: Tensor) -> Any:

@@ -22,13 +22,13 @@ def make_unstored(network: Network, device: str, absent: Collection[str]) -> Non
         return
     for slot in slots_of(module):
         if slot.name in absent:
-            slot.put(_empty_like(slot.tensor))
+            slot.put(_made_like(slot.tensor, torch.empty_like(slot.tensor, device="cpu")))
         else:
             slot.tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     unstored = [name for name, _ in module.named_non_persistent_buffers()]
     for name in unstored:
         owner, key = _place_of(module, name)
-        owner._buffers[key] = _empty_like(owner._buffers[key])
+        owner._buffers[key] = torch.empty_like(owner._buffers[key], device="cpu")
     # Where numbers are drawn, as for an expert's bias that no file has, they are the same in every process.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -36,7 +36,7 @@ def make_unstored(network: Network, device: str, absent: Collection[str]) -> Non
     for name in (*unstored, *absent):
         owner, key = _place_of(module, name)
         held = owner._buffers if key in owner._buffers else owner._parameters
-        held[key] = _moved(held[key], device)
+        held[key] = _made_like(held[key], held[key].detach().to(device))
 
 
 def _place_of(module: Any, name: str) -> tuple[Any, str]:
@@ -44,17 +44,9 @@ def _place_of(module: Any, name: str) -> tuple[Any, str]:
     return module.get_submodule(path), key
 
 
-def _empty_like(tensor: Any) -> Any:
+def _made_like(tensor: Any, made: Any) -> Any:
+    """A tensor that was made, as a parameter if it takes the place of one."""
     import torch
 
-    made = torch.empty_like(tensor, device="cpu")
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     return torch.nn.Parameter(made, requires_grad=False) if is_parameter else made
-
-
-def _moved(tensor: Any, device: str) -> Any:
-    import torch
-
-    moved = tensor.detach().to(device)
-    is_parameter = isinstance(tensor, torch.nn.Parameter)
-    return torch.nn.Parameter(moved, requires_grad=False) if is_parameter else moved

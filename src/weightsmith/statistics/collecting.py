@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def collect(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Target:
     """The model, and where what is collected of it goes."""
 
@@ -139,11 +140,15 @@ class _Target:
     reads: tuple[Path, ...]
     out: Path
 
+    @cached_property
+    def digest(self) -> str:
+        """The fingerprint of the model, which reads a little of each tensor."""
+        return checkpoint_fingerprint(self.checkpoint)
+
     def header(self, kind: str, data: str, samples: int) -> StatisticsHeader:
         """The header of a file of a kind."""
-        digest = checkpoint_fingerprint(self.checkpoint)
         return StatisticsHeader(
-            kind, self.checkpoint.name, digest, data, samples, version=__version__
+            kind, self.checkpoint.name, self.digest, data, samples, version=__version__
         )
 
     def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
@@ -177,9 +182,8 @@ def _measured(target: _Target, wanted: Wanted, choice: DataChoice, means: _Means
     wanted = _settled(wanted, data, model)
     blocks = _takes_blocks(model, wanted, means.memory_bytes)
     waiting = means.memory_bytes // _WAITING
-    digest = checkpoint_fingerprint(target.checkpoint)
-    said = [repr(wanted), digest, blocks, means.batch_size, model.device]
-    digests = [data.forward.digest(), data.backward.digest()]
+    said = [repr(wanted), target.digest, blocks, means.batch_size, model.device]
+    digests = [data.forward.digest, data.backward.digest]
     with KeptParts(target.out, _digest([__version__, *said, *digests])) as parts:
         for samples, own in _runs(data, wanted):
             run = DataRun(model, samples, own, parts, means.batch_size, waiting, means.progress)
@@ -209,7 +213,7 @@ def _header(target: _Target, kind: str, data: ReadData, wanted: Wanted) -> Stati
     is_backward = kind in wanted.backward
     samples = data.backward if is_backward else data.forward
     count = len(samples.items)
-    name = f"{samples.name}, {count} items, sha256:{samples.digest()[:16]}"
+    name = f"{samples.name}, {count} items, sha256:{samples.digest[:16]}"
     if kind == "fisher" and wanted.per == "token":
         count = sum(counted_labels(sample.labels) for sample in samples.items)
     header = target.header(kind, name, count)

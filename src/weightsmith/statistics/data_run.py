@@ -19,6 +19,7 @@ from weightsmith.live import (
     PartGradients,
     Passage,
     count_parts,
+    requiring_gradients,
 )
 from weightsmith.progress import Progress
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
@@ -60,11 +61,13 @@ class DataRun:
 
     def whole(self) -> None:
         """Run the whole network on one batch after the other."""
-        sums, gradients = self._forward_sums(), self._backward_sums()
+        sums = self._forward_sums()
+        gradients = BackwardSums(self.wanted, self.wanted.backward, self.samples)
         weights = self._theta(self._parameters())
         groups = list(self._groups())
         stage = self.progress.begin("collecting", len(groups), "batch")
-        with self._watching(sums), self._trained():
+        trained = self._parameters().values() if self.wanted.backward else ()
+        with self._watching(sums), requiring_gradients(trained):
             for steps in groups:
                 for own in sums.values():
                     own.begin()
@@ -97,9 +100,6 @@ class DataRun:
     def _forward_sums(self) -> dict[str, ForwardSums]:
         return {kind: FORWARD_SUMS[kind](self.model) for kind in self.wanted.forward}
 
-    def _backward_sums(self) -> BackwardSums:
-        return BackwardSums(self.wanted, self.samples)
-
     # Whole.
 
     def _run_whole(self, steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
@@ -131,28 +131,9 @@ class DataRun:
                 stack.enter_context(self.model.watching(list(self.model.source.tensors), told))
             yield
 
-    @contextmanager
-    def _trained(self) -> Iterator[None]:
-        chosen = list(self._parameters().values()) if self.wanted.backward else []
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for parameter in chosen:
-                parameter.requires_grad_(False)
-
     def _parameters(self) -> dict[str, Parameter]:
         """The weights that are in memory, by the names of their owners."""
-        from torch.nn import Parameter
-
-        residency, owners = self.model.residency, self.model.names.owners
-        found = {owners[name]: residency.tensor(name) for name in residency.placed}
-        return {
-            name: tensor
-            for name, tensor in sorted(found.items())
-            if isinstance(tensor, Parameter) and tensor.is_floating_point()
-        }
+        return dict(sorted(self.model.parameters(self.model.residency.placed).items()))
 
     def _theta(self, owners: Collection[str]) -> dict[str, Tensor]:
         """Weights by the names of the files, if anything is made of them."""
@@ -206,14 +187,13 @@ class DataRun:
     def _back(
         self, place: int, part: PartGradients, steps: Sequence[Step], stage: Progress
     ) -> None:
-        sums = self._backward_sums().without(
-            kind for kind in self.wanted.backward if self.parts.has(kind, place)
-        )
+        left = [kind for kind in self.wanted.backward if not self.parts.has(kind, place)]
+        sums = BackwardSums(self.wanted, left, self.samples)
         weights: dict[str, Tensor] = {}
         for i, gradients in part.batches():
             if part.path:
                 stage.advance(1, part.path)
-            if not sums.is_empty:
+            if left:
                 weights = weights or self._theta(gradients)
                 sums.add(steps[i], self._stored(gradients), weights)
             # Those of a large embedding would lie beside the next ones.
@@ -240,29 +220,15 @@ class _Telling:
 
 
 class BackwardSums:
-    """The sums over gradients that are wanted."""
+    """The sums over gradients of some of the kinds that are wanted."""
 
-    def __init__(self, wanted: Wanted, samples: Samples) -> None:
+    def __init__(self, wanted: Wanted, kinds: Collection[str], samples: Samples) -> None:
         count = len(samples.items)
         if wanted.per == "token":
             count = sum(counted_labels(sample.labels) for sample in samples.items)
-        self._squares = SquareSums(count) if "fisher" in wanted.backward else None
+        self._squares = SquareSums(count) if "fisher" in kinds else None
         means = GradientSums(len(samples.items), wanted.singles)
-        self._means = means if "gradients" in wanted.backward else None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is wanted any more."""
-        return self._squares is None and self._means is None
-
-    def without(self, kinds: Iterator[str]) -> BackwardSums:
-        """These without some kinds."""
-        for kind in kinds:
-            if kind == "fisher":
-                self._squares = None
-            else:
-                self._means = None
-        return self
+        self._means = means if "gradients" in kinds else None
 
     def add(
         self, step: Step, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]

@@ -6,6 +6,7 @@ tensor (queries, keys and values; gate and up) have one Gram matrix, which is co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Up to so many elements a sum over data is float64.
-SMALL = 1 << 22
+_SMALL = 1 << 22
 _COLUMNS = 512
 _AT_ONCE = 1 << 18
 
@@ -116,7 +117,7 @@ class GramSums:
             return
         rows = own.rows(tensor).float()
         if passage.module not in self._sums:
-            self._sums[passage.module] = _zeros((own.width, own.width), rows)
+            self._sums[passage.module] = zeros_to_sum((own.width, own.width), rows)
         add_gram(self._sums[passage.module], rows)
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(rows)
 
@@ -149,13 +150,11 @@ def upper_of(matrix: Tensor) -> Tensor:
     return torch.cat([matrix[i, i:].float() for i in range(len(matrix))])
 
 
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def zeros_to_sum(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What a sum of this shape begins with, on the device of a tensor: float64 where it is small."""
     import torch
 
-    size = 1
-    for length in shape:
-        size *= length
-    dtype = torch.float64 if size <= SMALL else torch.float32
+    dtype = torch.float64 if math.prod(shape) <= _SMALL else torch.float32
     return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
@@ -196,13 +195,13 @@ class ChannelSums:
         output = _by_channel(passage.output.detach(), own.axis)
         sums = self._sums.setdefault(passage.module, {})
         for rows in _pieces(given):
-            _add(sums, "input_magnitude", rows.abs().sum(0))
-            _add(sums, "input_square", rows.square().sum(0))
+            add_to(sums, "input_magnitude", rows.abs().sum(0))
+            add_to(sums, "input_square", rows.square().sum(0))
         for rows in _pieces(output):
-            _add(sums, "output_mean", rows.sum(0))
-            _add(sums, "output_square", rows.square().sum(0))
+            add_to(sums, "output_mean", rows.sum(0))
+            add_to(sums, "output_square", rows.square().sum(0))
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
-        _add(sums, "read", rows.new_tensor(float(len(given))))
+        add_to(sums, "read", rows.new_tensor(float(len(given))))
 
     def take(self, prefix: str) -> Measured:
         """The means of the modules below a path."""
@@ -250,5 +249,6 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
         yield rows[start : start + step].double()
 
 
-def _add(sums: dict[str, Tensor], key: str, value: Tensor) -> None:
+def add_to(sums: dict[str, Tensor], key: str, value: Tensor) -> None:
+    """Add a value to the sum of its key, or let it be the first."""
     sums[key] = sums[key] + value if key in sums else value

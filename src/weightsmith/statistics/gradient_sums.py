@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weightsmith.statistics.forward_sums import SMALL, Measured
+from weightsmith.statistics.forward_sums import Measured, zeros_to_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class SquareSums:
         for name, gradient in gradients.items():
             own = gradient.float()
             if name not in self._sums:
-                self._sums[name] = _zeros_like(own)
+                self._sums[name] = zeros_to_sum(own.shape, own)
             total = self._sums[name]
             if total.dtype == own.dtype:
                 total.addcmul_(own, own)
@@ -70,7 +70,7 @@ class GradientSums:
                 (self._absolute, own.abs(), abs(factor)),
             ):
                 if name not in sums:
-                    sums[name] = _zeros_like(own)
+                    sums[name] = zeros_to_sum(own.shape, own)
                 sums[name].add_(value, alpha=own_factor)
             product = factor * float((own * weights[name].detach()).sum(dtype=torch.float64))
             self._products[name] = self._products.get(name, 0.0) + abs(product)
@@ -91,11 +91,3 @@ class GradientSums:
         for sums in (self._mean, self._absolute, self._products, self._kept):
             sums.clear()
         return Measured(found)
-
-
-def _zeros_like(tensor: Tensor) -> Tensor:
-    """What a sum begins with: float64 where it is small."""
-    import torch
-
-    dtype = torch.float32 if tensor.numel() > SMALL else torch.float64
-    return torch.zeros_like(tensor, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,19 +60,14 @@ def _embeddings(model: LiveModel) -> set[str]:
 def _has_width(model: LiveModel, name: str, width: int, module: Any) -> bool:
     """Whether a stored tensor is a matrix of so many inputs, and not only a part of such."""
     shape = model.source.tensors[name].shape
-    if type(module).__name__ == "Conv1D":
+    if _is_transposed(module):
         return len(shape) == 2 and shape[0] == width
-    count = 1
-    for length in shape[1:]:
-        count *= length
-    return len(shape) > 1 and count == width
+    return len(shape) > 1 and math.prod(shape[1:]) == width
 
 
 def _width(module: Any) -> int:
     weight = module.weight
-    if type(module).__name__ == "Conv1D":
-        return int(weight.shape[0])
-    return int(weight[0].numel())
+    return int(weight.shape[0] if _is_transposed(module) else weight[0].numel())
 
 
 def _rows_of(module: Any) -> Rows | None:

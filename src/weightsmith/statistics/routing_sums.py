@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.live import LiveModel, Passage
-from weightsmith.statistics.forward_sums import Measured
+from weightsmith.statistics.forward_sums import Measured, add_to
 from weightsmith.statistics.linear_maps import paths_below
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RoutingSums:
         hidden, index, weights = (tensor.detach() for tensor in given)
         sums = self._sums.setdefault(passage.module, {})
         for key, value in (*_routed(index, weights, own.count), *_alike(own, hidden)):
-            sums[key] = sums[key] + value if key in sums else value
+            add_to(sums, key, value)
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(hidden)
 
     def take(self, prefix: str) -> Measured:

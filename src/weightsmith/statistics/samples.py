@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from weightsmith.errors import UsageError
@@ -49,7 +50,7 @@ class Predictions(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """The items of some data.
 
@@ -63,6 +64,7 @@ class Samples:
     predictions: Predictions | None = None
     is_text: bool = False
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all inputs and labels."""
         state = hashlib.sha256(self.objective.encode())

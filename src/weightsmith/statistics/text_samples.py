@@ -155,14 +155,9 @@ class _Reader:
         import torch
 
         source, target = (self._whole(self._encoded(_text(t, where), where), where) for t in texts)
-        start = getattr(self.model.module.config, "decoder_start_token_id", None)
-        if start is None:
-            raise UsageError(
-                f"The config.json of {self.model.name!r} has no decoder_start_token_id; add it."
-            )
         inputs = {
             "input_ids": torch.tensor(source),
-            "decoder_input_ids": torch.tensor([start, *target[:-1]]),
+            "decoder_input_ids": torch.tensor([self.model.decoder_start, *target[:-1]]),
         }
         yield Sample(inputs, torch.tensor(target), self.classes)
 

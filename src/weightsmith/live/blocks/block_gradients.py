@@ -156,13 +156,8 @@ class BlockGradients:
         return first
 
     def _own(self, part: Part) -> dict[str, torch.nn.Parameter]:
-        residency = self._run.model.residency
-        return self._parameters(residency.names_of(part.module))
+        model = self._run.model
+        return model.parameters(model.residency.names_of(part.module))
 
     def _loose_by_name(self) -> dict[str, torch.nn.Parameter]:
-        return self._parameters(self._run.loose())
-
-    def _parameters(self, names: list[str]) -> dict[str, torch.nn.Parameter]:
-        residency = self._run.model.residency
-        held = {self._names.owners[name]: residency.tensor(name) for name in names}
-        return {n: t for n, t in held.items() if isinstance(t, torch.nn.Parameter)}
+        return self._run.model.parameters(self._run.loose())

@@ -13,7 +13,7 @@ What comes out is what the whole network gives, to the bit. Activations wait in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from weightsmith.live.blocks.block_structure import Part, find_parts
 from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.replay import Ask, Replay
 from weightsmith.live.live_model import LiveModel
+from weightsmith.live.residency import requiring_gradients
 from weightsmith.live.watching import Watch, Watched
 
 _Asked = TypeVar("_Asked")
@@ -171,19 +172,10 @@ class BlockRun:
             residency.release(loose)
             self.store.close()
 
-    @contextmanager
-    def _trained(self, names: Sequence[str]) -> Iterator[None]:
+    def _trained(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Have weights require gradients, if the run has any."""
-        tensors = [self.model.residency.tensor(name) for name in names]
-        chosen = [t for t in tensors if self._with_gradients and isinstance(t, torch.nn.Parameter)]
-        before = [(t, t.requires_grad) for t in chosen if t.is_floating_point()]
-        for tensor, _ in before:
-            tensor.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for tensor, had in before:
-                tensor.requires_grad_(had)
+        chosen = self.model.parameters(names).values() if self._with_gradients else ()
+        return requiring_gradients(chosen)
 
     def _block(self, part: Part, call: int) -> Block:
         steps = self._through(call)

@@ -27,21 +27,27 @@ def find_parts(name: str, network: Any) -> tuple[Part, ...]:
 
     Raises UsageError for a network without lists of modules.
     """
-    found: dict[int, Part] = {}
-    for part in _parts(network, ""):
-        found.setdefault(id(part.module), part)
-    if not any(part.stack is not None for part in found.values()):
+    found = _distinct_parts(network)
+    if not found:
         raise UsageError(
             f"{name!r} is a {type(network).__name__} without a list of blocks that could be run one by one; run it "
             "whole."
         )
-    return tuple(found.values())
+    return found
 
 
 def count_parts(network: Any) -> int:
     """How many parts a network is run in block by block; 0 for one without lists of modules."""
-    found = {id(part.module): part.stack for part in _parts(network, "")}
-    return len(found) if any(stack is not None for stack in found.values()) else 0
+    return len(_distinct_parts(network))
+
+
+def _distinct_parts(network: Any) -> tuple[Part, ...]:
+    """The parts of a network, each once; none where no list of modules is among them."""
+    found: dict[int, Part] = {}
+    for part in _parts(network, ""):
+        found.setdefault(id(part.module), part)
+    is_cut = any(part.stack is not None for part in found.values())
+    return tuple(found.values()) if is_cut else ()
 
 
 def _parts(module: Any, path: str) -> Iterator[Part]:
