@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -39,10 +40,48 @@ class DocumentPart(BaseModel):
                 )
         return given
 
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """What it says, by its keys."""
+        return ((key, getattr(self, key)) for key in type(self).model_fields)
+
     @classmethod
     def known_keys(cls) -> frozenset[str]:
         """The keys of this mapping as recipes write them."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items())
+
+
+def inside(part: Any) -> Iterator[tuple[Any, Any]]:
+    """What a part of a recipe is made of, with the keys to it."""
+    if isinstance(part, tuple):
+        yield from enumerate(part)
+    elif isinstance(part, dict):
+        yield from part.items()
+    elif isinstance(part, DocumentPart):
+        yield from part.entries()
+
+
+def joined(path: str, key: Any) -> str:
+    """The path of keys to a part of what is at a path."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else str(key)
+
+
+def rewritten(part: Any, change: Callable[[Any], Any], beyond: frozenset[str] = frozenset()) -> Any:
+    """A part of a recipe with `change` of every part in it, inner ones first; itself where nothing changes.
+
+    What stands under the keys `beyond` of a mapping with fixed keys stays as it is.
+    """
+    is_document = isinstance(part, DocumentPart)
+    olds = {key: old for key, old in inside(part) if not (is_document and key in beyond)}
+    news = {
+        key: new for key, old in olds.items() if (new := rewritten(old, change, beyond)) is not old
+    }
+    if news and isinstance(part, tuple):
+        part = tuple(news.get(i, item) for i, item in enumerate(part))
+    elif news:
+        part = {**part, **news} if isinstance(part, dict) else part.model_copy(update=news)
+    return change(part)
 
 
 def dialect_of(info: ValidationInfo) -> str | None:

@@ -7,13 +7,13 @@ that tensors of different layers, roles or names have numbers of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PrivateAttr, WithJsonSchema, model_validator
 
 from weightsmith.graph import FreeNumber
-from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.document_parts import DocumentPart, inside, joined
 from weightsmith.recipes.language.numbers import Number
 from weightsmith.tensors import Place
 from weightsmith.wording import literal
@@ -88,6 +88,10 @@ class FreeForm(DocumentPart):
     def _words(self) -> tuple[str, ...]:
         return (self.per,) if isinstance(self.per, str) else self.per or ()
 
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """None: it stands for a number."""
+        return iter(())
+
     def of_one_expert(self) -> FreeForm:
         """The same for one expert alone."""
         return FreeForm(free=self.free, start=self.start, per=self.by)
@@ -117,33 +121,3 @@ def free_forms(part: Any, path: str = "") -> Iterator[tuple[str, FreeForm]]:
         return
     for key, inner in inside(part):
         yield from free_forms(inner, joined(path, key))
-
-
-def rewritten(part: Any, change: Callable[[Any], Any]) -> Any:
-    """A part of a recipe with `change` of every part in it, inner ones first; itself where nothing changes."""
-    if isinstance(part, FreeForm):
-        return change(part)
-    olds = dict(inside(part))
-    news = {key: new for key, old in olds.items() if (new := rewritten(old, change)) is not old}
-    if news and isinstance(part, tuple):
-        part = tuple(news.get(i, item) for i, item in enumerate(part))
-    elif news:
-        part = {**part, **news} if isinstance(part, dict) else part.model_copy(update=news)
-    return change(part)
-
-
-def inside(part: Any) -> Iterator[tuple[Any, Any]]:
-    """What a part of a recipe is made of, with the keys to it."""
-    if isinstance(part, tuple):
-        yield from enumerate(part)
-    elif isinstance(part, dict):
-        yield from part.items()
-    elif isinstance(part, DocumentPart):
-        yield from ((key, getattr(part, key)) for key in type(part).model_fields)
-
-
-def joined(path: str, key: Any) -> str:
-    """The path of keys to a part of what is at a path."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    return f"{path}.{key}" if path else str(key)

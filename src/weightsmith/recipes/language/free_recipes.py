@@ -7,13 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weightsmith.graph import FreeNumber, free_in
-from weightsmith.recipes.language.free_forms import (
-    FreeForm,
-    free_forms,
-    inside,
-    joined,
-    rewritten,
-)
+from weightsmith.recipes.language.document_parts import inside, joined, rewritten
+from weightsmith.recipes.language.free_forms import FreeForm, free_forms
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,

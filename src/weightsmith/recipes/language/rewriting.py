@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from weightsmith.adapters import Reference
-from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.document_parts import DocumentPart, rewritten
 from weightsmith.recipes.language.mentioned import ModelLike
 from weightsmith.recipes.language.schema import RecipeDocument
 
@@ -31,25 +31,11 @@ def with_paths(document: RecipeDocument, change: Callable[[str], str]) -> Recipe
         made = replace(reference, path=change(reference.path), adapters=adapters)
         return reference if made == reference else made
 
-    made: RecipeDocument = _changed(document, moved, frozenset())
+    made: RecipeDocument = _changed(document, moved)
     return made
 
 
-def _changed(part: Any, change: Callable[[Reference], ModelLike], beyond: frozenset[str]) -> Any:
-    """The part itself where nothing in it changes."""
-    if isinstance(part, Reference):
-        return change(part)
-    if isinstance(part, DocumentPart):
-        fields = {key: getattr(part, key) for key in type(part).model_fields if key not in beyond}
-    elif isinstance(part, dict):
-        fields = part
-    elif isinstance(part, tuple):
-        made = tuple(_changed(item, change, beyond) for item in part)
-        return part if all(new is old for new, old in zip(made, part, strict=True)) else made
-    else:
-        return part
-    news = {key: _changed(value, change, beyond) for key, value in fields.items()}
-    news = {key: new for key, new in news.items() if new is not fields[key]}
-    if not news:
-        return part
-    return {**part, **news} if isinstance(part, dict) else part.model_copy(update=news)
+def _changed(
+    part: Any, change: Callable[[Reference], ModelLike], beyond: frozenset[str] = frozenset()
+) -> Any:
+    return rewritten(part, lambda one: change(one) if isinstance(one, Reference) else one, beyond)

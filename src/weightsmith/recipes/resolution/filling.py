@@ -13,7 +13,8 @@ from weightsmith.checkpoints import BareAdapter
 from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, ValuedPath, following, free_in
 from weightsmith.naming import nearest
-from weightsmith.recipes.language.free_forms import FreeForm, rewritten
+from weightsmith.recipes.language.document_parts import rewritten
+from weightsmith.recipes.language.free_forms import FreeForm
 from weightsmith.recipes.language.free_recipes import (
     has_free,
     needs_headers,
