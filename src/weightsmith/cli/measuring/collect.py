@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import device_option, json_option, size
+from weightsmith.cli.options import device_option, json_option, quiet_option, size
 from weightsmith.cli.presenting import Block, Data, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 )
 @device_option
 @json_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def collect(
     what: str,
     model: str,
