@@ -218,7 +218,7 @@ class _Tiles:
             masks = [memoryview(bytearray(count * self.spec.work.itemsize)) for _ in selections]
             if selecting is not None:
                 selecting.run(buffers, start, count, masks)
-            selected = dict(zip(selections, masks, strict=True))
+            selected: dict[Node, memoryview] = dict(zip(selections, masks, strict=True))
             yield GradientTile(start, count, buffers, loss, selected)
 
     def _selecting(self, selections: Sequence[Value]) -> TilePass:

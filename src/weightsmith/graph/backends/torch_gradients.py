@@ -32,7 +32,7 @@ class GradientTile:
     count: int
     buffers: Sequence[memoryview | None]
     loss: tuple[memoryview, DType]
-    selected: Mapping[Value, memoryview]
+    selected: Mapping[Node, memoryview]
 
 
 class Pull:
