@@ -35,8 +35,8 @@ class TargetVocabulary:
     """The vocabulary of the result.
 
     `rows` are those of its tables, padding included. `files` are the tokenizer's files by relative path; None means
-    that the source model's are carried byte for byte. `source` is "union", "base" or a label. `findings` is what the plan
-    should say about it.
+    that the source model's are carried byte for byte. `source` is "union", "base" or a label. `findings` is what the
+    plan should say about it.
     """
 
     vocabulary: Vocabulary
@@ -57,9 +57,9 @@ def copy_target(
 ) -> TargetVocabulary:
     """The tokenizer of one model, with `tokens` that it lacks behind it as added tokens, plain ones without `flags`.
 
-    `strip` leaves out the tokens whose ids lie beyond the source model's rows, as mergekit does for `base` (and not for a
-    model that is named). An unchanged tokenizer keeps the source model's number of rows, so that nothing moves; a changed
-    one has a row for each id up to the largest.
+    `strip` leaves out the tokens whose ids lie beyond the source model's rows, as mergekit does for `base` (and not for
+    a model that is named). An unchanged tokenizer keeps the source model's number of rows, so that nothing moves; a
+    changed one has a row for each id up to the largest.
     """
     base, findings = stripped_base(origin) if strip else (origin.vocabulary, ())
     return finished(

@@ -62,10 +62,11 @@ def resolve_chat_template(
     """The text that replaces the source model's default template, and what is noteworthy about the result's.
 
     `form` is the recipe's `chat_template:`: None keeps the source model's byte for byte; `auto` takes the most common
-    template of the parents, compared without surrounding whitespace (of equally common ones the first in the order
-    of the recipe); a name takes a built-in one; any other text is the template itself. None is returned where the
-    source model's files stay as they are. `target` is the vocabulary of the result, which must have the control tokens that
-    the template writes (default: the source model's). Raises RecipeError for a form that means nothing or does not parse.
+    template of the parents, compared without surrounding whitespace (of equally common ones the first in the order of
+    the recipe); a name takes a built-in one; any other text is the template itself. None is returned where the source
+    model's files stay as they are. `target` is the vocabulary of the result, which must have the control tokens that
+    the template writes (default: the source model's). Raises RecipeError for a form that means nothing or does not
+    parse.
     """
     if form is not None:
         check_form(form)
