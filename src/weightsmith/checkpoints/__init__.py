@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.packages import shared_stream as shared_stream
     from weightsmith.checkpoints.formats.statistics import Statistics as Statistics
     from weightsmith.checkpoints.formats.statistics import listed as listed
+    from weightsmith.checkpoints.formats.channel_statistics import by_weight as by_weight
+    from weightsmith.checkpoints.formats.statistics import is_of as is_of
     from weightsmith.checkpoints.formats.statistics import misfit as misfit
     from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
     from weightsmith.checkpoints.formats.statistics import require_match as require_match
@@ -155,6 +157,8 @@ else:
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",
             "merged_config": "weightsmith.checkpoints.config",
+            "by_weight": "weightsmith.checkpoints.formats.channel_statistics",
+            "is_of": "weightsmith.checkpoints.formats.statistics",
             "misfit": "weightsmith.checkpoints.formats.statistics",
             "model_card": "weightsmith.checkpoints.card",
             "not_saved": "weightsmith.checkpoints.checkpoint",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
@@ -11,10 +11,45 @@ from weightsmith.methods import registry
 from weightsmith.recipes.language.parameter_settings import lookups
 from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
 from weightsmith.recipes.language.selectors import Match
-from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge, OutputTensor
+from weightsmith.recipes.resolution.combine import Combiner
+from weightsmith.recipes.resolution.formula import (
+    Assertion,
+    Formula,
+    MeasuredLeaves,
+    Merge,
+    OutputTensor,
+)
+from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Kind, Place, depth_of
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """What steps go by: the files that each names, all of the base, and who notes what is wrong with them."""
+
+    base: View | None
+    files: tuple[tuple[MeasuredStatistics, ...], ...]
+    combiner: Combiner
+
+    def of(
+        self, number: int, spec: registry.MethodSpec, where: str
+    ) -> Callable[[str, OutputTensor | None], tuple[MeasuredLeaves, ...]]:
+        """What a step's file has of a tensor of the base, by name; raises RecipeError where it names none that fits."""
+        if not spec.statistics or self.base is None:
+            return lambda name, item: ()
+        view, label = self.base, self.base.label
+        given = [replace(file, of_base=True) for file in self.files[number]]
+        file = chosen(spec, given, label, where)
+
+        def stored(name: str, item: OutputTensor | None) -> tuple[MeasuredLeaves, ...]:
+            if item is None:
+                return ()
+            return self.combiner.statistics(spec, [file], [(view, item)], name) or ()
+
+        return stored
 
 
 def post_steps(
@@ -22,6 +57,7 @@ def post_steps(
     items: Sequence[OutputTensor],
     bases: Mapping[str, OutputTensor],
     scope: RecipeScope,
+    statistics: StepStatistics,
 ) -> list[OutputTensor]:
     """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
@@ -29,7 +65,8 @@ def post_steps(
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
         within = replace(scope, name=f"{scope.name}/{place}")
-        result = _stepped(step, result, merges, bases, place, within)
+        stored = statistics.of(i, registry.get(step.method), place)
+        result = _stepped(step, result, merges, bases, stored, place, within)
     return result
 
 
@@ -38,6 +75,7 @@ def _stepped(
     items: Sequence[OutputTensor],
     merges: Mapping[str, Merge],
     bases: Mapping[str, OutputTensor],
+    stored: Callable[[str, OutputTensor | None], tuple[MeasuredLeaves, ...]],
     where: str,
     scope: RecipeScope,
 ) -> list[OutputTensor]:
@@ -79,6 +117,7 @@ def _stepped(
             place=item.place,
             shape=item.shape,
             seed=scope.seed,
+            statistics=stored(item.name, bases.get(item.name)),
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
