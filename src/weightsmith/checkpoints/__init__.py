@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.bundles import CodedTensor as CodedTensor
     from weightsmith.checkpoints.formats.bundles import part_names as part_names
     from weightsmith.checkpoints.formats.bundles import read_bundle_header as read_bundle_header
+    from weightsmith.checkpoints.formats.channel_statistics import by_weight as by_weight
     from weightsmith.checkpoints.formats.merge_state import MergeState as MergeState
     from weightsmith.checkpoints.formats.merge_state import TensorState as TensorState
     from weightsmith.checkpoints.formats.merge_state import read_state as read_state
@@ -54,9 +55,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.packages import shared_file as shared_file
     from weightsmith.checkpoints.formats.packages import shared_stream as shared_stream
     from weightsmith.checkpoints.formats.statistics import Statistics as Statistics
-    from weightsmith.checkpoints.formats.statistics import listed as listed
-    from weightsmith.checkpoints.formats.channel_statistics import by_weight as by_weight
     from weightsmith.checkpoints.formats.statistics import is_of as is_of
+    from weightsmith.checkpoints.formats.statistics import listed as listed
     from weightsmith.checkpoints.formats.statistics import misfit as misfit
     from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
     from weightsmith.checkpoints.formats.statistics import require_match as require_match

@@ -152,9 +152,10 @@ def merge_state_dicts(
     the first expert. Roles (embedding, head, input-first matrices...) are inferred from names and shapes as in a file.
     Integer and bool tensors are taken from the base, or must agree. `labels` name the experts
     for random masks (default: by position). `modify` lists modifiers of the experts as a recipe does, such as
-    `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert (once, for what is measured
-    on the base), names of tensors to what was measured there: a tensor of the weight's shape (a Gram matrix for gram), or
-    one per sample for kind gradients; `statistics_kind` defaults to the kind that the method or modifier prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
+    `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert (once, for
+    what is measured on the base), names of tensors to what was measured there: a tensor of the weight's shape (a Gram
+    matrix for kind gram), or one per sample for kind gradients; `statistics_kind` defaults to the kind that the method
+    or modifier prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
     "propagate". Names that share their memory in every state dict, as those of a tied head do in `model.state_dict()`,
     are one tensor that is merged once, under the name of the embedding if it is one of them. `equal_magnitudes` decides
     what thresholds over the model take of equals, as the recipe's key does. Raises CompatibilityError for different

@@ -31,9 +31,10 @@ def merge_arrays(
 ) -> Any:
     """Merge arrays of one shape by the method called `name`, with torch, as one tensor of a model.
 
-    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics` has
-    one array for each expert (a list of them for gradients; one for the base, if it is measured) of the `kind` given, or of the one that the method
-    prefers; without it they are made up. `facts` are those of the `Site` and its place, such as role or layer.
+    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics`
+    has one array for each expert (a list of them for gradients), or one for the base, of the `kind` given, or of the
+    one that the method prefers; without it they are made up. `facts` are those of the `Site` and its place, such as
+    role or layer.
     """
     import torch
 

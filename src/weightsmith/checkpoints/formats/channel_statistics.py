@@ -31,8 +31,8 @@ def by_weight(statistics: Statistics, checkpoint: Checkpoint) -> Statistics:
                 continue
             if axis < 0 or stored.shape != weight.shape[axis : axis + 1]:
                 raise CompatibilityError(
-                    f"{stored.location} has shape {list(stored.shape)}, which are not the input channels of a weight of "
-                    f"shape {list(weight.shape)}: collect the statistics again."
+                    f"{stored.location} has shape {list(stored.shape)}, which are not the input channels of a weight "
+                    f"of shape {list(weight.shape)}: collect the statistics again."
                 )
             tensors[key] = ByChannel(key, weight.shape, axis, stored)
     return replace(statistics, checkpoint=replace(statistics.checkpoint, tensors=tensors))

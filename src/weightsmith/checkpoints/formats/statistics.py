@@ -41,7 +41,7 @@ class Statistics:
     parts: Mapping[str, tuple[str, ...]]
 
     def names(self, name: str, word: str = "") -> tuple[str, ...]:
-        """The names in `checkpoint` of the statistic of the weight called `name`, or of what is said of it under a word."""
+        """The names in `checkpoint` of the statistic of a weight, or of what is said of it under a word."""
         own = self.header.same.get(name, name)
         if word:
             return (

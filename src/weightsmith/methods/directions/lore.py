@@ -34,8 +34,8 @@ class Lore:
     Each half of a step is the minimum of sum_i ||theta_0 + delta_i - theta_i||_F^2 / 2 + mu ||delta_i||_* in its own
     unknowns. (The paper prints the nuclear norm squared, of which a threshold that does not move is no solution; its
     algorithm is the one here.) mu is a singular value, not a share of one: above all of them the result is the mean.
-    Every matrix by itself, in float64, kernels as (outputs, all others) and stacks of experts one by one; whatever is no
-    matrix is averaged with the weights. mu 0.01, 20 steps and lambda 1 are the paper's.
+    Every matrix by itself, in float64, kernels as (outputs, all others) and stacks of experts one by one; whatever is
+    no matrix is averaged with the weights. mu 0.01, 20 steps and lambda 1 are the paper's.
     """
 
     mu: float = shared(0.01, low=0.0, doc="what every singular value of a change is lowered by")

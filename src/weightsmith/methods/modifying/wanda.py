@@ -26,8 +26,8 @@ class Wanda:
         S_ij = |tau_ij| sqrt(E x_j^2);   tau'_ij = tau_ij where S_ij is among the floor(density N) largest, else 0
         S_ij = |theta_ij| sqrt(E x_j^2)                                         with importance: weight
 
-    x_j are the inputs of channel j, over the expert's data. N counts the elements of an output's row, as in the paper, of
-    the tensor, or of the whole model (scope). Without a base the weights themselves are pruned, which is the paper's
+    x_j are the inputs of channel j, over the expert's data. N counts the elements of an output's row, as in the paper,
+    of the tensor, or of the whole model (scope). Without a base the weights themselves are pruned, which is the paper's
     method. Equal scores are told apart as equal magnitudes are. Tensors without statistics (embeddings, biases) stay as
     they are. Raises RecipeError for rows of kernels, and of weights that are stored input first.
     """

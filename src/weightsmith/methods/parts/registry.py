@@ -234,13 +234,13 @@ class FormerPreset:
 class MethodSpec:
     """A registered method.
 
-    `statistics` are the kinds of stored statistics that it takes, the preferred first, of the weights that `measured_on`
-    says; `KIND:WORD` is what a file of a kind has under a word (`channels:input_square`). `cost` is its
-    time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
-    `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
-    parameters under which the experts of the merge follow behind. With `step_unless` they only do so, and must be
-    there, where the step does not give that parameter. `former_presets` are by the names that are understood still,
-    `about_presets` says of a preset whose rule it is.
+    `statistics` are the kinds of stored statistics that it takes, the preferred first, of the weights that
+    `measured_on` says; `KIND:WORD` is what a file has under a word (`channels:input_square`). `cost` is its time for a
+    matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it. `step` is empty
+    where a step of `then:` gives the method what was merged as its only expert; else it holds the parameters under
+    which the experts of the merge follow behind. With `step_unless` they only do so, and must be there, where the step
+    does not give that parameter. `former_presets` are by the names that are understood still, `about_presets` says of
+    a preset whose rule it is.
     """
 
     name: str

@@ -29,11 +29,11 @@ class Aim:
         theta = theta_0 + (1 - a_j (1 - omega)) tau         elementwise, j the input channel of the element
         tau = lambda sum_i w_i tau_i
 
-    Made as a step of `then:`, where tau is the change of whatever was merged: `- {aim: {omega: 0.4}, statistics: FILE}`.
-    As a method it relaxes the sum of task vectors, and the file is named at the base among the models. omega 1 changes
-    nothing, omega 0 leaves the base's weights at the most active channel; the paper tries 0.2 to 0.6, its code has 0.4.
-    Norms are relaxed element by element. Tensors without statistics (embeddings, heads tied to them, biases) stay as
-    merged. The authors' code adds up means of batches, with padding among them; here means are over all rows.
+    As a step of `then:`, `- {aim: {omega: 0.4}, statistics: FILE}`, tau is the change of whatever was merged. As a
+    method it relaxes the sum of task vectors, and the file is named at the base among the models. omega 1 changes
+    nothing, omega 0 leaves the base's weights at the most active channel; the paper tries 0.2 to 0.6, its code has
+    0.4. Norms are relaxed element by element. Tensors without statistics (embeddings, heads tied to them, biases) stay
+    as merged. The authors' code adds up means of batches, with padding among them; here means are over all rows.
     """
 
     omega: float = shared(

@@ -39,13 +39,13 @@ class Sens:
         alpha_i^l = s_i^l / ||s_i||_2;   sigma_i^l = softmax_i(alpha_i^l t_i / T);   t_i = transfer_i / sum_j transfer_j
         theta = theta_0 + lambda sum_i w_i N sigma_i^l tau_i
 
-    `transfer` is what the paper measures across tasks: the mean distance ||z_i - z_j||_2 of an expert's logits from those
-    of each other expert j on that one's data, summed over j (`weightsmith.statistics.transfer`). A larger distance gives
-    a larger coefficient, as in a public implementation of the method; the authors gave out no code. Without it all t_i
-    are 1 / N. s is the mean over items of sum |theta g|, as there. Layers are the blocks of a stack; outside of stacks
-    each tensor is one by itself. The temperature is not known of the paper: 1 here, 2 to 6 in the presets. Tensors
-    without statistics have their layer's coefficients, or 1. `reduce: ties` elects signs of the weighted task vectors
-    and takes the mean of those that agree.
+    `transfer` is what the paper measures across tasks: the mean distance ||z_i - z_j||_2 of an expert's logits from
+    those of each other expert j on that one's data, summed over j (`weightsmith.statistics.logit_distances`). A larger
+    distance gives a larger coefficient, as in a public implementation of the method; the authors gave out no code.
+    Without it all t_i are 1 / N. s is the mean over items of sum |theta g|, as there. Layers are the blocks of a
+    stack; outside of stacks each tensor is one by itself. The temperature is not known of the paper: 1 here, 2 to 6 in
+    the presets. Tensors without statistics have their layer's coefficients, or 1. `reduce: ties` elects signs of the
+    weighted task vectors and takes the mean of those that agree.
     """
 
     temperature: float = shared(

@@ -194,8 +194,8 @@ class _Check:
                 raise RecipeError(f"{self.where(place)}: {problem}") from None
             if step.statistics:
                 raise RecipeError(
-                    f"{self.where(place)}: statistics that modifier {spec.name} goes by stand under `statistics:` of the "
-                    "models; move them there."
+                    f"{self.where(place)}: statistics that modifier {spec.name} goes by stand under `statistics:` "
+                    "of the models; move them there."
                 )
             self.is_weighed |= bool(spec.statistics)
             for key, given in step.parameters.items():

@@ -134,8 +134,12 @@ def measured_names(
 
 def weighing(call: Call) -> list[registry.MethodSpec | modifiers.ModifierSpec]:
     """The method of a call and its modifiers, those of them that go by statistics."""
-    every = [registry.get(call.method), *(modifiers.get(m.modifier) for m in call.modifiers)]
-    return [spec for spec in every if spec.statistics]
+    method = registry.get(call.method)
+    used = [modifiers.get(m.modifier) for m in call.modifiers]
+    return [
+        *([method] if method.statistics else []),
+        *(modifier for modifier in used if modifier.statistics),
+    ]
 
 
 def scalars_in(combination: Combination) -> list[Scalar]:

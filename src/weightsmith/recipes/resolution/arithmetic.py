@@ -189,7 +189,7 @@ class _Tensors:
             return []
         is_base = spec.measured_on is MeasuredOn.BASE
         given = call.experts if not is_base else () if call.base is None else (call.base,)
-        found = []
+        found: list[MeasuredStatistics | None] = []
         for name in map(sole_name, given):
             if name is None:
                 found.append(None)

@@ -73,8 +73,8 @@ class Merge:
     method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
     scope. `modifiers` change the experts, one after the other, before the method sees them; `origin` is the base
-    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert (one for the
-    base, where they are the base's), or none; `modifier_statistics` the like for each modifier.
+    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert (one for
+    the base, where they are the base's), or none; `modifier_statistics` the like for each modifier.
     `stored` is the coarsest dtype in which one of the experts was stored.
     """
 

@@ -53,8 +53,7 @@ _PLACES = {
     MeasuredOn.EXPERTS: ("", "name their file under the model's `statistics:`"),
     MeasuredOn.BASE: (
         " of the base",
-        "list the base among the models with their file under its `statistics:`, or make a step of `then:` with "
-        "`statistics:` beside its name",
+        "list the base among the models, with their file under its `statistics:`",
     ),
     MeasuredOn.BASE_BY_EXPERT: (
         " of the base over the model's data",
@@ -73,8 +72,8 @@ def chosen(
     is_of_base = spec.measured_on is not MeasuredOn.EXPERTS
     for wanted in spec.statistics:
         kind, _, word = wanted.partition(":")
-        fitting = (f for f in files if f.kind == kind and (f.of_base if is_of_base else f.of_model))
-        found = next(fitting, None)
+        fitting = (f for f in files if f.kind == kind)
+        found = next((f for f in fitting if (f.of_base if is_of_base else f.of_model)), None)
         if found is not None:
             return replace(found, word=word)
     if not spec.statistics or METRICS in spec.statistics:
@@ -122,7 +121,8 @@ def stored_statistics(
 ) -> tuple[MeasuredLeaves, ...] | None:
     """What the files hold of one tensor, expert by expert; () where they all have nothing of it.
 
-    `experts` are whose weights the files are of, in their order. None, with a finding, where only some have it or where a shape does not fit.
+    `experts` are whose weights the files are of, in their order. None, with a finding, where only some have it or
+    where a shape does not fit.
     """
     if METRICS in spec.statistics or not spec.statistics:
         return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
@@ -34,22 +35,20 @@ class StepStatistics:
     files: tuple[tuple[MeasuredStatistics, ...], ...]
     combiner: Combiner
 
-    def of(
-        self, number: int, spec: registry.MethodSpec, where: str
-    ) -> Callable[[str, OutputTensor | None], tuple[MeasuredLeaves, ...]]:
-        """What a step's file has of a tensor of the base, by name; raises RecipeError where it names none that fits."""
+    def file(self, number: int, spec: registry.MethodSpec, where: str) -> MeasuredStatistics | None:
+        """The file that a step goes by, if it needs one; raises RecipeError where it names none that fits."""
         if not spec.statistics or self.base is None:
-            return lambda name, item: ()
-        view, label = self.base, self.base.label
+            return None
         given = [replace(file, of_base=True) for file in self.files[number]]
-        file = chosen(spec, given, label, where)
+        return chosen(spec, given, self.base.label, where)
 
-        def stored(name: str, item: OutputTensor | None) -> tuple[MeasuredLeaves, ...]:
-            if item is None:
-                return ()
-            return self.combiner.statistics(spec, [file], [(view, item)], name) or ()
-
-        return stored
+    def of(
+        self, file: MeasuredStatistics | None, spec: registry.MethodSpec, item: OutputTensor | None
+    ) -> tuple[MeasuredLeaves, ...]:
+        """What a step's file has of a tensor of the base."""
+        if file is None or item is None or self.base is None:
+            return ()
+        return self.combiner.statistics(spec, [file], [(self.base, item)], item.name) or ()
 
 
 def post_steps(
@@ -65,7 +64,8 @@ def post_steps(
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
         within = replace(scope, name=f"{scope.name}/{place}")
-        stored = statistics.of(i, registry.get(step.method), place)
+        file = statistics.file(i, registry.get(step.method), place)
+        stored = partial(statistics.of, file)
         result = _stepped(step, result, merges, bases, stored, place, within)
     return result
 
@@ -75,7 +75,7 @@ def _stepped(
     items: Sequence[OutputTensor],
     merges: Mapping[str, Merge],
     bases: Mapping[str, OutputTensor],
-    stored: Callable[[str, OutputTensor | None], tuple[MeasuredLeaves, ...]],
+    stored: Callable[[registry.MethodSpec, OutputTensor | None], tuple[MeasuredLeaves, ...]],
     where: str,
     scope: RecipeScope,
 ) -> list[OutputTensor]:
@@ -117,7 +117,7 @@ def _stepped(
             place=item.place,
             shape=item.shape,
             seed=scope.seed,
-            statistics=stored(item.name, bases.get(item.name)),
+            statistics=stored(spec, bases.get(item.name)),
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
