@@ -141,6 +141,10 @@ def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
     if candidate.measured:
         for entry, model in zip(models, family.models, strict=True):
             entry["statistics"] = [str(path) for path in family.statistics_of(model.label)]
+        spec = registry.get(str(candidate.method))
+        if spec.measured_on is registry.MeasuredOn.BASE and family.base is not None:
+            files = [str(path) for path in family.statistics_of(family.base.label)]
+            models.append({"model": family.base.reference, "statistics": files})
     recipe["models"] = models
     if candidate.parameters:
         recipe["parameters"] = dict(candidate.parameters)

@@ -1,7 +1,8 @@
 """LoRE-Merging (EMNLP Findings 2025, arXiv:2502.10749), algorithm 1.
 
-    delta_i = 0;   steps times:  theta_0 = mean (theta_i - delta_i);  delta_i = U max(S - mu, 0) V^T of theta_i -
-    theta_0 theta = theta_0 + lambda sum_i w_i delta_i / sum_i w_i
+    delta_i = 0
+    steps times:  theta_0 = mean (theta_i - delta_i);   delta_i = U max(S - mu, 0) V^T of theta_i - theta_0
+    theta = theta_0 + lambda sum_i w_i delta_i / sum_i w_i
 
 Whatever is no matrix: the average with the weights. Kernels are matrices (outputs, all others).
 """

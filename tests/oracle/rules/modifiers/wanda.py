@@ -1,7 +1,7 @@
 """Wanda (ICLR 2024, arXiv:2306.11695) on task vectors.
 
-S = |tau| or |theta| times the root of the mean square of the input; tau'_i = tau_i where S is among the floor(density N)
-largest of the tensor or the model. Tensors of which nothing was measured stay as they are.
+S = |tau| or |theta| times the root of the mean square of the input; tau'_i = tau_i where S is among the
+floor(density N) largest of the tensor or the model. Tensors of which nothing was measured stay as they are.
 """
 
 from __future__ import annotations
