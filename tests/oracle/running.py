@@ -57,9 +57,11 @@ class Stored:
         self, kind: str, expert: int, values: Mapping[str, Any], *, of_base: bool = False
     ) -> str:
         """The statistics file of an expert, or of the base over an expert's data, written once."""
-        if (kind, expert) not in self.files:
+        owner = "base" if of_base else ""
+        key = (f"{owner}{kind}", expert)
+        if key not in self.files:
             kind_of, _, word = kind.partition(":")
-            path = self.folder / f"{kind.replace(':', '-')}-{expert}.safetensors"
+            path = self.folder / f"{owner}{kind.replace(':', '-')}-{expert}.safetensors"
             places = self.family.places
             arrays = {
                 n: [x.astype(np.float32) for x in v]
@@ -75,8 +77,8 @@ class Stored:
                 data="numbers drawn for a test",
                 samples=len(next(iter(values.values()))) if kind == "gradients" else 16,
             )
-            self.files[kind, expert] = str(path)
-        return self.files[kind, expert]
+            self.files[key] = str(path)
+        return self.files[key]
 
 
 def _one_for_each(values: np.ndarray, place: Place) -> np.ndarray:

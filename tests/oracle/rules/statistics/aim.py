@@ -25,6 +25,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"omega": 1.0},
     {"omega": 1.0, "experts": 1, "lambda": 0.5},
 ]
+SKIPS = {
+    "rules": "the base is listed for its statistics, and one more model to the average of a rule"
+}
 
 
 def aim(family: Family, parameters: dict) -> dict[str, np.ndarray]:
