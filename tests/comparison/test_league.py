@@ -245,6 +245,32 @@ def test_methods_that_need_statistics_take_part_where_they_are_given(small_famil
     assert [out.method for out in without.left_out] == ["fisher"]
 
 
+def test_methods_that_go_by_the_base_take_part_beside_those_that_go_by_experts(
+    small_family, tmp_path
+):
+    folder, family = tmp_path / "statistics", small_family
+    folder.mkdir()
+    base = open_checkpoint(family.base.reference)
+    about = {"of": base, "data": "drawn at random", "samples": 1}
+    generator = np.random.default_rng(0)
+    for task in family.experts:
+        drawn = {n: generator.random(t.shape, np.float32) for n, t in base.tensors.items()}
+        absolute = {f"{n}::absolute": x for n, x in drawn.items()}
+        write_statistics(folder / f"{task}.base.safetensors", absolute, kind="gradients", **about)
+        own = {**about, "of": family.expert(task)}
+        write_statistics(folder / f"{task}.fisher.safetensors", drawn, kind="fisher", **own)
+    channels = {
+        f"{n}::input_magnitude": generator.random(t.shape[1], np.float32)
+        for n, t in base.tensors.items()
+        if len(t.shape) == 2
+    }
+    write_statistics(folder / "base.channels.safetensors", channels, kind="channels", **about)
+    methods = ["fisher", "tatr", "aim"]
+    found = run_league(family.measured(folder), methods, tmp_path, with_cost=False)
+    assert not found.left_out
+    assert {row.name for row in found.rows} >= set(methods)
+
+
 def test_a_measurement_is_named_by_its_parameters_of_any_kind():
     candidate = Candidate("test", "metrics_weighted", parameters={"by": "score", "penalty": 0.5})
     assert candidate.title == "metrics_weighted (by=score, penalty=0.5) on test"

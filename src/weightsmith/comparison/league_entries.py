@@ -135,7 +135,8 @@ class Entries:
 def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
     """The recipe of a merge of the family's models."""
     recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": candidate.method}
-    if candidate.has_base and family.base is not None:
+    # Among the statistics at an expert there may be some of the base over its data.
+    if (candidate.has_base or candidate.measured) and family.base is not None:
         recipe["base_model"] = family.base.reference
     models: list[dict[str, Any]] = [{"model": model.reference} for model in family.models]
     if candidate.measured:

@@ -33,7 +33,7 @@ from weightsmith.recipes.resolution.output_sections import (
     treatment_of,
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
-from weightsmith.recipes.resolution.postprocess import StepStatistics, post_steps
+from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
@@ -110,7 +110,8 @@ class Resolver:
         else:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
-        items = post_steps(document, work.items, work.bases, within, self._step_statistics(work))
+        steps = step_statistics(document, base, combiner, self.inputs.measured)
+        items = post_steps(document, work.items, work.bases, within, steps)
         self._note_unused(work.combiner)
         self._warn_of_idle_rules(work)
         return RecipeResult(
@@ -217,22 +218,6 @@ class Resolver:
         view = self.view(entry.model, work.scope)
         measured = tuple(self.inputs.measured(file, view, base) for file in entry.statistics or ())
         return SectionSource(view, start, entry.parameters or {}, statistics=measured)
-
-    def _step_statistics(self, work: _Work) -> StepStatistics:
-        files = []
-        for i, step in enumerate(work.document.then or ()):
-            if step.statistics and work.base is None:
-                raise RecipeError(
-                    f"then[{i}]: the statistics of a step are of the base; give `base_model:`."
-                )
-            files.append(
-                tuple(
-                    self.inputs.measured(file, work.base)
-                    for file in step.statistics or ()
-                    if work.base is not None
-                )
-            )
-        return StepStatistics(work.base, tuple(files), work.combiner)
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
         sections: list[MergeSection] = []

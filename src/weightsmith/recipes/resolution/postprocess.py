@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
@@ -49,6 +50,24 @@ class StepStatistics:
         if file is None or item is None or self.base is None:
             return ()
         return self.combiner.statistics(spec, [file], [(self.base, item)], item.name) or ()
+
+
+def step_statistics(
+    document: RecipeDocument,
+    base: View | None,
+    combiner: Combiner,
+    measured: Callable[[Reference, View], MeasuredStatistics],
+) -> StepStatistics:
+    """The statistics that the steps of a recipe name; raises RecipeError where there is no base that they are of."""
+    files = []
+    for i, step in enumerate(document.then or ()):
+        given = step.statistics or ()
+        if given and base is None:
+            raise RecipeError(
+                f"then[{i}]: the statistics of a step are of the base; give `base_model:`."
+            )
+        files.append(tuple(measured(file, base) for file in given if base is not None))
+    return StepStatistics(base, tuple(files), combiner)
 
 
 def post_steps(
