@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.comparison.family_opening import open_family
@@ -265,10 +266,14 @@ def test_methods_that_go_by_the_base_take_part_beside_those_that_go_by_experts(
         if len(t.shape) == 2
     }
     write_statistics(folder / "base.channels.safetensors", channels, kind="channels", **about)
-    methods = ["fisher", "tatr", "aim"]
-    found = run_league(family.measured(folder), methods, tmp_path, with_cost=False)
-    assert not found.left_out
-    assert {row.name for row in found.rows} >= set(methods)
+    of_experts = len(family.models)
+    for method, files in (("fisher", of_experts), ("tatr", of_experts), ("aim", 1)):
+        candidate = Candidate("test", method, has_base=method != "fisher", measured=True)
+        planned = weightsmith.plan(recipe_of(candidate, family.measured(folder)))
+        merges = [tensor.output.formula for tensor in planned.tensors]
+        assert {len(merge.experts) for merge in merges} == {of_experts}
+        assert {len(merge.statistics) for merge in merges} <= {0, files}
+        assert any(merge.statistics for merge in merges)
 
 
 def test_a_measurement_is_named_by_its_parameters_of_any_kind():

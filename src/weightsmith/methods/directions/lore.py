@@ -102,4 +102,5 @@ class LowRankEstimate:
         found = self.how.spectrum(linalg, matrix, tolerance=tolerance, floor=self.mu)
         if not found.rank:
             return matrix * 0.0
-        return (found.left * (found.values - self.mu)) @ found.right
+        # U (S - mu) V^T, in terms that have gradients also where values are equal.
+        return found.matrix() - self.mu * found.polar()
