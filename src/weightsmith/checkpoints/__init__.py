@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.bundles import CodedTensor as CodedTensor
     from weightsmith.checkpoints.formats.bundles import part_names as part_names
     from weightsmith.checkpoints.formats.bundles import read_bundle_header as read_bundle_header
+    from weightsmith.checkpoints.formats.channel_statistics import by_weight as by_weight
     from weightsmith.checkpoints.formats.merge_state import MergeState as MergeState
     from weightsmith.checkpoints.formats.merge_state import TensorState as TensorState
     from weightsmith.checkpoints.formats.merge_state import read_state as read_state
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.packages import shared_file as shared_file
     from weightsmith.checkpoints.formats.packages import shared_stream as shared_stream
     from weightsmith.checkpoints.formats.statistics import Statistics as Statistics
+    from weightsmith.checkpoints.formats.statistics import is_of as is_of
     from weightsmith.checkpoints.formats.statistics import listed as listed
     from weightsmith.checkpoints.formats.statistics import misfit as misfit
     from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
@@ -155,6 +157,8 @@ else:
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",
             "merged_config": "weightsmith.checkpoints.config",
+            "by_weight": "weightsmith.checkpoints.formats.channel_statistics",
+            "is_of": "weightsmith.checkpoints.formats.statistics",
             "misfit": "weightsmith.checkpoints.formats.statistics",
             "model_card": "weightsmith.checkpoints.card",
             "not_saved": "weightsmith.checkpoints.checkpoint",

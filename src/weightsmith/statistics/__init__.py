@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from weightsmith.statistics.collecting import Collected as Collected
     from weightsmith.statistics.collecting import CollectedFile as CollectedFile
     from weightsmith.statistics.collecting import collect as collect
+    from weightsmith.statistics.logit_distance import logit_distances as logit_distances
     from weightsmith.statistics.samples import Sample as Sample
     from weightsmith.statistics.samples import Samples as Samples
     from weightsmith.statistics.samples import unpadded as unpadded
@@ -36,6 +37,7 @@ else:
             "next_tokens": "weightsmith.statistics.text_samples",
             "one_class": "weightsmith.statistics.text_samples",
             "collect": "weightsmith.statistics.collecting",
+            "logit_distances": "weightsmith.statistics.logit_distance",
             "unpadded": "weightsmith.statistics.samples",
         },
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.blas import start_blas_on_one_thread as start_blas_on_one_thread
     from weightsmith.tensors.compressed import STATISTIC_DTYPES as STATISTIC_DTYPES
     from weightsmith.tensors.compressed import BlockConstant as BlockConstant
+    from weightsmith.tensors.compressed import ByChannel as ByChannel
     from weightsmith.tensors.compressed import Checked as Checked
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
@@ -107,6 +108,7 @@ else:
         __name__,
         {
             "BlockConstant": "weightsmith.tensors.compressed",
+            "ByChannel": "weightsmith.tensors.compressed",
             "Checked": "weightsmith.tensors.compressed",
             "DType": "weightsmith.tensors.dtypes",
             "FromSources": "weightsmith.tensors.stored",

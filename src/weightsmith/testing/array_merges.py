@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.graph import Site, Statistic, Value, evaluate_model, source
-from weightsmith.methods import METRICS, PAPER, registry
+from weightsmith.methods import METRICS, PAPER, MeasuredOn, registry
 from weightsmith.tensors import Kind, Place
 
 _PLACED = {field.name for field in fields(Place)}
@@ -31,21 +31,24 @@ def merge_arrays(
 ) -> Any:
     """Merge arrays of one shape by the method called `name`, with torch, as one tensor of a model.
 
-    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics` has
-    one array for each expert (a list of them for gradients) of the `kind` given, or of the one that the method
-    prefers; without it they are made up. `facts` are those of the `Site` and its place, such as role or layer.
+    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics`
+    has one array for each expert (a list of them for gradients), or one for the base, of the `kind` given, or of the
+    one that the method prefers; without it they are made up. `facts` are those of the `Site` and its place, such as
+    role or layer.
     """
     import torch
 
     inputs = [_tensor(a) for a in ([] if base is None else [base]) + list(experts)]
     site = site_of("layer.weight", inputs[-1].shape, **facts)
-    kinds = [k for k in registry.get(name).statistics if k != METRICS]
+    spec = registry.get(name)
+    kinds = [k for k in spec.statistics if k != METRICS]
     if kinds:
         kind = kind or kinds[0]
         if statistics is None:
             wide = any(a.dtype is torch.float64 for a in inputs)
             dtype = np.float64 if wide else np.float32
-            statistics = _made_up(kind, site, len(experts), dtype)
+            count = 1 if spec.measured_on is MeasuredOn.BASE else len(experts)
+            statistics = _made_up(kind, site, count, dtype)
         site = _with_statistics(site, kind, statistics, inputs)
     graph = _trace(
         name,

@@ -25,7 +25,7 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
 
 Tensors have the names of the checkpoint's. Instead of a dense `T` there may be `T::rows` and `T::columns`,
 `T::left` and `T::right`, `T::blocks:SHAPE`, or `T::upper` for a symmetric matrix (see `tensors.compressed`); gradients
-of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind:
+of sample k are `T::k`. What else is said of a weight has the names `T::WORD` of its kind:
 
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
@@ -45,7 +45,7 @@ from weightsmith.wording import literal, shown
 METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
-# Kinds of which methods of merging read nothing.
+# Kinds that say all that they do under words.
 DESCRIPTIVE = ("channels", "routing")
 KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")

@@ -157,7 +157,11 @@ class Tracer:
         origin = None if merge.origin is None else self._value(merge.origin, place)
         chain = [self._modifier(m, name) for m in merge.modifiers]
         place.steps += 1 + len(chain)
-        changed = modifiers.modified(chain, origin, experts, site)
+        given = [
+            tuple(_statistic(stored, place.positions) for stored in own)
+            for own in merge.modifier_statistics
+        ]
+        changed = modifiers.modified(chain, origin, experts, site, given)
         result = self._method(merge, name).combine(base, changed, site)
         # What modifiers measure counts for tensors too in which the method has no use for it.
         for node in walk([result, *changed], place.members):

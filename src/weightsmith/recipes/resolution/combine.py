@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from weightsmith.findings import Severity
-from weightsmith.methods import METRICS
+from weightsmith.methods import METRICS, MeasuredOn
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.continuing import with_previous_state
@@ -21,7 +21,12 @@ from weightsmith.recipes.resolution.formula import (
     Same,
     distinct_leaves,
 )
-from weightsmith.recipes.resolution.measured_statistics import stored_statistics, with_metric
+from weightsmith.recipes.resolution.measured_statistics import (
+    MeasuredStatistics,
+    Weighing,
+    stored_statistics,
+    with_metric,
+)
 from weightsmith.recipes.resolution.output_sections import Given, MergeSection, MethodPlan, values
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Kind, Place, promote
@@ -130,8 +135,17 @@ class Combiner:
             return None
         views = [section.sources[treatment.experts[i]].view for i, _ in experts]
         items = [item for _, item in experts]
-        statistics = self._statistics(treatment, views, experts, place.name)
-        if statistics is None:
+        owners = list(zip(views, items, strict=True))
+        at = [i for i, _ in experts]
+        of_base = (section.base, base)
+        statistics = self._measured(
+            treatment.spec, treatment.statistics, at, owners, of_base, place.name
+        )
+        of_modifiers = [
+            self._measured(use.spec, files, at, owners, of_base, place.name)
+            for use, files in zip(treatment.modifiers, treatment.modifier_statistics, strict=True)
+        ]
+        if statistics is None or None in of_modifiers:
             return None
         is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
         if is_copy and not modifiers:
@@ -152,22 +166,39 @@ class Combiner:
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
+            modifier_statistics=tuple(own for own in of_modifiers if own is not None),
             stored=coarsest(tuple(map(stored_dtype, items, views))),
         )
 
-    def _statistics(
+    def _measured(
         self,
-        treatment: MethodPlan,
-        views: Sequence[View],
-        experts: Sequence[tuple[int, OutputTensor]],
+        spec: Weighing,
+        files: Sequence[MeasuredStatistics | None],
+        at: Sequence[int],
+        experts: Sequence[tuple[View, OutputTensor]],
+        base: tuple[View | None, OutputTensor | None],
+        name: str,
+    ) -> tuple[MeasuredLeaves, ...] | None:
+        """What was measured at one tensor for a method or modifier; `at` are the experts that have the tensor."""
+        if not spec.statistics:
+            return ()
+        if spec.measured_on is MeasuredOn.EXPERTS:
+            return self.statistics(spec, [files[i] for i in at], experts, name)
+        view, item = base
+        if view is None or item is None:
+            return ()
+        own = files if spec.measured_on is MeasuredOn.BASE else [files[i] for i in at]
+        return self.statistics(spec, own, [(view, item)] * len(own), name)
+
+    def statistics(
+        self,
+        spec: Weighing,
+        files: Sequence[MeasuredStatistics | None],
+        owners: Sequence[tuple[View, OutputTensor]],
         name: str,
     ) -> tuple[MeasuredLeaves, ...] | None:
         """What was measured at one tensor, noting whose files are of any; see `stored_statistics`."""
-        if not treatment.spec.statistics:
-            return ()
-        files = [treatment.statistics[i] for i, _ in experts]
-        measured = [(view, item) for view, (_, item) in zip(views, experts, strict=True)]
-        found = stored_statistics(treatment.spec, files, measured, name, self.problems)
+        found = stored_statistics(spec, files, owners, name, self.problems)
         for file in files:
             if file is not None and file.kind != METRICS:
                 self.uses[file.label] = self.uses.get(file.label, False) or found != ()
@@ -199,7 +230,7 @@ class Combiner:
                 treatment.spec,
                 values(treatment.per_expert[i], item.name, place),
                 shared,
-                treatment.statistics[i],
+                treatment.statistics[i] if METRICS in treatment.spec.statistics else None,
                 section.where,
             )
             for i, item in experts

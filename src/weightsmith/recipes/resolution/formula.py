@@ -73,7 +73,8 @@ class Merge:
     method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
     scope. `modifiers` change the experts, one after the other, before the method sees them; `origin` is the base
-    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert, or none.
+    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert (one for
+    the base, where they are the base's), or none; `modifier_statistics` the like for each modifier.
     `stored` is the coarsest dtype in which one of the experts was stored.
     """
 
@@ -91,6 +92,7 @@ class Merge:
     modifiers: tuple[Modification, ...] = ()
     origin: Formula | None = None
     statistics: tuple[MeasuredLeaves, ...] = ()
+    modifier_statistics: tuple[tuple[MeasuredLeaves, ...], ...] = ()
     stored: DType = DType.FLOAT32
     # Planning asks for them some ten times for each tensor.
     _leaves: tuple[Leaf, ...] | None = field(default=None, init=False, repr=False, compare=False)
@@ -107,8 +109,13 @@ class Merge:
     def parts(self) -> tuple[Formula, ...]:
         """The base, or what task vectors are measured from, the experts, and their statistics."""
         first = self.origin if self.base is None else self.base
-        statistics = [leaf for stored in self.statistics for leaf in stored.leaves]
+        statistics = [leaf for stored in self.measured for leaf in stored.leaves]
         return (*(() if first is None else (first,)), *self.experts, *statistics)
+
+    @property
+    def measured(self) -> tuple[MeasuredLeaves, ...]:
+        """All statistics, the method's first."""
+        return (*self.statistics, *(one for own in self.modifier_statistics for one in own))
 
     @property
     def models(self) -> tuple[Formula, ...]:
@@ -125,7 +132,8 @@ class Merge:
             None if self.base is None else self.base.likeness,
             None if self.origin is None else self.origin.likeness,
             tuple([expert.likeness for expert in self.experts]),
-            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics]),
+            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.measured]),
+            tuple([len(own) for own in self.modifier_statistics]),
             *(self.shape, at.kind, at.layer is None, at.layers, at.input_first),
         )
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from weightsmith.adapters import Reference, called
 from weightsmith.checkpoints import (
     Checkpoint,
+    Statistics,
     Tying,
+    by_weight,
+    is_of,
     require_match,
     require_names,
     statistics_of,
@@ -34,7 +37,7 @@ class Inputs:
     def __init__(self, opener: Callable[[Reference], Checkpoint]) -> None:
         self.problems = Problems()
         self.sources = Sources()
-        self.statistics: dict[tuple[Reference, str], MeasuredStatistics] = {}
+        self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
         self._opener = opener
         self._opened: dict[Reference, View] = {}
@@ -64,26 +67,40 @@ class Inputs:
         """The chain that begins with the checkpoints as they are opened."""
         return TransformedViews(self, transform, self.sources)
 
-    def measured(self, reference: Reference, view: View) -> MeasuredStatistics:
-        """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
+    def measured(
+        self, reference: Reference, view: View, base: View | None = None
+    ) -> MeasuredStatistics:
+        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base.
 
         Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
         of tensors that it lacks.
         """
+        key = (reference, view.label, "" if base is None else base.label)
+        if key not in self.statistics:
+            found = statistics_of(called(self._opener(reference), reference))
+            own = self._is_of(found, view)
+            of_base = own if base is view else not own and self._is_of(found, base)
+            if not own and not of_base:
+                self._require_own(reference, found, view)
+            owner = self._as_opened[base.label if of_base and base is not None else view.label]
+            require_names(found, owner)
+            found = by_weight(found, owner)
+            label = self._labels.new(Path(str(reference)).name)
+            self.sources.add(label, found.checkpoint)
+            self.statistics[key] = MeasuredStatistics(label, found, own, of_base)
+        return self.statistics[key]
+
+    def _require_own(self, reference: Reference, found: Statistics, view: View) -> None:
         if view.is_recipe or view.label not in self._as_opened:
             raise RecipeError(
                 f"The statistics {str(reference)!r} are given for {view.label!r}, which a recipe makes; merge it first "
                 "and collect statistics of the result."
             )
-        key = (reference, view.label)
-        if key not in self.statistics:
-            found = statistics_of(called(self._opener(reference), reference))
-            require_match(found, self._as_opened[view.label])
-            require_names(found, self._as_opened[view.label])
-            label = self._labels.new(Path(str(reference)).name)
-            self.sources.add(label, found.checkpoint)
-            self.statistics[key] = MeasuredStatistics(label, found)
-        return self.statistics[key]
+        require_match(found, self._as_opened[view.label])
+
+    def _is_of(self, found: Statistics, view: View | None) -> bool:
+        opened = None if view is None else self._as_opened.get(view.label)
+        return opened is not None and is_of(found, opened)
 
     def recipe_view(self, key: Hashable, name: str, result: Callable[[str], RecipeResult]) -> View:
         """The result of a recipe inside a recipe; `result` resolves it, given its label.

@@ -33,7 +33,7 @@ from weightsmith.recipes.resolution.output_sections import (
     treatment_of,
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
-from weightsmith.recipes.resolution.postprocess import post_steps
+from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
@@ -110,10 +110,12 @@ class Resolver:
         else:
             frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
             self._part(work, frame, document.models, document.slices)
+        steps = step_statistics(document, base, combiner, self.inputs.measured)
+        items = post_steps(document, work.items, work.bases, within, steps)
         self._note_unused(work.combiner)
         self._warn_of_idle_rules(work)
         return RecipeResult(
-            items=tuple(post_steps(document, work.items, work.bases, within)),
+            items=tuple(items),
             config_source=config_source,
             base=base,
             inputs=tuple(named),
@@ -178,7 +180,9 @@ class Resolver:
         sources = {}
         for name, model in models:
             view = self.view(model, work.scope)
-            measured = tuple(self.inputs.measured(file, view) for file in files.get(name, ()))
+            measured = tuple(
+                self.inputs.measured(file, view, work.base) for file in files.get(name, ())
+            )
             sources[name] = SectionSource(view, statistics=measured)
         made = expression_items(
             text, sources, work.base, work.config_source, work.combiner, work.scope
@@ -199,7 +203,7 @@ class Resolver:
             self._slices(work, frame, slices or ())
 
     def _models(self, work: _Work, frame: _Frame, entries: Sequence[ModelEntry]) -> None:
-        given = [self._source(work, entry, 0) for entry in entries]
+        given = [self._source(work, entry, 0, frame.base) for entry in entries]
         sources, base = _restricted(given, frame.base, frame.restrict)
         if base is not None and not any(source.view is base for source in sources):
             sources.append(SectionSource(base, is_implicit=True))
@@ -210,9 +214,11 @@ class Resolver:
         config_source = frame.restrict(work.config_source)
         self._place(work, place_models(section, config_source, self._problems, flat=flat))
 
-    def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
+    def _source(
+        self, work: _Work, entry: ModelEntry | SliceSource, start: int, base: View | None
+    ) -> SectionSource:
         view = self.view(entry.model, work.scope)
-        measured = tuple(self.inputs.measured(file, view) for file in entry.statistics or ())
+        measured = tuple(self.inputs.measured(file, view, base) for file in entry.statistics or ())
         return SectionSource(view, start, entry.parameters or {}, statistics=measured)
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
@@ -222,7 +228,9 @@ class Resolver:
             base = frame.base
             if part.base_model is not None:
                 base = self.view(part.base_model, work.scope)
-            given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
+            given = [
+                self._source(work, source, source.layer_range[0], base) for source in part.sources
+            ]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
             alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)

@@ -16,7 +16,11 @@ from weightsmith.recipes.language.modifier_calls import Assignments, Modificatio
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import RecipeRule
 from weightsmith.recipes.resolution.continuing import continues
-from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
+from weightsmith.recipes.resolution.measured_statistics import (
+    MeasuredStatistics,
+    Weighing,
+    chosen,
+)
 from weightsmith.recipes.resolution.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Place
@@ -64,7 +68,8 @@ class MethodPlan:
     """What is done with a tensor: `experts` are positions among the section's sources.
 
     `has_origin`: modifiers measure task vectors from the base. `is_even`: its parameters depend on a tensor's depth
-    alone, not on its name or place.
+    alone, not on its name or place. `statistics` has the file of each expert, or that of the base, and
+    `modifier_statistics` the like for each modifier.
     """
 
     spec: registry.MethodSpec
@@ -81,6 +86,7 @@ class MethodPlan:
     keep: View | None = None
     has_origin: bool = False
     statistics: tuple[MeasuredStatistics | None, ...] = ()
+    modifier_statistics: tuple[tuple[MeasuredStatistics | None, ...], ...] = ()
     # What an even treatment gives by depth and by which of the experts have the tensor.
     known: dict[tuple[float, tuple[int, ...]], Given] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -160,16 +166,25 @@ def treatment_of(
         required_per_expert=tuple(key for key in required if spec.parameters[key].per_expert),
         modifiers=modifiers,
         has_origin=measures and has_base,
-        statistics=tuple(
-            chosen(
-                spec,
-                section.sources[i].statistics,
-                section.sources[i].view.label,
-                section.where,
-            )
-            for i in experts
-        ),
+        statistics=_files(spec, section, experts),
+        modifier_statistics=tuple(_files(use.spec, section, experts) for use in modifiers),
     )
+
+
+def _files(
+    spec: Weighing, section: MergeSection, experts: Sequence[int]
+) -> tuple[MeasuredStatistics | None, ...]:
+    """What a method or modifier takes of each expert, or of the base if it is that one's."""
+    if not spec.statistics:
+        return ()
+    if spec.measured_on is not registry.MeasuredOn.BASE:
+        return tuple(
+            chosen(spec, source.statistics, source.view.label, section.where)
+            for source in map(section.sources.__getitem__, experts)
+        )
+    given = [file for source in section.sources for file in source.statistics if file.of_base]
+    label = "" if section.base is None else section.base.label
+    return (chosen(spec, given, label, section.where),)
 
 
 def _require_base(section: MergeSection, spec: registry.MethodSpec, preset: str) -> None:
