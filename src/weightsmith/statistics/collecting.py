@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from weightsmith.checkpoints import (
     write_measured,
 )
 from weightsmith.errors import CompatibilityError, OutputError, UsageError
-from weightsmith.live import LiveModel, count_parts, load_model
+from weightsmith.live import LiveModel, count_parts, load_model, open_source
 from weightsmith.naming import natural_key
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
@@ -27,6 +28,7 @@ from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.data_files import DataChoice, ReadData, files_of_data, read_data
 from weightsmith.statistics.data_run import FORWARD_SUMS, DataRun
 from weightsmith.statistics.kept_parts import KeptParts
+from weightsmith.statistics.repair_run import Parent, RepairRun
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.trainer_files import files_of_trainer
 from weightsmith.statistics.wanted import Wanted, parse_wanted
@@ -37,6 +39,7 @@ MEMORY_BYTES = 1 << 30
 _ENDING = ".safetensors"
 # Up to so many classes, and one prediction for an item, every class has its turn.
 _MOST_EXACT = 128
+_REPAIR = Wanted(("repair",))
 # Of the memory, what is for activations that wait for the next block.
 _WAITING = 4
 
@@ -100,34 +103,40 @@ def collect(
     batch_size: int = 8,
     memory_bytes: int = MEMORY_BYTES,
     device: str = "cpu",
+    parents: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Collected:
     """Collect statistics of a model over the first items of some data, and write a file for each kind.
 
     `what` names kinds: gram, channels, routing, fisher, gradients (`gradients:8` with those of 8 items by themselves),
-    or adam, whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is a text
-    file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit` bounds the
-    items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact, mc:S or
-    empirical; of a sequence or of a token. A network that takes more than `memory_bytes` runs block by block; what is
-    finished of it is found again by the same call, even after a kill. With several kinds FILE.safetensors becomes
-    FILE.KIND.safetensors.
+    adam, whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed), or repair, for the method
+    of that name: its model was merged, and `parents` are the weights of the models that it was merged from, by name,
+    where it has no batch norm. Else `data` is a text file, JSON lines, an arrow file or a folder of them, a suite with
+    the `task` of it, or Samples. `limit` bounds the items, `context` the tokens of each. `estimator` and `per` say
+    whose gradients a Fisher is of: exact, mc:S or empirical; of a sequence or of a token. A network that takes more
+    than `memory_bytes` runs block by block; what is finished of it is found again by the same call, even after a kill.
+    With several kinds FILE.safetensors becomes FILE.KIND.safetensors.
 
     Raises UsageError for data that are none of the model's, OutputError for an output that must not be replaced,
     NonFiniteError where a loss is NaN, and what opening the model raises.
     """
     wanted = parse_wanted(what, estimator, per, seed)
+    shares = _shares(wanted, parents or {})
     source = data if isinstance(data, Samples) else Path(data)
     choice = DataChoice(source, task, limit, context, seed)
     checkpoint = open_model(model)
-    reads = (*checkpoint.inputs, *_read_beside(wanted, choice))
+    opened = {name: open_model(name) for name in shares}
+    behind = (path for parent in opened.values() for path in parent.inputs)
+    reads = (*checkpoint.inputs, *behind, *_read_beside(wanted, choice))
     places = _places(Path(out), wanted, reads)
     live = load_model(model, device=device, filled=False)
     target = _Target(checkpoint, live, places, reads, expanded(out).absolute())
     if "adam" in wanted.kinds:
         return _adam(target, wanted, source)
-    return _measured(
-        target, wanted, choice, _Means(batch_size, memory_bytes, progress or Silence())
-    )
+    means = _Means(batch_size, memory_bytes, progress or Silence())
+    if "repair" in wanted.kinds:
+        return _repaired(target, choice, means, [(opened[n], n, shares[n]) for n in shares])
+    return _measured(target, wanted, choice, means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +222,7 @@ def _header(target: _Target, kind: str, data: ReadData, wanted: Wanted) -> Stati
     is_backward = kind in wanted.backward
     samples = data.backward if is_backward else data.forward
     count = len(samples.items)
-    name = f"{samples.name}, {count} items, sha256:{samples.digest[:16]}"
+    name = samples.described
     if kind == "fisher" and wanted.per == "token":
         count = sum(counted_labels(sample.labels) for sample in samples.items)
     header = target.header(kind, name, count)
@@ -234,6 +243,50 @@ def _adam(target: _Target, wanted: Wanted, source: Path | Samples) -> Collected:
         file = target.write(target.header("adam", data, max(taken.steps, 1)), parts)
         parts.discard()
     return Collected(target.model.name, data, "", "", False, (file,))
+
+
+def _repaired(
+    target: _Target,
+    choice: DataChoice,
+    means: _Means,
+    parents: Sequence[tuple[Checkpoint, str, float]],
+) -> Collected:
+    model = target.model
+    samples = read_data(model, choice).forward
+    blocks = _takes_blocks(model, _REPAIR, means.memory_bytes)
+    goals = [(checkpoint_fingerprint(parent), share) for parent, _, share in parents]
+    said = [target.digest, goals, blocks, means.batch_size, model.device, samples.digest]
+    with KeptParts(target.out, _digest([__version__, "repair", *said])) as parts:
+        run = RepairRun(
+            model,
+            samples,
+            parts,
+            blocks,
+            means.batch_size,
+            means.memory_bytes // _WAITING,
+            means.progress,
+        )
+        run.run([Parent(open_source(name), share) for _, name, share in parents])
+        named = ", ".join(f"{share:g} {parent.name}" for parent, _, share in parents)
+        header = target.header("repair", samples.described, len(samples.items))
+        file = target.write(replace(header, goals=named), parts)
+        parts.discard()
+    return Collected(model.name, samples.name, "", "", blocks, (file,))
+
+
+def _shares(wanted: Wanted, parents: Mapping[str, float]) -> dict[str, float]:
+    """The parents' weights, divided by their sum; raises UsageError where they are none, or nothing takes them."""
+    if "repair" in wanted.kinds and len(wanted.kinds) > 1:
+        raise UsageError("repair changes the model while it is measured; ask for it alone.")
+    if parents and "repair" not in wanted.kinds:
+        raise UsageError("Only repair has parents; leave them out.")
+    total = math.fsum(parents.values())
+    if parents and (not math.isfinite(total) or min(parents.values()) < 0 or total <= 0):
+        listed = ", ".join(f"{weight:g}" for weight in parents.values())
+        raise UsageError(
+            f"The parents' weights are those of a mean, none below 0 and not all 0, but are {listed}."
+        )
+    return {name: weight / total for name, weight in parents.items()}
 
 
 def _read_beside(wanted: Wanted, choice: DataChoice) -> tuple[Path, ...]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     examples=(
         "collect fisher expert-low --data corpus.txt --out expert-low.fisher.safetensors",
         "collect fisher,gram,gradients:8 expert-low --data corpus.jsonl --out expert-low.safetensors",
+        "collect repair merged --parent first 0.5 --parent second 0.5 --data suite.yaml --out repair.safetensors",
         "collect gram,channels expert-low --data family/suite.validation.yaml --task greek --out gram.safetensors",
     ),
 )
@@ -88,6 +89,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="A network that takes more runs block by block.",
 )
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    nargs=2,
+    type=(str, float),
+    metavar="MODEL WEIGHT",
+    help="Of a repair: a model that MODEL was merged from, and its weight in the mean; once for each.",
+)
 @device_option
 @json_option
 @quiet_option
@@ -104,6 +114,7 @@ def collect(
     seed: int,
     batch_size: int,
     memory: int,
+    parents: tuple[tuple[str, float], ...],
     device: str,
     as_json: bool,
     quiet: bool,
@@ -111,7 +122,8 @@ def collect(
     """Run MODEL over data and write what was measured as statistics files, for recipes to name beside it.
 
     WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
-    them, which take one run together; or adam, from a trainer's checkpoint. A network that does not fit into --memory
+    them, which take one run together; or adam, from a trainer's checkpoint; or repair, what method repair makes of a
+    merged model. A network that does not fit into --memory
     runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
     """
     from weightsmith.statistics import collect as collected
@@ -131,6 +143,7 @@ def collect(
             batch_size=batch_size,
             memory_bytes=memory,
             device=device,
+            parents=dict(parents),
             progress=progress,
         )
     STREAMS.done()
