@@ -95,13 +95,7 @@ def collect_through(
         targets[0].out, request_digest([__version__, "through", *said, device])
     ) as parts:
         experts = [
-            _Expert(
-                model,
-                target,
-                own,
-                parts.of_model(str(i)),
-                PendingGrams(linear_maps(live), model.file),
-            )
+            _Expert(model, target, own, parts.of_model(str(i)), PendingGrams(linear_maps(live)))
             for i, (model, target, own) in enumerate(zip(models, targets, samples, strict=True))
         ]
         _Through(given, live, experts, batch_size, memory_bytes // WAITING, parts.activations).run(
@@ -216,10 +210,12 @@ class _Through:
 
     def _merge(self) -> LazyMerge:
         """The merge, planned with matrices that are there as soon as they are measured."""
-        pending = {
-            expert.model.statistics: expert.grams.checkpoint(expert.header)
-            for expert in self.experts
-        }
+        pending = {}
+        for number, expert in enumerate(self.experts):
+            # A plan looks at the files of its inputs.
+            file = self.folder / f"{number}.safetensors"
+            file.touch()
+            pending[expert.model.statistics] = expert.grams.checkpoint(expert.header, file)
 
         def opener(reference: Reference) -> Checkpoint:
             found = pending.get(reference)

@@ -23,8 +23,7 @@ _UPPER = "::upper"
 class PendingGrams:
     """Matrices by the names of weights; a weight that is never called has one of zeros, which weighs nothing."""
 
-    def __init__(self, maps: Mapping[str, LinearMap], file: Path) -> None:
-        self._file = file
+    def __init__(self, maps: Mapping[str, LinearMap]) -> None:
         self._widths = {own.tensors[0]: own.width for own in maps.values()}
         self._same = {name: own.tensors[0] for own in maps.values() for name in own.tensors[1:]}
         self._found: dict[str, LazyTensor] = {}
@@ -38,13 +37,13 @@ class PendingGrams:
             self._found[name] = measured[f"{leader}{_UPPER}"]
         self._passed.update(passed)
 
-    def checkpoint(self, header: StatisticsHeader) -> Checkpoint:
-        """What opening the file would give."""
+    def checkpoint(self, header: StatisticsHeader, file: Path) -> Checkpoint:
+        """What opening the file would give; `file` stands for it."""
         uppers = {
             f"{name}{_UPPER}": PendingUpper(f"{name}{_UPPER}", name, width, self)
             for name, width in self._widths.items()
         }
-        opened = assemble(uppers, None, path=self._file, source=str(self._file))
+        opened = assemble(uppers, None, path=file, source=str(file))
         return replace(opened, metadata=statistics_metadata(replace(header, same=self._same)))
 
     def read(self, name: str, start: int, stop: int, buffer: memoryview) -> None:

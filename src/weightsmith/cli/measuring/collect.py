@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A text, JSON lines, an arrow file or a folder of them, or a suite; of a recipe's models one for all, or each.",
+    help="A text, JSON lines, an arrow file or a folder of them, or a suite; of a recipe one for all models, or each.",
 )
 @click.option(
     "--task",
     multiple=True,
-    help="The task of the suite whose data are read; of a recipe's models one for all, or each.",
+    help="The task of the suite whose data are read; of a recipe one for all models, or each.",
 )
 @click.option(
     "--out",
@@ -131,8 +131,8 @@ def collect(
     WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
     them, which take one run together; or adam, from a trainer's checkpoint; or repair, what method repair makes of a
     merged model. Where MODEL is a recipe, gram is collected for each of its models over what the layers that are
-    merged already give (RegMean++), and goes where the recipe names their statistics. A network that does not fit into --memory
-    runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
+    merged already give (RegMean++), and goes where the recipe names their statistics. A network that does not fit into
+    --memory runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
     """
     from weightsmith.statistics import collect as collected
     from weightsmith.statistics import collect_through
