@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,7 +64,9 @@ def saved_network(folder: Path, seed: int, build=ResidualConvolutions, **config)
             parameter += 0.1 * torch.randn(parameter.shape)
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "convolutions", **config}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "convolutions", "num_labels": 4, **config})
+    )
     return folder
 
 
@@ -241,7 +244,7 @@ def test_a_unit_that_is_constant_keeps_its_scale_and_gets_the_mean(tmp_path):
 @pytest.fixture
 def normed(saved, tmp_path):
     """A ResNet with batch norm that was merged."""
-    return merged_with(tmp_path, [saved("family pair", 0), saved("family pair", 1)], out="normed")
+    return merged_with(tmp_path, [saved("resnet", 0), saved("resnet", 1)], out="normed")
 
 
 def pixels(count: int = 5) -> torch.Tensor:
@@ -342,7 +345,7 @@ def test_what_cannot_be_repaired_is_said_in_a_sentence(saved, normed, tmp_path):
             weightsmith.collect(
                 "repair", model, data=data, out=tmp_path / "no.safetensors", **options
             )
-        assert not list(tmp_path.glob("no*"))
+        assert not list(tmp_path.glob("no.*"))
 
     def with_itself(model):
         return {"parents": {str(model): 1.0}}
@@ -379,19 +382,29 @@ def test_statistics_of_another_model_are_refused(saved, normed, tmp_path):
     out = tmp_path / "r.safetensors"
     weightsmith.collect("repair", normed, data=samples_of(pixels(), "pixel_values"), out=out)
     with pytest.raises(CompatibilityError, match="are of 'normed'"):
-        merged_with(tmp_path, [saved("family pair", 0)], out, "repair", "other")
+        merged_with(tmp_path, [saved("resnet", 0)], out, "repair", "other")
+
+
+def saved_suite(folder: Path, labels: np.ndarray) -> Path:
+    np.savez(folder / "d.npz", inputs=items().numpy(), labels=labels)
+    rows = [{"name": "noise", "kind": "classification", "data": "d.npz", "metric": "accuracy"}]
+    (folder / "s.yaml").write_text(json.dumps({"suite": "noise", "tasks": rows}))
+    return folder / "s.yaml"
+
+
+def test_data_of_other_classes_are_refused(tmp_path):
+    model = saved_network(tmp_path / "p", 0)
+    suite = saved_suite(tmp_path, np.arange(7))
+    with pytest.raises(UsageError, match="4 classes"):
+        weightsmith.collect("repair", model, data=suite, out=tmp_path / "r.safetensors")
 
 
 def test_three_commands_lead_from_two_models_to_a_repaired_one(tmp_path, capsys):
     parents = [saved_network(tmp_path / f"p{i}", i) for i in range(2)]
     merged = merged_with(tmp_path, parents)
-    import numpy as np
-
-    np.savez(tmp_path / "d.npz", inputs=items().numpy(), labels=np.zeros(7, np.int64))
-    rows = [{"name": "noise", "kind": "classification", "data": "d.npz", "metric": "accuracy"}]
-    (tmp_path / "s.yaml").write_text(json.dumps({"suite": "noise", "tasks": rows}))
+    suite = saved_suite(tmp_path, np.arange(7) % 4)
     out = str(tmp_path / "r.safetensors")
-    command = ["collect", "repair", str(merged), "--data", str(tmp_path / "s.yaml"), "--out", out]
+    command = ["collect", "repair", str(merged), "--data", str(suite), "--out", out]
     for parent in parents:
         command += ["--parent", str(parent), "0.5"]
     assert execute([*command, "--quiet"]) == 0, capsys.readouterr().err
