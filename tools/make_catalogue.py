@@ -65,6 +65,7 @@ MEASURED = {
     "gradients": "{name: [weight, -weight] for name, weight in weights.items()}",
     "gram": "{name: weight.T @ weight for name, weight in weights.items() if weight.ndim == 2}",
     "metrics": "{}",
+    "repair": "{name: weight**0 for name, weight in weights.items()}",
 }
 STATISTICS = """\
 The recipe below reads statistics. Real ones are measured on the data of each expert

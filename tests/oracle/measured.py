@@ -21,9 +21,9 @@ def measured(family: Family, kind: str) -> Family:
     """The family with statistics of a kind that were drawn for each expert.
 
     fisher, adam: mean squares, a tenth of which are 0 for one expert and another tenth for all. gradients: one array
-    per sample, all 0 for another tenth. gram: X^T X of fewer samples than inputs, the first input being dead, for every
-    matrix that is not looked up and no router; experts of a stack share theirs in every other layer. The last norm has
-    no statistics of any kind.
+    per sample, all 0 for another tenth. repair: any numbers. gram: X^T X of fewer samples than inputs, the first input
+    being dead, for every matrix that is not looked up and no router; experts of a stack share theirs in every other
+    layer. The last norm has no statistics of any kind.
     """
     rng = np.random.default_rng([family.seed, zlib.crc32(kind.encode())])
     known = [p for p in family.places.values() if p.role != "norm" or p.layer is not None]
@@ -36,6 +36,8 @@ def measured(family: Family, kind: str) -> Family:
             if kind == "gradients":
                 samples = rng.normal(size=(SAMPLES, *place.shape))
                 mine[place.name] = [_rounded(sample * heard) for sample in samples]
+            elif kind == "repair":
+                mine[place.name] = _rounded(rng.normal(size=place.shape))
             elif kind != "gram":
                 heard &= rng.random(place.shape) >= SILENT
                 drawn = rng.exponential(size=place.shape) ** 2 * _SIZES[kind]

@@ -122,6 +122,7 @@ QUESTIONS = (
             "regmean": "least squares on Gram matrices of the layers' inputs",
             "ota": "average weighed by Adam's second moments",
             "rcp": "domain experts added to a reasoning model",
+            "repair": "one merged model, its units with their parents' statistics",
             "metrics_weighted": "average weighed by one number each, such as a loss",
         },
     ),

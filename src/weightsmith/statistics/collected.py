@@ -73,7 +73,7 @@ class Collected:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class CollectionTarget:
     """The model, and where what is collected of it goes."""
 
     checkpoint: Checkpoint
@@ -110,7 +110,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Means:
+class CollectionMeans:
     """With what it is collected."""
 
     batch_size: int

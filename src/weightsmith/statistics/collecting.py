@@ -16,8 +16,8 @@ from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.collected import (
     WAITING,
     Collected,
-    Means,
-    Target,
+    CollectionMeans,
+    CollectionTarget,
     request_digest,
     takes_blocks,
 )
@@ -79,16 +79,18 @@ def collect(
     reads = (*checkpoint.inputs, *behind, *_read_beside(wanted, choice))
     places = _places(Path(out), wanted, reads)
     live = load_model(model, device=device, filled=False)
-    target = Target(checkpoint, live, places, reads, expanded(out).absolute())
+    target = CollectionTarget(checkpoint, live, places, reads, expanded(out).absolute())
     if "adam" in wanted.kinds:
         return _adam(target, wanted, source)
-    means = Means(batch_size, memory_bytes, progress or Silence())
+    means = CollectionMeans(batch_size, memory_bytes, progress or Silence())
     if "repair" in wanted.kinds:
         return repaired(target, choice, means, [(opened[n], n, shares[n]) for n in shares])
     return _measured(target, wanted, choice, means)
 
 
-def _measured(target: Target, wanted: Wanted, choice: DataChoice, means: Means) -> Collected:
+def _measured(
+    target: CollectionTarget, wanted: Wanted, choice: DataChoice, means: CollectionMeans
+) -> Collected:
     model = target.model
     data = read_data(model, choice)
     wanted = _settled(wanted, data, model)
@@ -121,7 +123,9 @@ def _runs(data: ReadData, wanted: Wanted) -> Iterator[tuple[Samples, Wanted]]:
     yield data.backward, replace(wanted, kinds=wanted.backward)
 
 
-def _header(target: Target, kind: str, data: ReadData, wanted: Wanted) -> StatisticsHeader:
+def _header(
+    target: CollectionTarget, kind: str, data: ReadData, wanted: Wanted
+) -> StatisticsHeader:
     is_backward = kind in wanted.backward
     samples = data.backward if is_backward else data.forward
     count = len(samples.items)
@@ -134,7 +138,7 @@ def _header(target: Target, kind: str, data: ReadData, wanted: Wanted) -> Statis
     return replace(header, objective=samples.objective if is_backward else "")
 
 
-def _adam(target: Target, wanted: Wanted, source: Path | Samples) -> Collected:
+def _adam(target: CollectionTarget, wanted: Wanted, source: Path | Samples) -> Collected:
     if len(wanted.kinds) > 1 or isinstance(source, Samples):
         raise UsageError(
             "adam is read from a trainer's checkpoint, and everything else measured over data; ask for it alone."

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.adapters import Reference, located, open_model
 from weightsmith.checkpoints import STATISTICS_KIND, Checkpoint, StatisticsHeader
@@ -30,7 +28,7 @@ from weightsmith.live import (
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
 from weightsmith.recipes import Recipe
-from weightsmith.statistics.collected import WAITING, Collected, Target, request_digest
+from weightsmith.statistics.collected import WAITING, Collected, CollectionTarget, request_digest
 from weightsmith.statistics.data_files import DataChoice, files_of_data, read_data
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
 from weightsmith.statistics.forward_sums import GramSums
@@ -42,6 +40,9 @@ from weightsmith.statistics.wanted import Wanted
 from weightsmith.tensors import expanded
 from weightsmith.version import __version__
 from weightsmith.wording import counted, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _GRAM = "gram"
 _WANTED = Wanted((_GRAM,))
@@ -87,7 +88,7 @@ def collect_through(
     samples = [_samples(live, *pair) for pair in zip(models, choices, strict=True)]
     live.swap(models[0].source)
     targets = [
-        Target(model.checkpoint, live, {_GRAM: model.file}, tuple(reads), model.file)
+        CollectionTarget(model.checkpoint, live, {_GRAM: model.file}, tuple(reads), model.file)
         for model in models
     ]
     said = [given.digest(), *(t.digest for t in targets), *(s.digest for s in samples), batch_size]
@@ -128,7 +129,7 @@ class _Expert:
     """A model with its data, and what is measured of it so far."""
 
     model: _Model
-    target: Target
+    target: CollectionTarget
     samples: Samples
     parts: KeptParts
     grams: PendingGrams
@@ -177,7 +178,7 @@ class _Through:
         outside = {file for name in run.loose() for file in self.live.names.files_of(name)}
         self.live.put({name: merged[name] for name in outside})
         stage = progress.begin("collecting", len(batches) * count_parts(self.live.module), "batch")
-        seen: set[str] = set()
+        maps, seen = linear_maps(self.live), set[str]()
         with run:
             for place, block in enumerate(run.blocks()):
                 if block.path in seen:
@@ -186,7 +187,7 @@ class _Through:
                         "it reads; collect gram of each model by itself, without the recipe."
                     )
                 seen.add(block.path)
-                if paths_below(linear_maps(self.live), block.path):
+                if paths_below(maps, block.path):
                     for number, expert in enumerate(self.experts):
                         own = [i for i, batch in enumerate(batches) if batch.expert == number]
                         self._measure(expert, place, block, own)

@@ -12,22 +12,22 @@ from weightsmith.live import open_source
 from weightsmith.statistics.collected import (
     WAITING,
     Collected,
-    Means,
-    Target,
+    CollectionMeans,
+    CollectionTarget,
     request_digest,
     takes_blocks,
 )
 from weightsmith.statistics.data_files import DataChoice, read_data
 from weightsmith.statistics.kept_parts import KeptParts
-from weightsmith.statistics.repair_run import KIND, Parent, RepairRun
+from weightsmith.statistics.repair_run import KIND, RepairParent, RepairRun
 from weightsmith.statistics.wanted import Wanted
 from weightsmith.version import __version__
 
 
 def repaired(
-    target: Target,
+    target: CollectionTarget,
     choice: DataChoice,
-    means: Means,
+    means: CollectionMeans,
     parents: Sequence[tuple[Checkpoint, str, float]],
 ) -> Collected:
     """Correct the model of a target, brought to its parents (opened, by name, with shares of 1), and write how."""
@@ -46,7 +46,7 @@ def repaired(
             means.memory_bytes // WAITING,
             means.progress,
         )
-        run.run([Parent(open_source(name), share) for _, name, share in parents])
+        run.run([RepairParent(open_source(name), share) for _, name, share in parents])
         named = ", ".join(f"{share:g} {parent.name}" for parent, _, share in parents)
         header = target.header(KIND, samples.described, len(samples.items))
         file = target.write(replace(header, goals=named), parts)

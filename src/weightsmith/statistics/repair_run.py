@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-
-import torch
 
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.live import BlockRun, LiveModel, Passage, Source, as_torch
@@ -24,9 +22,9 @@ from weightsmith.statistics.forward_sums import Measured
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.samples import Samples
 from weightsmith.statistics.units import (
-    Goal,
     Moments,
     Unit,
+    UnitGoal,
     affine_paths,
     batch_norms,
     put_corrections,
@@ -40,7 +38,7 @@ Watching = Callable[[Callable[[Passage], None]], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Parent:
+class RepairParent:
     """A model whose statistics the merged one's are brought to, with its share of the mean."""
 
     source: Source
@@ -66,7 +64,7 @@ class RepairRun:
     memory_bytes: int
     progress: Progress
 
-    def run(self, parents: Sequence[Parent]) -> None:
+    def run(self, parents: Sequence[RepairParent]) -> None:
         """Measure the parents, if there are any, then correct the model."""
         if not self.blocks:
             self.model.fill()
@@ -116,7 +114,7 @@ class RepairRun:
 
     # Units, in the order of their calls.
 
-    def _units(self, parents: Sequence[Parent]) -> Sequence[Unit]:
+    def _units(self, parents: Sequence[RepairParent]) -> Sequence[Unit]:
         norms = {norm.path: norm for norm in batch_norms(self.model)}
         if norms:
             if parents:
@@ -137,8 +135,9 @@ class RepairRun:
                 f"{self.model.name!r} runs no hidden layer whose units could be brought to those of its parents."
             )
         # What cannot be corrected shows before parents are measured.
-        list(rescaled_maps(self.model, paths, _AnyGoal()))
-        return list(rescaled_maps(self.model, paths, self._goals(parents)))
+        maps = rescaled_maps(self.model, paths)
+        goals = self._goals(parents)
+        return [replace(own, goal=goals[own.weight]) for own in maps]
 
     def _called(self, paths: Collection[str]) -> tuple[list[str], bool]:
         """Those of the paths that a batch calls, in their order, and whether the last gives the network's logits."""
@@ -169,21 +168,21 @@ class RepairRun:
             )
         return calls, bool(asked) and self.model.kind.has_logits
 
-    def _goals(self, parents: Sequence[Parent]) -> dict[str, Goal]:
+    def _goals(self, parents: Sequence[RepairParent]) -> dict[str, UnitGoal]:
         """The weighted means of the parents' means, and of their deviations, by the names of weights."""
         merged = self.model.source
-        sums: dict[str, Goal] = {}
+        sums: dict[str, UnitGoal] = {}
         for number, parent in enumerate(parents):
             self.model.swap(parent.source)
             for name, own in self._channels(str(number)).items():
                 mean, deviation = own.mean * parent.share, own.deviation * parent.share
                 if name in sums:
                     mean, deviation = sums[name].mean + mean, sums[name].deviation + deviation
-                sums[name] = Goal(mean, deviation)
+                sums[name] = UnitGoal(mean, deviation)
         self.model.swap(merged)
         return sums
 
-    def _channels(self, name: str) -> dict[str, Goal]:
+    def _channels(self, name: str) -> dict[str, UnitGoal]:
         """Mean and deviation of what every linear map of the model gives, by its weight."""
         parts = self.parts.of_model(name)
         run = DataRun(
@@ -203,7 +202,7 @@ class RepairRun:
         names = [name.removesuffix("::output_mean") for name in found if name.endswith("_mean")]
         device = self.model.device
         return {
-            name: Goal(
+            name: UnitGoal(
                 as_torch(found[f"{name}::output_mean"]).to(device).double(),
                 as_torch(found[f"{name}::output_variance"]).to(device).double().sqrt(),
             )
@@ -223,18 +222,13 @@ class RepairRun:
         return BlockRun(self.model, asking, steps, memory_bytes=self.memory_bytes, folder=folder)
 
     def _rehearse(self, batch: int) -> None:
+        import torch
+
         with torch.no_grad():
             Asking(self.model, self.samples)(self._steps[batch])
 
     def _watching(self, told: Callable[[Passage], None]) -> AbstractContextManager[Any]:
         return self.model.watching(list(self.model.source.tensors), told)
-
-
-class _AnyGoal(dict[str, Goal]):
-    """Stands for goals that are not measured yet."""
-
-    def __missing__(self, name: str) -> Goal:
-        return Goal(torch.empty(0), torch.empty(0))
 
 
 def _is_in(path: str, block: str) -> bool:

@@ -6,7 +6,7 @@ into its rows and its bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,7 +53,7 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Goal:
+class UnitGoal:
     """The means and deviations, [C] in float64, that the outputs of a map are to have."""
 
     mean: Tensor
@@ -117,7 +117,7 @@ class RescaledMap:
     weight: str
     bias: str
     axis: int
-    goal: Goal
+    goal: UnitGoal | None = None
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -132,6 +132,7 @@ class RescaledMap:
         """A factor for each row, and the bias; what is constant over the data keeps its scale and gets the mean."""
         import torch
 
+        assert self.goal is not None
         mean, variance = moments.mean, moments.variance
         is_constant = variance <= _CONSTANT * mean.square()
         deviation = torch.where(is_constant, torch.ones_like(variance), variance.sqrt())
@@ -178,13 +179,9 @@ def batch_norms(model: LiveModel) -> list[BatchNorm]:
     return found
 
 
-def rescaled_maps(
-    model: LiveModel, paths: Sequence[str], goals: Mapping[str, Goal]
-) -> Iterator[RescaledMap]:
-    """The linear maps at some paths, with the goals of their weights by stored names.
-
-    Raises CompatibilityError for one that no correction can be folded into.
-    """
+def rescaled_maps(model: LiveModel, paths: Sequence[str]) -> list[RescaledMap]:
+    """The linear maps at some paths, without goals; raises CompatibilityError for one that nothing can be folded into."""
+    found = []
     maps = linear_maps(model)
     for path in paths:
         weight, bias = (_only_file(model, f"{path}.{part}") for part in ("weight", "bias"))
@@ -199,7 +196,8 @@ def rescaled_maps(
             raise _unfoldable(model, path, "is not stored as one matrix with a row for each unit")
         if len(model.users(weight)) > 1 or len(model.users(bias)) > 1:
             raise _unfoldable(model, path, "shares its weights with another layer")
-        yield RescaledMap(path, weight, bias, -1 if own.rows is flat_rows else 1, goals[weight])
+        found.append(RescaledMap(path, weight, bias, -1 if own.rows is flat_rows else 1))
+    return found
 
 
 def affine_paths(model: LiveModel) -> set[str]:

@@ -28,10 +28,10 @@ class Repair:
     mu and sigma are mean and deviation of y over data in the merged network, all layers before it being repaired
     already; mu* and sigma* the weighted means of those of its parents. Averaging shrinks the variance of units, more
     from layer to layer; this takes it back, and a network with batch norm needs only its running statistics measured
-    anew. `weightsmith collect repair` measures all of it and writes s for weights of two axes and more, and the new
-    values of biases and running statistics (kind repair). Whatever is not in the file stays as it is. The affine
-    correction is exact but for rounding, since convolutions and linear layers are followed by their bias. One expert of
-    any shapes.
+    anew. `weightsmith collect repair` measures all of it, and writes s for weights of two axes and more, and the new
+    values of biases and running statistics. What the file does not name stays as it is. Folding s and mu* into weight
+    and bias is exact but for rounding. The authors divide by sqrt(sigma^2 + 1e-5); here units that are constant over
+    the data keep their scale instead. One expert, tensors of any shapes.
     """
 
     def combine(self, base: Value | None, experts: Sequence[Value], site: Site) -> Value:
