@@ -180,7 +180,7 @@ def batch_norms(model: LiveModel) -> list[BatchNorm]:
 
 
 def rescaled_maps(model: LiveModel, paths: Sequence[str]) -> list[RescaledMap]:
-    """The linear maps at some paths, without goals; raises CompatibilityError for one that nothing can be folded into."""
+    """The linear maps at some paths, without goals; raises CompatibilityError where nothing can be folded in."""
     found = []
     maps = linear_maps(model)
     for path in paths:
