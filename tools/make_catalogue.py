@@ -70,6 +70,7 @@ MEASURED = {
     "for name, weight in weights.items()\n        if weight.ndim == 2\n    }",
     "gram": "{name: weight.T @ weight for name, weight in weights.items() if weight.ndim == 2}",
     "metrics": "{}",
+    "repair": "{name: weight**0 for name, weight in weights.items()}",
 }
 STATISTICS = """\
 The recipe below reads statistics{whose}. Real ones are measured on the data of {over}

@@ -35,7 +35,7 @@ CONFIG = {
 }
 # Without numbers among their parameters, with an output of their own, or with statistics.
 WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma"}
-MEASURED = {"fisher", "ota", "rcp", "regmean"}
+MEASURED = {"fisher", "ota", "rcp", "regmean", "repair"}
 
 
 @pytest.fixture(scope="session")

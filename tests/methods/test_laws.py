@@ -47,11 +47,21 @@ TRANSLATED = (
     "tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc consensus tall_masks emr magmax localize_and_stitch pcb "
     "task_karcher fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
 ).split()
-# OptMerge's default takes steps of one size, whatever the size of task vectors.
-SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion", "optmerge"}
+# A repair has biases of its own; OptMerge's default takes steps of one size, whatever the size of task vectors.
+SCALE_BOUND = {
+    "rcp",
+    "widen",
+    "doge",
+    "nearswap",
+    "ram",
+    "ramplus_tl",
+    "arcee_fusion",
+    "optmerge",
+    "repair",
+}
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}
-SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}
+SIGN_BOUND = {"rcp", "sce", "arcee_fusion", "repair"}
 
 
 @st.composite

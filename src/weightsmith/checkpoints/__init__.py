@@ -69,6 +69,9 @@ if TYPE_CHECKING:
         STATISTICS_KIND as STATISTICS_KIND,
     )
     from weightsmith.checkpoints.formats.statistics_writer import (
+        statistics_metadata as statistics_metadata,
+    )
+    from weightsmith.checkpoints.formats.statistics_writer import (
         write_measured as write_measured,
     )
     from weightsmith.checkpoints.formats.statistics_writer import (
@@ -188,6 +191,7 @@ else:
             "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_size_of": "weightsmith.checkpoints.nested_config",
+            "statistics_metadata": "weightsmith.checkpoints.formats.statistics_writer",
             "write_measured": "weightsmith.checkpoints.formats.statistics_writer",
             "write_statistics": "weightsmith.checkpoints.formats.statistics_writer",
         },

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.running.evaluating import FreeMerge as FreeMerge
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
     from weightsmith.engine.running.job_facts import JobSettings as JobSettings
+    from weightsmith.engine.running.lazy_merge import LazyMerge as LazyMerge
     from weightsmith.engine.running.measuring import count_differing as count_differing
     from weightsmith.engine.running.measuring import measure_each as measure_each
     from weightsmith.engine.running.measuring import measure_group as measure_group
@@ -63,6 +64,7 @@ else:
             "Input": "weightsmith.engine.records.manifest",
             "JobSettings": "weightsmith.engine.running.job_facts",
             "Journal": "weightsmith.engine.records.journal",
+            "LazyMerge": "weightsmith.engine.running.lazy_merge",
             "Manifest": "weightsmith.engine.records.manifest",
             "Plan": "weightsmith.engine.planning.plan",
             "PlannedTensor": "weightsmith.engine.planning.planned_tensors",

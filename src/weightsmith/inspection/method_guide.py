@@ -128,6 +128,7 @@ QUESTIONS = (
             "sens": "weights anew in every layer, by what the losses depend on",
             "aim": "a merge kept near the base where that is most active",
             "rcp": "domain experts added to a reasoning model",
+            "repair": "one merged model, its units with their parents' statistics",
             "metrics_weighted": "average weighed by one number each, such as a loss",
         },
     ),

@@ -53,7 +53,7 @@ class LiveModel:
         self.source: Source = source
         self.names: NameMap = bound.names
         self._tokenizer: Any = None
-        self._ready = False
+        self._ready = self._is_lent = False
 
     @property
     def name(self) -> str:
@@ -140,11 +140,11 @@ class LiveModel:
     @contextmanager
     def lending(self) -> Iterator[None]:
         """Let a run that places weights by itself ask for outputs."""
-        before, self._ready = self._ready, True
+        before, self._is_lent = self._is_lent, True
         try:
             yield
         finally:
-            self._ready = before
+            self._is_lent = before
 
     def parameters(self, names: Iterable[str]) -> dict[str, Parameter]:
         """The floating-point weights at places that are in memory, by the names of the tensors' owners."""
@@ -161,7 +161,7 @@ class LiveModel:
 
     def run(self, network: Any, *given: Any, **inputs: Any) -> Any:
         """What a part of the network gives; raises CompatibilityError where it cannot be run on such inputs."""
-        if not self._ready:
+        if not (self._ready or self._is_lent):
             raise UsageError(
                 f"The weights of {self.name!r} are not in memory as a whole; fill it, or run it block by block."
             )

@@ -191,13 +191,13 @@ class ChannelSums:
         own = self._maps.get(passage.module)
         if own is None:
             return
-        given = _by_channel(passage.inputs[0].detach(), own.axis)
-        output = _by_channel(passage.output.detach(), own.axis)
+        given = by_channel(passage.inputs[0].detach(), own.axis)
+        output = by_channel(passage.output.detach(), own.axis)
         sums = self._sums.setdefault(passage.module, {})
-        for rows in _pieces(given):
+        for rows in pieces(given):
             add_to(sums, "input_magnitude", rows.abs().sum(0))
             add_to(sums, "input_square", rows.square().sum(0))
-        for rows in _pieces(output):
+        for rows in pieces(output):
             add_to(sums, "output_mean", rows.sum(0))
             add_to(sums, "output_square", rows.square().sum(0))
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
@@ -238,11 +238,12 @@ def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
     return found
 
 
-def _by_channel(tensor: Tensor, axis: int) -> Tensor:
+def by_channel(tensor: Tensor, axis: int) -> Tensor:
+    """What passes, as rows [N, C] of the channels on an axis, the last one or one in front of places."""
     return flat_rows(tensor if axis == -1 else tensor.movedim(axis, -1))
 
 
-def _pieces(rows: Tensor) -> Iterator[Tensor]:
+def pieces(rows: Tensor) -> Iterator[Tensor]:
     """Rows in float64, some at a time."""
     step = max(1, _AT_ONCE // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):

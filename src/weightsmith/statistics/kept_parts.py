@@ -9,6 +9,7 @@ FILE.partial/
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,11 +52,18 @@ class KeptParts(StagingFolder):
         super().__init__(out, lambda _, __: "", beside=(_PARTS, _REQUEST, _ACTIVATIONS))
         self._parts, self._request = self.folder / _PARTS, self.folder / _REQUEST
         self.activations = self.folder / _ACTIVATIONS
+        self._member = ""
         if not self._request.is_file() or self._request.read_text("utf-8") != request:
             self.empty()
             write_file(self._request, request.encode())
         shutil.rmtree(self.activations, ignore_errors=True)
         self._make_folders()
+
+    def of_model(self, name: str) -> KeptParts:
+        """The same place for the parts of one of several models, apart from those of others."""
+        own = copy.copy(self)
+        own._member = f"{self._member}{name}-"
+        return own
 
     def begin_anew(self) -> None:
         """Forget all parts."""
@@ -86,15 +94,23 @@ class KeptParts(StagingFolder):
             )
             staged.replace()
 
+    def part(self, kind: str, place: int) -> KeptPart:
+        """A part that is finished."""
+        return _read(self._file(kind, place))
+
     def of(self, kind: str) -> Iterator[KeptPart]:
         """The parts of a kind in the order of their places."""
-        for file in sorted(self._parts.glob(f"{kind}.*.safetensors")):
-            parsed = parse_file(file)
-            facts = json.loads(parsed.metadata[_FACTS])
-            yield KeptPart(parsed.tensors, facts["rows"], facts["same"])
+        for file in sorted(self._parts.glob(f"{self._member}{kind}.*.safetensors")):
+            yield _read(file)
 
     def _file(self, kind: str, place: int) -> Path:
-        return self._parts / f"{kind}.{place:05d}.safetensors"
+        return self._parts / f"{self._member}{kind}.{place:05d}.safetensors"
+
+
+def _read(file: Path) -> KeptPart:
+    parsed = parse_file(file)
+    facts = json.loads(parsed.metadata[_FACTS])
+    return KeptPart(parsed.tensors, facts["rows"], facts["same"])
 
 
 def _array(tensor: Tensor) -> Any:

@@ -11,7 +11,7 @@ from weightsmith.naming import nearest
 
 FORWARD = ("gram", "channels", "routing")
 BACKWARD = ("fisher", "gradients")
-WHAT = (*FORWARD, *BACKWARD, "adam")
+WHAT = (*FORWARD, *BACKWARD, "adam", "repair")
 PER = ("sequence", "token")
 _MOST_DRAWS = 10_000
 _WORD = re.compile(r"(?P<kind>[a-z]+)(:(?P<singles>\d{1,6}))?")

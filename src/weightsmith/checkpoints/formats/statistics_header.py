@@ -8,6 +8,7 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    gradients  gradients of single samples, one number per weight and sample, and what sums them up
                    gram       X^T X of the inputs of linear maps, (inputs, inputs) or a stack of such
                    channels   means over the rows that modules read and give, one number per channel
+                   repair     what REPAIR makes of the model: factors of rows, biases, moments of batch norms
                    routing    what routers of mixtures choose, and how alike the outputs of their experts are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
@@ -21,11 +22,14 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
     per            what is squared before it is summed: the gradient of a whole sequence, or of a token
     objective      whose gradients these are, in words
     rows           {tensor: number}: how many rows a module read, and gave
+    goals          the models, with weights, whose statistics those of a repair were brought to
+    through        the merge whose layers the inputs of gram matrices went through, in words
     weightsmith    the version that wrote it
 
 Tensors have the names of the checkpoint's. Instead of a dense `T` there may be `T::rows` and `T::columns`,
-`T::left` and `T::right`, `T::blocks:SHAPE`, or `T::upper` for a symmetric matrix (see `tensors.compressed`); gradients
-of sample k are `T::k`. What else is said of a weight has the names `T::WORD` of its kind:
+`T::left` and `T::right`, `T::blocks:SHAPE`, `T::upper` for a symmetric matrix, or, of a repair, `T::factors:SHAPE` with
+a number for each row of a weight (see `tensors.compressed`); gradients of sample k are `T::k`. What else is said of a
+weight has the names `T::WORD` of its kind:
 
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
@@ -47,10 +51,10 @@ SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
 # Kinds that say all that they do under words.
 DESCRIPTIVE = ("channels", "routing")
-KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
+KINDS = (*ELEMENTWISE, "gram", "repair", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 # What is said of how it was measured, where there is something to say.
-_FACTS = ("estimator", "per", "objective", "rows")
+_FACTS = ("estimator", "per", "objective", "rows", "goals", "through")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class StatisticsHeader:
     per: str = ""
     objective: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+    goals: str = ""
+    through: str = ""
 
     @property
     def divisor(self) -> float:
@@ -135,6 +141,8 @@ def checked(header: StatisticsHeader) -> StatisticsHeader:
         "estimator": header.estimator,
         "per": header.per,
         "objective": header.objective,
+        "goals": header.goals,
+        "through": header.through,
         **{f"same.{name}": other for name, other in header.same.items()},
     }
     for key, text in texts.items():

@@ -48,6 +48,7 @@ class Block:
     is_repeated: bool
     _model: LiveModel
     _steps: Iterator[int]
+    _rehearse: Callable[[int], None]
 
     def watching(self, told: Watch) -> Watched:
         """Tell of what goes into and out of the modules of this block, and of no other that shares a tensor with it."""
@@ -66,6 +67,10 @@ class Block:
         """Run all batches that did not go through yet."""
         for _ in self._steps:
             pass
+
+    def rehearse(self, batch: int) -> None:
+        """Run a batch with the weights that are there now, and keep nothing of what it gives; as often as one likes."""
+        self._rehearse(batch)
 
 
 class BlockRun:
@@ -185,7 +190,19 @@ class BlockRun:
             for file in self.model.names.files_of(name)
         )
         tensors = tuple(dict.fromkeys(files))
-        return Block(part.path, part.module, tensors, part.stack is not None, self.model, steps)
+        return Block(
+            part.path,
+            part.module,
+            tensors,
+            part.stack is not None,
+            self.model,
+            steps,
+            partial(self._rehearsed, call),
+        )
+
+    def _rehearsed(self, call: int, batch: int) -> None:
+        with torch.no_grad():
+            self.replay.step(batch, call)
 
     def _through(self, call: int) -> Iterator[int]:
         for batch in range(len(self.batches)):

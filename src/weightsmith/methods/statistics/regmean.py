@@ -48,8 +48,9 @@ class RegMean:
     invert the sum; here directions that no input reached (dead inputs, fewer samples than inputs) stay at the mean A
     instead of exploding, and so does everything under a ridge rho. Stacks of experts take one Gram matrix each, or
     share one; kernels are matrices (outputs, all others); GPT-2's Conv1D is transposed. Whatever has no Gram
-    matrix is averaged: embeddings, norms, biases. Raises NonFiniteError for NaN or infinities, and CompatibilityError
-    for a Gram matrix that is not symmetric or has a negative diagonal.
+    matrix is averaged: embeddings, norms, biases. With matrices that `weightsmith collect gram RECIPE` takes behind the
+    layers that are merged already it is RegMean++ (arXiv:2508.03121). Raises NonFiniteError for NaN or infinities, and
+    CompatibilityError for a Gram matrix that is not symmetric or has a negative diagonal.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="factor of each Gram matrix")
