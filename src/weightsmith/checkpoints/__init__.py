@@ -93,6 +93,9 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
+    from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.spellings import Spelling as Spelling
+    from weightsmith.checkpoints.spellings import spelling_of as spelling_of
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -126,6 +129,7 @@ else:
             "Parent": "weightsmith.checkpoints.card",
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
+            "Spelling": "weightsmith.checkpoints.spellings",
             "Stack": "weightsmith.checkpoints.stacks",
             "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
@@ -172,9 +176,11 @@ else:
             "read_weights": "weightsmith.checkpoints.formats.weights",
             "require_match": "weightsmith.checkpoints.formats.statistics",
             "require_names": "weightsmith.checkpoints.formats.statistics",
+            "respelled": "weightsmith.checkpoints.respelling",
             "sections": "weightsmith.checkpoints.nested_config",
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
+            "spelling_of": "weightsmith.checkpoints.spellings",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",
