@@ -17,6 +17,8 @@ from weightsmith.tensors import LazyTensor
 
 # As many fields may stand before the names of a body: `model.language_model.`, `base_model.model.model.`.
 _DEEPEST = 3
+# Less than this share of the larger's tensors in common, and two are not one body.
+_SAME_BODY = 0.75
 
 
 def respelled(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
@@ -123,8 +125,13 @@ def _meeting(checkpoint: Checkpoint, like: Checkpoint) -> _Meeting | None:
 
 
 def _in_body(mine: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
-    """Names with the fields before them that the other has and they lack, or without those that it lacks."""
+    """Names with the fields before them that the other has and they lack, or without those that it lacks.
+
+    Only where the two are one body: a language model is not put into a vision-language one, which `modules:` are for.
+    """
     best, most = dict(mine), len(mine.keys() & theirs.keys())
+    counts = [sum(not name.startswith(HEADS) for name in names) for names in (mine, theirs)]
+    most = max(most, int(_SAME_BODY * max(counts)))
     for more in (*_beginnings(theirs), *_beginnings(mine)):
         added = {more + name if more + name in theirs else name: own for name, own in mine.items()}
         bare = {_without(more, name, theirs): own for name, own in mine.items()}
@@ -183,5 +190,5 @@ def _rebuilt(checkpoint: Checkpoint, found: Mapping[str, _Found], meeting: _Meet
             for name, one in made.items()
             if one.own[0] in checkpoint.stored_as
         },
-        own_names={name: one.own[0] for name, one in made.items() if name != one.own[0]},
+        own_names={name: one.own for name, one in made.items() if (name,) != one.own},
     )

@@ -35,6 +35,7 @@ from weightsmith.recipes.resolution.output_sections import (
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.spelled_views import strange_names
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
@@ -103,15 +104,8 @@ class Resolver:
             donor = self.view(document.donor, within)
         combiner = self._combiner(document, semantics, seed)
         work = _Work(document, within, donor, base, combiner)
-        if document.expression is not None:
-            self._expression(work, document.expression)
-        elif document.modules is not None:
-            self._modules(work, document.modules)
-        else:
-            frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
-            self._part(work, frame, document.models, document.slices)
-        self._note_unused(work.combiner)
-        self._warn_of_idle_rules(work)
+        if not self._has_strangers(document, donor, named):
+            self._combined(work)
         return RecipeResult(
             items=tuple(post_steps(document, work.items, work.bases, within)),
             donor=donor,
@@ -124,6 +118,28 @@ class Resolver:
             output_dtype=work.combiner.output_dtype,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
+
+    def _has_strangers(self, document: RecipeDocument, donor: View, named: Sequence[View]) -> bool:
+        """Whether models have too few names in common to be merged by them, with an error for each."""
+        if document.modules is not None or document.slices is not None:
+            return False
+        strange = strange_names(donor, named)
+        for finding in strange:
+            self._problems.add(finding)
+        return bool(strange)
+
+    def _combined(self, work: _Work) -> None:
+        document = work.document
+        if document.expression is not None:
+            self._expression(work, document.expression)
+        elif document.modules is not None:
+            self._modules(work, document.modules)
+        else:
+            levels = (document.parameters or {},)
+            frame = _Frame(document, "", work.scope.name, work.base, levels, _whole)
+            self._part(work, frame, document.models, document.slices)
+        self._note_unused(work.combiner)
+        self._warn_of_idle_rules(work)
 
     def _chained(
         self, document: RecipeDocument, scope: RecipeScope
