@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
     from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS as INPUT_FIRST_EXPERTS
     from weightsmith.checkpoints.spellings import Spelling as Spelling
     from weightsmith.checkpoints.spellings import spelling_of as spelling_of
     from weightsmith.checkpoints.stacks import Stack as Stack
@@ -115,6 +116,7 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "INPUT_FIRST_EXPERTS": "weightsmith.checkpoints.spelling_facts",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",

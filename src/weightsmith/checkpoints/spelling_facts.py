@@ -186,5 +186,7 @@ JOINED: Mapping[str, tuple[str, ...]] = {
         "gate_up_proj": ("gate_proj", "up_proj"),
     }.items()
 }
-# In these the matrices of a whole are stored as inputs x outputs, so that its parts are no stretches of it.
-INPUT_FIRST_STACKS = frozenset({"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"})
+# Families whose fused experts are stored as experts x inputs x outputs, so that no expert's matrix is a stretch of them.
+INPUT_FIRST_EXPERTS = frozenset(
+    "gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter qwen3_vl_moe qwen3_vl_moe_text".split()
+)

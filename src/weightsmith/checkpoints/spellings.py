@@ -21,7 +21,7 @@ from weightsmith.checkpoints.spelling_facts import (
     EVERYWHERE,
     FAMILIES,
     HEADS,
-    INPUT_FIRST_STACKS,
+    INPUT_FIRST_EXPERTS,
     JOINED,
     STACKED,
     Family,
@@ -86,7 +86,7 @@ def spelling_of(config: Mapping[str, Any] | None, names: Iterable[str]) -> Spell
     return Spelling(
         (*around, *dict.fromkeys(renamings)),
         _body(config, listed),
-        types.isdisjoint(INPUT_FIRST_STACKS),
+        types.isdisjoint(INPUT_FIRST_EXPERTS),
     )
 
 

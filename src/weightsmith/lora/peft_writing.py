@@ -38,10 +38,10 @@ def peft_files(
     `magnitudes` (DoRA) are by target; `task` is PEFT's task type, where it does not follow from the base. Raises
     CompatibilityError for what PEFT cannot hold.
     """
-    renaming = in_memory(base)
-    adapter = renamed_adapter(adapter, renaming)
-    base = None if base is None else renamed_base(base, renaming)
-    magnitudes = {renaming(name): values for name, values in (magnitudes or {}).items()}
+    rename = in_memory(base)
+    adapter = renamed_adapter(adapter, rename)
+    base = None if base is None else renamed_base(base, rename)
+    magnitudes = {rename(name): values for name, values in (magnitudes or {}).items()}
     adapter = _with_tied(adapter, base)
     modules = module_factors(adapter, magnitudes)
     experts = expert_tensors(adapter, PREFIX)
