@@ -95,8 +95,11 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import is_package as is_package
     from weightsmith.checkpoints.respelling import respelled as respelled
     from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS as INPUT_FIRST_EXPERTS
+    from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
     from weightsmith.checkpoints.spellings import Spelling as Spelling
+    from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
     from weightsmith.checkpoints.spellings import spelling_of as spelling_of
+    from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -133,6 +136,7 @@ else:
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
             "Spelling": "weightsmith.checkpoints.spellings",
             "Stack": "weightsmith.checkpoints.stacks",
+            "STACKED": "weightsmith.checkpoints.spelling_facts",
             "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
             "StatisticsHeader": "weightsmith.checkpoints.formats.statistics_header",
@@ -155,6 +159,7 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
+            "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
             "listed": "weightsmith.checkpoints.formats.statistics",
@@ -183,6 +188,7 @@ else:
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
             "spelling_of": "weightsmith.checkpoints.spellings",
+            "stacks_experts": "weightsmith.checkpoints.spellings",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",

@@ -190,3 +190,14 @@ JOINED: Mapping[str, tuple[str, ...]] = {
 INPUT_FIRST_EXPERTS = frozenset(
     "gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter qwen3_vl_moe qwen3_vl_moe_text".split()
 )
+# Families whose experts are one array each in memory, although their files store them one by one.
+STACKED_IN_MEMORY = frozenset(
+    """afmoe axk1 bailing_hybrid beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe
+    flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe hy_v3 jamba kolibri1 laguna lfm2_moe
+    longcat_flash mellum mimo_v2_flash minimax minimax_m2 mixtral nemotron_h olmoe phimoe qwen2_moe qwen3_5_moe_text
+    qwen3_moe qwen3_next qwen3_omni_moe_text solar_open""".split()
+)
+# Families whose routers are parameters of a module that is no linear layer, beside most of these.
+ROUTERS_APART = (STACKED_IN_MEMORY - {"phimoe"}) | frozenset(
+    "granitemoe granitemoeshared granitemoehybrid gpt_oss aria aria_text".split()
+)

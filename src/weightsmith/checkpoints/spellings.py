@@ -23,7 +23,9 @@ from weightsmith.checkpoints.spelling_facts import (
     HEADS,
     INPUT_FIRST_EXPERTS,
     JOINED,
+    ROUTERS_APART,
     STACKED,
+    STACKED_IN_MEMORY,
     Family,
     Renamings,
 )
@@ -103,6 +105,16 @@ _ALONE = frozenset(
     "clip_vision_model siglip_vision_model clip_text_model siglip_text_model gemma3n_text qwen3_5_text "
     "qwen3_5_moe_text".split()
 )
+
+
+def stacks_experts(config: Mapping[str, Any] | None) -> bool:
+    """Whether the experts of a network are one array in memory that files store one by one."""
+    return not _types(config).isdisjoint(STACKED_IN_MEMORY)
+
+
+def keeps_routers_apart(config: Mapping[str, Any] | None) -> bool:
+    """Whether the routers of a network are parameters of modules that are no linear layers."""
+    return not _types(config).isdisjoint(ROUTERS_APART)
 
 
 def _families(types: frozenset[str], listed: str) -> list[Family]:

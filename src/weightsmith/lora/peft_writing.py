@@ -15,6 +15,7 @@ from weightsmith.lora.expert_writing import expert_tensors
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.lora.module_factors import ModuleFactors, module_factors, most_common, plain
 from weightsmith.lora.names_in_memory import in_memory, renamed_adapter, renamed_base
+from weightsmith.lora.parameters_in_memory import with_parameters
 from weightsmith.lora.saved_modules import Wholes, settle, stored, tied_head
 from weightsmith.lora.storing import Files, StoredFactor
 from weightsmith.tensors import DType, shown
@@ -41,6 +42,7 @@ def peft_files(
     rename = in_memory(base)
     adapter = renamed_adapter(adapter, rename)
     base = None if base is None else renamed_base(base, rename)
+    adapter = with_parameters(adapter, base)
     magnitudes = {rename(name): values for name, values in (magnitudes or {}).items()}
     adapter = _with_tied(adapter, base)
     modules = module_factors(adapter, magnitudes)
