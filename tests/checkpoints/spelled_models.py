@@ -278,7 +278,7 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Path:
     """A checkpoint of these tensors."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
