@@ -1,4 +1,4 @@
-"""Adapters of networks whose files name tensors otherwise: what PEFT writes is merged, and what is written PEFT loads."""
+"""Adapters of networks whose files name tensors otherwise: PEFT's are merged, and PEFT loads those that are written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
+from tests.checkpoints.spelled_models import build, save
 
 import weightsmith
-from tests.checkpoints.spelled_models import build, save
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.live import quiet_library
 from weightsmith.lora.adapter_writing import write_adapter
@@ -50,7 +50,10 @@ def targets(model):
         name
         for name, parameter in model.named_parameters()
         if (parameter.dim() == 3 and "experts" in name)
-        or (name.endswith(("router.weight", ".gate.weight")) and name[: -len(".weight")] not in linear)
+        or (
+            name.endswith(("router.weight", ".gate.weight"))
+            and name[: -len(".weight")] not in linear
+        )
     ]
     return linear, parameters
 

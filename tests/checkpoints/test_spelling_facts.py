@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from tests.checkpoints.spelled_models import MODELS, build, config_of, save, stored
+
 from weightsmith.checkpoints import spelling_of
 from weightsmith.checkpoints.spelling_facts import FAMILIES, ROUTERS_APART, STACKED_IN_MEMORY
 

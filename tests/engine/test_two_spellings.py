@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from tests.checkpoints.spelled_models import build, config_of, save, stored, write
 
 import weightsmith
-from tests.checkpoints.spelled_models import build, config_of, save, stored, write
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import errors_among
@@ -164,9 +164,7 @@ def test_a_model_that_has_both_spellings_is_read_in_neither(tmp_path):
     """As a merge with `missing: skip` once wrote them."""
     files, memory = three("vit", tmp_path)
     both = write(tmp_path / "both", {**stored(files[1]), **stored(memory[1])}, config_of(files[1]))
-    (tmp_path / "r.yaml").write_text(
-        RECIPE.format(base=memory[0], one=both, other=memory[2])
-    )
+    (tmp_path / "r.yaml").write_text(RECIPE.format(base=memory[0], one=both, other=memory[2]))
     codes = {f.code for f in weightsmith.plan(tmp_path / "r.yaml").findings}
     assert "spelling" not in codes
 

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
     from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.spelling_facts import HEADS as HEADS
     from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS as INPUT_FIRST_EXPERTS
     from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
     from weightsmith.checkpoints.spellings import Spelling as Spelling
@@ -119,6 +120,7 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "HEADS": "weightsmith.checkpoints.spelling_facts",
             "INPUT_FIRST_EXPERTS": "weightsmith.checkpoints.spelling_facts",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",

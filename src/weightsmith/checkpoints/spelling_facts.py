@@ -186,7 +186,7 @@ JOINED: Mapping[str, tuple[str, ...]] = {
         "gate_up_proj": ("gate_proj", "up_proj"),
     }.items()
 }
-# Families whose fused experts are stored as experts x inputs x outputs, so that no expert's matrix is a stretch of them.
+# Families whose fused experts are stored as experts x inputs x outputs: no expert's matrix is a stretch of them.
 INPUT_FIRST_EXPERTS = frozenset(
     "gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter qwen3_vl_moe qwen3_vl_moe_text".split()
 )

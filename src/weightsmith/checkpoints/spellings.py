@@ -1,7 +1,7 @@
 """One name, many spellings: what the names in a file are called in memory, which is the name that all files share.
 
     canonical    the name of a tensor in the network of transformers 5, whatever the file calls it
-    pieces       what a tensor is made of where files keep its rows apart: the experts of a stack, q, k and v, gate and up
+    pieces       what a tensor is made of where files keep its rows apart: experts of a stack, q, k and v, gate and up
 
 A spelling is recognised from the configuration and the names. The way back needs no rules: a file's own names are there
 to be looked up.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 

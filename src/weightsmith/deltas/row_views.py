@@ -157,9 +157,7 @@ class ReplacedRows(FromSources):
                 out[low - start : high - start] = _elements(self.other, low + shift, high + shift)
 
 
-def _read_joined(
-    sources: Sequence[LazyTensor], start: int, stop: int, buffer: memoryview
-) -> None:
+def _read_joined(sources: Sequence[LazyTensor], start: int, stop: int, buffer: memoryview) -> None:
     """Elements [start, stop) of tensors of one dtype that lie behind one another."""
     view = memoryview(buffer).cast("B")
     size, first = sources[0].dtype.itemsize, 0

@@ -57,9 +57,10 @@ class GroupDifference:
 class CheckpointDifference:
     """What `compare_checkpoints` found.
 
-    `missing` are tensors that only the first has, `extra` those that only the second has, `shapes` and
-    `dtypes` those that differ in form, `names` those that the second calls otherwise; tensors of different shape are not measured. `not_in_base`
-    could not be compared with the base. `a`, `b` and `base` say where they lie, with their adapters.
+    `missing` are tensors that only the first has, `extra` those that only the second has, `names` those that the
+    second calls otherwise, `shapes` and `dtypes` those that differ in form; tensors of different shape are not
+    measured. `not_in_base` could not be compared with the base. `a`, `b` and `base` say where they lie, with their
+    adapters.
     """
 
     a: str
@@ -136,9 +137,7 @@ def compare_checkpoints(
         base=None if third is None else place_of(third),
         missing=tuple(n for n in first.tensors if n not in second.tensors),
         extra=tuple(n for n in second.tensors if n not in first.tensors),
-        names=tuple(
-            Mismatch(name, name, " ".join(own)) for name, own in second.own_names.items()
-        ),
+        names=tuple(Mismatch(name, name, " ".join(own)) for name, own in second.own_names.items()),
         shapes=_mismatches(first, second, lambda checkpoint, name: checkpoint.tensors[name].shape),
         dtypes=_mismatches(first, second, Checkpoint.dtype_of),
         not_in_base=tuple(n for n in common if third is not None and n not in in_base),

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.checkpoints import Checkpoint, assemble, spelling_of
+from weightsmith.checkpoints import HEADS, Checkpoint, assemble, spelling_of
 from weightsmith.deltas import renamed
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
 Rename = Callable[[str], str]
-# What stays outside where a body gets a name in front.
-_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class Renaming:
     after: str = ""
 
     def __call__(self, name: str) -> str:
-        if not name.startswith(self.before) or (not self.before and name.startswith(_HEADS)):
+        if not name.startswith(self.before) or (not self.before and name.startswith(HEADS)):
             return name
         return self.after + name[len(self.before) :]
 

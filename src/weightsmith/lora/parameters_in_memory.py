@@ -91,9 +91,7 @@ def _experts(name: str, parts: _Parts, base: Checkpoint) -> list[Factors]:
     return found
 
 
-def _below_one_another(
-    own: Sequence[Factors | None], heights: Sequence[int]
-) -> LowRankChange:
+def _below_one_another(own: Sequence[Factors | None], heights: Sequence[int]) -> LowRankChange:
     given = [(place, factors.change) for place, factors in enumerate(own) if factors is not None]
     if len(given) == len(own) == 1:
         return given[0][1]

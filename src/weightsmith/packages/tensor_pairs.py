@@ -61,11 +61,11 @@ class Pair:
 
 
 def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]:
-    """Every tensor of the fine-tune with the base's of the same name, however the base spells it, in the fine-tune's order; both are read once.
+    """Every tensor of the fine-tune with the base's of the same name, in the fine-tune's order; both are read once.
 
-    A head that the base ties to its embedding is coded against the embedding. Tensors that the base lacks, or has with
-    other axes than the first, stand alone. Raises CompatibilityError where all do, CheckpointError where a tensor
-    cannot be read.
+    The base may spell the name otherwise. A head that the base ties to its embedding is coded against the embedding.
+    Tensors that the base lacks, or has with other axes than the first, stand alone. Raises CompatibilityError where all
+    do, CheckpointError where a tensor cannot be read.
     """
     seen = respelled(base, finetune)
     found = [

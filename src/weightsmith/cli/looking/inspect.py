@@ -86,7 +86,12 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
     ]
     if summary.spelling is not None:
         one = summary.spelling
-        facts.append(("in memory", f"{counted(one.tensors, 'tensor')} named otherwise: {one.memory} for {one.file}"))
+        facts.append(
+            (
+                "in memory",
+                f"{counted(one.tensors, 'tensor')} named otherwise: {one.memory} for {one.file}",
+            )
+        )
     if summary.vocabulary is not None:
         has_none = summary.tying == Tying.NO_HEAD.value
         facts.append(("vocabulary head", "none" if has_none else summary.tying))

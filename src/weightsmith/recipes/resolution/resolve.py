@@ -84,7 +84,7 @@ def _chained(recipe: Recipe, inputs: Inputs) -> tuple[Views, Outcome | None]:
     Each step of the chain is a line here, in the order in which they follow one another. Adapters come before all of
     them, where a reference is opened, and untying after them, which is decided recipe by recipe.
     """
-    views = spelled_views(recipe.document, inputs, inputs.problems)
+    views = spelled_views(recipe.document, inputs)
     vocabulary = None
     section = _tokenizer_section(recipe.document)
     if section is not None:

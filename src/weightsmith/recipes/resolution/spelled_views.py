@@ -16,6 +16,7 @@ from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.input_chain import Views
+from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import shown
 from weightsmith.wording import counted
@@ -40,10 +41,10 @@ class InSpelling:
         return view_of(found, view.label)
 
 
-def spelled_views(document: RecipeDocument, views: Views, problems: Problems) -> Views:
+def spelled_views(document: RecipeDocument, inputs: Inputs) -> Views:
     """The chain in which every checkpoint has the names of the one whose configuration the result takes."""
-    like = views.view(config_source_of(document)).checkpoint
-    return views.then(InSpelling(like, problems))
+    like = inputs.checkpoint(config_source_of(document))
+    return inputs.then(InSpelling(like, inputs.problems))
 
 
 def _note(label: str, found: Checkpoint, like: Checkpoint) -> Finding:
@@ -79,9 +80,7 @@ def _strange(view: View, frame: View, shared: int) -> Finding:
     )
 
 
-def _pair(
-    mine: Mapping[str, OutputTensor], theirs: Mapping[str, OutputTensor]
-) -> tuple[str, str]:
+def _pair(mine: Mapping[str, OutputTensor], theirs: Mapping[str, OutputTensor]) -> tuple[str, str]:
     """A name of each that the other lacks, of tensors of one shape whose names end alike, if there are such."""
     own = [name for name in mine if name not in theirs]
     by_end: dict[tuple[str, tuple[int, ...]], str] = {}
