@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tests.checkpoints.spelled_models import build, config_of, save, stored, write
 
 import weightsmith
-from weightsmith.checkpoints import open_checkpoint
+from weightsmith.checkpoints import open_checkpoint, write_statistics
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import errors_among
 from weightsmith.inspection import compare_checkpoints
@@ -167,6 +167,38 @@ def test_a_model_that_has_both_spellings_is_read_in_neither(tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE.format(base=memory[0], one=both, other=memory[2]))
     codes = {f.code for f in weightsmith.plan(tmp_path / "r.yaml").findings}
     assert "spelling" not in codes
+
+
+def test_statistics_of_a_model_go_by_the_names_in_its_own_file(tmp_path):
+    files, memory = three("vit", tmp_path)
+
+    def weighted(folders, name):
+        models = []
+        for number, folder in enumerate(folders):
+            tensors = {k: (t.numpy() + number) ** 2 for k, t in stored(folder).items()}
+            file = tmp_path / f"{name}-{number}.safetensors"
+            write_statistics(file, tensors, kind="fisher", of=folder, data="none", samples=4)
+            models.append({"model": str(folder), "statistics": str(file)})
+        recipe = {"weightsmith": 1, "merge_method": "fisher", "models": models}
+        weightsmith.merge(recipe, tmp_path / name)
+        return stored(tmp_path / name)
+
+    wanted = weighted(files[:2], "one")
+    found = weighted([files[0], memory[1]], "mixed")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+def test_labels_follow_the_recipe_whichever_model_gives_the_names(tmp_path):
+    """They seed random masks, so that another order would give other bytes."""
+    for place, seed in (("p", 1), ("q", 2), ("r", 3)):
+        save(build("llama", seed), tmp_path / place / "x")
+    text = RECIPE.format(base="r/x", one="p/x", other="q/x")
+    (tmp_path / "r.yaml").write_text(text)
+    resolved = weightsmith.plan(tmp_path / "r.yaml").resolved
+    places = {label: found.path.parent.name for label, found in resolved.checkpoints.items()}
+    assert list(places.values()) == ["p", "q", "r"]
+    assert places[resolved.base] == "r"
 
 
 def test_experts_apart_are_those_of_a_stack_in_comparisons_and_adapters(tmp_path):
