@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Adapter, Update
-from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
+from weightsmith.adapters.applying import combined, fitted
 from weightsmith.adapters.experts import apart
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import INPUT_FIRST_EXPERTS, Checkpoint
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors import shown
 
@@ -71,7 +71,7 @@ def fitted_updates(
     names = names or Names(base)
     updates = _of_component(adapter, component, names)
     if not adapter.flattened:
-        updates = apart(updates, names.find)
+        updates = apart(updates, names)
     updates, settle = joined_with_ties(base, adapter, updates)
     found = resolve(adapter, updates, names)
     turned = turned_stacks(base)

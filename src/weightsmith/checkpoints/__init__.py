@@ -98,6 +98,14 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
+    from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.spelling_facts import HEADS as HEADS
+    from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS as INPUT_FIRST_EXPERTS
+    from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
+    from weightsmith.checkpoints.spellings import Spelling as Spelling
+    from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
+    from weightsmith.checkpoints.spellings import spelling_of as spelling_of
+    from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -117,6 +125,8 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "HEADS": "weightsmith.checkpoints.spelling_facts",
+            "INPUT_FIRST_EXPERTS": "weightsmith.checkpoints.spelling_facts",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
@@ -131,7 +141,9 @@ else:
             "Parent": "weightsmith.checkpoints.card",
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
+            "Spelling": "weightsmith.checkpoints.spellings",
             "Stack": "weightsmith.checkpoints.stacks",
+            "STACKED": "weightsmith.checkpoints.spelling_facts",
             "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
             "StatisticsHeader": "weightsmith.checkpoints.formats.statistics_header",
@@ -154,6 +166,7 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
+            "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
             "listed": "weightsmith.checkpoints.formats.statistics",
@@ -179,9 +192,12 @@ else:
             "read_weights": "weightsmith.checkpoints.formats.weights",
             "require_match": "weightsmith.checkpoints.formats.statistics",
             "require_names": "weightsmith.checkpoints.formats.statistics",
+            "respelled": "weightsmith.checkpoints.respelling",
             "sections": "weightsmith.checkpoints.nested_config",
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
+            "spelling_of": "weightsmith.checkpoints.spellings",
+            "stacks_experts": "weightsmith.checkpoints.spellings",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",

@@ -87,7 +87,8 @@ class Checkpoint:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
-    `metadata` is that of a single safetensors file.
+    `metadata` is that of a single safetensors file. `own_names` has what the files call a tensor that is seen under
+    another name here, all pieces of it, or the whole that it is a piece of (`respelling`).
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Checkpoint:
     base_source: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
+    own_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def is_folder(self) -> bool:

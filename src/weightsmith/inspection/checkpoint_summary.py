@@ -15,6 +15,7 @@ from weightsmith.checkpoints import (
     first_of,
     is_package,
     layer_count_of,
+    spelling_of,
     vocabulary_size_of,
 )
 from weightsmith.errors import CheckpointError, UsageError
@@ -69,6 +70,15 @@ class StackRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SpellingRow:
+    """How many tensors a network calls otherwise in memory than their file, and the first of them with both names."""
+
+    tensors: int
+    file: str
+    memory: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSummary:
     """All that `weightsmith inspect` shows; where the headers are damaged only `findings` has content."""
 
@@ -83,6 +93,7 @@ class CheckpointSummary:
     roles: tuple[RoleRow, ...] = ()
     stacks: tuple[StackRow, ...] = ()
     layers: int = 0
+    spelling: SpellingRow | None = None
     tying: str = ""
     ties: tuple[tuple[str, ...], ...] = ()
     vocabulary: int | None = None
@@ -112,6 +123,7 @@ class CheckpointSummary:
             ],
             "stacks": [asdict(stack) for stack in self.stacks],
             "layers": self.layers,
+            **({"spelling": asdict(self.spelling)} if self.spelling is not None else {}),
             "output_head": self.tying,
             "ties": [list(group) for group in self.ties],
             "vocabulary": self.vocabulary,
@@ -146,6 +158,7 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
         roles=_roles(checkpoint),
         stacks=tuple(StackRow(s.prefix, s.count, s.elements) for s in checkpoint.stacks.values()),
         layers=checkpoint.layer_count,
+        spelling=_spelling(checkpoint),
         tying=checkpoint.tying.value,
         ties=tuple(tuple(sorted(group)) for group in checkpoint.ties),
         vocabulary=checkpoint.vocab_size,
@@ -226,6 +239,13 @@ def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
         for kind, members in names.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.parameters, row.role)))
+
+
+def _spelling(checkpoint: Checkpoint) -> SpellingRow | None:
+    spelling = spelling_of(checkpoint.config, checkpoint.tensors)
+    names = [(name, spelling.canonical(name)) for name in checkpoint.tensors]
+    other = [(name, memory) for name, memory in names if name != memory]
+    return SpellingRow(len(other), *other[0]) if other else None
 
 
 def _facts(config: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.engine import JobSettings, measure_each, measure_group
 from weightsmith.graph import (
     Scalar,
@@ -141,6 +141,7 @@ def measure_interference(
     Reads every floating-point tensor that all have in one shape once. O(K^2) sums per tensor for K experts; memory is
     K + 1 tiles per thread (default: all cores). Raises CheckpointError for damaged files.
     """
+    experts = [respelled(expert, base) for expert in experts]
     floats = [name for name, tensor in base.tensors.items() if tensor.dtype.is_float]
     common = [name for name in floats if all(_fits(base, expert, name) for expert in experts)]
     groups = [[model.tensors[name] for model in (base, *experts)] for name in common]

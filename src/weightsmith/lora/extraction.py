@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.deltas import MatrixDifference, Measure, is_same, read_elements
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.graph import row_blocks
@@ -64,16 +64,16 @@ def extract(
         budget_bytes  bytes of all tensors that are written, spent where they gain most (see `allocation`)
 
     One of them is needed, and `rank` may be given with any as a limit. A tensor that is the same in both is not in the
-    adapter. `choices` are for tables, heads, biases and norms; fused experts are factored one by one. Factors are
-    stored in `dtype`, whole tensors so that nothing is lost. The result does not depend on `threads`. `progress`
-    counts tensors.
+    adapter. A fine-tune that names the network otherwise is read in the base's spelling. `choices` are for tables,
+    heads, biases and norms; fused experts are factored one by one. Factors are stored in `dtype`, whole tensors so that
+    nothing is lost. The result does not depend on `threads`. `progress` counts tensors.
 
     Raises UsageError for bounds that mean nothing, CompatibilityError for models that do not fit together, that are
     equal, or that cannot be held to the bound in `dtype`, and NonFiniteError for NaN or infinities in a changed tensor.
     """
     bound = RankBound(rank, energy, error)
     _check(bound, budget_bytes, dtype)
-    parts = parts_of(finetune, base, choices or Choices())
+    parts = parts_of(respelled(finetune, base), base, choices or Choices())
     doubled = tied_head(base) or ()
     workers = _Workers(threads, progress or Silence())
     measures = workers.all("comparing", _measure, parts)

@@ -15,6 +15,7 @@ from weightsmith.lora.expert_writing import expert_tensors
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.lora.module_factors import ModuleFactors, module_factors, most_common, plain
 from weightsmith.lora.names_in_memory import in_memory, renamed_adapter, renamed_base
+from weightsmith.lora.parameters_in_memory import with_parameters
 from weightsmith.lora.saved_modules import SavedModules, decide_saved_modules, stored, tied_head
 from weightsmith.lora.storing import Files, StoredFactor
 from weightsmith.tensors import DType, shown
@@ -38,10 +39,11 @@ def peft_files(
     `magnitudes` (DoRA) are by target; `task` is PEFT's task type, where it does not follow from the base. Raises
     CompatibilityError for what PEFT cannot hold.
     """
-    renaming = in_memory(base)
-    adapter = renamed_adapter(adapter, renaming)
-    base = None if base is None else renamed_base(base, renaming)
-    magnitudes = {renaming(name): values for name, values in (magnitudes or {}).items()}
+    rename = in_memory(base)
+    adapter = renamed_adapter(adapter, rename)
+    base = None if base is None else renamed_base(base, rename)
+    adapter = with_parameters(adapter, base)
+    magnitudes = {rename(name): values for name, values in (magnitudes or {}).items()}
     adapter = _with_tied(adapter, base)
     modules = module_factors(adapter, magnitudes)
     experts = expert_tensors(adapter, PREFIX)

@@ -40,6 +40,7 @@ class Inputs:
         self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
         self._opener = opener
+        self._found: dict[Reference, Checkpoint] = {}
         self._opened: dict[Reference, View] = {}
         self._as_opened: dict[str, Checkpoint] = {}
         self._labels = Labels()
@@ -50,10 +51,16 @@ class Inputs:
         """What leaves of formulas are looked up in, by label."""
         return self.sources.checkpoints
 
+    def checkpoint(self, reference: Reference) -> Checkpoint:
+        """The checkpoint that a recipe calls `reference`, which has no label before it is viewed."""
+        if reference not in self._found:
+            self._found[reference] = called(self._opener(reference), reference)
+        return self._found[reference]
+
     def view(self, reference: Reference) -> View:
         """The checkpoint that a recipe calls `reference`, as it is opened: with its adapters and nothing else done."""
         if reference not in self._opened:
-            checkpoint = called(self._opener(reference), reference)
+            checkpoint = self.checkpoint(reference)
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
             label = self._labels.new(_short_name(checkpoint))
             for finding in checkpoint.findings():

@@ -168,8 +168,10 @@ def _stored(file: MeasuredStatistics, view: View, item: OutputTensor) -> Measure
     if not isinstance(formula, Leaf) or formula.checkpoint != view.label:
         return None
     tied = next((group for group in view.ties if item.name in group), frozenset())
+    own_names = view.checkpoint.own_names
     for name in (formula.tensor, *sorted(tied)):
-        parts = file.statistics.names(name, file.word)
+        own = own_names.get(name, (name,))
+        parts = file.statistics.names(own[0], file.word) if len(own) == 1 else ()
         if parts:
             leaves = tuple(Leaf(file.label, part) for part in parts)
             first = file.statistics.checkpoint.tensors[parts[0]]

@@ -35,6 +35,7 @@ from weightsmith.recipes.resolution.output_sections import (
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.spelled_views import strange_names
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
@@ -103,19 +104,15 @@ class Resolver:
             config_source = self.view(document.donor, within)
         combiner = self._combiner(document, semantics, seed)
         work = _Work(document, within, config_source, base, combiner)
-        if document.expression is not None:
-            self._expression(work, document.expression)
-        elif document.modules is not None:
-            self._modules(work, document.modules)
-        else:
-            frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
-            self._part(work, frame, document.models, document.slices)
-        steps = step_statistics(document, base, combiner, self.inputs.measured)
-        items = post_steps(document, work.items, work.bases, within, steps)
-        self._note_unused(work.combiner)
-        self._warn_of_idle_rules(work)
+        items: tuple[OutputTensor, ...] = ()
+        if not self._has_strangers(document, config_source, named):
+            self._combined(work)
+            steps = step_statistics(document, base, combiner, self.inputs.measured)
+            items = tuple(post_steps(document, work.items, work.bases, within, steps))
+            self._note_unused(work.combiner)
+            self._warn_of_idle_rules(work)
         return RecipeResult(
-            items=tuple(items),
+            items=items,
             config_source=config_source,
             base=base,
             inputs=tuple(named),
@@ -126,6 +123,28 @@ class Resolver:
             output_dtype=work.combiner.output_dtype,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
+
+    def _has_strangers(
+        self, document: RecipeDocument, config_source: View, named: Sequence[View]
+    ) -> bool:
+        """Whether models have too few names in common to be merged by them, with an error for each."""
+        if document.modules is not None or document.slices is not None:
+            return False
+        strange = strange_names(config_source, named)
+        for finding in strange:
+            self._problems.add(finding)
+        return bool(strange)
+
+    def _combined(self, work: _Work) -> None:
+        document = work.document
+        if document.expression is not None:
+            self._expression(work, document.expression)
+        elif document.modules is not None:
+            self._modules(work, document.modules)
+        else:
+            levels = (document.parameters or {},)
+            frame = _Frame(document, "", work.scope.name, work.base, levels, _whole)
+            self._part(work, frame, document.models, document.slices)
 
     def _chained(
         self, document: RecipeDocument, scope: RecipeScope

@@ -21,6 +21,7 @@ from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
+from weightsmith.recipes.resolution.spelled_views import spelled_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors import parse_size
@@ -83,7 +84,7 @@ def _chained(recipe: Recipe, inputs: Inputs) -> tuple[Views, Outcome | None]:
     Each step of the chain is a line here, in the order in which they follow one another. Adapters come before all of
     them, where a reference is opened, and untying after them, which is decided recipe by recipe.
     """
-    views: Views = inputs
+    views = spelled_views(recipe.document, inputs)
     vocabulary = None
     section = _tokenizer_section(recipe.document)
     if section is not None:
