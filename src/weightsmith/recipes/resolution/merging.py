@@ -30,12 +30,13 @@ from weightsmith.recipes.resolution.output_sections import (
     MergeSection,
     MethodPlan,
     SectionSource,
+    are_alike,
     treatment_of,
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
-from weightsmith.recipes.resolution.spelled_views import strange_names
+from weightsmith.recipes.resolution.spelled_views import have_common_names
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
@@ -105,7 +106,7 @@ class Resolver:
         combiner = self._combiner(document, semantics, seed)
         work = _Work(document, within, config_source, base, combiner)
         items: tuple[OutputTensor, ...] = ()
-        if not self._has_strangers(document, config_source, named):
+        if have_common_names(document, config_source, named, self._problems):
             self._combined(work)
             steps = step_statistics(document, base, combiner, self.inputs.measured)
             items = tuple(post_steps(document, work.items, work.bases, within, steps))
@@ -123,17 +124,6 @@ class Resolver:
             output_dtype=work.combiner.output_dtype,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
         )
-
-    def _has_strangers(
-        self, document: RecipeDocument, config_source: View, named: Sequence[View]
-    ) -> bool:
-        """Whether models have too few names in common to be merged by them, with an error for each."""
-        if document.modules is not None or document.slices is not None:
-            return False
-        strange = strange_names(config_source, named)
-        for finding in strange:
-            self._problems.add(finding)
-        return bool(strange)
 
     def _combined(self, work: _Work) -> None:
         document = work.document
@@ -252,7 +242,7 @@ class Resolver:
             ]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
-            alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
+            alike = next((j for j, other in enumerate(sections) if are_alike(section, other)), i)
             sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
         config_source = frame.restrict(work.config_source)
         if (
@@ -487,16 +477,6 @@ def _section(
     )
     levels = (*own, *frame.levels)
     return MergeSection(where, scope, tuple(sources), base, method, preset, levels, modify)
-
-
-def _alike(section: MergeSection, other: MergeSection) -> bool:
-    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
-
-    def identity(one: MergeSection) -> tuple[object, ...]:
-        labels = tuple(source.view.label for source in one.sources)
-        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
-
-    return identity(section) == identity(other)
 
 
 def _restricted(

@@ -220,3 +220,13 @@ class Labels:
             made = f"{label}#{self._counts[label]}"
         self._taken.add(made)
         return made
+
+
+def are_alike(section: MergeSection, other: MergeSection) -> bool:
+    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
+
+    def identity(one: MergeSection) -> tuple[object, ...]:
+        labels = tuple(source.view.label for source in one.sources)
+        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
+
+    return identity(section) == identity(other)

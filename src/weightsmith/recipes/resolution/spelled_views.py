@@ -58,14 +58,24 @@ def _note(label: str, found: Checkpoint, like: Checkpoint) -> Finding:
     )
 
 
-def strange_names(frame: View, merged: Sequence[View]) -> list[Finding]:
-    """An error for every model that has less than half of its names, or of the frame's, in common with the frame."""
-    return [
+def have_common_names(
+    document: RecipeDocument, frame: View, merged: Sequence[View], problems: Problems
+) -> bool:
+    """False with an error for every model that has less than half of its names, or of the frame's, in common with it.
+
+    Modules and slices say themselves what belongs together.
+    """
+    if document.modules is not None or document.slices is not None:
+        return True
+    strange = [
         _strange(view, frame, shared)
         for view in merged
         if (shared := len(view.items.keys() & frame.items.keys())) * 2
         < min(len(view.items), len(frame.items))
     ]
+    for finding in strange:
+        problems.add(finding)
+    return not strange
 
 
 def _strange(view: View, frame: View, shared: int) -> Finding:
