@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.engine.outputs.storage import Target
@@ -20,11 +20,11 @@ from weightsmith.engine.running.scheduler import Rounds
 from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.errors import GradientError, UsageError
 from weightsmith.graph import (
-    Cut,
     Node,
     PassSpec,
     Scalar,
     Scope,
+    Threshold,
     Value,
     dot,
     has_row_nodes,
@@ -37,7 +37,7 @@ from weightsmith.graph import (
 from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor, read_bytes
 
 if TYPE_CHECKING:
-    from weightsmith.graph import GradientTile
+    from weightsmith.graph import GradientTile, TilePass
 
 # Sources that are read in one pass of inner products, and numbers that are held while a tile is pulled back.
 _MOST_SOURCES, _HELD_NUMBERS = 4, 1 << 22
@@ -91,7 +91,7 @@ class _Dependence:
             if node.op == "free" or any(part in self.nodes for part in node.inputs):
                 self.nodes[node] = None
         self.numbers = [node for node in self.nodes if node.op == "free"]
-        measured = [node for node in self.nodes if isinstance(node, (Scalar, Cut))]
+        measured = [node for node in self.nodes if isinstance(node, (Scalar, Threshold))]
         reduced = [n for n in measured if n.op in ("total", "dot", "peak", "largest")]
         self.reductions = [n for n in reduced if isinstance(n, Scalar) and n.scope is not Scope.ROW]
         self._model = [node for node in reduced if node.scope is Scope.MODEL]
@@ -178,7 +178,7 @@ def _by_tiles(job: TensorJob, output: Value, loss: LazyTensor) -> dict[Node, flo
     known = {node: found for node, found in job.known.items() if not is_row_reduction(node)}
     spec = PassSpec(job.shape, tuple(s.dtype for s in job.sources), known=known, wide=job.wide)
     pull = Pull(spec, (*below.numbers, *below.reductions))
-    tiles = _Tiles(job, loss, len(below.nodes), known)
+    tiles = _Tiles(job, loss, len(below.nodes), spec)
     found = pull.of_output(output, tiles.of([output]))
     for reduction in reversed(below.reductions):
         weight = found[reduction]
@@ -196,14 +196,18 @@ class _Tiles:
     job: TensorJob
     loss: LazyTensor
     nodes: int
-    known: Mapping[Node, Any]
+    spec: PassSpec
 
     def of(self, roots: Sequence[Node]) -> Iterator[GradientTile]:
         """The tiles with what a pass over the roots reads."""
         from weightsmith.graph import GradientTile
 
-        used = used_sources(roots, self.known)
-        step = self._step(has_row_nodes(roots, self.known))
+        used = used_sources(roots, self.spec.known)
+        selections = [
+            n for n in walk(roots, self.spec.known) if isinstance(n, Value) and n.op == "above"
+        ]
+        selecting = self._selecting(selections) if selections else None
+        step = self._step(has_row_nodes(roots, self.spec.known))
         for start in range(0, self.job.numel, step):
             count = min(step, self.job.numel - start)
             buffers = [
@@ -211,7 +215,17 @@ class _Tiles:
                 for i, tensor in enumerate(self.job.sources)
             ]
             loss = memoryview(read_bytes(self.loss, start, start + count)), self.loss.dtype
-            yield GradientTile(start, count, buffers, loss)
+            masks = [memoryview(bytearray(count * self.spec.work.itemsize)) for _ in selections]
+            if selecting is not None:
+                selecting.run(buffers, start, count, masks)
+            selected: dict[Node, memoryview] = dict(zip(selections, masks, strict=True))
+            yield GradientTile(start, count, buffers, loss, selected)
+
+    def _selecting(self, selections: Sequence[Value]) -> TilePass:
+        """The pass of the merge's own backend for masks of what thresholds select."""
+        outputs = tuple((mask, self.spec.work) for mask in selections)
+        spec = replace(self.spec, outputs=outputs)
+        return self.job.settings.backend.compile(spec)
 
     def _step(self, rows: bool) -> int:
         step = max(1, min(_LARGEST_TILE, _HELD_NUMBERS // max(self.nodes, 1)))

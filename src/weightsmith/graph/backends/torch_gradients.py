@@ -24,13 +24,15 @@ _CPU = torch.device("cpu")
 class GradientTile:
     """Elements [start, start + count) of a tensor: the bytes of each source, None where it is not used.
 
-    `loss` are those of dL/d output in the tile, with their dtype.
+    `loss` are those of dL/d output in the tile, with their dtype. `selected` has masks of the tile, in work precision,
+    as the merge computes them: an element at a threshold differs in its last bit where other kernels compute it.
     """
 
     start: int
     count: int
     buffers: Sequence[memoryview | None]
     loss: tuple[memoryview, DType]
+    selected: Mapping[Node, memoryview]
 
 
 class Pull:
@@ -70,9 +72,15 @@ class Pull:
         weigh: Callable[[GradientTile, list[Tensor]], Tensor],
     ) -> dict[Node, float]:
         known = {**_as_tensors(self._spec.known), **self._leaves}
-        interpreter = Interpreter(roots, known, self._work, has_row_nodes(roots, known))
+        interpreter = self._interpreter(roots, known)
         totals = dict.fromkeys(self._leaves, 0.0)
         for tile in tiles:
+            if tile.selected:
+                masks = {
+                    n: decode(m, self._spec.work, self._work, _CPU)
+                    for n, m in tile.selected.items()
+                }
+                interpreter = self._interpreter(roots, {**known, **masks})
             with torch.enable_grad():
                 values = interpreter.run(
                     self._decoded(tile), tile.start, tile.count, self._row_length
@@ -81,6 +89,9 @@ class Pull:
             for node, found in _gradients(scalar, self._leaves).items():
                 totals[node] += found
         return totals
+
+    def _interpreter(self, roots: Sequence[Node], known: Mapping[Node, Any]) -> Interpreter:
+        return Interpreter(roots, known, self._work, has_row_nodes(roots, known))
 
     def _decoded(self, tile: GradientTile) -> list[Tensor | None]:
         dtypes = self._spec.source_dtypes
