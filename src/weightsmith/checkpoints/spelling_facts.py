@@ -15,16 +15,16 @@ Renamings = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Types of models whose files name their tensors alike."""
+class NamedAlike:
+    """Types of models whose files name their tensors alike: a family."""
 
     types: frozenset[str]
     renamings: Renamings
     mark: str = ""
 
 
-def _family(types: str, *renamings: tuple[str, str], mark: str = "") -> Family:
-    return Family(frozenset(types.split()), renamings, mark)
+def _family(types: str, *renamings: tuple[str, str], mark: str = "") -> NamedAlike:
+    return NamedAlike(frozenset(types.split()), renamings, mark)
 
 
 # What trainers put around a model, and the names that norms and weight norms once had in every family.
@@ -64,7 +64,7 @@ _MIXTRAL: Renamings = (
     (r"(\.experts\.\d+)\.w3\.", r"\1.up_proj."),
 )
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: tuple[NamedAlike, ...] = (
     _family(
         "llava llava_next llava_next_video llava_onevision vipllava video_llava paligemma gemma3 mistral3 aya_vision "
         "internvl got_ocr2 fuyu mllama qwen2_audio",

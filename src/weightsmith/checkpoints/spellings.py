@@ -26,7 +26,7 @@ from weightsmith.checkpoints.spelling_facts import (
     ROUTERS_APART,
     STACKED,
     STACKED_IN_MEMORY,
-    Family,
+    NamedAlike,
     Renamings,
 )
 
@@ -117,7 +117,7 @@ def keeps_routers_apart(config: Mapping[str, Any] | None) -> bool:
     return not _types(config).isdisjoint(ROUTERS_APART)
 
 
-def _families(types: frozenset[str], listed: str) -> list[Family]:
+def _families(types: frozenset[str], listed: str) -> list[NamedAlike]:
     if types != {"None"}:
         return [family for family in FAMILIES if family.types & types]
     return [f for f in FAMILIES if f.mark and re.search(f.mark, listed, re.MULTILINE)]
