@@ -35,7 +35,7 @@ CONFIG = {
 }
 # Without numbers among their parameters, with an output of their own, or with statistics.
 WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma"}
-MEASURED = {"fisher", "ota", "rcp", "regmean", "repair"}
+MEASURED = {"aim", "fisher", "ota", "rcp", "regmean", "repair", "sens", "tatr"}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from weightsmith.checkpoints import (
     Checkpoint,
     Statistics,
     Tying,
-    by_weight,
     is_of,
     require_match,
     require_names,
