@@ -42,14 +42,14 @@ def with_parameters(adapter: LowRankAdapter, base: Checkpoint | None) -> LowRank
 
 
 def _router(found: Factors, base: Checkpoint) -> Factors:
-    role = base.roles.get(found.target)
+    role = base.places.get(found.target)
     if role is None or role.kind is not Kind.ROUTER or found.part is not None:
         return found
     return replace(found, part=0, shape=(1, *found.shape))
 
 
 def _stacked(factors: Mapping[str, Factors], base: Checkpoint) -> dict[str, Factors]:
-    wholes: dict[str, _Parts] = defaultdict(dict)
+    saved_modules: dict[str, _Parts] = defaultdict(dict)
     kept: dict[str, Factors] = {}
     for key, found in factors.items():
         match = _EXPERT.fullmatch(found.target)
@@ -58,8 +58,8 @@ def _stacked(factors: Mapping[str, Factors], base: Checkpoint) -> dict[str, Fact
             kept[key] = found
             continue
         name, place = whole
-        wholes[name][int(match[2]), place] = found
-    for name, parts in wholes.items():
+        saved_modules[name][int(match[2]), place] = found
+    for name, parts in saved_modules.items():
         for stacked in _experts(name, parts, base):
             kept[stacked.key] = stacked
     return kept
