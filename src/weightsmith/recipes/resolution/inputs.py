@@ -90,6 +90,8 @@ class Inputs:
                 self._require_own(reference, found, view)
             owner = self._as_opened[base.label if of_base and base is not None else view.label]
             require_names(found, owner)
+            from weightsmith.checkpoints import by_weight
+
             found = by_weight(found, owner)
             label = self._labels.new(Path(str(reference)).name)
             self.sources.add(label, found.checkpoint)
