@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import weightsmith
 from weightsmith.errors import UsageError
+from weightsmith.inspection import explain_tensor
 from weightsmith.statistics import Sample, Samples, logit_distances, next_tokens
 
 MODEL = "llama"
@@ -86,6 +87,24 @@ def test_a_step_relaxes_a_merge_by_the_activations_of_the_base(world, tmp_path):
         near(found[name], start + change)
     assert f"{DOWN}::input_magnitude" in channels
     assert "model.norm.weight::input_magnitude" in channels
+
+
+def test_the_plan_says_what_a_step_and_a_modifier_go_by(world):
+    models = [
+        {"model": str(world / f"e{i}"), "statistics": str(world / f"e{i}.channels.safetensors")}
+        for i in (1, 2)
+    ]
+    step = {"aim": {}, "statistics": str(world / "base.channels.safetensors")}
+    how = {"modify": [{"wanda": {"density": 0.5}}, "clip"], "then": [step]}
+    recipe = {"weightsmith": 1, "merge_method": "ties", "models": models, **how}
+    plan = weightsmith.plan(recipe | {"base_model": str(world / "base")})
+    aim = explain_tensor(plan, DOWN).formula
+    ((own,), wanda) = aim["statistics"], aim["experts"][0]["of"]["modifiers"][0]
+    assert own["checkpoint"] == str(world / "base.channels.safetensors")
+    assert own["tensor"] == f"{DOWN}::input_magnitude"
+    assert [found["checkpoint"] for found in wanda["statistics"]] == [
+        model["statistics"] for model in models
+    ]
 
 
 def test_the_trust_region_is_of_the_bases_gradients_over_the_experts_data(world, tmp_path):
