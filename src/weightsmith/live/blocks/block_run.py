@@ -13,7 +13,7 @@ What comes out is what the whole network gives, to the bit. Activations wait in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from weightsmith.live.blocks.activations import ActivationStore
 from weightsmith.live.blocks.block_structure import Part, find_parts
 from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.replay import Ask, Replay
+from weightsmith.live.gradient_catching import GradientCatcher
 from weightsmith.live.live_model import LiveModel
-from weightsmith.live.residency import requiring_gradients
 from weightsmith.live.watching import Watch, Watched
 
 _Asked = TypeVar("_Asked")
@@ -91,6 +91,7 @@ class BlockRun:
         self._parts = find_parts(model.name, model.module)
         self.store = ActivationStore(memory_bytes, folder)
         self.kept = KeptOutputs(self.store)
+        self.catcher = GradientCatcher()
         self.replay = Replay(model.name, ask, batches, self.kept)
         self._entered: list[Any] = []
 
@@ -166,7 +167,7 @@ class BlockRun:
         residency.place(loose, self.model.source, self.model.names)
         try:
             installed = self.replay.installed(self._parts)
-            with self.model.lending(), installed, self._trained(self.loose()):
+            with self.model.lending(), installed, self._catching(), self._trained(self.loose()):
                 yield
         finally:
             residency.release(loose)
@@ -174,8 +175,10 @@ class BlockRun:
 
     def _trained(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Have weights require gradients, if the run has any."""
-        chosen = self.model.parameters(names).values() if self._with_gradients else ()
-        return requiring_gradients(chosen)
+        return self.catcher.training(self.model.parameters(names) if self._with_gradients else {})
+
+    def _catching(self) -> AbstractContextManager[Any]:
+        return self.catcher if self._with_gradients else nullcontext()
 
     def _block(self, part: Part, call: int) -> Block:
         steps = self._through(call)
