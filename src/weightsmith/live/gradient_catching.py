@@ -91,7 +91,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Any) -> Any:
         weight, x = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
-        ctx.tell(Product(flat, x.reshape(-1, x.shape[-1])))
+        ctx.tell(Product(flat, x.detach().reshape(-1, x.shape[-1])))
         back = gradient @ weight if ctx.needs_input_grad[2] else None
         return None, None, back, flat.sum(0) if ctx.needs_input_grad[3] else None
 
@@ -109,7 +109,7 @@ class _Addmm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Any) -> Any:
         weight, x = ctx.saved_tensors
-        ctx.tell(Product(x, gradient))
+        ctx.tell(Product(x.detach(), gradient))
         back = gradient @ weight.T if ctx.needs_input_grad[2] else None
         return None, None, back, gradient.sum(0) if ctx.needs_input_grad[3] else None
 

@@ -114,6 +114,16 @@ class WeightGradient:
         return sum(tensor.numel() for term in self.terms for tensor in term.tensors)
 
     @property
+    def behind(self) -> int:
+        """The rows that were multiplied or looked up."""
+        return sum(len(term.tensors[0]) for term in self.terms if not isinstance(term, Whole))
+
+    @property
+    def device(self) -> str:
+        """The device of what it is made of."""
+        return str(self.terms[0].tensors[0].device)
+
+    @property
     def is_whole(self) -> bool:
         """Whether an array of the shape of the weights is among what it is made of."""
         return any(isinstance(term, Whole) for term in self.terms)

@@ -1,0 +1,58 @@
+"""Where sums over data lie: the small ones in memory, the large ones in files that are mapped, if there is a folder.
+
+What is mapped is written back to its file where memory is needed for other things.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightsmith.errors import ResourceError
+from weightsmith.wording import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Up to so many elements a sum over data is float64, and in memory.
+SMALL = 1 << 22
+
+
+class SumSpace:
+    """Room for sums; `folder` is where the large ones lie, None if all are to be in memory."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def zeros(self, count: int, device: str, *, wide: bool = True) -> Tensor:
+        """What a sum of so many elements begins with, flat: float64 where it is small, unless it is not to be `wide`.
+
+        Raises ResourceError where there is no room for the file.
+        """
+        import torch
+
+        dtype = torch.float64 if wide and count <= SMALL else torch.float32
+        if self._folder is None or count <= SMALL or device != "cpu":
+            return torch.zeros(count, dtype=dtype, device=device)
+        try:
+            return self._mapped(self._folder, count)
+        except OSError as error:
+            raise ResourceError(
+                f"There is no room for sums of {count * 4} bytes in {shown(self._folder)} ({error.strerror}); free some, or "
+                "choose another place for the output."
+            ) from error
+
+    @staticmethod
+    def _mapped(folder: Path, count: int) -> Tensor:
+        import torch
+
+        descriptor, place = tempfile.mkstemp(prefix="sum-", dir=folder)
+        try:
+            # Taken now, since a disk that is full when a page is written back ends the process.
+            os.posix_fallocate(descriptor, 0, 4 * count)
+            return torch.from_file(place, shared=True, size=count, dtype=torch.float32)
+        finally:
+            os.close(descriptor)
+            Path(place).unlink()
