@@ -18,8 +18,8 @@ from weightsmith.statistics.sum_space import SumSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Gradients wait for others until so many rows (tokens) are behind them.
-_ROWS = 512
+# Gradients wait for others until so many rows (tokens) are behind them, but for those of so many elements.
+_ROWS, _HELD = 512, 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +161,7 @@ class GroupedSums:
         waiting = self._waiting.setdefault(name, [])
         waiting.append(gradient)
         rows = sum(entry.value.behind for entry in waiting)
-        if gradient.value.is_whole or rows >= _ROWS:
+        if gradient.value.is_whole or gradient.value.held > _HELD or rows >= _ROWS:
             self._add_waiting(name, weights)
 
     def finish(self, weights: Mapping[str, Tensor]) -> None:
