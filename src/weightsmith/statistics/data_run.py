@@ -77,7 +77,7 @@ class DataRun:
         groups = list(self._groups())
         stage = self.progress.begin("collecting", len(groups), "batch")
         trained = self._parameters() if self.wanted.backward else {}
-        with self._watching(sums), catcher, catcher.training(trained):
+        with self._watching(sums), catcher.training(trained):
             for steps in groups:
                 for own in sums.values():
                     own.begin()
@@ -123,7 +123,8 @@ class DataRun:
             with torch.no_grad():
                 asking(steps[0])
             return
-        logs = asking.log_probabilities(steps[0])
+        with catcher:
+            logs = asking.log_probabilities(steps[0])
         parameters = self._parameters()
         for i, step in enumerate(steps):
             found = torch.autograd.grad(

@@ -1,7 +1,7 @@
 """Sums over gradients of scalars of single items: squares, and means with what they say of weights.
 
-A sum as large as the weights is gone through once for several items: their gradients are computed piece by piece, summed
-up in float32 while they lie in the processor's cache, and added to what was summed before.
+A sum as large as the weights is gone through once for several items: their gradients are computed piece by piece,
+summed up in float32 while they lie in the processor's cache, and added to what was summed before.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class SumSpace:
             return self._mapped(self._folder, count)
         except OSError as error:
             raise ResourceError(
-                f"There is no room for sums of {count * 4} bytes in {shown(self._folder)} ({error.strerror}); free some, or "
-                "choose another place for the output."
+                f"There is no room for sums of {4 * count} bytes in {shown(self._folder)} ({error.strerror}); free "
+                "some, or choose another place for the output."
             ) from error
 
     @staticmethod

@@ -25,6 +25,7 @@ import torch
 from weightsmith.live.blocks.activations import ActivationStore
 from weightsmith.live.blocks.block_structure import Part, find_parts
 from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
+from weightsmith.live.blocks.freed_memory import give_memory_back
 from weightsmith.live.blocks.replay import Ask, Replay
 from weightsmith.live.gradient_catching import GradientCatcher
 from weightsmith.live.live_model import LiveModel
@@ -92,7 +93,8 @@ class BlockRun:
         self.store = ActivationStore(memory_bytes, folder)
         self.kept = KeptOutputs(self.store)
         self.catcher = GradientCatcher()
-        self.replay = Replay(model.name, ask, batches, self.kept)
+        catching = self.catcher if with_gradients else nullcontext()
+        self.replay = Replay(model.name, ask, batches, self.kept, catching)
         self._entered: list[Any] = []
 
     def __enter__(self) -> BlockRun:
@@ -151,6 +153,7 @@ class BlockRun:
                 yield
         finally:
             residency.release(names)
+            give_memory_back()
 
     def loose(self) -> list[str]:
         """The weights of modules around lists, which are no part of any block and stay in memory."""
@@ -167,7 +170,7 @@ class BlockRun:
         residency.place(loose, self.model.source, self.model.names)
         try:
             installed = self.replay.installed(self._parts)
-            with self.model.lending(), installed, self._catching(), self._trained(self.loose()):
+            with self.model.lending(), installed, self._trained(self.loose()):
                 yield
         finally:
             residency.release(loose)
@@ -176,9 +179,6 @@ class BlockRun:
     def _trained(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Have weights require gradients, if the run has any."""
         return self.catcher.training(self.model.parameters(names) if self._with_gradients else {})
-
-    def _catching(self) -> AbstractContextManager[Any]:
-        return self.catcher if self._with_gradients else nullcontext()
 
     def _block(self, part: Part, call: int) -> Block:
         steps = self._through(call)
