@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,21 +65,34 @@ class GradientCatcher(TorchFunctionMode):
     ) -> Any:
         """Compute as the function does, and listen on the way back where a weight is used that is known."""
         named = kwargs or {}
-        read = _READERS.get(func)
-        if read is not None and torch.is_grad_enabled():
-            use = read(*args, **named)
-            if use is not None and id(use[0]) in self._names:
-                weight, *others = use
-                apply = _FUNCTIONS[func].apply
-                return apply(self._teller(self._names[id(weight)]), weight, *real(others))
+        use = _USES.get(func)
+        if use is not None and torch.is_grad_enabled():
+            found = use(*args, **named)
+            if found is not None and id(found.weight) in self._names:
+                apply: Any = found.function.apply
+                tell = self._teller(self._names[id(found.weight)])
+                # By rows, since a function's output that is a view could not be written to.
+                rows = apply(tell, found.weight, found.rows, found.other)
+                return rows.view(*found.shape, rows.shape[-1])
         return func(*args, **named)
 
     def _teller(self, name: str) -> _Tell:
         return lambda term: self._caught.setdefault(name, []).append(term)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Use:
+    """What reads a weight: rows [N, ...], what else it needs, and the shape of its output but for the last axis."""
+
+    function: type[torch.autograd.Function]
+    weight: Any
+    rows: Any
+    other: Any
+    shape: tuple[int, ...]
+
+
 class _Linear(torch.autograd.Function):
-    """x W^T + b."""
+    """x W^T + b, of rows x [N, I] and W [O, I]."""
 
     @staticmethod
     def forward(ctx: Any, tell: _Tell, weight: Any, x: Any, bias: Any) -> Any:
@@ -90,10 +104,9 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Any) -> Any:
         weight, x = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        ctx.tell(Product(flat, x.detach().reshape(-1, x.shape[-1])))
+        ctx.tell(Product(gradient, x.detach()))
         back = gradient @ weight if ctx.needs_input_grad[2] else None
-        return None, None, back, flat.sum(0) if ctx.needs_input_grad[3] else None
+        return None, None, back, gradient.sum(0) if ctx.needs_input_grad[3] else None
 
 
 class _Addmm(torch.autograd.Function):
@@ -115,61 +128,54 @@ class _Addmm(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
-    """Rows of W."""
+    """The rows of W at places [N], but for those of padding trained by what comes back."""
 
     @staticmethod
     def forward(ctx: Any, tell: _Tell, weight: Any, places: Any, padding: int) -> Any:
         ctx.tell, ctx.padding = tell, padding
         ctx.save_for_backward(places)
-        return functional.embedding(places, weight)
+        return weight.index_select(0, places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Any) -> Any:
-        places = ctx.saved_tensors[0].reshape(-1)
-        values = gradient.reshape(-1, gradient.shape[-1])
+        (places,) = ctx.saved_tensors
         if ctx.padding >= 0:
-            places, values = places[places != ctx.padding], values[places != ctx.padding]
+            gradient, places = gradient[places != ctx.padding], places[places != ctx.padding]
         own, index = places.unique(return_inverse=True)
-        sums = values.new_zeros((len(own), values.shape[1]))
-        with deterministic(values.device.type):
-            sums.index_add_(0, index, values)
+        sums = gradient.new_zeros((len(own), gradient.shape[1]))
+        with deterministic(gradient.device.type):
+            sums.index_add_(0, index, gradient)
         ctx.tell(Looked(own, sums))
         return None, None, None, None
 
 
-def _read_linear(x: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
-    return weight, x, bias
+def _use_linear(x: Any, weight: Any, bias: Any = None) -> _Use | None:
+    x = real(x)
+    if x.ndim < 2:
+        return None
+    return _Use(_Linear, weight, x.reshape(-1, x.shape[-1]), bias, tuple(x.shape[:-1]))
 
 
-def _read_addmm(bias: Any, x: Any, weight: Any, **others: Any) -> tuple[Any, ...] | None:
-    is_plain = not others and bias.ndim == 1
-    return (weight, x, bias) if is_plain else None
+def _use_addmm(bias: Any, x: Any, weight: Any, **others: Any) -> _Use | None:
+    if others or bias.ndim != 1:
+        return None
+    return _Use(_Addmm, weight, real(x), bias, tuple(x.shape[:-1]))
 
 
-def _read_embedding(
-    places: Any,
-    weight: Any,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> tuple[Any, ...] | None:
+def _use_embedding(
+    places: Any, weight: Any, padding_idx: int | None = None, **others: Any
+) -> _Use | None:
+    if any(others.get(key) for key in ("max_norm", "scale_grad_by_freq", "sparse")):
+        return None
     padding = -1 if padding_idx is None else padding_idx % len(weight)
-    is_plain = max_norm is None and not scale_grad_by_freq and not sparse
-    return (weight, places, padding) if is_plain else None
+    return _Use(_Embedding, weight, real(places).reshape(-1), padding, tuple(places.shape))
 
 
-_READERS: dict[Any, Callable[..., tuple[Any, ...] | None]] = {
-    functional.linear: _read_linear,
-    functional.embedding: _read_embedding,
-    torch.addmm: _read_addmm,
-}
-_FUNCTIONS: dict[Any, type[torch.autograd.Function]] = {
-    functional.linear: _Linear,
-    functional.embedding: _Embedding,
-    torch.addmm: _Addmm,
+_USES: dict[Any, Callable[..., _Use | None]] = {
+    functional.linear: _use_linear,
+    functional.embedding: _use_embedding,
+    torch.addmm: _use_addmm,
 }
 
 

@@ -54,7 +54,9 @@ class ItemScalar:
         if self.source == "labels":
             return self._chosen(logs.of_classes(labels.clamp(min=0)), counted)
         if self.source == "exact":
-            own = self._chosen(logs.of_classes(labels.new_full(labels.shape, self.label)), counted)
+            own = self._chosen(
+                logs.of_classes(labels.new_full(labels.shape, self.label or 0)), counted
+            )
             return own * own.detach().exp().sqrt()
         drawn = self._drawn(logs.values)
         return self._chosen(logs.of_classes(drawn), counted) / math.sqrt(self.draws)

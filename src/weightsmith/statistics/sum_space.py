@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightsmith.errors import ResourceError
-from weightsmith.wording import shown
+from weightsmith.tensors import allocate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,30 +28,25 @@ class SumSpace:
     def zeros(self, count: int, device: str, *, wide: bool = True) -> Tensor:
         """What a sum of so many elements begins with, flat: float64 where it is small, unless it is not to be `wide`.
 
-        Raises ResourceError where there is no room for the file.
+        Raises ResourceError where there is no room for the file, OutputError where there can be none.
         """
         import torch
 
         dtype = torch.float64 if wide and count <= SMALL else torch.float32
         if self._folder is None or count <= SMALL or device != "cpu":
             return torch.zeros(count, dtype=dtype, device=device)
-        try:
-            return self._mapped(self._folder, count)
-        except OSError as error:
-            raise ResourceError(
-                f"There is no room for sums of {4 * count} bytes in {shown(self._folder)} ({error.strerror}); free "
-                "some, or choose another place for the output."
-            ) from error
+        return _mapped(self._folder, count)
 
-    @staticmethod
-    def _mapped(folder: Path, count: int) -> Tensor:
-        import torch
 
-        descriptor, place = tempfile.mkstemp(prefix="sum-", dir=folder)
-        try:
-            # Taken now, since a disk that is full when a page is written back ends the process.
-            os.posix_fallocate(descriptor, 0, 4 * count)
-            return torch.from_file(place, shared=True, size=count, dtype=torch.float32)
-        finally:
-            os.close(descriptor)
-            Path(place).unlink()
+def _mapped(folder: Path, count: int) -> Tensor:
+    """Zeros in a file that is gone with them."""
+    import torch
+
+    descriptor, place = tempfile.mkstemp(prefix="sum-", dir=folder)
+    try:
+        # A disk that is full only when a page is written back would end the process.
+        allocate(descriptor, 4 * count, Path(place))
+        return torch.from_file(place, shared=True, size=count, dtype=torch.float32)
+    finally:
+        os.close(descriptor)
+        Path(place).unlink()

@@ -24,8 +24,8 @@ import torch
 
 from weightsmith.live.blocks.activations import ActivationStore
 from weightsmith.live.blocks.block_structure import Part, find_parts
-from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.freed_memory import give_memory_back
+from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.replay import Ask, Replay
 from weightsmith.live.gradient_catching import GradientCatcher
 from weightsmith.live.live_model import LiveModel

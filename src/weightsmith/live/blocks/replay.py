@@ -40,8 +40,8 @@ class Stepped:
 class Replay:
     """Runs `ask` on batches up to calls of parts, which are numbered in the order in which they come.
 
-    `catching` is around all that runs. `calls` are the parts of the calls that are known. Raises UsageError for a network
-    that cannot be run so.
+    `catching` is around all that runs. `calls` are the parts of the calls that are known. Raises UsageError for a
+    network that cannot be run so.
     """
 
     def __init__(
