@@ -5,7 +5,7 @@
     python benchmarks/collect.py memory                     # memory block by block, each kind alone
     python benchmarks/collect.py memory --shape llama-1b --kinds gram fisher
 
-Weights are random, in bfloat16 files, of the shapes of SmolLM2-135M or Llama-3.2-1B; `--tokens` drawn ones make an item.
+Weights are random, in bfloat16 files, of the shapes of SmolLM2-135M or Llama-3.2-1B; an item has `--tokens` drawn ones.
 """
 
 from __future__ import annotations

@@ -150,10 +150,15 @@ class WeightGradient:
 
     def dense(self) -> Tensor:
         """The gradient as one array, in the dtype of its terms."""
-        terms = [_as_array(self.shape, term) for term in self.terms]
-        found = terms[0]
-        for other in terms[1:]:
-            found = found + other
+        first, *others = self.terms
+        found = _as_array(self.shape, first)
+        if others and isinstance(first, Whole):
+            found = found.clone()
+        for other in others:
+            if isinstance(other, Looked):
+                found[other.places] += other.values
+            else:
+                found += _as_array(self.shape, other)
         return found
 
     def compact(self) -> WeightGradient:
