@@ -15,19 +15,28 @@ from weightsmith.live import (
     Block,
     BlockGradients,
     BlockRun,
+    GradientCatcher,
     LiveModel,
     PartGradients,
     Passage,
+    WeightGradient,
     count_parts,
-    requiring_gradients,
+    gradients_by_files,
+    gradients_of,
 )
 from weightsmith.progress import Progress
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
 from weightsmith.statistics.forward_sums import ChannelSums, ForwardSums, GramSums
-from weightsmith.statistics.gradient_sums import GradientSums, SquareSums
+from weightsmith.statistics.gradient_sums import (
+    GradientSums,
+    GroupedSums,
+    ScalarGradient,
+    SquareSums,
+)
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.routing_sums import RoutingSums
 from weightsmith.statistics.samples import Samples, counted_labels
+from weightsmith.statistics.sum_space import SumSpace
 from weightsmith.statistics.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -62,16 +71,17 @@ class DataRun:
     def whole(self) -> None:
         """Run the whole network on one batch after the other."""
         sums = self._forward_sums()
-        gradients = BackwardSums(self.wanted, self.wanted.backward, self.samples)
+        gradients = BackwardSums(self.wanted, self.wanted.backward, self.samples, SumSpace())
         weights = self._theta(self._parameters())
+        catcher = GradientCatcher()
         groups = list(self._groups())
         stage = self.progress.begin("collecting", len(groups), "batch")
-        trained = self._parameters().values() if self.wanted.backward else ()
-        with self._watching(sums), requiring_gradients(trained):
+        trained = self._parameters() if self.wanted.backward else {}
+        with self._watching(sums), catcher.training(trained):
             for steps in groups:
                 for own in sums.values():
                     own.begin()
-                for step, found in self._run_whole(steps):
+                for step, found in self._run_whole(steps, catcher):
                     gradients.add(step, found, weights)
                 stage.advance(1)
         stage.end()
@@ -102,7 +112,9 @@ class DataRun:
 
     # Whole.
 
-    def _run_whole(self, steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
+    def _run_whole(
+        self, steps: Sequence[Step], catcher: GradientCatcher
+    ) -> Iterator[tuple[Step, dict[str, WeightGradient]]]:
         """Run one batch; the steps that have a scalar, with its gradients by stored names."""
         import torch
 
@@ -111,7 +123,8 @@ class DataRun:
             with torch.no_grad():
                 asking(steps[0])
             return
-        logs = asking.log_probabilities(steps[0])
+        with catcher:
+            logs = asking.log_probabilities(steps[0])
         parameters = self._parameters()
         for i, step in enumerate(steps):
             found = torch.autograd.grad(
@@ -120,8 +133,8 @@ class DataRun:
                 retain_graph=i + 1 < len(steps),
                 allow_unused=True,
             )
-            given = zip(parameters, found, strict=True)
-            yield step, self._stored({n: g for n, g in given if g is not None})
+            terms = {n: catcher.take(n, g) for n, g in zip(parameters, found, strict=True)}
+            yield step, gradients_by_files(self.model.names, gradients_of(terms, parameters))
 
     @contextmanager
     def _watching(self, sums: Sums) -> Iterator[None]:
@@ -141,11 +154,8 @@ class DataRun:
         """Weights by the names of the files, if anything is made of them."""
         if "gradients" not in self.wanted.kinds:
             return {}
-        return self._stored({n: t for n, t in self._parameters().items() if n in owners})
-
-    def _stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights, or gradients of them, by the names of the files."""
-        return self.model.names.to_files({n: t.detach() for n, t in tensors.items()})
+        own = {n: t.detach() for n, t in self._parameters().items() if n in owners}
+        return self.model.names.to_files(own)
 
     # Block by block.
 
@@ -190,16 +200,15 @@ class DataRun:
         self, place: int, part: PartGradients, steps: Sequence[Step], stage: Progress
     ) -> None:
         left = [kind for kind in self.wanted.backward if not self.parts.has(kind, place)]
-        sums = BackwardSums(self.wanted, left, self.samples)
+        space = SumSpace(self.parts.activations)
+        sums = BackwardSums(self.wanted, left, self.samples, space)
         weights: dict[str, Tensor] = {}
-        for i, gradients in part.batches():
+        for i, gradients in part.in_terms():
             if part.path:
                 stage.advance(1, part.path)
             if left:
                 weights = weights or self._theta(gradients)
-                sums.add(steps[i], self._stored(gradients), weights)
-            # Those of a large embedding would lie beside the next ones.
-            del gradients
+                sums.add(steps[i], gradients_by_files(self.model.names, gradients), weights)
         sums.keep(self.parts, place, weights)
 
 
@@ -224,27 +233,31 @@ class _Forwarding:
 class BackwardSums:
     """The sums over gradients of some of the kinds that are wanted."""
 
-    def __init__(self, wanted: Wanted, kinds: Collection[str], samples: Samples) -> None:
+    def __init__(
+        self, wanted: Wanted, kinds: Collection[str], samples: Samples, space: SumSpace
+    ) -> None:
         count = len(samples.items)
         if wanted.per == "token":
             count = sum(counted_labels(sample.labels) for sample in samples.items)
-        self._squares = SquareSums(count) if "fisher" in kinds else None
-        means = GradientSums(len(samples.items), wanted.singles)
+        self._squares = SquareSums(count, space) if "fisher" in kinds else None
+        means = GradientSums(len(samples.items), wanted.singles, space)
         self._means = means if "gradients" in kinds else None
+        self._grouped = GroupedSums(self._squares, self._means)
 
     def add(
-        self, step: Step, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+        self, step: Step, gradients: Mapping[str, WeightGradient], weights: Mapping[str, Tensor]
     ) -> None:
         """Add the gradients of a step's scalar, by stored names."""
         assert step.scalar is not None
-        if self._squares is not None and step.scalar.is_squared:
-            self._squares.add(gradients)
-        if self._means is not None and step.scalar.is_summed:
-            # The loss of an item is the mean over its predictions.
-            self._means.add(gradients, -1.0 / step.predictions, weights, step.batch.items[0])
+        # The loss of an item is the mean over its predictions.
+        factor = -1.0 / step.predictions if step.scalar.is_summed else None
+        for name, value in gradients.items():
+            own = ScalarGradient(value, step.batch.items[0], step.scalar.is_squared, factor)
+            self._grouped.add(name, own, weights)
 
     def keep(self, parts: KeptParts, place: int, weights: Mapping[str, Tensor]) -> None:
         """Put what was summed up where it is kept."""
+        self._grouped.finish(weights)
         if self._squares is not None:
             parts.put("fisher", place, self._squares.take())
         if self._means is not None:

@@ -6,7 +6,6 @@ tensor (queries, keys and values; gate and up) have one Gram matrix, which is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel, Passage
 from weightsmith.statistics.linear_maps import flat_rows, linear_maps, paths_below
+from weightsmith.statistics.sum_space import SumSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Up to so many elements a sum over data is float64.
-_SMALL = 1 << 22
 _COLUMNS = 512
 _AT_ONCE = 1 << 18
 
@@ -117,7 +115,8 @@ class GramSums:
             return
         rows = own.rows(tensor).float()
         if passage.module not in self._sums:
-            self._sums[passage.module] = zeros_to_sum((own.width, own.width), rows)
+            total = SumSpace().zeros(own.width**2, str(rows.device))
+            self._sums[passage.module] = total.view(own.width, own.width)
         add_gram(self._sums[passage.module], rows)
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(rows)
 
@@ -148,14 +147,6 @@ def upper_of(matrix: Tensor) -> Tensor:
     import torch
 
     return torch.cat([matrix[i, i:].float() for i in range(len(matrix))])
-
-
-def zeros_to_sum(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What a sum of this shape begins with, on the device of a tensor: float64 where it is small."""
-    import torch
-
-    dtype = torch.float64 if math.prod(shape) <= _SMALL else torch.float32
-    return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.files.strict_json import text_in as text_in
     from weightsmith.tensors.files.strict_json import texts_in as texts_in
     from weightsmith.tensors.files.writer import ShardWriter as ShardWriter
+    from weightsmith.tensors.files.writer import allocate as allocate
     from weightsmith.tensors.files.writer import failure as failure
     from weightsmith.tensors.files.writer import free_bytes as free_bytes
     from weightsmith.tensors.files.writer import pwrite_all as pwrite_all
@@ -135,6 +136,7 @@ else:
             "ShardWriter": "weightsmith.tensors.files.writer",
             "StoredTensor": "weightsmith.tensors.stored",
             "WORDS": "weightsmith.tensors.widening",
+            "allocate": "weightsmith.tensors.files.writer",
             "address_of": "weightsmith.tensors.native_library",
             "behind": "weightsmith.tensors.stored",
             "checkpoint_digest": "weightsmith.tensors.digests",

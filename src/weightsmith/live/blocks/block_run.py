@@ -13,7 +13,7 @@ What comes out is what the whole network gives, to the bit. Activations wait in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ import torch
 
 from weightsmith.live.blocks.activations import ActivationStore
 from weightsmith.live.blocks.block_structure import Part, find_parts
+from weightsmith.live.blocks.freed_memory import give_memory_back
 from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.replay import Ask, Replay
+from weightsmith.live.gradient_catching import GradientCatcher
 from weightsmith.live.live_model import LiveModel
-from weightsmith.live.residency import requiring_gradients
 from weightsmith.live.watching import Watch, Watched
 
 _Asked = TypeVar("_Asked")
@@ -96,7 +97,9 @@ class BlockRun:
         self._parts = find_parts(model.name, model.module)
         self.store = ActivationStore(memory_bytes, folder)
         self.kept = KeptOutputs(self.store)
-        self.replay = Replay(model.name, ask, batches, self.kept)
+        self.catcher = GradientCatcher()
+        catching = self.catcher if with_gradients else nullcontext()
+        self.replay = Replay(model.name, ask, batches, self.kept, catching)
         self._entered: list[Any] = []
 
     def __enter__(self) -> BlockRun:
@@ -155,6 +158,7 @@ class BlockRun:
                 yield
         finally:
             residency.release(names)
+            give_memory_back()
 
     def loose(self) -> list[str]:
         """The weights of modules around lists, which are no part of any block and stay in memory."""
@@ -179,8 +183,7 @@ class BlockRun:
 
     def _trained(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Have weights require gradients, if the run has any."""
-        chosen = self.model.parameters(names).values() if self._with_gradients else ()
-        return requiring_gradients(chosen)
+        return self.catcher.training(self.model.parameters(names) if self._with_gradients else {})
 
     def _block(self, part: Part, call: int) -> Block:
         steps = self._through(call)
