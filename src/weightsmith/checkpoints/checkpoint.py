@@ -12,6 +12,7 @@ from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
+from weightsmith.checkpoints.side_places import main_set, side_places
 from weightsmith.checkpoints.stacks import Stack
 from weightsmith.checkpoints.tied_tensors import (
     Tying,
@@ -87,7 +88,7 @@ class Checkpoint:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
-    `metadata` is that of a single safetensors file.
+    `metadata` is that of a single safetensors file, `about_files` what is to be said of files that are not read.
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Checkpoint:
     base_source: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
+    about_files: tuple[Finding, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -188,7 +190,7 @@ class Checkpoint:
         found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
-        found += _own_head_findings(self)
+        found += [*self.about_files, *_own_head_findings(self)]
         return found + [
             not_saved(adapter.name, adapter.unsaved, self.identity, "so the base's are kept")
             for adapter in self.attached
@@ -236,12 +238,18 @@ def assemble(
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
+    """A checkpoint around tensors that are already known: infers stacks, roles and ties.
+
+    Stacks and tying are those of the main set, whatever lies in files beside it (`naming.beside`).
+    """
     ordered = dict(tensors)
-    anatomy = anatomy_of(ordered, config)
+    main = main_set(ordered)
+    anatomy = anatomy_of(main, config)
     stacks, roles = anatomy.stacks, anatomy.roles
     ties = find_ties(ordered, roles, config)
-    tying = tying_of(ordered, roles, ties, config)
+    tying = tying_of(main, roles, ties, config)
+    if len(main) < len(ordered):
+        roles = {**roles, **side_places(ordered)}
     return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from weightsmith.checkpoints.module_folders import module_settings
 from weightsmith.tensors import shown
 
 # What a tokenizer and its chat template are made of, over all families.
@@ -25,21 +26,21 @@ _OTHER = frozenset(
     modules.json config_sentence_transformers.json
     sentence_bert_config.json""".split()
 )
+# Evaluation pools by it even where no list of modules names it.
+_POOLING = "1_Pooling/config.json"
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 # A model that reads a question twice has a second tokenizer (InstructBLIP).
 _SECOND_TOKENIZER = "qformer_tokenizer"
-# A sentence encoder's pooling layer has its configuration in a folder of its own.
-_POOLING = "1_Pooling/config.json"
 
 
 def donor_files(folder: Path) -> tuple[Path, ...]:
     """The files to carry over, as paths relative to `folder`, sorted.
 
-    Tokenizer, chat templates, generation and processor configurations: never code, weights or
-    indices, and no link that leaves the folder (but for the blobs of a Hub cache).
+    Tokenizer, chat templates, generation and processor configurations, and those of modules in
+    folders of their own: never code, weights or indices, and no link that leaves the folder (but for the blobs of a Hub cache).
     """
     second = [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
-    names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, _POOLING]
+    names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, *module_settings(folder), _POOLING]
     return tuple(sorted({*_own(folder, names), *_templates(folder)}))
 
 
@@ -64,8 +65,7 @@ def left_out(folder: Path) -> tuple[Path, ...]:
     names = [name for name in (*_TOKENIZER, *_TEMPLATES, *_OTHER) if name in present]
     if _SECOND_TOKENIZER in present:
         names += [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
-    if Path(_POOLING).parts[0] in present:
-        names.append(_POOLING)
+    names += [_POOLING, *module_settings(folder)]
     for templates in _TEMPLATE_FOLDERS:
         if templates in present:
             found = (folder / templates).glob("*.jinja")

@@ -6,7 +6,7 @@ Its last line is a seal, the SHA-256 of everything before it, so that damage to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,12 +276,12 @@ def behind_inputs(
     return tuple(found)
 
 
-def small_file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
+def small_file_digests(folder: Path, shards: Collection[str]) -> dict[str, str]:
+    """SHA-256 of every file that is neither of the main set of weights nor the manifest, by name from the folder on."""
     return {
         name: file_digest(folder / name)
         for name in file_names(folder)
-        if not name.endswith(_WEIGHTS) and name != FILE_NAME
+        if name not in shards and name != FILE_NAME
     }
 
 

@@ -103,7 +103,7 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
         # The seal covers the header, where the manifest itself is.
         return [] if is_sealed_as(folder, "adapter") else ["the file was changed"]
     problems = []
-    present = manifests.small_file_digests(folder)
+    present = manifests.small_file_digests(folder, manifest.shards)
     for name, digest in manifest.files.items():
         if name not in present:
             problems.append(f"file {name!r} is missing")

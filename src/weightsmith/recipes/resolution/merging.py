@@ -24,6 +24,7 @@ from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.lone_files import LoneFiles
 from weightsmith.recipes.resolution.modifying import closest
 from weightsmith.recipes.resolution.output_sections import (
     Level,
@@ -379,6 +380,7 @@ class Resolver:
         rules = work.document.rules or ()
         # Only while a section lives can no other one have its identity.
         treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
+        lone = LoneFiles(work.donor, work.combiner)
         for one in placed:
             number = _first_match(rules, one.place)
             work.used_rules.add(number)
@@ -387,6 +389,12 @@ class Resolver:
                 rule = rules[number] if number >= 0 else None
                 treatments[key] = one.section, self._treatment(work, one.section, rule, number)
             _, treatment = treatments[key]
+            if "/" in one.place.name and treatment.keep is None:
+                settled = lone.settled(one.place.name, one.section.views)
+                if settled is not None:
+                    for copied in settled:
+                        self._emit(work, copied, one.base)
+                    continue
             item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
             if item is not None:
                 self._emit(work, item, one.base)
