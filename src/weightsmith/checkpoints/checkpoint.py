@@ -25,6 +25,7 @@ from weightsmith.checkpoints.tied_tensors import (
 from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
+from weightsmith.naming import beside
 from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
@@ -184,6 +185,12 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
         return stored_in(self.tensors.values())
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """The files of tensors that lie beside the main set, by name from the folder on (see `naming.beside`)."""
+        found = (beside(name) for name in self.tensors if "/" in name)
+        return tuple(dict.fromkeys(one[0] for one in found if one is not None))
 
     def findings(self) -> list[Finding]:
         """What should be known before the checkpoint is merged: its configuration, and files that are left out."""

@@ -19,7 +19,9 @@ from weightsmith.checkpoints import (
 )
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, StoredTensor, shown
+from weightsmith.naming import beside
+from weightsmith.tensors import DType, StoredTensor, shown, stored_in
+from weightsmith.wording import counted
 
 _FACTS = (
     "model_type",
@@ -192,7 +194,8 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 def _layout(checkpoint: Checkpoint) -> str:
     # Those of adapters have rows of their own.
     places = [adapter.path for adapter in checkpoint.attached]
-    files = [f for f in checkpoint.files() if not any(f.is_relative_to(place) for place in places)]
+    main = stored_in(t for name, t in checkpoint.tensors.items() if beside(name) is None)
+    files = [f for f in main if not any(f.is_relative_to(place) for place in places)]
     form = (
         "safetensors"
         if all(file.suffix == ".safetensors" for file in files)
@@ -202,7 +205,9 @@ def _layout(checkpoint: Checkpoint) -> str:
         return f"single file, {form}"
     if is_package(checkpoint.path):
         return f"delta package with its base, {form}"
-    return f"folder, {form}, {len(files)} shards" if len(files) > 1 else f"folder, {form}, 1 file"
+    count = f"{len(files)} shards" if len(files) > 1 else counted(len(files), "file")
+    more = checkpoint.side_files
+    return f"folder, {form}, {count}{f', and {counted(len(more), 'file')} beside' if more else ''}"
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
