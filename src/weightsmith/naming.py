@@ -25,7 +25,8 @@ _LONGEST_MISSPELT = 200
 _NUMBERED_EXPERT = re.compile(rf"^experts?_(\d{{1,{_MOST_DIGITS}}})$")
 # FILE/NAME; no part of FILE leads upwards, nor means anything else than a name on any system.
 _BESIDE = re.compile(
-    r"(?P<file>(?:(?!\.{1,2}/)[^/\\:]+/)*?[^/\\:]+\.(?:safetensors|bin|pt|pth))/(?P<name>.+)", re.DOTALL
+    r"(?P<file>(?:(?!\.{1,2}/)[^/\\:]+/)*?[^/\\:]+\.(?:safetensors|bin|pt|pth))/(?P<name>.+)",
+    re.DOTALL,
 )
 
 
@@ -47,7 +48,7 @@ class NamePieces:
 def beside(name: str) -> tuple[str, str] | None:
     """The file and the name there of a tensor in another file than the main set, which is called FILE/NAME.
 
-    `2_Dense/model.safetensors/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`; None for any other name.
+    `2_Dense/model.safetensors/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`. None for other names.
     """
     found = _BESIDE.fullmatch(name) if "/" in name else None
     return None if found is None else (found["file"], found["name"])

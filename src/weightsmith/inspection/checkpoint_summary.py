@@ -206,8 +206,9 @@ def _layout(checkpoint: Checkpoint) -> str:
     if is_package(checkpoint.path):
         return f"delta package with its base, {form}"
     count = f"{len(files)} shards" if len(files) > 1 else counted(len(files), "file")
-    more = checkpoint.side_files
-    return f"folder, {form}, {count}{f', and {counted(len(more), 'file')} beside' if more else ''}"
+    beside_it = len(checkpoint.side_files)
+    more = f", and {counted(beside_it, 'file')} beside" if beside_it else ""
+    return f"folder, {form}, {count}{more}"
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:

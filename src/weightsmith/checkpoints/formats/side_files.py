@@ -43,7 +43,9 @@ class SideFiles:
     findings: tuple[Finding, ...] = ()
 
 
-def find_side_files(folder: Path, main: Path | None, names: Collection[str], identity: str) -> SideFiles:
+def find_side_files(
+    folder: Path, main: Path | None, names: Collection[str], identity: str
+) -> SideFiles:
     """Read the headers of what lies beside the main set, whose file or index is `main` and whose tensors have `names`.
 
     Raises CheckpointError for a file of a module that is damaged or leads out of the folder.

@@ -57,7 +57,9 @@ def find_weights(folder: Path) -> Path:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder has a file of weights, or an index of such, at its top."""
-    return bool(weight_files(folder, (".safetensors", *PICKLES)) or any(folder.glob("*.index.json")))
+    return bool(
+        weight_files(folder, (".safetensors", *PICKLES)) or any(folder.glob("*.index.json"))
+    )
 
 
 def _choose(folder: Path) -> Path:

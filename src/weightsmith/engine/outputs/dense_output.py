@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import json_bytes, open_output
+from weightsmith.engine.outputs.files_beside import by_file, write_torch_files
 from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
 from weightsmith.engine.outputs.memory_stores import DigestStore
-from weightsmith.engine.outputs.files_beside import by_file, write_torch_files
 from weightsmith.engine.outputs.shards import Shards
 from weightsmith.engine.planning.plan import OneFile, Store
 from weightsmith.engine.records.journal import Journal, TensorRecord

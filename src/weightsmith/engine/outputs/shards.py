@@ -156,7 +156,9 @@ class Shards:
         """Whatever a killed run left beside the shards, such as a half-written config: all of it is written again."""
         shards = {self.folder / shard.file_name for shard in self._layout.shards}
         kept = {folder for shard in shards for folder in shard.parents}
-        for entry in [e for folder in kept if folder.is_relative_to(self.folder) for e in folder.iterdir()]:
+        for entry in [
+            e for folder in kept if folder.is_relative_to(self.folder) for e in folder.iterdir()
+        ]:
             if entry in shards or entry in kept:
                 continue
             if entry.is_dir() and not entry.is_symlink():

@@ -37,7 +37,9 @@ class LoneFiles:
         if not lacking:
             return None
         own = self.donor.items.get(name)
-        models = " and ".join(map(repr, lacking[:2])) if len(lacking) < 3 else f"{len(lacking)} models"
+        models = (
+            " and ".join(map(repr, lacking[:2])) if len(lacking) < 3 else f"{len(lacking)} models"
+        )
         verb = "lacks" if len(lacking) == 1 else "lack"
         rule = f"`rules: [{{match: {{glob: {shown(f'{file}/*')}}}, keep: MODEL}}]`"
         if own is not None:
