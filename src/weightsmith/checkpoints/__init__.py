@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
+    from weightsmith.checkpoints.licence import Licence as Licence
+    from weightsmith.checkpoints.licence import licence_of as licence_of
     from weightsmith.checkpoints.locate import find_location as find_location
     from weightsmith.checkpoints.locate import member_of as member_of
     from weightsmith.checkpoints.nested_config import first_of as first_of
@@ -112,6 +114,7 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "Licence": "weightsmith.checkpoints.licence",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
@@ -151,6 +154,7 @@ else:
             "json_bytes": "weightsmith.checkpoints.json_files",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
+            "licence_of": "weightsmith.checkpoints.licence",
             "listed": "weightsmith.checkpoints.formats.statistics",
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",

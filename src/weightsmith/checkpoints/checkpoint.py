@@ -221,7 +221,8 @@ class Checkpoint:
             f"{self.identity} has {', '.join(map(shown, names[:_MOST_NAMES]))}"
             f"{f' and {len(names) - _MOST_NAMES} more' if len(names) > _MOST_NAMES else ''} as links out of its folder "
             "or as no regular files, which are neither read nor copied",
-            "put the files themselves there",
+            "put the files themselves there, or name the folder that they lead into in the environment variable "
+            "WEIGHTSMITH_LINKS",
         )
 
     @property

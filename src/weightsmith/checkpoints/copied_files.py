@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from weightsmith.checkpoints.module_folders import module_settings
-from weightsmith.tensors import shown
+from weightsmith.tensors import may_lead_to, shown, way_out
 
 # What a tokenizer and its chat template are made of, over all families.
 _TOKENIZER = frozenset(
@@ -37,7 +37,7 @@ def donor_files(folder: Path) -> tuple[Path, ...]:
     """The files to carry over, as paths relative to `folder`, sorted.
 
     Tokenizer, chat templates, generation and processor configurations, and those of modules in
-    folders of their own: never code, weights or indices, and no link that leaves the folder (but for the blobs of a Hub cache).
+    folders of their own: never code, weights or indices, and no link that is not followed.
     """
     second = [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
     names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, *module_settings(folder), _POOLING]
@@ -86,10 +86,7 @@ def absence(folder: Path, name: str, wanted: str) -> str:
     if not folder.is_dir():
         return f"{shown(folder)} is no folder: give {wanted}."
     if os.path.lexists(folder / name):
-        return (
-            f"{shown(folder / name)} is a link that leaves its folder or leads nowhere, or no regular file: put the "
-            "file itself there."
-        )
+        return f"{shown(folder / name)} {way_out(folder / name)}."
     return f"{shown(folder)} has no {name}: give {wanted}."
 
 
@@ -99,11 +96,8 @@ def is_template(name: Path) -> bool:
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Whether `file` is a regular file that lies under `folder`, or in its Hub cache's blobs."""
-    if not file.is_file():
-        return False
-    target, root = file.resolve(), folder.resolve()
-    return target.is_relative_to(root) or target.parent == _blobs_of(root)
+    """Whether `file` is a regular file that lies under `folder`, or where links of it may lead (`may_lead_to`)."""
+    return file.is_file() and may_lead_to(file.resolve(), folder.resolve())
 
 
 def _templates(folder: Path) -> list[Path]:
@@ -113,8 +107,3 @@ def _templates(folder: Path) -> list[Path]:
         for file in sorted((folder / name).glob("*.jinja"))
         if is_inside(file, folder)
     ]
-
-
-def _blobs_of(root: Path) -> Path | None:
-    """The blobs folder of the Hub cache that `root` is a snapshot of, or None."""
-    return root.parent.parent / "blobs" if root.parent.name == "snapshots" else None

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from weightsmith.tensors.files.layout import Placement as Placement
     from weightsmith.tensors.files.layout import ShardLayout as ShardLayout
     from weightsmith.tensors.files.layout import plan_layout as plan_layout
+    from weightsmith.tensors.files.links import may_lead_to as may_lead_to
+    from weightsmith.tensors.files.links import way_out as way_out
     from weightsmith.tensors.files.open_files import OPEN_FILES as OPEN_FILES
     from weightsmith.tensors.files.open_files import read_at as read_at
     from weightsmith.tensors.files.paths import expanded as expanded
@@ -157,6 +159,7 @@ else:
             "kernel_shape": "weightsmith.tensors.matrix_shapes",
             "listed_in": "weightsmith.tensors.files.strict_json",
             "loads_json": "weightsmith.tensors.files.strict_json",
+            "may_lead_to": "weightsmith.tensors.files.links",
             "matrix_shape": "weightsmith.tensors.matrix_shapes",
             "matrix_stack": "weightsmith.tensors.matrix_shapes",
             "narrow": "weightsmith.tensors.narrowing",
@@ -200,5 +203,6 @@ else:
             "texts_in": "weightsmith.tensors.files.strict_json",
             "thread_count": "weightsmith.tensors.threads",
             "widen": "weightsmith.tensors.widening",
+            "way_out": "weightsmith.tensors.files.links",
         },
     )

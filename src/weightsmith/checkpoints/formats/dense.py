@@ -21,7 +21,7 @@ from weightsmith.checkpoints.locate import Location
 from weightsmith.checkpoints.module_folders import module_folders
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import beside
-from weightsmith.tensors import LazyTensor, shown
+from weightsmith.tensors import LazyTensor, shown, way_out
 
 
 def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
@@ -72,8 +72,5 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not file.exists() and not file.is_symlink():
         return None
     if not is_inside(file, folder):
-        raise CheckpointError(
-            f"{shown(file)} is a link that leaves the checkpoint's folder or leads nowhere: put "
-            "the file itself there."
-        )
+        raise CheckpointError(f"{shown(file)} {way_out(file)}.")
     return read_json(file)

@@ -19,7 +19,14 @@ from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Finding, Severity
 from weightsmith.naming import beside, beside_name
-from weightsmith.tensors import LazyTensor, StoredTensor, parse_torch_file, read_weight_map, shown
+from weightsmith.tensors import (
+    LazyTensor,
+    StoredTensor,
+    parse_torch_file,
+    read_weight_map,
+    shown,
+    way_out,
+)
 from weightsmith.wording import counted
 
 _STANDARD = "model.safetensors"
@@ -94,7 +101,7 @@ def _is_copy(file: Path, folder: Path) -> bool:
 
 def _read(file: Path, folder: Path) -> list[StoredTensor]:
     if not is_inside(file, folder):
-        raise CheckpointError(f"{shown(file)} is a link that leaves its folder")
+        raise CheckpointError(f"{shown(file)} {way_out(file)}")
     if file.suffix in PICKLES:
         found = parse_torch_file(file)
         if found.wrapper is not None:
@@ -139,9 +146,7 @@ def _names(files: Iterable[Path]) -> list[str]:
 
 def _of_folder(file: Path, folder: Path) -> list[StoredTensor]:
     if not is_inside(file, folder):
-        raise CheckpointError(
-            f"{shown(file)} is a link that leaves its folder: put the file itself there."
-        )
+        raise CheckpointError(f"{shown(file)} {way_out(file)}.")
     return read_weights(file).tensors
 
 

@@ -10,7 +10,7 @@ from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.checkpoints.recognition import ADAPTER_WEIGHTS
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import natural_key
-from weightsmith.tensors import StoredTensor, shown
+from weightsmith.tensors import StoredTensor, shown, way_out
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # Pickles that trainers leave beside the weights.
@@ -48,11 +48,12 @@ def find_weights(folder: Path) -> Path:
     """
     weights = _choose(folder)
     if not is_inside(weights, folder):
-        raise CheckpointError(
-            f"{shown(weights)} is a link that leaves its folder: put the file itself there, or give "
-            "the file that it leads to."
-        )
+        raise CheckpointError(f"{shown(weights)} {way_out(weights)}.")
     return weights
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", *PICKLES)
 
 
 def has_weights(folder: Path) -> bool:
@@ -74,6 +75,9 @@ def _choose(folder: Path) -> Path:
             )
     if any((folder / adapter).exists() for adapter in ADAPTER_WEIGHTS):
         raise BareAdapter(folder, shown(folder))
+    broken = next((f for f in sorted(folder.iterdir()) if _is_weights(f) and not f.exists()), None)
+    if broken is not None:
+        raise CheckpointError(f"{shown(broken)} {way_out(broken)}.")
     raise CheckpointError(_nothing_found(folder))
 
 

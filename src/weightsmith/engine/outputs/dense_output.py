@@ -37,6 +37,7 @@ class DenseFolder:
     merges_models: bool = True
     no_model: str = ""
     library: str | None = None
+    relation: str = "merge"
 
     @classmethod
     def of(cls, tensors: Sequence[OutputTensor]) -> DenseFolder:
