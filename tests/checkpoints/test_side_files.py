@@ -110,7 +110,7 @@ def test_a_sentence_encoder_may_have_all_its_weights_in_module_folders(tmp_path)
     opened = open_checkpoint(folder)
     assert len(opened.side_files) == 2
     name = "0_Transformer/model.safetensors/encoder.layer.1.output.dense.weight"
-    assert (opened.roles[name].layer, opened.roles[name].depth) == (1, 1.0)
+    assert (opened.places[name].layer, opened.places[name].depth) == (1, 1.0)
 
 
 def test_the_language_model_is_the_main_sets_whatever_lies_beside(tmp_path):
@@ -121,7 +121,7 @@ def test_the_language_model_is_the_main_sets_whatever_lies_beside(tmp_path):
     )
     opened = open_checkpoint(folder)
     assert (opened.vocab_size, opened.layer_count) == (9, 2)
-    kinds = {opened.roles[n].kind for n in opened.tensors if beside(n)}
+    kinds = {opened.places[n].kind for n in opened.tensors if beside(n)}
     assert not kinds & {Kind.HEAD, Kind.EMBEDDING}
 
 

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from weightsmith.adapters.adapter import Adapter, Update
+from weightsmith.adapters.adapter import Adapter, Update, listed
 from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
+from weightsmith.adapters.component_places import component_of
 from weightsmith.adapters.experts import apart
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
@@ -33,8 +34,9 @@ def attach(
     (float64 where the base is float64) and counts as the base's dtype (`Checkpoint.stored_as`); a tensor that is only
     replaced, at strength 1, reads as it is stored. With strength 0 an adapter is checked and leaves the base as it is.
 
-    `component` names the part of a pipeline that the base is (`unet`, `text_encoder`), for an adapter of several. Other
-    than that every tensor of every adapter must be found in the base. Raises CompatibilityError where one is not, has
+    An adapter of several parts of a pipeline is used for all of them where the base has all (`component_places`);
+    `component` names the one that it is to be used for. Other than that every tensor of every adapter must be found in
+    the base. Raises CompatibilityError where one is not, has
     another shape or is quantised there, or changes only one of two tied tensors; UsageError for a strength that is not
     finite. Nothing but headers is read.
     """
@@ -69,16 +71,25 @@ def fitted_updates(
     Raises what `attach` raises.
     """
     names = names or Names(base)
-    updates = _of_component(adapter, component, names)
-    if not adapter.flattened:
-        updates = apart(updates, names.find)
-    updates, settle = joined_with_ties(base, adapter, updates)
-    found = resolve(adapter, updates, names)
+    if component is not None:
+        adapter = adapter.of_component(component)
     turned = turned_stacks(base)
-    fitted_ones = {
-        found[update.key]: _fitted(base, found[update.key], update, turned) for update in updates
-    }
-    settle(fitted_ones)
+    fitted_ones: dict[str, Update] = {}
+    for place, updates in _placed(adapter, names):
+        own = names if place is base else Names(place)
+        if not adapter.flattened:
+            updates = apart(updates, own.find)
+        kept, settle = joined_with_ties(place, adapter, updates)
+        found = resolve(adapter, kept, own)
+        changed = {
+            place.tensors[found[u.key]].name: _fitted(
+                base, place.tensors[found[u.key]].name, u, turned
+            )
+            for u in kept
+        }
+        if place is base:
+            settle(changed)
+        fitted_ones.update(changed)
     return fitted_ones
 
 
@@ -89,7 +100,7 @@ def _fitted(base: Checkpoint, name: str, update: Update, turned: Turned) -> Upda
 def turned_stacks(base: Checkpoint) -> Turned:
     """For each stack whose attention is known, whether its matrices are stored as inputs x outputs."""
     found: dict[str | None, bool] = {}
-    for role in base.roles.values():
+    for role in base.places.values():
         if role.input_first or role.kind.matches("attention"):
             found[role.stack] = found.get(role.stack, False) or role.input_first
     return found
@@ -108,47 +119,39 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
         }
         return bool(kinds & INPUT_FIRST_EXPERTS)
     turned = turned_stacks(base) if turned is None else turned
-    role = base.roles.get(name)
+    role = base.places.get(name)
     if any(turned.values()):
         return role is not None and role.input_first
     return False if role is not None and role.stack in turned else None
 
 
-def _of_component(adapter: Adapter, component: str | None, names: Names) -> list[Update]:
-    """The updates of the component that the base is."""
+def _placed(adapter: Adapter, names: Names) -> list[tuple[Checkpoint, list[Update]]]:
+    """The updates of each component with the part of the base that they are of: the base itself where it is one."""
     by_component: dict[str | None, list[Update]] = defaultdict(list)
     for update in adapter.updates.values():
         by_component[update.component].append(update)
-    if component is not None:
-        if component not in by_component:
-            raise CompatibilityError(
-                f"Adapter {shown(adapter.source)} has nothing for {shown(component)}, but changes "
-                f"{_listed(by_component)}: name one of these."
-            )
-        return by_component[component]
-    if len(by_component) == 1:
-        return next(iter(by_component.values()))
-    fits = [c for c, updates in by_component.items() if _fits(adapter, updates, names)]
-    if not fits:
-        return [update for updates in by_component.values() for update in updates]
-    others = {c: updates for c, updates in by_component.items() if c != fits[0]}
+    base = names.base
+    places = {c: component_of(base, c) or base for c in by_component}
+    if len(by_component) == 1 or all(place is not base for place in places.values()):
+        return [(places[c], updates) for c, updates in by_component.items()]
+    fits = [c for c, updates in by_component.items() if _fits(adapter, updates, places[c], base)]
+    if len(fits) in (0, len(by_component)):
+        return [(places[c], updates) for c, updates in by_component.items()]
+    others = {c: updates for c, updates in by_component.items() if c not in fits}
     first = next(iter(next(iter(others.values()))))
     raise CompatibilityError(
-        f"Adapter {shown(adapter.source)} also changes {_listed(others)} (such as {shown(first.key)}), which "
-        f"{names.base.identity} does not have: say that it is to be used for {shown(fits[0])} alone (component)."
+        f"Adapter {shown(adapter.source)} also changes {listed(others)} (such as {shown(first.key)}), which "
+        f"{base.identity} does not have: say that it is to be used for {listed(fits)} alone (`--component`, or "
+        "`component:` beside the adapter's path in a recipe)."
     )
 
 
-def _fits(adapter: Adapter, updates: Sequence[Update], names: Names) -> bool:
+def _fits(adapter: Adapter, updates: Sequence[Update], place: Checkpoint, base: Checkpoint) -> bool:
     try:
-        found = resolve(adapter, updates, names)
-        turned = turned_stacks(names.base)
+        found = resolve(adapter, updates, Names(place))
+        turned = turned_stacks(base)
         for update in updates:
-            _fitted(names.base, found[update.key], update, turned)
+            _fitted(base, place.tensors[found[update.key]].name, update, turned)
     except CompatibilityError:
         return False
     return True
-
-
-def _listed(components: Mapping[str | None, Sequence[Update]]) -> str:
-    return ", ".join("tensors of no component" if c is None else shown(c) for c in components)

@@ -36,7 +36,8 @@ class Attached:
     """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
 
     `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
-    `unsaved` are modules that it says were trained whole, and of which it stores nothing.
+    `unsaved` are modules that it says were trained whole, and of which it stores nothing; `component` is the one part
+    of a pipeline that it is used for, None for all.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Attached:
     hub_id: str | None = None
     revision: str | None = None
     unsaved: tuple[str, ...] = ()
+    component: str | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +98,7 @@ class Checkpoint:
     source: str
     tensors: dict[str, LazyTensor]
     config: dict[str, Any] | None
-    roles: dict[str, Place]
+    places: dict[str, Place]
     ties: tuple[frozenset[str], ...]
     tying: Tying
     stacks: dict[str, Stack]
@@ -179,7 +181,7 @@ class Checkpoint:
     @property
     def vocab_size(self) -> int | None:
         """Rows of the input embedding, or None where there is none."""
-        embedding = vocabulary_embedding(self.tensors, self.roles)
+        embedding = vocabulary_embedding(self.tensors, self.places)
         return None if embedding is None else self.tensors[embedding].shape[0]
 
     def files(self) -> tuple[Path, ...]:
@@ -253,12 +255,12 @@ def assemble(
     ordered = dict(tensors)
     main = main_set(ordered)
     anatomy = anatomy_of(main, config)
-    stacks, roles = anatomy.stacks, anatomy.roles
-    ties = find_ties(ordered, roles, config)
-    tying = tying_of(main, roles, ties, config)
+    stacks, places = anatomy.stacks, anatomy.places
+    ties = find_ties(ordered, places, config)
+    tying = tying_of(main, places, ties, config)
     if len(main) < len(ordered):
-        roles = {**roles, **side_places(ordered)}
-    return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
+        places = {**places, **side_places(ordered)}
+    return Checkpoint(path, source, ordered, config, places, ties, tying, stacks, hub_id, revision)
 
 
 def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
@@ -269,7 +271,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     """
     if checkpoint.tying is Tying.UNTIED:
         return checkpoint
-    name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    name = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     embedding = None if name is None else checkpoint.tensors[name]
     if name is None or embedding is None:
         raise CompatibilityError(
@@ -279,7 +281,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, head: renamed(embedding, head)},
-        roles={**checkpoint.roles, head: Place(head, Kind.HEAD)},
+        places={**checkpoint.places, head: Place(head, Kind.HEAD)},
         ties=tuple(group for group in checkpoint.ties if head not in group),
         tying=Tying.UNTIED,
         stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
@@ -288,7 +290,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
 
 def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
     """A note where the configuration ties a head that is stored with bytes of its own."""
-    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    head = vocabulary_head(checkpoint.tensors, checkpoint.places)
     if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
         return []
     return [

@@ -23,7 +23,7 @@ _OTHER = frozenset(
     """generation_config.json preprocessor_config.json processor_config.json
     image_processor_config.json video_preprocessor_config.json video_processor_config.json
     audio_preprocessor_config.json feature_extractor_config.json audio_tokenizer_config.json
-    modules.json config_sentence_transformers.json
+    modules.json model_index.json config_sentence_transformers.json
     sentence_bert_config.json""".split()
 )
 # Evaluation pools by it even where no list of modules names it.
@@ -33,7 +33,7 @@ _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 _SECOND_TOKENIZER = "qformer_tokenizer"
 
 
-def donor_files(folder: Path) -> tuple[Path, ...]:
+def companion_paths(folder: Path) -> tuple[Path, ...]:
     """The files to carry over, as paths relative to `folder`, sorted.
 
     Tokenizer, chat templates, generation and processor configurations, and those of modules in

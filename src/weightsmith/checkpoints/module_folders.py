@@ -1,6 +1,8 @@
-"""The folders of a sentence encoder's modules, which `modules.json` names (sentence-transformers).
+"""The folders that a model's parts lie in, as a list at its top names them.
 
-Modules that choose between others (`Router`, `Asym`) name the folders of these in a configuration of their own.
+modules.json       a sentence encoder's modules (sentence-transformers); those that choose between others (`Router`,
+                   `Asym`) name the folders of these in a configuration of their own
+model_index.json   an image model's components (diffusers)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 from weightsmith.errors import CheckpointError
 from weightsmith.tensors import NotJson, loads_json, read_small, shown
 
-MODULES = "modules.json"
+_MODULES, _COMPONENTS = "modules.json", "model_index.json"
 _CHOOSERS = ("router_config.json", "config.json")
 _LARGEST_BYTES = 20_000_000
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f]+")
@@ -23,25 +25,40 @@ _INDEX = ".index.json"
 
 
 def module_folders(folder: Path) -> tuple[str, ...]:
-    """The folders inside `folder` that its modules lie in, by name, in the order of the modules; empty without any.
+    """The folders inside `folder` that its parts lie in, by name, in the order of the list; empty without one.
 
-    Raises CheckpointError for a list of modules that cannot be read, or that leads out of the folder.
+    Raises CheckpointError for a list that cannot be read, or that leads out of the folder.
     """
-    if not (folder / MODULES).is_file():
-        return ()
     names: dict[str, None] = {}
-    listed = _read(folder / MODULES)
+    if (folder / _MODULES).is_file():
+        for own in _modules(folder / _MODULES):
+            names.update(dict.fromkeys([own, *_chosen(folder, own)]))
+    elif (folder / _COMPONENTS).is_file():
+        names.update(dict.fromkeys(_components(folder / _COMPONENTS)))
+    return tuple(name for name in names if name and (folder / name).is_dir())
+
+
+def _modules(file: Path) -> Iterator[str]:
+    listed = _read(file)
     if not isinstance(listed, list):
-        raise CheckpointError(f"{shown(folder / MODULES)} is no list of modules: fetch it again.")
+        raise CheckpointError(f"{shown(file)} is no list of modules: fetch it again.")
     for module in listed:
         path = module.get("path", "") if isinstance(module, dict) else None
         if not isinstance(path, str):
             raise CheckpointError(
-                f"{shown(folder / MODULES)} is no list of modules with paths: fetch it again."
+                f"{shown(file)} is no list of modules with paths: fetch it again."
             )
-        own = _inside(path, folder / MODULES)
-        names.update(dict.fromkeys([own, *_chosen(folder, own)]))
-    return tuple(name for name in names if name and (folder / name).is_dir())
+        yield _inside(path, file)
+
+
+def _components(file: Path) -> Iterator[str]:
+    """Every key whose value is a library and a class; settings of the pipeline have others."""
+    listed = _read(file)
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{shown(file)} is no list of components: fetch it again.")
+    for name, value in listed.items():
+        if isinstance(value, list) and len(value) == 2:
+            yield _inside(name, file)
 
 
 def module_settings(folder: Path) -> Iterator[str]:

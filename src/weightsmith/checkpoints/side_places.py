@@ -33,7 +33,7 @@ def side_places(tensors: Mapping[str, LazyTensor]) -> dict[str, Place]:
             files[found[0]][found[1]] = tensor
     places = {}
     for file, own in files.items():
-        for stored, place in anatomy_of(own, None).roles.items():
+        for stored, place in anatomy_of(own, None).places.items():
             name = beside_name(file, stored)
             kind = _OF_THE_MAIN_SET.get(place.kind, place.kind)
             stack = None if place.stack is None else beside_name(file, place.stack)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
 from weightsmith.adapters import Turned, stores_input_first, turned_stacks
 from weightsmith.checkpoints import Checkpoint, Tying, untied, vocabulary_embedding
-from weightsmith.errors import CompatibilityError
-from weightsmith.lora.excluded_tensors import excluded
-from weightsmith.naming import beside
+from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.naming import beside, matching, nearest
 from weightsmith.tensors import Kind, LazyTensor, Place, kernel_shape, shown
 
 _EMBEDDINGS = (Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING)
 _RESIZABLE = (*_EMBEDDINGS, Kind.HEAD)
+_BARE = "it is a parameter of no module, and adapters change modules"
+_HOLDER = "its module holds others with factors, and PEFT replaces modules whole"
+_ALIKE = (
+    "its module's path is the end of that of another with factors, and PEFT replaces both whole"
+)
 _NO_WEIGHT = "it is no weight of a module, which adapters change"
 
 
@@ -83,7 +87,7 @@ def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[T
     Of tensors that are tied in both the first counts for all. Raises CompatibilityError where the fine-tune lacks a
     tensor, or has one of another shape that is no table or head; UsageError for a pattern that excludes nothing.
     """
-    left_out = excluded(choices.exclude, {**base.tensors, **finetune.tensors})
+    left_out = _named_by(choices.exclude, {**base.tensors, **finetune.tensors})
     finetune = _same_head(finetune, base)
     head = _untying(finetune, base)
     repeated = _repeated(finetune, base) | ({head.name} if head is not None else set())
@@ -102,6 +106,46 @@ def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[T
     return found if head is None else [*found, head]
 
 
+def placeless(parts: Sequence[TreatedTensor]) -> Mapping[str, str]:
+    """Of parts that change, those that cannot be written beside the others by `TreatedTensor.key`, and why."""
+    factored = {p.name.rpartition(".")[0] for p in parts if p.treatment is Treatment.FACTORED}
+    found: dict[str, str] = {}
+    for part in parts:
+        why = _why(part, factored)
+        if why:
+            found[part.key] = why
+    return found
+
+
+def _why(part: TreatedTensor, factored: Collection[str]) -> str:
+    if part.treatment not in (Treatment.REPLACED, Treatment.ADDED):
+        return ""
+    module, _, leaf = part.name.rpartition(".")
+    if not module:
+        return _BARE
+    if module in factored or (leaf == "bias" and part.treatment is Treatment.ADDED):
+        return ""
+    if any(other.startswith(f"{module}.") for other in factored):
+        return _HOLDER
+    return _ALIKE if any(other.endswith(module) for other in factored) else ""
+
+
+def _named_by(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names that globs have; raises UsageError for a glob that no name has, which is most often misspelt."""
+    known = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        own = matching(pattern, known)
+        if not own:
+            near = nearest(pattern, known)
+            hint = (
+                f"did you mean {shown(near)}?" if near else "`*` stands for any run of characters."
+            )
+            raise UsageError(f"No tensor has a name like {shown(pattern)}; {hint}")
+        found.update(own)
+    return found
+
+
 def _excluded(name: str, finetune: Checkpoint, base: Checkpoint) -> TreatedTensor:
     """A tensor that was asked to be left out, of whatever form it is in the two."""
     tensor, original = finetune.tensors[name], base.tensors.get(name)
@@ -113,7 +157,7 @@ def _excluded(name: str, finetune: Checkpoint, base: Checkpoint) -> TreatedTenso
 def _parts(
     name: str, finetune: Checkpoint, base: Checkpoint, choices: Choices, turned: Turned
 ) -> Iterator[TreatedTensor]:
-    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.roles[name]
+    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.places[name]
     if role.part.startswith("weight_scale"):
         raise CompatibilityError(
             f"{finetune.identity} is quantised (it has {shown(name)}), and its stored numbers are no weights; "
@@ -211,7 +255,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
     """The head of a fine-tune whose base ties it, compared with the fine-tune's own table."""
     if finetune.tying is not Tying.UNTIED or base.tying is not Tying.TIED:
         return None
-    table = vocabulary_embedding(finetune.tensors, finetune.roles)
+    table = vocabulary_embedding(finetune.tensors, finetune.places)
     heads = [finetune.tensors[name] for name in _heads(finetune)]
     own = [h for h in heads if table and h.shape == finetune.tensors[table].shape]
     if table is None or not own:
@@ -225,7 +269,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
 def _heads(checkpoint: Checkpoint) -> list[str]:
     return [
         name
-        for name, role in checkpoint.roles.items()
+        for name, role in checkpoint.places.items()
         if role.kind is Kind.HEAD and name.endswith(".weight")
     ]
 
@@ -236,7 +280,7 @@ def _repeated(finetune: Checkpoint, base: Checkpoint) -> set[str]:
     for group in finetune.ties:
         if not any(group <= other for other in base.ties):
             continue
-        table = vocabulary_embedding(finetune.tensors, finetune.roles)
+        table = vocabulary_embedding(finetune.tensors, finetune.places)
         first = table if table in group else min(group)
         found |= group - {first}
     return found
@@ -250,7 +294,7 @@ def _check_complete(finetune: Checkpoint, base: Checkpoint, left_out: Collection
         and name not in left_out
         and beside(name) is None
         and tensor.dtype.is_float
-        and base.roles[name].kind not in (Kind.BUFFER, Kind.HEAD)
+        and base.places[name].kind not in (Kind.BUFFER, Kind.HEAD)
     ]
     if missing:
         more = f" and {len(missing) - 1} more of the base's tensors" if len(missing) > 1 else ""

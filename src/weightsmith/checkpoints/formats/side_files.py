@@ -29,7 +29,9 @@ from weightsmith.tensors import (
 )
 from weightsmith.wording import counted
 
-_STANDARD = "model.safetensors"
+# What libraries look for first in the folder of a part; the last is diffusers'.
+_STANDARD, _DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
+_DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
 _INDICES = ("*.safetensors.index.json", "*.bin.index.json")
 # Names of whole sets, and formats of other libraries.
 _SET = re.compile(
@@ -122,11 +124,12 @@ def _named(tensors: Iterable[StoredTensor], file: str) -> dict[str, LazyTensor]:
 def _of_module(
     folder: Path, module: str, main: Path | None, copies: list[str]
 ) -> dict[str, LazyTensor]:
-    """The tensors of one module, called as if they lay in model.safetensors where its library looks for that."""
+    """The tensors of one part, called as if they lay in the one file that its library looks for first."""
     place = folder / module
     index = [file for pattern in _INDICES for file in sorted(place.glob(pattern))]
     files = weight_files(place, (".safetensors", *PICKLES))
-    standard = [place / name for name in (_STANDARD, *_names(index), "pytorch_model.bin")]
+    usual = (_STANDARD, _DIFFUSERS, *_names(index), "pytorch_model.bin", _DIFFUSERS_PICKLE)
+    standard = [place / name for name in usual]
     chosen = next((file for file in standard if file.is_file()), None)
     if chosen is None:
         read = [file for file in files if file != main]
@@ -137,7 +140,8 @@ def _of_module(
         }
     shards = set(read_weight_map(chosen).values()) if chosen in index else {chosen.name}
     copies += [f"{module}/{file.name}" for file in files if file.name not in shards]
-    return _named(_of_folder(chosen, folder), f"{module}/{_STANDARD}")
+    called = _DIFFUSERS if chosen.name.startswith("diffusion_") else _STANDARD
+    return _named(_of_folder(chosen, folder), f"{module}/{called}")
 
 
 def _names(files: Iterable[Path]) -> list[str]:

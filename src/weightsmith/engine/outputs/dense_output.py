@@ -1,4 +1,4 @@
-"""A model in a folder of its own: shards, files of weights beside them, configuration, the donor's other files."""
+"""A model in a folder of its own: shards, files of weights beside them, and the config source's other files."""
 
 from __future__ import annotations
 
@@ -105,14 +105,16 @@ class DenseFolder:
         journal: Journal,
         folder: Path,
     ) -> None:
-        """The donor's files as the plan has them, the index of the shards, and the state of a continual method."""
-        assert plan.papers is not None
+        """The config source's files as the plan has them, the index of the shards, and the state of a continual
+        method.
+        """
+        assert plan.companions is not None
         write_torch_files(plan.layout, folder)
-        for name, data in plan.papers.files.items():
+        for name, data in plan.companions.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, data)
-        if plan.papers.config is not None:
-            write_file(folder / "config.json", json_bytes(plan.papers.config))
+        if plan.companions.config is not None:
+            write_file(folder / "config.json", json_bytes(plan.companions.config))
         if plan.layout.index is not None:
             write_file(folder / INDEX, plan.layout.index)
         write_state(plan, records, journal, folder)

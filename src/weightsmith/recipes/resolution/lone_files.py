@@ -1,4 +1,4 @@
-"""Files beside the main set of weights that not every model of a merge has: the donor's are copied, others left out."""
+"""Files beside the main set that not every model of a merge has: the config source's are copied, others left out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from weightsmith.wording import shown
 
 @dataclass(frozen=True, slots=True)
 class LoneFiles:
-    """Settles tensors of such files, with a warning; `donor` is what the result has its configuration from.
+    """Settles tensors of such files, with a warning; `config_source` is what the result has its configuration from.
 
     A head or projector of one model alone is no fault of the others, as a missing tensor of the main set is.
     """
 
-    donor: View
+    config_source: View
     combiner: Combiner
 
     def settled(self, name: str, views: Iterable[View]) -> Sequence[OutputTensor] | None:
@@ -36,17 +36,17 @@ class LoneFiles:
         lacking = list(dict.fromkeys(view.label for view in views if not _has(view, file)))
         if not lacking:
             return None
-        own = self.donor.items.get(name)
+        own = self.config_source.items.get(name)
         models = (
             " and ".join(map(repr, lacking[:2])) if len(lacking) < 3 else f"{len(lacking)} models"
         )
         verb = "lacks" if len(lacking) == 1 else "lack"
         rule = f"`rules: [{{match: {{glob: {shown(f'{file}/*')}}}, keep: MODEL}}]`"
         if own is not None:
-            then = f"so it is copied from {self.donor.label!r}"
+            then = f"so it is copied from {self.config_source.label!r}"
             fix = f"merge models that all have it, or say with {rule} whose is to be kept"
         else:
-            then = f"and so does {self.donor.label!r}, which gives the configuration, so it is left out"
+            then = f"and so does {self.config_source.label!r}, which gives the configuration, so it is left out"
             fix = f"name a model that has it as `donor:`, or say with {rule} whose is to be kept"
         self.combiner.problems.about(
             name,
