@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Adapter, Update, listed
+from weightsmith.adapters.added_heads import heads_of, with_heads
 from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
 from weightsmith.adapters.component_places import component_of
 from weightsmith.adapters.experts import apart
+from weightsmith.adapters.resized_vocabularies import with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
 from weightsmith.checkpoints import Checkpoint
@@ -56,7 +58,13 @@ def attach(
         tensors[name] = combined(base.tensors[name], updates)
         if tensors[name].dtype is not dtype:
             stored_as[name] = dtype
-    return replace(base, tensors=tensors, stored_as=stored_as)
+    changed = replace(base, tensors=tensors, stored_as=stored_as)
+    only = {name: [update for update, _ in own] for name, own in changes.items()}
+    changed = with_grown_vocabulary(changed, base, only, [one.path for one, _ in adapters])
+    for adapter, strength in adapters:
+        heads = heads_of(adapter, list(adapter.updates.values()), names)
+        changed = with_heads(changed, heads, adapter, strength)
+    return changed
 
 
 def fitted_updates(
@@ -79,6 +87,8 @@ def fitted_updates(
         own = names if place is base else Names(place)
         if not adapter.flattened:
             updates = apart(updates, own.find)
+        added = heads_of(adapter, updates, own)
+        updates = [update for update in updates if update.target not in added]
         kept, settle = joined_with_ties(place, adapter, updates)
         found = resolve(adapter, kept, own)
         changed = {

@@ -91,7 +91,8 @@ class Checkpoint:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
-    `metadata` is that of a single safetensors file, `about_files` what is to be said of files that are not read.
+    `metadata` is that of a single safetensors file, `about_files` what is to be said of files and adapters beside the
+    weights, and `tokenizer_place` the folder of the tokenizer where that is not its own.
     """
 
     path: Path
@@ -111,6 +112,12 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
     about_files: tuple[Finding, ...] = ()
+    tokenizer_place: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies: its own folder, or that of an adapter with a vocabulary of its own."""
+        return self.tokenizer_place or self.path
 
     @property
     def is_folder(self) -> bool:
@@ -230,7 +237,8 @@ class Checkpoint:
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The files of the tokenizer and chat template; empty for a single file."""
-        return tokenizer_files(self.path) if self.is_folder else ()
+        place = self.tokenizer_folder
+        return tokenizer_files(place) if place.is_dir() else ()
 
 
 def _further_layers(config: dict[str, Any] | None) -> int:
