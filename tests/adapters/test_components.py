@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.adapters import open_adapter, open_model
+from weightsmith.adapters.ldm_names import to_diffusers, to_ldm
 from weightsmith.cli.adapters.adapter_merge import merge_recipe
 from weightsmith.errors import CompatibilityError
 from weightsmith.recipes import Recipe
@@ -177,3 +178,83 @@ def test_a_recipe_names_a_part_beside_the_adapters_path(single, lora):
                 "models": [{"model": {**model, "lora": {"path": "x", "component": 3}}}],
             }
         )
+
+
+UNETS = {
+    "without attention at one level": {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "with labels": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("unet", UNETS)
+def test_names_of_unets_are_those_that_diffusers_makes_of_a_single_file(unet):
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 8}
+    with torch.device("meta"):
+        model = diffusers.UNet2DConditionModel(
+            layers_per_block=2, attention_head_dim=2, **sizes, **UNETS[unet]
+        )
+    ours = {n: n for n in model.state_dict() if not n.startswith("class_embedding")}
+    levels = {int(n.split(".")[1]) for n in ours if n.startswith("up_blocks") and "attentions" in n}
+    single = {to_ldm(name, levels): name for name in ours}
+    assert len(single) == len(ours)
+    assert not any("resnets" in name or "samplers" in name for name in single)
+    assert {to_diffusers(name): name for name in single} == {v: k for k, v in single.items()}
+    theirs = convert_ldm_unet_checkpoint(
+        {f"model.diffusion_model.{name}": name for name in single},
+        {"layers_per_block": 2, "class_embed_type": None},
+    )
+    assert theirs == {to_diffusers(name): name for name in single}
+
+
+@pytest.mark.parametrize("to_single", [True, False])
+def test_an_adapter_in_the_other_spelling_of_a_unet_is_applied(tmp_path, to_single):
+    """kohya names Stable Diffusion 1 as diffusers does, and XL as single files do."""
+    theirs = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    module, other = (theirs, UNET_QUERY) if to_single else (UNET_QUERY, theirs)
+    lora = _lora(tmp_path / "lora.safetensors", f"lora_unet_{module.replace('.', '_')}")
+    base = tmp_path / "base.safetensors"
+    first = "time_embed.0.weight" if to_single else "down_blocks.0.resnets.0.conv1.weight"
+    prefix = "model.diffusion_model." if to_single else ""
+    save_file(
+        {f"{prefix}{other}.weight": _random(8, 8, seed=0), f"{prefix}{first}": torch.ones(2)}, base
+    )
+    weightsmith.merge(merge_recipe(str(base), [str(lora)]), tmp_path / "out")
+    after = load_file(tmp_path / "out/model.safetensors")[f"{prefix}{other}.weight"]
+    _near(after, _random(8, 8, seed=0).double() + _change(0))
+
+
+def test_openclips_fused_projections_take_the_changes_of_their_parts(tmp_path):
+    layer = "text_model_encoder_layers_3"
+    lora = _lora(
+        tmp_path / "lora.safetensors",
+        f"lora_te2_{layer}_self_attn_q_proj",
+        f"lora_te2_{layer}_self_attn_v_proj",
+        f"lora_te2_{layer}_self_attn_out_proj",
+        f"lora_te2_{layer}_mlp_fc1",
+    )
+    block = "conditioner.embedders.1.model.transformer.resblocks.3"
+    before = {
+        f"{block}.attn.in_proj_weight": _random(24, 8, seed=1),
+        f"{block}.attn.out_proj.weight": _random(8, 8, seed=2),
+        f"{block}.mlp.c_fc.weight": _random(8, 8, seed=3),
+    }
+    save_file(before, tmp_path / "base.safetensors")
+    recipe = merge_recipe(str(tmp_path / "base.safetensors"), [str(lora)])
+    weightsmith.merge(recipe, tmp_path / "out")
+    after = load_file(tmp_path / "out/model.safetensors")
+    zeros = torch.zeros(8, 8, dtype=torch.float64)
+    changes = (torch.cat([_change(0), zeros, _change(1)]), _change(2), _change(3))
+    for (name, value), change in zip(before.items(), changes, strict=True):
+        _near(after[name], value.double() + change)
+    assert weightsmith.verify(tmp_path / "out", recompute=3).ok

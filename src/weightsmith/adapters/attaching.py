@@ -12,6 +12,7 @@ from weightsmith.adapters.added_heads import heads_of, with_heads
 from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
 from weightsmith.adapters.component_places import component_of
 from weightsmith.adapters.experts import apart
+from weightsmith.adapters.ldm_names import joined_projections, respelled
 from weightsmith.adapters.resized_vocabularies import with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
@@ -21,6 +22,7 @@ from weightsmith.tensors import shown
 
 Weighted = tuple[Update, float]
 Turned = Mapping[str | None, bool]
+_Part = tuple[Checkpoint, list[Update]]
 
 
 def attach(
@@ -135,25 +137,41 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
     return False if role is not None and role.stack in turned else None
 
 
-def _placed(adapter: Adapter, names: Names) -> list[tuple[Checkpoint, list[Update]]]:
+def _placed(adapter: Adapter, names: Names) -> list[_Part]:
     """The updates of each component with the part of the base that they are of: the base itself where it is one."""
     by_component: dict[str | None, list[Update]] = defaultdict(list)
     for update in adapter.updates.values():
         by_component[update.component].append(update)
     base = names.base
-    places = {c: component_of(base, c) or base for c in by_component}
-    if len(by_component) == 1 or all(place is not base for place in places.values()):
-        return [(places[c], updates) for c, updates in by_component.items()]
-    fits = [c for c, updates in by_component.items() if _fits(adapter, updates, places[c], base)]
-    if len(fits) in (0, len(by_component)):
-        return [(places[c], updates) for c, updates in by_component.items()]
-    others = {c: updates for c, updates in by_component.items() if c not in fits}
-    first = next(iter(next(iter(others.values()))))
+    if by_component.keys() == {None}:
+        return [(base, by_component[None])]
+    parts = {c: _part(adapter, c, updates, base) for c, updates in by_component.items()}
+    lost = [c for c, part in parts.items() if part is None]
+    if len(by_component) == 1 or not lost or len(lost) == len(parts):
+        return [part or (base, by_component[c]) for c, part in parts.items()]
+    first = next(iter(by_component[lost[0]]))
+    fits = [c for c, part in parts.items() if part is not None]
     raise CompatibilityError(
-        f"Adapter {shown(adapter.source)} also changes {listed(others)} (such as {shown(first.key)}), which "
+        f"Adapter {shown(adapter.source)} also changes {listed(lost)} (such as {shown(first.key)}), which "
         f"{base.identity} does not have: say that it is to be used for {listed(fits)} alone (`--component`, or "
         "`component:` beside the adapter's path in a recipe)."
     )
+
+
+def _part(
+    adapter: Adapter, component: str | None, updates: list[Update], base: Checkpoint
+) -> _Part | None:
+    """The part that updates fit, under the names that they mean, and the updates; None where they fit none."""
+    own = component_of(base, component) or base
+    if _fits(adapter, updates, own, base):
+        return own, updates
+    other = None if component is None else respelled(own)
+    if other is None:
+        return None if own is base else (own, updates)
+    joined = joined_projections(updates, other)
+    if _fits(adapter, joined, other, base):
+        return other, joined
+    return None if own is base else (own, updates)
 
 
 def _fits(adapter: Adapter, updates: Sequence[Update], place: Checkpoint, base: Checkpoint) -> bool:
