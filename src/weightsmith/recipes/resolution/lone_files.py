@@ -9,6 +9,8 @@ from weightsmith.findings import Severity
 from weightsmith.naming import beside
 from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.formula import OutputTensor
+from weightsmith.recipes.resolution.output_sections import MethodPlan
+from weightsmith.recipes.resolution.placement import Placed
 from weightsmith.recipes.resolution.views import View
 from weightsmith.wording import shown
 
@@ -22,6 +24,15 @@ class LoneFiles:
 
     config_source: View
     combiner: Combiner
+
+    def made(self, one: Placed, treatment: MethodPlan) -> Sequence[OutputTensor]:
+        """The output tensor at a place, if there is one: settled here, or combined like all others."""
+        if "/" in one.place.name and treatment.keep is None:
+            settled = self.settled(one.place.name, one.section.views)
+            if settled is not None:
+                return settled
+        item = self.combiner.combine(one.section, treatment, one.items, one.base, one.place)
+        return () if item is None else (item,)
 
     def settled(self, name: str, views: Iterable[View]) -> Sequence[OutputTensor] | None:
         """What becomes of a tensor: its copy, nothing, or None where it is to be merged like any other.

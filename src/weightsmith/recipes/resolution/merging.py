@@ -397,14 +397,7 @@ class Resolver:
                 rule = rules[number] if number >= 0 else None
                 treatments[key] = one.section, self._treatment(work, one.section, rule, number)
             _, treatment = treatments[key]
-            if "/" in one.place.name and treatment.keep is None:
-                settled = lone.settled(one.place.name, one.section.views)
-                if settled is not None:
-                    for copied in settled:
-                        self._emit(work, copied, one.base)
-                    continue
-            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
-            if item is not None:
+            for item in lone.made(one, treatment):
                 self._emit(work, item, one.base)
 
     def _treatment(
