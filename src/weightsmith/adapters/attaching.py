@@ -7,9 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from weightsmith.adapters.adapter import Adapter, Update
+from weightsmith.adapters.adapter import Adapter, Update, listed
+from weightsmith.adapters.added_heads import heads_of, with_heads
 from weightsmith.adapters.applying import combined, fitted
+from weightsmith.adapters.component_places import component_of
 from weightsmith.adapters.experts import apart
+from weightsmith.adapters.ldm_names import joined_projections, respelled
+from weightsmith.adapters.resized_vocabularies import with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
 from weightsmith.checkpoints import INPUT_FIRST_EXPERTS, Checkpoint
@@ -18,6 +22,7 @@ from weightsmith.tensors import shown
 
 Weighted = tuple[Update, float]
 Turned = Mapping[str | None, bool]
+_Part = tuple[Checkpoint, list[Update]]
 
 
 def attach(
@@ -33,8 +38,9 @@ def attach(
     (float64 where the base is float64) and counts as the base's dtype (`Checkpoint.stored_as`); a tensor that is only
     replaced, at strength 1, reads as it is stored. With strength 0 an adapter is checked and leaves the base as it is.
 
-    `component` names the part of a pipeline that the base is (`unet`, `text_encoder`), for an adapter of several. Other
-    than that every tensor of every adapter must be found in the base. Raises CompatibilityError where one is not, has
+    An adapter of several parts of a pipeline is used for all of them where the base has all (`component_places`);
+    `component` names the one that it is to be used for. Other than that every tensor of every adapter must be found in
+    the base. Raises CompatibilityError where one is not, has
     another shape or is quantised there, or changes only one of two tied tensors; UsageError for a strength that is not
     finite. Nothing but headers is read.
     """
@@ -54,7 +60,13 @@ def attach(
         tensors[name] = combined(base.tensors[name], updates)
         if tensors[name].dtype is not dtype:
             stored_as[name] = dtype
-    return replace(base, tensors=tensors, stored_as=stored_as)
+    changed = replace(base, tensors=tensors, stored_as=stored_as)
+    only = {name: [update for update, _ in own] for name, own in changes.items()}
+    changed = with_grown_vocabulary(changed, base, only, [one.path for one, _ in adapters])
+    for adapter, strength in adapters:
+        heads = heads_of(adapter, list(adapter.updates.values()), names)
+        changed = with_heads(changed, heads, adapter, strength)
+    return changed
 
 
 def fitted_updates(
@@ -69,16 +81,27 @@ def fitted_updates(
     Raises what `attach` raises.
     """
     names = names or Names(base)
-    updates = _of_component(adapter, component, names)
-    if not adapter.flattened:
-        updates = apart(updates, names)
-    updates, settle = joined_with_ties(base, adapter, updates)
-    found = resolve(adapter, updates, names)
+    if component is not None:
+        adapter = adapter.of_component(component)
     turned = turned_stacks(base)
-    fitted_ones = {
-        found[update.key]: _fitted(base, found[update.key], update, turned) for update in updates
-    }
-    settle(fitted_ones)
+    fitted_ones: dict[str, Update] = {}
+    for place, updates in _placed(adapter, names):
+        own = names if place is base else Names(place)
+        if not adapter.flattened:
+            updates = apart(updates, own)
+        added = heads_of(adapter, updates, own)
+        updates = [update for update in updates if update.target not in added]
+        kept, settle = joined_with_ties(place, adapter, updates)
+        found = resolve(adapter, kept, own)
+        changed = {
+            place.tensors[found[u.key]].name: _fitted(
+                base, place.tensors[found[u.key]].name, u, turned
+            )
+            for u in kept
+        }
+        if place is base:
+            settle(changed)
+        fitted_ones.update(changed)
     return fitted_ones
 
 
@@ -114,41 +137,49 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
     return False if role is not None and role.stack in turned else None
 
 
-def _of_component(adapter: Adapter, component: str | None, names: Names) -> list[Update]:
-    """The updates of the component that the base is."""
+def _placed(adapter: Adapter, names: Names) -> list[_Part]:
+    """The updates of each component with the part of the base that they are of: the base itself where it is one."""
     by_component: dict[str | None, list[Update]] = defaultdict(list)
     for update in adapter.updates.values():
         by_component[update.component].append(update)
-    if component is not None:
-        if component not in by_component:
-            raise CompatibilityError(
-                f"Adapter {shown(adapter.source)} has nothing for {shown(component)}, but changes "
-                f"{_listed(by_component)}: name one of these."
-            )
-        return by_component[component]
-    if len(by_component) == 1:
-        return next(iter(by_component.values()))
-    fits = [c for c, updates in by_component.items() if _fits(adapter, updates, names)]
-    if not fits:
-        return [update for updates in by_component.values() for update in updates]
-    others = {c: updates for c, updates in by_component.items() if c != fits[0]}
-    first = next(iter(next(iter(others.values()))))
+    base = names.base
+    if by_component.keys() == {None}:
+        return [(base, by_component[None])]
+    parts = {c: _part(adapter, c, updates, base) for c, updates in by_component.items()}
+    lost = [c for c, part in parts.items() if part is None]
+    if len(by_component) == 1 or not lost or len(lost) == len(parts):
+        return [part or (base, by_component[c]) for c, part in parts.items()]
+    first = next(iter(by_component[lost[0]]))
+    fits = [c for c, part in parts.items() if part is not None]
     raise CompatibilityError(
-        f"Adapter {shown(adapter.source)} also changes {_listed(others)} (such as {shown(first.key)}), which "
-        f"{names.base.identity} does not have: say that it is to be used for {shown(fits[0])} alone (component)."
+        f"Adapter {shown(adapter.source)} also changes {listed(lost)} (such as {shown(first.key)}), which "
+        f"{base.identity} does not have: say that it is to be used for {listed(fits)} alone (`--component`, or "
+        "`component:` beside the adapter's path in a recipe)."
     )
 
 
-def _fits(adapter: Adapter, updates: Sequence[Update], names: Names) -> bool:
+def _part(
+    adapter: Adapter, component: str | None, updates: list[Update], base: Checkpoint
+) -> _Part | None:
+    """The part that updates fit, under the names that they mean, and the updates; None where they fit none."""
+    own = component_of(base, component) or base
+    if _fits(adapter, updates, own, base):
+        return own, updates
+    other = None if component is None else respelled(own)
+    if other is None:
+        return None if own is base else (own, updates)
+    joined = joined_projections(updates, other)
+    if _fits(adapter, joined, other, base):
+        return other, joined
+    return None if own is base else (own, updates)
+
+
+def _fits(adapter: Adapter, updates: Sequence[Update], place: Checkpoint, base: Checkpoint) -> bool:
     try:
-        found = resolve(adapter, updates, names)
-        turned = turned_stacks(names.base)
+        found = resolve(adapter, updates, Names(place))
+        turned = turned_stacks(base)
         for update in updates:
-            _fitted(names.base, found[update.key], update, turned)
+            _fitted(base, place.tensors[found[update.key]].name, update, turned)
     except CompatibilityError:
         return False
     return True
-
-
-def _listed(components: Mapping[str | None, Sequence[Update]]) -> str:
-    return ", ".join("tensors of no component" if c is None else shown(c) for c in components)

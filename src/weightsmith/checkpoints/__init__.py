@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
+    from weightsmith.checkpoints.licence import Licence as Licence
+    from weightsmith.checkpoints.licence import licence_of as licence_of
     from weightsmith.checkpoints.locate import find_location as find_location
     from weightsmith.checkpoints.locate import member_of as member_of
     from weightsmith.checkpoints.nested_config import first_of as first_of
@@ -127,6 +129,7 @@ else:
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
             "HEADS": "weightsmith.checkpoints.spelling_facts",
             "INPUT_FIRST_EXPERTS": "weightsmith.checkpoints.spelling_facts",
+            "Licence": "weightsmith.checkpoints.licence",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
@@ -169,6 +172,7 @@ else:
             "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
+            "licence_of": "weightsmith.checkpoints.licence",
             "listed": "weightsmith.checkpoints.formats.statistics",
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",

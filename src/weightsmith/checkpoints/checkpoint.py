@@ -12,6 +12,7 @@ from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
+from weightsmith.checkpoints.side_places import main_set, side_places
 from weightsmith.checkpoints.stacks import Stack
 from weightsmith.checkpoints.tied_tensors import (
     Tying,
@@ -24,6 +25,7 @@ from weightsmith.checkpoints.tied_tensors import (
 from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
+from weightsmith.naming import beside
 from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
@@ -34,7 +36,8 @@ class Attached:
     """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
 
     `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
-    `unsaved` are modules that it says were trained whole, and of which it stores nothing.
+    `unsaved` are modules that it says were trained whole, and of which it stores nothing; `component` is the one part
+    of a pipeline that it is used for, None for all.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class Attached:
     hub_id: str | None = None
     revision: str | None = None
     unsaved: tuple[str, ...] = ()
+    component: str | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +92,9 @@ class Checkpoint:
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
     `metadata` is that of a single safetensors file. `own_names` has what the files call a tensor that is seen under
-    another name here, all pieces of it, or the whole that it is a piece of (`respelling`).
+    another name here, all pieces of it, or the whole that it is a piece of (`respelling`). `about_files` is what is to
+    be said of files and adapters beside the weights, and `tokenizer_place` the folder of the tokenizer where that is
+    not its own.
     """
 
     path: Path
@@ -108,6 +114,13 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
     own_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    about_files: tuple[Finding, ...] = ()
+    tokenizer_place: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies: its own folder, or that of an adapter with a vocabulary of its own."""
+        return self.tokenizer_place or self.path
 
     @property
     def is_folder(self) -> bool:
@@ -185,12 +198,18 @@ class Checkpoint:
         """The weight files, in the order of their first tensors."""
         return stored_in(self.tensors.values())
 
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """The files of tensors that lie beside the main set, by name from the folder on (see `naming.beside`)."""
+        found = (beside(name) for name in self.tensors if "/" in name)
+        return tuple(dict.fromkeys(one[0] for one in found if one is not None))
+
     def findings(self) -> list[Finding]:
         """What should be known before the checkpoint is merged: its configuration, and files that are left out."""
         found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
-        found += _own_head_findings(self)
+        found += [*self.about_files, *_own_head_findings(self)]
         return found + [
             not_saved(adapter.name, adapter.unsaved, self.identity, "so the base's are kept")
             for adapter in self.attached
@@ -214,13 +233,15 @@ class Checkpoint:
             f"{self.identity} has {', '.join(map(shown, names[:_MOST_NAMES]))}"
             f"{f' and {len(names) - _MOST_NAMES} more' if len(names) > _MOST_NAMES else ''} as links out of its folder "
             "or as no regular files, which are neither read nor copied",
-            "put the files themselves there",
+            "put the files themselves there, or name the folder that they lead into in the environment variable "
+            "WEIGHTSMITH_LINKS",
         )
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The files of the tokenizer and chat template; empty for a single file."""
-        return tokenizer_files(self.path) if self.is_folder else ()
+        place = self.tokenizer_folder
+        return tokenizer_files(place) if place.is_dir() else ()
 
 
 def _further_layers(config: dict[str, Any] | None) -> int:
@@ -238,12 +259,18 @@ def assemble(
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
+    """A checkpoint around tensors that are already known: infers stacks, roles and ties.
+
+    Stacks and tying are those of the main set, whatever lies in files beside it (`naming.beside`).
+    """
     ordered = dict(tensors)
-    anatomy = anatomy_of(ordered, config)
+    main = main_set(ordered)
+    anatomy = anatomy_of(main, config)
     stacks, places = anatomy.stacks, anatomy.places
     ties = find_ties(ordered, places, config)
-    tying = tying_of(ordered, places, ties, config)
+    tying = tying_of(main, places, ties, config)
+    if len(main) < len(ordered):
+        places = {**places, **side_places(ordered)}
     return Checkpoint(path, source, ordered, config, places, ties, tying, stacks, hub_id, revision)
 
 

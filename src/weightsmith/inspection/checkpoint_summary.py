@@ -20,7 +20,9 @@ from weightsmith.checkpoints import (
 )
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, StoredTensor, shown
+from weightsmith.naming import beside
+from weightsmith.tensors import DType, StoredTensor, shown, stored_in
+from weightsmith.wording import counted
 
 _FACTS = (
     "model_type",
@@ -205,7 +207,8 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 def _layout(checkpoint: Checkpoint) -> str:
     # Those of adapters have rows of their own.
     places = [adapter.path for adapter in checkpoint.attached]
-    files = [f for f in checkpoint.files() if not any(f.is_relative_to(place) for place in places)]
+    main = stored_in(t for name, t in checkpoint.tensors.items() if beside(name) is None)
+    files = [f for f in main if not any(f.is_relative_to(place) for place in places)]
     form = (
         "safetensors"
         if all(file.suffix == ".safetensors" for file in files)
@@ -215,7 +218,10 @@ def _layout(checkpoint: Checkpoint) -> str:
         return f"single file, {form}"
     if is_package(checkpoint.path):
         return f"delta package with its base, {form}"
-    return f"folder, {form}, {len(files)} shards" if len(files) > 1 else f"folder, {form}, 1 file"
+    count = f"{len(files)} shards" if len(files) > 1 else counted(len(files), "file")
+    beside_it = len(checkpoint.side_files)
+    more = f", and {counted(beside_it, 'file')} beside" if beside_it else ""
+    return f"folder, {form}, {count}{more}"
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:

@@ -32,7 +32,13 @@ from weightsmith.lora.factor_fitting import fit, nearest
 from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.lora.rank_allocation import spread
 from weightsmith.lora.saved_modules import stored, tied_head
-from weightsmith.lora.treatments import Choices, TreatedTensor, Treatment, parts_of
+from weightsmith.lora.treatments import (
+    Choices,
+    TreatedTensor,
+    Treatment,
+    parts_of,
+    placeless,
+)
 from weightsmith.progress import Progress, Silence, heard
 from weightsmith.tensors import DType, format_size, in_order, one_blas_thread
 
@@ -82,6 +88,8 @@ def extract(
         for part, found in zip(parts, measures, strict=True)
         if found is None or found.squares > 0.0
     ]
+    lacking = placeless([c.part for c in changed])
+    changed = [c.left_out(lacking[c.part.key]) if c.part.key in lacking else c for c in changed]
     saved_modules = [_whole(c, dtype) for c in changed if c.is_whole]
     matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
     _check_rank(rank, matrices)
@@ -119,6 +127,10 @@ class _Changed:
     def is_whole(self) -> bool:
         """Whether it is stored whole."""
         return self.part.treatment in (Treatment.REPLACED, Treatment.ADDED)
+
+    def left_out(self, why: str) -> _Changed:
+        """The same as a change that is lost."""
+        return replace(self, part=replace(self.part, treatment=Treatment.LEFT_OUT, why=why))
 
     @property
     def difference(self) -> MatrixDifference:

@@ -78,7 +78,12 @@ def tied_head(base: Checkpoint | None) -> tuple[str, str] | None:
     embedding = vocabulary_embedding(base.tensors, base.places)
     if embedding is None:
         return None
-    heads = [name for name, role in base.places.items() if role.kind is Kind.HEAD]
+    # Biases of scores, which stand alone in BART, are no head.
+    heads = [
+        name
+        for name, role in base.places.items()
+        if role.kind is Kind.HEAD and name.endswith(".weight")
+    ]
     head = next((name for name in heads if name != embedding), _HEAD)
     return embedding, head
 
@@ -96,8 +101,17 @@ def _tied(replaced: Mapping[str, Array], base: Checkpoint | None) -> dict[str, A
         return {}
     embedding, head = names
     if embedding in replaced:
-        return {} if head in replaced else {head: replaced[embedding]}
+        other_names = [head, *_of_both_sides(embedding)]
+        return {name: replaced[embedding] for name in other_names if name not in replaced}
     return {embedding: replaced[head]} if head in replaced else {}
+
+
+def _of_both_sides(embedding: str) -> list[str]:
+    """What encoder and decoder call the table that they share, which files have once (BART, T5)."""
+    before, shared, rest = embedding.rpartition("shared.weight")
+    if not shared or rest or (before and not before.endswith(".")):
+        return []
+    return [f"{before}{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
 
 
 def _place(

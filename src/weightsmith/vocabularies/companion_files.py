@@ -86,6 +86,10 @@ def carried_files(
     """
     if not config_source.is_folder:
         return {}
+    own = config_source.tokenizer_place
+    if own is not None and not replaced_tokenizer:
+        rest = carried_files(config_source, replaced_tokenizer=True)
+        return rest | {name.as_posix(): (own / name).read_bytes() for name in tokenizer_files(own)}
     names = list(companion_paths(config_source.path))
     if replaced_tokenizer:
         dropped = {name for name in tokenizer_files(config_source.path) if not is_template(name)}

@@ -66,6 +66,12 @@ def _way(what: str, ways: Sequence[str], default: str, text: str) -> Callable[[C
 @_way("heads", _FACTORED, "lora", "The same of output heads.")
 @_way("biases", ("add", "skip"), "add", "Store changes of biases, or leave them out.")
 @_way("norms", ("replace", "skip"), "replace", "Store changed norms whole, or leave them out.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out tensors with names like this, as '*.position_embeddings'; may be given several times.",
+)
 @peft_dialect_option
 @click.option(
     "--dtype",
@@ -94,6 +100,7 @@ def extract(
     as_json: bool,
     force: bool,
     quiet: bool,
+    exclude: tuple[str, ...],
     **ways: str,
 ) -> int:
     """Make the adapter OUT, with which BASE comes as near to FINETUNE as is asked.
@@ -119,7 +126,7 @@ def extract(
             energy=energy,
             error=error,
             budget_bytes=None if budget is None else budget_bytes(budget, dense),
-            choices=Choices(**cast("dict[str, Any]", ways)),
+            choices=Choices(**cast("dict[str, Any]", ways), exclude=exclude),
             dialect=cast("Dialect", dialect),
             dtype=dtype,
             threads=threads,

@@ -87,6 +87,7 @@ class AdapterFolder:
     merges_models: bool = False
     no_model: str = _NO_MODEL
     library: str | None = "peft"
+    relation: str = "adapter"
 
     @classmethod
     @one_blas_thread()

@@ -104,7 +104,8 @@ class Output(Protocol):
     `readings` are the tensors to compute, in the order of the files. `is_resumable`: what is finished lies in the
     staging folder, where the next run and other machines find it. `merges_models`: inputs and result are models that
     can be compared tensor by tensor. `no_model` says, as a sentence, why the result cannot be opened as one model; it
-    is empty where it can. `library` is what the model card names, None for that of the result's configuration.
+    is empty where it can. `library` is what the model card names, None for that of the result's configuration, and
+    `relation` the Hub's word for what the result is to the models that it names.
     """
 
     @property
@@ -121,6 +122,9 @@ class Output(Protocol):
 
     @property
     def library(self) -> str | None: ...
+
+    @property
+    def relation(self) -> str: ...
 
     @property
     def more_inputs(self) -> Sequence[Path]:

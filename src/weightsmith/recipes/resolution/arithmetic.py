@@ -25,6 +25,7 @@ from weightsmith.recipes.resolution.combine import (
     stored_dtype,
 )
 from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, OutputTensor, Sum
+from weightsmith.recipes.resolution.lone_files import LoneFiles
 from weightsmith.recipes.resolution.measured_statistics import (
     MeasuredStatistics,
     Weighing,
@@ -53,7 +54,12 @@ def expression_items(
     used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
     measured = {name: source.statistics for name, source in sources.items()}
     order = (config_source, *used.values())
+    lone = LoneFiles(config_source, combiner)
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
+        settled = lone.settled(name, used.values()) if "/" in name else None
+        if settled is not None:
+            yield from ((copied, None) for copied in settled)
+            continue
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue

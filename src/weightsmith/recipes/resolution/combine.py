@@ -103,7 +103,7 @@ class Combiner:
         if experts is None:
             return None
         if not experts:
-            return self._copied(base, base, place) if base is not None else None
+            return self.copied(base, base, place) if base is not None else None
         used = [item for _, item in experts]
         if treatment.reads_base and base is not None:
             used.insert(0, base)
@@ -116,7 +116,7 @@ class Combiner:
         if first is not used[0] and not self.fits(section.where, [first, used[0]], place.name):
             return None
         if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
-            return self._copied(experts[0][1], first, place)
+            return self.copied(experts[0][1], first, place)
         formula = self._merged(section, treatment, experts, base, place)
         if formula is None:
             return None
@@ -421,9 +421,10 @@ class Combiner:
                 "correct the rule's match or its `keep:`",
             )
             return None
-        return self._copied(item, item, place)
+        return self.copied(item, item, place)
 
-    def _copied(self, item: OutputTensor, like: OutputTensor, place: Place) -> OutputTensor:
+    def copied(self, item: OutputTensor, like: OutputTensor, place: Place) -> OutputTensor:
+        """A tensor as it is, in the dtype of the result."""
         formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
         dtype = item.dtype if not item.dtype.is_float else self.stored([item])
         return output_tensor(place, like, formula, dtype)

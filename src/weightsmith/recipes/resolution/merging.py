@@ -24,6 +24,7 @@ from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.lone_files import LoneFiles
 from weightsmith.recipes.resolution.modifying import closest
 from weightsmith.recipes.resolution.output_sections import (
     Level,
@@ -404,6 +405,7 @@ class Resolver:
         rules = work.document.rules or ()
         # Only while a section lives can no other one have its identity.
         treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
+        lone = LoneFiles(work.config_source, work.combiner)
         for one in placed:
             number = _first_match(rules, one.place)
             work.used_rules.add(number)
@@ -412,8 +414,7 @@ class Resolver:
                 rule = rules[number] if number >= 0 else None
                 treatments[key] = one.section, self._treatment(work, one.section, rule, number)
             _, treatment = treatments[key]
-            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
-            if item is not None:
+            for item in lone.made(one, treatment):
                 self._emit(work, item, one.base)
 
     def _treatment(

@@ -58,6 +58,12 @@ class MergeSection:
     modify: Steps = ()
 
     @property
+    def views(self) -> tuple[View, ...]:
+        """All that it reads: the sources', and the base where it is none of them."""
+        base = () if self.base is None or self.base_index is not None else (self.base,)
+        return (*(source.view for source in self.sources), *base)
+
+    @property
     def base_index(self) -> int | None:
         """The position of the base among the sources."""
         return next((i for i, s in enumerate(self.sources) if s.view is self.base), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
+from weightsmith.naming import beside
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
@@ -45,6 +46,9 @@ def place_models(
     for name in _joined([config_source.items, *tensors]):
         items = tuple([own.get(name) for own in tensors])
         found = next((item for item in items if item is not None), None)
+        if found is None and beside(name) is not None:
+            # A file beside the main set that the config source alone has belongs to its configuration.
+            found = config_source.items.get(name)
         if found is None:
             continue
         place = config_source.items.get(name, found).place

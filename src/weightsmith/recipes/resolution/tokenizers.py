@@ -171,7 +171,7 @@ class _Section:
     def _member(self, reference: Reference, vocabulary: Vocabulary) -> TokenizerMember:
         checkpoint = self.checkpoint(reference)
         return TokenizerMember(
-            vocabulary, checkpoint.path, checkpoint.vocab_size, self.label(reference)
+            vocabulary, checkpoint.tokenizer_folder, checkpoint.vocab_size, self.label(reference)
         )
 
     def _target(self) -> tuple[TargetVocabulary, Reference]:
