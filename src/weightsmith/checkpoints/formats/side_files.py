@@ -22,7 +22,6 @@ from weightsmith.naming import beside, beside_name
 from weightsmith.tensors import (
     LazyTensor,
     StoredTensor,
-    parse_torch_file,
     read_weight_map,
     shown,
     way_out,
@@ -105,6 +104,8 @@ def _read(file: Path, folder: Path) -> list[StoredTensor]:
     if not is_inside(file, folder):
         raise CheckpointError(f"{shown(file)} {way_out(file)}")
     if file.suffix in PICKLES:
+        from weightsmith.tensors import parse_torch_file
+
         found = parse_torch_file(file)
         if found.wrapper is not None:
             raise CheckpointError(f"{shown(file)} holds more than tensors by name")
