@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,10 @@ from typing import Literal
 from weightsmith.engine.outputs.choice import output_of_models
 from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.free_tracing import FreeTracer
-from weightsmith.engine.planning.plan import Plan
+from weightsmith.engine.planning.plan import Plan, Store
 from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, planned_tensors
+from weightsmith.engine.records.journal import TensorRecord
+from weightsmith.engine.running.assertions import check_assertions
 from weightsmith.engine.running.free_gradients import check_losses, gradient_rounds
 from weightsmith.engine.running.job_facts import JobSettings
 from weightsmith.engine.running.run import ModelResults, model_results, tensor_job, write_tensors
@@ -70,21 +72,65 @@ class FreeMerge:
         `values` are of all free numbers. A tensor differs where a number that it is made with has another value.
         Memory holds what is returned. Raises RecipeError for values that do not fit, and what a merge raises.
         """
+        store = MemoryStore(self._plan.layout, lazy=True)
+        self.write(values, store, progress)
+        return store.tensors
+
+    def write(
+        self, values: Values | Literal["start"], store: Store, progress: Progress | None = None
+    ) -> dict[str, str]:
+        """As `evaluate`, with the tensors put into a store; returns their digests.
+
+        Where it raises, the store may hold some of them: whoever has lost what was there before says so (`forget`).
+        """
         given = complete(self._open.numbers, values)
         plan = self._planned(given)
         wanted = [t for t in plan.tensors if self._given.get(t.output.name) != self._of(t, given)]
-        store = MemoryStore(plan.layout, lazy=True)
-        telling = progress or Silence()
-        try:
-            settings, scheduler, results = self._begun(plan, wanted, given, telling)
-            write_tensors(
-                plan, wanted, store, settings, scheduler, results, lambda _record: None, telling
-            )
-        finally:
-            OPEN_FILES.close()
+        digests = self._computed(plan, wanted, given, store, progress or Silence(), checks=True)
         self._given |= {t.output.name: self._of(t, given) for t in wanted}
         self.computed += len(wanted)
+        return digests
+
+    def tensors_for(
+        self, values: Values | Literal["start"], names: Collection[str]
+    ) -> dict[str, MemoryTensor]:
+        """Some merged tensors, whatever the last evaluation was; it stays the last one."""
+        given = complete(self._open.numbers, values)
+        plan = self._planned(given)
+        store = MemoryStore(plan.layout, lazy=True)
+        wanted = [tensor for tensor in plan.tensors if tensor.output.name in names]
+        self._computed(plan, wanted, given, store, Silence(), checks=False)
         return store.tensors
+
+    def forget(self) -> None:
+        """Let the next evaluation give all tensors."""
+        self._given = {}
+
+    def _computed(
+        self,
+        plan: Plan,
+        wanted: list[PlannedTensor],
+        given: Mapping[str, float],
+        store: Store,
+        progress: Progress,
+        *,
+        checks: bool,
+    ) -> dict[str, str]:
+        """Put tensors into a store, and check what the recipe says of them; returns their digests."""
+        digests: dict[str, str] = {}
+
+        def done(record: TensorRecord) -> None:
+            digests[record.name] = record.digest
+
+        try:
+            settings, scheduler, results = self._begun(plan, wanted, given, progress)
+            write_tensors(plan, wanted, store, settings, scheduler, results, done, progress)
+            if checks:
+                checked = replace(plan, resolved=_compared_with(plan.resolved, given))
+                check_assertions(checked, store, scheduler, progress, only=digests.keys())
+        finally:
+            OPEN_FILES.close()
+        return digests
 
     def _of(self, tensor: PlannedTensor, given: Mapping[str, float]) -> Mapping[str, float]:
         """The values that a tensor depends on."""
@@ -203,6 +249,11 @@ class FreeMerge:
         assert self._open.resolved is not None
         outputs = self._open.resolved.outputs
         own = {o.name: frozenset(n.name for n in numbers_of([o])) for o in outputs}
+        by_name = {output.name: output for output in outputs}
+        for clause in self._open.resolved.assertions:
+            for name, reference in zip(clause.tensors, clause.references, strict=False):
+                compared = replace(by_name[name], formula=reference)
+                own[name] |= frozenset(number.name for number in numbers_of([compared]))
         joined = _joined(plan)
         measured = frozenset().union(*_statistics(plan, self._tracer).values())
         # Numbers that graphs are built with may change statistics without being in them.
@@ -236,6 +287,15 @@ def _with(resolved: Resolved, values: Mapping[str, float]) -> Resolved:
         for tensors in (resolved.outputs, resolved.measured)
     )
     return replace(resolved, outputs=outputs, measured=measured)
+
+
+def _compared_with(resolved: Resolved, values: Mapping[str, float]) -> Resolved:
+    """The same with values in what assertions compare with."""
+    clauses = tuple(
+        replace(clause, references=tuple(with_numbers(f, values) for f in clause.references))
+        for clause in resolved.assertions
+    )
+    return replace(resolved, assertions=clauses)
 
 
 def _statistics(plan: Plan, tracer: FreeTracer) -> dict[ModelStatistic, Names]:
