@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from weightsmith.engine.planning.trace import Traced, Tracer
-from weightsmith.graph import ValuedPath, following, free_in, refuse_hidden
+from weightsmith.graph import FreeNumber, Node, ValuedPath, following, free_in, refuse_hidden
 from weightsmith.recipes import Formula, OutputTensor
 
 
@@ -17,6 +17,7 @@ class _Known:
     formulas: tuple[Formula, ...]
     traced: Traced
     path: ValuedPath
+    numbers: Mapping[Node, FreeNumber]
 
 
 class FreeTracer(Tracer):
@@ -41,8 +42,7 @@ class FreeTracer(Tracer):
         # By identity: formulas that are equal otherwise would ask numbers whether they are.
         if known is None or any(a is not b for a, b in zip(known.formulas, formulas, strict=True)):
             known = self._known[names] = self._traced(tensors, formulas)
-        numbers = free_in([known.traced.measured]).items()
-        values = {node: self.values[number.name] for node, number in numbers}
+        values = {node: self.values[number.name] for node, number in known.numbers.items()}
         return replace(known.traced, numbers=values)
 
     def forget_changed(self) -> bool:
@@ -58,4 +58,4 @@ class FreeTracer(Tracer):
         with following(path):
             traced = super().trace(*tensors)
         refuse_hidden([traced.measured])
-        return _Known(formulas, traced, path)
+        return _Known(formulas, traced, path, free_in([traced.measured]))

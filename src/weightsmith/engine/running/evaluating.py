@@ -13,9 +13,10 @@ from typing import Literal
 from weightsmith.engine.outputs.choice import output_of_models
 from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.free_tracing import FreeTracer
-from weightsmith.engine.planning.plan import Plan, Store
+from weightsmith.engine.planning.plan import Plan, Store, refuse_errors
 from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, planned_tensors
 from weightsmith.engine.records.journal import TensorRecord
+from weightsmith.engine.records.state import may_continue
 from weightsmith.engine.running.assertions import check_assertions
 from weightsmith.engine.running.free_gradients import check_losses, gradient_rounds
 from weightsmith.engine.running.job_facts import JobSettings
@@ -38,8 +39,9 @@ class FreeMerge:
 
     Formulas are resolved and their graphs traced once. Numbers without which Python cannot build a graph (a density
     that becomes a count) are put into the formulas at each evaluation instead, and these are traced again; which they
-    are is found by tracing. The tensors have the bytes that a merge of the filled recipe has. `computed` counts the
-    tensors of all evaluations. Raises RecipeError for a plan without free numbers, and for results that are no model.
+    are is found by tracing. The tensors have the bytes that a merge of the filled recipe has, and assertions hold of
+    them. `computed` counts the tensors of all evaluations. Raises RecipeError for a plan without free numbers or with
+    errors, and for results that are no model.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -48,6 +50,7 @@ class FreeMerge:
                 plan.output.no_model
                 or "Only merges of models with free numbers can be evaluated for values of them."
             )
+        refuse_errors(plan)
         self._open = plan.free
         self._tracer = FreeTracer()
         self._plan = plan
@@ -56,6 +59,7 @@ class FreeMerge:
         self._influences: dict[str, Names] = {}
         self._measured: tuple[Mapping[str, float], ModelResults] | None = None
         self._measures: Mapping[str, object] = {}
+        self._records_sources = True
         self._given: dict[str, Mapping[str, float]] = {}
         self.computed = 0
 
@@ -179,7 +183,13 @@ class FreeMerge:
     ) -> tuple[JobSettings, Scheduler, ModelResults]:
         """What tensors are computed with, statistics of the model among it."""
         scratch = Scratch(Path(tempfile.gettempdir()))
-        settings = JobSettings(plan.backend.load(), plan.tile_elements, scratch, self._tracer)
+        settings = JobSettings(
+            plan.backend.load(),
+            plan.tile_elements,
+            scratch,
+            self._tracer,
+            records_sources=self._records_sources,
+        )
         scheduler = Scheduler(plan.threads, plan.window)
         results: ModelResults = {}
         if any(tensor.work.model_scope for tensor in wanted):
@@ -232,6 +242,7 @@ class FreeMerge:
                 self._given = {n: given for n, given in self._given.items() if n not in joined}
             self._planned_for, is_changed = values, False
             self._influences = self._influencing(self._plan)
+            self._records_sources = may_continue(self._plan)
 
     def _made(self, values: Mapping[str, float]) -> Plan:
         assert self._open.resolved is not None
