@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from weightsmith.engine import FreeMerge, Plan
@@ -44,7 +44,7 @@ class LiveMerge:
         self._merge, self._plan = FreeMerge(plan), plan
         assert plan.free is not None
         assert plan.papers is not None
-        self.numbers = plan.free.numbers
+        self.numbers = self._merge.numbers
         self.values: Mapping[str, float] = complete(self.numbers, values)
         name = f"recipe {plan.free.recipe.digest()[:19]}"
         check_config(name, plan.papers.config)
@@ -60,6 +60,11 @@ class LiveMerge:
         self.model: LiveModel = load_model(source, device=device, dtype=dtype, filled=False)
         if filled:
             self.set(self.values, progress)
+
+    @property
+    def bound(self) -> frozenset[str]:
+        """The numbers that have no gradient, see `FreeMerge.bound`."""
+        return self._merge.bound
 
     @property
     def digest(self) -> str:
@@ -109,8 +114,10 @@ class LiveMerge:
             (self._made,) = self._merge.tensors_for(self.values, [name]).values()
         return self._made
 
-    def gradient(self, ask: Callable[[LiveModel], Tensor]) -> tuple[float, dict[str, float]]:
-        """A loss [] that `ask` takes of the model, and its gradient with respect to the free numbers.
+    def gradient(
+        self, ask: Callable[[LiveModel], Tensor], of: Collection[str] | None = None
+    ) -> tuple[float, dict[str, float]]:
+        """A loss [] that `ask` takes of the model, and its gradient with respect to free numbers (all, or `of` some).
 
         The network's own gradients are as large as its weights, and gone afterwards; gradients of several batches add
         up. See `FreeMerge.gradient` for what is raised.
@@ -131,4 +138,4 @@ class LiveMerge:
             if name not in given and not used.isdisjoint(model.names.files_of(name))
         }
         stored = {name: g.contiguous() for name, g in model.names.to_files(given).items()}
-        return float(loss.detach()), self._merge.gradient(self.values, as_lazy(stored))
+        return float(loss.detach()), self._merge.gradient(self.values, as_lazy(stored), of)

@@ -18,14 +18,18 @@ from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, p
 from weightsmith.engine.records.journal import TensorRecord
 from weightsmith.engine.records.state import may_continue
 from weightsmith.engine.running.assertions import check_assertions
-from weightsmith.engine.running.free_gradients import check_losses, gradient_rounds
+from weightsmith.engine.running.free_gradients import (
+    check_losses,
+    check_numbers,
+    gradient_rounds,
+)
 from weightsmith.engine.running.job_facts import JobSettings
 from weightsmith.engine.running.run import ModelResults, model_results, tensor_job, write_tensors
 from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.engine.running.scratch import Scratch
 from weightsmith.errors import RecipeError
 from weightsmith.findings import errors_among
-from weightsmith.graph import ModelStatistic, NumberNotKnown, free_in, shared_graph, statistic_of
+from weightsmith.graph import FreeNumber, ModelStatistic, NumberNotKnown, free_in, shared_graph, statistic_of
 from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Resolved, Values, complete, numbers_of, with_numbers
 from weightsmith.tensors import OPEN_FILES, LazyTensor, MemoryTensor
@@ -62,6 +66,11 @@ class FreeMerge:
         self._records_sources = True
         self._given: dict[str, Mapping[str, float]] = {}
         self.computed = 0
+
+    @property
+    def numbers(self) -> Mapping[str, FreeNumber]:
+        """The free numbers by name, in the order of the recipe."""
+        return self._open.numbers
 
     @property
     def bound(self) -> Names:
@@ -144,19 +153,22 @@ class FreeMerge:
         self,
         values: Values | Literal["start"],
         losses: Mapping[str, LazyTensor],
+        of: Collection[str] | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """dL/dv of every free number v, summed in float64, from dL/dtheta of merged tensors by their names.
+        """dL/dv of free numbers v, `of` all or those named, summed in float64, from dL/dtheta of merged tensors.
 
-        Tensors that are left out count as if their gradient were 0. Numbers in `bound` have none, and are left out.
-        The rounding of results to what they are stored in is passed over. See `free_gradients` for memory. Raises
-        UsageError for gradients of other tensors, and GradientError where there is none.
+        Tensors that are left out count as if their gradient were 0. The rounding of results to what they are stored in
+        is passed over. See `free_gradients` for memory. Raises UsageError for gradients of other tensors or numbers,
+        and GradientError where there is none: for numbers in `bound`, and through statistics of the whole model.
         """
         given = complete(self._open.numbers, values)
         plan = self._planned(given)
+        asked = list(given) if of is None else list(of)
+        check_numbers(asked, given, self._bound)
         tensors = {tensor.output.name: tensor for tensor in plan.tensors}
         check_losses(losses, tensors)
-        found: dict[str, list[float]] = {name: [] for name in given if name not in self._bound}
+        found: dict[str, list[float]] = {name: [] for name in given}
         settings, scheduler, results = self._begun(
             plan, [tensors[name] for name in losses], given, progress or Silence()
         )
@@ -172,7 +184,7 @@ class FreeMerge:
             scheduler.run(pulled(name) for name in wanted)
         finally:
             OPEN_FILES.close()
-        return {name: math.fsum(parts) for name, parts in found.items()}
+        return {name: math.fsum(found[name]) for name in asked}
 
     def _begun(
         self,
