@@ -46,7 +46,9 @@ def main() -> None:
         )
         for per in (None, "layer"):
             row = measure(given, place, base, experts, suite, per)
-            print(json.dumps({"what": given.what, "number": per or "all tensors", **row}), flush=True)
+            print(
+                json.dumps({"what": given.what, "number": per or "all tensors", **row}), flush=True
+            )
 
 
 def vision(given: argparse.Namespace, place: Path) -> tuple[Path, list[Path], Path]:
@@ -62,9 +64,9 @@ def smollm(given: argparse.Namespace, place: Path) -> tuple[Path, list[Path], Pa
     """A base and two experts near it, with a tokenizer of words, and texts of a length."""
     import numpy as np
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from weightsmith.live import quiet_library
 
     torch.manual_seed(0)

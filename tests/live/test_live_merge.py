@@ -134,7 +134,7 @@ def test_a_gradient_is_that_of_finite_differences(saved):
     assert loss == pytest.approx(sum(found) / 2, rel=1e-3)
 
 
-def test_a_refused_value_or_assertion_leaves_the_network_as_it_was(saved, tmp_path):
+def test_a_refused_value_or_assertion_leaves_the_network_as_it_was(saved):
     folders = three(saved, "llama")
     clause = {"norm_ratio": {"low": 0.5, "high": 1.5, "match": {"glob": "*.up_proj.weight"}}}
     given = recipe(folders, None, **{"assert": [clause]})

@@ -1,4 +1,4 @@
-"""A merge with free numbers that runs: for any values of them, what changes is put into a network that was built once."""
+"""A merge with free numbers that runs: what a change of their values touches is put into a network, built once."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class LiveMerge:
             self.set(self.values, progress)
 
     @property
-    def bound(self) -> frozenset[str]:
-        """The numbers that have no gradient, see `FreeMerge.bound`."""
-        return self._merge.bound
+    def differentiable(self) -> tuple[str, ...]:
+        """The numbers that have gradients at the present values; see `FreeMerge.differentiable`."""
+        return self._merge.differentiable(self.values)
 
     @property
     def digest(self) -> str:

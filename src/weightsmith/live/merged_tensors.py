@@ -1,4 +1,4 @@
-"""Merged tensors on their way into a network: written into its memory tile by tile, or made when somebody reads them."""
+"""Merged tensors on their way into a network: written into its memory tile by tile, or made when they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightsmith.engine import MemoryStore
 from weightsmith.live.tensor_reading import bytes_of
-from weightsmith.tensors import MemorySink, MemoryTensor, Placement, ShardLayout, Shaped
+from weightsmith.tensors import MemorySink, MemoryTensor, Placement, Shaped, ShardLayout
 
 if TYPE_CHECKING:
     from torch import Tensor

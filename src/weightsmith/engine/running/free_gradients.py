@@ -83,7 +83,7 @@ def check_losses(losses: Mapping[str, LazyTensor], tensors: Mapping[str, Planned
 
 
 def check_numbers(asked: Collection[str], known: Collection[str], bound: Collection[str]) -> None:
-    """Raise UsageError for a gradient of no free number, and GradientError for one of a number that graphs are built with."""
+    """Raise UsageError where a number is not known, and GradientError where graphs are built with it (`bound`)."""
     for name in asked:
         if name not in known:
             raise UsageError(f"The recipe has no free number {shown(name)} to take a gradient of.")
