@@ -82,8 +82,7 @@ def test_every_model_is_looked_up_and_recognised_once(three):
     looks = found.pop("looks")
     assert set(found.values()) == {3}
     assert len(found) == 4
-    # A folder of each model, its weights, configuration and lists of parts; no name of a companion file is tried that is
-    # not there.
+    # A folder of each model, its weights, configuration, lists of parts; no companion file is tried that is not there.
     assert looks < 3 * 35
 
 

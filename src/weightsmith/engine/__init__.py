@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import rollback as rollback
     from weightsmith.engine.api import verify as verify
     from weightsmith.engine.cache_folder import cache_root as cache_root
+    from weightsmith.engine.outputs.memory_stores import MemoryStore as MemoryStore
+    from weightsmith.engine.outputs.storage import Sink as Sink
     from weightsmith.engine.planning.cost import PredictedTime as PredictedTime
     from weightsmith.engine.planning.cost import predict as predict
     from weightsmith.engine.planning.plan import Plan as Plan
@@ -66,6 +68,8 @@ else:
             "Journal": "weightsmith.engine.records.journal",
             "LazyMerge": "weightsmith.engine.running.lazy_merge",
             "Manifest": "weightsmith.engine.records.manifest",
+            "MemoryStore": "weightsmith.engine.outputs.memory_stores",
+            "Sink": "weightsmith.engine.outputs.storage",
             "Plan": "weightsmith.engine.planning.plan",
             "PlannedTensor": "weightsmith.engine.planning.planned_tensors",
             "PredictedTime": "weightsmith.engine.planning.cost",

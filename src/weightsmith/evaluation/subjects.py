@@ -11,7 +11,8 @@ from typing import Any
 
 from weightsmith.adapters import open_model
 from weightsmith.engine import make_plan, merge_in_memory
-from weightsmith.live import check_config
+from weightsmith.errors import UsageError
+from weightsmith.live import LiveMerge, check_config
 from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
@@ -63,6 +64,21 @@ def open_subject(
         carried_files(checkpoint),
         checkpoint_digest(digests),
     )
+
+
+def merge_as_subject(merge: LiveMerge, device: str) -> Subject:
+    """What a merge that runs is at its present values.
+
+    Raises UsageError for one on another device, or one that does not compute in float32, as scores are taken.
+    """
+    model = merge.model
+    precision = str(model.dtype).removeprefix("torch.")
+    if (model.device, precision) != (device, "float32"):
+        raise UsageError(
+            f"Scores are taken in float32 on {device}, but the network of {model.name!r} is in {precision} on "
+            f"{model.device}; make it so, or name its device."
+        )
+    return _subject(model.name, model.source.tensors, model.config, model.files, merge.digest)
 
 
 def _is_recipe(given: str | Path) -> bool:

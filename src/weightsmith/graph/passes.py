@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weightsmith.graph.equal_graphs import walked
 from weightsmith.graph.graph import Node, Scalar, Scope, Threshold, Value, is_reduction
 from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import without_gradient
 from weightsmith.tensors import DType
 
 HISTOGRAM_BINS = 1 << 16
@@ -333,7 +334,8 @@ def selected_count(threshold: Threshold, known: Known, population: int) -> int |
     rule = threshold.attributes[0]
     if callable(rule):
         return int(rule(population))
-    number = float(evaluate_scalar(threshold.inputs[1], dict(known)))
+    # Nothing flows back through a count.
+    number = float(without_gradient(evaluate_scalar(threshold.inputs[1], dict(known))))
     if rule == "k":
         return int(number)
     return ShareOf(number) if rule == "nonzero" else ShareOf(number)(population)

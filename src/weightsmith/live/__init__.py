@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightsmith.live.libraries import asking_library as asking_library
     from weightsmith.live.libraries import quiet_library as quiet_library
     from weightsmith.live.libraries import reason_of as reason_of
+    from weightsmith.live.live_merge import LiveMerge as LiveMerge
     from weightsmith.live.live_model import KeptNetwork as KeptNetwork
     from weightsmith.live.live_model import LiveModel as LiveModel
     from weightsmith.live.live_model import load_model as load_model
@@ -53,6 +54,7 @@ else:
             "GradientCatcher": "weightsmith.live.gradient_catching",
             "IGNORED": "weightsmith.live.running_model",
             "KeptNetwork": "weightsmith.live.live_model",
+            "LiveMerge": "weightsmith.live.live_merge",
             "LiveModel": "weightsmith.live.live_model",
             "ModelSource": "weightsmith.live.model_source",
             "NameMap": "weightsmith.live.name_map",

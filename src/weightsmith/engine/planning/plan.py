@@ -360,16 +360,21 @@ class Plan:
 
 def require_runnable(plan: Plan) -> None:
     """Raise RecipeError with every error of the plan, if there is one, and where numbers have no value."""
-    if plan.errors:
-        lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
-        errors = counted(len(plan.errors), "error")
-        raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
+    refuse_errors(plan)
     if plan.free is not None:
         names = list(plan.free.numbers)
         raise RecipeError(
             f"The recipe has {counted(len(names), 'free number')} without a value, the first being {names[0]!r}; give "
             "them with --values FILE, or --values start."
         )
+
+
+def refuse_errors(plan: Plan) -> None:
+    """Raise RecipeError with every error of the plan, if there is one."""
+    if plan.errors:
+        lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
+        errors = counted(len(plan.errors), "error")
+        raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
 
 
 def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:

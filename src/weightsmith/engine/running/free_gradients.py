@@ -9,7 +9,7 @@ methods, extremes and numbers per column that depend on free numbers) is done wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from weightsmith.graph import (
     work_dtype,
 )
 from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor, read_bytes
+from weightsmith.wording import shown
 
 if TYPE_CHECKING:
     from weightsmith.graph import GradientTile, TilePass
@@ -78,6 +79,18 @@ def check_losses(losses: Mapping[str, LazyTensor], tensors: Mapping[str, Planned
         if loss.dtype is DType.FLOAT64 and not tensor.work.wide and DType.FLOAT64 not in works:
             raise UsageError(
                 f"The gradient of {name!r} is float64, but the tensor is merged in float32; give it so."
+            )
+
+
+def check_numbers(asked: Collection[str], known: Collection[str], bound: Collection[str]) -> None:
+    """Raise UsageError where a number is not known, and GradientError where graphs are built with it (`bound`)."""
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"The recipe has no free number {shown(name)} to take a gradient of.")
+        if name in bound:
+            raise GradientError(
+                f"The free number {shown(name)} has no gradient: its method counts or selects with it, or solves a "
+                "system that it stands in. Search for it, or name the numbers whose gradients are wanted (`of`)."
             )
 
 

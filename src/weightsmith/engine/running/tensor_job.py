@@ -106,7 +106,9 @@ class TensorJob:
     def compute(self, targets: Sequence[Target]) -> Rounds:
         """Run all passes and write every output to its target; returns a `Finished` for each."""
         results: list[_Tile] = yield from self._write(targets)
-        yield from self._digest_unread()
+        records = self.settings.records_sources
+        if records:
+            yield from self._digest_unread()
         by_source = zip(*[t.result.nonfinite_sources for t in results], strict=True)
         bad = [first_bad(found) for found in by_source][: self._stored_sources]
         finished = []
@@ -115,7 +117,7 @@ class TensorJob:
             finished.append(
                 Finished(
                     (yield from self._digest_of(at, target, results)),
-                    {i: self._source_digests[source] for i, source in enumerate(reads)},
+                    {i: self._source_digests[s] for i, s in enumerate(reads)} if records else {},
                     first_bad([t.result.nonfinite_outputs[at] for t in results]),
                     tuple(bad[source] for source in reads) if bad else (),
                 )
@@ -397,7 +399,8 @@ class TensorJob:
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
         digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
-        digesting = digesting if only_tile is None else set()
+        records = only_tile is None and self.settings.records_sources
+        digesting = digesting if records else set()
         sinks = [t.storage.sink(t.placed, t.dtype, self.shape) for t in targets]
 
         def run(worker: Worker, start: int, count: int) -> _Tile:

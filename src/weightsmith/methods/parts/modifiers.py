@@ -79,7 +79,7 @@ class ModifierSpec:
             value = given.get(key, parameter.default)
             if value is REQUIRED:
                 raise RecipeError(f"{where}: modifier {self.name} needs the parameter {key!r}.")
-            fields[parameter.name] = parameter.check(value, where)
+            fields[parameter.name] = parameter.built(value, where)
         built: Modify = self.implementation(**fields)
         return built
 

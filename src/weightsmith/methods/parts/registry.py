@@ -129,6 +129,11 @@ class Parameter:
             )
         return number
 
+    def built(self, given: Any, where: str, preset: str = PAPER) -> Any:
+        """As `check`, to build a method with: what counts something is known then, or NumberNotKnown."""
+        checked = self.check(given, where, preset)
+        return int(checked) if self.kind is int and isinstance(checked, Scalar) else checked
+
     @property
     def bounds(self) -> str:
         """The allowed interval in words, empty if there is none."""
@@ -327,7 +332,7 @@ class MethodSpec:
     def _checked(self, parameter: Parameter, given: Any, where: str, preset: str) -> Any:
         if given is REQUIRED:
             raise RecipeError(f"{where}: method {self.name} needs the parameter {parameter.key!r}.")
-        return parameter.check(given, where, preset)
+        return parameter.built(given, where, preset)
 
     def _known(self) -> str:
         return ", ".join(self.parameters) or "none"
