@@ -23,7 +23,7 @@ def by_weight(statistics: Statistics, checkpoint: Checkpoint) -> Statistics:
     tensors: dict[str, LazyTensor] = dict(statistics.checkpoint.tensors)
     for name in statistics.parts.keys() & checkpoint.tensors.keys():
         weight = checkpoint.tensors[name]
-        axis = min(len(weight.shape) - 1, 0 if checkpoint.roles[name].input_first else 1)
+        axis = min(len(weight.shape) - 1, 0 if checkpoint.places[name].input_first else 1)
         for word in _INPUTS:
             key = f"{name}::{word}"
             stored = tensors.get(key)

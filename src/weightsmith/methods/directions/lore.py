@@ -98,7 +98,7 @@ class LowRankEstimate:
         if bound <= self.mu or bound == 0.0:
             return matrix * 0.0
         # What lies below mu vanishes, so accuracy is needed down to there only.
-        tolerance = max(self.how.cut(linalg, matrix), self.mu / bound)
+        tolerance = max(self.how.cutoff(linalg, matrix), self.mu / bound)
         found = self.how.spectrum(linalg, matrix, tolerance=tolerance, floor=self.mu)
         if not found.rank:
             return matrix * 0.0
