@@ -47,8 +47,12 @@ def merge_arrays(
         if statistics is None:
             wide = any(a.dtype is torch.float64 for a in inputs)
             dtype = np.float64 if wide else np.float32
-            count = 1 if spec.measured_on is MeasuredOn.BASE else len(experts)
-            statistics = _made_up(kind, site, count, dtype)
+            labels = [
+                site.labels[i] if i < len(site.labels) else f"m{i}" for i in range(len(experts))
+            ]
+            if spec.measured_on is MeasuredOn.BASE:
+                labels = ["base"]
+            statistics = _made_up(kind, site, labels, dtype)
         site = _with_statistics(site, kind, statistics, inputs)
     graph = _trace(
         name,
@@ -103,11 +107,10 @@ def _trace(
     )
 
 
-def _made_up(kind: str, site: Site, n: int, dtype: Any) -> list[Any]:
-    """Statistics that follow the experts' labels: positive, with zeros among them; Gram matrices of few samples."""
+def _made_up(kind: str, site: Site, labels: Sequence[str], dtype: Any) -> list[Any]:
+    """Statistics by the labels of what they are of: positive, with zeros; Gram matrices of few samples."""
     found: list[Any] = []
-    for i in range(n):
-        label = site.labels[i] if i < len(site.labels) else f"m{i}"
+    for label in labels:
         rng = np.random.default_rng(zlib.crc32(label.encode()))
         if kind == "gram":
             if len(site.shape) < 2:
