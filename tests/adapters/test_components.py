@@ -258,3 +258,8 @@ def test_openclips_fused_projections_take_the_changes_of_their_parts(tmp_path):
     for (name, value), change in zip(before.items(), changes, strict=True):
         _near(after[name], value.double() + change)
     assert weightsmith.verify(tmp_path / "out", recompute=3).ok
+
+
+def test_what_is_converted_is_of_one_part(single, lora, tmp_path):
+    with pytest.raises(CompatibilityError, match="name the one of them"):
+        weightsmith.convert_adapter(lora, tmp_path / "out", "peft", base=single)

@@ -162,3 +162,20 @@ def test_a_head_is_not_weighted(base, tmp_path):
     )
     with pytest.raises(CompatibilityError, match="strength 1"):
         open_model(f"{base}+{adapter}:0.5")
+
+
+def test_grown_rows_are_no_change_that_adapters_could_be_combined_by(base, grown, tmp_path):
+    with pytest.raises(CompatibilityError, match="resized before training"):
+        weightsmith.combine_adapters([grown, grown], tmp_path / "both", base=base)
+
+
+def test_an_adapter_of_strength_0_leaves_the_base_as_it_is(base, grown, tmp_path):
+    score = _adapter(
+        tmp_path / "a", {"score.weight": _random(3, SIZE, seed=6)}, task_type="SEQ_CLS"
+    )
+    for adapter in (grown, score):
+        seen = open_model(f"{base}+{adapter}:0")
+        assert {n: t.shape for n, t in seen.tensors.items()} == {
+            n: t.shape for n, t in open_model(base).tensors.items()
+        }
+        assert seen.config["vocab_size"] == ROWS

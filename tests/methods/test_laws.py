@@ -51,7 +51,9 @@ TRANSLATED = (
 ).split()
 # A repair has biases of its own; OptMerge's default takes steps of one size, and LoRE lowers singular values by one
 # number, whatever the size of task vectors.
-SCALE_BOUND = set("rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split())
+SCALE_BOUND = set(
+    "rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split()
+)
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}
 SIGN_BOUND = {"rcp", "sce", "arcee_fusion", "repair"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weightsmith.adapters.adapter import Adapter, Update
@@ -27,34 +27,46 @@ _MODULES = frozenset({"score", "classifier"})
 _LANGUAGE = re.compile(r"(?:ForCausalLM|LMHeadModel|ForMaskedLM|Model)$")
 
 
-def heads_of(adapter: Adapter, updates: Sequence[Update], names: Names) -> dict[str, Update]:
-    """The updates that are tensors of a classifier's head which a language model has no place for, by name."""
-    if adapter.config.get("task_type") not in _CLASSES or _class_of(names.base) is None:
-        return {}
-    return {
-        update.target: update
-        for update in updates
-        if update.replacement is not None
-        and update.load is None
-        and update.target.rpartition(".")[0] in _MODULES
-        and update.target not in names.base.tensors
-    }
+@dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """The tensors of a classifier's head in an adapter, which a language model has no place for, by name.
 
-
-def with_heads(
-    changed: Checkpoint, heads: Mapping[str, Update], adapter: Adapter, strength: float
-) -> Checkpoint:
-    """The base with adapters, with a classifier's head and configuration in place of those of a language model.
-
-    Raises CompatibilityError for a strength other than 1: there is nothing that a new head could be weighted against.
+    `rest` is the adapter without them.
     """
+
+    updates: Mapping[str, Update]
+    rest: Adapter
+
+
+def heads_of(adapter: Adapter, names: Names, strength: float) -> Heads:
+    """What of an adapter is a new head on its base, and what is not.
+
+    Raises CompatibilityError for a strength other than 0 and 1: there is nothing that a new head could be weighted
+    against.
+    """
+    updates: dict[str, Update] = {}
+    if adapter.config.get("task_type") in _CLASSES and _class_of(names.base) is not None:
+        updates = {u.target: u for u in adapter.updates.values() if _is_new(u, names.base)}
+    if updates and strength not in (0.0, 1.0):
+        raise CompatibilityError(
+            f"Adapter {shown(adapter.source)} brings a head of its own ({shown(next(iter(updates)))}), which "
+            f"{names.base.identity} has nothing to weight against: apply it with strength 1."
+        )
+    rest = {key: u for key, u in adapter.updates.items() if u.target not in updates}
+    return Heads(updates, replace(adapter, updates=rest))
+
+
+def _is_new(update: Update, base: Checkpoint) -> bool:
+    is_whole = update.replacement is not None and update.load is None
+    module = update.target.rpartition(".")[0]
+    return is_whole and module in _MODULES and update.target not in base.tensors
+
+
+def with_heads(changed: Checkpoint, found: Heads) -> Checkpoint:
+    """The base with adapters, with a classifier's head and configuration in place of those of a language model."""
+    heads, adapter = found.updates, found.rest
     if not heads:
         return changed
-    if strength != 1.0:
-        raise CompatibilityError(
-            f"Adapter {shown(adapter.source)} brings a head of its own ({shown(next(iter(heads)))}), which "
-            f"{changed.identity} has nothing to weight against: apply it with strength 1."
-        )
     head = vocabulary_head(changed.tensors, changed.places)
     usual = _usual_dtype(changed)
     tensors = {name: tensor for name, tensor in changed.tensors.items() if name != head}

@@ -83,8 +83,8 @@ def combined(base: LazyTensor, updates: Sequence[tuple[Update, float]]) -> LazyT
 
     One update with weight 1 is applied as it is. A weight of 0 leaves its update out.
     """
-    check_alone(updates, base)
     counted = [(update, weight) for update, weight in updates if weight != 0.0]
+    check_alone(counted, base)
     if not counted:
         return base
     if len(counted) == 1 and counted[0][1] == 1.0:

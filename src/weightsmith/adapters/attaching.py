@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Adapter, Update, listed
-from weightsmith.adapters.added_heads import heads_of, with_heads
+from weightsmith.adapters.added_heads import Heads, heads_of, with_heads
 from weightsmith.adapters.applying import combined, fitted
 from weightsmith.adapters.component_places import component_of
 from weightsmith.adapters.experts import apart
 from weightsmith.adapters.ldm_names import joined_projections, respelled
-from weightsmith.adapters.resized_vocabularies import with_grown_vocabulary
+from weightsmith.adapters.resized_vocabularies import refuse_resized, with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
 from weightsmith.checkpoints import INPUT_FIRST_EXPERTS, Checkpoint
@@ -40,18 +40,22 @@ def attach(
 
     An adapter of several parts of a pipeline is used for all of them where the base has all (`component_places`);
     `component` names the one that it is to be used for. Other than that every tensor of every adapter must be found in
-    the base. Raises CompatibilityError where one is not, has
-    another shape or is quantised there, or changes only one of two tied tensors; UsageError for a strength that is not
-    finite. Nothing but headers is read.
+    the base. A grown vocabulary and the head of a classifier are taken whole (`resized_vocabularies`, `added_heads`).
+    Raises CompatibilityError where a tensor is not there, has another shape or is quantised, or where only one of two
+    tied tensors changes; UsageError for a strength that is not finite. Nothing but headers is read.
     """
     names = Names(base)
     changes: dict[str, list[Weighted]] = defaultdict(list)
+    heads: list[Heads] = []
     for adapter, strength in adapters:
         if not math.isfinite(strength):
             raise UsageError(
                 f"The strength {strength} of adapter {shown(adapter.source)} is not a finite number: give one."
             )
-        for name, update in fitted_updates(base, adapter, component=component, names=names).items():
+        taken = adapter if component is None else adapter.of_component(component)
+        own = heads_of(taken, names, strength)
+        heads += [own] if strength else []
+        for name, update in _of_all_parts(own.rest, names).items():
             changes[name].append((update, strength))
     tensors = dict(base.tensors)
     stored_as = dict(base.stored_as)
@@ -61,48 +65,56 @@ def attach(
         if tensors[name].dtype is not dtype:
             stored_as[name] = dtype
     changed = replace(base, tensors=tensors, stored_as=stored_as)
-    only = {name: [update for update, _ in own] for name, own in changes.items()}
-    changed = with_grown_vocabulary(changed, base, only, [one.path for one, _ in adapters])
-    for adapter, strength in adapters:
-        heads = heads_of(adapter, list(adapter.updates.values()), names)
-        changed = with_heads(changed, heads, adapter, strength)
-    return changed
+    places = [adapter.path for adapter, _ in adapters]
+    for found in heads:
+        changed = with_heads(changed, found)
+    return with_grown_vocabulary(changed, base, places)
 
 
 def fitted_updates(
-    base: Checkpoint,
-    adapter: Adapter,
-    *,
-    component: str | None = None,
-    names: Names | None = None,
+    base: Checkpoint, adapter: Adapter, *, component: str | None = None
 ) -> dict[str, Update]:
-    """What an adapter does to each tensor of a base, by the base's names and in the base's orientation.
+    """What an adapter of one component does to each tensor of a base, by the base's names and in its orientation.
 
-    Raises what `attach` raises.
+    Raises what `attach` raises, and CompatibilityError for an adapter of several components, of which `component` names
+    one, and for tensors of other rows than the base's, which are no change of those.
     """
-    names = names or Names(base)
-    if component is not None:
-        adapter = adapter.of_component(component)
+    taken = adapter if component is None else adapter.of_component(component)
+    components = dict.fromkeys(update.component for update in taken.updates.values())
+    if len(components) > 1:
+        raise CompatibilityError(
+            f"Adapter {shown(adapter.source)} changes {listed(components)}: name the one of them that is meant "
+            "(component)."
+        )
+    found = _of_part(taken, (base, list(taken.updates.values())), Names(base))
+    for name, update in found.items():
+        refuse_resized(update, base.tensors[name])
+    return found
+
+
+def _of_all_parts(adapter: Adapter, names: Names) -> dict[str, Update]:
+    """What an adapter does to each tensor of a base, which may have its components in places of their own."""
+    found: dict[str, Update] = {}
+    for part in _placed(adapter, names.base):
+        found |= _of_part(adapter, part, names)
+    return found
+
+
+def _of_part(adapter: Adapter, part: _Part, names: Names) -> dict[str, Update]:
+    (place, updates), base = part, names.base
+    own = names if place is base else Names(place)
     turned = turned_stacks(base)
-    fitted_ones: dict[str, Update] = {}
-    for place, updates in _placed(adapter, names):
-        own = names if place is base else Names(place)
-        if not adapter.flattened:
-            updates = apart(updates, own)
-        added = heads_of(adapter, updates, own)
-        updates = [update for update in updates if update.target not in added]
-        kept, settle = joined_with_ties(place, adapter, updates)
-        found = resolve(adapter, kept, own)
-        changed = {
-            place.tensors[found[u.key]].name: _fitted(
-                base, place.tensors[found[u.key]].name, u, turned
-            )
-            for u in kept
-        }
-        if place is base:
-            settle(changed)
-        fitted_ones.update(changed)
-    return fitted_ones
+    if not adapter.flattened:
+        updates = apart(updates, own)
+    kept, settle = joined_with_ties(place, adapter, updates)
+    found = resolve(adapter, kept, own)
+    changed: dict[str, Update] = {}
+    for update in kept:
+        name = place.tensors[found[update.key]].name
+        changed[name] = _fitted(base, name, update, turned)
+    if place is base:
+        settle(changed)
+    return changed
 
 
 def _fitted(base: Checkpoint, name: str, update: Update, turned: Turned) -> Update:
@@ -137,12 +149,11 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
     return False if role is not None and role.stack in turned else None
 
 
-def _placed(adapter: Adapter, names: Names) -> list[_Part]:
+def _placed(adapter: Adapter, base: Checkpoint) -> list[_Part]:
     """The updates of each component with the part of the base that they are of: the base itself where it is one."""
     by_component: dict[str | None, list[Update]] = defaultdict(list)
     for update in adapter.updates.values():
         by_component[update.component].append(update)
-    base = names.base
     if by_component.keys() == {None}:
         return [(base, by_component[None])]
     parts = {c: _part(adapter, c, updates, base) for c, updates in by_component.items()}

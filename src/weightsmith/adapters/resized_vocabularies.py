@@ -7,7 +7,7 @@ with that number, and the tokenizer that lies beside the adapter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,30 +28,37 @@ def is_resized(update: Update, base: LazyTensor) -> bool:
     return stored.shape != base.shape and stored.shape[1:] == base.shape[1:]
 
 
+def refuse_resized(update: Update, base: LazyTensor) -> None:
+    """Raise CompatibilityError for such a one, where what is asked for is a change of the base's rows."""
+    stored = update.replacement
+    if stored is not None and is_resized(update, base):
+        raise CompatibilityError(
+            f"{stored.location} of shape {list(stored.shape)} is to replace {base.location} of shape "
+            f"{list(base.shape)}, which is no change of it: its vocabulary was resized before training, so merge it "
+            "into its base first, or resize the base's in the same way."
+        )
+
+
 def check_alone(updates: Sequence[tuple[Update, float]], base: LazyTensor) -> None:
     """Raise CompatibilityError where a tensor with other rows is weighted, or is not the only change of its tensor."""
-    grown = [update for update, _ in updates if is_resized(update, base)]
-    if grown and (len(updates) > 1 or updates[0][1] != 1.0):
-        assert grown[0].replacement is not None
+    grown = next((u.replacement for u, _ in updates if is_resized(u, base)), None)
+    if grown is not None and (len(updates) > 1 or updates[0][1] != 1.0):
         raise CompatibilityError(
-            f"{grown[0].replacement.location} has {grown[0].replacement.shape[0]} rows for the {base.shape[0]} of "
-            f"{base.location}, so rows of new tokens have nothing that they could be added to or weighted against: "
-            "apply this adapter alone, with strength 1."
+            f"{grown.location} has {grown.shape[0]} rows for the {base.shape[0]} of {base.location}, so rows of new "
+            "tokens have nothing that they could be added to or weighted against: apply this adapter alone, with "
+            "strength 1."
         )
 
 
 def with_grown_vocabulary(
-    changed: Checkpoint,
-    base: Checkpoint,
-    updates: Mapping[str, Sequence[Update]],
-    places: Sequence[Path],
+    changed: Checkpoint, base: Checkpoint, places: Sequence[Path]
 ) -> Checkpoint:
     """The base with adapters, `changed`, with configuration and tokenizer for the rows that its tables now have.
 
-    `updates` are by tensor, `places` where the adapters lie. Raises CompatibilityError where a table or head of the
+    `places` is where the adapters lie. Raises CompatibilityError where a table or head of the
     vocabulary keeps the rows that another has not any more.
     """
-    grown = [n for n, own in updates.items() if any(is_resized(u, base.tensors[n]) for u in own)]
+    grown = [n for n, t in base.tensors.items() if changed.tensors.get(n, t).shape != t.shape]
     if not grown:
         return changed
     tables = [name for name in grown if base.tensors[name].shape[0] == base.vocab_size]
