@@ -151,6 +151,12 @@ def test_tatr_drops_what_moves_where_another_task_is_sensitive(merge):
     np.testing.assert_array_equal(every, [[5.0, 0.0, 0.0, 2.0, 0.0, 2.0]])
 
 
+def test_tatr_of_a_region_that_has_everything_is_task_arithmetic(merge):
+    found = merge("tatr", BASE, EXPERTS, shared={"drop": 0.0, "lambda": 0.4})
+    expected = merge("task_arithmetic", BASE, EXPERTS, shared={"lambda": 0.4})
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
 def test_tatr_without_data_takes_task_vectors_for_gradients(merge):
     sizes = [np.abs(e - BASE) for e in EXPERTS]
     how = {"shared": {"drop": 0.4}}

@@ -106,8 +106,7 @@ class TensorJob:
     def compute(self, targets: Sequence[Target]) -> Rounds:
         """Run all passes and write every output to its target; returns a `Finished` for each."""
         results: list[_Tile] = yield from self._write(targets)
-        records = self.settings.records_sources
-        if records:
+        if records := self.settings.records_sources:
             yield from self._digest_unread()
         by_source = zip(*[t.result.nonfinite_sources for t in results], strict=True)
         bad = [first_bad(found) for found in by_source][: self._stored_sources]

@@ -27,12 +27,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reduce": "sum",
         "lambda": 1.0,
     },
+    "l2s_1.5b": {"temperature": 3.0, "lambda": 0.4},
     "l2s_7b": {"temperature": 2.0, "lambda": 0.7},
+    "l2s_14b": {"temperature": 6.0, "lambda": 0.8},
 }
 VARIANTS: list[dict[str, Any]] = [
     {"temperature": 0.02},
     {},
+    {"preset": "l2s_1.5b"},
     {"preset": "l2s_7b"},
+    {"preset": "l2s_14b"},
     {"temperature": 0.05, "transfer": [3.0, 1.0, 2.5], "weight": [0.5, 1.0, -1.0]},
     {"temperature": 0.05, "reduce": "ties", "lambda": 0.6},
     {"temperature": 1e-5},
