@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.interruption import INTERRUPTED, is_interrupted
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
@@ -160,7 +160,7 @@ def execute(arguments: list[str]) -> int:
             ResourceError.exit_code,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        if _is_interrupted(error):
+        if is_interrupted(error):
             return _report_interruption()
         if is_debug:
             traceback.print_exc()
@@ -191,15 +191,6 @@ def _of_import(error: BaseException) -> str:
         f"a package that this command needs cannot be loaded{why}; install weightsmith again, or allow more memory if "
         "`ulimit -v` is low."
     )
-
-
-def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a library that it meets while it is imported makes another one of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _report_interruption() -> int:
