@@ -6,21 +6,19 @@ tensor (queries, keys and values; gate and up) have one Gram matrix, which is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel, Passage
+from weightsmith.statistics.expert_grams import ExpertGrams
 from weightsmith.statistics.linear_maps import flat_rows, linear_maps, paths_below
+from weightsmith.statistics.row_sums import add_gram, add_to, upper_of, zeros_to_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Up to so many elements a sum over data is float64.
-_SMALL = 1 << 22
-_COLUMNS = 512
 _AT_ONCE = 1 << 18
 
 
@@ -91,6 +89,7 @@ class GramSums:
 
     def __init__(self, model: LiveModel) -> None:
         self._maps = linear_maps(model)
+        self._experts = ExpertGrams(model)
         self._shared = SharedInputs()
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -99,14 +98,15 @@ class GramSums:
     @property
     def is_empty(self) -> bool:
         """Whether there are no linear maps."""
-        return not self._maps
+        return not self._maps and self._experts.is_empty
 
     def begin(self) -> None:
         """Begin a batch."""
         self._shared.begin()
 
     def see(self, passage: Passage) -> None:
-        """Add the rows of a linear map."""
+        """Add the rows of a linear map, or of the experts of a mixture."""
+        self._experts.see(passage)
         own = self._maps.get(passage.module)
         if own is None:
             return
@@ -123,8 +123,7 @@ class GramSums:
 
     def take(self, prefix: str) -> Measured:
         """The matrices of the maps below a path, with names of their first tensors."""
-        tensors, rows = {}, {}
-        same: dict[str, str] = {}
+        tensors, rows, same = self._experts.take(prefix)
         for path in paths_below(self._sums, prefix):
             first, *others = self._maps[path].tensors
             rows[first] = self._rows[path]
@@ -134,28 +133,6 @@ class GramSums:
             leader = self._maps[self._followers.pop(path)].tensors[0]
             same |= dict.fromkeys(self._maps[path].tensors, leader)
         return Measured(tensors, rows, same)
-
-
-def add_gram(total: Tensor, rows: Tensor) -> None:
-    """total += X^T X for rows X [N, D], on and above the diagonal (and some of what lies below)."""
-    for start in range(0, rows.shape[1], _COLUMNS):
-        stop = start + _COLUMNS
-        total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
-
-
-def upper_of(matrix: Tensor) -> Tensor:
-    """The rows of a matrix [D, D] from the diagonal on, one after another, in float32."""
-    import torch
-
-    return torch.cat([matrix[i, i:].float() for i in range(len(matrix))])
-
-
-def zeros_to_sum(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What a sum of this shape begins with, on the device of a tensor: float64 where it is small."""
-    import torch
-
-    dtype = torch.float64 if math.prod(shape) <= _SMALL else torch.float32
-    return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,8 +224,3 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
     step = max(1, _AT_ONCE // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
         yield rows[start : start + step].double()
-
-
-def add_to(sums: dict[str, Tensor], key: str, value: Tensor) -> None:
-    """Add a value to the sum of its key, or let it be the first."""
-    sums[key] = sums[key] + value if key in sums else value

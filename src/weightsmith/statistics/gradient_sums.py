@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weightsmith.statistics.forward_sums import Measured, zeros_to_sum
+from weightsmith.statistics.forward_sums import Measured
+from weightsmith.statistics.row_sums import zeros_to_sum
 
 if TYPE_CHECKING:
     from torch import Tensor

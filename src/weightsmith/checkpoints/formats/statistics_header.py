@@ -27,6 +27,7 @@ Tensors have the names of the checkpoint's. Instead of a dense `T` there may be 
 `T::left` and `T::right`, `T::blocks:SHAPE`, or `T::upper` for a symmetric matrix (see `tensors.compressed`); gradients
 of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind:
 
+    gram       tokens (of a stack of experts, how many each was given)
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
     routing    chosen, weights, outputs, similarity
