@@ -19,11 +19,6 @@ from weightsmith.deltas import (
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor, kernel_shape
 
-# Families whose fused experts are stored as experts x inputs x outputs.
-INPUT_FIRST_EXPERTS = frozenset(
-    """gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter""".split()
-)
-
 
 def is_embedding(update: Update) -> bool:
     """Whether an update is of PEFT's embeddings, whose factors are stored the other way round."""

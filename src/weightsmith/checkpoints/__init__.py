@@ -93,6 +93,9 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
+    from weightsmith.checkpoints.roles import (
+        stores_experts_input_first as stores_experts_input_first,
+    )
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -175,6 +178,7 @@ else:
             "sections": "weightsmith.checkpoints.nested_config",
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
+            "stores_experts_input_first": "weightsmith.checkpoints.roles",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",

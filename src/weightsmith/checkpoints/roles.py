@@ -61,15 +61,20 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a configuration declares: rows of the vocabulary (None where unknown), and inner widths of MLPs."""
+    """What a configuration declares: rows of the vocabulary (None where unknown), and inner widths of MLPs.
+
+    `turned_experts` tells that stacks of experts are stored as experts x inputs x outputs.
+    """
 
     vocabulary: int | None = None
     intermediate: frozenset[int] = frozenset()
+    turned_experts: bool = False
 
     @classmethod
     def of(cls, config: dict[str, Any] | None) -> Sizes:
         """Those of a configuration."""
-        return cls(vocabulary_size_of(config), _intermediate_sizes(config))
+        turned = stores_experts_input_first(config)
+        return cls(vocabulary_size_of(config), _intermediate_sizes(config), turned)
 
 
 def infer_roles(
@@ -115,11 +120,17 @@ def infer_roles(
         kind, tensor = kinds[key], tensors[name]
         layers, depth = positions[key[0] or "", layer] if layer is not None else (0, 0.0)
         is_turned = key[0] in turned and kind in _PROJECTIONS and len(tensor.shape) == 2
+        if sizes.turned_experts and len(tensor.shape) == 3:
+            is_turned = kind in _EXPERT_KINDS.values()
         kind = _of_part(kind, part, tensor)
         places[name] = Place(name, kind, layer, layers, key[0], depth, is_turned, expert, part)
     return places
 
 
+# Families whose fused experts are stored as experts x inputs x outputs.
+_INPUT_FIRST_EXPERTS = frozenset(
+    """gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter""".split()
+)
 _PROJECTIONS = frozenset(
     {
         Kind.ATTENTION_Q,
@@ -317,6 +328,11 @@ _EXPERT_KINDS = {
     Kind.MLP_DOWN: Kind.EXPERT_DOWN,
     Kind.MLP_FUSED: Kind.EXPERT_FUSED,
 }
+
+
+def stores_experts_input_first(config: dict[str, Any] | None) -> bool:
+    """Whether a family stores its stacks of experts as experts x inputs x outputs."""
+    return any(str(s.get("model_type")) in _INPUT_FIRST_EXPERTS for s in sections(config or {}))
 
 
 def _intermediate_sizes(config: dict[str, Any] | None) -> frozenset[int]:
