@@ -24,6 +24,7 @@ from weightsmith.live import (
 from weightsmith.progress import Progress
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
 from weightsmith.statistics.forward_sums import ChannelSums, ForwardSums, GramSums
+from weightsmith.statistics.going_on import BACKWARD, DONE, FORWARD, GoingOn
 from weightsmith.statistics.gradient_sums import GradientSums, SquareSums
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.routing_sums import RoutingSums
@@ -80,19 +81,30 @@ class DataRun:
         gradients.keep(self.parts, _WHOLE, weights)
 
     def by_blocks(self) -> None:
-        """Run one block after the other on all batches, and back through them if gradients are wanted."""
+        """Run one block after the other on all batches, and back through them if gradients are wanted.
+
+        It begins behind the blocks that an earlier run of the same request finished.
+        """
         steps = [step for group in self._groups() for step in group]
+        name = "-".join(self.wanted.kinds)
+        going = GoingOn(self.parts, name)
+        if going.stage == DONE:
+            return
         with BlockRun(
             self.model,
             Asking(self.model, self.samples),
             steps,
             memory_bytes=self.memory_bytes,
-            folder=self.parts.activations,
+            folder=self.parts.folder_of(name),
             with_gradients=bool(self.wanted.backward),
+            lasting=True,
         ) as run:
-            self._through(run, steps)
+            going.restore([run])
+            if going.stage == FORWARD:
+                self._through(run, steps, going)
             if self.wanted.backward:
-                self._back_through(run, steps)
+                self._back_through(run, steps, going)
+        going.end()
 
     def _groups(self) -> Iterator[list[Step]]:
         return grouped_steps(self.samples, self.wanted, self.batch_size, self.model.device)
@@ -147,10 +159,11 @@ class DataRun:
 
     # Block by block.
 
-    def _through(self, run: BlockRun, steps: Sequence[Step]) -> None:
-        seen: set[str] = set()
-        stage = self._begin("forward", steps)
-        for place, block in enumerate(run.blocks()):
+    def _through(self, run: BlockRun, steps: Sequence[Step], going: GoingOn) -> None:
+        seen = {part.path for part in run.calls}
+        stage = self._begin("forward", steps, going.finished)
+        for place, block in enumerate(run.blocks(), going.finished):
+            going.keep([run], FORWARD, place)
             wanted = [kind for kind in self.wanted.forward if not self.parts.has(kind, place)]
             if wanted and block.path in seen:
                 raise UsageError(
@@ -163,9 +176,12 @@ class DataRun:
             for kind, own in sums.items():
                 self.parts.put(kind, place, own.take(block.path))
         stage.end()
+        if self.wanted.backward:
+            going.keep([run], BACKWARD, 0)
 
-    def _begin(self, name: str, steps: Sequence[Step]) -> Progress:
-        return self.progress.begin(name, len(steps) * count_parts(self.model.module), "batch")
+    def _begin(self, name: str, steps: Sequence[Step], finished: int) -> Progress:
+        left = max(count_parts(self.model.module) - finished, 0)
+        return self.progress.begin(name, len(steps) * left, "batch")
 
     def _through_block(
         self, block: Block, steps: Sequence[Step], sums: Sums, stage: Progress
@@ -178,9 +194,11 @@ class DataRun:
                 if i + 1 < len(steps):
                     told.begin(steps[i + 1])
 
-    def _back_through(self, run: BlockRun, steps: Sequence[Step]) -> None:
-        stage = self._begin("backward", steps)
-        for place, part in enumerate(BlockGradients(run).parts()):
+    def _back_through(self, run: BlockRun, steps: Sequence[Step], going: GoingOn) -> None:
+        first = going.finished
+        stage = self._begin("backward", steps, first)
+        for place, part in enumerate(BlockGradients(run).parts(first), first):
+            going.keep([run], BACKWARD, place)
             self._back(place, part, steps, stage)
         stage.end()
 

@@ -69,9 +69,12 @@ class BlockGradients:
             raise UsageError("Gradients need the whole run: run all blocks first.")
         self._first_calls = self._first_uses()
 
-    def parts(self) -> Iterator[PartGradients]:
-        """Every part from the last to the first, and at the end the weights outside of them."""
-        for call in reversed(range(len(self._calls))):
+    def parts(self, first: int = 0) -> Iterator[PartGradients]:
+        """Every part from the last to the first, and at the end the weights outside of them.
+
+        `first` is how many of them a run that was restored has behind it.
+        """
+        for call in reversed(range(len(self._calls) - first)):
             part = self._calls[call]
             with self._run.holding(part):
                 steps = self._through(part, call)
