@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -16,14 +15,9 @@ from weightsmith.statistics import Sample, Samples, next_tokens
 from weightsmith.statistics.data_run import DataRun
 from weightsmith.statistics.forward_sums import GramSums
 
+from .killing import killed_after
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of the parent are none of the child's, which would wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def collect(model, corpus, out, **options):
@@ -80,33 +74,10 @@ def token_rows():
     return Samples("rows", items, "log-likelihood", next_tokens, is_text=True)
 
 
-def killed_after(steps, collecting):
-    """The signal by which another process ended that collects, and is killed at one of its batches."""
-    child = os.fork()
-    if not child:
-        try:
-            collecting(Killing(steps))
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1
-
-
-class Killing(Silence):
-    """Kills the process at one of its batches."""
-
-    def __init__(self, left):
-        self.left = left
-
-    def advance(self, amount, what=""):
-        self.left -= amount
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_activations_that_were_changed_meanwhile_are_told(saved, corpus, tmp_path):
     model, out = saved("family language and lora"), tmp_path / "o.safetensors"
     killed_after(8, lambda progress: collect(model, corpus, out, progress=progress))
-    waiting = sorted((Path(f"{out}.partial") / "activations" / "gram-fisher").iterdir())
+    waiting = sorted((Path(f"{out}.partial") / "activations" / "gram-fisher" / "0").iterdir())
     for file in waiting:
         data = bytearray(file.read_bytes())
         data[0] ^= 1

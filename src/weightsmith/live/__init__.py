@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
+    from weightsmith.live.blocks.activations import ActivationStore as ActivationStore
     from weightsmith.live.blocks.block_gradients import BlockGradients as BlockGradients
     from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
     from weightsmith.live.blocks.block_run import Block as Block
@@ -40,6 +41,7 @@ else:
     __getattr__, __dir__, __all__ = door(
         __name__,
         {
+            "ActivationStore": "weightsmith.live.blocks.activations",
             "Batch": "weightsmith.live.running_model",
             "requiring_gradients": "weightsmith.live.residency",
             "Block": "weightsmith.live.blocks.block_run",

@@ -25,7 +25,7 @@ from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
 from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.data_files import DataChoice, ReadData, files_of_data, read_data
-from weightsmith.statistics.data_run import FORWARD_SUMS, DataRun
+from weightsmith.statistics.data_run import DataRun, forward_sums
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.trainer_files import files_of_trainer
@@ -99,35 +99,57 @@ def collect(
     seed: int = 0,
     batch_size: int = 8,
     memory_bytes: int = MEMORY_BYTES,
+    other: str | Path | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> Collected:
     """Collect statistics of a model over the first items of some data, and write a file for each kind.
 
-    `what` names kinds: gram, channels, routing, fisher, gradients (`gradients:8` with those of 8 items by themselves),
-    or adam, whose data are a trainer's checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is a text
-    file, JSON lines, an arrow file or a folder of them, a suite with the `task` of it, or Samples. `limit` bounds the
-    items, `context` the tokens of each. `estimator` and `per` say whose gradients a Fisher is of: exact, mc:S or
-    empirical; of a sequence or of a token. A network that takes more than `memory_bytes` runs block by block; what is
-    finished of it is found again by the same call, even after a kill. With several kinds FILE.safetensors becomes
-    FILE.KIND.safetensors.
+    `what` names kinds: gram, channels, routing, cross (moments of what this model and `other` read and give on the same
+    data), fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam, whose data are a trainer's
+    checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is a text file, JSON lines, an arrow file or a
+    folder of them, a suite with the `task` of it, or Samples. `limit` bounds the items, `context` the tokens of each.
+    `estimator` and `per` say whose gradients a Fisher is of: exact, mc:S or empirical; of a sequence or of a token. A
+    network that takes more than `memory_bytes` runs block by block; the same call goes on behind what is finished of
+    it, even after a kill. Weights of any dtype are computed with in float32, or in bfloat16 where `dtype` says so; sums
+    are float32 and float64 either way. With several kinds FILE.safetensors becomes FILE.KIND.safetensors.
 
     Raises UsageError for data that are none of the model's, OutputError for an output that must not be replaced,
     NonFiniteError where a loss is NaN, and what opening the model raises.
     """
     wanted = parse_wanted(what, estimator, per, seed)
+    _require_other(wanted, other)
     source = data if isinstance(data, Samples) else Path(data)
     choice = DataChoice(source, task, limit, context, seed)
     checkpoint = open_model(model)
-    reads = (*checkpoint.inputs, *_read_beside(wanted, choice))
+    compared = None if other is None else open_model(other)
+    inputs = (*checkpoint.inputs, *(() if compared is None else compared.inputs))
+    reads = (*inputs, *_read_beside(wanted, choice))
     places = _places(Path(out), wanted, reads)
-    live = load_model(model, device=device, filled=False)
-    target = _Target(checkpoint, live, places, reads, expanded(out).absolute())
+    live = load_model(model, device=device, dtype=dtype, filled=False)
+    target = _Target(checkpoint, live, places, reads, expanded(out).absolute(), dtype)
+    if other is not None and compared is not None:
+        beside = load_model(other, device=device, dtype=dtype, filled=False)
+        target = replace(target, other=_Other(compared, beside))
     if "adam" in wanted.kinds:
         return _adam(target, wanted, source)
     return _measured(
         target, wanted, choice, _Means(batch_size, memory_bytes, progress or Silence())
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Other:
+    """The model that another is compared with."""
+
+    checkpoint: Checkpoint
+    model: LiveModel
+
+    @cached_property
+    def digest(self) -> str:
+        """Its fingerprint."""
+        return checkpoint_fingerprint(self.checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +161,8 @@ class _Target:
     places: Mapping[str, Path]
     reads: tuple[Path, ...]
     out: Path
+    dtype: str
+    other: _Other | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -147,9 +171,13 @@ class _Target:
 
     def header(self, kind: str, data: str, samples: int) -> StatisticsHeader:
         """The header of a file of a kind."""
-        return StatisticsHeader(
+        header = StatisticsHeader(
             kind, self.checkpoint.name, self.digest, data, samples, version=__version__
         )
+        if kind == "cross" and self.other is not None:
+            name, digest = self.other.checkpoint.name, self.other.digest
+            header = replace(header, other_name=name, other_digest=digest)
+        return header if self.dtype == "float32" else replace(header, dtype=self.dtype)
 
     def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
         """Write the file of a kind."""
@@ -179,18 +207,25 @@ class _Means:
 def _measured(target: _Target, wanted: Wanted, choice: DataChoice, means: _Means) -> Collected:
     model = target.model
     data = read_data(model, choice)
-    wanted = _settled(wanted, data, model)
-    blocks = _takes_blocks(model, wanted, means.memory_bytes)
+    other = None if target.other is None else target.other.model
+    wanted = _settled(wanted, data, model, other)
+    blocks = _takes_blocks(model, wanted, means.memory_bytes, other)
     waiting = means.memory_bytes // _WAITING
-    said = [repr(wanted), target.digest, blocks, means.batch_size, model.device]
+    said = [repr(wanted), target.digest, blocks, means.batch_size, model.device, target.dtype]
+    said.append("" if target.other is None else target.other.digest)
     digests = [data.forward.digest, data.backward.digest]
     with KeptParts(target.out, _digest([__version__, *said, *digests])) as parts:
         for samples, own in _runs(data, wanted):
-            run = DataRun(model, samples, own, parts, means.batch_size, waiting, means.progress)
+            beside = other if "cross" in own.kinds else None
+            run = DataRun(
+                model, samples, own, parts, means.batch_size, waiting, means.progress, beside
+            )
             if blocks:
                 run.by_blocks()
             elif not all(parts.has(kind, 0) for kind in own.kinds):
-                model.fill()
+                for network in (model, beside):
+                    if network is not None:
+                        network.fill()
                 run.whole()
         headers = (_header(target, kind, data, wanted) for kind in wanted.kinds)
         files = tuple(target.write(header, parts) for header in headers)
@@ -261,16 +296,30 @@ def _places(out: Path, wanted: Wanted, reads: Sequence[Path]) -> dict[str, Path]
     return found
 
 
-def _settled(wanted: Wanted, data: ReadData, model: LiveModel) -> Wanted:
+def _require_other(wanted: Wanted, other: str | Path | None) -> None:
+    """Raise UsageError where a model is compared with none, or with one that nothing is asked of."""
+    if "cross" in wanted.kinds and other is None:
+        raise UsageError(
+            "cross are moments of two models on the same data; give the other one with --with MODEL."
+        )
+    if "cross" not in wanted.kinds and other is not None:
+        raise UsageError(
+            f"Only cross is of two models, and {', '.join(wanted.kinds)} of one; ask for cross, or leave out "
+            f"{shown(other)}."
+        )
+
+
+def _settled(wanted: Wanted, data: ReadData, model: LiveModel, other: LiveModel | None) -> Wanted:
     """With the estimator that suits the data, if none was asked for.
 
     Raises CompatibilityError where the network has nothing of a kind, UsageError where there are no losses.
     """
     for kind in wanted.forward:
-        if FORWARD_SUMS[kind](model).is_empty:
+        if forward_sums(kind, model, other).is_empty:
+            beside = "" if kind != "cross" or other is None else f" beside {other.name!r}"
             raise CompatibilityError(
-                f"{model.name!r} is a {type(model.module).__name__}, which has nothing that {kind} statistics are of; "
-                "ask for others."
+                f"{model.name!r} is a {type(model.module).__name__}, which has nothing that {kind} statistics are of"
+                f"{beside}; ask for others."
             )
     samples = data.backward
     if wanted.backward and (
@@ -289,8 +338,13 @@ def _settled(wanted: Wanted, data: ReadData, model: LiveModel) -> Wanted:
     )
 
 
-def _takes_blocks(model: LiveModel, wanted: Wanted, memory_bytes: int) -> bool:
-    """Whether weights, and the sums over gradients of them, do not fit into memory together."""
+def _takes_blocks(
+    model: LiveModel, wanted: Wanted, memory_bytes: int, other: LiveModel | None
+) -> bool:
+    """Whether weights, and the sums over gradients of them, do not fit into memory together.
+
+    What is summed up of two models is about as large as their weights.
+    """
     numel = sum(tensor.numel for tensor in model.source.tensors.values())
-    copies = 1 + 3 * len(wanted.backward)
+    copies = 1 + 3 * len(wanted.backward) + (3 if other is not None else 0)
     return 4 * numel * copies > memory_bytes and count_parts(model.module) > 0

@@ -1,4 +1,4 @@
-"""Gram matrices of experts that are one stack in memory: of each expert, over the tokens that are routed to it alone."""
+"""Gram matrices of experts that are one stack in memory: of each expert, over the tokens that are routed to it."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class GramSums:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Channels:
+class WatchedChannels:
     """A module with a weight for each channel: its stored tensor, and the axis of channels of what passes."""
 
     tensor: str
@@ -148,10 +148,10 @@ class ChannelSums:
 
     def __init__(self, model: LiveModel) -> None:
         self._maps = {
-            path: _Channels(own.tensors[0], -1 if own.rows is flat_rows else 1)
+            path: WatchedChannels(own.tensors[0], -1 if own.rows is flat_rows else 1)
             for path, own in linear_maps(model).items()
         }
-        self._maps |= _norms(model, self._maps)
+        self._maps |= norms(model, self._maps)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._rows: dict[str, int] = {}
 
@@ -168,13 +168,13 @@ class ChannelSums:
         own = self._maps.get(passage.module)
         if own is None:
             return
-        given = _by_channel(passage.inputs[0].detach(), own.axis)
-        output = _by_channel(passage.output.detach(), own.axis)
+        given = by_channel(passage.inputs[0].detach(), own.axis)
+        output = by_channel(passage.output.detach(), own.axis)
         sums = self._sums.setdefault(passage.module, {})
-        for rows in _pieces(given):
+        for rows in pieces(given):
             add_to(sums, "input_magnitude", rows.abs().sum(0))
             add_to(sums, "input_square", rows.square().sum(0))
-        for rows in _pieces(output):
+        for rows in pieces(output):
             add_to(sums, "output_mean", rows.sum(0))
             add_to(sums, "output_square", rows.square().sum(0))
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
@@ -199,7 +199,7 @@ class ChannelSums:
         return Measured(tensors, rows)
 
 
-def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
+def norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, WatchedChannels]:
     """The modules that scale channels, one weight for each."""
     from torch import nn
 
@@ -211,15 +211,16 @@ def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
             model.names.files_of(f"{path}.weight") if f"{path}.weight" in model.names.owners else ()
         )
         if path not in others and getattr(weight, "ndim", 0) == 1 and len(files) == 1:
-            found[path] = _Channels(files[0], 1 if isinstance(module, by_second_axis) else -1)
+            found[path] = WatchedChannels(files[0], 1 if isinstance(module, by_second_axis) else -1)
     return found
 
 
-def _by_channel(tensor: Tensor, axis: int) -> Tensor:
+def by_channel(tensor: Tensor, axis: int) -> Tensor:
+    """A tensor whose channels are at an axis, as rows [N, D]."""
     return flat_rows(tensor if axis == -1 else tensor.movedim(axis, -1))
 
 
-def _pieces(rows: Tensor) -> Iterator[Tensor]:
+def pieces(rows: Tensor) -> Iterator[Tensor]:
     """Rows in float64, some at a time."""
     step = max(1, _AT_ONCE // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):

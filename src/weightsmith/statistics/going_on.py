@@ -43,4 +43,4 @@ class GoingOn:
     def end(self) -> None:
         """Keep that nothing is left to do."""
         self._parts.keep_state(self._name, {"stage": DONE})
-        self._parts.empty_folder_of(self._name)
+        self._parts.remove_activations_of(self._name)

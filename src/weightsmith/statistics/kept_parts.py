@@ -72,13 +72,13 @@ class KeptParts(StagingFolder):
             elif not place.is_dir() and place.suffix != _STATE:
                 place.unlink()
 
-    def folder_of(self, run: str) -> Path:
-        """Where the activations of a run are."""
-        place = self.activations / run
-        place.mkdir(exist_ok=True)
+    def folder_of(self, run: str, network: int) -> Path:
+        """Where the activations of a run are, by the number of the network that gave them."""
+        place = self.activations / run / str(network)
+        place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def empty_folder_of(self, run: str) -> None:
+    def remove_activations_of(self, run: str) -> None:
         """Let go of the activations of a run."""
         shutil.rmtree(self.activations / run)
 

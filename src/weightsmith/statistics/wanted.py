@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
-FORWARD = ("gram", "channels", "routing")
+FORWARD = ("gram", "channels", "routing", "cross")
 BACKWARD = ("fisher", "gradients")
 WHAT = (*FORWARD, *BACKWARD, "adam")
 PER = ("sequence", "token")

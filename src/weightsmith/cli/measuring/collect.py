@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A text, JSON lines, an arrow file or a folder of them, or a suite.",
 )
+@click.option(
+    "--with", "other", metavar="MODEL", help="Of cross: the model that MODEL is compared with."
+)
 @click.option("--task", help="The task of the suite whose data are read.")
 @click.option(
     "--out",
@@ -89,12 +92,20 @@ if TYPE_CHECKING:
     help="A network that takes more runs block by block.",
 )
 @device_option
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="What the network computes in, whatever its weights are stored as.",
+)
 @json_option
 @quiet_option
 def collect(
     what: str,
     model: str,
     data: Path,
+    other: str | None,
     task: str | None,
     out: Path,
     estimator: str | None,
@@ -105,14 +116,16 @@ def collect(
     batch_size: int,
     memory: int,
     device: str,
+    dtype: str,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Run MODEL over data and write what was measured as statistics files, for recipes to name beside it.
 
-    WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
-    them, which take one run together; or adam, from a trainer's checkpoint. A network that does not fit into --memory
-    runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
+    WHAT is fisher, gram, channels, routing, cross (of two models), gradients (gradients:8 with those of 8 items by
+    themselves), or several of them, which take one run together; or adam, from a trainer's checkpoint. A network that
+    does not fit into --memory runs block by block; after Ctrl-C or a kill the same command goes on behind the blocks
+    that are finished.
     """
     from weightsmith.statistics import collect as collected
 
@@ -121,6 +134,7 @@ def collect(
             what,
             model,
             data=data,
+            other=other,
             task=task,
             out=out,
             estimator=estimator,
@@ -131,6 +145,7 @@ def collect(
             batch_size=batch_size,
             memory_bytes=memory,
             device=device,
+            dtype=dtype,
             progress=progress,
         )
     STREAMS.done()

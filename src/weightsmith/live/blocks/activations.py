@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Spilled:
-    """A tensor in a file: its bytes in the order in which they lay in memory, with their digest if it outlives a run."""
+    """A tensor in a file: its bytes in the order in which they lay in memory, and their digest if it outlives a run."""
 
     file: Path
     shape: tuple[int, ...]

@@ -79,7 +79,7 @@ class KeptOutputs:
         return tensor.detach().requires_grad_() if key in self._trained else tensor
 
     def to_json(self, calls: int) -> dict[str, Any] | None:
-        """The forms of the outputs of the first calls, each written once; None where one is none that can be written."""
+        """The forms of the outputs of the first calls, each written once; None where one of them cannot be written."""
         written: dict[str, int] = {}
         places = []
         for (batch, call), form in self._forms.items():
