@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.copied_files import is_template as is_template
     from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
     from weightsmith.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
+    from weightsmith.checkpoints.fingerprint import tensors_fingerprint as tensors_fingerprint
     from weightsmith.checkpoints.formats import bundles as bundles
     from weightsmith.checkpoints.formats import merge_state as merge_state
     from weightsmith.checkpoints.formats.bundles import BundleHeader as BundleHeader
@@ -185,6 +186,7 @@ else:
             "tie_findings": "weightsmith.checkpoints.compatibility",
             "tokenizer_files": "weightsmith.checkpoints.copied_files",
             "untied": "weightsmith.checkpoints.checkpoint",
+            "tensors_fingerprint": "weightsmith.checkpoints.fingerprint",
             "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_size_of": "weightsmith.checkpoints.nested_config",

@@ -16,6 +16,7 @@ from weightsmith.checkpoints import (
     Checkpoint,
     StatisticsHeader,
     checkpoint_fingerprint,
+    tensors_fingerprint,
     write_measured,
 )
 from weightsmith.errors import CompatibilityError, OutputError, UsageError
@@ -26,6 +27,7 @@ from weightsmith.publishing import check_file
 from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.data_files import DataChoice, ReadData, files_of_data, read_data
 from weightsmith.statistics.data_run import DataRun, forward_sums
+from weightsmith.statistics.factor_gradients import AdapterGradients, adapter_gradients
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.trainer_files import files_of_trainer
@@ -100,6 +102,7 @@ def collect(
     batch_size: int = 8,
     memory_bytes: int = MEMORY_BYTES,
     other: str | Path | None = None,
+    factors: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     progress: Progress | None = None,
@@ -110,6 +113,7 @@ def collect(
     data), fisher, gradients (`gradients:8` with those of 8 items by themselves), or adam, whose data are a trainer's
     checkpoint (its optimizer.pt, or a folder of DeepSpeed). Else `data` is a text file, JSON lines, an arrow file or a
     folder of them, a suite with the `task` of it, or Samples. `limit` bounds the items, `context` the tokens of each.
+    With `factors` gradients are of what the adapter of BASE+ADAPTER stores, by the names in its file.
     `estimator` and `per` say whose gradients a Fisher is of: exact, mc:S or empirical; of a sequence or of a token. A
     network that takes more than `memory_bytes` runs block by block; the same call goes on behind what is finished of
     it, even after a kill. Weights of any dtype are computed with in float32, or in bfloat16 where `dtype` says so; sums
@@ -118,7 +122,7 @@ def collect(
     Raises UsageError for data that are none of the model's, OutputError for an output that must not be replaced,
     NonFiniteError where a loss is NaN, and what opening the model raises.
     """
-    wanted = parse_wanted(what, estimator, per, seed)
+    wanted = parse_wanted(what, estimator, per, seed, factors=factors)
     _require_other(wanted, other)
     source = data if isinstance(data, Samples) else Path(data)
     choice = DataChoice(source, task, limit, context, seed)
@@ -132,6 +136,8 @@ def collect(
     if other is not None and compared is not None:
         beside = load_model(other, device=device, dtype=dtype, filled=False)
         target = replace(target, other=_Other(compared, beside))
+    if factors:
+        target = replace(target, adapter=adapter_gradients(checkpoint))
     if "adam" in wanted.kinds:
         return _adam(target, wanted, source)
     return _measured(
@@ -163,6 +169,7 @@ class _Target:
     out: Path
     dtype: str
     other: _Other | None = None
+    adapter: AdapterGradients | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -177,6 +184,15 @@ class _Target:
         if kind == "cross" and self.other is not None:
             name, digest = self.other.checkpoint.name, self.other.digest
             header = replace(header, other_name=name, other_digest=digest)
+        if self.adapter is not None:
+            base = self.adapter.base
+            header = replace(
+                header,
+                name=self.adapter.name,
+                digest=tensors_fingerprint(self.adapter.tensors),
+                other_name=base.name,
+                other_digest=checkpoint_fingerprint(base),
+            )
         return header if self.dtype == "float32" else replace(header, dtype=self.dtype)
 
     def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
@@ -218,7 +234,15 @@ def _measured(target: _Target, wanted: Wanted, choice: DataChoice, means: _Means
         for samples, own in _runs(data, wanted):
             beside = other if "cross" in own.kinds else None
             run = DataRun(
-                model, samples, own, parts, means.batch_size, waiting, means.progress, beside
+                model,
+                samples,
+                own,
+                parts,
+                means.batch_size,
+                waiting,
+                means.progress,
+                beside,
+                target.adapter,
             )
             if blocks:
                 run.by_blocks()

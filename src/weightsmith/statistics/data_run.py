@@ -27,6 +27,7 @@ from weightsmith.live import (
 from weightsmith.progress import Progress
 from weightsmith.statistics.cross_sums import CrossSums
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
+from weightsmith.statistics.factor_gradients import AdapterGradients
 from weightsmith.statistics.forward_sums import ChannelSums, ForwardSums, GramSums
 from weightsmith.statistics.going_on import BACKWARD, DONE, FORWARD, GoingOn
 from weightsmith.statistics.gradient_sums import GradientSums, SquareSums
@@ -66,7 +67,8 @@ def forward_sums(
 class DataRun:
     """A run of a model over samples; what is finished is put into `parts`, and what is there is not measured again.
 
-    `other` runs beside it on the same batches where cross is wanted. `progress` hears of every batch, once for each
+    `other` runs beside it on the same batches where cross is wanted; gradients are of what `adapter` stores if there is
+    one. `progress` hears of every batch, once for each
     block that it goes through.
     """
 
@@ -78,6 +80,7 @@ class DataRun:
     memory_bytes: int
     progress: Progress
     other: LiveModel | None = None
+    adapter: AdapterGradients | None = None
 
     def whole(self) -> None:
         """Run the whole network on one batch after the other."""
@@ -181,7 +184,7 @@ class DataRun:
                 allow_unused=True,
             )
             given = zip(parameters, found, strict=True)
-            yield step, self._stored({n: g for n, g in given if g is not None})
+            yield step, self._measured({n: g for n, g in given if g is not None})
 
     def _run_other(self, step: Step, sums: Sums) -> None:
         """Run the other network on a batch, if it is to be compared."""
@@ -203,18 +206,28 @@ class DataRun:
             yield
 
     def _parameters(self) -> dict[str, Parameter]:
-        """The weights that are in memory, by the names of their owners."""
-        return dict(sorted(self.model.parameters(self.model.residency.placed).items()))
+        """The weights that are in memory (only those that an adapter changes), by the names of their owners."""
+        names: Collection[str] = self.model.residency.placed
+        if self.adapter is not None:
+            names = self.model.names.touched_by(self.adapter.changed)
+        return dict(sorted(self.model.parameters(names).items()))
 
     def _theta(self, owners: Collection[str]) -> dict[str, Tensor]:
         """Weights by the names of the files, if anything is made of them."""
         if "gradients" not in self.wanted.kinds:
             return {}
+        if self.adapter is not None:
+            return dict(self.adapter.weights)
         return self._stored({n: t for n, t in self._parameters().items() if n in owners})
 
     def _stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights, or gradients of them, by the names of the files."""
         return self.model.names.to_files({n: t.detach() for n, t in tensors.items()})
+
+    def _measured(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of what is measured: weights by the names of the files, or an adapter's tensors."""
+        found = self._stored(gradients)
+        return found if self.adapter is None else self.adapter.of(found)
 
     # Block by block.
 
@@ -305,7 +318,7 @@ class DataRun:
                 stage.advance(1, part.path)
             if left:
                 weights = weights or self._theta(gradients)
-                sums.add(steps[i], self._stored(gradients), weights)
+                sums.add(steps[i], self._measured(gradients), weights)
             # Those of a large embedding would lie beside the next ones.
             del gradients
         sums.keep(self.parts, place, weights)

@@ -12,7 +12,7 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    routing    what routers of mixtures choose, and how alike the outputs of their experts are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
-    with           {name, digest}: the other checkpoint of kind cross
+    with           {name, digest}: the other checkpoint of kind cross, or the base of an adapter that `of` is
     data, samples  over what it was measured, and over how many samples
     normalization  mean or sum over the samples
     metrics        {name: number} of kind metrics

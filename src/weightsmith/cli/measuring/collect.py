@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 @click.option(
     "--with", "other", metavar="MODEL", help="Of cross: the model that MODEL is compared with."
 )
+@click.option(
+    "--factors",
+    is_flag=True,
+    help="Of BASE+ADAPTER: gradients of what the adapter stores, by the names in its file.",
+)
 @click.option("--task", help="The task of the suite whose data are read.")
 @click.option(
     "--out",
@@ -106,6 +111,7 @@ def collect(
     model: str,
     data: Path,
     other: str | None,
+    factors: bool,
     task: str | None,
     out: Path,
     estimator: str | None,
@@ -135,6 +141,7 @@ def collect(
             model,
             data=data,
             other=other,
+            factors=factors,
             task=task,
             out=out,
             estimator=estimator,
