@@ -29,9 +29,9 @@ from weightsmith.statistics.cross_sums import CrossSums
 from weightsmith.statistics.data_steps import Asking, Step, grouped_steps
 from weightsmith.statistics.factor_gradients import AdapterGradients
 from weightsmith.statistics.forward_sums import ChannelSums, ForwardSums, GramSums
-from weightsmith.statistics.going_on import BACKWARD, DONE, FORWARD, GoingOn
 from weightsmith.statistics.gradient_sums import GradientSums, SquareSums
 from weightsmith.statistics.kept_parts import KeptParts
+from weightsmith.statistics.resumption import BACKWARD, DONE, FORWARD, Resumption
 from weightsmith.statistics.routing_sums import RoutingSums
 from weightsmith.statistics.samples import Samples, counted_labels
 from weightsmith.statistics.wanted import Wanted
@@ -113,8 +113,8 @@ class DataRun:
         """
         steps = [step for group in self._groups() for step in group]
         name = "-".join(self.wanted.kinds)
-        going = GoingOn(self.parts, name)
-        if going.stage == DONE:
+        resumption = Resumption(self.parts, name)
+        if resumption.stage == DONE:
             return
         with ExitStack() as stack:
             runs = [
@@ -127,13 +127,13 @@ class DataRun:
                         self._run_of(self.other, seen, self.parts.folder_of(name, 1))
                     )
                 )
-            going.restore(runs)
-            if going.stage == FORWARD:
+            resumption.restore(runs)
+            if resumption.stage == FORWARD:
                 with self._store() as store:
-                    self._through(runs, steps, going, store)
+                    self._through(runs, steps, resumption, store)
             if self.wanted.backward:
-                self._back_through(runs, steps, going)
-        going.end()
+                self._back_through(runs, steps, resumption)
+        resumption.end()
 
     def _run_of(self, model: LiveModel, steps: Sequence[Step], folder: Path) -> BlockRun:
         return BlockRun(
@@ -201,8 +201,10 @@ class DataRun:
     def _watching(self, sums: Sums) -> Iterator[None]:
         with ExitStack() as stack:
             if sums:
-                told = _Telling(sums)
-                stack.enter_context(self.model.watching(list(self.model.source.tensors), told))
+                forwarding = _Forwarding(sums)
+                stack.enter_context(
+                    self.model.watching(list(self.model.source.tensors), forwarding)
+                )
             yield
 
     def _parameters(self) -> dict[str, Parameter]:
@@ -235,13 +237,13 @@ class DataRun:
         self,
         runs: Sequence[BlockRun],
         steps: Sequence[Step],
-        going: GoingOn,
+        resumption: Resumption,
         store: ActivationStore,
     ) -> None:
         seen = {part.path for part in runs[0].calls}
-        stage = self._begin("forward", steps, going.finished)
-        for place, (block, other) in enumerate(self._blocks(runs), going.finished):
-            going.keep(runs, FORWARD, place)
+        stage = self._begin("forward", steps, resumption.finished)
+        for place, (block, other) in enumerate(self._blocks(runs), resumption.finished):
+            resumption.keep(runs, FORWARD, place)
             wanted = [kind for kind in self.wanted.forward if not self.parts.has(kind, place)]
             if wanted and block.path in seen:
                 raise UsageError(
@@ -255,7 +257,7 @@ class DataRun:
                 self.parts.put(kind, place, own.take(block.path))
         stage.end()
         if self.wanted.backward:
-            going.keep(runs, BACKWARD, 0)
+            resumption.keep(runs, BACKWARD, 0)
 
     def _blocks(self, runs: Sequence[BlockRun]) -> Iterator[tuple[Block, Block | None]]:
         """The blocks of the network, each with the other network's in its place."""
@@ -282,28 +284,28 @@ class DataRun:
         sums: Sums,
         stage: Progress,
     ) -> None:
-        told = _Telling(sums)
+        forwarding = _Forwarding(sums)
         with ExitStack() as stack:
-            stack.enter_context(block.watching(told))
+            stack.enter_context(block.watching(forwarding))
             cross = sums.get("cross")
             if other is not None and isinstance(cross, CrossSums):
                 stack.enter_context(other.watching(cross.see_other))
             others = iter(()) if other is None else other.batches()
-            told.begin(steps[0])
+            forwarding.begin(steps[0])
             for i in block.batches():
                 if steps[i].is_seen:
                     next(others, None)
                 stage.advance(1, block.path)
                 if i + 1 < len(steps):
-                    told.begin(steps[i + 1])
+                    forwarding.begin(steps[i + 1])
 
     def _back_through(
-        self, runs: Sequence[BlockRun], steps: Sequence[Step], going: GoingOn
+        self, runs: Sequence[BlockRun], steps: Sequence[Step], resumption: Resumption
     ) -> None:
-        first = going.finished
+        first = resumption.finished
         stage = self._begin("backward", steps, first)
         for place, part in enumerate(BlockGradients(runs[0]).parts(first), first):
-            going.keep(runs, BACKWARD, place)
+            resumption.keep(runs, BACKWARD, place)
             self._back(place, part, steps, stage)
         stage.end()
 
@@ -324,7 +326,7 @@ class DataRun:
         sums.keep(self.parts, place, weights)
 
 
-class _Telling:
+class _Forwarding:
     """Tells sums of what passes, while it is to be seen."""
 
     def __init__(self, sums: Sums) -> None:

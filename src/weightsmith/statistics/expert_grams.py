@@ -122,8 +122,8 @@ def _mean(
     return next(total for (stack, _), total in sums.items() if stack == key[0]).mul(0)
 
 
-def _look(own: Mixture, given: Sequence[Tensor], told: Callable[[str, int, Tensor], None]) -> None:
-    """Run a mixture's experts, and tell what rows each matrix of its stacks multiplies."""
+def _look(own: Mixture, given: Sequence[Tensor], add: Callable[[str, int, Tensor], None]) -> None:
+    """Run a mixture's experts, and add the rows that each matrix of its stacks multiplies."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -142,7 +142,7 @@ def _look(own: Mixture, given: Sequence[Tensor], told: Callable[[str, int, Tenso
                 own_stack = stacks.get(args[1].untyped_storage().data_ptr())
                 if own_stack is not None:
                     name, each = own_stack
-                    told(name, args[1].storage_offset() // each, flat_rows(args[0].detach()))
+                    add(name, args[1].storage_offset() // each, flat_rows(args[0].detach()))
             return func(*args, **(kwargs or {}))
 
     # transformers has faster ways to the same numbers around it, which copy what they multiply.

@@ -10,7 +10,7 @@ from weightsmith.statistics.kept_parts import KeptParts
 FORWARD, BACKWARD, DONE = "forward", "backward", "done"
 
 
-class GoingOn:
+class Resumption:
     """The stage of a run and how many of its blocks are finished, as a run before this one left them.
 
     What waits for the next block is in files, so everything is there that was finished. Where a block gives something
