@@ -12,7 +12,6 @@ from weightsmith.errors import CompatibilityError, OutputError, UsageError
 from weightsmith.live import LiveModel, load_model
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
-from weightsmith.statistics.adam_moments import take_moments
 from weightsmith.statistics.collected import (
     WAITING,
     Collected,
@@ -28,7 +27,8 @@ from weightsmith.statistics.factor_gradients import adapter_gradients
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.repair_collection import parents_shares, repaired
 from weightsmith.statistics.samples import Samples, counted_labels
-from weightsmith.statistics.trainer_files import files_of_trainer
+from weightsmith.statistics.trainers.adam_moments import take_moments
+from weightsmith.statistics.trainers.trainer_files import files_of_trainer
 from weightsmith.statistics.wanted import Wanted, parse_wanted
 from weightsmith.tensors import expanded, shown
 from weightsmith.version import __version__

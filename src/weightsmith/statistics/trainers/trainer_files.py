@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
-from weightsmith.statistics.sharded_states import (
+from weightsmith.statistics.trainers.sharded_states import (
     ShardedTensor,
     read_sharded_state,
     sharded_folder,
