@@ -54,7 +54,7 @@ ALL = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-KINDS = ("gram", "channels", "fisher", "gradients")
+KINDS = ("gram", "channels", "cross", "fisher", "gradients")
 ITEMS, TURNS = 4, 3
 # So little that everything runs block by block, a quarter of it for activations.
 LITTLE = 128 << 20
@@ -115,7 +115,8 @@ def measure_time(given: argparse.Namespace) -> None:
                 seconds.append(time.process_time() - started)
             taken.setdefault(name, []).append(seconds[1] - seconds[0])
     for name, times in taken.items():
-        against = "plain forward" if name in ("gram", "channels") else "plain forward and backward"
+        is_forward = name in ("gram", "channels", "cross")
+        against = "plain forward" if is_forward else "plain forward and backward"
         ratios = sorted(own / other for own, other in zip(times, taken[against], strict=True))
         print(
             f"{name:28} {statistics.median(times):7.2f} CPU-s  {statistics.median(ratios):5.2f} x {against} "
@@ -126,6 +127,8 @@ def measure_time(given: argparse.Namespace) -> None:
 def collect(kind: str, place: Path, data: Samples, memory: int) -> int:
     """The bytes of the statistics."""
     options = {"estimator": "empirical"} if "fisher" in kind else {}
+    if kind == "cross":
+        options["other"] = place
     out = place.parent / "o.safetensors"
     made = weightsmith.collect(kind, place, data=data, out=out, memory_bytes=memory, **options)
     return sum(file.nbytes for file in made.files)

@@ -16,7 +16,7 @@ from weightsmith.adapters.ldm_names import joined_projections, respelled
 from weightsmith.adapters.resized_vocabularies import refuse_resized, with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
 from weightsmith.adapters.tied import joined_with_ties
-from weightsmith.checkpoints import INPUT_FIRST_EXPERTS, Checkpoint
+from weightsmith.checkpoints import Checkpoint, stores_experts_input_first
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors import shown
 
@@ -125,6 +125,8 @@ def turned_stacks(base: Checkpoint) -> Turned:
     """For each stack whose attention is known, whether its matrices are stored as inputs x outputs."""
     found: dict[str | None, bool] = {}
     for role in base.places.values():
+        if role.kind.matches("expert"):
+            continue
         if role.input_first or role.kind.matches("attention"):
             found[role.stack] = found.get(role.stack, False) or role.input_first
     return found
@@ -136,12 +138,7 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
     `turned` are the base's `turned_stacks`, for who asks of many tensors.
     """
     if len(base.tensors[name].shape) == 3:
-        config = base.config or {}
-        kinds = {
-            str(config.get("model_type")),
-            str((config.get("text_config") or {}).get("model_type")),
-        }
-        return bool(kinds & INPUT_FIRST_EXPERTS)
+        return stores_experts_input_first(base.config)
     turned = turned_stacks(base) if turned is None else turned
     role = base.places.get(name)
     if any(turned.values()):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.copied_files import is_template as is_template
     from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
     from weightsmith.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
+    from weightsmith.checkpoints.fingerprint import tensors_fingerprint as tensors_fingerprint
     from weightsmith.checkpoints.formats import bundles as bundles
     from weightsmith.checkpoints.formats import merge_state as merge_state
     from weightsmith.checkpoints.formats.bundles import BundleHeader as BundleHeader
@@ -101,8 +102,10 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
     from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.roles import (
+        stores_experts_input_first as stores_experts_input_first,
+    )
     from weightsmith.checkpoints.spelling_facts import HEADS as HEADS
-    from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS as INPUT_FIRST_EXPERTS
     from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
     from weightsmith.checkpoints.spellings import Spelling as Spelling
     from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
@@ -128,7 +131,6 @@ else:
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
             "HEADS": "weightsmith.checkpoints.spelling_facts",
-            "INPUT_FIRST_EXPERTS": "weightsmith.checkpoints.spelling_facts",
             "Licence": "weightsmith.checkpoints.licence",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
@@ -202,12 +204,14 @@ else:
             "shared_stream": "weightsmith.checkpoints.formats.packages",
             "spelling_of": "weightsmith.checkpoints.spellings",
             "stacks_experts": "weightsmith.checkpoints.spellings",
+            "stores_experts_input_first": "weightsmith.checkpoints.roles",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",
             "tie_findings": "weightsmith.checkpoints.compatibility",
             "tokenizer_files": "weightsmith.checkpoints.copied_files",
             "untied": "weightsmith.checkpoints.checkpoint",
+            "tensors_fingerprint": "weightsmith.checkpoints.fingerprint",
             "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_size_of": "weightsmith.checkpoints.nested_config",

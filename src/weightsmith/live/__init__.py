@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
+    from weightsmith.live.blocks.activations import ActivationStore as ActivationStore
     from weightsmith.live.blocks.block_gradients import BlockGradients as BlockGradients
     from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
     from weightsmith.live.blocks.block_run import Block as Block
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
     from weightsmith.live.tensor_reading import as_torch as as_torch
     from weightsmith.live.watching import Passage as Passage
     from weightsmith.live.weight_gradients import WeightGradient as WeightGradient
+    from weightsmith.live.weight_gradients import Whole as Whole
     from weightsmith.live.weight_gradients import gradients_by_files as gradients_by_files
 else:
     __getattr__, __dir__, __all__ = door(
         __name__,
         {
+            "ActivationStore": "weightsmith.live.blocks.activations",
             "Batch": "weightsmith.live.running_model",
             "requiring_gradients": "weightsmith.live.residency",
             "Block": "weightsmith.live.blocks.block_run",
@@ -63,6 +66,7 @@ else:
             "RunningModel": "weightsmith.live.running_model",
             "Source": "weightsmith.live.model_source",
             "WeightGradient": "weightsmith.live.weight_gradients",
+            "Whole": "weightsmith.live.weight_gradients",
             "as_torch": "weightsmith.live.tensor_reading",
             "asking_library": "weightsmith.live.libraries",
             "check_config": "weightsmith.live.model_source",

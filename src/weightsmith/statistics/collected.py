@@ -14,11 +14,13 @@ from weightsmith.checkpoints import (
     Checkpoint,
     StatisticsHeader,
     checkpoint_fingerprint,
+    tensors_fingerprint,
     write_measured,
 )
 from weightsmith.live import LiveModel, count_parts
 from weightsmith.naming import natural_key
 from weightsmith.progress import Progress
+from weightsmith.statistics.factor_gradients import AdapterGradients
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.wanted import Wanted
 from weightsmith.tensors import LazyTensor
@@ -73,14 +75,34 @@ class Collected:
 
 
 @dataclass(frozen=True, eq=False)
+class ComparedModel:
+    """The model that another is compared with."""
+
+    checkpoint: Checkpoint
+    model: LiveModel
+
+    @cached_property
+    def digest(self) -> str:
+        """Its fingerprint."""
+        return checkpoint_fingerprint(self.checkpoint)
+
+
+@dataclass(frozen=True, eq=False)
 class CollectionTarget:
-    """The model, and where what is collected of it goes."""
+    """The model, and where what is collected of it goes.
+
+    `dtype` is what it computes in, `other` what it is compared with, and `adapter` the one whose tensors' gradients are
+    collected in the place of those of weights.
+    """
 
     checkpoint: Checkpoint
     model: LiveModel
     places: Mapping[str, Path]
     reads: tuple[Path, ...]
     out: Path
+    dtype: str = "float32"
+    other: ComparedModel | None = None
+    adapter: AdapterGradients | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -89,9 +111,22 @@ class CollectionTarget:
 
     def header(self, kind: str, data: str, samples: int) -> StatisticsHeader:
         """The header of a file of a kind."""
-        return StatisticsHeader(
+        header = StatisticsHeader(
             kind, self.checkpoint.name, self.digest, data, samples, version=__version__
         )
+        if kind == "cross" and self.other is not None:
+            name, digest = self.other.checkpoint.name, self.other.digest
+            header = replace(header, other_name=name, other_digest=digest)
+        if self.adapter is not None:
+            base = self.adapter.base
+            header = replace(
+                header,
+                name=self.adapter.name,
+                digest=tensors_fingerprint(self.adapter.tensors),
+                other_name=base.name,
+                other_digest=checkpoint_fingerprint(base),
+            )
+        return header if self.dtype == "float32" else replace(header, dtype=self.dtype)
 
     def write(self, header: StatisticsHeader, parts: KeptParts) -> CollectedFile:
         """Write the file of a kind."""
@@ -123,8 +158,13 @@ def request_digest(said: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(list(said)).encode()).hexdigest()
 
 
-def takes_blocks(model: LiveModel, wanted: Wanted, memory_bytes: int) -> bool:
-    """Whether weights, and the sums over gradients of them, do not fit into memory together."""
+def takes_blocks(
+    model: LiveModel, wanted: Wanted, memory_bytes: int, other: LiveModel | None = None
+) -> bool:
+    """Whether weights, and the sums over gradients of them, do not fit into memory together.
+
+    What is summed up of two models is about as large as their weights.
+    """
     numel = sum(tensor.numel for tensor in model.source.tensors.values())
-    copies = 1 + 3 * len(wanted.backward)
+    copies = 1 + 3 * len(wanted.backward) + (3 if other is not None else 0)
     return 4 * numel * copies > memory_bytes and count_parts(model.module) > 0

@@ -4,7 +4,8 @@ FILE.partial/
   lock            held while a run works here
   request         the digest of what is collected, of which model, over which data
   parts/          a file for each block and kind; what is there needs not be measured again
-  activations/    what waits for the next block, of no use to another run
+  activations/    what waits for the next block: for each run NAME.json, which tells how far it came and what waits,
+                  and a folder with the files of it
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _PARTS, _REQUEST, _ACTIVATIONS = "parts", "request", "activations"
 _KIND = "part"
+_STATE = ".json"
 _FACTS = "weightsmith_part"
 _DTYPES = {np.dtype(np.float32): DType.FLOAT32, np.dtype(np.float64): DType.FLOAT64}
 
@@ -56,8 +58,8 @@ class KeptParts(StagingFolder):
         if not self._request.is_file() or self._request.read_text("utf-8") != request:
             self.empty()
             write_file(self._request, request.encode())
-        shutil.rmtree(self.activations, ignore_errors=True)
         self._make_folders()
+        self._remove_unknown()
 
     def of_model(self, name: str) -> KeptParts:
         """The same place for the parts of one of several models, apart from those of others."""
@@ -69,6 +71,37 @@ class KeptParts(StagingFolder):
         """Forget all parts."""
         shutil.rmtree(self._parts)
         self._make_folders()
+
+    def _remove_unknown(self) -> None:
+        """Remove what a killed run left that nothing tells of."""
+        for place in self.activations.iterdir():
+            if place.is_dir() and not self._state(place.name).is_file():
+                shutil.rmtree(place)
+            elif not place.is_dir() and place.suffix != _STATE:
+                place.unlink()
+
+    def folder_of(self, run: str, network: int) -> Path:
+        """Where the activations of a run are, by the number of the network that gave them."""
+        place = self.activations / f"{self._member}{run}" / str(network)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def remove_activations_of(self, run: str) -> None:
+        """Let go of the activations of a run."""
+        shutil.rmtree(self.activations / f"{self._member}{run}")
+
+    def state_of(self, run: str) -> dict[str, Any]:
+        """How far a run came, as it said with `keep_state`; empty where it did not."""
+        place = self._state(run)
+        found: dict[str, Any] = json.loads(place.read_bytes()) if place.is_file() else {}
+        return found
+
+    def keep_state(self, run: str, state: Mapping[str, Any]) -> None:
+        """Keep how far a run came, in the place of what it said before."""
+        write_file(self._state(run), json.dumps(state).encode())
+
+    def _state(self, run: str) -> Path:
+        return self.activations / f"{self._member}{run}{_STATE}"
 
     def _make_folders(self) -> None:
         for folder in (self._parts, self.activations):

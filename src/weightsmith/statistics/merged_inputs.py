@@ -201,7 +201,7 @@ class _Through:
         if not expert.parts.has(_GRAM, place):
             tensors = expert.model.source.tensors
             self.live.put({name: tensors[name] for name in block.tensors})
-            sums = GramSums(self.live)
+            sums = GramSums(self.live, with_experts=False)
             with block.watching(sums.see):
                 for batch in batches:
                     sums.begin()

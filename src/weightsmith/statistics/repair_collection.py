@@ -36,6 +36,7 @@ def repaired(
     blocks = takes_blocks(model, Wanted((KIND,)), means.memory_bytes)
     goals = [(checkpoint_fingerprint(parent), share) for parent, _, share in parents]
     said = [target.digest, goals, blocks, means.batch_size, model.device, samples.digest]
+    said.append(target.dtype)
     with KeptParts(target.out, request_digest([__version__, KIND, *said])) as parts:
         run = RepairRun(
             model,

@@ -84,6 +84,11 @@ if TYPE_CHECKING:
     from weightsmith.tensors.pickles.pickle_reader import parse_torch_file as parse_torch_file
     from weightsmith.tensors.pickles.pickle_reader import read_torch_file as read_torch_file
     from weightsmith.tensors.pickles.pickle_reader import read_trainer_file as read_trainer_file
+    from weightsmith.tensors.pickles.pickled_records import PickledRecord as PickledRecord
+    from weightsmith.tensors.pickles.pickled_records import (
+        read_pickled_records as read_pickled_records,
+    )
+    from weightsmith.tensors.pickles.saved_objects import read_saved_object as read_saved_object
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
     from weightsmith.tensors.pickles.torch_writer import check_torch_dtype as check_torch_dtype
     from weightsmith.tensors.pickles.torch_writer import write_torch_file as write_torch_file
@@ -186,6 +191,9 @@ else:
             "read_header": "weightsmith.tensors.files.safetensors_header",
             "read_index": "weightsmith.tensors.files.shard_index",
             "read_runs": "weightsmith.tensors.stored",
+            "PickledRecord": "weightsmith.tensors.pickles.pickled_records",
+            "read_pickled_records": "weightsmith.tensors.pickles.pickled_records",
+            "read_saved_object": "weightsmith.tensors.pickles.saved_objects",
             "read_small": "weightsmith.tensors.files.small_files",
             "parse_torch_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_torch_file": "weightsmith.tensors.pickles.pickle_reader",

@@ -46,8 +46,11 @@ def dense_tensors(
     has_gradients = all(mark.isdecimal() or mark in SUMMARIES for mark in marks)
     if header.kind in DESCRIPTIVE or (header.kind == "gradients" and has_gradients):
         return {t.name: Checked(t, negative=True) for t in stored.values()}
-    if header.kind == "gram" and marks == {"upper"}:
-        return {name: _symmetric(name, stored["upper"], identity)}
+    if header.kind == "gram" and "upper" in marks and marks <= {"upper", "tokens"}:
+        made: dict[str, LazyTensor] = {name: _symmetric(name, stored["upper"], identity)}
+        if "tokens" in stored:
+            made[stored["tokens"].name] = Checked(stored["tokens"], negative=False)
+        return made
     if marks == {""}:
         return {name: Checked(stored[""], negative=header.kind not in _SQUARES)}
     if header.kind in _SQUARES and marks == {"rows", "columns"}:

@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     help="The task of the suite whose data are read; of a recipe one for all models, or each.",
 )
 @click.option(
+    "--with", "other", metavar="MODEL", help="Of cross: the model that MODEL is compared with."
+)
+@click.option(
+    "--factors",
+    is_flag=True,
+    help="Of BASE+ADAPTER: gradients of what the adapter stores, by the names in its file.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE.safetensors",
@@ -106,6 +114,13 @@ if TYPE_CHECKING:
     help="Of a repair: a model that MODEL was merged from, and its weight in the mean; once for each.",
 )
 @device_option
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="What the network computes in, whatever its weights are stored as.",
+)
 @json_option
 @quiet_option
 def collect(
@@ -113,6 +128,8 @@ def collect(
     model: str,
     data: tuple[Path, ...],
     task: tuple[str, ...],
+    other: str | None,
+    factors: bool,
     out: Path | None,
     estimator: str | None,
     per: str,
@@ -123,16 +140,18 @@ def collect(
     memory: int,
     parents: tuple[tuple[str, float], ...],
     device: str,
+    dtype: str,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Run MODEL over data and write what was measured as statistics files, for recipes to name beside it.
 
-    WHAT is fisher, gram, channels, routing, gradients (gradients:8 with those of 8 items by themselves), or several of
-    them, which take one run together; or adam, from a trainer's checkpoint; or repair, what method repair makes of a
-    merged model. Where MODEL is a recipe, gram is collected for each of its models over what the layers that are
-    merged already give (RegMean++), and goes where the recipe names their statistics. A network that does not fit into
-    --memory runs block by block; after Ctrl-C or a kill the same command measures only what was not finished.
+    WHAT is fisher, gram, channels, routing, cross (of two models), gradients (gradients:8 with those of 8 items by
+    themselves), or several of them, which take one run together; or adam, from a trainer's checkpoint; or repair, what
+    method repair makes of a merged model. Where MODEL is a recipe, gram is collected for each of its models over what
+    the layers that are merged already give (RegMean++), and goes where the recipe names their statistics. A network
+    that does not fit into --memory runs block by block; after Ctrl-C or a kill the same command goes on behind the
+    blocks that are finished.
     """
     from weightsmith.statistics import collect as collected
     from weightsmith.statistics import collect_through
@@ -147,7 +166,8 @@ def collect(
     }
     with open_progress(quiet) as progress:
         if is_recipe(model):
-            _require_grams_alone(what, out, estimator, parents)
+            chosen = (out, estimator, parents, other, factors, dtype != "float32")
+            _require_grams_alone(what, any(chosen))
             tasks = task or None
             found = collect_through(model, data=data, task=tasks, progress=progress, **shared)
         else:
@@ -156,10 +176,13 @@ def collect(
                 model,
                 data=_only(data, "--data"),
                 task=_only(task, "--task"),
+                other=other,
+                factors=factors,
                 out=_required(out),
                 estimator=estimator,
                 per=per,
                 parents=dict(parents),
+                dtype=dtype,
                 progress=progress,
                 **shared,
             )
@@ -168,13 +191,12 @@ def collect(
     return 0
 
 
-def _require_grams_alone(
-    what: str, out: Path | None, estimator: str | None, parents: Sequence[object]
-) -> None:
-    if what != "gram" or out is not None or estimator or parents:
+def _require_grams_alone(what: str, has_others: bool) -> None:
+    if what != "gram" or has_others:
         raise UsageError(
             "Through the merge of a recipe only gram is collected, into the files that its models name under "
-            "`statistics:`; leave --out, --estimator and --parent out, or merge first and give the result."
+            "`statistics:`; leave --out, --estimator, --parent, --with, --factors and --dtype out, or merge first and "
+            "give the result."
         )
 
 

@@ -1,7 +1,6 @@
 """Computing the tensors of one reading: which passes, over which tiles, and what is kept between them.
 
-The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes
-on with their results.
+A job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes on with their results.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from weightsmith.live.blocks.block_run import BlockRun
 from weightsmith.live.blocks.block_structure import Part
 from weightsmith.live.blocks.kept_outputs import KeptOutputs
 from weightsmith.live.gradient_catching import gradients_of
-from weightsmith.live.weight_gradients import Term, WeightGradient
+from weightsmith.live.weight_gradients import Looked, Product, Term, WeightGradient, Whole
 
 Gradients = Mapping[str, torch.Tensor]
 WeightGradients = Mapping[str, WeightGradient]
@@ -52,32 +52,41 @@ class PartGradients:
 
 
 class _LeftTerms:
-    """What later parts left at tensors that earlier ones have too, in the store of the run."""
+    """What later parts left at tensors that earlier ones have too, in the store of the run.
+
+    What there is shows in the keys of the store, which is all that a run that goes on has.
+    """
 
     def __init__(self, store: ActivationStore) -> None:
         self._store = store
-        self._kinds: dict[tuple[int, str], list[type[Term]]] = {}
 
     def add(self, batch: int, name: str, shape: tuple[int, ...], terms: Sequence[Term]) -> None:
         """Keep terms behind those that are there, or all as one array if that is smaller."""
         kept = WeightGradient(shape, [*self.take(batch, name), *terms]).compact().terms
-        self._kinds[batch, name] = [type(term) for term in kept]
         for i, term in enumerate(kept):
             for j, tensor in enumerate(term.tensors):
-                self._store.put(("weights", batch, name, i, j), tensor)
+                self._store.put(_left_key(batch, name, i, type(term), j), tensor)
 
     def take(self, batch: int, name: str) -> list[Term]:
         """The terms of a batch at a tensor, which are then forgotten."""
-        kinds = self._kinds.pop((batch, name), [])
-        return [
-            kind(*self._popped(batch, name, i, len(fields(kind)))) for i, kind in enumerate(kinds)
-        ]
+        found: list[Term] = []
+        while (kind := self._kind(batch, name, len(found))) is not None:
+            found.append(kind(*self._popped(batch, name, len(found), kind)))
+        return found
 
-    def _popped(self, batch: int, name: str, term: int, count: int) -> Iterator[torch.Tensor]:
-        for j in range(count):
-            tensor = self._store.pop(("weights", batch, name, term, j))
+    def _kind(self, batch: int, name: str, term: int) -> type[Term] | None:
+        kinds: tuple[type[Term], ...] = (Whole, Product, Looked)
+        return next((k for k in kinds if _left_key(batch, name, term, k, 0) in self._store), None)
+
+    def _popped(self, batch: int, name: str, term: int, kind: type[Term]) -> Iterator[torch.Tensor]:
+        for j in range(len(fields(kind))):
+            tensor = self._store.pop(_left_key(batch, name, term, kind, j))
             assert tensor is not None
             yield tensor
+
+
+def _left_key(batch: int, name: str, term: int, kind: type[Term], part: int) -> Hashable:
+    return "weights", batch, name, term, kind.__name__, part
 
 
 class _Leaves:
@@ -110,9 +119,12 @@ class BlockGradients:
         self._left = _LeftTerms(run.store)
         self._again = self._computed_again()
 
-    def parts(self) -> Iterator[PartGradients]:
-        """Every part from the last to the first, and at the end the weights outside of them."""
-        for call in reversed(range(len(self._calls))):
+    def parts(self, first: int = 0) -> Iterator[PartGradients]:
+        """Every part from the last to the first, and at the end the weights outside of them.
+
+        `first` is how many of them a run that was restored has behind it.
+        """
+        for call in reversed(range(len(self._calls) - first)):
             part = self._calls[call]
             with self._run.holding(part):
                 steps = self._through(part, call)

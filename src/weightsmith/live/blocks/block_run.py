@@ -12,7 +12,7 @@ What comes out is what the whole network gives, to the bit. Activations wait in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +79,9 @@ class BlockRun:
 
     `memory_bytes` is for activations, and `folder` where those beyond it go. Weights that are in memory already stay
     there. `with_gradients` computes as a network in training does and drops nothing, for the way back
-    (`BlockGradients`). Raises UsageError for a network that cannot be run block by block, as soon as that shows.
+    (`BlockGradients`). What one that is `lasting` keeps is in files that stay in the folder, and `state` tells another
+    process what it needs to go on from there. Raises UsageError for a network that cannot be run block by block, as
+    soon as that shows.
     """
 
     def __init__(
@@ -91,11 +93,12 @@ class BlockRun:
         memory_bytes: int = MEMORY_BYTES,
         folder: Path | None = None,
         with_gradients: bool = False,
+        lasting: bool = False,
     ) -> None:
         self.model, self.batches = model, batches
         self._with_gradients = self._keep_all = with_gradients
         self._parts = find_parts(model.name, model.module)
-        self.store = ActivationStore(memory_bytes, folder)
+        self.store = ActivationStore(memory_bytes, folder, lasting=lasting)
         self.kept = KeptOutputs(self.store)
         self.catcher = GradientCatcher()
         catching = self.catcher if with_gradients else nullcontext()
@@ -122,8 +125,11 @@ class BlockRun:
         return self.replay.calls
 
     def blocks(self) -> Iterator[Block]:
-        """Every part in the order of its calls, with its weights, before the batches go through it."""
-        call = 0
+        """Every part in the order of its calls, with its weights, before the batches go through it.
+
+        A run that was restored begins behind those that ran before.
+        """
+        call = len(self.replay.calls)
         while (part := self._look(call)) is not None:
             self.replay.calls.append(part)
             with self.holding(part):
@@ -145,6 +151,29 @@ class BlockRun:
                 yield self.store.get(("result", batch))
             else:
                 yield self._available(partial(self._finish, batch))
+
+    def state(self, calls: int) -> dict[str, Any] | None:
+        """What a lasting run is behind its first calls, as JSON; None where a block gives something that has no form.
+
+        After it was kept, `store.settle` removes the files of what came before.
+        """
+        outputs = self.kept.to_json(calls)
+        if outputs is None:
+            return None
+        return {
+            "calls": [part.path for part in self.calls[:calls]],
+            "keeps_all": self._keep_all,
+            "outputs": outputs,
+            "store": self.store.to_json(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run of the same network, question and batches was, by the `state` of it."""
+        parts = {part.path: part for part in self._parts}
+        self.replay.calls.extend(parts[path] for path in state["calls"])
+        self._keep_all = state["keeps_all"]
+        self.kept.restore(state["outputs"])
+        self.store.restore(state["store"])
 
     @contextmanager
     def holding(self, part: Part) -> Iterator[None]:
