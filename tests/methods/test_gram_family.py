@@ -188,7 +188,7 @@ def test_the_solver_never_amplifies_a_direction_that_is_rounding():
 
 
 def test_a_gram_matrix_of_zeros_has_no_directions():
-    found = gram.directions(np, np.zeros((3, 3)), cut=1e-12)
+    found = gram.directions(np, np.zeros((3, 3)), cutoff=1e-12)
     assert (found.left.shape, found.values.shape, found.right.shape) == ((3, 0), (0,), (0, 3))
 
 

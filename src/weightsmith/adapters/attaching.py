@@ -89,7 +89,7 @@ def _fitted(base: Checkpoint, name: str, update: Update, turned: Turned) -> Upda
 def turned_stacks(base: Checkpoint) -> Turned:
     """For each stack whose attention is known, whether its matrices are stored as inputs x outputs."""
     found: dict[str | None, bool] = {}
-    for role in base.roles.values():
+    for role in base.places.values():
         if role.input_first or role.kind.matches("attention"):
             found[role.stack] = found.get(role.stack, False) or role.input_first
     return found
@@ -108,7 +108,7 @@ def stores_input_first(base: Checkpoint, name: str, turned: Turned | None = None
         }
         return bool(kinds & INPUT_FIRST_EXPERTS)
     turned = turned_stacks(base) if turned is None else turned
-    role = base.roles.get(name)
+    role = base.places.get(name)
     if any(turned.values()):
         return role is not None and role.input_first
     return False if role is not None and role.stack in turned else None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.compatibility import tie_findings as tie_findings
     from weightsmith.checkpoints.config import merged_config as merged_config
     from weightsmith.checkpoints.copied_files import absence as absence
-    from weightsmith.checkpoints.copied_files import donor_files as donor_files
+    from weightsmith.checkpoints.copied_files import companion_paths as companion_paths
     from weightsmith.checkpoints.copied_files import is_inside as is_inside
     from weightsmith.checkpoints.copied_files import is_template as is_template
     from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
@@ -140,7 +140,7 @@ else:
             "bundles": "weightsmith.checkpoints.formats.bundles:*",
             "compare": "weightsmith.checkpoints.compatibility",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
-            "donor_files": "weightsmith.checkpoints.copied_files",
+            "companion_paths": "weightsmith.checkpoints.copied_files",
             "find_location": "weightsmith.checkpoints.locate",
             "find_stacks": "weightsmith.checkpoints.stacks",
             "first_of": "weightsmith.checkpoints.nested_config",

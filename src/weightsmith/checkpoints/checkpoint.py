@@ -94,7 +94,7 @@ class Checkpoint:
     source: str
     tensors: dict[str, LazyTensor]
     config: dict[str, Any] | None
-    roles: dict[str, Place]
+    places: dict[str, Place]
     ties: tuple[frozenset[str], ...]
     tying: Tying
     stacks: dict[str, Stack]
@@ -176,7 +176,7 @@ class Checkpoint:
     @property
     def vocab_size(self) -> int | None:
         """Rows of the input embedding, or None where there is none."""
-        embedding = vocabulary_embedding(self.tensors, self.roles)
+        embedding = vocabulary_embedding(self.tensors, self.places)
         return None if embedding is None else self.tensors[embedding].shape[0]
 
     def files(self) -> tuple[Path, ...]:
@@ -239,10 +239,10 @@ def assemble(
     """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
     ordered = dict(tensors)
     anatomy = anatomy_of(ordered, config)
-    stacks, roles = anatomy.stacks, anatomy.roles
-    ties = find_ties(ordered, roles, config)
-    tying = tying_of(ordered, roles, ties, config)
-    return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
+    stacks, places = anatomy.stacks, anatomy.places
+    ties = find_ties(ordered, places, config)
+    tying = tying_of(ordered, places, ties, config)
+    return Checkpoint(path, source, ordered, config, places, ties, tying, stacks, hub_id, revision)
 
 
 def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
@@ -253,7 +253,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     """
     if checkpoint.tying is Tying.UNTIED:
         return checkpoint
-    name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    name = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     embedding = None if name is None else checkpoint.tensors[name]
     if name is None or embedding is None:
         raise CompatibilityError(
@@ -263,7 +263,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, head: renamed(embedding, head)},
-        roles={**checkpoint.roles, head: Place(head, Kind.HEAD)},
+        places={**checkpoint.places, head: Place(head, Kind.HEAD)},
         ties=tuple(group for group in checkpoint.ties if head not in group),
         tying=Tying.UNTIED,
         stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
@@ -272,7 +272,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
 
 def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
     """A note where the configuration ties a head that is stored with bytes of its own."""
-    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    head = vocabulary_head(checkpoint.tensors, checkpoint.places)
     if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
         return []
     return [

@@ -32,7 +32,7 @@ _SECOND_TOKENIZER = "qformer_tokenizer"
 _POOLING = "1_Pooling/config.json"
 
 
-def donor_files(folder: Path) -> tuple[Path, ...]:
+def companion_paths(folder: Path) -> tuple[Path, ...]:
     """The files to carry over, as paths relative to `folder`, sorted.
 
     Tokenizer, chat templates, generation and processor configurations: never code, weights or

@@ -20,11 +20,11 @@ def interruptible(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _tell_interrupted(out)
+        _report_interruption(out)
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _tell_interrupted(out: Path) -> None:
+def _report_interruption(out: Path) -> None:
     from weightsmith.publishing import SUFFIX
 
     staging = out.with_name(out.name + SUFFIX)

@@ -273,7 +273,7 @@ def _places(state: Mapping[str, Tensor]) -> dict[str, Place]:
         )
         for name, tensor in state.items()
     }
-    return anatomy_of(held, None).roles
+    return anatomy_of(held, None).places
 
 
 def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modifiers.Modify:

@@ -94,9 +94,9 @@ def _merged(
 ) -> Subject:
     options: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     merge = merge_in_memory(make_plan(recipe, threads=threads, **options), progress)
-    check_config(name, merge.papers.config)
+    check_config(name, merge.companions.config)
     return _subject(
-        name, merge.tensors, merge.papers.config or {}, merge.papers.files, merge.digest
+        name, merge.tensors, merge.companions.config or {}, merge.companions.files, merge.digest
     )
 
 
@@ -107,7 +107,7 @@ def _subject(
     files: Mapping[str, bytes],
     weights: str,
 ) -> Subject:
-    papers = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
-    text = json.dumps([weights, config, papers], sort_keys=True)
+    companions = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
+    text = json.dumps([weights, config, companions], sort_keys=True)
     digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
     return Subject(name, tensors, config, files, digest)

@@ -172,7 +172,7 @@ def _written(fact: DType | tuple[int, ...]) -> str:
 
 
 def _placed(checkpoint: Checkpoint, name: str, measures: Measures) -> TensorDifference:
-    role = checkpoint.roles[name]
+    role = checkpoint.places[name]
     return TensorDifference(name, role.stack, role.layer, role.kind.value, measures)
 
 

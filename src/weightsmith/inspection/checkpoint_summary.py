@@ -214,7 +214,7 @@ def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
     names: dict[str, list[str]] = defaultdict(list)
-    for name, role in checkpoint.roles.items():
+    for name, role in checkpoint.places.items():
         names[role.kind.value].append(name)
     rows = [
         RoleRow(
@@ -244,7 +244,7 @@ def _facts(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _tensors(checkpoint: Checkpoint) -> tuple[TensorRow, ...]:
     rows = []
     for name, tensor in checkpoint.tensors.items():
-        role = checkpoint.roles[name]
+        role = checkpoint.places[name]
         rows.append(
             TensorRow(
                 name=name,

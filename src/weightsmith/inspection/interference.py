@@ -145,7 +145,7 @@ def measure_interference(
     common = [name for name in floats if all(_fits(base, expert, name) for expert in experts)]
     groups = [[model.tensors[name] for model in (base, *experts)] for name in common]
     found = dict(zip(common, measure_each(groups, measure_changes, threads), strict=True))
-    placed = {name: base.roles[name] for name in common}
+    placed = {name: base.places[name] for name in common}
     return Interference(
         tuple(
             TensorChanges(name, (role.stack, role.layer, role.kind.value), found[name])

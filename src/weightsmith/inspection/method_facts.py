@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightsmith.graph import (
-    Cut,
     Node,
     Scalar,
     Scope,
     Site,
     Statistic,
+    Threshold,
     Value,
     reduction_levels,
     source,
@@ -90,7 +90,7 @@ def example_of(parameter: Parameter) -> Any:
 def _kind(nodes: list[Node]) -> str:
     if any(node.op == "whole" for node in nodes):
         return "matrix"
-    scopes = {node.scope for node in nodes if isinstance(node, (Scalar, Cut))}
+    scopes = {node.scope for node in nodes if isinstance(node, (Scalar, Threshold))}
     if Scope.MODEL in scopes:
         return "model"
     is_ranked = any(node.op == "row_rank" for node in nodes)

@@ -59,7 +59,7 @@ def measure_overlaps(
 
 
 def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> bool:
-    tensor, role = base.tensors[name], base.roles[name]
+    tensor, role = base.tensors[name], base.places[name]
     others = [expert.tensors.get(name) for expert in experts]
     return (
         role.layer is not None
@@ -73,7 +73,7 @@ def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> 
 def _overlap(
     base: Checkpoint, experts: Sequence[Checkpoint], name: str, rank: int
 ) -> MatrixOverlap | None:
-    role = base.roles[name]
+    role = base.places[name]
     directions = [
         leading_directions(
             base.tensors[name], expert.tensors[name], rank, turned=role.input_first, seed=name

@@ -43,18 +43,18 @@ class LiveMerge:
     ) -> None:
         self._merge, self._plan = FreeMerge(plan), plan
         assert plan.free is not None
-        assert plan.papers is not None
+        assert plan.companions is not None
         self.numbers = self._merge.numbers
         self.values: Mapping[str, float] = complete(self.numbers, values)
         name = f"recipe {plan.free.recipe.digest()[:19]}"
-        check_config(name, plan.papers.config)
+        check_config(name, plan.companions.config)
         self._made: MemoryTensor | None = None
         self._tensors = {
             placement.name: MergedTensor(placement, self._make)
             for shard in plan.layout.shards
             for placement in shard.placements
         }
-        config, files = plan.papers.config or {}, plan.papers.files
+        config, files = plan.companions.config or {}, plan.companions.files
         source = ModelSource(name, self._tensors, config, files)
         self._digests: dict[str, str] = {}
         self.model: LiveModel = load_model(source, device=device, dtype=dtype, filled=False)

@@ -82,23 +82,23 @@ def extract(
         for part, found in zip(parts, measures, strict=True)
         if found is None or found.squares > 0.0
     ]
-    wholes = [_whole(c, dtype) for c in changed if c.is_whole]
+    saved_modules = [_whole(c, dtype) for c in changed if c.is_whole]
     matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
     _check_rank(rank, matrices)
     bounds: list[RankBound | None] = [bound] * len(matrices)
     if budget_bytes is not None:
-        bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
+        bounds = _spent(workers, matrices, saved_modules, budget_bytes, bound, dtype)
     pairs = list(zip(matrices, bounds, strict=True))
     fits = workers.all("factoring", lambda pair: _fitted(*pair, dtype), pairs)
     adapter = LowRankAdapter(
         {factors.key: factors for factors, _ in fits if factors is not None},
-        {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.REPLACED},
-        {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.ADDED},
+        {w.entry.key: w.values for w in saved_modules if w.entry.treatment is Treatment.REPLACED},
+        {w.entry.key: w.values for w in saved_modules if w.entry.treatment is Treatment.ADDED},
         base.hub_id or base.source,
         dtype,
     )
     lost = [_lost(c) for c in changed if c.part.treatment is Treatment.LEFT_OUT]
-    entries = (*(entry for _, entry in fits), *(w.entry for w in wholes), *lost)
+    entries = (*(entry for _, entry in fits), *(w.entry for w in saved_modules), *lost)
     if not (adapter.factors or adapter.replaced or adapter.added):
         raise CompatibilityError(_nothing(finetune, base, entries))
     resized = [c.part.name for c in changed if c.is_whole and c.measure is None]
@@ -212,13 +212,13 @@ def _measure(part: TreatedTensor) -> Measure | None:
 def _spent(
     workers: _Workers,
     matrices: Sequence[_Changed],
-    wholes: Sequence[_Whole],
+    saved_modules: Sequence[_Whole],
     budget_bytes: int,
     bound: RankBound,
     dtype: DType,
 ) -> list[RankBound | None]:
     """The rank of every matrix under a budget, None for those that get nothing."""
-    taken = sum(w.entry.nbytes for w in wholes)
+    taken = sum(w.entry.nbytes for w in saved_modules)
     if taken > budget_bytes:
         raise UsageError(
             f"The tensors that are stored whole take {format_size(taken)} of a budget of {format_size(budget_bytes)}: "

@@ -95,7 +95,7 @@ def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[T
 def _parts(
     name: str, finetune: Checkpoint, base: Checkpoint, choices: Choices, turned: Turned
 ) -> Iterator[TreatedTensor]:
-    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.roles[name]
+    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.places[name]
     if role.part.startswith("weight_scale"):
         raise CompatibilityError(
             f"{finetune.identity} is quantised (it has {shown(name)}), and its stored numbers are no weights; "
@@ -189,7 +189,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
     """The head of a fine-tune whose base ties it, compared with the fine-tune's own table."""
     if finetune.tying is not Tying.UNTIED or base.tying is not Tying.TIED:
         return None
-    table = vocabulary_embedding(finetune.tensors, finetune.roles)
+    table = vocabulary_embedding(finetune.tensors, finetune.places)
     heads = [finetune.tensors[name] for name in _heads(finetune)]
     own = [h for h in heads if table and h.shape == finetune.tensors[table].shape]
     if table is None or not own:
@@ -203,7 +203,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
 def _heads(checkpoint: Checkpoint) -> list[str]:
     return [
         name
-        for name, role in checkpoint.roles.items()
+        for name, role in checkpoint.places.items()
         if role.kind is Kind.HEAD and name.endswith(".weight")
     ]
 
@@ -214,7 +214,7 @@ def _repeated(finetune: Checkpoint, base: Checkpoint) -> set[str]:
     for group in finetune.ties:
         if not any(group <= other for other in base.ties):
             continue
-        table = vocabulary_embedding(finetune.tensors, finetune.roles)
+        table = vocabulary_embedding(finetune.tensors, finetune.places)
         first = table if table in group else min(group)
         found |= group - {first}
     return found
@@ -226,7 +226,7 @@ def _check_complete(finetune: Checkpoint, base: Checkpoint) -> None:
         for name, tensor in base.tensors.items()
         if name not in finetune.tensors
         and tensor.dtype.is_float
-        and base.roles[name].kind not in (Kind.BUFFER, Kind.HEAD)
+        and base.places[name].kind not in (Kind.BUFFER, Kind.HEAD)
     ]
     if missing:
         more = f" and {len(missing) - 1} more of the base's tensors" if len(missing) > 1 else ""

@@ -98,9 +98,9 @@ def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]
 def _base_name(name: str, target: LazyTensor, finetune: Checkpoint, base: Checkpoint) -> str | None:
     known: str | None = name
     if name not in base.tensors:
-        is_head = name == vocabulary_head(finetune.tensors, finetune.roles)
+        is_head = name == vocabulary_head(finetune.tensors, finetune.places)
         tied = base.tying is not Tying.UNTIED
-        known = vocabulary_embedding(base.tensors, base.roles) if is_head and tied else None
+        known = vocabulary_embedding(base.tensors, base.places) if is_head and tied else None
     if known is None:
         return None
     shape = base.tensors[known].shape

@@ -127,8 +127,10 @@ class DataRun:
     def _watching(self, sums: Sums) -> Iterator[None]:
         with ExitStack() as stack:
             if sums:
-                told = _Telling(sums)
-                stack.enter_context(self.model.watching(list(self.model.source.tensors), told))
+                forwarding = _Forwarding(sums)
+                stack.enter_context(
+                    self.model.watching(list(self.model.source.tensors), forwarding)
+                )
             yield
 
     def _parameters(self) -> dict[str, Parameter]:
@@ -170,13 +172,13 @@ class DataRun:
     def _through_block(
         self, block: Block, steps: Sequence[Step], sums: Sums, stage: Progress
     ) -> None:
-        told = _Telling(sums)
-        with block.watching(told):
-            told.begin(steps[0])
+        forwarding = _Forwarding(sums)
+        with block.watching(forwarding):
+            forwarding.begin(steps[0])
             for i in block.batches():
                 stage.advance(1, block.path)
                 if i + 1 < len(steps):
-                    told.begin(steps[i + 1])
+                    forwarding.begin(steps[i + 1])
 
     def _back_through(self, run: BlockRun, steps: Sequence[Step]) -> None:
         stage = self._begin("backward", steps)
@@ -201,7 +203,7 @@ class DataRun:
         sums.keep(self.parts, place, weights)
 
 
-class _Telling:
+class _Forwarding:
     """Tells sums of what passes, while it is to be seen."""
 
     def __init__(self, sums: Sums) -> None:

@@ -185,9 +185,9 @@ def test_auto_takes_the_gram_path_only_where_it_is_as_exact_as_the_inputs():
     chosen = []
 
     class Watched(Decomposition):
-        def _directions(self, linalg, matrix, rank, cut):
-            chosen.append(cut >= 5e-5)
-            return super()._directions(linalg, matrix, rank, cut)
+        def _directions(self, linalg, matrix, rank, cutoff):
+            chosen.append(cutoff >= 5e-5)
+            return super()._directions(linalg, matrix, rank, cutoff)
 
     Watched().spectrum(np, np.ones((500, 4), np.float32))
     Watched().spectrum(np, np.ones((50, 4), np.float32))

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 _FACTORED = ("replace", "lora", "skip")
 
 
-def _way(what: str, ways: Sequence[str], default: str, told: str) -> Callable[[Command], Command]:
+def _way(what: str, ways: Sequence[str], default: str, text: str) -> Callable[[Command], Command]:
     """An option for the way in which a kind of tensors is kept."""
     choice = click.Choice(ways)
-    return click.option(f"--{what}", type=choice, default=default, show_default=True, help=told)
+    return click.option(f"--{what}", type=choice, default=default, show_default=True, help=text)
 
 
 @click.command(
@@ -162,7 +162,7 @@ def _by_layer(report: ExtractionReport, finetune: Checkpoint) -> TextTable:
     groups: dict[str, list[ExtractedTensor]] = {}
     for tensor in report.tensors:
         name = tensor.key.partition("[")[0]
-        role = finetune.roles.get(name)
+        role = finetune.places.get(name)
         inside = role is not None and role.layer is not None
         place = f"{role.stack}.{role.layer}" if role is not None and inside else name
         groups.setdefault(place, []).append(tensor)

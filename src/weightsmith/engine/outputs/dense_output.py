@@ -1,4 +1,4 @@
-"""A model in a folder of its own: shards, configuration, the donor's other files."""
+"""A model in a folder of its own: shards, configuration, the config source's other files."""
 
 from __future__ import annotations
 
@@ -102,13 +102,15 @@ class DenseFolder:
         journal: Journal,
         folder: Path,
     ) -> None:
-        """The donor's files as the plan has them, the index of the shards, and the state of a continual method."""
-        assert plan.papers is not None
-        for name, data in plan.papers.files.items():
+        """The config source's files as the plan has them, the index of the shards, and the state of a continual
+        method.
+        """
+        assert plan.companions is not None
+        for name, data in plan.companions.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, data)
-        if plan.papers.config is not None:
-            write_file(folder / "config.json", json_bytes(plan.papers.config))
+        if plan.companions.config is not None:
+            write_file(folder / "config.json", json_bytes(plan.companions.config))
         if plan.layout.index is not None:
             write_file(folder / INDEX, plan.layout.index)
         write_state(plan, records, journal, folder)

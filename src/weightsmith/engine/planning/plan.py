@@ -28,7 +28,7 @@ from weightsmith.findings import Finding, errors_among
 from weightsmith.progress import Progress
 from weightsmith.recipes import Leaf, OpenRecipe, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import LazyTensor, ShardLayout, format_size
-from weightsmith.vocabularies import AlignedRows, Papers
+from weightsmith.vocabularies import AlignedRows, CompanionFiles
 from weightsmith.wording import counted
 
 # Reading a tokenizer and joining it with others takes this per token (measured: 750 to 850 for 32,000 and for 128,000
@@ -192,7 +192,8 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
+    """A merge, decided to the last byte but not yet run; `companions` is what lies beside the weights, None with
+    errors.
 
     `output` is the kind of result and what is made of the tensors. `measured` are tensors that are not written, but
     streamed for statistics of the model. `free` is the recipe where it has free numbers, for whose starting values
@@ -209,7 +210,7 @@ class Plan:
     tile_elements: int
     findings: tuple[Finding, ...]
     digest: str
-    papers: Papers | None = None
+    companions: CompanionFiles | None = None
     measured: tuple[PlannedTensor, ...] = ()
     free: OpenRecipe | None = None
 

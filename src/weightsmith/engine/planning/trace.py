@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.graph import (
-    Cut,
     ModelStatistic,
     Node,
     Scalar,
     Site,
     Statistic,
+    Threshold,
     Value,
     add_all,
     rounded,
@@ -198,5 +198,5 @@ def _with_unused(outputs: Sequence[Value], members: Mapping[Node, StatisticMembe
     """The outputs, and behind them the statistics that they do not depend on."""
     used = set(walk(outputs)) if members else set()
     unused = [node for node in members if node not in used]
-    numbers = [node.magnitude if isinstance(node, Cut) else node for node in unused]
+    numbers = [node.magnitude if isinstance(node, Threshold) else node for node in unused]
     return add_all([*outputs, *(value(n) for n in numbers if isinstance(n, Scalar))])

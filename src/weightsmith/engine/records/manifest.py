@@ -176,7 +176,7 @@ class Manifest:
     recipe: str
     recipe_digest: str
     seed: int
-    donor: str
+    config_source: str
     inputs: Mapping[str, Input]
     outputs: Mapping[str, str]
     shards: Mapping[str, str]
@@ -202,7 +202,7 @@ class Manifest:
             "backend": self.backend,
             "digest": self.digest,
             "seed": self.seed,
-            "donor": self.donor,
+            "donor": self.config_source,
             "recipe_digest": self.recipe_digest,
             "recipe": self.recipe,
             "inputs": {label: given.to_json() for label, given in sorted(self.inputs.items())},
@@ -340,7 +340,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
         recipe=text_in(content, "recipe"),
         recipe_digest=text_in(content, "recipe_digest"),
         seed=int(content["seed"]),
-        donor=text_in(content, "donor"),
+        config_source=text_in(content, "donor"),
         inputs={label: Input.from_json(facts) for label, facts in content["inputs"].items()},
         outputs=texts_in(content, "outputs"),
         shards=texts_in(content, "shards"),

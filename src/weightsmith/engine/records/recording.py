@@ -32,7 +32,7 @@ def build(plan: Plan, merged: Merged, folder: Path | None) -> Manifest:
         recipe=plan.recipe.dump(),
         recipe_digest=plan.recipe.digest(),
         seed=plan.resolved.seed,
-        donor=plan.resolved.donor,
+        config_source=plan.resolved.config_source,
         inputs=merged.inputs,
         outputs=merged.outputs,
         shards={} if folder is None else _header_digests(folder),

@@ -80,7 +80,7 @@ def _card(plan: Plan, merged: Merged, title: str, recipe: str) -> str:
         parents,
         _methods(plan),
         recipe=recipe,
-        config=None if plan.papers is None else plan.papers.config,
+        config=None if plan.companions is None else plan.companions.config,
         version=__version__,
         library=plan.output.library,
     )

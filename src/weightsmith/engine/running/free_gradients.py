@@ -20,11 +20,11 @@ from weightsmith.engine.running.scheduler import Rounds
 from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.errors import GradientError, UsageError
 from weightsmith.graph import (
-    Cut,
     Node,
     PassSpec,
     Scalar,
     Scope,
+    Threshold,
     Value,
     dot,
     has_row_nodes,
@@ -104,7 +104,7 @@ class _Dependence:
             if node.op == "free" or any(part in self.nodes for part in node.inputs):
                 self.nodes[node] = None
         self.numbers = [node for node in self.nodes if node.op == "free"]
-        measured = [node for node in self.nodes if isinstance(node, (Scalar, Cut))]
+        measured = [node for node in self.nodes if isinstance(node, (Scalar, Threshold))]
         reduced = [n for n in measured if n.op in ("total", "dot", "peak", "largest")]
         self.reductions = [n for n in reduced if isinstance(n, Scalar) and n.scope is not Scope.ROW]
         self._model = [node for node in reduced if node.scope is Scope.MODEL]

@@ -31,7 +31,6 @@ from weightsmith.engine.running.unlocated import noting
 from weightsmith.graph import (
     Collect,
     ColumnSums,
-    Cut,
     Gate,
     Node,
     PassSpec,
@@ -41,6 +40,7 @@ from weightsmith.graph import (
     Selection,
     ShareOf,
     SummedHistograms,
+    Threshold,
     TileResult,
     Value,
     exact_sum,
@@ -158,14 +158,14 @@ class TensorJob:
         levels = reduction_levels(self.outputs, self.known)
         return [r for level in levels for r in level if r.scope is Scope.MODEL]
 
-    def pending_model_reductions(self) -> list[Scalar | Cut]:
+    def pending_model_reductions(self) -> list[Scalar | Threshold]:
         """Model-wide reductions that can be measured now, in graph order."""
         levels = reduction_levels(self.outputs, self.known)
         return [r for r in levels[0] if r.scope is Scope.MODEL] if levels else []
 
     def measure_part(
         self,
-        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        requests: Sequence[tuple[Scalar | Threshold, Request | None]],
         only_tile: int | None = None,
         gates: Sequence[Gate | None] = (),
     ) -> Rounds:
@@ -191,14 +191,16 @@ class TensorJob:
                 parts[i] = [gate.result]
         return parts
 
-    def _gate(self, reduction: Scalar | Cut, request: Request | None) -> Gate | ColumnSums | None:
+    def _gate(
+        self, reduction: Scalar | Threshold, request: Request | None
+    ) -> Gate | ColumnSums | None:
         if isinstance(reduction, Scalar) and reduction.columns is not None:
             return ColumnSums(reduction.op, reduction.columns, self.shape)
         return gate_for(request)
 
     def sample_part(
         self,
-        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        requests: Sequence[tuple[Scalar | Threshold, Request | None]],
         gates: Sequence[Gate | None],
         place: tuple[int, int] | None = None,
     ) -> Rounds:
@@ -224,8 +226,8 @@ class TensorJob:
 
     # Reductions --------------------------------------------------------------------------------------------------
 
-    def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
-        selections = {r: self._selection(r) for r in reductions if isinstance(r, Cut)}
+    def _measure(self, reductions: Sequence[Scalar | Threshold]) -> Rounds:
+        selections = {r: self._selection(r) for r in reductions if isinstance(r, Threshold)}
         while samples := [
             (r, request) for r, s in selections.items() if (request := s.sample_request) is not None
         ]:
@@ -233,7 +235,7 @@ class TensorJob:
             yield from self.sample_part(samples, sums)
             for (reduction, request), found in zip(samples, sums, strict=True):
                 selections[reduction].absorb_sample(request, [found.total])
-        simple = [r for r in reductions if not isinstance(r, Cut)]
+        simple = [r for r in reductions if not isinstance(r, Threshold)]
         while simple or any(s.result is None for s in selections.values()):
             yield from self._measure_round(
                 simple, {r: s for r, s in selections.items() if s.result is None}
@@ -242,39 +244,39 @@ class TensorJob:
         self.known.update({r: s.result for r, s in selections.items()})
 
     def _measure_round(
-        self, simple: Sequence[Scalar | Cut], selections: Mapping[Cut, Selection]
+        self, simple: Sequence[Scalar | Threshold], selections: Mapping[Threshold, Selection]
     ) -> Rounds:
-        asked = {cut: selection.request() for cut, selection in selections.items()}
+        asked = {threshold: selection.request() for threshold, selection in selections.items()}
         whole = [
             (c, r)
             for c, r in asked.items()
             if not (isinstance(r, Collect) and r.only_part is not None)
         ]
-        requests: list[tuple[Scalar | Cut, Request | None]] = [(r, None) for r in simple]
+        requests: list[tuple[Scalar | Threshold, Request | None]] = [(r, None) for r in simple]
         requests += whole
         if requests:
             parts = yield from self.measure_part(requests)
             for (reduction, request), found in zip(requests, parts, strict=True):
-                if isinstance(reduction, Cut):
+                if isinstance(reduction, Threshold):
                     assert request is not None
                     selections[reduction].absorb(request, found)
                 elif reduction.columns is not None:
                     (self.known[reduction],) = found
                 else:
                     self.known[reduction] = combine_partials(reduction.op, found)
-        for cut, request in asked.items():
+        for threshold, request in asked.items():
             if isinstance(request, Collect) and request.only_part is not None:
                 ((found,),) = yield from self.measure_part(
-                    [(cut, request)], only_tile=request.only_part
+                    [(threshold, request)], only_tile=request.only_part
                 )
-                selections[cut].absorb(request, [found])
+                selections[threshold].absorb(request, [found])
 
-    def _selection(self, cut: Cut) -> Selection:
-        return Selection(self.wanted(cut, self.numel), self.numel, self.key_bits)
+    def _selection(self, threshold: Threshold) -> Selection:
+        return Selection(self.wanted(threshold, self.numel), self.numel, self.key_bits)
 
-    def wanted(self, cut: Cut, population: int) -> int | ShareOf:
+    def wanted(self, threshold: Threshold, population: int) -> int | ShareOf:
         """k of a cut over `population` elements, or its rule."""
-        return selected_count(cut, self.known, population)
+        return selected_count(threshold, self.known, population)
 
     @property
     def key_bits(self) -> int:
@@ -378,7 +380,7 @@ class TensorJob:
         self,
         *,
         outputs: tuple[tuple[Value, DType], ...] = (),
-        reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = (),
+        reductions: tuple[tuple[Scalar | Threshold, Request | None], ...] = (),
     ) -> PassSpec:
         dtypes = tuple(tensor.dtype for tensor in self.sources)
         return PassSpec(self.shape, dtypes, outputs, reductions, dict(self.known), self.wide)

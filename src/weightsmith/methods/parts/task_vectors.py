@@ -23,10 +23,10 @@ import numpy as np
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import (
-    Cut,
     Extent,
     Scope,
     Site,
+    Threshold,
     Value,
     above,
     add_all,
@@ -290,8 +290,8 @@ def _reciprocal(x: Any) -> Any:
     return 1.0 / scalars.where(x == 0, 1.0, x)
 
 
-def _selected(delta: Value, cut: Cut) -> Value:
-    return where(above(abs(delta), cut), delta, 0.0)
+def _selected(delta: Value, threshold: Threshold) -> Value:
+    return where(above(abs(delta), threshold), delta, 0.0)
 
 
 # Rescale --------------------------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ class Module(DocumentPart):
     """A part of a network (text decoder, vision tower...) that is merged in its own way.
 
     `match` says which tensors it has where its name does not. `prefix` says how names correspond where a model calls
-    the part otherwise than the donor: from the donor's name prefixes to the model's, or the donor's prefix alone for
-    models that have none there (default: inferred from the stacks of blocks).
+    the part otherwise than the donor: from the config source's name prefixes to the model's, or the config source's
+    prefix alone for models that have none there (default: inferred from the stacks of blocks).
     """
 
     mergekit_keys = frozenset({"slices", "models", "parameters"})

@@ -42,22 +42,22 @@ def expression_items(
     text: str,
     sources: Mapping[str, SectionSource],
     base: View | None,
-    donor: View,
+    config_source: View,
     combiner: Combiner,
     scope: RecipeScope,
 ) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
-    """Every output of an expression over sources with names, with the base's tensor, in the donor's order."""
+    """Every output of an expression over sources with names, with the base's tensor, in the config source's order."""
     combination = parse_expression(text, sources, scope.semantics, expression_path(scope.path))
     used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
     measured = {name: source.statistics for name, source in sources.items()}
-    order = (donor, *used.values())
+    order = (config_source, *used.values())
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue
         base_item = base.items.get(name) if base is not None else None
         merges = _Merges(name, used, measured, combiner, scope)
-        item = _item(name, combination, merges, items, base_item, donor)
+        item = _item(name, combination, merges, items, base_item, config_source)
         if item is not None:
             yield item, base_item
 
@@ -68,7 +68,7 @@ def _item(
     merges: _Merges,
     items: dict[str, OutputTensor],
     base: OutputTensor | None,
-    donor: View,
+    config_source: View,
 ) -> OutputTensor | None:
     used, combiner = merges.views, merges.combiner
     for label, view in used.items():
@@ -86,7 +86,7 @@ def _item(
         )
         return None
     inputs = [items[label] for label in used]
-    frame = [item for item in (donor.items.get(name), base, inputs[0]) if item is not None]
+    frame = [item for item in (config_source.items.get(name), base, inputs[0]) if item is not None]
     first = frame[0]
     if not combiner.fits(WHERE, inputs, name):
         return None

@@ -292,19 +292,19 @@ class Assertion:
 class Resolved:
     """A recipe with every question answered from headers and configurations.
 
-    `outputs` are in the donor's file order. `checkpoints` maps labels to opened checkpoints; `donor` and
-    `base` are labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where
-    the result has other layers than the donor (None where the layers are the donor's own), and `stack` the
-    name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
+    `outputs` are in the config source's file order. `checkpoints` maps labels to opened checkpoints; `config_source`
+    and `base` are labels. `layer_sources[k]` is the config source's layer that output layer k takes its place from
+    where the result has other layers than the config source (None where the layers are the config source's own), and
+    `stack` the name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
     promoted dtype of its inputs. `measured` are tensors of recipes inside the recipe that no output is made of, over
     which statistics of the whole of such a result run too. `statistics` are the labels of statistics files among the
-    checkpoints, `equal_magnitudes` decides what thresholds over the model take of equals, and `vocabulary`
-    what becomes of tokens and tables. `findings` with severity error must stop the plan.
+    checkpoints, `equal_magnitudes` decides what thresholds over the model take of equals, and `vocabulary` what becomes
+    of tokens and tables. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]
     checkpoints: Mapping[str, Checkpoint]
-    donor: str
+    config_source: str
     base: str | None
     layer_sources: tuple[int, ...] | None
     findings: tuple[Finding, ...]

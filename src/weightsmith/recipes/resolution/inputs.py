@@ -99,9 +99,14 @@ class Inputs:
                 item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
                 for item in as_written(made)
             }
-            donor = made.donor
+            config_source = made.config_source
             self.recipe_views[key] = View(
-                label, items, donor.checkpoint, donor.config_source, donor.ties, is_recipe=True
+                label,
+                items,
+                config_source.checkpoint,
+                config_source.config_label,
+                config_source.ties,
+                is_recipe=True,
             )
         return self.recipe_views[key]
 

@@ -49,7 +49,7 @@ class _Work:
 
     document: RecipeDocument
     scope: RecipeScope
-    donor: View
+    config_source: View
     base: View | None
     combiner: Combiner
     items: list[OutputTensor] = field(default_factory=list)
@@ -98,11 +98,11 @@ class Resolver:
         within, named = self._chained(document, own)
         self.inputs.check_ties(named)
         base = self._base(document, within)
-        donor = base or named[0]
+        config_source = base or named[0]
         if document.donor is not None:
-            donor = self.view(document.donor, within)
+            config_source = self.view(document.donor, within)
         combiner = self._combiner(document, semantics, seed)
-        work = _Work(document, within, donor, base, combiner)
+        work = _Work(document, within, config_source, base, combiner)
         if document.expression is not None:
             self._expression(work, document.expression)
         elif document.modules is not None:
@@ -114,12 +114,12 @@ class Resolver:
         self._warn_of_idle_rules(work)
         return RecipeResult(
             items=tuple(post_steps(document, work.items, work.bases, within)),
-            donor=donor,
+            config_source=config_source,
             base=base,
             inputs=tuple(named),
             bases=work.bases,
             layer_sources=work.layer_sources,
-            stack=donor.main_stack,
+            stack=config_source.main_stack,
             scope=within,
             output_dtype=work.combiner.output_dtype,
             model_view=lambda model, where: self.view(model, replace(within, name=where)),
@@ -180,7 +180,9 @@ class Resolver:
             view = self.view(model, work.scope)
             measured = tuple(self.inputs.measured(file, view) for file in files.get(name, ()))
             sources[name] = SectionSource(view, statistics=measured)
-        made = expression_items(text, sources, work.base, work.donor, work.combiner, work.scope)
+        made = expression_items(
+            text, sources, work.base, work.config_source, work.combiner, work.scope
+        )
         for item, base in made:
             self._emit(work, item, base)
 
@@ -205,8 +207,8 @@ class Resolver:
         section = _section(work, frame, where, frame.scope, sources, base, None)
         is_raw = all(not source.view.checkpoint.is_folder for source in sources)
         flat = is_raw and section.preset == "mergekit"
-        donor = frame.restrict(work.donor)
-        self._place(work, place_models(section, donor, self._problems, flat=flat))
+        config_source = frame.restrict(work.config_source)
+        self._place(work, place_models(section, config_source, self._problems, flat=flat))
 
     def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
         view = self.view(entry.model, work.scope)
@@ -225,16 +227,20 @@ class Resolver:
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
             alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
             sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
-        donor = frame.restrict(work.donor)
-        if work.scope.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
+        config_source = frame.restrict(work.config_source)
+        if (
+            work.scope.semantics == "mergekit"
+            and not frame.where
+            and len(_families(config_source)) > 1
+        ):
             raise RecipeError(
-                f"slices: {donor.label!r} has several stacks of layers "
-                f"({', '.join(donor.stacks)}), and mergekit then requires `modules:`; say there "
+                f"slices: {config_source.label!r} has several stacks of layers "
+                f"({', '.join(config_source.stacks)}), and mergekit then requires `modules:`; say there "
                 "which one the slices are for."
             )
         lengths = [self._length(p, s) for p, s in zip(slices, sections, strict=True)]
-        self._note_layers(work, donor, slices, lengths, frame.where)
-        self._place(work, place_slices(sections, lengths, donor))
+        self._note_layers(work, config_source, slices, lengths, frame.where)
+        self._place(work, place_slices(sections, lengths, config_source))
 
     def _length(self, part: Slice, section: MergeSection) -> int:
         """The number of layers of a slice, having checked its ranges; what is past the layers there are is left out."""
@@ -265,12 +271,12 @@ class Resolver:
     def _note_layers(
         self,
         work: _Work,
-        donor: View,
+        config_source: View,
         slices: Sequence[Slice],
         lengths: Sequence[int],
         where: str,
     ) -> None:
-        """Remember which of the donor's layers the output's take the places of."""
+        """Remember which of the config source's layers the output's take the places of."""
         if sum(lengths) > _MOST_LAYERS:
             raise RecipeError(
                 f"{where}slices: they come to {sum(lengths)} layers, more than any model has; give shorter ranges."
@@ -280,9 +286,9 @@ class Resolver:
             for part, length in zip(slices, lengths, strict=True)
             for k in range(length)
         )
-        if len(order) == donor.layer_count and order == tuple(range(len(order))):
+        if len(order) == config_source.layer_count and order == tuple(range(len(order))):
             return
-        if donor.main_stack == work.donor.main_stack:
+        if config_source.main_stack == work.config_source.main_stack:
             work.layer_sources = order
             return
         self._problems.add(
@@ -291,26 +297,28 @@ class Resolver:
                 "config-layers",
                 where.rstrip("."),
                 f"{where}slices: the number of layers in the configuration is kept for the main "
-                f"stack only, not for {donor.main_stack!r}",
+                f"stack only, not for {config_source.main_stack!r}",
                 "correct the configuration of the result by hand",
             )
         )
 
     def _modules(self, work: _Work, modules: Mapping[str, Module]) -> None:
-        from weightsmith.recipes.resolution.correspondence import in_donors_names
+        from weightsmith.recipes.resolution.correspondence import in_config_source_names
         from weightsmith.recipes.resolution.modules import split_modules
 
-        split = split_modules(work.donor, modules)
+        split = split_modules(work.config_source, modules)
         for name, module in modules.items():
             if not split.names.get(name):
                 raise RecipeError(
-                    f"modules.{name}: no tensor of {work.donor.label!r} belongs to it; give it a "
+                    f"modules.{name}: no tensor of {work.config_source.label!r} belongs to it; give it a "
                     f"`match:`, or use one of {', '.join(split.known)}."
                 )
 
             def restrict(view: View, name: str = name, module: Module = module) -> View:
                 where = f"modules.{name}"
-                mine = in_donors_names(view, work.donor, module.prefix, where, self._problems)
+                mine = in_config_source_names(
+                    view, work.config_source, module.prefix, where, self._problems
+                )
                 return mine.only(split_modules(mine, modules).names.get(name, ()))
 
             base = work.base
@@ -323,9 +331,9 @@ class Resolver:
         self._leftover(work, split.leftover)
 
     def _leftover(self, work: _Work, names: Iterable[str]) -> None:
-        """Tensors of no module: mergekit leaves them out, native recipes copy the donor's."""
+        """Tensors of no module: mergekit leaves them out, native recipes copy the config source's."""
         for name in names:
-            item = work.donor.items[name]
+            item = work.config_source.items[name]
             if work.scope.semantics == "mergekit":
                 self._problems.about(
                     name,
@@ -340,8 +348,8 @@ class Resolver:
                 name,
                 Severity.NOTE,
                 "copied",
-                work.donor.label,
-                f"Tensors of no module are copied from {work.donor.label!r}",
+                work.config_source.label,
+                f"Tensors of no module are copied from {work.config_source.label!r}",
                 "",
             )
             dtype = work.combiner.output_dtype if item.dtype.is_float else None

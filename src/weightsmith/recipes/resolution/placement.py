@@ -32,9 +32,9 @@ class Placed:
 
 
 def place_models(
-    section: MergeSection, donor: View, problems: Problems, *, flat: bool
+    section: MergeSection, config_source: View, problems: Problems, *, flat: bool
 ) -> Iterator[Placed]:
-    """The outputs of `models:`: every tensor under its own name, in the donor's order.
+    """The outputs of `models:`: every tensor under its own name, in the config source's order.
 
     `flat` puts all at depth 0, as mergekit does with single files.
     """
@@ -42,12 +42,12 @@ def place_models(
     views = [source.view for source in section.sources]
     tensors = [view.items for view in views]
     of_base = section.base.items if section.base is not None else {}
-    for name in _joined([donor.items, *tensors]):
+    for name in _joined([config_source.items, *tensors]):
         items = tuple([own.get(name) for own in tensors])
         found = next((item for item in items if item is not None), None)
         if found is None:
             continue
-        place = donor.items.get(name, found).place
+        place = config_source.items.get(name, found).place
         place = replace(place, depth=0.0) if flat else place
         yield Placed(section, items, of_base.get(name), place)
 
@@ -76,22 +76,22 @@ def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:
 
 
 def place_slices(
-    sections: Sequence[MergeSection], lengths: Sequence[int], donor: View
+    sections: Sequence[MergeSection], lengths: Sequence[int], config_source: View
 ) -> Iterator[Placed]:
     """The outputs of `slices:`, with layers numbered through.
 
     What lies before the stack comes from the first slice's sources, what lies after it from the
     last slice's.
     """
-    prefix = donor.main_stack
+    prefix = config_source.main_stack
     if prefix is None:
         raise RecipeError(
-            f"{sections[0].where}: {donor.label!r} has no layers to slice; use `models:` instead."
+            f"{sections[0].where}: {config_source.label!r} has no layers to slice; use `models:` instead."
         )
     total = sum(lengths)
-    order = list(donor.items.values())
+    order = list(config_source.items.values())
     stack = [i for i, item in enumerate(order) if item.place.stack == prefix]
-    outside = _outside(sections, donor)
+    outside = _outside(sections, config_source)
     before = [item for i, item in enumerate(order) if item.place.stack != prefix and i < stack[0]]
     yield from (_place_outside(sections, item) for item in before)
     offset = 0
@@ -103,9 +103,9 @@ def place_slices(
     yield from (_place_outside(sections, item) for item in outside if item.name not in done)
 
 
-def _outside(sections: Sequence[MergeSection], donor: View) -> list[OutputTensor]:
+def _outside(sections: Sequence[MergeSection], config_source: View) -> list[OutputTensor]:
     views = (
-        donor,
+        config_source,
         *(source.view for section in (sections[0], sections[-1]) for source in section.sources),
     )
     found: dict[str, OutputTensor] = {}

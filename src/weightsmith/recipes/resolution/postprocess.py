@@ -159,11 +159,11 @@ def _in_stack(place: Place, layers: Mapping[str | None, Sequence[int]]) -> Place
 def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[OutputTensor]:
     groups = [
         set(group)
-        for group in result.donor.ties
+        for group in result.config_source.ties
         if all(_shares(view.ties, group) for view in result.inputs)
     ]
     by_name = {item.name: item for item in result.items}
-    is_declared = declared_tied(result.donor.checkpoint.config) is True
+    is_declared = declared_tied(result.config_source.checkpoint.config) is True
     followers: dict[str, str] = {}
     dropped: set[str] = set()
     for group in groups:

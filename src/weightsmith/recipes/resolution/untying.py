@@ -36,6 +36,6 @@ def untied_views(views: Views, merged: Sequence[View]) -> Views:
 
 def _own_heads(merged: Sequence[View]) -> Transform | None:
     own = [view.checkpoint for view in merged if view.checkpoint.tying is Tying.UNTIED]
-    head = vocabulary_head(own[0].tensors, own[0].roles) if own else None
+    head = vocabulary_head(own[0].tensors, own[0].places) if own else None
     tied = [v.label for v in merged if not v.is_recipe and v.checkpoint.tying is Tying.TIED]
     return None if head is None or not tied else OwnHeads(head, frozenset(tied))
