@@ -11,6 +11,7 @@ from weightsmith.tensors import MemorySink, MemoryTensor, Placement, Shaped, Sha
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import dtype as TorchDtype  # noqa: N812 - torch's name is that of a parameter
 
     from weightsmith.engine import Sink
 
@@ -61,13 +62,13 @@ class NetworkStore(MemoryStore):
 class _RoundingSink:
     """Fills memory of another dtype or device."""
 
-    def __init__(self, flat: Tensor, stored: object, advance: Callable[[int], None]) -> None:
+    def __init__(self, flat: Tensor, stored: TorchDtype, advance: Callable[[int], None]) -> None:
         self._flat, self._stored, self._advance = flat, stored, advance
 
     def write(self, start: int, data: memoryview) -> None:
         """Take the bytes that begin at element `start`."""
         import torch
 
-        given = torch.frombuffer(data, dtype=self._stored)  # type: ignore[arg-type]
+        given = torch.frombuffer(data, dtype=self._stored)
         self._flat[start : start + len(given)].copy_(given)
         self._advance(data.nbytes)
