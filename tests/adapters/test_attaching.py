@@ -329,6 +329,7 @@ def test_quantised_bases_are_refused(place):
         attach(place.base(packed), [(adapter, 1.0)])
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_strengths_are_finite(place, strength):
     adapter = open_adapter(place.adapter(factors(QUERY, 9, 7)))
     with pytest.raises(UsageError, match="finite"):
