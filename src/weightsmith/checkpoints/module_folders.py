@@ -7,6 +7,7 @@ model_index.json   an image model's components (diffusers)
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,13 @@ def module_folders(folder: Path) -> tuple[str, ...]:
 
     Raises CheckpointError for a list that cannot be read, or that leads out of the folder.
     """
+    # Most folders have neither list, which one look at the folder tells.
+    present = os.listdir(folder) if folder.is_dir() else []
     names: dict[str, None] = {}
-    if (folder / _MODULES).is_file():
+    if _MODULES in present:
         for own in _modules(folder / _MODULES):
             names.update(dict.fromkeys([own, *_chosen(folder, own)]))
-    elif (folder / _COMPONENTS).is_file():
+    elif _COMPONENTS in present:
         names.update(dict.fromkeys(_components(folder / _COMPONENTS)))
     return tuple(name for name in names if name and (folder / name).is_dir())
 

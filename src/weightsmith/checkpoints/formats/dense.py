@@ -37,10 +37,11 @@ def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
         opened = assemble(_by_name(listed, place), None, path=place, source=source)
         return replace(opened, metadata=listed.metadata)
     # A sentence encoder may have all its weights in folders of its modules.
-    weights = None if module_folders(place) and not has_weights(place) else find_weights(place)
+    parts = module_folders(place)
+    weights = None if parts and not has_weights(place) else find_weights(place)
     config = read_config(place)
     tensors = {} if weights is None else _by_name(read_weights(weights), weights)
-    sides = find_side_files(place, weights, tensors.keys(), shown(source))
+    sides = find_side_files(place, weights, parts, tensors.keys(), shown(source))
     if not tensors and not sides.tensors:
         raise CheckpointError(f"{shown(place)} holds no tensors: give a checkpoint with weights.")
     opened = assemble(

@@ -6,14 +6,14 @@ weights, or no flat dict of tensors, is neither read nor copied, and said.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.checkpoints.formats.weights import PICKLES, read_weights, weight_files
-from weightsmith.checkpoints.module_folders import module_folders
 from weightsmith.checkpoints.recognition import ADAPTER_WEIGHTS
 from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError
@@ -52,7 +52,7 @@ class SideFiles:
 
 
 def find_side_files(
-    folder: Path, main: Path | None, names: Collection[str], identity: str
+    folder: Path, main: Path | None, parts: Sequence[str], names: Collection[str], identity: str
 ) -> SideFiles:
     """Read the headers of what lies beside the main set, whose file or index is `main` and whose tensors have `names`.
 
@@ -74,9 +74,9 @@ def find_side_files(
             copies.append(file.name)
         else:
             tensors.update(_named(own, file.name))
-    for module in module_folders(folder):
+    for module in parts:
         tensors.update(_of_module(folder, module, main, copies))
-    elsewhere = _elsewhere(folder)
+    elsewhere = _elsewhere(folder, parts)
     return SideFiles(tensors, tuple(_findings(identity, main, copies, unread, elsewhere)))
 
 
@@ -155,17 +155,19 @@ def _of_folder(file: Path, folder: Path) -> list[StoredTensor]:
     return read_weights(file).tensors
 
 
-def _elsewhere(folder: Path) -> list[str]:
+def _elsewhere(folder: Path, parts: Sequence[str]) -> list[str]:
     """The folders with weights that no list of modules names."""
-    known = {name.partition("/")[0] for name in module_folders(folder)}
-    return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir()
-        and entry.name not in known
-        and not _NOT_OF_THE_MODEL.match(entry.name)
-        and weight_files(entry, (".safetensors", *PICKLES))
-    )
+    known = {name.partition("/")[0] for name in parts}
+    with os.scandir(folder) as entries:
+        folders = [
+            entry.name
+            for entry in entries
+            if entry.is_dir()
+            and entry.name not in known
+            and not _NOT_OF_THE_MODEL.match(entry.name)
+        ]
+    endings = (".safetensors", *PICKLES)
+    return sorted(name for name in folders if weight_files(folder / name, endings))
 
 
 def _findings(

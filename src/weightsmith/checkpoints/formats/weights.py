@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,15 +128,16 @@ def read_weights(file: Path) -> ListedWeights:
 
 def weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     """The files at the top of a folder with one of these endings, without adapters and trainers' state."""
-    files = (
-        file
-        for file in folder.iterdir()
-        if file.suffix in endings
-        and file.name not in ADAPTER_WEIGHTS
-        and not file.name.startswith(_TRAINING_STATE)
-        and file.is_file()
-    )
-    return sorted(files, key=lambda file: natural_key(file.name))
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if os.path.splitext(entry.name)[1] in endings
+            and entry.name not in ADAPTER_WEIGHTS
+            and not entry.name.startswith(_TRAINING_STATE)
+            and entry.is_file()
+        ]
+    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def _nothing_found(folder: Path) -> str:
