@@ -56,7 +56,8 @@ def find_side_files(
 ) -> SideFiles:
     """Read the headers of what lies beside the main set, whose file or index is `main` and whose tensors have `names`.
 
-    Raises CheckpointError for a file of a module that is damaged or leads out of the folder.
+    `parts` are the folders that a list of modules or components names. Raises CheckpointError for a file of such a
+    part that is damaged or leads out of the folder.
     """
     tensors: dict[str, LazyTensor] = {}
     copies: list[str] = []
