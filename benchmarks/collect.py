@@ -26,8 +26,9 @@ import torch
 import transformers
 
 import weightsmith
-from weightsmith.live import load_model, quiet_library
+from weightsmith.live import LiveModel, load_model, quiet_library
 from weightsmith.statistics import Sample, Samples, next_tokens
+from weightsmith.statistics.samples import batched
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm": {
@@ -78,18 +79,15 @@ def samples(given: argparse.Namespace, items: int) -> Samples:
     return Samples("random tokens", found, "", next_tokens, is_text=True)
 
 
-def plain(model, data: Samples, *, backward: bool) -> None:
-    """The same items with hooks that do nothing, one by one where gradients are taken."""
+def plain(model: LiveModel, data: Samples, *, backward: bool) -> None:
+    """The same batches with hooks that do nothing: items one by one where gradients are taken."""
     model.module.requires_grad_(backward)
     with model.watching(list(model.source.tensors), lambda _: None):
-        batches = [[item] for item in data.items] if backward else [data.items]
-        for batch in batches:
-            inputs = {"input_ids": torch.stack([item.inputs["input_ids"] for item in batch])}
+        for batch in batched(data.items, 1 if backward else 8, "cpu"):
             with torch.set_grad_enabled(backward):
-                logits = next_tokens(model, inputs)
+                logits = next_tokens(model, batch.inputs)
                 if backward:
-                    labels = batch[0].labels[:, None]
-                    value = logits[0].log_softmax(-1).gather(1, labels).sum()
+                    value = logits[0].log_softmax(-1).gather(1, batch.labels[0, :, None]).sum()
                     parameters = list(model.module.parameters())
                     torch.autograd.grad(value, parameters, allow_unused=True)
     model.module.requires_grad_(False)

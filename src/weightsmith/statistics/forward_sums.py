@@ -19,7 +19,7 @@ from weightsmith.statistics.row_sums import add_gram, add_to, upper_of, zeros_to
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,11 +176,11 @@ class ChannelSums:
         output = by_channel(passage.output.detach(), own.axis)
         sums = self._sums.setdefault(passage.module, {})
         for rows in pieces(given):
-            add_to(sums, "input_magnitude", rows.abs().sum(0))
-            add_to(sums, "input_square", rows.square().sum(0))
+            add_to(sums, "input_magnitude", rows.abs_().sum(0))
+            add_to(sums, "input_square", rows.square_().sum(0))
         for rows in pieces(output):
             add_to(sums, "output_mean", rows.sum(0))
-            add_to(sums, "output_square", rows.square().sum(0))
+            add_to(sums, "output_square", rows.square_().sum(0))
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
         add_to(sums, "read", rows.new_tensor(float(len(given))))
 
@@ -225,7 +225,9 @@ def by_channel(tensor: Tensor, axis: int) -> Tensor:
 
 
 def pieces(rows: Tensor) -> Iterator[Tensor]:
-    """Rows in float64, some at a time."""
+    """Rows in float64, some at a time: arrays of their own, small enough to be taken from memory that was freed."""
+    import torch
+
     step = max(1, _AT_ONCE // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
-        yield rows[start : start + step].double()
+        yield rows[start : start + step].to(torch.float64, copy=True)
