@@ -115,7 +115,7 @@ class CrossSums:
         for ending, all_rows in (("", x), ("_with", y)):
             for some in pieces(all_rows):
                 add_to(sums, f"mean{ending}", some.sum(0))
-                add_to(sums, f"square{ending}", some.square().sum(0))
+                add_to(sums, f"square{ending}", some.square_().sum(0))
         self._rows[path, side] = self._rows.get((path, side), 0) + len(x)
 
     def take(self, prefix: str) -> Measured:

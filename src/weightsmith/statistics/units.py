@@ -35,7 +35,7 @@ class Moments:
         """Add rows [N, C]."""
         self.count += len(rows)
         for part in pieces(rows):
-            total, squares = part.sum(0), part.square().sum(0)
+            total, squares = part.sum(0), part.square_().sum(0)
             self._sum = total if self._sum is None else self._sum + total
             self._squares = squares if self._squares is None else self._squares + squares
 
