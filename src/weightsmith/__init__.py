@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from weightsmith.evaluation.scoring import evaluate as evaluate
     from weightsmith.inspection.checkpoint_difference import compare_checkpoints as diff
     from weightsmith.inspection.checkpoint_summary import summarize_checkpoint as inspect
+    from weightsmith.learning import learn as learn
     from weightsmith.packages.packing import pack as pack_delta
     from weightsmith.packages.unpacking import unpack as unpack_delta
     from weightsmith.recipes import Recipe as Recipe
@@ -61,6 +62,7 @@ else:
             "inspect": "weightsmith.inspection.checkpoint_summary:summarize_checkpoint",
             "inspect_adapter": "weightsmith.engine.adapter_api",
             "league": "weightsmith.comparison.ranking",
+            "learn": "weightsmith.learning",
             "merge": "weightsmith.engine.api",
             "merge_state_dicts": "weightsmith.engine.api",
             "open": "weightsmith.engine.api",

@@ -46,6 +46,7 @@ COMMANDS = {
     "delta": "Keep a fine-tune as small changes of its base.",
     "transplant": "Give a model another model's tokenizer.",
     "collect": "Measure a model over data: Fisher, Gram, gradients, channels.",
+    "learn": "Find the free numbers of a recipe from data, by gradients.",
     "testbed": "Build real model families to merge and to evaluate.",
     "evaluate": "Score a checkpoint or a recipe on the tasks of a suite.",
     "compare": "Compare two versions: scores, flips, retained skill, gates.",
@@ -61,7 +62,7 @@ _FOLDERS = {
         "looking": "inspect diff seams methods",
         "adapters": "adapter",
         "keeping": "bundle delta",
-        "measuring": "collect",
+        "measuring": "collect learn",
         "judging": "testbed evaluate compare league report",
     }.items()
     for command in commands.split()

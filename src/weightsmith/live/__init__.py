@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightsmith.live.blocks.block_gradients import PartGradients as PartGradients
     from weightsmith.live.blocks.block_run import Block as Block
     from weightsmith.live.blocks.block_run import BlockRun as BlockRun
+    from weightsmith.live.blocks.block_structure import block_modules as block_modules
     from weightsmith.live.blocks.block_structure import count_parts as count_parts
     from weightsmith.live.gradient_catching import GradientCatcher as GradientCatcher
     from weightsmith.live.gradient_catching import gradients_of as gradients_of
@@ -70,6 +71,7 @@ else:
             "as_torch": "weightsmith.live.tensor_reading",
             "asking_library": "weightsmith.live.libraries",
             "check_config": "weightsmith.live.model_source",
+            "block_modules": "weightsmith.live.blocks.block_structure",
             "count_parts": "weightsmith.live.blocks.block_structure",
             "gradients_by_files": "weightsmith.live.weight_gradients",
             "gradients_of": "weightsmith.live.gradient_catching",

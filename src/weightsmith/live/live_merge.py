@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from weightsmith.engine import FreeMerge, Plan
@@ -115,27 +116,38 @@ class LiveMerge:
         return self._made
 
     def gradient(
-        self, ask: Callable[[LiveModel], Tensor], of: Collection[str] | None = None
+        self,
+        ask: Callable[[LiveModel], Tensor] | Iterable[Callable[[LiveModel], Tensor]],
+        of: Collection[str] | None = None,
     ) -> tuple[float, dict[str, float]]:
         """A loss [] that `ask` takes of the model, and its gradient with respect to free numbers (all, or `of` some).
 
-        The network's own gradients are as large as its weights, and gone afterwards; gradients of several batches add
-        up. See `FreeMerge.gradient` for what is raised.
+        Of several asks it is the sum of their losses, taken back one after the other: memory has the graph of one, and
+        the models are read once. The network's own gradients are as large as its weights, and gone afterwards. See
+        `FreeMerge.gradient` for what is raised.
         """
         import torch
 
         model = self.model
         weights = model.parameters(model.residency.placed)
+        losses = []
         with torch.enable_grad(), requiring_gradients(weights.values()):
-            loss = ask(model)
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        given = {name: g for name, g in zip(weights, found, strict=True) if g is not None}
-        used = {file for name in given for file in model.names.files_of(name)}
+            try:
+                for one in [ask] if callable(ask) else ask:
+                    loss = one(model)
+                    torch.autograd.backward(loss)
+                    losses.append(float(loss.detach()))
+                found = {n: weight.grad for n, weight in weights.items() if weight.grad is not None}
+            finally:
+                for weight in weights.values():
+                    weight.grad = None
+        used = {file for name in found for file in model.names.files_of(name)}
         # What has no part in the loss may be stored with something that has one.
-        given |= {
+        found |= {
             name: torch.zeros_like(weight)
             for name, weight in weights.items()
-            if name not in given and not used.isdisjoint(model.names.files_of(name))
+            if name not in found and not used.isdisjoint(model.names.files_of(name))
         }
-        stored = {name: g.contiguous() for name, g in model.names.to_files(given).items()}
-        return float(loss.detach()), self._merge.gradient(self.values, as_lazy(stored), of)
+        stored = {name: g.contiguous() for name, g in model.names.to_files(found).items()}
+        del found
+        return math.fsum(losses), self._merge.gradient(self.values, as_lazy(stored), of)

@@ -2,6 +2,7 @@
 
     JSON          the last entries of the object, `kind` and `seal` (see `sealing`)
     HTML, SVG     the last line, a comment
+    YAML          the last line, a comment
     PNG           the last chunk but one, tEXt
     safetensors   the entry `weightsmith_seal` of the metadata
 
@@ -23,7 +24,7 @@ from weightsmith.tensors import LARGEST_HEADER_BYTES, DType, encode_header, pwri
 # The key of the seal in the metadata of a safetensors file.
 METADATA = "weightsmith_seal"
 _BLANK = "0" * 64
-_COMMENT = re.compile(rb"<!-- weightsmith [a-z]+ sha256:[0-9a-f]{64} -->\n\Z")
+_COMMENT = re.compile(rb"(<!--|#) weightsmith [a-z]+ sha256:[0-9a-f]{64}( -->)?\n\Z")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Bytes of the last chunk of a PNG, and of the end of a file that its seal is looked for in.
 _END_OF_PNG = 12
@@ -38,11 +39,13 @@ def sealed_json(content: Mapping[str, object], kind: str) -> bytes:
 
 
 def with_seal(data: bytes, kind: str) -> bytes:
-    """A file of HTML, SVG or PNG with its seal."""
+    """A file of HTML, SVG, PNG or YAML with its seal."""
     mark = _mark(kind, hashlib.sha256(data).hexdigest())
     if data.startswith(_PNG):
         return data[:-_END_OF_PNG] + _text_chunk(mark) + data[-_END_OF_PNG:]
-    return data + b"<!-- weightsmith " + mark + b" -->\n"
+    if data.lstrip().startswith(b"<"):
+        return data + b"<!-- weightsmith " + mark + b" -->\n"
+    return data + b"# weightsmith " + mark + b"\n"
 
 
 def write_sealed_tensors(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.document import YamlDocument as YamlDocument
     from weightsmith.recipes.language.document import is_encodable as is_encodable
     from weightsmith.recipes.language.document import parse_documents as parse_documents
+    from weightsmith.recipes.language.document_parts import rewritten as rewritten
     from weightsmith.recipes.language.expressions import Expression as Expression
     from weightsmith.recipes.language.expressions import checkpoint as checkpoint
     from weightsmith.recipes.language.expressions import free as free
@@ -117,6 +118,7 @@ else:
             "reference_data": "weightsmith.recipes.language.model_references",
             "refuse_other_kinds": "weightsmith.recipes.language.other_documents",
             "repeated_layers": "weightsmith.recipes.resolution.boundary_findings",
+            "rewritten": "weightsmith.recipes.language.document_parts",
             "resolve": "weightsmith.recipes.resolution.resolve",
             "layer_boundaries": "weightsmith.recipes.resolution.boundary_findings",
             "with_numbers": "weightsmith.recipes.resolution.free_formulas",

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from weightsmith.live.live_model import LiveModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +42,12 @@ def find_parts(name: str, network: Any) -> tuple[Part, ...]:
 def count_parts(network: Any) -> int:
     """How many parts a network is run in block by block; 0 for one without lists of modules."""
     return len(_distinct_parts(network))
+
+
+def block_modules(model: LiveModel) -> tuple[Any, ...]:
+    """The modules that are the blocks of a network; raises UsageError for one without a list of modules."""
+    parts = find_parts(model.name, model.module)
+    return tuple(part.module for part in parts if part.stack is not None)
 
 
 def _distinct_parts(network: Any) -> tuple[Part, ...]:
