@@ -36,7 +36,7 @@ from weightsmith.learning.teaching import Taught, read_taught, teach
 from weightsmith.live import LiveMerge, load_model
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
-from weightsmith.recipes import Recipe
+from weightsmith.recipes import Recipe, has_free
 from weightsmith.statistics import DataChoice, Samples
 from weightsmith.tensors import expanded
 from weightsmith.version import __version__
@@ -162,7 +162,7 @@ def _settings(preset: Preset | None, given: Mapping[str, Any]) -> LearningSettin
 def _freed(recipe: Recipe, preset: Preset | None) -> Recipe:
     """A recipe with free numbers: its own, or those that a preset frees."""
     mapping = recipe.to_mapping()
-    if preset is None or "free" in recipe.dump() or "models" not in mapping:
+    if preset is None or has_free(recipe.document) or "models" not in mapping:
         return recipe
     own = {**mapping, "parameters": {**mapping.get("parameters", {}), **preset.frees}}
     own["models"] = [_without(entry, preset.frees) for entry in mapping["models"]]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.expressions import Expression as Expression
     from weightsmith.recipes.language.expressions import checkpoint as checkpoint
     from weightsmith.recipes.language.expressions import free as free
+    from weightsmith.recipes.language.free_recipes import has_free as has_free
     from weightsmith.recipes.language.mentioned import merged_references as merged_references
     from weightsmith.recipes.language.mentioned import other_references as other_references
     from weightsmith.recipes.language.model_references import reference_data as reference_data
@@ -103,6 +104,7 @@ else:
             "fill": "weightsmith.recipes.resolution.filling",
             "formulas_in": "weightsmith.recipes.resolution.formula",
             "free": "weightsmith.recipes.language.expressions",
+            "has_free": "weightsmith.recipes.language.free_recipes",
             "is_encodable": "weightsmith.recipes.language.document",
             "layer_origins": "weightsmith.recipes.resolution.boundary_findings",
             "load": "weightsmith.recipes.language.recipe",
