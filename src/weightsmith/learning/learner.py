@@ -210,12 +210,12 @@ class Learner:
                 numbers = range(len(task.data.samples.items))
                 asks = task.asks(numbers, self.merge.model.device, lambda _: None)
                 losses[task.data.name] = math.fsum(float(ask(self.merge.model)) for ask in asks)
-        mean = math.fsum(losses.values()) / len(losses)
-        state.log.append({"step": state.step, "validation": mean, "tasks": losses})
-        if mean < state.best_loss:
+        loss = math.fsum(losses.values())
+        state.log.append({"step": state.step, "validation": loss, "tasks": losses})
+        if loss < state.best_loss:
             state.best, state.best_loss, state.best_step, state.worse = (
                 values,
-                mean,
+                loss,
                 state.step,
                 0,
             )

@@ -36,7 +36,7 @@ from weightsmith.learning.teaching import Taught, read_taught, teach
 from weightsmith.live import LiveMerge, load_model
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
-from weightsmith.recipes import Recipe, has_free
+from weightsmith.recipes import Recipe, has_free, numbers_of
 from weightsmith.statistics import DataChoice, Samples
 from weightsmith.tensors import expanded
 from weightsmith.version import __version__
@@ -324,5 +324,17 @@ class LearningRun:
             "stopped": found.stopped,
             "kept": found.kept,
             "values": dict(found.values),
+            "layers": _layers(self.plan),
             "log": state.log,
         }
+
+
+def _layers(plan: Plan) -> dict[str, int | None]:
+    """The layer of every number that is of one layer, or of what is in none."""
+    assert plan.free is not None
+    resolved = plan.free.resolved
+    found: dict[str, set[int | None]] = {}
+    for output in () if resolved is None else resolved.outputs:
+        for number in numbers_of([output]):
+            found.setdefault(number.name, set()).add(output.place.layer)
+    return {name: next(iter(layers)) for name, layers in found.items() if len(layers) == 1}

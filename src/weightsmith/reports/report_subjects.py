@@ -21,6 +21,7 @@ from weightsmith.reports.evaluation_sections import (
     named,
     names_of,
 )
+from weightsmith.reports.learning_sections import learning_sections
 from weightsmith.reports.merge_sections import manifest_sections, plan_sections
 from weightsmith.reports.page import PageSection, Report
 
@@ -37,9 +38,10 @@ def report_of_subjects(
     base: str | None = None,
     evaluations: Sequence[Named] = (),
     league: Mapping[str, Any] | None = None,
+    learning: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Report:
-    """A report of one recipe, or of checkpoints, with evaluations and a league beside them.
+    """A report of one recipe, or of checkpoints, with evaluations, a league and how it was learned beside them.
 
     `base` is what changes are measured from (default: the recipe's, else the first checkpoint). Raises UsageError where
     there is nothing to report, or a recipe among checkpoints.
@@ -49,22 +51,25 @@ def report_of_subjects(
         raise UsageError(
             f"A report is of one recipe or of checkpoints, but {recipes[0]!r} is given with others; give it alone."
         )
-    if not (subjects or evaluations or league):
+    if not (subjects or evaluations or league or learning):
         raise UsageError(
-            "There is nothing to report: give a recipe, checkpoints, --evaluation or --league."
+            "There is nothing to report: give a recipe, checkpoints, --evaluation, --learning or --league."
         )
     sections: list[PageSection] = []
     if recipes:
         sections += _of_recipe(Path(recipes[0]), base, threads)
     elif subjects:
         sections += _of_checkpoints(subjects, base, threads)
+    if learning is not None:
+        sections += learning_sections(learning)
     sections += evaluation_sections(evaluations)
     if league is not None:
         from weightsmith.reports.league_sections import league_sections
 
         sections += league_sections(league)
     title = ", ".join(names_of(subjects)) or (
-        ", ".join(dict.fromkeys(row.evaluation.suite for row in evaluations)) or "League"
+        ", ".join(dict.fromkeys(row.evaluation.suite for row in evaluations))
+        or ("Learning" if learning else "League")
     )
     return _report(title, sections)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         "report ties.yaml -o report.html",
         "report expert-1 expert-2 --base base -o report.html --pictures pictures",
         "report --league league.json --evaluation merged.json -o report.html",
+        "report learned.yaml --learning learned.learning.json -o report.html",
     ),
 )
 @click.argument("subjects", nargs=-1, metavar="RECIPE|CHECKPOINT...")
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     help="What `evaluate --save` wrote; repeatable.",
 )
 @click.option("--league", type=click.Path(path_type=Path), help="What `league --save` wrote.")
+@click.option("--learning", type=click.Path(path_type=Path), help="The log that `learn` wrote.")
 @click.option(
     "-o",
     "--output",
@@ -60,6 +62,7 @@ def report(
     base: str | None,
     evaluations: tuple[Path, ...],
     league: Path | None,
+    learning: Path | None,
     file: Path,
     pictures: Path | None,
     as_json: bool,
@@ -76,7 +79,7 @@ def report(
     reads = (
         *places_read(*subjects, base),
         *evaluations,
-        *(() if league is None else (league,)),
+        *(saved for saved in (league, learning) if saved is not None),
     )
     check_place(file, reads)
     written = make(
@@ -85,6 +88,7 @@ def report(
         base=base,
         evaluations=evaluations,
         league=league,
+        learning=learning,
         pictures=pictures,
         threads=threads,
         reads=reads,
