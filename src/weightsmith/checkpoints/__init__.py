@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.compatibility import compare as compare
     from weightsmith.checkpoints.compatibility import tie_findings as tie_findings
     from weightsmith.checkpoints.config import merged_config as merged_config
+    from weightsmith.checkpoints.config_comparison import (
+        compare_configurations as compare_configurations,
+    )
     from weightsmith.checkpoints.copied_files import absence as absence
     from weightsmith.checkpoints.copied_files import donor_files as donor_files
     from weightsmith.checkpoints.copied_files import is_inside as is_inside
@@ -139,6 +142,7 @@ else:
             "assemble": "weightsmith.checkpoints.checkpoint",
             "bundles": "weightsmith.checkpoints.formats.bundles:*",
             "compare": "weightsmith.checkpoints.compatibility",
+            "compare_configurations": "weightsmith.checkpoints.config_comparison",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
             "donor_files": "weightsmith.checkpoints.copied_files",
             "find_location": "weightsmith.checkpoints.locate",

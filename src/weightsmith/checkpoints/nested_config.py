@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # The order in which nested sections are asked for the facts of the language model.
-_LANGUAGE_SECTIONS = (
+LANGUAGE_SECTIONS = (
     "text_config",
     "llm_config",
     "language_config",
@@ -29,15 +29,21 @@ LAYER_COUNT_KEYS = (
 
 def sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The configuration, then every one nested in it, those of language models first."""
-    yield config
+    for _, section in nested_sections(config):
+        yield section
+
+
+def nested_sections(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every configuration with the keys that lead to it, `vision_config` or `thinker_config.text_config`; own first."""
+    yield path, config
     nested = [
         key
         for key, value in config.items()
         if isinstance(value, dict) and (key.endswith("_config") or key in ("encoder", "decoder"))
     ]
-    for key in sorted(nested, key=lambda key: key not in _LANGUAGE_SECTIONS):
+    for key in sorted(nested, key=lambda key: key not in LANGUAGE_SECTIONS):
         if key not in ("quantization_config", "generation_config"):
-            yield from sections(config[key])
+            yield from nested_sections(config[key], f"{path}.{key}" if path else key)
 
 
 def first_of(config: dict[str, Any] | None, *keys: str) -> Any:

@@ -275,6 +275,7 @@ class RecipeDocument(DocumentPart):
     missing: Literal["error", "base", "skip"] | None = None
     equal_magnitudes: Literal["hash", "index", "file"] | None = None
     untie: StrictBool | None = None
+    accept: tuple[StrictStr, ...] | None = None
     bundle: BundleForm | None = None
     adapter: AdapterForm | None = None
     _path: str = PrivateAttr("")

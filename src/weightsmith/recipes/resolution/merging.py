@@ -101,6 +101,10 @@ class Resolver:
         donor = base or named[0]
         if document.donor is not None:
             donor = self.view(document.donor, within)
+        kept = [self.view(rule.keep, within) for rule in document.rules or () if rule.keep]
+        self.inputs.check_configurations(
+            donor, [*named, *kept], document.accept or (), is_partial=bool(document.modules)
+        )
         combiner = self._combiner(document, semantics, seed)
         work = _Work(document, within, donor, base, combiner)
         if document.expression is not None:
