@@ -89,7 +89,8 @@ def open_with(
         checkpoint,
         [(adapter, found.strength) for adapter, found in opened],
     )
-    attached = tuple(found for _, found in opened)
+    unties = checkpoint.tying is not changed.tying
+    attached = tuple(replace(found, unties=unties) for _, found in opened)
     return replace(changed, source=source, base_source=base, attached=attached)
 
 

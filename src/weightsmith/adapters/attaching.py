@@ -11,8 +11,8 @@ from weightsmith.adapters.adapter import Adapter, Update
 from weightsmith.adapters.applying import INPUT_FIRST_EXPERTS, combined, fitted
 from weightsmith.adapters.experts import apart
 from weightsmith.adapters.resolving import Names, resolve
-from weightsmith.adapters.tied import joined_with_ties
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.adapters.tied import ChangedApart, joined_with_ties
+from weightsmith.checkpoints import Checkpoint, own_head_name, untied, vocabulary_embedding
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors import shown
 
@@ -35,9 +35,31 @@ def attach(
 
     `component` names the part of a pipeline that the base is (`unet`, `text_encoder`), for an adapter of several. Other
     than that every tensor of every adapter must be found in the base. Raises CompatibilityError where one is not, has
-    another shape or is quantised there, or changes only one of two tied tensors; UsageError for a strength that is not
-    finite. Nothing but headers is read.
+    another shape or is quantised there; UsageError for a strength that is not
+    finite. Nothing but headers is read. A base whose tied embedding and head are changed in different ways is seen with
+    a head of its own.
     """
+    try:
+        return _attached(base, adapters, component)
+    except ChangedApart:
+        head = own_head_name(base)
+        if head is None or any(_changes_both(base, adapter, component) for adapter, _ in adapters):
+            raise
+        return _attached(untied(base, head), adapters, component)
+
+
+def _changes_both(base: Checkpoint, adapter: Adapter, component: str | None) -> bool:
+    """Whether an adapter's one change of a tied tensor is meant for both, which an untied base would not show."""
+    embedding = vocabulary_embedding(base.tensors, base.roles)
+    try:
+        return embedding in fitted_updates(base, adapter, component=component)
+    except ChangedApart:
+        return False
+
+
+def _attached(
+    base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], component: str | None
+) -> Checkpoint:
     names = Names(base)
     changes: dict[str, list[Weighted]] = defaultdict(list)
     for adapter, strength in adapters:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
     from weightsmith.checkpoints.checkpoint import assemble as assemble
     from weightsmith.checkpoints.checkpoint import not_saved as not_saved
+    from weightsmith.checkpoints.checkpoint import own_head_name as own_head_name
     from weightsmith.checkpoints.checkpoint import untied as untied
     from weightsmith.checkpoints.compatibility import agreeing as agreeing
     from weightsmith.checkpoints.compatibility import compare as compare
@@ -166,6 +167,7 @@ else:
             "open_output": "weightsmith.checkpoints.opening",
             "open_packed": "weightsmith.checkpoints.opening",
             "open_task": "weightsmith.checkpoints.opening",
+            "own_head_name": "weightsmith.checkpoints.checkpoint",
             "part_names": "weightsmith.checkpoints.formats.bundles",
             "place": "weightsmith.checkpoints.stacks",
             "read_bundle_header": "weightsmith.checkpoints.formats.bundles",

@@ -11,6 +11,7 @@ from typing import Any
 from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
+from weightsmith.checkpoints.head_names import head_name, scales_tied_heads
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
 from weightsmith.checkpoints.stacks import Stack
 from weightsmith.checkpoints.tied_tensors import (
@@ -34,7 +35,8 @@ class Attached:
     """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
 
     `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
-    `unsaved` are modules that it says were trained whole, and of which it stores nothing.
+    `unsaved` are modules that it says were trained whole, and of which it stores nothing; `unties`: it changes an
+    embedding and the head that is tied to it in different ways.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Attached:
     hub_id: str | None = None
     revision: str | None = None
     unsaved: tuple[str, ...] = ()
+    unties: bool = False
 
     @property
     def name(self) -> str:
@@ -245,14 +248,32 @@ def assemble(
     return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
 
 
+def own_head_name(checkpoint: Checkpoint) -> str | None:
+    """What a tied checkpoint's head is called once it is untied: as it is stored, else as libraries call it.
+
+    None without an embedding, and where nobody here knows the name.
+    """
+    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    embedding = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    if head is not None or embedding is None:
+        return head
+    return head_name(embedding, checkpoint.config)
+
+
 def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     """The same checkpoint with a head of its own named `head`, read from the embedding's bytes.
 
     A checkpoint whose head is untied already is returned as it is. Raises CompatibilityError where
-    there is no embedding to read it from.
+    there is no embedding to read it from, and for networks that score with a tied head in another way than with an
+    equal one of its own.
     """
     if checkpoint.tying is Tying.UNTIED:
         return checkpoint
+    if scales_tied_heads(checkpoint.config):
+        raise CompatibilityError(
+            f"{checkpoint.identity} is a network that scales what a tied head scores and not what one of its own does, "
+            "so an equal head would compute something else: keep it tied."
+        )
     name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
     embedding = None if name is None else checkpoint.tensors[name]
     if name is None or embedding is None:
@@ -260,18 +281,44 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
             f"{checkpoint.identity} has no stored embedding that could serve as {head!r}: leave it "
             "out or add a head to it."
         )
+    own = {head: name}
+    bias = _bias_beside(head, checkpoint)
+    if bias is not None:
+        own[f"{head.removesuffix('.weight')}.bias"] = bias
+    copies = {new: renamed(checkpoint.tensors[old], new) for new, old in own.items()}
     return replace(
         checkpoint,
-        tensors={**checkpoint.tensors, head: renamed(embedding, head)},
-        roles={**checkpoint.roles, head: Place(head, Kind.HEAD)},
-        ties=tuple(group for group in checkpoint.ties if head not in group),
+        tensors={**checkpoint.tensors, **copies},
+        roles={**checkpoint.roles, **{new: Place(new, Kind.HEAD) for new in own}},
+        ties=tuple(group for group in checkpoint.ties if own.keys().isdisjoint(group)),
         tying=Tying.UNTIED,
-        stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
+        stored_as={
+            **checkpoint.stored_as,
+            **{new: checkpoint.dtype_of(old) for new, old in own.items()},
+        },
     )
 
 
+def _bias_beside(head: str, checkpoint: Checkpoint) -> str | None:
+    """The bias that a tied head shares with the layers before it (BERT and its relatives), or None."""
+    before, is_decoder, _ = head.rpartition(".decoder.weight")
+    bias = f"{before}.bias"
+    return bias if is_decoder and bias in checkpoint.tensors else None
+
+
 def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
-    """A note where the configuration ties a head that is stored with bytes of its own."""
+    """A note where the configuration ties a head that is stored with bytes of its own, or that adapters untie."""
+    untying = next((adapter for adapter in checkpoint.attached if adapter.unties), None)
+    if untying is not None:
+        return [
+            Finding(
+                Severity.NOTE,
+                "untied-by-adapter",
+                checkpoint.identity,
+                f"{checkpoint.identity} ties its output head to its embedding, and its adapters change the two in "
+                "different ways, so it is taken with a head of its own, as it computes with the adapters beside it",
+            )
+        ]
     head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
     if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
         return []

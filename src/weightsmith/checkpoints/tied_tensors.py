@@ -1,14 +1,16 @@
 """Tied tensors: several names for one matrix, most often the input embedding and the output head.
 
-A tie is known in three ways: two names share one storage of a pickled file; the configuration
-says `tie_word_embeddings` and both tensors are stored with the same bytes; or the head is not
-stored at all. Equal bytes alone are no tie: a model that was trained untied may start out equal.
-Nor is the word of the configuration alone: a head that was trained apart is what gets loaded.
+A tie is known in four ways: two names share one storage of a pickled file; the configuration says
+`tie_word_embeddings`, or is silent, and both tensors are stored with the same bytes; both are parts that networks
+always have once, such as the bias of a head; or the head is not stored at all. Equal bytes alone are no tie: a model
+that was trained untied may start out equal. Nor is the word of the configuration alone: a head that was trained apart
+is what gets loaded.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,20 @@ _LANGUAGE_HEADS = (
 _STRETCHES, _STRETCH = 64, 256
 
 
+# Names that older files have beside another one of the same tensor: what is read in place of them.
+_COPIES = tuple(
+    (re.compile(copy), original)
+    for copy, original in (
+        (r"^(.*(?:predictions|lm_head|mlm_head|mim_head))\.decoder\.bias$", r"\1.bias"),
+        (
+            r"^((?:model\.)?)(?:encoder|decoder|text_encoder|text_decoder)\.embed_tokens\.weight$",
+            r"\1shared.weight",
+        ),
+    )
+)
+_COPY_ENDS = (".decoder.bias", ".embed_tokens.weight")
+
+
 class Tying(enum.Enum):
     """How a checkpoint keeps its output head."""
 
@@ -48,10 +64,11 @@ def find_ties(
     """Groups of stored names that are one tensor, in the order of their first names."""
     groups = _shared_storages(tensors)
     head = vocabulary_head(tensors, roles)
-    if head is not None and declared_tied(config):
+    if head is not None and config is not None and declared_tied(config) is not False:
         embedding = vocabulary_embedding(tensors, roles)
         if embedding is not None and _is_copy(tensors[embedding], tensors[head]):
             groups.append({embedding, head})
+    groups += _stored_copies(tensors)
     order = {name: i for i, name in enumerate(tensors)}
     joined = _joined(groups)
     return tuple(sorted(joined, key=lambda group: min(order[name] for name in group)))
@@ -116,6 +133,20 @@ def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
     return next((name for name in heads if tensors[name].shape[0] == rows), None)
+
+
+def _stored_copies(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:
+    """The pairs of names that networks have one tensor for, where both are stored and equal."""
+    groups = []
+    for name in tensors:
+        if not name.endswith(_COPY_ENDS):
+            continue
+        for copy, original in _COPIES:
+            found = copy.match(name)
+            other = "" if found is None else found.expand(original)
+            if other in tensors and _is_copy(tensors[other], tensors[name]):
+                groups.append({other, name})
+    return groups
 
 
 def _is_copy(first: LazyTensor, other: LazyTensor) -> bool:

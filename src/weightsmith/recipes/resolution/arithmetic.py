@@ -31,6 +31,7 @@ from weightsmith.recipes.resolution.measured_statistics import (
     with_metric,
 )
 from weightsmith.recipes.resolution.output_sections import SectionSource, distinct_labels
+from weightsmith.recipes.resolution.redundant_copies import redundant_names
 from weightsmith.recipes.resolution.result import RecipeScope
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Place
@@ -51,7 +52,10 @@ def expression_items(
     used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
     measured = {name: source.statistics for name, source in sources.items()}
     order = (donor, *used.values())
+    copies = redundant_names([*used.values(), *([base] if base is not None else [])])
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
+        if name in copies:
+            continue
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
@@ -76,10 +77,11 @@ class _Frame:
 class Resolver:
     """Resolves recipes, and those inside them, over `views` of the models that `inputs` opens.
 
-    `unties` is what the outermost recipe says about heads, for all of them.
+    `unties` is what the outermost recipe says about heads, for all of them: whether tied checkpoints are given one of
+    their own where they meet others, or always.
     """
 
-    def __init__(self, inputs: Inputs, views: Views, *, unties: bool) -> None:
+    def __init__(self, inputs: Inputs, views: Views, *, unties: bool | Literal["always"]) -> None:
         self.inputs = inputs
         self._views = views
         self._unties = unties
@@ -136,7 +138,8 @@ class Resolver:
         named = self._named_views(document, scope)
         if not self._unties:
             return scope, named
-        scope = replace(scope, views=untied_views(scope.views, named))
+        is_always = self._unties == "always"
+        scope = replace(scope, views=untied_views(scope.views, named, is_always=is_always))
         return scope, self._named_views(document, scope)
 
     def view(self, model: ModelLike, scope: RecipeScope) -> View:

@@ -11,6 +11,7 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
+from weightsmith.recipes.resolution.redundant_copies import redundant_names
 from weightsmith.recipes.resolution.views import View, layer_name
 from weightsmith.tensors import Kind, Place, depth_of, record
 
@@ -40,12 +41,13 @@ def place_models(
     """
     _compare_layer_counts(section, problems)
     views = [source.view for source in section.sources]
+    copies = redundant_names([*views, *([section.base] if section.base is not None else [])])
     tensors = [view.items for view in views]
     of_base = section.base.items if section.base is not None else {}
     for name in _joined([donor.items, *tensors]):
         items = tuple([own.get(name) for own in tensors])
         found = next((item for item in items if item is not None), None)
-        if found is None:
+        if found is None or name in copies:
             continue
         place = donor.items.get(name, found).place
         place = replace(place, depth=0.0) if flat else place
@@ -91,8 +93,15 @@ def place_slices(
     total = sum(lengths)
     order = list(donor.items.values())
     stack = [i for i, item in enumerate(order) if item.place.stack == prefix]
-    outside = _outside(sections, donor)
-    before = [item for i, item in enumerate(order) if item.place.stack != prefix and i < stack[0]]
+    inputs = [s.view for section in (sections[0], sections[-1]) for s in section.sources]
+    inputs += [section.base for section in sections if section.base is not None]
+    copies = redundant_names(list({id(view): view for view in inputs}.values()))
+    outside = [item for item in _outside(sections, donor) if item.name not in copies]
+    before = [
+        item
+        for i, item in enumerate(order)
+        if item.place.stack != prefix and i < stack[0] and item.name not in copies
+    ]
     yield from (_place_outside(sections, item) for item in before)
     offset = 0
     for section, length in zip(sections, lengths, strict=True):
