@@ -81,6 +81,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
+    from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
+    from weightsmith.checkpoints.layer_structure import structure_of as structure_of
     from weightsmith.checkpoints.locate import find_location as find_location
     from weightsmith.checkpoints.locate import member_of as member_of
     from weightsmith.checkpoints.nested_config import first_of as first_of
@@ -116,6 +118,7 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "LayerStructure": "weightsmith.checkpoints.layer_structure",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
@@ -183,6 +186,7 @@ else:
             "shared_stream": "weightsmith.checkpoints.formats.packages",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
+            "structure_of": "weightsmith.checkpoints.layer_structure",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",
             "tie_findings": "weightsmith.checkpoints.compatibility",
             "tokenizer_files": "weightsmith.checkpoints.copied_files",

@@ -177,6 +177,12 @@ class Checkpoint:
         return declared if is_extended and declared is not None else main.count
 
     @property
+    def further_layers(self) -> int:
+        """Number of blocks behind those of `layer_count` in the main stack, which only predict further tokens."""
+        main = self.main_stack
+        return 0 if main is None else main.count - self.layer_count
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of the input embedding, or None where there is none."""
         embedding = vocabulary_embedding(self.tensors, self.roles)

@@ -1,9 +1,9 @@
 """Keep every key of a configuration that speaks of single layers true when layers move.
 
-`sources[j]` is the old layer that becomes layer j. A configuration describes layers in six ways:
-a list (or a string) with one entry per layer; a list of layer numbers; a threshold ("the first k
-layers are dense"); a count from the end; a period ("every sixth layer"); and a packed pattern.
-Each way is carried over exactly, written out as a list where the new order has no such period, or
+`sources[j]` is the old layer that becomes layer j. A configuration describes layers in eight ways: a list (or a
+string) with one entry per layer; a list of layer numbers; a threshold ("the first k layers are dense"); a range with a
+start and an end; a count from the end; a period ("every sixth layer"); a packed pattern; and the names of stages whose
+outputs are taken. Each way is carried over exactly, written out as a list where the new order has no such period, or
 refused.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from weightsmith.errors import CompatibilityError
@@ -33,8 +33,9 @@ _THRESHOLDS = {
     "first_k_dense_replace": "mlp_layer_types",
     "num_dense_layers": "mlp_layer_types",
     "max_window_layers": "layer_types",
-    "moe_layer_start_index": "mlp_layer_types",
 }
+# Layers between two numbers, the second included, are one kind; -1 is the last layer.
+_RANGES = {"moe_layer_start_index": "moe_layer_end_index"}
 # More than any model has; a configuration may state any number.
 _MOST_LAYERS = 10_000
 _FROM_THE_END = ("num_kv_shared_layers",)
@@ -87,7 +88,45 @@ def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> 
     for key in _PERIODS:
         if section.get(key) is not None:
             moved |= _moved_period(key, section, sources)
+    for key, end in _RANGES.items():
+        if _is_count(section.get(key)):
+            moved |= _moved_range(key, end, section, count, sources)
+    if isinstance(section.get("stage_names"), list):
+        moved |= _moved_stages(section, count, sources)
     return moved
+
+
+def layer_kinds(section: Mapping[str, Any], count: int) -> list[Hashable]:
+    """All that a section says of each of its `count` layers: equal for layers that it does not tell apart."""
+    said: list[list[str]] = [[] for _ in range(count)]
+    for key, value in section.items():
+        for layer, word in enumerate(_words_of(key, value, section, count)):
+            said[layer].append(word)
+    return [tuple(words) for words in said]
+
+
+def _words_of(key: str, value: Any, section: Mapping[str, Any], count: int) -> list[str]:
+    """What one key says of every layer; empty where it speaks of no single layers."""
+    layers = range(count)
+    if key in _PERIODS and _is_count(value) and value > 0:
+        offset = section.get(key.replace("_period", "_offset"), 0) if "_period" in key else 0
+        return [str(_PERIODS[key][0](layer - offset, value)) for layer in layers]
+    if key in _THRESHOLDS and _is_count(value):
+        return [str(layer < value) for layer in layers]
+    if key in _RANGES and _is_count(value):
+        first, last = _range(key, _RANGES[key], section, count)
+        return [str(first <= layer <= last) for layer in layers]
+    if key in _FROM_THE_END and _is_count(value):
+        return [str(layer >= count - value) for layer in layers]
+    if key == "attention_types" and isinstance(value, list):
+        return list(map(str, _unpacked(key, value, count)))
+    if key in _PER_LAYER_TEXT and isinstance(value, str) and len(value) == count:
+        return list(value)
+    if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
+        return []
+    if _is_index_list(key, value, count):
+        return [str(layer in value) for layer in layers]
+    return list(map(str, value)) if len(value) == count else []
 
 
 def _is_count(value: Any) -> bool:
@@ -112,7 +151,7 @@ def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> An
 def _is_index_list(key: str, value: list[Any], count: int) -> bool:
     if key in _FLAG_LISTS or not _INDEX_LIST.search(key):
         return False
-    if not all(_is_count(entry) and 0 <= entry < count for entry in value):
+    if not all(_is_count(entry) and entry >= 0 for entry in value) or value[0] >= count:
         return False
     return all(a < b for a, b in itertools.pairwise(value))
 
@@ -167,6 +206,52 @@ def _moved_threshold(
     if is_prefix or ignored:
         return sum(below)
     raise _inexpressible(key, f"the first {threshold} layers differ from the others")
+
+
+def _range(key: str, end: str, section: Mapping[str, Any], count: int) -> tuple[int, int]:
+    last = section.get(end)
+    return section[key], last if isinstance(last, int) and last != -1 else count - 1
+
+
+def _moved_range(
+    key: str, end: str, section: dict[str, Any], count: int, sources: Sequence[int]
+) -> dict[str, int]:
+    first, last = _range(key, end, section, count)
+    inside = [layer for layer, source in enumerate(sources) if first <= source <= last]
+    if not inside:
+        return {key: len(sources), end: len(sources)}
+    if inside != list(range(inside[0], inside[-1] + 1)):
+        raise _inexpressible(key, f"layers {first} to {last} differ from the others")
+    return {key: inside[0], end: inside[-1]} if end in section else {key: inside[0]}
+
+
+def _moved_stages(section: dict[str, Any], count: int, sources: Sequence[int]) -> dict[str, Any]:
+    """The names of stages (`stem`, `stage1` ...), and those whose outputs are taken, where a stage is a layer."""
+    names = section["stage_names"]
+    if len(names) != count + 1:
+        return {}
+    moved: dict[str, Any] = {
+        "stage_names": [names[0], *(f"stage{layer + 1}" for layer in range(len(sources)))]
+    }
+    taken = section.get("out_indices") or [
+        names.index(name) for name in section.get("out_features") or () if name in names
+    ]
+    chosen = []
+    for stage in taken:
+        stage = stage if stage >= 0 else stage + len(names)
+        if stage and stage - 1 not in sources:
+            raise CompatibilityError(
+                f"The configuration takes the output of layer {stage - 1} ('out_indices'), which the new order of "
+                "layers leaves out: keep that layer."
+            )
+        chosen.append(len(sources) - sources[::-1].index(stage - 1) if stage else 0)
+    if chosen != sorted(set(chosen)):
+        raise _inexpressible("out_indices", "outputs of single layers are taken in their order")
+    if section.get("out_features") is not None:
+        moved["out_features"] = [moved["stage_names"][stage] for stage in chosen]
+    if section.get("out_indices") is not None:
+        moved["out_indices"] = chosen
+    return moved
 
 
 def _moved_tail(key: str, length: int, count: int, sources: Sequence[int]) -> int:

@@ -25,6 +25,10 @@ LAYER_COUNT_KEYS = (
     "num_blocks",
     "depth",
 )
+_ENCODER_KEYS = ("encoder_layers", "num_encoder_layers")
+DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
+# Words in the prefix of a stack, and in the key of the section that describes it.
+_SAME_PART = (("vision", "visual", "image"), ("audio", "speech"), ("text", "language", "llm"))
 
 
 def sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -67,3 +71,35 @@ def vocabulary_size_of(config: dict[str, Any] | None) -> int | None:
     """The vocabulary size that a configuration declares, or None."""
     size = first_of(config, "vocab_size")
     return size if isinstance(size, int) else None
+
+
+def count_key(section: dict[str, Any], stack: str | None) -> str | None:
+    """The key of a section that says how many layers the stack with this prefix has, or None."""
+    preferred: tuple[str, ...] = ()
+    if stack is not None and "decoder" in stack:
+        preferred = DECODER_KEYS
+    elif stack is not None and "encoder" in stack:
+        preferred = _ENCODER_KEYS
+    keys = (*preferred, *LAYER_COUNT_KEYS)
+    return next((key for key in keys if isinstance(section.get(key), int)), None)
+
+
+def section_of_stack(config: dict[str, Any], stack: str | None) -> dict[str, Any]:
+    """The section that describes a stack: the one that its prefix names most closely, else the first with a count."""
+    counting = [(p, s) for p, s in nested_sections(config) if count_key(s, stack) is not None]
+    named = [(_closeness(path, stack), -i, section) for i, (path, section) in enumerate(counting)]
+    best = max(named, key=lambda entry: entry[:2], default=(0, 0, config))
+    return best[2]
+
+
+def _closeness(path: str, stack: str | None) -> int:
+    """How many letters of the prefix of a stack the key of a section names."""
+    if not path or stack is None:
+        return 0
+    stem = path.rpartition(".")[2].removesuffix("_config").removesuffix("_encoder")
+    if stem in stack:
+        return len(stem)
+    for words in _SAME_PART:
+        if any(word in stem for word in words):
+            return max((len(word) for word in words if word in stack), default=0)
+    return 0

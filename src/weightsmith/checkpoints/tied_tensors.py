@@ -132,7 +132,10 @@ def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place
         for name, role in roles.items()
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
-    return next((name for name in heads if tensors[name].shape[0] == rows), None)
+    # MobileBERT scores with its table and a matrix beside it, which has as many rows.
+    return next(
+        (n for n in heads if tensors[n].shape[0] == rows and not n.endswith(".dense.weight")), None
+    )
 
 
 def _stored_copies(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from weightsmith.checkpoints import Checkpoint, Tying, declared_tied, merged_config
+from weightsmith.checkpoints import (
+    Checkpoint,
+    LayerStructure,
+    Tying,
+    declared_tied,
+    merged_config,
+    structure_of,
+)
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
 from weightsmith.recipes import Resolved
@@ -41,14 +48,35 @@ def _config(resolved: Resolved, donor: Checkpoint) -> dict[str, object] | None:
         layer_sources=resolved.layer_sources,
         tied=_tied(resolved, donor),
         stack=resolved.stack,
+        structure=_structure(resolved, donor),
+        further_layers=_further_layers(resolved, donor),
     )
+
+
+def _structure(resolved: Resolved, donor: Checkpoint) -> LayerStructure | None:
+    """What the donor stores of the layers that are moved; None where none are."""
+    stack, main = resolved.stack, donor.main_stack
+    if resolved.layer_sources is None or stack not in donor.stacks or main is None:
+        return None
+    counts = {prefix: one.count for prefix, one in donor.stacks.items()}
+    return structure_of(donor.tensors, counts | {main.prefix: donor.layer_count}, stack)
+
+
+def _further_layers(resolved: Resolved, donor: Checkpoint) -> int | None:
+    """How many blocks that predict further tokens the result has; None where the donor has none behind its layers."""
+    if not donor.further_layers or resolved.stack is None:
+        return None
+    places = (output.place for output in resolved.outputs)
+    last = max((p.layer or 0 for p in places if p.stack == resolved.stack), default=-1)
+    sources = resolved.layer_sources
+    return last + 1 - (donor.layer_count if sources is None else len(sources))
 
 
 def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
     """False where the result has a head of its own although the donor's is or is said to be tied; else its word."""
     if donor.tying is not Tying.TIED and not declared_tied(donor.config):
         return None
-    rows = {o.shape[0] for o in resolved.outputs if o.place.kind is Kind.EMBEDDING and o.shape}
+    tables = {o.shape for o in resolved.outputs if o.place.kind is Kind.EMBEDDING}
     heads = (o.shape for o in resolved.outputs if o.place.kind is Kind.HEAD)
     # Biases and the layers before the scores belong to a tied head too.
-    return False if any(len(shape) == 2 and shape[0] in rows for shape in heads) else None
+    return False if any(len(shape) == 2 and shape in tables for shape in heads) else None

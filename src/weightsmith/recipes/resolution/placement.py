@@ -106,8 +106,10 @@ def place_slices(
     offset = 0
     for section, length in zip(sections, lengths, strict=True):
         for k in range(length):
-            yield from _place_layer(section, prefix, k, offset + k, total, depth_of(k, length))
+            at = [source.start + k for source in section.sources]
+            yield from _place_layer(section, prefix, at, offset + k, total, depth_of(k, length))
         offset += length
+    yield from _place_further(sections[-1], donor, prefix, total)
     done = {item.name for item in before}
     yield from (_place_outside(sections, item) for item in outside if item.name not in done)
 
@@ -133,23 +135,30 @@ def _place_outside(sections: Sequence[MergeSection], item: OutputTensor) -> Plac
     return Placed(section, items, base, replace(item.place, depth=0.0))
 
 
+def _place_further(section: MergeSection, donor: View, prefix: str, total: int) -> Iterator[Placed]:
+    """The blocks that predict further tokens, behind the last layer: those of the last slice's sources."""
+    for k in range(donor.further_layers):
+        at = [source.view.layer_count + k for source in section.sources]
+        yield from _place_layer(section, prefix, at, total + k, total, 1.0)
+
+
 def _place_layer(
-    section: MergeSection, prefix: str, k: int, layer: int, total: int, depth: float
+    section: MergeSection, prefix: str, at: Sequence[int], layer: int, total: int, depth: float
 ) -> Iterator[Placed]:
-    """The tensors of one output layer, named by what follows the layer number in the sources' names."""
+    """The tensors of one output layer, of the sources' layers `at`, named by what follows the number in their names."""
     layers = []
-    for source in section.sources:
+    for source, number in zip(section.sources, at, strict=True):
         main = source.view.main_stack
         stack = source.view.stacks[main] if main is not None else {}
-        layers.append(stack.get(source.start + k, {}))
+        layers.append(stack.get(number, {}))
     base = section.base
     for rest in dict.fromkeys(rest for found in layers for rest in found):
         items = tuple(found.get(rest) for found in layers)
         first = next(item for item in items if item is not None)
         base_item: OutputTensor | None = None
         if base is not None:
-            at = section.base_index
-            base_item = items[at] if at is not None else base.items.get(first.name)
+            own = section.base_index
+            base_item = items[own] if own is not None else base.items.get(first.name)
         place = replace(
             first.place,
             name=layer_name(prefix, layer, rest),
