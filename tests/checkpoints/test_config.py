@@ -281,3 +281,60 @@ def test_half_a_character_in_a_configuration_is_written_as_it_was_read(indent: i
     assert json_bytes(plain, indent=indent).decode().count("é") == 1
     assert json.loads(json_bytes(half, indent=indent)) == half
     assert rb"\ud800" in json_bytes(half, indent=indent)
+
+
+def test_a_range_of_layers_moves_with_its_ends() -> None:
+    config = {"num_hidden_layers": 6, "moe_layer_start_index": 1, "moe_layer_end_index": 4}
+    made = merged_config(config, layer_sources=[0, 1, 2, 2, 3, 4, 5])
+    assert (made["moe_layer_start_index"], made["moe_layer_end_index"]) == (1, 5)
+    last = config | {"moe_layer_end_index": -1}
+    made = merged_config(last, layer_sources=[0, 3, 4, 5])
+    assert (made["moe_layer_start_index"], made["moe_layer_end_index"]) == (1, 3)
+    with pytest.raises(CompatibilityError, match="moe_layer_start_index"):
+        merged_config(config, layer_sources=[1, 0, 2])
+
+
+def test_stages_whose_outputs_are_taken_are_renamed() -> None:
+    names = ["stem", *(f"stage{i}" for i in range(1, 5))]
+    config = {
+        "num_hidden_layers": 4,
+        "stage_names": names,
+        "out_features": ["stage2", "stage4"],
+        "out_indices": [2, 4],
+    }
+    made = merged_config(config, layer_sources=[1, 2, 3])
+    assert made["stage_names"] == names[:4]
+    assert made["out_features"] == ["stage1", "stage3"]
+    assert made["out_indices"] == [1, 3]
+    with pytest.raises(CompatibilityError, match="layer 1"):
+        merged_config(config, layer_sources=[0, 2, 3])
+
+
+def test_lists_of_numbers_may_name_layers_that_are_not_there() -> None:
+    config = {"num_hidden_layers": 6, "cross_attention_layers": [3, 8]}
+    made = merged_config(config, layer_sources=[0, 3, 4])
+    assert made["cross_attention_layers"] == [1]
+
+
+def test_the_section_that_a_stack_is_called_after_counts_its_layers() -> None:
+    config = {
+        "qformer_config": {"num_hidden_layers": 4},
+        "text_config": {"num_hidden_layers": 4},
+        "vision_config": {"num_hidden_layers": 4},
+    }
+    made = merged_config(config, layer_sources=[0], stack="qformer.encoder.layer")
+    assert made["qformer_config"]["num_hidden_layers"] == 1
+    assert made["text_config"]["num_hidden_layers"] == 4
+
+
+def test_lists_of_an_encoder_stay_where_layers_of_the_decoder_move() -> None:
+    config = {
+        "is_encoder_decoder": True,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "attention_window": [4, 8, 16],
+    }
+    made = merged_config(config, layer_sources=[0, 2], stack="model.decoder.layers")
+    assert made["attention_window"] == [4, 8, 16]
+    made = merged_config(config, layer_sources=[0, 2], stack="model.encoder.layers")
+    assert made["attention_window"] == [4, 16]

@@ -28,6 +28,7 @@ from weightsmith.findings import Finding, Severity
 from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
+_SHARED, _TABLE = "shared.weight", ".embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,11 +292,18 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     bias = _bias_beside(head, checkpoint)
     if bias is not None:
         own[f"{head.removesuffix('.weight')}.bias"] = bias
+    if name.endswith(_SHARED):
+        # Encoder and decoder look up a table of their own once the network is untied.
+        before = name.removesuffix(_SHARED)
+        own |= {f"{before}{side}.embed_tokens.weight": name for side in ("encoder", "decoder")}
     copies = {new: renamed(checkpoint.tensors[old], new) for new, old in own.items()}
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, **copies},
-        roles={**checkpoint.roles, **{new: Place(new, Kind.HEAD) for new in own}},
+        roles={
+            **checkpoint.roles,
+            **{n: Place(n, Kind.EMBEDDING if n.endswith(_TABLE) else Kind.HEAD) for n in own},
+        },
         ties=tuple(group for group in checkpoint.ties if own.keys().isdisjoint(group)),
         tying=Tying.UNTIED,
         stored_as={

@@ -12,6 +12,7 @@ from weightsmith.checkpoints.nested_config import (
     DECODER_KEYS,
     LAYER_COUNT_KEYS,
     count_key,
+    is_decoder,
     section_of_stack,
     sections,
     vocabulary_size_of,
@@ -143,7 +144,7 @@ def _set_layers(
         section.update(move_layers(described, count, sources))
     if key == "num_layers" and section.get("is_encoder_decoder"):
         # A decoder without a number of its own takes the encoder's; only one of the two changes.
-        decoder = stack is not None and "decoder" in stack
+        decoder = stack is not None and is_decoder(stack)
         section.setdefault("num_decoder_layers", count)
         section["num_decoder_layers" if decoder else "num_layers"] = len(sources)
         return
@@ -157,8 +158,8 @@ def _described_layers(section: dict[str, Any], key: str, stack: str | None) -> d
     """The keys that may speak of the layers of a stack, where encoder and decoder are described side by side."""
     if not section.get("is_encoder_decoder"):
         return section
-    is_decoder = stack is not None and "decoder" in stack
-    return {k: v for k, v in section.items() if k == key or ("decoder" in k) is is_decoder}
+    of_decoder = stack is not None and is_decoder(stack)
+    return {k: v for k, v in section.items() if k == key or ("decoder" in k) is of_decoder}
 
 
 def _require_own_count(config: dict[str, Any], key: str, structure: LayerStructure) -> None:
@@ -181,7 +182,7 @@ def _require_own_count(config: dict[str, Any], key: str, structure: LayerStructu
 
 def _counted_by(config: dict[str, Any], stack: str) -> tuple[int, str | None]:
     section = section_of_stack(config, stack)
-    side = "decoder" if section.get("is_encoder_decoder") and "decoder" in stack else ""
+    side = "decoder" if section.get("is_encoder_decoder") and is_decoder(stack) else ""
     return id(section), side or count_key(section, stack)
 
 

@@ -60,6 +60,7 @@ _PERIODS: dict[str, tuple[Callable[[int, int], bool], str]] = {
     "no_rope_layer_interval": (_last_of_period, "no_rope_layers"),
     "decoder_sparse_step": (_last_of_period, "mlp_layer_types"),
     "encoder_sparse_step": (_last_of_period, "mlp_layer_types"),
+    "cross_attention_frequency": (_first_of_period, "cross_attention_layers"),
     "moe_layer_freq": (_first_of_period, "mlp_layer_types"),
     "moe_layer_interval": (_last_of_period, "mlp_layer_types"),
 }
@@ -239,6 +240,9 @@ def _moved_stages(section: dict[str, Any], count: int, sources: Sequence[int]) -
     chosen = []
     for stage in taken:
         stage = stage if stage >= 0 else stage + len(names)
+        if stage == count:
+            chosen.append(len(sources))
+            continue
         if stage and stage - 1 not in sources:
             raise CompatibilityError(
                 f"The configuration takes the output of layer {stage - 1} ('out_indices'), which the new order of "

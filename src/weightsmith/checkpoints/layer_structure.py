@@ -7,10 +7,12 @@ has a bias. Such layers cannot be moved to another position.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.errors import CompatibilityError
+from weightsmith.naming import blocks_in
 from weightsmith.tensors import LazyTensor
 
 Signature = frozenset[tuple[str, tuple[int, ...]]]
@@ -18,27 +20,29 @@ Signature = frozenset[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class LayerStructure:
-    """The stack with the prefix `stack`: what each of its layers stores, and how many layers all stacks have."""
+    """The stack with the prefix `stack`: what each of its layers stores, and how long all numbered lists are."""
 
     stack: str
     layers: tuple[Signature, ...]
     counts: Mapping[str, int]
 
 
-def structure_of(
-    tensors: Mapping[str, LazyTensor], counts: Mapping[str, int], stack: str
-) -> LayerStructure:
-    """The structure of the stack with the prefix `stack`; `counts` are the numbers of layers of all stacks.
+def structure_of(tensors: Mapping[str, LazyTensor], stack: str, count: int) -> LayerStructure:
+    """The structure of the stack with the prefix `stack`, which has `count` layers.
 
     What lies behind that number, such as blocks that only predict further tokens, is no layer.
     """
-    found: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(counts[stack])]
+    found: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(count)]
+    counts: dict[str, int] = {}
     start = f"{stack}."
     for name, tensor in tensors.items():
+        for prefix, place, _ in blocks_in(name):
+            counts[prefix] = max(place + 1, counts.get(prefix, 0))
+            break
         number, _, rest = name.removeprefix(start).partition(".")
         if name.startswith(start) and number.isdigit() and int(number) < len(found):
             found[int(number)].add((rest, tensor.shape))
-    return LayerStructure(stack, tuple(map(frozenset, found)), counts)
+    return LayerStructure(stack, tuple(map(frozenset, found)), counts | {stack: count})
 
 
 def require_movable(
@@ -48,18 +52,34 @@ def require_movable(
 
     `kinds[i]` is all that the configuration says of layer i, `sources[j]` the layer that becomes layer j.
     """
-    of_kind: dict[Hashable, Signature] = {}
     layers = structure.layers
-    odd = [i for i, kind in enumerate(kinds) if of_kind.setdefault(kind, layers[i]) != layers[i]]
-    if not odd:
+    of_kind: dict[Hashable, Signature] = {}
+    if all(of_kind.setdefault(kind, own) == own for kind, own in zip(kinds, layers, strict=True)):
         return
-    added = len(sources) - len(layers)
     for position, source in enumerate(sources):
-        expected = [i for i in (position, position - added) if 0 <= i < len(layers)]
-        other = next((i for i in expected if layers[i] != layers[source]), None)
-        if other is not None:
-            raise CompatibilityError(
-                f"Layer {source} of {structure.stack!r} would become layer {position}, where the network has other "
-                f"tensors (such as {min(layers[source] ^ layers[other])[0]!r}), and no key of the configuration says "
-                "which layers have them: choose slices that keep such layers at their positions, counted from both ends."
-            )
+        for expected in _expected(layers, position, len(sources)):
+            if layers[source] != expected:
+                raise CompatibilityError(
+                    f"Layer {source} of {structure.stack!r} would become layer {position} of {len(sources)}, where "
+                    f"the network has other tensors (such as {min(layers[source] ^ expected)[0]!r}), and no key of "
+                    "the configuration says which layers have them: choose slices that keep layers that differ at "
+                    "their positions, counted from the end that they are near."
+                )
+
+
+def _expected(layers: Sequence[Signature], position: int, count: int) -> set[Signature]:
+    """What the network may have at a position among `count` layers, if that alone decides.
+
+    Where most layers are alike, the others are counted from the end of the stack that they are near; where no kind is
+    usual, from both.
+    """
+    from_start = position
+    from_end = position + len(layers) - count
+    usual, number = Counter(layers).most_common(1)[0]
+    if 2 * number <= len(layers):
+        return {layers[i] for i in (from_start, from_end) if 0 <= i < len(layers)}
+    if 2 * from_start < len(layers) and layers[from_start] != usual:
+        return {layers[from_start]}
+    if 2 * from_end >= len(layers) and layers[from_end] != usual:
+        return {layers[from_end]}
+    return {usual}

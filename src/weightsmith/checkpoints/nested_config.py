@@ -73,10 +73,15 @@ def vocabulary_size_of(config: dict[str, Any] | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def is_decoder(stack: str) -> bool:
+    """Whether a stack is that of a decoder and not of an encoder, which may be a part of something called decoder."""
+    return stack.rfind("decoder") > stack.rfind("encoder")
+
+
 def count_key(section: dict[str, Any], stack: str | None) -> str | None:
     """The key of a section that says how many layers the stack with this prefix has, or None."""
     preferred: tuple[str, ...] = ()
-    if stack is not None and "decoder" in stack:
+    if stack is not None and is_decoder(stack):
         preferred = DECODER_KEYS
     elif stack is not None and "encoder" in stack:
         preferred = _ENCODER_KEYS

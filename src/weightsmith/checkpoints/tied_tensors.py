@@ -133,9 +133,17 @@ def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
     # MobileBERT scores with its table and a matrix beside it, which has as many rows.
-    return next(
-        (n for n in heads if tensors[n].shape[0] == rows and not n.endswith(".dense.weight")), None
-    )
+    fitting = [n for n in heads if tensors[n].shape[0] == rows and not n.endswith(".dense.weight")]
+    if not fitting:
+        return None
+    # Of several models in one checkpoint (Bark), the head is not one of another model that has a table of its own.
+    tables = {_top(name) for name, role in roles.items() if role.kind is Kind.EMBEDDING}
+    others = tables - {_top(embedding)}
+    return next((name for name in fitting if _top(name) not in others), None)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _stored_copies(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:

@@ -58,8 +58,8 @@ def _structure(resolved: Resolved, donor: Checkpoint) -> LayerStructure | None:
     stack, main = resolved.stack, donor.main_stack
     if resolved.layer_sources is None or stack not in donor.stacks or main is None:
         return None
-    counts = {prefix: one.count for prefix, one in donor.stacks.items()}
-    return structure_of(donor.tensors, counts | {main.prefix: donor.layer_count}, stack)
+    count = donor.layer_count if stack == main.prefix else donor.stacks[stack].count
+    return structure_of(donor.tensors, stack, count)
 
 
 def _further_layers(resolved: Resolved, donor: Checkpoint) -> int | None:
