@@ -77,7 +77,6 @@ def outcome(kind: Any, source: Path, out: Path, parts: Parts) -> str:
         ("ernie4_5_moe", "repeat", "loads"),
         ("t5", "repeat", "loads"),
         ("dinov2", "drop", "loads"),
-        ("mllama_text_model", "drop", "loads"),
         ("gpt_neox_japanese", "drop", "loads"),
         ("gpt_neox_japanese", "prefix", "attention.dense_bias"),
         ("lightglue", "drop", "with one number"),
