@@ -11,10 +11,10 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "docs" / "sliced-layers.md"
 HEAD = """# Sliced layers
 
-`make layers` makes the smallest random model of every class of transformers that can be made small by its usual keys, takes slices of its six layers (`drop`: 0 to 2 and
-4 to 6, `prefix`: 0 to 3, `repeat`: 0 to 4 and 2 to 6) and loads the result in transformers. *Loads* means: no missing and no unexpected tensor. Whatever cannot be
-said in a configuration is refused in a sentence.
-
+`make layers` makes the smallest random model of every class of transformers that can be made small by its usual keys,
+takes slices of its six layers (`drop`: 0 to 2 and 4 to 6, `prefix`: 0 to 3, `repeat`: 0 to 4 and 2 to 6) and loads the
+result in transformers. *Loads* means: no missing and no unexpected tensor. Whatever cannot be said in a configuration is
+refused in a sentence.
 """
 
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     )
     lines = [HEAD]
     lines.append(
-        f"{len(made)} families are made, {len(found) - len(made)} are not (other packages, or keys of their own)."
+        f"{len(made)} families are made, {len(found) - len(made)} are not: they need other packages or keys."
     )
     lines.append(f"Of these, {kinds['loads']} load in every way. The others:\n")
     lines.append("| family | drop | prefix | repeat |\n| --- | --- | --- | --- |")
