@@ -13,7 +13,7 @@ HEAD = """# Sliced layers
 
 `make layers` makes the smallest random model of every class of transformers that can be made small by its usual keys,
 takes slices of its six layers (`drop`: 0 to 2 and 4 to 6, `prefix`: 0 to 3, `repeat`: 0 to 4 and 2 to 6) and loads the
-result in transformers. *Loads* means: no missing and no unexpected tensor. Whatever cannot be said in a configuration is
+result in transformers. *Loads* means: no missing and no unexpected tensor. What cannot be said in a configuration is
 refused in a sentence.
 """
 
