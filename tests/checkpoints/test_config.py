@@ -338,3 +338,19 @@ def test_lists_of_an_encoder_stay_where_layers_of_the_decoder_move() -> None:
     assert made["attention_window"] == [4, 8, 16]
     made = merged_config(config, layer_sources=[0, 2], stack="model.encoder.layers")
     assert made["attention_window"] == [4, 16]
+
+
+def test_outputs_that_are_taken_by_tensors_of_their_own_are_kept() -> None:
+    config = {"num_hidden_layers": 6, "deepstack_visual_indexes": [1, 4]}
+    made = merged_config(config, layer_sources=[1, 2, 4])
+    assert made["deepstack_visual_indexes"] == [0, 2]
+    for order in ([0, 1, 2], [1, 1, 4]):
+        with pytest.raises(CompatibilityError, match="deepstack_visual_indexes"):
+            merged_config(config, layer_sources=order)
+
+
+def test_tables_with_a_part_for_every_layer_keep_the_layers() -> None:
+    config = {"num_hidden_layers": 6, "hidden_size_per_layer_input": 8}
+    with pytest.raises(CompatibilityError, match="a part for each"):
+        merged_config(config, layer_sources=[0, 1])
+    assert merged_config(config, layer_sources=list(range(6))) == config

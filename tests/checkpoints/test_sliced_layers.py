@@ -24,10 +24,14 @@ WAYS: dict[str, Parts] = {
     "prefix": [(0, 3)],
     "repeat": [(0, 4), (2, 6)],
 }
-# What the library itself does not load as it says.
+# What a library does beside what its configuration says.
 DEFECTS = {
     "fastspeech2_conformer": "its decoder is built with the encoder's number of layers",
     "fastspeech2_conformer_with_hifigan": "its decoder is built with the encoder's number of layers",
+    "olmo_hybrid": "it wants a layer of attention, and of the smallest one the last alone is",
+    "sam3_tracker": "the layers have MLPs of as many layers as there are",
+    "sam3_tracker_video": "the layers have MLPs of as many layers as there are",
+    "sam3_video": "the layers have MLPs of as many layers as there are",
     "ibert": "its tie is looked for under a name that no tensor has",
 }
 # More numbers than a test should write three times.

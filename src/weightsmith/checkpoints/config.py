@@ -27,7 +27,7 @@ _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 # The release of transformers that began to write `dtype`.
 _DTYPE_KEY_SINCE = (4, 56)
 _FURTHER = "num_nextn_predict_layers"
-_ALIASES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_ALIASES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 
 
 def merged_config(
@@ -137,12 +137,14 @@ def _set_layers(
     count = section[key]
     if structure is not None:
         _require_own_count(config, key, structure)
-    described = _described_layers(section, key, stack)
+    described = section
+    if _has_both_sides(config, section):
+        described = _described_layers(section, key, stack)
     if structure is not None:
         require_movable(structure, layer_kinds(described, count), sources)
     if len(sources) != count or any(i != source for i, source in enumerate(sources)):
         section.update(move_layers(described, count, sources))
-    if key == "num_layers" and section.get("is_encoder_decoder"):
+    if key == "num_layers" and _has_both_sides(config, section):
         # A decoder without a number of its own takes the encoder's; only one of the two changes.
         decoder = stack is not None and is_decoder(stack)
         section.setdefault("num_decoder_layers", count)
@@ -154,10 +156,13 @@ def _set_layers(
             section[alias] = len(sources)
 
 
+def _has_both_sides(config: dict[str, Any], section: dict[str, Any]) -> bool:
+    """Whether a section describes an encoder and a decoder; a nested one only says that it is a part of both."""
+    return section is config and bool(section.get("is_encoder_decoder"))
+
+
 def _described_layers(section: dict[str, Any], key: str, stack: str | None) -> dict[str, Any]:
     """The keys that may speak of the layers of a stack, where encoder and decoder are described side by side."""
-    if not section.get("is_encoder_decoder"):
-        return section
     of_decoder = stack is not None and is_decoder(stack)
     return {k: v for k, v in section.items() if k == key or ("decoder" in k) is of_decoder}
 
@@ -182,7 +187,7 @@ def _require_own_count(config: dict[str, Any], key: str, structure: LayerStructu
 
 def _counted_by(config: dict[str, Any], stack: str) -> tuple[int, str | None]:
     section = section_of_stack(config, stack)
-    side = "decoder" if section.get("is_encoder_decoder") and is_decoder(stack) else ""
+    side = "decoder" if _has_both_sides(config, section) and is_decoder(stack) else ""
     return id(section), side or count_key(section, stack)
 
 

@@ -22,7 +22,7 @@ _FLAG_LISTS = frozenset({"no_rope_layers"})
 # Lists that may be as long as there are layers without speaking of layers.
 _NOT_PER_LAYER = re.compile(
     r"_token_ids?$|^architectures$|^out_|^stage_names$|^depths$|^hidden_sizes$|_section$|_tokens$"
-    r"|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
+    r"|^target_layer|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
 )
 _PER_LAYER_TEXT = frozenset({"hybrid_override_pattern"})
 # Every layer points at another one.
@@ -34,6 +34,11 @@ _THRESHOLDS = {
     "num_dense_layers": "mlp_layer_types",
     "max_window_layers": "layer_types",
 }
+# Layers whose outputs are taken, each by tensors of its own.
+_TAKEN = re.compile(r"^deepstack|hidden_state_ind")
+# Tables outside of the layers that have a part for each of them.
+_TABLES_OF_LAYERS = frozenset({"hidden_size_per_layer_input"})
+_FAMILIES_OF_TABLES = frozenset({"yolos"})
 # Layers between two numbers, the second included, are one kind; -1 is the last layer.
 _RANGES = {"moe_layer_start_index": "moe_layer_end_index"}
 # More than any model has; a configuration may state any number.
@@ -78,6 +83,7 @@ def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> 
     a source lies beyond `count` though the section describes single layers.
     """
     moved = dict(section)
+    _refuse_tables(section)
     for key, value in section.items():
         moved[key] = _moved_value(key, value, count, sources)
     for key, override in _THRESHOLDS.items():
@@ -95,6 +101,17 @@ def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> 
     if isinstance(section.get("stage_names"), list):
         moved |= _moved_stages(section, count, sources)
     return moved
+
+
+def _refuse_tables(section: dict[str, Any]) -> None:
+    key = next((key for key in _TABLES_OF_LAYERS if section.get(key)), None)
+    if section.get("model_type") in _FAMILIES_OF_TABLES:
+        key = "model_type"
+    if key is not None:
+        raise CompatibilityError(
+            f"By the configuration's {key!r} tensors outside of the layers have a part for each of them, which cannot "
+            "be moved with them: merge without slices."
+        )
 
 
 def layer_kinds(section: Mapping[str, Any], count: int) -> list[Hashable]:
@@ -143,6 +160,8 @@ def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> An
         return _moved_pointers(key, value, sources)
     if key == "attention_types":
         return [[_pick(key, _unpacked(key, value, count), sources), 1]]
+    if _TAKEN.search(key) and all(map(_is_count, value)):
+        return _moved_taken(key, value, count, sources)
     if _is_index_list(key, value, count):
         chosen = set(value)
         return [layer for layer, source in enumerate(sources) if source in chosen]
@@ -182,6 +201,17 @@ def _unpacked(key: str, value: list[Any], count: int) -> list[Any]:
             f"The configuration's {key!r} does not describe its {count} layers: correct it first."
         )
     return entries
+
+
+def _moved_taken(key: str, value: list[int], count: int, sources: Sequence[int]) -> list[int]:
+    """The new numbers of layers whose outputs are taken, all of which must be there once."""
+    moved = [j for j, source in enumerate(sources) if source in value]
+    if [sources[j] for j in moved] != [layer for layer in value if layer < count]:
+        raise CompatibilityError(
+            f"The configuration takes the outputs of layers {', '.join(map(str, value))} ({key!r}), which the new order "
+            "of layers does not have once each: keep these layers."
+        )
+    return moved + [layer + len(sources) - count for layer in value if layer >= count]
 
 
 def _moved_pointers(key: str, value: list[Any], sources: Sequence[int]) -> list[int]:

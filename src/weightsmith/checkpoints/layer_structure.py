@@ -7,7 +7,7 @@ has a bias. Such layers cannot be moved to another position.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,11 +53,14 @@ def require_movable(
     `kinds[i]` is all that the configuration says of layer i, `sources[j]` the layer that becomes layer j.
     """
     layers = structure.layers
-    of_kind: dict[Hashable, Signature] = {}
-    if all(of_kind.setdefault(kind, own) == own for kind, own in zip(kinds, layers, strict=True)):
+    found: dict[Hashable, Counter[Signature]] = defaultdict(Counter)
+    for kind, own in zip(kinds, layers, strict=True):
+        found[kind][own] += 1
+    if all(len(signatures) == 1 for signatures in found.values()):
         return
+    usual = {kind: _usual(signatures) for kind, signatures in found.items()}
     for position, source in enumerate(sources):
-        for expected in _expected(layers, position, len(sources)):
+        for expected in _expected(layers, kinds, usual, position, source, len(sources)):
             if layers[source] != expected:
                 raise CompatibilityError(
                     f"Layer {source} of {structure.stack!r} would become layer {position} of {len(sources)}, where "
@@ -67,19 +70,32 @@ def require_movable(
                 )
 
 
-def _expected(layers: Sequence[Signature], position: int, count: int) -> set[Signature]:
+def _usual(signatures: Counter[Signature]) -> Signature | None:
+    """What most layers of a kind are made of, None where no half of them are alike."""
+    signature, number = signatures.most_common(1)[0]
+    return signature if 2 * number > signatures.total() else None
+
+
+def _expected(
+    layers: Sequence[Signature],
+    kinds: Sequence[Hashable],
+    usual: Mapping[Hashable, Signature | None],
+    position: int,
+    source: int,
+    count: int,
+) -> set[Signature]:
     """What the network may have at a position among `count` layers, if that alone decides.
 
-    Where most layers are alike, the others are counted from the end of the stack that they are near; where no kind is
-    usual, from both.
+    Where most layers of a kind are alike, the others are counted from the end of the stack that they are near; where
+    nothing is usual, from both.
     """
-    from_start = position
-    from_end = position + len(layers) - count
-    usual, number = Counter(layers).most_common(1)[0]
-    if 2 * number <= len(layers):
+    from_start, from_end = position, position + len(layers) - count
+    if None in usual.values():
         return {layers[i] for i in (from_start, from_end) if 0 <= i < len(layers)}
-    if 2 * from_start < len(layers) and layers[from_start] != usual:
-        return {layers[from_start]}
-    if 2 * from_end >= len(layers) and layers[from_end] != usual:
-        return {layers[from_end]}
-    return {usual}
+    odd = {i for i, own in enumerate(layers) if own != usual[kinds[i]]}
+    anchored = [i for i in (from_start,) if i in odd and 2 * i < len(layers)]
+    anchored += [i for i in (from_end,) if i in odd and 2 * i >= len(layers)]
+    if anchored:
+        return {layers[anchored[0]]}
+    common = usual[kinds[source]]
+    return set() if common is None else {common}

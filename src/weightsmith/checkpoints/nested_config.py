@@ -28,7 +28,11 @@ LAYER_COUNT_KEYS = (
 _ENCODER_KEYS = ("encoder_layers", "num_encoder_layers")
 DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
 # Words in the prefix of a stack, and in the key of the section that describes it.
-_SAME_PART = (("vision", "visual", "image"), ("audio", "speech"), ("text", "language", "llm"))
+_SAME_PART = (
+    ("vision", "visual", "image", "video"),
+    ("audio", "speech"),
+    ("text", "language", "llm"),
+)
 
 
 def sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,6 +89,9 @@ def count_key(section: dict[str, Any], stack: str | None) -> str | None:
         preferred = DECODER_KEYS
     elif stack is not None and "encoder" in stack:
         preferred = _ENCODER_KEYS
+    if isinstance(section.get("depths"), list):
+        # Stages of different depths, whose number is all that the other keys say.
+        return None
     keys = (*preferred, *LAYER_COUNT_KEYS)
     return next((key for key in keys if isinstance(section.get(key), int)), None)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import first_of
+from weightsmith.checkpoints.roles import Described
 from weightsmith.tensors import Kind, LazyTensor, Place, StoredTensor, read_bytes
 
 # Classes whose output head scores the vocabulary, by the end of their name.
@@ -110,7 +111,7 @@ def tying_of(
 
 
 def vocabulary_embedding(
-    tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place]
+    tensors: Mapping[str, Described], roles: Mapping[str, Place]
 ) -> str | None:
     """The name of the input embedding: the first embedding matrix with the most rows."""
     matrices = [
@@ -121,7 +122,7 @@ def vocabulary_embedding(
     return max(matrices, key=lambda name: tensors[name].shape[0], default=None)
 
 
-def vocabulary_head(tensors: Mapping[str, LazyTensor], roles: Mapping[str, Place]) -> str | None:
+def vocabulary_head(tensors: Mapping[str, Described], roles: Mapping[str, Place]) -> str | None:
     """The name of the matrix that scores the vocabulary: a head with the embedding's rows."""
     embedding = vocabulary_embedding(tensors, roles)
     if embedding is None:

@@ -12,6 +12,7 @@ from weightsmith.checkpoints import (
     declared_tied,
     merged_config,
     structure_of,
+    vocabulary_head,
 )
 from weightsmith.errors import WeightsmithError
 from weightsmith.findings import Finding, Severity, errors_among
@@ -76,7 +77,7 @@ def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
     """False where the result has a head of its own although the donor's is or is said to be tied; else its word."""
     if donor.tying is not Tying.TIED and not declared_tied(donor.config):
         return None
-    tables = {o.shape for o in resolved.outputs if o.place.kind is Kind.EMBEDDING}
-    heads = (o.shape for o in resolved.outputs if o.place.kind is Kind.HEAD)
     # Biases and the layers before the scores belong to a tied head too.
-    return False if any(len(shape) == 2 and shape in tables for shape in heads) else None
+    named = {o.name: o for o in resolved.outputs if o.place.kind in (Kind.EMBEDDING, Kind.HEAD)}
+    head = vocabulary_head(named, {name: output.place for name, output in named.items()})
+    return None if head is None else False
