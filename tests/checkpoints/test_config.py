@@ -354,3 +354,9 @@ def test_tables_with_a_part_for_every_layer_keep_the_layers() -> None:
     with pytest.raises(CompatibilityError, match="a part for each"):
         merged_config(config, layer_sources=[0, 1])
     assert merged_config(config, layer_sources=list(range(6))) == config
+
+
+def test_a_pattern_that_networks_repeat_is_written_out() -> None:
+    config = {"num_hidden_layers": 6, "block_types": ["recurrent", "recurrent", "attention"]}
+    made = merged_config(config, layer_sources=[0, 1, 4, 5])
+    assert made["block_types"] == ["recurrent", "recurrent", "recurrent", "attention"]

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsmith.checkpoints.layer_keys import layer_kinds, move_layers
+from weightsmith.checkpoints.layer_keys import COUNTING_LISTS, layer_kinds, move_layers
 from weightsmith.checkpoints.layer_structure import LayerStructure, require_movable
 from weightsmith.checkpoints.nested_config import (
     DECODER_KEYS,
@@ -128,6 +128,10 @@ def _set_layers(
 ) -> None:
     section = section_of_stack(config, stack)
     key = count_key(section, stack)
+    listed = None if key is not None else _listed_layers(section, sources, structure)
+    if listed is not None:
+        section.update(listed)
+        return
     if key is None:
         raise CompatibilityError(
             "The configuration has no number of layers that could be changed "
@@ -154,6 +158,18 @@ def _set_layers(
     for alias in (key, *aliases):
         if section.get(alias) == count:
             section[alias] = len(sources)
+
+
+def _listed_layers(
+    section: dict[str, Any], sources: Sequence[int], structure: LayerStructure | None
+) -> dict[str, Any] | None:
+    """The section with moved layers where a list of their kinds is all that tells their number; None without one."""
+    key = next((key for key in COUNTING_LISTS if isinstance(section.get(key), list)), None)
+    if key is None or structure is None or len(section[key]) != len(structure.layers):
+        return None
+    count = len(section[key])
+    require_movable(structure, layer_kinds(section, count), sources)
+    return move_layers(section, count, sources)
 
 
 def _has_both_sides(config: dict[str, Any], section: dict[str, Any]) -> bool:

@@ -22,9 +22,13 @@ _FLAG_LISTS = frozenset({"no_rope_layers"})
 # Lists that may be as long as there are layers without speaking of layers.
 _NOT_PER_LAYER = re.compile(
     r"_token_ids?$|^architectures$|^out_|^stage_names$|^depths$|^hidden_sizes$|_section$|_tokens$"
-    r"|^target_layer|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
+    r"|^target_layer|^mtp_|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
 )
 _PER_LAYER_TEXT = frozenset({"hybrid_override_pattern"})
+# A list that networks repeat as often as there are layers to fill.
+_REPEATED = frozenset({"block_types"})
+# Lists that tell the number of layers where no number does.
+COUNTING_LISTS = ("layers_block_type", "layer_types")
 # Every layer points at another one.
 _POINTERS = frozenset({"kv_source_layers"})
 
@@ -142,6 +146,8 @@ def _words_of(key: str, value: Any, section: Mapping[str, Any], count: int) -> l
         return list(value)
     if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
         return []
+    if key in _REPEATED:
+        return list(map(str, _repeated(value, count)))
     if _is_index_list(key, value, count):
         return [str(layer in value) for layer in layers]
     return list(map(str, value)) if len(value) == count else []
@@ -156,6 +162,8 @@ def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> An
         return "".join(_pick(key, value, sources))
     if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
         return value
+    if key in _REPEATED:
+        return _pick(key, _repeated(value, count), sources)
     if key in _POINTERS:
         return _moved_pointers(key, value, sources)
     if key == "attention_types":
@@ -203,13 +211,17 @@ def _unpacked(key: str, value: list[Any], count: int) -> list[Any]:
     return entries
 
 
+def _repeated(value: list[Any], count: int) -> list[Any]:
+    return [value[layer % len(value)] for layer in range(count)]
+
+
 def _moved_taken(key: str, value: list[int], count: int, sources: Sequence[int]) -> list[int]:
     """The new numbers of layers whose outputs are taken, all of which must be there once."""
     moved = [j for j, source in enumerate(sources) if source in value]
     if [sources[j] for j in moved] != [layer for layer in value if layer < count]:
         raise CompatibilityError(
-            f"The configuration takes the outputs of layers {', '.join(map(str, value))} ({key!r}), which the new order "
-            "of layers does not have once each: keep these layers."
+            f"The configuration takes the outputs of layers {', '.join(map(str, value))} ({key!r}), which the new "
+            "order of layers does not have once each: keep these layers."
         )
     return moved + [layer + len(sources) - count for layer in value if layer >= count]
 

@@ -58,7 +58,11 @@ def require_movable(
         found[kind][own] += 1
     if all(len(signatures) == 1 for signatures in found.values()):
         return
-    usual = {kind: _usual(signatures) for kind, signatures in found.items()}
+    common = _majority(Counter(layers))
+    usual = {
+        kind: _majority(signatures) or (common if common in signatures else None)
+        for kind, signatures in found.items()
+    }
     for position, source in enumerate(sources):
         for expected in _expected(layers, kinds, usual, position, source, len(sources)):
             if layers[source] != expected:
@@ -70,8 +74,8 @@ def require_movable(
                 )
 
 
-def _usual(signatures: Counter[Signature]) -> Signature | None:
-    """What most layers of a kind are made of, None where no half of them are alike."""
+def _majority(signatures: Counter[Signature]) -> Signature | None:
+    """What more than half of the layers are made of, None where that is nothing."""
     signature, number = signatures.most_common(1)[0]
     return signature if 2 * number > signatures.total() else None
 

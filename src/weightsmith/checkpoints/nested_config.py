@@ -25,8 +25,8 @@ LAYER_COUNT_KEYS = (
     "num_blocks",
     "depth",
 )
-_ENCODER_KEYS = ("encoder_layers", "num_encoder_layers")
-DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
+_ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers")
+DECODER_KEYS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
 # Words in the prefix of a stack, and in the key of the section that describes it.
 _SAME_PART = (
     ("vision", "visual", "image", "video"),

@@ -80,4 +80,10 @@ def _tied(resolved: Resolved, donor: Checkpoint) -> bool | None:
     # Biases and the layers before the scores belong to a tied head too.
     named = {o.name: o for o in resolved.outputs if o.place.kind in (Kind.EMBEDDING, Kind.HEAD)}
     head = vocabulary_head(named, {name: output.place for name, output in named.items()})
-    return None if head is None else False
+    if head is None:
+        return None
+    # Of several models in one (Bark), the configuration of another may say that it is tied.
+    own = (donor.config or {}).get(
+        f"{head.partition('.')[0]}_config", {"tie_word_embeddings": True}
+    )
+    return False if own.get("tie_word_embeddings") else None
