@@ -46,6 +46,25 @@ class Case:
         """Whether the recipe names a base."""
         return registry.get(self.method).base is not registry.Base.IGNORED
 
+    def measured(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+        """Models of a base and experts, each with the statistics file that the recipe names there."""
+        measured_on = registry.get(self.method).measured_on
+        base, *experts = paths
+        if not self.kinds:
+            return []
+        if measured_on is registry.MeasuredOn.BASE:
+            return [(base, statistics(base, base, self.kinds[0]))]
+        is_own = measured_on is registry.MeasuredOn.EXPERTS
+        return [
+            (
+                expert,
+                statistics(
+                    expert, expert if is_own else base, self.kinds[min(i, len(self.kinds) - 1)]
+                ),
+            )
+            for i, expert in enumerate(experts[: self.experts])
+        ]
+
 
 def _decompositions(method: str) -> Callable[[Matrices], object]:
     def bare(taus: Matrices) -> None:
@@ -79,6 +98,13 @@ def _calibration(taus: Matrices) -> None:
         left.T @ tau
 
 
+def _estimates(weights: Matrices) -> None:
+    """Two steps of LoRE: what each model has beyond a mean is decomposed twice."""
+    mean = sum(weights[1:], weights[0]) / len(weights)
+    for weight in weights * 2:
+        np.linalg.svd(weight - mean, full_matrices=False)
+
+
 def _regression(weights: Matrices) -> None:
     """sum W_i G_i and one solve, as RegMean's formula reads; any positive definite Gram matrix takes the same time."""
     inputs = weights[0].shape[1]
@@ -90,6 +116,7 @@ def _regression(weights: Matrices) -> None:
 def cases() -> dict[str, Case]:
     """Every method of the registry, by name."""
     special = {
+        "aim": Case("aim", kinds=("channels:input_magnitude",)),
         "fisher": Case("fisher", kinds=("fisher",)),
         "layer_swapping": Case("layer_swapping", experts=2),
         "linear": Case("linear", each={"weight": (0.25,) * EXPERTS}),
@@ -97,7 +124,11 @@ def cases() -> dict[str, Case]:
         "ota": Case("ota", kinds=("adam",)),
         "rcp": Case("rcp", experts=2, kinds=("fisher", "gradients")),
         "regmean": Case("regmean", kinds=("gram",), bare=_regression),
+        "sens": Case("sens", kinds=("gradients:absolute",)),
         "svc": Case("svc", bare=_calibration),
+        "tatr": Case("tatr", kinds=("gradients:absolute",)),
+        "lore": Case("lore", parameters={"steps": 2}, bare=_estimates),
+        "twin": Case("twin", bare=_decompositions("truncate")),
         "slerp": Case("slerp", experts=1, parameters={"t": 0.4}),
         "optmerge": Case("optmerge", parameters={"solver": "closed"}, bare=_leading_gram),
         "tsv_c": Case("tsv_c", experts=1, bare=_decompositions("truncate")),
@@ -131,17 +162,19 @@ def layer_family() -> list[Path]:
 
 def recipe(case: Case) -> str:
     """The recipe as YAML, with the method's defaults wherever it has any."""
-    base, *experts = family(case)
+    base, *experts = paths = family(case)
+    files = dict(case.measured(paths))
     models = []
     for position, expert in enumerate(experts[: case.experts]):
         entry: dict[str, Any] = {"model": str(expert)}
         if case.each:
             entry["parameters"] = {key: float(n[position]) for key, n in case.each.items()}
-        if case.kinds:
-            entry["statistics"] = str(
-                statistics(expert, case.kinds[min(position, len(case.kinds) - 1)])
-            )
         models.append(entry)
+    if base in files:
+        models.append({"model": str(base)})
+    for entry in models:
+        if (model := Path(entry["model"])) in files:
+            entry["statistics"] = str(files[model])
     written = {"weightsmith": 1, "merge_method": case.method, "models": models}
     if case.has_base:
         written["base_model"] = str(base)
@@ -152,35 +185,45 @@ def recipe(case: Case) -> str:
 
 def inputs(case: Case) -> list[Path]:
     """The folders and files that the case reads."""
-    base, *experts = family(case)
-    chosen = experts[: case.experts]
-    files = [
-        statistics(expert, case.kinds[min(i, len(case.kinds) - 1)])
-        for i, expert in enumerate(chosen)
-        if case.kinds
-    ]
-    return [*([base] if case.has_base else []), *chosen, *files]
+    base, *experts = paths = family(case)
+    files = [file for _, file in case.measured(paths)]
+    return [*([base] if case.has_base else []), *experts[: case.experts], *files]
 
 
-def statistics(expert: Path, kind: str) -> Path:
-    """A statistics file of random numbers in float16, or of Gram matrices in float32, made when first asked for."""
-    path = expert.parent / f"{expert.name}.{kind}.safetensors"
+def statistics(model: Path, of: Path, kind: str) -> Path:
+    """A statistics file of random numbers in float16, or of Gram matrices in float32, made when first asked for.
+
+    It is of the weights `of`, over what might be the data of `model`.
+    """
+    owner = "" if of == model else f".{of.name}"
+    path = model.parent / f"{model.name}{owner}.{kind.replace(':', '-')}.safetensors"
     if not path.exists():
-        tensors = _numbers(expert, kind)
         weightsmith.write_statistics(
-            path, tensors, kind=kind, of=expert, data="random numbers", samples=SAMPLES
+            path,
+            _numbers(model, kind),
+            kind=kind.partition(":")[0],
+            of=of,
+            data="random numbers",
+            samples=SAMPLES,
         )
     return path
 
 
-def _numbers(expert: Path, kind: str) -> dict[str, Any]:
-    rng = np.random.default_rng([len(kind), int(expert.name.rpartition("-")[2])])
+def _numbers(model: Path, kind: str) -> dict[str, Any]:
+    number = model.name.rpartition("-")[2]
+    rng = np.random.default_rng([len(kind), int(number) if number.isdecimal() else 0])
+    word = kind.partition(":")[2]
     found: dict[str, Any] = {}
-    for name, tensor in open_checkpoint(expert).tensors.items():
+    for name, tensor in open_checkpoint(model).tensors.items():
         if kind == "gram":
             if len(tensor.shape) == 2:
                 inputs = rng.random((tensor.shape[1] + 64, tensor.shape[1]), np.float32) - 0.5
                 found[name] = inputs.T @ inputs
+        elif kind.startswith("channels"):
+            if len(tensor.shape) == 2 and "embed" not in name:
+                found[f"{name}::{word}"] = _halves(rng, tensor.shape[1:])
+        elif word:
+            found[f"{name}::{word}"] = _halves(rng, tensor.shape)
         elif kind == "gradients":
             found[name] = [_halves(rng, tensor.shape) - np.float16(0.5) for _ in range(SAMPLES)]
         else:

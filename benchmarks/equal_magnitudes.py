@@ -44,7 +44,7 @@ def shares_kept(merged: Path, base: str) -> tuple[float, float]:
     after, before = open_checkpoint(merged), open_checkpoint(base)
     shares = []
     for name, tensor in after.tensors.items():
-        if len(tensor.shape) < 2 or after.roles[name].layer is None:
+        if len(tensor.shape) < 2 or after.places[name].layer is None:
             continue
         found = []
         for one in (tensor, before.tensors[name]):

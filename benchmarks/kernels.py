@@ -20,14 +20,14 @@ import numpy as np
 from weightsmith.errors import WeightsmithError
 from weightsmith.graph import graph
 from weightsmith.graph.backends import native
-from weightsmith.graph.graph import Cut, Node, Scalar, Value
+from weightsmith.graph.graph import Node, Scalar, Threshold, Value
 from weightsmith.graph.passes import (
     Backend,
     Collect,
-    CutPoint,
     Histogram,
     PassSpec,
     Request,
+    ThresholdPoint,
     has_row_nodes,
     reduction_levels,
 )
@@ -70,9 +70,9 @@ def output_spec(name: str, experts: Sequence[Value], base: Value, **shared: Any)
     return PassSpec(SHAPE, _dtypes(), ((value, DType.BFLOAT16),), (), known)
 
 
-def _plausible(node: Scalar | Cut) -> Any:
-    if isinstance(node, Cut):
-        return CutPoint(_key(0.0027), TILE // 2, 0.0027)
+def _plausible(node: Scalar | Threshold) -> Any:
+    if isinstance(node, Threshold):
+        return ThresholdPoint(_key(0.0027), TILE // 2, 0.0027)
     return 1.0
 
 
@@ -92,7 +92,7 @@ def cases() -> Cases:
     gram = [graph.dot(deltas[i], deltas[j]) for i in range(EXPERTS) for j in range(i, EXPERTS)]
     cuts = [graph.largest_share(d, 0.2) for d in deltas]
 
-    def measured(nodes: Sequence[Scalar | Cut], request: Request | None) -> PassSpec:
+    def measured(nodes: Sequence[Scalar | Threshold], request: Request | None) -> PassSpec:
         return PassSpec(SHAPE, _dtypes(), reductions=tuple((n, request) for n in nodes))
 
     found: Cases = {

@@ -20,7 +20,12 @@ import weightsmith
 SOURCE = Path(weightsmith.__file__).parent
 HEAVY = {"numpy", "pydantic", "ray", "safetensors", "sklearn", "torch", "transformers"}
 OPTIONAL = {"matplotlib", "ray", "safetensors", "scipy", "sklearn", "torch", "transformers"}
-TORCH_LIVES_IN = set((SOURCE / "graph" / "backends").glob("torch_*.py"))
+TORCH_LIVES_IN = {
+    *(SOURCE / "graph" / "backends").glob("torch_*.py"),
+    # Functions of its autograd, which only what runs a network imports.
+    SOURCE / "live" / "gradient_catching.py",
+    SOURCE / "statistics" / "log_probabilities.py",
+}
 # A run block by block has tensors of its own.
 TORCH_LIVES_IN |= set((SOURCE / "live" / "blocks").glob("*.py"))
 # What `testbed list` loads stays light; the recipes of the families train networks, and tell how good they are.

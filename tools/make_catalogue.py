@@ -20,7 +20,7 @@ from weightsmith.inspection.method_facts import example_of, facts_of, facts_of_m
 from weightsmith.inspection.method_guide import MODIFIERS, QUESTIONS, Question, question_of
 from weightsmith.methods.parts import modifiers, registry
 from weightsmith.methods.parts.modifiers import ModifierSpec
-from weightsmith.methods.parts.registry import REQUIRED, Base, MethodSpec
+from weightsmith.methods.parts.registry import REQUIRED, Base, MeasuredOn, MethodSpec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -63,26 +63,32 @@ MEASURED = {
     "adam": "{name: weight**2 for name, weight in weights.items()}",
     "fisher": "{name: weight**2 for name, weight in weights.items()}",
     "gradients": "{name: [weight, -weight] for name, weight in weights.items()}",
+    "gradients:absolute": '{f"{name}::absolute": abs(weight) for name, weight in weights.items()}',
+    "channels:input_magnitude": '{\n        f"{name}::input_magnitude": abs(weight).mean(0)\n        '
+    "for name, weight in weights.items()\n        if weight.ndim == 2\n    }",
+    "channels:input_square": '{\n        f"{name}::input_square": (weight**2).mean(0)\n        '
+    "for name, weight in weights.items()\n        if weight.ndim == 2\n    }",
     "gram": "{name: weight.T @ weight for name, weight in weights.items() if weight.ndim == 2}",
     "metrics": "{}",
+    "repair": "{name: weight**0 for name, weight in weights.items()}",
 }
 STATISTICS = """\
-The recipe below reads statistics. Real ones are measured on the data of each expert
-([how](../python-api.md#statistics)); these stand in for them:
+The recipe below reads statistics{whose}. Real ones are measured on the data of {over}
+([how](../statistics.md)); these stand in for them:
 
 ```python
 from safetensors.numpy import load_file
 
 import weightsmith
 
-for expert in ("expert-low", "expert-high"):
-    weights = load_file(f"{{expert}}/model.safetensors")
+for {names}:
+    weights = load_file({weights})
     measured = {measured}
     weightsmith.write_statistics(
-        f"{{expert}}.{kind}.safetensors",
+        f"{{{label}}}.{kind}.safetensors",
         measured,
         kind="{kind}",
-        of=expert,
+        of={of},
         data="stand-ins",
         samples=2,{metrics}
     )
@@ -162,12 +168,9 @@ def _linked(names: re.Match[str]) -> str:
 def example(spec: MethodSpec | ModifierSpec) -> Iterator[str]:
     """A recipe of the digits family with the method, and before it the statistics that it takes."""
     needed = {key: example_of(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
-    if isinstance(spec, ModifierSpec):
-        recipe = _modified(spec, needed)
-    else:
-        recipe = _merged(spec, needed)
-        if spec.statistics:
-            yield _statistics(spec.statistics[0])
+    recipe = _modified(spec, needed) if isinstance(spec, ModifierSpec) else _merged(spec, needed)
+    if spec.statistics:
+        yield _statistics(spec)
     written = yaml.dump({"weightsmith": 1, **recipe}, Dumper=_Indented, sort_keys=False)
     yield f"```yaml\n# {spec.name}.yaml\n{written}```\n"
 
@@ -175,8 +178,10 @@ def example(spec: MethodSpec | ModifierSpec) -> Iterator[str]:
 def _merged(spec: MethodSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
     least, most = spec.experts
     models = _models("expert-low", "expert-high", *(["base"] if least > 2 else []))[:most]
-    for model in models if spec.statistics else ():
-        model["statistics"] = f"{model['model']}.{spec.statistics[0]}.safetensors"
+    if spec.measured_on is MeasuredOn.BASE:
+        models += _measured(_models("base"), spec)
+    elif spec.statistics:
+        models = _measured(models, spec)
     return {
         "merge_method": spec.name,
         **({} if spec.base is Base.IGNORED else {"base_model": "base"}),
@@ -192,6 +197,8 @@ def _modified(spec: ModifierSpec, needed: Mapping[str, Any]) -> dict[str, Any]:
         models = _models("expert-low", "expert-high", "base")
         return {"merge_method": "soup", **modify, "models": models}
     models = _models("expert-low", "expert-high")
+    if spec.statistics:
+        models = _measured(models, spec)
     return {"merge_method": "task_arithmetic", "base_model": "base", **modify, "models": models}
 
 
@@ -199,9 +206,36 @@ def _models(*names: str) -> list[dict[str, str]]:
     return [{"model": name} for name in names]
 
 
-def _statistics(kind: str) -> str:
-    metrics = '\n        metrics={"loss": 0.5},' if kind == registry.METRICS else ""
-    return STATISTICS.format(measured=MEASURED[kind], kind=kind, metrics=metrics) + "\n"
+def _measured(
+    models: list[dict[str, str]], spec: MethodSpec | ModifierSpec
+) -> list[dict[str, str]]:
+    """Models with the files that `_statistics` writes."""
+    kind = spec.statistics[0].partition(":")[0]
+    return [model | {"statistics": f"{model['model']}.{kind}.safetensors"} for model in models]
+
+
+def _statistics(spec: MethodSpec | ModifierSpec) -> str:
+    wanted = spec.statistics[0]
+    experts = 'expert in ("expert-low", "expert-high")'
+    whose, over, weights, of = "", "each expert", 'f"{expert}/model.safetensors"', "expert"
+    if spec.measured_on is not MeasuredOn.EXPERTS:
+        whose, weights, of = " of the base", '"base/model.safetensors"', '"base"'
+    if spec.measured_on is MeasuredOn.BASE:
+        over, experts = "any task", 'base in ("base",)'
+    return (
+        STATISTICS.format(
+            whose=whose,
+            over=over,
+            names=experts,
+            weights=weights,
+            label=experts.partition(" ")[0],
+            of=of,
+            measured=MEASURED[wanted],
+            kind=wanted.partition(":")[0],
+            metrics='\n        metrics={"loss": 0.5},' if wanted == registry.METRICS else "",
+        )
+        + "\n"
+    )
 
 
 class _Indented(yaml.SafeDumper):

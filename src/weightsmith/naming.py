@@ -23,6 +23,11 @@ _EXPERT_FIELD = re.compile(r"^(?:experts?|local_experts|moe_experts)$")
 _LONGEST_NUMBER = 100
 _LONGEST_MISSPELT = 200
 _NUMBERED_EXPERT = re.compile(rf"^experts?_(\d{{1,{_MOST_DIGITS}}})$")
+# FILE/NAME; no part of FILE leads upwards, nor means anything else than a name on any system.
+_BESIDE = re.compile(
+    r"(?P<file>(?:(?!\.{1,2}/)[^/\\:]+/)*?[^/\\:]+\.(?:safetensors|bin|pt|pth))/(?P<name>.+)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,20 @@ class NamePieces:
     layer: int | None
     expert: int | None
     stem: str
+
+
+def beside(name: str) -> tuple[str, str] | None:
+    """The file and the name there of a tensor in another file than the main set, which is called FILE/NAME.
+
+    `2_Dense/model.safetensors/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`. None for other names.
+    """
+    found = _BESIDE.fullmatch(name) if "/" in name else None
+    return None if found is None else (found["file"], found["name"])
+
+
+def beside_name(file: str, name: str) -> str:
+    """What a tensor of another file than the main set is called; see `beside`."""
+    return f"{file}/{name}"
 
 
 def split_name(name: str) -> tuple[str, ...]:

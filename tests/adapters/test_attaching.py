@@ -329,14 +329,6 @@ def test_quantised_bases_are_refused(place):
         attach(place.base(packed), [(adapter, 1.0)])
 
 
-def test_a_resized_vocabulary_is_refused_with_advice(place):
-    adapter = open_adapter(
-        place.adapter({f"{TABLE}.weight": random(13, 7), f"{HEAD}.weight": random(13, 7)})
-    )
-    with pytest.raises(CompatibilityError, match="vocabulary was resized"):
-        attach(place.base(), [(adapter, 1.0)])
-
-
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_strengths_are_finite(place, strength):
     adapter = open_adapter(place.adapter(factors(QUERY, 9, 7)))

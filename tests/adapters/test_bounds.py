@@ -8,7 +8,7 @@ import pytest
 from weightsmith.deltas.changes import LowRankChange
 from weightsmith.errors import NonFiniteError, UsageError
 from weightsmith.lora.algebra import spectrum
-from weightsmith.lora.bounds import RankBound, cut_matrix, cut_spectrum
+from weightsmith.lora.bounds import RankBound, truncate_matrix, truncate_spectrum
 
 BOUNDS = [
     RankBound(),
@@ -28,8 +28,8 @@ def dense(change):
 def test_dense_and_factored_cuts_of_one_change_are_the_same(bound, size):
     rng = np.random.default_rng(0)
     change = LowRankChange(rng.normal(size=(9, 4)), rng.normal(size=(4, 7)), size)
-    factored = cut_spectrum(spectrum(change), bound)
-    whole = cut_matrix(dense(change), bound, "w")
+    factored = truncate_spectrum(spectrum(change), bound)
+    whole = truncate_matrix(dense(change), bound, "w")
     assert whole.change.rank == factored.change.rank
     assert np.allclose(dense(whole.change) / size, dense(factored.change) / size, atol=1e-10)
     assert whole.lost == pytest.approx(factored.lost, abs=1e-9)
@@ -43,24 +43,24 @@ def test_of_a_large_matrix_only_the_directions_that_are_wanted_are_sought():
     left, right = (np.linalg.qr(rng.normal(size=(1100, 60)))[0] for _ in range(2))
     values = 0.5 ** np.arange(60)
     matrix = (left * values) @ right.T
-    found = cut_matrix(matrix, RankBound(rank=8), "w")
+    found = truncate_matrix(matrix, RankBound(rank=8), "w")
     assert found.change.rank == 8
     best = (left[:, :8] * values[:8]) @ right[:, :8].T
     assert np.allclose(dense(found.change), best, atol=1e-8)
     off = np.linalg.norm(dense(found.change) - matrix) / np.linalg.norm(matrix)
     assert found.lost == pytest.approx(off, rel=1e-6)
-    again = cut_matrix(matrix, RankBound(rank=8), "w")
+    again = truncate_matrix(matrix, RankBound(rank=8), "w")
     assert np.array_equal(again.change.left, found.change.left)
 
 
 def test_zeros_are_cut_to_zeros():
-    found = cut_matrix(np.zeros((3, 4)), RankBound(rank=2), "w")
+    found = truncate_matrix(np.zeros((3, 4)), RankBound(rank=2), "w")
     assert (found.change.rank, found.lost, found.size) == (1, 0.0, 0.0)
     assert not dense(found.change).any()
 
 
 def test_what_has_no_meaning_is_refused():
     with pytest.raises(NonFiniteError, match="'w' holds NaN"):
-        cut_matrix(np.full((2, 2), np.nan), RankBound(), "w")
+        truncate_matrix(np.full((2, 2), np.nan), RankBound(), "w")
     with pytest.raises(UsageError, match="rank of 0"):
-        cut_matrix(np.ones((2, 2)), RankBound(rank=0), "w")
+        truncate_matrix(np.ones((2, 2)), RankBound(rank=0), "w")

@@ -129,3 +129,34 @@ def test_fused_experts_are_those_of_the_fine_tune(tmp_path):
     found = loaded(tmp_path / "base", tmp_path / "out", torch.float32)
     np.testing.assert_allclose(logits(found), expected, atol=1e-5)
     assert abs(expected - logits(model)).max() > 0.01
+
+
+def bart():
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.BartConfig(
+        vocab_size=24, d_model=16, max_position_embeddings=32, **sizes, **heads
+    )
+    return transformers.BartForConditionalGeneration(config)
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=24, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_heads=2
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [bart, t5])
+def test_a_table_that_encoder_and_decoder_share_is_replaced_in_all_its_places(tmp_path, make):
+    torch.manual_seed(0)
+    model = make().eval()
+    tuned = fine_tuned(model)
+    base, finetune = saved(model, tmp_path / "base"), saved(tuned, tmp_path / "tuned")
+    adapter, _ = extract(finetune, base, energy=1.0)
+    write_adapter(adapter, tmp_path / "out", base=base)
+    plain = type(model).from_pretrained(tmp_path / "base")
+    merged = peft.PeftModel.from_pretrained(plain, tmp_path / "out").merge_and_unload()
+    wanted = tuned.state_dict()
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-5, rtol=1e-4)

@@ -512,3 +512,78 @@ def test_ranks_of_different_threads_are_the_same(tmp_path):
     assert one == replace(two)
     for key, factors in first.factors.items():
         np.testing.assert_array_equal(factors.change.left, second.factors[key].change.left)
+
+
+ODD = {
+    "positions": (1, 12),
+    "model.positions": (3, 12),
+    "model.layers.0.gate.running": (12,),
+    "2_Dense/model.safetensors/linear.weight": (4, 12),
+}
+
+
+def _with_odd_tensors(tmp_path):
+    """A bare parameter, parameters beside modules with factors, a module in a file of its own, an integer counter."""
+    tensors = base_tensors({**SHAPES, **{n: s for n, s in ODD.items() if "/" not in n}})
+    tensors["model.seen"] = torch.tensor(3)
+    dense = base_tensors({"linear.weight": (4, 12)})
+    changes = {n: noise(t.shape, i) for i, (n, t) in enumerate(tensors.items()) if t.ndim}
+    found = []
+    for name, sign in (("base", 0.0), ("tuned", 1.0)):
+        own = {
+            n: t + sign * changes[n] if n in changes else t + int(4 * sign)
+            for n, t in tensors.items()
+        }
+        save(tmp_path / name, own)
+        place = tmp_path / name / "2_Dense"
+        place.mkdir()
+        save_file({"linear.weight": dense["linear.weight"] + sign}, place / "model.safetensors")
+        (tmp_path / name / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+        found.append(open_checkpoint(tmp_path / name))
+    return found
+
+
+def test_odd_tensors_are_left_out_with_a_warning_and_the_rest_is_written(tmp_path):
+    base, tuned = _with_odd_tensors(tmp_path)
+    adapter, report = extract(tuned, base, rank=12)
+    assert {t.key for t in report.left_out} == {*ODD, "model.seen"}
+    whys = {f.message.rpartition(": ")[2] for f in report.findings if f.code == "left-out"}
+    assert len(whys) >= 3
+    write_adapter(adapter, tmp_path / "out", base=base)
+    merged = attach(base, [(open_adapter(tmp_path / "out"), 1.0)])
+    for name in SHAPES:
+        found, wanted = read_matrix(merged.tensors[name]), read_matrix(tuned.tensors[name])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_what_a_pattern_excludes_is_left_out_whatever_it_is(tmp_path):
+    base, tuned = pair(tmp_path, {n: noise(s) for n, s in SHAPES.items()})
+    _, report = extract(tuned, base, rank=2, choices=Choices(exclude=("*.mlp.*", HEAD)))
+    assert {t.key for t in report.left_out} == {UP, UP_BIAS, HEAD}
+    assert {t.why for t in report.left_out} == {"it was asked to be excluded"}
+    with pytest.raises(UsageError, match=r"did you mean 'model\.norm\.weight'"):
+        extract(tuned, base, rank=2, choices=Choices(exclude=("model.norms.weight",)))
+
+
+def test_tensors_that_do_not_fit_together_may_be_excluded(tmp_path):
+    tensors = base_tensors()
+    base = save(tmp_path / "base", tensors)
+    tuned = save(tmp_path / "tuned", {**tensors, Q: noise((12, 24)), UP: tensors[UP] + 1})
+    with pytest.raises(CompatibilityError, match="has the shape"):
+        extract(tuned, base, rank=2)
+    _, report = extract(tuned, base, rank=2, choices=Choices(exclude=(Q,)))
+    assert [t.key for t in report.left_out] == [Q]
+
+
+def test_an_extracted_resized_vocabulary_is_merged_back(tmp_path):
+    tensors = base_tensors()
+    base = save(tmp_path / "base", tensors, {**NO_TIES, "vocab_size": 40})
+    grown = {TABLE: noise((43, 12), 3), HEAD: noise((43, 12), 4), Q: tensors[Q] + noise((12, 12))}
+    tuned = save(tmp_path / "tuned", {**tensors, **grown}, {**NO_TIES, "vocab_size": 43})
+    adapter, _ = extract(tuned, base, rank=12)
+    write_adapter(adapter, tmp_path / "out", base=base)
+    merged = attach(base, [(open_adapter(tmp_path / "out"), 1.0)])
+    assert merged.config["vocab_size"] == merged.vocab_size == 43
+    for name in tensors:
+        found, wanted = read_matrix(merged.tensors[name]), read_matrix(tuned.tensors[name])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -13,7 +13,7 @@ from .conftest import llama_shapes
 
 def test_checkpoints_that_are_built_alike_share_their_stacks_and_roles(folder):
     first, second = (open_checkpoint(folder(name, config={"vocab_size": 32})) for name in "ab")
-    assert first.roles is second.roles
+    assert first.places is second.places
     assert first.stacks is second.stacks
 
 
@@ -30,8 +30,8 @@ def test_checkpoints_that_are_built_alike_share_their_stacks_and_roles(folder):
 def test_every_other_checkpoint_has_roles_for_its_own_tensors(folder, shapes):
     first = open_checkpoint(folder("a"))
     other = open_checkpoint(folder("b", shapes))
-    assert other.roles is not first.roles
-    assert set(other.roles) == set(other.tensors)
+    assert other.places is not first.places
+    assert set(other.places) == set(other.tensors)
 
 
 def test_a_configuration_that_names_the_vocabulary_tells_a_head(folder):
@@ -39,8 +39,8 @@ def test_a_configuration_that_names_the_vocabulary_tells_a_head(folder):
     shapes = {**llama_shapes(head=False), "scores.weight": (32, 8)}
     silent = open_checkpoint(folder("a", shapes))
     declared = open_checkpoint(folder("b", shapes, config={"vocab_size": 32}))
-    assert silent.roles["scores.weight"].kind is Kind.LINEAR
-    assert declared.roles["scores.weight"].kind is Kind.HEAD
+    assert silent.places["scores.weight"].kind is Kind.LINEAR
+    assert declared.places["scores.weight"].kind is Kind.HEAD
 
 
 def test_untying_one_checkpoint_leaves_the_roles_of_its_twin_alone(folder):
@@ -48,5 +48,5 @@ def test_untying_one_checkpoint_leaves_the_roles_of_its_twin_alone(folder):
     first, second = (
         open_checkpoint(folder(name, llama_shapes(head=False), config=tied)) for name in "ab"
     )
-    assert "lm_head.weight" in untied(first, "lm_head.weight").roles
-    assert "lm_head.weight" not in second.roles
+    assert "lm_head.weight" in untied(first, "lm_head.weight").places
+    assert "lm_head.weight" not in second.places

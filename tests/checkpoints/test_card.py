@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.checkpoints.card import MethodUse, Parent, model_card
+from weightsmith.checkpoints.licence import Licence, licence_of
 
 PARENTS = [
     Parent("org/base-7b", "base", "a1", is_hub=True, revision="0123abc"),
@@ -46,6 +49,49 @@ def test_the_front_matter_says_what_the_hub_asks_of_a_merge() -> None:
         "library_name": "transformers",
         "tags": ["merge", "weightsmith", "ties"],
     }
+
+
+def test_a_merged_adapter_names_the_base_that_it_is_loaded_onto() -> None:
+    adapters = [Parent("org/lora-a", "expert", "c", is_hub=True), *PARENTS]
+    card = model_card(
+        "x", adapters, [TIES], recipe="", config=None, version="1", relation="adapter"
+    )
+    matter = _front_matter(card)
+    assert (matter["base_model"], matter["base_model_relation"]) == (["org/base-7b"], "adapter")
+
+
+def test_a_licence_that_all_parents_have_is_the_results() -> None:
+    gemma = Licence("gemma")
+    same = [replace(parent, licence=gemma) for parent in PARENTS]
+    assert _front_matter(_card(same))["license"] == "gemma"
+    other = [*same, Parent("y", "expert", "d", licence=Licence("mit"))]
+    unknown = [*same, Parent("y", "expert", "d")]
+    for parents in (other, unknown):
+        assert "license" not in _front_matter(_card(parents))
+    assert "| y | expert |  | mit | d |" in _card(other)
+    measured = [*same, Parent("gram", "statistics", "e")]
+    assert _front_matter(_card(measured))["license"] == "gemma"
+
+
+def test_a_licence_is_read_from_the_front_matter_of_a_parents_card(tmp_path) -> None:
+    assert licence_of(tmp_path) is None
+    card = tmp_path / "README.md"
+    card.write_text(
+        "---\nlicense: other\nlicense_name: acme\nlicense_link: LICENSE\n---\n# Model\n"
+    )
+    assert licence_of(tmp_path) == Licence("other", "acme")
+    card.write_text("---\nlicense:\n- apache-2.0\nlicense_link: https://x.org/l\n---\n")
+    found = licence_of(tmp_path)
+    assert found == Licence("apache-2.0", None, "https://x.org/l")
+    assert found.to_mapping() == {"license": "apache-2.0", "license_link": "https://x.org/l"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# no matter", "---\n[\n---\n", "---\n- a\n---\n", "---\nlicense: 3\n---\n"]
+)
+def test_a_card_without_a_licence_stops_nothing(tmp_path, text) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert licence_of(tmp_path) is None
 
 
 def test_no_library_is_named_for_weights_that_transformers_cannot_load() -> None:

@@ -34,7 +34,7 @@ def test_a_folder_gives_tensors_config_roles_and_sizes(llama: Callable[..., Chec
     assert set(checkpoint.stacks) == {"model.layers"}
     assert checkpoint.config is not None
     assert checkpoint.config["model_type"] == "llama"
-    role = checkpoint.roles["model.layers.2.self_attn.q_proj.weight"]
+    role = checkpoint.places["model.layers.2.self_attn.q_proj.weight"]
     assert (role.kind, role.layer, role.stack) == (Kind.ATTENTION_Q, 2, "model.layers")
     assert [file.name for file in checkpoint.files()] == ["model.safetensors"]
     assert checkpoint.is_folder
@@ -146,7 +146,7 @@ def test_a_config_that_links_out_of_the_folder_is_refused(
     secret.write_text('{"token": "x"}')
     path = folder(tensors=ONES)
     (path / "config.json").symlink_to(secret)
-    with pytest.raises(CheckpointError, match="leaves the checkpoint's folder"):
+    with pytest.raises(CheckpointError, match="leaves its folder"):
         open_checkpoint(path)
 
 
@@ -192,7 +192,7 @@ def test_a_plain_network_has_layers_but_no_vocabulary(folder: Callable[..., Path
     shapes = {"layers.0.weight": (8, 4), "layers.0.bias": (8,), "layers.2.weight": (3, 8)}
     checkpoint = open_checkpoint(folder(tensors=shapes))
     assert checkpoint.vocab_size is None
-    assert checkpoint.roles["layers.2.weight"].layer == 2
+    assert checkpoint.places["layers.2.weight"].layer == 2
     assert open_checkpoint(folder("flat", {"w": (2, 2)})).layer_count == 0
 
 

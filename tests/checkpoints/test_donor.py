@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from weightsmith.checkpoints import donor_files, open_checkpoint
+from weightsmith.checkpoints import companion_paths, open_checkpoint
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Severity
@@ -37,7 +37,7 @@ def test_tokenizer_templates_and_processors_are_carried_sorted(tmp_path: Path) -
         "vocab.json",
     ]
     _touch(tmp_path, *reversed(carried))
-    assert _names(donor_files(tmp_path)) == carried
+    assert _names(companion_paths(tmp_path)) == carried
     assert _names(tokenizer_files(tmp_path)) == [
         name
         for name in carried
@@ -58,7 +58,7 @@ def test_code_weights_indices_and_cards_are_not_carried(tmp_path: Path) -> None:
         ".git/config",
         "chat_templates/run.py",
     )
-    assert donor_files(tmp_path) == ()
+    assert companion_paths(tmp_path) == ()
 
 
 def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "chat_templates").symlink_to(tmp_path / "templates")
     (folder / "merges.txt").symlink_to(folder / "vocab.txt")
     (folder / "added_tokens.json").symlink_to(tmp_path / "gone")
-    assert _names(donor_files(folder)) == ["merges.txt", "vocab.txt"]
+    assert _names(companion_paths(folder)) == ["merges.txt", "vocab.txt"]
 
 
 def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> Non
     _touch(tmp_path / "models--c--d" / "blobs", "0f")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/0f")
     (snapshot / "vocab.txt").symlink_to("../../../models--c--d/blobs/0f")
-    assert _names(donor_files(snapshot)) == ["tokenizer.json"]
+    assert _names(companion_paths(snapshot)) == ["tokenizer.json"]
 
 
 def test_a_folder_in_place_of_a_file_is_not_carried(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
-    assert donor_files(tmp_path) == ()
+    assert companion_paths(tmp_path) == ()
 
 
 def test_files_that_are_left_out_are_a_finding_of_the_checkpoint(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_links_into_the_blobs_of_the_hub_cache_are_files_like_others(tmp_path: P
     snapshot.mkdir(parents=True)
     (snapshot / "tokenizer_config.json").symlink_to("../../blobs/abc")
     assert left_out(snapshot) == ()
-    assert _names(donor_files(snapshot)) == ["tokenizer_config.json"]
+    assert _names(companion_paths(snapshot)) == ["tokenizer_config.json"]

@@ -62,11 +62,11 @@ def test_a_saved_model_opens_with_its_layers_vocabulary_and_ties(
     assert checkpoint.vocab_size == 40
     assert checkpoint.tying is tying
     assert len(checkpoint.files()) > 1
-    shown = {role.kind for role in checkpoint.roles.values()}
+    shown = {role.kind for role in checkpoint.places.values()}
     assert Kind.EMBEDDING in shown
     assert Kind.NORM in shown
     assert any(kind.matches("attention") for kind in shown)
-    assert {role.layer for role in checkpoint.roles.values()} == {None, 0, 1}
+    assert {role.layer for role in checkpoint.places.values()} == {None, 0, 1}
 
 
 def test_a_cut_down_model_loads_with_the_configuration_made_for_it(tmp_path: Path) -> None:

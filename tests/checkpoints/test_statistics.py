@@ -344,3 +344,19 @@ def test_summaries_of_gradients_are_no_gradients_of_samples(model):
     found = read_statistics(path)
     assert found.names("norm") == ("norm::0", "norm::1")
     assert "norm::mean" in found.checkpoint.tensors
+
+
+def test_factors_stand_for_every_element_of_their_row(model):
+    factors = RNG.normal(size=6).astype(np.float32)
+    path = written(model, {"a.weight::factors:6,4": factors}, kind="repair")
+    found = read_statistics(path)
+    (name,) = found.names("a.weight")
+    expected = np.repeat(factors[:, None], 4, axis=1)
+    np.testing.assert_array_equal(read_array(found.checkpoint.tensors[name]), expected)
+
+
+@pytest.mark.parametrize("name", ["factors:5,4", "factors:6,x", "factors", "blocks:6,4"])
+def test_factors_that_are_none_of_their_weight_are_refused(model, name):
+    path = written(model, {f"a.weight::{name}": np.ones(6, np.float32)}, kind="repair")
+    with pytest.raises(CheckpointError, match=r"a\.weight.*collect (the statistics|them) again"):
+        read_statistics(path)

@@ -76,7 +76,7 @@ LINES = (
     Line("verify", "merged --recompute 1", ("merged",)),
     Line("replay", "merged OUT --quiet", ("OUT",)),
     Line("rollback", "merged OUT --without two --quiet", ("OUT",)),
-    Line("inspect", "one", ("layers", "mlp.up"), "one+one-lora --tensors"),
+    Line("inspect", "one", ("layers", "mlp.up"), "compiled+one-lora --tensors"),
     Line("diff", "one two --base base", ("outside layers", LAYER), "one two"),
     Line("seams", "stacked.yaml", (LAYER, "one: 1", "two: 0")),
     Line("methods", "", ("task_arithmetic", "localize_and_stitch", "sparsify")),
@@ -120,6 +120,7 @@ def build(root: Path) -> None:
     for name in ("one", "two"):
         changed = {n: 0.1 * generator.standard_normal(a.shape) for n, a in base.items()}
         _save(root / name, {n: a + changed[n].astype(np.float32) for n, a in base.items()})
+    _save(root / "compiled", {f"_orig_mod.{n}": a for n, a in base.items()})
     (root / "ties.yaml").write_text(TIES)
     (root / "free.yaml").write_text(TIES.replace("{density: 0.5}", FREE))
     (root / "emr.yaml").write_text(EMR)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.comparison.family_opening import open_family
@@ -243,6 +244,36 @@ def test_methods_that_need_statistics_take_part_where_they_are_given(small_famil
     assert "gram" in refused.reason
     without = run_league(family, ["fisher"], tmp_path, with_cost=False)
     assert [out.method for out in without.left_out] == ["fisher"]
+
+
+def test_methods_that_go_by_the_base_take_part_beside_those_that_go_by_experts(
+    small_family, tmp_path
+):
+    folder, family = tmp_path / "statistics", small_family
+    folder.mkdir()
+    base = open_checkpoint(family.base.reference)
+    about = {"of": base, "data": "drawn at random", "samples": 1}
+    generator = np.random.default_rng(0)
+    for task in family.experts:
+        drawn = {n: generator.random(t.shape, np.float32) for n, t in base.tensors.items()}
+        absolute = {f"{n}::absolute": x for n, x in drawn.items()}
+        write_statistics(folder / f"{task}.base.safetensors", absolute, kind="gradients", **about)
+        own = {**about, "of": family.expert(task)}
+        write_statistics(folder / f"{task}.fisher.safetensors", drawn, kind="fisher", **own)
+    channels = {
+        f"{n}::input_magnitude": generator.random(t.shape[1], np.float32)
+        for n, t in base.tensors.items()
+        if len(t.shape) == 2
+    }
+    write_statistics(folder / "base.channels.safetensors", channels, kind="channels", **about)
+    of_experts = len(family.models)
+    for method, files in (("fisher", of_experts), ("tatr", of_experts), ("aim", 1)):
+        candidate = Candidate("test", method, has_base=method != "fisher", measured=True)
+        planned = weightsmith.plan(recipe_of(candidate, family.measured(folder)))
+        merges = [tensor.output.formula for tensor in planned.tensors]
+        assert {len(merge.experts) for merge in merges} == {of_experts}
+        assert {len(merge.statistics) for merge in merges} <= {0, files}
+        assert any(merge.statistics for merge in merges)
 
 
 def test_a_measurement_is_named_by_its_parameters_of_any_kind():

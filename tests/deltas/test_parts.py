@@ -15,7 +15,12 @@ from weightsmith.deltas.renamed_tensors import renamed
 from weightsmith.deltas.rounded import RoundedTensor
 from weightsmith.deltas.row_views import JoinedRows, ReplacedRows, SomeRows
 from weightsmith.graph.graph import source
-from weightsmith.tensors.compressed import BlockConstant, LowRankProduct, OuterProduct
+from weightsmith.tensors.compressed import (
+    BlockConstant,
+    ByChannel,
+    LowRankProduct,
+    OuterProduct,
+)
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.files.safetensors_header import parse_file
 from weightsmith.tensors.stored import LazyTensor, ReadingCost, behind, stored_in
@@ -72,6 +77,7 @@ MADE = {
     ),
     "factors": (lambda s: LowRankProduct("x", (6, 4), s["b"], s["a"]), "small", 24 + 16),
     "blocks": (lambda s: BlockConstant("x", (6, 4), s["rows"], 4), "small", 24),
+    "channels": (lambda s: ByChannel("x", (6, 4), 1, s["columns"]), "small", 16),
     "an adapter": (changed, "w small", 96 + 16 + 24),
     "an adapter with more behind it": (
         lambda s: changed(s, magnitude=s["rows"], beside=(s["v"],)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightsmith.deltas.codecs.codec import part_in_memory
-from weightsmith.deltas.row_views import JoinedRows, SomeRows
+from weightsmith.deltas.row_views import JoinedRows, SomeRows, StackedTensors, Stretch
 from weightsmith.tensors.stored import behind
 
 
@@ -36,3 +36,19 @@ def test_some_rows_and_joined_rows_read_as_slices_do(shape):
     assert [id(t) for t in behind([joined])] == [
         id(t) for t in (joined, *parts[:1], whole, *parts[1:])
     ]
+
+
+def test_a_stack_reads_as_its_parts_and_a_stretch_as_a_part_of_it():
+    parts = [np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * i for i in range(4)]
+    sources = tuple(part_in_memory(str(i), part) for i, part in enumerate(parts))
+    stack = StackedTensors("stack", (2, 4, 3), sources)
+    wanted = np.stack([np.concatenate(parts[:2]), np.concatenate(parts[2:])])
+    for start in range(stack.numel + 1):
+        for stop in range(start, stack.numel + 1):
+            np.testing.assert_array_equal(read(stack, start, stop), wanted.reshape(-1)[start:stop])
+    assert stack.parts == sources
+    for i, part in enumerate(parts):
+        stretch = Stretch("part", stack, 6 * i, (2, 3))
+        assert (stretch.name, stretch.shape, stretch.numel) == ("part", (2, 3), 6)
+        np.testing.assert_array_equal(read(stretch, 1, 5), part.reshape(-1)[1:5])
+        assert stretch.cost.stored_bytes == stack.cost.stored_bytes // 4

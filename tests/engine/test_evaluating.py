@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.engine import FreeMerge, make_plan, merge_in_memory
-from weightsmith.errors import RecipeError
+from weightsmith.errors import AssertionFailed, RecipeError
 from weightsmith.methods import REQUIRED, Base, registry
 from weightsmith.recipes import fill, load
 
@@ -33,9 +34,10 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
-# Without numbers among their parameters, with an output of their own, or with statistics.
-WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma"}
-MEASURED = {"fisher", "ota", "rcp", "regmean"}
+# Without numbers among their parameters, with an output of their own, or with statistics that are not of every weight.
+WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma", "aim", "repair", "sens", "tatr"}
+# Kinds of the statistics that methods go by.
+MEASURED = {"fisher": "fisher", "ota": "adam", "rcp": "gradients", "regmean": "gram"}
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +70,24 @@ def number(parameter: registry.Parameter) -> dict[str, Any] | None:
     return {"free": [low, high], "start": min(max(start, low), high)} if low < high else None
 
 
+def statistics_of(model: Path, kind: str) -> str:
+    """A file of made-up statistics of a model."""
+    path = model.parent / f"{model.name}.{kind}.safetensors"
+    generator = np.random.default_rng(ord(model.name))
+    tensors: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        if kind == "gradients":
+            tensors[name] = list(generator.normal(size=(3, *shape)).astype(np.float32))
+        elif kind != "gram":
+            tensors[name] = generator.exponential(size=shape).astype(np.float32)
+        elif len(shape) == 2 and ".layers." in name:
+            inputs = generator.normal(size=(50, shape[-1])).astype(np.float32)
+            tensors[name] = inputs.T @ inputs
+    if not path.exists():
+        write_statistics(path, tensors, kind=kind, of=model, data="made up", samples=16)
+    return str(path)
+
+
 def recipe_of(spec: registry.MethodSpec, root: Path) -> dict[str, Any]:
     """A recipe with every number of a method free."""
     count = spec.experts[0] if spec.experts[1] is not None else max(2, spec.experts[0])
@@ -80,6 +100,9 @@ def recipe_of(spec: registry.MethodSpec, root: Path) -> dict[str, Any]:
             parameters[key] = 0.5
     base = {} if spec.base is Base.IGNORED else {"base_model": str(root / "base")}
     listed = [{"model": str(root / name)} for name in "abc"[:count]]
+    if spec.name in MEASURED:
+        for model in listed:
+            model["statistics"] = statistics_of(Path(model["model"]), MEASURED[spec.name])
     return {
         "weightsmith": 1,
         "merge_method": spec.name,
@@ -121,7 +144,7 @@ def assert_same(data: dict[str, Any], rounds: int = 4, **options: Any) -> FreeMe
     return evaluation
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.names()) - WITHOUT - MEASURED))
+@pytest.mark.parametrize("name", sorted(set(registry.names()) - WITHOUT))
 def test_every_method_gives_the_bytes_of_the_filled_recipe(models, name):
     assert_same(recipe_of(registry.get(name), models))
 
@@ -201,11 +224,49 @@ def test_graphs_are_built_once_for_all_values(models):
     plan = make_plan(load(data), threads=1)
     evaluation = FreeMerge(plan)
     evaluation.evaluate("start")
-    built = evaluation._tracer.traces
+    built = evaluation._planner._tracer.traces
     for step in range(5):
         evaluation.evaluate(dict.fromkeys(plan.free.numbers, 0.3 + 0.1 * step))
-    assert evaluation._tracer.traces == built
+    assert evaluation._planner._tracer.traces == built
     assert not evaluation.bound
+
+
+def test_assertions_are_checked_of_what_was_computed(models):
+    clause = {"norm_ratio": {"low": 0.5, "high": 1.02, "match": {"layers": [1, 2]}}}
+    data = ties(models, **{"lambda": one(0, 9, 0, "layer")}) | {"assert": [clause]}
+    evaluation = FreeMerge(make_plan(load(data), threads=1))
+    values = dict.fromkeys(evaluation.numbers, 0.0)
+    evaluation.evaluate(values)
+    evaluation.evaluate(values | {"lambda[layer 0]": 9.0})
+    with pytest.raises(AssertionFailed, match="norm of its reference"):
+        evaluation.evaluate(values | {"lambda[layer 0]": 9.0, "lambda[layer 1]": 9.0})
+    assert evaluation.evaluate(values | {"lambda[layer 0]": 9.0}) == {}
+
+
+def test_what_assertions_compare_with_may_have_free_numbers(models):
+    inner = {
+        "weightsmith": 1,
+        "merge_method": "task_arithmetic",
+        "base_model": str(models / "base"),
+        "models": [{"model": str(models / "a")}],
+        "parameters": {"lambda": one(0, 2, 1)},
+    }
+    data = {
+        "weightsmith": 1,
+        "merge_method": "linear",
+        "models": [
+            {"model": inner, "parameters": {"weight": 1.0}},
+            {"model": str(models / "b"), "parameters": {"weight": one(0, 1, 0)}},
+        ],
+        "assert": [{"equal": {"to": inner}}],
+    }
+    evaluation = FreeMerge(make_plan(load(data), threads=1))
+    used, weight, compared = evaluation.numbers
+    for number in (0.5, 0.25):
+        evaluation.evaluate({used: number, weight: 0.0, compared: number})
+    for values in ((0.25, 0.5, 0.25), (0.25, 0.0, 0.5)):
+        with pytest.raises(AssertionFailed, match="differs"):
+            evaluation.evaluate(dict(zip((used, weight, compared), values, strict=True)))
 
 
 def test_a_plan_without_free_numbers_is_refused(models):

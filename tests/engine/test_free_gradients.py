@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,27 @@ from safetensors.numpy import save_file
 
 from weightsmith.engine import FreeMerge, make_plan
 from weightsmith.engine.planning.free_tracing import FreeTracer
+from weightsmith.engine.running.free_planning import near_by
 from weightsmith.errors import GradientError, UsageError
 from weightsmith.graph import evaluate_model
 from weightsmith.methods import registry
-from weightsmith.recipes import load
+from weightsmith.recipes import load, with_numbers
 from weightsmith.tensors import DType, MemoryTensor
 
-from .test_evaluating import CONFIG, MEASURED, SHAPES, WITHOUT, one, recipe_of, ties
+from .test_evaluating import CONFIG, SHAPES, WITHOUT, one, recipe_of, ties
 
-# Statistics of the whole model that depend on the numbers, or numbers that ask for more experts or layers than there
-# are.
-OTHERS = {"dare_ties", "lines", "layer_swapping", "trimmed_mean"}
+# Methods that measure over the whole model what depends on their numbers.
+OVER_THE_MODEL = {"dare_ties", "lines"}
+# Counts that three experts and two layers have.
+FEWER = {
+    "layer_swapping": {"bottom": {"free": [0, 2], "start": 1}, "top": {"free": [0, 2], "start": 1}},
+    "trimmed_mean": {"k": {"free": [0, 2], "start": 1}},
+}
 
 
-def write(root: Path, dtype: type, experts: int = 3) -> Path:
+def write(root: Path, dtype: type, experts: int = 3, shapes=SHAPES) -> Path:
     generator = np.random.default_rng(0)
-    base = {n: generator.normal(size=s) for n, s in SHAPES.items()}
+    base = {n: generator.normal(size=s) for n, s in shapes.items()}
     for k, name in enumerate(("base", *"abcdefghijklmnop"[:experts])):
         changed = {n: x + 0.1 * k * generator.normal(size=x.shape) for n, x in base.items()}
         (root / name).mkdir(parents=True)
@@ -70,8 +77,13 @@ def inner_values(plan) -> dict[str, float]:
     return found
 
 
+def starts(plan) -> dict[str, float]:
+    return {name: number.start for name, number in plan.free.numbers.items()}
+
+
 def finite_difference(merge: FreeMerge, values: dict[str, float], name: str) -> float:
-    held = merge.evaluate("start") | merge.evaluate(values)
+    merge.forget()
+    held = merge.evaluate(values)
     weights = losses(DType.FLOAT64)
 
     def loss(value: float) -> float:
@@ -80,21 +92,43 @@ def finite_difference(merge: FreeMerge, values: dict[str, float], name: str) -> 
             float(np.frombuffer(held[n].data) @ np.frombuffer(w.data)) for n, w in weights.items()
         )
 
-    step = 1e-6
-    return (loss(values[name] + step) - loss(values[name] - step)) / (2 * step)
+    number, at = merge.numbers[name], values[name]
+    step = min(1e-5, 0.1 * (number.high - number.low))
+    if number.low <= at - step and at + step <= number.high:
+        return (loss(at + step) - loss(at - step)) / (2 * step)
+    step = step if at - step < number.low else -step
+    return (4 * loss(at + step) - loss(at + 2 * step) - 3 * loss(at)) / (2 * step)
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.names()) - WITHOUT - MEASURED - OTHERS))
-def test_every_gradient_that_a_method_has_is_that_of_finite_differences(wide, name):
-    plan = make_plan(load(recipe_of(registry.get(name), wide)), threads=1)
+@pytest.mark.parametrize("name", sorted(set(registry.names()) - WITHOUT))
+def test_every_gradient_of_a_method_is_that_of_autograd_and_finite_differences_or_refused(
+    wide, name
+):
+    """Where numbers start, most are 1 or 0, where methods leave out operations."""
+    data = recipe_of(registry.get(name), wide)
+    data["parameters"] |= FEWER.get(name, {})
+    plan = make_plan(load(data), threads=1)
     merge = FreeMerge(plan)
-    values = inner_values(plan)
-    found = merge.gradient(values, losses(DType.FLOAT64))
-    assert found.keys() == values.keys() - merge.bound
-    for number, gradient in found.items():
-        assert gradient == pytest.approx(
-            finite_difference(merge, values, number), rel=1e-5, abs=1e-5
-        )
+    weights = losses(DType.FLOAT64)
+    for values in (inner_values(plan), starts(plan)):
+        asked = merge.differentiable(values)
+        for number in values.keys() - asked:
+            with pytest.raises(GradientError, match="counts or selects with it"):
+                merge.gradient(values, weights, [number])
+        if name in OVER_THE_MODEL:
+            with pytest.raises(GradientError, match="statistic of the whole model"):
+                merge.gradient(values, weights, asked)
+            continue
+        found = merge.gradient(values, weights, asked)
+        assert tuple(found) == asked
+        expected = autograd(plan, values, weights, values.keys() - asked)
+        for number in asked:
+            near = pytest.approx(expected.get(number, 0.0), rel=1e-5, abs=1e-5)
+            assert found[number] == near
+    if name not in OVER_THE_MODEL:
+        for number in asked:
+            near = pytest.approx(finite_difference(merge, values, number), rel=1e-5, abs=1e-5)
+            assert found[number] == near
 
 
 def as_tensor(tensor: Any) -> torch.Tensor:
@@ -103,16 +137,19 @@ def as_tensor(tensor: Any) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype.value)).reshape(tensor.shape)
 
 
-def autograd(plan, values: dict[str, float], weights) -> dict[str, float]:
-    """The gradients of the graph of the whole model in memory."""
+def autograd(plan, values: dict[str, float], weights, bound=frozenset()) -> dict[str, float]:
+    """The gradients of the graph of the whole model in memory, in which bound numbers have their values."""
+    given = {name: values[name] for name in bound}
     tracer = FreeTracer()
-    tracer.values = values
+    tracer.values, tracer.nearby = values, near_by(plan.free.numbers, values)
     leaves: dict[str, Any] = {}
     outputs, sources, known = {}, {}, {}
-    for output in plan.free.resolved.outputs:
+    resolved = plan.free.resolved_for(values, tracer.nearby).resolved
+    for free in resolved.outputs:
+        output = replace(free, formula=with_numbers(free.formula, given))
         traced = tracer.trace(output)
         outputs[output.name] = traced.output
-        checkpoints = plan.free.resolved.checkpoints
+        checkpoints = resolved.checkpoints
         stored = [checkpoints[leaf.checkpoint].tensors[leaf.tensor] for leaf in traced.sources]
         sources[output.name] = [as_tensor(tensor) for tensor in stored]
         for node, value in traced.numbers.items():
@@ -122,8 +159,10 @@ def autograd(plan, values: dict[str, float], weights) -> dict[str, float]:
             known[node] = leaves[name]
     merged = evaluate_model(outputs, sources, known=known)
     total = sum((merged[n].double() * as_tensor(w)).sum() for n, w in weights.items())
+    if not total.requires_grad:
+        return {}
     total.backward()
-    return {name: float(leaf.grad) for name, leaf in leaves.items()}
+    return {name: float(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 def task_arithmetic(models: Path) -> dict[str, Any]:
@@ -167,7 +206,7 @@ def test_streamed_gradients_are_those_of_autograd_through_the_merged_graph(narro
     weights = losses(DType.FLOAT32)
     merge = FreeMerge(plan)
     found = merge.gradient(values, weights)
-    assert not merge.bound
+    assert merge.differentiable(values) == tuple(values)
     for number, gradient in autograd(plan, values, weights).items():
         assert found[number] == pytest.approx(gradient, rel=1e-5, abs=1e-5)
 
@@ -189,6 +228,51 @@ def test_statistics_of_the_model_that_depend_on_numbers_have_no_streamed_gradien
     merge = FreeMerge(make_plan(load(data), threads=1))
     with pytest.raises(GradientError, match="statistic of the whole model"):
         merge.gradient("start", losses(DType.FLOAT32))
+
+
+def test_numbers_of_a_recipe_that_is_two_models_of_another_are_told_apart(narrow):
+    inner = task_arithmetic(narrow)
+    data = {
+        "weightsmith": 1,
+        "merge_method": "linear",
+        "models": [
+            {"model": inner, "parameters": {"weight": one(0.1, 1, 0.3)}},
+            {"model": inner, "parameters": {"weight": 0.4}},
+        ],
+    }
+    plan = make_plan(load(data), threads=1)
+    values, weights = starts(plan), losses(DType.FLOAT32)
+    found = FreeMerge(plan).gradient(values, weights)
+    assert found == pytest.approx(autograd(plan, values, weights), rel=1e-5, abs=1e-5)
+    places = [f"models[{i}].model.parameters.lambda[layer 0]" for i in range(2)]
+    assert found[places[0]] * 0.4 == pytest.approx(found[places[1]] * 0.3, rel=1e-5)
+
+
+def peak_bytes(root: Path, method: str, experts: int) -> int:
+    names = "abcdefghijklmnop"[:experts]
+    data = {
+        **task_arithmetic(root),
+        "merge_method": method,
+        "models": [{"model": str(root / name)} for name in names],
+    }
+    merge = FreeMerge(make_plan(load(data), threads=1, memory_bytes=2**27))
+    weights = {"big": MemoryTensor.of("big", DType.FLOAT32, np.ones((500, 1000), np.float32))}
+    # Statistics of the model are measured within the budget of a merge, and kept.
+    merge.gradient("start", weights)
+    tracemalloc.start()
+    try:
+        merge.gradient("start", weights)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_memory_does_not_grow_with_the_number_of_experts(tmp_path, method):
+    root = write(tmp_path, np.float32, experts=16, shapes={"big": (500, 1000)})
+    few, many = (peak_bytes(root, method, count) for count in (2, 16))
+    assert few > 2**20
+    assert many < 1.3 * few
 
 
 def test_gradients_of_other_tensors_are_refused(narrow):

@@ -207,10 +207,10 @@ def test_a_donor_may_go_and_its_papers_stay_after_a_subtraction(family: Family) 
     recipe = weighted(family, "linear", donor=str(family.root / "e1"))
     weightsmith.merge(recipe, family.root / "out")
     again = roll_back(family.root / "out", family.root / "again", "e1")
-    assert not again.was_donor
+    assert not again.was_config_source
     assert "first" not in (family.root / "again" / "config.json").read_text()
     made = roll_back(family.root / "out", family.root / "new", "e1", by=Way.SUBTRACTION)
-    assert made.was_donor
+    assert made.was_config_source
     assert "first" in (family.root / "new" / "config.json").read_text()
 
 

@@ -295,10 +295,10 @@ def test_where_nothing_differs_nothing_is_touched(pairs, tmp_path):
         assert [(t.output.formula, t.work.action) for t in plan.tensors] == [
             (t.output.formula, t.work.action) for t in plain.tensors
         ]
-        assert plan.papers is not None
-        assert plain.papers is not None
-        assert plan.papers.files == plain.papers.files
-        assert plan.papers.config == plain.papers.config
+        assert plan.companions is not None
+        assert plain.companions is not None
+        assert plan.companions.files == plain.companions.files
+        assert plan.companions.config == plain.companions.config
     run(plain, tmp_path / "plain")
     run(planned([a, twin], {"source": "union"}), tmp_path / "union")
     for file in sorted((tmp_path / "plain").iterdir()):

@@ -16,9 +16,9 @@ from weightsmith import evaluate, merge
 from weightsmith.errors import AssertionFailed, RecipeError, ResourceError, UsageError
 from weightsmith.evaluation.scores import Evaluation
 from weightsmith.evaluation.subjects import open_subject
-from weightsmith.live import load_model
+from weightsmith.live import LiveMerge, load_model
 from weightsmith.progress import Silence
-from weightsmith.recipes import Recipe
+from weightsmith.recipes import Recipe, fill
 
 
 def recipe(models: Path, first: str, second: str, **more) -> Recipe:
@@ -67,6 +67,25 @@ def test_a_recipe_scores_as_the_checkpoint_that_it_writes(
         live.module.state_dict().values(), stored.module.state_dict().values(), strict=True
     ):
         assert torch.equal(own, other)
+
+
+def test_a_merge_that_runs_scores_as_the_recipe_with_its_values(models, tmp_path, suite, mixed):
+    path = suite(mixed["llama"])
+    parameters = {"lambda": {"free": [0, 1.5], "start": 0.5}}
+    opened = recipe(models, "llama", "llama-2", dtype="bfloat16", parameters=parameters)
+    live = LiveMerge(weightsmith.plan(opened))
+    for value in (0.5, 1.5):
+        live.set({"lambda": value})
+        found = evaluate(live, path, cache=tmp_path / "cache")
+        written = evaluate(fill(opened, {"lambda": value}), path, cache=False)
+        assert found.digest == written.digest
+        assert found.scores == written.scores
+        assert not found.cached
+    live.set({"lambda": 0.5})
+    assert evaluate(live, path, cache=tmp_path / "cache").cached == ("text",)
+    rough = LiveMerge(weightsmith.plan(opened), dtype="bfloat16")
+    with pytest.raises(UsageError, match="float32 on cpu"):
+        evaluate(rough, path)
 
 
 def test_a_recipe_file_is_told_from_a_checkpoint(models, tmp_path, suite, mixed):

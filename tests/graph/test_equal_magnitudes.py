@@ -106,8 +106,8 @@ def masks(
 ) -> dict[str, np.ndarray]:
     """What the engine's jobs select of the whole model."""
     x = source(0)
-    cut = largest(x, k, MODEL)
-    output = where(above(x, cut), 1.0, 0.0)
+    threshold = largest(x, k, MODEL)
+    output = where(above(x, threshold), 1.0, 0.0)
     settings = JobSettings(choose_backend(wanted=backend).load(), tile)
     jobs = [
         TensorJob(
@@ -116,7 +116,7 @@ def masks(
             (output,),
             [MemoryTensor(name, DType.FLOAT32, array.shape, bytearray(array.tobytes()))],
             settings,
-            {cut: StatisticMember(MODEL, name)},
+            {threshold: StatisticMember(MODEL, name)},
         )
         for name, array in arrays.items()
     ]

@@ -103,7 +103,7 @@ def test_reductions_are_over_the_tensor_unless_a_row_is_asked_for() -> None:
 
 
 def test_the_largest_are_selected_by_number_share_or_rule() -> None:
-    for cut, kept in [
+    for threshold, kept in [
         (graph.largest(x, 2), 2),
         (graph.largest(x, graph.count(x > 0.0)), 4),
         (graph.largest_share(x, 0.5), 3),
@@ -111,8 +111,8 @@ def test_the_largest_are_selected_by_number_share_or_rule() -> None:
         (graph.largest(x, half_of), 3),
         (graph.largest(x, 0), 0),
     ]:
-        assert found(graph.above(cut.inputs[0], cut)).sum() == kept
-        assert cut.magnitude.scope is Scope.TENSOR
+        assert found(graph.above(threshold.inputs[0], threshold)).sum() == kept
+        assert threshold.magnitude.scope is Scope.TENSOR
     np.testing.assert_array_equal(found(value(graph.largest(x, 2).magnitude)), np.full(X.shape, 3))
 
 

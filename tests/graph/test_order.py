@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.graph import order as order_module
-from weightsmith.graph.order import CollectedParts, Selection, bounded, local_cut
+from weightsmith.graph.order import CollectedParts, Selection, bounded, local_threshold
 from weightsmith.graph.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
-    CutPoint,
     Histogram,
     HistogramPart,
     ShareOf,
+    ThresholdPoint,
 )
 from weightsmith.graph.shares import floor_of_share
 
@@ -57,9 +57,11 @@ def select(
             asked,
             [gate.admit(p) if isinstance(p, CollectPart) and bounded(asked) else p for p in parts],
         )
-    cut = selection.result
-    assert cut is not None, "the selection did not end"
-    return (keys > cut.key) | ((keys == cut.key) & (np.arange(len(keys)) <= cut.last_index))
+    threshold = selection.result
+    assert threshold is not None, "the selection did not end"
+    return (keys > threshold.key) | (
+        (keys == threshold.key) & (np.arange(len(keys)) <= threshold.last_index)
+    )
 
 
 def expected(values: np.ndarray, k: int) -> np.ndarray:
@@ -150,10 +152,10 @@ def test_massive_ties_are_resolved_by_index_within_bounded_lists() -> None:
 
 def test_a_model_wide_cut_splits_at_the_tensor_that_holds_it() -> None:
     """Equal magnitudes go to earlier tensors first."""
-    cut = CutPoint(7, 120, 1.0)
-    assert local_cut(cut, 0, 100).last_index > 99
-    assert local_cut(cut, 100, 50).last_index == 20
-    assert local_cut(cut, 150, 50).last_index == -1
+    threshold = ThresholdPoint(7, 120, 1.0)
+    assert local_threshold(threshold, 0, 100).last_index > 99
+    assert local_threshold(threshold, 100, 50).last_index == 20
+    assert local_threshold(threshold, 150, 50).last_index == -1
 
 
 def test_a_rule_gives_the_rank_from_the_number_of_elements():
@@ -220,7 +222,7 @@ def test_zeros_are_not_expected_among_what_a_bracket_holds(monkeypatch: pytest.M
     request = selection.request()
     assert isinstance(request, Collect)
     selection.absorb(request, [answer(keys, request, 0)])
-    assert selection.result == CutPoint(0, -1, 0.0)
+    assert selection.result == ThresholdPoint(0, -1, 0.0)
 
 
 def test_a_large_population_of_few_values_needs_one_streamed_round(

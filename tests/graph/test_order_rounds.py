@@ -17,17 +17,17 @@ from weightsmith.graph.order import (
     bounded,
     gate_for,
     key_to_magnitude,
-    local_cut,
+    local_threshold,
 )
 from weightsmith.graph.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
-    CutPoint,
     Equal,
     Histogram,
     HistogramPart,
     ShareOf,
+    ThresholdPoint,
 )
 
 POPULATION = 1_000_000
@@ -103,7 +103,7 @@ def test_a_sample_like_the_population_makes_one_round_enough(k):
     tiles = [keys[s : s + 50_000] for s in range(0, POPULATION, 50_000)]
     selection.absorb(asked, [collected(t, asked, 50_000 * i) for i, t in enumerate(tiles)])
     at = np.lexsort((np.arange(POPULATION), -keys.astype(np.int64)))[k - 1]
-    assert selection.result == CutPoint(
+    assert selection.result == ThresholdPoint(
         int(keys[at]), int(at), float(keys[at : at + 1].astype(np.uint32).view(np.float32)[0])
     )
 
@@ -244,13 +244,13 @@ def test_more_than_all_that_is_not_zero_cuts_at_zero():
     asked = selection.request()
     assert isinstance(asked, Collect)
     selection.absorb(asked, [collected(keys, asked)])
-    assert selection.result == CutPoint(0, -1, 0.0)
+    assert selection.result == ThresholdPoint(0, -1, 0.0)
 
 
 def test_none_are_wanted_before_anything_is_read():
     for k in (0, -3):
         for bits in (31, 63):
-            assert Selection(k, 10, bits).result == CutPoint((1 << bits) - 1, -1, math.inf)
+            assert Selection(k, 10, bits).result == ThresholdPoint((1 << bits) - 1, -1, math.inf)
     assert Selection(1, 10, 31).result is None
 
 
@@ -275,14 +275,14 @@ def test_ties_inside_a_list_end_the_selection_and_others_ask_one_tile():
         selection.low = selection.high = key
         selection.absorb(asked, parts)
         if last is not None:
-            assert selection.result == CutPoint(key, last, key_to_magnitude(key, 31))
+            assert selection.result == ThresholdPoint(key, last, key_to_magnitude(key, 31))
             continue
         assert selection.result is None
         tile = (wanted - 1) // 20
         again = selection.request()
         assert again == Collect(key, key, 1 << 62, only_part=tile)
         selection.absorb(again, [collected(tiles[tile], again, 20 * tile)])
-        assert selection.result == CutPoint(key, wanted - 1, key_to_magnitude(key, 31))
+        assert selection.result == ThresholdPoint(key, wanted - 1, key_to_magnitude(key, 31))
 
 
 def grid(seed: int) -> np.ndarray:
@@ -313,12 +313,12 @@ def rounds(selection: Selection, keys: np.ndarray, ranks: np.ndarray) -> list[ty
     return kinds
 
 
-def taken(cut: CutPoint, keys: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+def taken(threshold: ThresholdPoint, keys: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """What a cut selects."""
-    equals = keys == cut.key
-    if cut.last_rank is None:
-        return (keys > cut.key) | (equals & (np.arange(POPULATION) <= cut.last_index))
-    return (keys > cut.key) | (equals & (ranks <= cut.last_rank))
+    equals = keys == threshold.key
+    if threshold.last_rank is None:
+        return (keys > threshold.key) | (equals & (np.arange(POPULATION) <= threshold.last_index))
+    return (keys > threshold.key) | (equals & (ranks <= threshold.last_rank))
 
 
 def largest_by_rank(k: int, keys: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -453,5 +453,7 @@ def test_a_key_is_the_bits_of_a_magnitude():
     ],
 )
 def test_a_cut_of_the_model_as_a_tensor_sees_it(offset, numel, last):
-    cut = CutPoint(7, 120, 1.0, last_rank=5)
-    assert local_cut(cut, offset, numel, rank_key=3) == CutPoint(7, last, 1.0, 5, 3)
+    threshold = ThresholdPoint(7, 120, 1.0, last_rank=5)
+    assert local_threshold(threshold, offset, numel, rank_key=3) == ThresholdPoint(
+        7, last, 1.0, 5, 3
+    )

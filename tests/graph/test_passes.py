@@ -11,9 +11,9 @@ import pytest
 from weightsmith.graph import graph
 from weightsmith.graph.graph import Scope, scalar, source
 from weightsmith.graph.passes import (
-    CutPoint,
     PassSpec,
     ShareOf,
+    ThresholdPoint,
     evaluate_scalar,
     has_row_nodes,
     is_row_reduction,
@@ -34,14 +34,14 @@ FLOATS = (DType.FLOAT32, DType.BFLOAT16)
 
 def test_reductions_are_levelled_by_what_they_wait_for() -> None:
     mean, peak = graph.total(x), graph.peak(y)
-    cut = graph.largest(x - mean, peak)
-    spread = graph.total(graph.where(graph.above(x, cut), x, 0.0))
+    threshold = graph.largest(x - mean, peak)
+    spread = graph.total(graph.where(graph.above(x, threshold), x, 0.0))
     alone = graph.total(z)
     row = graph.total(z, Scope.ROW)
     output = x * spread + alone * row
-    assert reduction_levels([output]) == ((mean, peak, alone), (cut,), (spread,))
-    assert reduction_levels([output], {mean: 1.0}) == ((peak, alone), (cut,), (spread,))
-    assert reduction_levels([output], {cut: CutPoint(1, 1, 1.0)}) == ((spread, alone),)
+    assert reduction_levels([output]) == ((mean, peak, alone), (threshold,), (spread,))
+    assert reduction_levels([output], {mean: 1.0}) == ((peak, alone), (threshold,), (spread,))
+    assert reduction_levels([output], {threshold: ThresholdPoint(1, 1, 1.0)}) == ((spread, alone),)
     assert reduction_levels([x * row]) == ()
     whole = graph.total(x * row)
     assert reduction_levels([whole]) == ((whole,),)
@@ -62,8 +62,8 @@ def test_sources_rows_and_matrices_of_a_graph() -> None:
 
 
 def test_the_roots_of_a_pass_are_its_outputs_and_what_is_reduced() -> None:
-    cut, product = graph.largest(x, graph.total(y)), graph.dot(y, z)
-    reductions = ((cut, None), (product, None))
+    threshold, product = graph.largest(x, graph.total(y)), graph.dot(y, z)
+    reductions = ((threshold, None), (product, None))
     assert pass_roots(PassSpec((4,), FLOATS, (), reductions)) == [x, y, z]
     output = x + y
     outputs = ((output, DType.FLOAT32), (z, DType.BFLOAT16))
@@ -81,10 +81,10 @@ def test_a_pass_computes_in_float64_if_a_source_is_or_if_it_must() -> None:
 def test_rows_that_a_cut_selects_among_are_kept_for_the_passes_that_use_them() -> None:
     """A cut is measured again by every later pass, a sum is known from then on."""
     row, other = graph.total(x, Scope.ROW), graph.peak(y, Scope.ROW)
-    cut = graph.largest(x * row, 3)
+    threshold = graph.largest(x * row, 3)
     total = graph.total(y * other)
-    output = graph.where(graph.above(x * row, cut), x, total)
-    assert rows_to_keep([output], [cut, total], {}, (32, 16)) == (row,)
+    output = graph.where(graph.above(x * row, threshold), x, total)
+    assert rows_to_keep([output], [threshold, total], {}, (32, 16)) == (row,)
     assert rows_to_keep([x * other * total], [total], {}, (32, 16)) == (other,)
     assert rows_to_keep([x * total], [total], {}, (32, 16)) == ()
 
@@ -166,8 +166,8 @@ def test_division_by_zero_follows_the_hardware_without_a_warning() -> None:
 
 
 def test_the_magnitude_of_a_cut_is_a_number_like_others() -> None:
-    cut = graph.largest(x, 2)
-    known: dict[Any, Any] = {cut: CutPoint(7, 1, 2.5)}
-    assert evaluate_scalar(cut.magnitude * 2.0, dict(known)) == 5.0
-    assert evaluate_scalar(cut, dict(known)) == 2.5
-    assert evaluate_scalar(cut.magnitude, {cut: 1.25}) == 1.25
+    threshold = graph.largest(x, 2)
+    known: dict[Any, Any] = {threshold: ThresholdPoint(7, 1, 2.5)}
+    assert evaluate_scalar(threshold.magnitude * 2.0, dict(known)) == 5.0
+    assert evaluate_scalar(threshold, dict(known)) == 2.5
+    assert evaluate_scalar(threshold.magnitude, {threshold: 1.25}) == 1.25

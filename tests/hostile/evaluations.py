@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .papers import FEW, NETWORKS, VALUES, copied, variants
-from .papers import TEXTS as JSON_TEXTS
+from .companions import FEW, NETWORKS, VALUES, copied, variants
+from .companions import TEXTS as JSON_TEXTS
 from .recipes import TEXTS, changed, places
 from .recipes import VALUES as YAML_VALUES
 from .running import Input, Make, lazily

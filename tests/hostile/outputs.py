@@ -12,7 +12,7 @@ import click
 from weightsmith.cli.main import weightsmith
 
 from .commands import walk
-from .papers import copied
+from .companions import copied
 from .running import Input, Make
 from .world import CONTROLS
 

@@ -15,8 +15,8 @@ from weightsmith.checkpoints.fingerprint import fingerprint
 from weightsmith.publishing.sealing import sealed
 from weightsmith.tensors.files.safetensors_header import parse_file
 
-from .papers import FEW, copied, variants
-from .papers import TEXTS as JSON_TEXTS
+from .companions import FEW, copied, variants
+from .companions import TEXTS as JSON_TEXTS
 from .running import Input, Make
 
 Factors = dict[str, np.ndarray]

@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 import pytest
 
-from . import commands, evaluations, outputs, papers, recipes, stored, weights
+from . import commands, companions, evaluations, outputs, recipes, stored, weights
 from .conftest import COUNTS, WORST
 from .running import Input, World, described, tally
 from .world import CONTROLS, ENDS
@@ -57,7 +57,7 @@ def corpus() -> Iterable[Input]:
         commands.inputs(),
         recipes.inputs(),
         weights.inputs(),
-        papers.inputs(),
+        companions.inputs(),
         evaluations.inputs(),
         outputs.inputs(),
         stored.inputs(),

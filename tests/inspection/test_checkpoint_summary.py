@@ -101,3 +101,11 @@ def test_a_damaged_config_is_an_error_finding(checkpoint):
 def test_nothing_there_is_no_finding_but_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="No checkpoint is at"):
         summarize_checkpoint(tmp_path / "absent")
+
+
+def test_names_that_differ_in_memory_are_counted_and_shown(checkpoint):
+    tensors = {**llama(), "embed_out.weight": torch.zeros(16, 4)}
+    other = {**CONFIG, "model_type": "gpt_neox"}
+    spelling = summarize_checkpoint(checkpoint("n", tensors, other)).to_mapping()["spelling"]
+    assert spelling == {"tensors": 1, "file": "embed_out.weight", "memory": "lm_head.weight"}
+    assert "spelling" not in summarize_checkpoint(checkpoint("m", llama(), CONFIG)).to_mapping()

@@ -137,6 +137,8 @@ def numbers(name, preset, given, count):
     spec = registry.get(name)
     found = {k: 0.4 for k, d in spec.defaults(preset).items() if d is REQUIRED}
     found |= {"alpha": 0.4} if name == "lines" and count == 1 else {}
+    # mergekit's tolerance, where iterations stop, is as wide as that of the comparison.
+    found |= {"tol": 1e-9} if name in ("karcher", "task_karcher") else {}
     is_descent = (name, given) in DESCENTS or spec.defaults(preset).get("solver") in (
         "adam",
         "descent",

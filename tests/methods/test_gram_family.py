@@ -9,6 +9,7 @@ from scipy.integrate import solve_ivp
 
 from weightsmith import merge_state_dicts
 from weightsmith.errors import CompatibilityError, NonFiniteError
+from weightsmith.methods.directions.wudi import LeastInterference
 from weightsmith.methods.parts import gram, registry
 from weightsmith.methods.parts.gram_matrices import require_gram
 from weightsmith.tensors.dtypes import DType
@@ -188,7 +189,7 @@ def test_the_solver_never_amplifies_a_direction_that_is_rounding():
 
 
 def test_a_gram_matrix_of_zeros_has_no_directions():
-    found = gram.directions(np, np.zeros((3, 3)), cut=1e-12)
+    found = gram.directions(np, np.zeros((3, 3)), cutoff=1e-12)
     assert (found.left.shape, found.values.shape, found.right.shape) == ((3, 0), (0,), (0, 3))
 
 
@@ -236,6 +237,13 @@ def test_identical_experts_give_their_task_vector_whatever_its_rank(merge, name)
         tau = task(6, 9, rank, rank)
         merged = merge(name, base, [base + tau] * 3)
         np.testing.assert_allclose(merged, base + tau, atol=1e-12)
+
+
+def test_identical_experts_of_numbers_without_rounding_are_exact_since_wudi_starts_from_their_mean():
+    base = np.random.default_rng(2).integers(-9, 9, (4, 6)).astype(np.float64)
+    tau = np.random.default_rng(3).normal(size=(4, 6))
+    found = LeastInterference((1.0, 1.0), None, None, DType.FLOAT32)(np, [tau, tau, base])
+    np.testing.assert_array_equal(found, tau)
 
 
 @pytest.mark.parametrize("name", WUDI_FORMS)

@@ -36,7 +36,8 @@ DTYPES = [
 ]
 # Singular directions touch every element, and broken ones are refused.
 SPECTRAL = set(
-    "truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc regmean wudi iwudi swudi aswudi optmerge".split()
+    "truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc regmean wudi iwudi swudi aswudi optmerge twin "
+    "lore".split()
 )
 # Formulas that depend on the experts' order in time.
 ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
@@ -45,13 +46,17 @@ TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
     "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough "
     "tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc consensus tall_masks emr magmax localize_and_stitch pcb "
-    "task_karcher fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge"
+    "task_karcher fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge twin lore aim tatr "
+    "tatr_zero_shot"
 ).split()
-# OptMerge's default takes steps of one size, whatever the size of task vectors.
-SCALE_BOUND = {"rcp", "widen", "doge", "nearswap", "ram", "ramplus_tl", "arcee_fusion", "optmerge"}
+# A repair has biases of its own; OptMerge's default takes steps of one size, and LoRE lowers singular values by one
+# number, whatever the size of task vectors.
+SCALE_BOUND = set(
+    "rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split()
+)
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}
-SIGN_BOUND = {"rcp", "sce", "arcee_fusion"}
+SIGN_BOUND = {"rcp", "sce", "arcee_fusion", "repair"}
 
 
 @st.composite

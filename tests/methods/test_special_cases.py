@@ -35,17 +35,34 @@ CASES = [
     ("lines", {"alpha": 1.0}, "task_arithmetic", {}, 3),
     ("lines", {"alpha": 1.0, "merger": "ties", "density": 0.3}, "ties", {"density": 0.3}, 3),
     ("localize_and_stitch", {"density": 1.0}, "soup", {}, 3),
+    ("lore", {"mu": 1e6}, "linear", {}, 3),
     ("ramplus_tl", {"r": 0.0}, "ram", {}, 3),
     ("task_arithmetic", {"lambda": 1 / 3}, "soup", {}, 3),
     ("task_arithmetic", {"lambda": 0.3}, "wise_ft", {"alpha": 0.3}, 1),
     ("task_arithmetic", {"lambda": 1.3}, "expo", {"alpha": 0.3}, 1),
+    (
+        "tatr_zero_shot",
+        {"drop": 0.0, "lambda": 0.4},
+        "task_arithmetic",
+        {"lambda": 0.4},
+        3,
+    ),
     ("trimmed_mean", {"k": 0}, "soup", {}, 3),
     ("truncate", {"rank_share": 1.0, "normalize": False}, "task_arithmetic", {}, 3),
+    (
+        "twin",
+        {"shared_lambda": 0.4, "lambda": 0.0},
+        "task_arithmetic",
+        {"lambda": 0.4},
+        3,
+    ),
+    ("twin", {"rank_share": 1.0}, "linear", {}, 3),
     ("iso_cts", {"common_share": 1.0}, "iso_c", {}, 3),
     ("knots", {**LINEAR, "others": "sum"}, "task_arithmetic", {}, 3),
 ]
 # Their special cases have statistics or filters of their own, and are tested beside the methods.
 ELSEWHERE = {
+    "aim": "task_arithmetic",
     "aswudi": "wudi",
     "fisher": "linear soup",
     "iwudi": "wudi",
@@ -56,7 +73,9 @@ ELSEWHERE = {
     "ota": "task_arithmetic ties",
     "regmean": "linear",
     "resm": "tsv_m",
+    "sens": "task_arithmetic",
     "swudi": "wudi iwudi",
+    "tatr": "task_arithmetic",
 }
 
 

@@ -81,9 +81,9 @@ def test_integer_tensors_and_unknown_nodes_are_refused() -> None:
         backend.compile(PassSpec((4,), (F32,), ((source(0), DType.INT8),)))
     with pytest.raises(UsageError, match="'whole'"):
         backend.compile(PassSpec((4,), (F32,), ((graph.whole(lambda _, x: x, source(0)), F32),)))
-    cut = graph.largest(source(0), 1)
+    threshold = graph.largest(source(0), 1)
     with pytest.raises(UsageError, match="not yet known"):
-        backend.compile(PassSpec((4,), (F32,), ((graph.above(source(0), cut) * 1.0, F32),)))
+        backend.compile(PassSpec((4,), (F32,), ((graph.above(source(0), threshold) * 1.0, F32),)))
 
 
 def test_tensors_that_differ_in_numbers_only_share_a_program() -> None:

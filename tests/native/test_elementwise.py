@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from weightsmith.graph import graph
 from weightsmith.graph.graph import Value, source
-from weightsmith.graph.passes import CutPoint, PassSpec, used_sources
+from weightsmith.graph.passes import PassSpec, ThresholdPoint, used_sources
 from weightsmith.tensors.dtypes import DType
 
 FLOATS = [d for d in DType if d.is_float]
@@ -99,10 +99,10 @@ class Grower:
             word = st.integers(0, 2**32 - 1)
             self.values.append(graph.uniform((self.draw(word), self.draw(word))))
             return
-        cut = graph.largest(abs(self.value()), 3)
+        threshold = graph.largest(abs(self.value()), 3)
         key = self.draw(st.sampled_from([0, 1, 0x3F800000, 0x7FFFFFFF]))
-        self.known[cut] = CutPoint(key, self.draw(st.integers(-1, 3000)), 1.0)
-        self.masks.append(graph.above(self.value(), cut))
+        self.known[threshold] = ThresholdPoint(key, self.draw(st.integers(-1, 3000)), 1.0)
+        self.masks.append(graph.above(self.value(), threshold))
 
 
 @settings(max_examples=120, suppress_health_check=list(HealthCheck))
@@ -192,10 +192,14 @@ def test_uniforms_follow_the_documented_generator(
 @pytest.mark.parametrize("last_index", [-1, 0, 999, 1024, 2999, 1 << 61])
 def test_a_cut_selects_ties_up_to_its_last_index(backend: Any, tools: Any, last_index: int) -> None:
     values = np.resize([1.0, -1.0, 2.0, 0.5], 3000)
-    cut = graph.largest(source(0), 5)
-    known = {cut: CutPoint(0x3F800000, last_index, 1.0)}
+    threshold = graph.largest(source(0), 5)
+    known = {threshold: ThresholdPoint(0x3F800000, last_index, 1.0)}
     spec = PassSpec(
-        (3000,), (DType.FLOAT32,), ((graph.above(source(0), cut) * 1.0, DType.FLOAT32),), (), known
+        (3000,),
+        (DType.FLOAT32,),
+        ((graph.above(source(0), threshold) * 1.0, DType.FLOAT32),),
+        (),
+        known,
     )
     found = tools.run(backend, spec, [tools.encode(values, DType.FLOAT32)]).output.numpy()
     expected = (values == 2.0) | ((np.abs(values) == 1.0) & (np.arange(3000) <= last_index))

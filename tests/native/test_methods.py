@@ -10,7 +10,7 @@ import torch
 
 from weightsmith.graph.backends import native
 from weightsmith.graph.columns import ColumnSums
-from weightsmith.graph.graph import Cut, Node, Scope, source, walk
+from weightsmith.graph.graph import Node, Scope, Threshold, source, walk
 from weightsmith.graph.order import Selection
 from weightsmith.graph.passes import Collect, PassSpec, reduction_levels, selected_count
 from weightsmith.graph.site import Site
@@ -53,7 +53,7 @@ def merge(
 
 
 def measure(backend: Any, node: Any, known: Any, dtypes: Any, buffers: Any, tools: Any) -> Any:
-    if isinstance(node, Cut):
+    if isinstance(node, Threshold):
         k = selected_count(node, known, int(np.prod(SHAPE)))
         selection = Selection(k, int(np.prod(SHAPE)), 31)
         while selection.result is None:

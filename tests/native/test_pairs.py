@@ -14,8 +14,8 @@ import pytest
 from weightsmith.graph.backends.instructions import assemble
 from weightsmith.graph.backends.native import NativeBackend, load
 from weightsmith.graph.backends.program import list_pass
-from weightsmith.graph.graph import Cut, Node, Value, above, largest, source, where
-from weightsmith.graph.passes import CutPoint, PassSpec
+from weightsmith.graph.graph import Node, Threshold, Value, above, largest, source, where
+from weightsmith.graph.passes import PassSpec, ThresholdPoint
 from weightsmith.tensors.dtypes import DType
 
 COUNT = 1027  # no whole number of vectors or blocks
@@ -90,11 +90,11 @@ def test_a_task_vector_is_taken_while_it_is_loaded(
     assert_bits_of_torch(backend, reference, tools, output, dtypes)
 
 
-def cut_at(dtype: DType, **ties: Any) -> tuple[Cut, dict[Node, Any]]:
+def cut_at(dtype: DType, **ties: Any) -> tuple[Threshold, dict[Node, Any]]:
     """A threshold at 1 that takes some of the elements of that magnitude."""
-    cut = largest(source(0), 3)
+    threshold = largest(source(0), 3)
     bits = struct.unpack("<q", struct.pack("<d", 1.0)) if dtype is DType.FLOAT64 else (0x3F800000,)
-    return cut, {cut: CutPoint(bits[0], magnitude=1.0, **ties)}
+    return threshold, {threshold: ThresholdPoint(bits[0], magnitude=1.0, **ties)}
 
 
 TIES = {
@@ -112,11 +112,14 @@ def test_the_largest_elements_are_kept_in_one_instruction(
     backend: NativeBackend, reference: Any, tools: Any, other: float, dtype: DType, ties: str
 ) -> None:
     """Signs, infinities and NaN stay as they are, whether or not the element is needed once more."""
-    cut, known = cut_at(dtype, **TIES[ties])
+    threshold, known = cut_at(dtype, **TIES[ties])
     x = source(0)
     work = np.float64 if dtype is DType.FLOAT64 else np.float32
     numbers = np.resize(np.array([1, -1, 2, -0.0, 0.5, -np.inf, np.nan, 1, -1, 1], work), COUNT)
-    for output in (where(above(x, cut), x, other), where(above(x, cut), x, other) / (x + 3.0)):
+    for output in (
+        where(above(x, threshold), x, other),
+        where(above(x, threshold), x, other) / (x + 3.0),
+    ):
         names = instructions(output, (dtype,), known)
         assert "keep" in names
         assert not {"above", "where"} & set(names)
@@ -129,9 +132,9 @@ def test_the_largest_elements_are_kept_in_one_instruction(
 
 
 def test_a_mask_that_others_use_too_or_that_chooses_another_value_is_computed() -> None:
-    cut, known = cut_at(DType.FLOAT32, last_index=-1)
+    threshold, known = cut_at(DType.FLOAT32, last_index=-1)
     x, y, dtypes = source(0), source(1), SOURCES["float"]
-    mask = above(x, cut)
+    mask = above(x, threshold)
     for output in (
         where(mask, x, 0.0) + where(mask, y, 0.0),
         where(mask, y, 0.0),

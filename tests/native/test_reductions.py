@@ -87,13 +87,13 @@ def test_nan_wins_in_a_peak_wherever_it_stands(backend: Any, tools: Any) -> None
 
 
 def test_an_empty_tensor_has_no_partials(backend: Any) -> None:
-    cut = graph.largest(DELTA, 1)
+    threshold = graph.largest(DELTA, 1)
     spec = sums((3, 0), DType.FLOAT16)
     spec = PassSpec(
         (3, 0),
         spec.source_dtypes,
         ((DELTA, DType.FLOAT16),),
-        (*spec.reductions, (cut, Histogram(0, 15)), (cut, Collect(0, 5, 10))),
+        (*spec.reductions, (threshold, Histogram(0, 15)), (threshold, Collect(0, 5, 10))),
     )
     result = backend.compile(spec).run([memoryview(b""), memoryview(b"")], 0, 0, [memoryview(b"")])
     assert [len(p) for p in result.partials[:4]] == [0, 0, 0, 0]
@@ -124,7 +124,7 @@ def test_histogram_and_collect_equal_torch(
     x, y = (tools.encode(tools.values(seed + i, 3000), dtype) for i in range(2))
     low <<= 32 if double else 0
     width <<= 32 if double else 0
-    cut = graph.largest(abs(DELTA), 3)
+    threshold = graph.largest(abs(DELTA), 3)
     for request in (
         Histogram(low, max(0, width.bit_length() - 16)),
         Collect(low, low + width, limit),
@@ -132,7 +132,7 @@ def test_histogram_and_collect_equal_torch(
     ):
         if double and low + width >= 2**63:
             continue  # the reference has no room for such a bound
-        spec = PassSpec((3000,), (dtype, dtype), reductions=((cut, request),))
+        spec = PassSpec((3000,), (dtype, dtype), reductions=((threshold, request),))
         ours, theirs = (
             tools.run(b, spec, [x, y], start=0).result.partials[0] for b in (backend, reference)
         )
@@ -148,19 +148,19 @@ def test_histogram_and_collect_equal_torch(
 
 def test_a_bracket_above_every_key_is_empty(backend: Any, tools: Any) -> None:
     for dtype, bits in ((DType.FLOAT32, 31), (DType.FLOAT64, 63)):
-        cut = graph.largest(source(0), 3)
+        threshold = graph.largest(source(0), 3)
         buffer = tools.encode([np.inf, 1.0, -np.inf], dtype)
         for request in (Histogram(1 << bits, 0), Collect(1 << bits, (1 << bits) + 5, 10)):
-            spec = PassSpec((3,), (dtype,), reductions=((cut, request),))
+            spec = PassSpec((3,), (dtype,), reductions=((threshold, request),))
             (part,) = tools.run(backend, spec, [buffer]).result.partials
             assert part.above == 0
             assert (part.counts.sum() if isinstance(request, Histogram) else part.inside) == 0
 
 
 def test_collected_indices_are_flat_indices_of_the_tensor(backend: Any, tools: Any) -> None:
-    cut = graph.largest(source(0), 3)
+    threshold = graph.largest(source(0), 3)
     spec = PassSpec(
-        (10**6,), (DType.FLOAT32,), reductions=((cut, Collect(0x40000000, 0x40000000, 10)),)
+        (10**6,), (DType.FLOAT32,), reductions=((threshold, Collect(0x40000000, 0x40000000, 10)),)
     )
     values = np.ones(2000)
     values[[3, 1777]] = [-2.0, 2.0]
@@ -237,8 +237,8 @@ def test_equal_magnitudes_are_collected_by_rank_as_torch_does(
     key = int(np.abs(x[:1]).view("<i8" if double else "<i4")[0])
     low, high = (min(int(share * 2**63), 2**63 - 1) for share in sorted(bracket))
     request = Equal(key, low, high, limit, rank_key=seed - 2**31)
-    cut = graph.largest(abs(graph.source(0)), 3)
-    spec = PassSpec((3000,), (dtype,), reductions=((cut, request),))
+    threshold = graph.largest(abs(graph.source(0)), 3)
+    spec = PassSpec((3000,), (dtype,), reductions=((threshold, request),))
     ours, theirs = (
         tools.run(b, spec, [x.view(np.uint8)], start=0).result.partials[0]
         for b in (backend, reference)

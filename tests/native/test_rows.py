@@ -113,8 +113,8 @@ def test_a_tile_that_cuts_a_row_is_refused(backend: Any, tools: Any) -> None:
 
 
 def test_a_cut_per_row_is_refused(backend: Any) -> None:
-    cut = graph.largest(source(0), 3, Scope.ROW)
-    spec = PassSpec((4, 3), (DType.FLOAT32,), ((source(0) * cut.magnitude, DType.FLOAT32),))
+    threshold = graph.largest(source(0), 3, Scope.ROW)
+    spec = PassSpec((4, 3), (DType.FLOAT32,), ((source(0) * threshold.magnitude, DType.FLOAT32),))
     with pytest.raises(UsageError, match="each row"):
         backend.compile(spec)
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from weightsmith.methods.parts import registry
 
 from .families import Family, Tensors
 from .measured import measured
@@ -69,7 +71,13 @@ class Rule:
         """The family with as many experts as a variant has, and with what was measured on them."""
         kind = self.kind(variant)
         with_all = family if kind is None else measured(family, kind)
-        return with_all.first(self.count(variant))
+        cut = with_all.first(self.count(variant))
+        return cut if not self.of_base else replace(cut, statistics=cut.statistics[:1])
+
+    @property
+    def of_base(self) -> bool:
+        """Whether what was measured is one file, of the base."""
+        return registry.get(self.name).measured_on is registry.MeasuredOn.BASE
 
 
 def load(folders: Iterable[Path]) -> dict[str, Rule]:

@@ -13,7 +13,7 @@ from .families import Family, Place
 SAMPLES = 3
 SILENT = 0.1
 # What a statistic is like in size: Fishers lie about the floors of papers, Adam's moments far below any.
-_SIZES = {"fisher": 1e-6, "adam": 1e-12}
+_SIZES = {"fisher": 1e-6, "adam": 1e-12, "gradients:absolute": 1e-3}
 _LOOKED_UP = ("embedding", "position_embedding", "head")
 
 
@@ -21,9 +21,11 @@ def measured(family: Family, kind: str) -> Family:
     """The family with statistics of a kind that were drawn for each expert.
 
     fisher, adam: mean squares, a tenth of which are 0 for one expert and another tenth for all. gradients: one array
-    per sample, all 0 for another tenth. gram: X^T X of fewer samples than inputs, the first input being dead, for every
-    matrix that is not looked up and no router; experts of a stack share theirs in every other layer. The last norm has
-    no statistics of any kind.
+    per sample, all 0 for another tenth. repair: any numbers. gram: X^T X of fewer samples than inputs, the first input
+    being dead, for every matrix that is not looked up and no router; experts of a stack share theirs in every other
+    layer. gradients:absolute: mean magnitudes, like mean squares. channels:WORD: one number for each input, of
+    everything but stacks, scalars and what is looked up, given to each of its weights; the first input is dead. The
+    last norm has no statistics of any kind.
     """
     rng = np.random.default_rng([family.seed, zlib.crc32(kind.encode())])
     known = [p for p in family.places.values() if p.role != "norm" or p.layer is not None]
@@ -36,6 +38,11 @@ def measured(family: Family, kind: str) -> Family:
             if kind == "gradients":
                 samples = rng.normal(size=(SAMPLES, *place.shape))
                 mine[place.name] = [_rounded(sample * heard) for sample in samples]
+            elif kind.startswith("channels"):
+                if place.shape and len(place.shape) != 3 and place.role not in _LOOKED_UP:
+                    mine[place.name] = _by_channel(rng, place)
+            elif kind == "repair":
+                mine[place.name] = _rounded(rng.normal(size=place.shape))
             elif kind != "gram":
                 heard &= rng.random(place.shape) >= SILENT
                 drawn = rng.exponential(size=place.shape) ** 2 * _SIZES[kind]
@@ -44,6 +51,21 @@ def measured(family: Family, kind: str) -> Family:
                 mine[place.name] = _gram(rng, place)
         found.append(mine)
     return replace(family, statistics=found)
+
+
+def _by_channel(rng: np.random.Generator, place: Place) -> np.ndarray:
+    """A number for each input of a weight, at all of its elements that multiply it."""
+    axis = channel_axis(place)
+    drawn = rng.exponential(size=place.shape[axis]) ** 2
+    drawn[0] = 0.0
+    shape = [1] * len(place.shape)
+    shape[axis] = -1
+    return np.array(np.broadcast_to(_rounded(drawn).reshape(shape), place.shape))
+
+
+def channel_axis(place: Place) -> int:
+    """The axis of a weight's inputs."""
+    return 0 if place.input_first or len(place.shape) == 1 else 1
 
 
 def _gram(rng: np.random.Generator, place: Place) -> np.ndarray:

@@ -17,7 +17,8 @@ from weightsmith.engine.running.in_memory import merge_in_memory
 from weightsmith.methods.parts import registry
 
 from .catalogue import Rule, Variant
-from .families import Family, Tensors
+from .families import Family, Place, Tensors
+from .measured import channel_axis
 
 RESERVED = frozenset({"preset", "experts", "base", "statistics"})
 _NUMPY = {"float64": np.float64, "float32": np.float32}
@@ -52,24 +53,39 @@ class Stored:
             write_model(folder, tensors, **{"dtype": self.dtype, **how})
         return str(folder)
 
-    def statistics(self, kind: str, expert: int, values: Mapping[str, Any]) -> str:
-        """The statistics file of an expert, written once."""
-        if (kind, expert) not in self.files:
-            path = self.folder / f"{kind}-{expert}.safetensors"
+    def statistics(
+        self, kind: str, expert: int, values: Mapping[str, Any], *, of_base: bool = False
+    ) -> str:
+        """The statistics file of an expert, or of the base over an expert's data, written once."""
+        owner = "base" if of_base else ""
+        key = (f"{owner}{kind}", expert)
+        if key not in self.files:
+            kind_of, _, word = kind.partition(":")
+            path = self.folder / f"{owner}{kind.replace(':', '-')}-{expert}.safetensors"
+            places = self.family.places
             arrays = {
-                n: [x.astype(np.float32) for x in v] if isinstance(v, list) else _narrow(v, kind)
+                n: [x.astype(np.float32) for x in v]
+                if isinstance(v, list)
+                else _narrow(_one_for_each(v, places[n]) if kind_of == "channels" else v, kind)
                 for n, v in values.items()
             }
             weightsmith.write_statistics(
                 path,
-                arrays,
-                kind=kind,
-                of=self.expert(expert),
+                {f"{n}::{word}" if word else n: v for n, v in arrays.items()},
+                kind=kind_of,
+                of=self.base if of_base else self.expert(expert),
                 data="numbers drawn for a test",
                 samples=len(next(iter(values.values()))) if kind == "gradients" else 16,
             )
-            self.files[kind, expert] = str(path)
-        return self.files[kind, expert]
+            self.files[key] = str(path)
+        return self.files[key]
+
+
+def _one_for_each(values: np.ndarray, place: Place) -> np.ndarray:
+    """The number of each channel."""
+    axis = channel_axis(place)
+    at = tuple(slice(None) if i == axis else 0 for i in range(values.ndim))
+    return np.asarray(values[at])
 
 
 def _narrow(values: np.ndarray, kind: str) -> np.ndarray:
@@ -138,7 +154,11 @@ def parameters_of(variant: Variant, count: int) -> tuple[dict[str, Any], list[di
     """A variant's parameters: those for all, and those of each expert."""
     own = {k: v for k, v in variant.items() if k not in RESERVED}
     for_all = {k: v for k, v in own.items() if not isinstance(v, list)}
-    each = [{k: v[i] for k, v in own.items() if isinstance(v, list)} for i in range(count)]
+    # A base among the models, of which something was measured, has none.
+    each = [
+        {k: v[i] for k, v in own.items() if isinstance(v, list) and i < len(v)}
+        for i in range(count)
+    ]
     return for_all, each
 
 
@@ -175,10 +195,17 @@ def models_of(rule: Rule, variant: Variant, stored: Stored) -> list[Any]:
     kind = rule.kind(variant)
     if kind is None:
         return [stored.expert(i) for i in numbers]
+    if rule.of_base:
+        file = stored.statistics(kind, 0, family.statistics[0], of_base=True)
+        return [
+            *(stored.expert(i) for i in numbers),
+            {"model": stored.base, "statistics": file},
+        ]
+    of_base = registry.get(rule.name).measured_on is not registry.MeasuredOn.EXPERTS
     return [
         {
             "model": stored.expert(i),
-            "statistics": stored.statistics(kind, i, family.statistics[i]),
+            "statistics": stored.statistics(kind, i, family.statistics[i], of_base=of_base),
         }
         for i in numbers
     ]

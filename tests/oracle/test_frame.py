@@ -96,7 +96,7 @@ def test_places_are_those_that_weightsmith_sees(shape: str, tmp_path: Path) -> N
     held = store(BUILDERS[shape](), tmp_path, "float64")
     checkpoint = open_checkpoint(held.base)
     for name, place in held.family.places.items():
-        role = checkpoint.roles[name]
+        role = checkpoint.places[name]
         seen = (role.kind.value, role.layer, role.input_first, role.stack or "")
         assert seen == (place.role, place.layer, place.input_first, place.stack), name
         if place.stack:

@@ -16,6 +16,7 @@ from weightsmith.methods.parts import modifiers, registry
 
 from .catalogue import MODIFIERS, ORACLES, Rule, Variant, label
 from .families import BUILDERS, llama
+from .measured import measured
 from .running import Stored, computed, error, in_memory, plain_recipe, store, written
 from .structures import ROUNDED, SINGLE, STRUCTURES, Case
 
@@ -230,6 +231,8 @@ def test_modifiers_agree(modifier, method, record) -> None:
     for variant in modifier.variants:
         for shape in SHAPES:
             family = rule.cut(BUILDERS[shape](), weighted)
+            if modifier.statistics is not None:
+                family = measured(family, modifier.statistics)
             want = rule(modifier.function(family, dict(variant)), weighted)
             got = in_memory(rule, weighted, family, modify={modifier.name: variant}, based=based)
             found[f"{label(variant)} {shape}"] = error(want, got, family.base)

@@ -118,8 +118,8 @@ def test_equal_streams_are_stored_once_and_everything_still_reads(library, famil
     check(library, content)
     listed = {member.name: member for member in members(library)}
     total = sum(member.nbytes for member in listed.values())
-    papers = sum(f.stat().st_size for f in library.rglob("config.json"))
-    assert total + papers == bytes_of(library)
+    companions = sum(f.stat().st_size for f in library.rglob("config.json"))
+    assert total + companions == bytes_of(library)
     again = dedupe(library)
     assert (again.packages, again.freed) == (0, 0)
     recipe = {

@@ -412,7 +412,7 @@ models:
 missing: skip
 """
     )
-    assert solved.resolved.donor == "tied"
+    assert solved.resolved.config_source == "tied"
     assert "lm_head.weight" in solved.resolved.checkpoints["tied"].tensors
 
 

@@ -144,7 +144,7 @@ def test_an_expression_resolves_to_a_sum_over_stored_tensors(make, solve):
     assert not solved.found()
     terms = ((1.0, Leaf("a", NORM)), (0.5, Leaf("b", NORM)), (-0.5, Leaf("base", NORM)))
     assert solved.formula(NORM) == Sum(terms)
-    assert solved.resolved.base == solved.resolved.donor == "base"
+    assert solved.resolved.base == solved.resolved.config_source == "base"
     assert solved.formula("steps") == Leaf("base", "steps")
     without = solve(text.replace("base", "c").replace("c: c", "c: base"))
     assert isinstance(without.formula("steps"), Same)

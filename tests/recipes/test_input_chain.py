@@ -57,14 +57,14 @@ def test_leaves_of_every_view_of_a_label_are_found(inputs):
     for name in ("first_head", "other_head"):
         inputs.then(with_head(name)).view(A)
     assert {"first_head", "other_head", NORM} <= inputs.checkpoints["a"].tensors.keys()
-    assert {"first_head", "other_head"} <= inputs.checkpoints["a"].roles.keys()
+    assert {"first_head", "other_head"} <= inputs.checkpoints["a"].places.keys()
 
 
 def test_other_tensors_count_for_dtypes_as_what_they_replace(inputs):
     view = inputs.view(A)
     other = view.checkpoint.tensors["model.layers.0.mlp.up_proj.weight"]
     made = with_tensors(view, {NORM: other})
-    assert (made.label, made.config_source) == ("a", "a")
+    assert (made.label, made.config_label) == ("a", "a")
     assert made.items[NORM].dtype is DType.FLOAT32
     assert made.checkpoint.tensors[NORM] is other
     assert view.checkpoint.tensors[NORM] is not other

@@ -25,7 +25,7 @@ def test_positions_run_from_0_to_1_over_the_layers_and_are_0_outside(make, solve
 def test_an_output_of_models_has_the_place_of_the_donors_tensor(make, solve):
     make("a"), make("b")
     solved = solve("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
-    places = solved.resolved.checkpoints["a"].roles
+    places = solved.resolved.checkpoints["a"].places
     for name, output in solved.outputs.items():
         assert output.place is places[name]
         assert output.formula.place is places[name]

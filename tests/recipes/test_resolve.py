@@ -25,7 +25,7 @@ def test_mergekit_adds_an_unlisted_base_to_a_method_that_ignores_bases(make, sol
     assert solve(text).formula(NORM).labels == ("a", "b", "c")
     native = solve("weightsmith: 1\n" + text)
     assert native.formula(NORM).labels == ("a", "b")
-    assert native.resolved.donor == native.resolved.base == "c"
+    assert native.resolved.config_source == native.resolved.base == "c"
 
 
 def test_the_base_is_never_an_expert_of_a_method_that_uses_it(make, solve):
@@ -211,7 +211,7 @@ def test_a_donor_can_be_named(make, solve):
     solved = solve(
         "weightsmith: 1\nmerge_method: linear\ndonor: b\nmodels: [{model: a}, {model: b}]\n"
     )
-    assert solved.resolved.donor == "b"
+    assert solved.resolved.config_source == "b"
 
 
 @pytest.mark.parametrize(

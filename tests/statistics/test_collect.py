@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.live.architectures import ARCHITECTURES, reference
 
 import weightsmith
@@ -273,3 +273,52 @@ def test_block_by_block_is_whole_to_the_bit(saved, tmp_path, name):
         assert made.blocks == (out == "blocks")
         files.append([file.path.read_bytes() for file in made.files])
     assert files[0] == files[1]
+
+
+def test_weights_in_bfloat16_are_computed_with_in_float32(saved, tmp_path):
+    """They are what a copy of the checkpoint in float32 gives, to the bit."""
+    samples, files = samples_of("llama"), []
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = in_dtype(saved("llama"), tmp_path / str(dtype), dtype)
+        own = []
+        for kind in ("gram", "channels", "fisher", "gradients"):
+            found, statistics = collected(folder, samples, tmp_path / "s.safetensors", kind)
+            assert statistics.header.dtype == ""
+            own.append(found)
+        files.append(own)
+    for one, other in zip(*files, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# Of the norm of all of a tensor's numbers. bfloat16 has 8 bits; gradients go through more of it than activations.
+@pytest.mark.parametrize(
+    ("what", "tolerance"), [("gram", 0.03), ("fisher", 0.05), ("channels", 0.03)]
+)
+def test_computing_in_bfloat16_comes_close(saved, tmp_path, what, tolerance):
+    folder = in_dtype(saved("llama"), tmp_path / "model", torch.bfloat16)
+    options = {"estimator": "empirical"} if what == "fisher" else {}
+    exact, _ = collected(folder, samples_of("llama"), tmp_path / "e.safetensors", what, **options)
+    for memory in (1 << 40, 1):
+        near, statistics = collected(
+            folder,
+            samples_of("llama"),
+            tmp_path / f"{memory}.safetensors",
+            what,
+            dtype="bfloat16",
+            memory_bytes=memory,
+            **options,
+        )
+        assert statistics.header.dtype == "bfloat16"
+        errors = {k: float((near[k] - own).norm() / own.norm()) for k, own in exact.items()}
+        assert 0 < max(errors.values()) < tolerance
+
+
+def in_dtype(folder, place, dtype):
+    """A checkpoint whose numbers bfloat16 has, stored in a dtype."""
+    place.mkdir()
+    tensors = load_file(folder / "model.safetensors")
+    rounded = {name: tensor.bfloat16().to(dtype) for name, tensor in tensors.items()}
+    save_file(rounded, place / "model.safetensors", {"format": "pt"})
+    (place / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return place

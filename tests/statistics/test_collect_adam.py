@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import warnings
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -9,6 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from tests.live.architectures import save
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
 import weightsmith
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
@@ -145,6 +151,128 @@ def cut(flat, rank, ranks):
     return torch.nn.functional.pad(flat, (0, size * ranks - len(flat)))[
         rank * size : (rank + 1) * size
     ].clone()
+
+
+def saved_in_shards(state, place):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save(state, checkpoint_id=place, no_dist=True)
+
+
+@pytest.mark.parametrize("form", ["nested", "flat", "numbers"])
+def test_states_that_torch_writes_in_shards_are_read(run, tmp_path, form):
+    folder, model, optimizer, moments = run
+    options = StateDictOptions(flatten_optimizer_state_dict=form == "flat")
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    if form == "numbers":
+        state = optimizer.state_dict()
+    inside = tmp_path / "step" / ("optimizer_0" if form == "nested" else "")
+    saved_in_shards({"optimizer": state} if form == "nested" else state, inside)
+    found, header = taken(folder, tmp_path / "step", beside(tmp_path))
+    expect(found, folder, moments)
+    assert header.samples == 3
+    found, _ = taken(folder, inside / "__0_0.distcp", beside(tmp_path))
+    expect(found, folder, moments)
+
+
+def cut_in_shards(state, place, parts=2):
+    """What as many ranks write that have equal parts of all rows, in the form of torch's own metadata."""
+    place.mkdir()
+    files = [(place / f"__{rank}_0.distcp").open("wb") for rank in range(parts)]
+    described, places = {}, {}
+
+    def put(rank, name, value, offset=None):
+        index = metadata.MetadataIndex(name, offset)
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        at = files[rank].tell()
+        files[rank].write(buffer.getvalue())
+        length = len(buffer.getvalue())
+        places[index] = filesystem._StorageInfo(f"__{rank}_0.distcp", at, length)
+
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            described[name] = metadata.BytesStorageMetadata()
+            put(0, name, value)
+            continue
+        chunks, first = [], 0
+        for rank, part in enumerate(value.chunk(parts) if value.ndim else [value]):
+            offset = torch.Size((first, *[0] * (value.ndim - 1)) if value.ndim else ())
+            put(rank, name, part.clone(), offset)
+            chunks.append(metadata.ChunkStorageMetadata(offset, part.shape))
+            first += len(part) if part.ndim else 0
+        properties = metadata.TensorProperties.create_from_tensor(value)
+        described[name] = metadata.TensorStorageMetadata(properties, value.shape, chunks)
+    for file in files:
+        file.close()
+    whole = metadata.Metadata(described, {}, places)
+    (place / ".metadata").write_bytes(pickle.dumps(whole))
+    return whole
+
+
+def flattened(model, optimizer):
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    return get_optimizer_state_dict(model, optimizer, options=options)
+
+
+def test_pieces_of_several_ranks_are_joined(run, tmp_path):
+    folder, model, optimizer, moments = run
+    cut_in_shards(flattened(model, optimizer), tmp_path / "step", parts=3)
+    found, _ = taken(folder, tmp_path / "step", beside(tmp_path))
+    expect(found, folder, moments)
+
+
+def test_nothing_in_metadata_is_run(run, tmp_path):
+    folder, model, optimizer, moments = run
+    whole = cut_in_shards(flattened(model, optimizer), tmp_path / "step")
+    whole.planner_data = Foreign()
+    whole.storage_meta = Called()
+    (tmp_path / "step" / ".metadata").write_bytes(pickle.dumps(whole))
+    found, _ = taken(folder, tmp_path / "step", beside(tmp_path))
+    expect(found, folder, moments)
+
+
+class Called:
+    def __reduce__(self):
+        return _called, ()
+
+
+def _called():
+    raise AssertionError("something in the file was run")
+
+
+def test_damaged_shards_are_told(run, tmp_path):
+    folder, model, optimizer, _ = run
+    place, out = tmp_path / "step", beside(tmp_path)
+    whole = cut_in_shards(flattened(model, optimizer), place)
+    index = next(i for i in whole.storage_data if i.fqn.endswith("q_proj.weight.exp_avg_sq"))
+    good = whole.storage_data[index]
+
+    def told(says):
+        (place / ".metadata").write_bytes(pickle.dumps(whole))
+        with pytest.raises(CheckpointError, match=says):
+            taken(folder, place, out)
+        whole.storage_data[index] = good
+
+    for info, says in (
+        (filesystem._StorageInfo("../__0_0.distcp", 0, 10), "no metadata"),
+        (filesystem._StorageInfo("__9_0.distcp", 0, 10), "cannot be read"),
+        (filesystem._StorageInfo(good.relative_path, 10**9, good.length), "is cut off"),
+        (filesystem._StorageInfo(good.relative_path, good.offset, 40), "no archive of torch"),
+        (filesystem._StorageInfo(good.relative_path, 0, 10, ["zstd"]), "is compressed"),
+    ):
+        whole.storage_data[index] = info
+        told(says)
+    chunks = whole.state_dict_metadata[index.fqn].chunks
+    first = chunks.pop()
+    told("does not have all of")
+    chunks.append(metadata.ChunkStorageMetadata(chunks[0].offsets, chunks[0].sizes))
+    told("overlap")
+    chunks[-1] = first
+    (place / ".metadata").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="the pickle is refused"):
+        taken(folder, place, out)
+    assert not out.exists()
 
 
 def test_moments_merge(run, tmp_path):

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import weightsmith
-from weightsmith.errors import OutputError
+from weightsmith.errors import OutputError, ResourceError
 from weightsmith.progress import Silence
+from weightsmith.statistics import Sample, Samples, next_tokens
 from weightsmith.statistics.data_run import DataRun
 from weightsmith.statistics.forward_sums import GramSums
-from weightsmith.statistics.kept_parts import KeptParts
 
-KILLED = """
-import os, signal, sys
-import weightsmith
-from weightsmith.progress import Silence
+from .killing import killed_after
 
-class Killing(Silence):
-    def __init__(self, left):
-        self.left = left
-    def advance(self, amount, what=""):
-        self.left -= 1
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-model, data, out, steps = sys.argv[1:]
-weightsmith.collect(
-    "gram,fisher", model, data=data, out=out, context=16, limit=3, memory_bytes=1, progress=Killing(int(steps))
-)
-"""
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def collect(model, corpus, out, **options):
@@ -43,31 +26,68 @@ def collect(model, corpus, out, **options):
     )
 
 
-@pytest.mark.parametrize("steps", [8, 20])
-def test_what_was_killed_goes_on_and_gives_the_same(saved, corpus, tmp_path, monkeypatch, steps):
-    model = saved("family language and lora")
-    whole = [
-        file.path.read_bytes() for file in collect(model, corpus, tmp_path / "w.safetensors").files
-    ]
+class Counting(Silence):
+    """Counts batches that go through blocks."""
+
+    def __init__(self):
+        self.count = 0
+
+    def advance(self, amount, what=""):
+        self.count += amount
+
+
+# Embedding, two blocks, norm and head forward, and the same back; tied weights get parts of their gradients apart.
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("family language and lora", 8),
+        ("family language and lora", 20),
+        ("llama tied", 17),
+        ("llama tied", 29),
+        ("family moe", 11),
+    ],
+)
+def test_what_was_killed_goes_on_behind_its_finished_blocks(saved, corpus, tmp_path, name, steps):
+    model, rows = saved(name), corpus
+    if name == "llama tied":
+        rows = token_rows()
+    counting = Counting()
+    made = collect(model, rows, tmp_path / "w.safetensors", progress=counting)
+    whole, total = [file.path.read_bytes() for file in made.files], counting.count
+    assert total == 10 * 3
     out = tmp_path / "k.safetensors"
-    command = [sys.executable, "-c", KILLED, str(model), str(corpus), str(out), str(steps)]
-    ended = subprocess.run(command, env=os.environ, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    parts = set((tmp_path / "k.safetensors.partial" / "parts").iterdir())
-    assert parts
+    ended = killed_after(steps, lambda progress: collect(model, rows, out, progress=progress))
+    assert ended == signal.SIGKILL
+    assert list((tmp_path / "k.safetensors.partial" / "parts").iterdir())
     assert not list(tmp_path.glob("k.*safetensors"))
-    put = []
-    keep = KeptParts.put
-    monkeypatch.setattr(
-        KeptParts,
-        "put",
-        lambda self, kind, place, own: put.append(kind) or keep(self, kind, place, own),
-    )
-    again = collect(model, corpus, out)
+    counting = Counting()
+    again = collect(model, rows, out, progress=counting)
     assert [file.path.read_bytes() for file in again.files] == whole
-    # Embedding, two blocks, norm and head forward, the same and what lies outside of them back.
-    assert len(put) == 5 + 6 - len(parts)
+    assert counting.count == total - 3 * ((steps - 1) // 3)
     assert not Path(f"{out}.partial").exists()
+
+
+def token_rows():
+    """Three items of a network without a tokenizer."""
+    drawn = torch.randint(3, 40, (3, 9), generator=torch.Generator().manual_seed(0))
+    items = [Sample({"input_ids": row}, row[1:], 48) for row in drawn]
+    return Samples("rows", items, "log-likelihood", next_tokens, is_text=True)
+
+
+def test_activations_that_were_changed_meanwhile_are_told(saved, corpus, tmp_path):
+    model, out = saved("family language and lora"), tmp_path / "o.safetensors"
+    killed_after(8, lambda progress: collect(model, corpus, out, progress=progress))
+    waiting = sorted((Path(f"{out}.partial") / "activations" / "gram-fisher" / "0").iterdir())
+    for file in waiting:
+        data = bytearray(file.read_bytes())
+        data[0] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(ResourceError, match="are not what they were"):
+        collect(model, corpus, out)
+    for file in waiting:
+        file.unlink(missing_ok=True)
+    with pytest.raises(ResourceError, match="are not what they were"):
+        collect(model, corpus, out)
 
 
 def test_parts_of_another_request_are_not_taken(saved, corpus, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def place_of(checkpoint: Checkpoint) -> str:
 def form_of(checkpoint: Checkpoint) -> str:
     """What stands behind the place of a checkpoint in a reference to it: `#task`, `+adapter:0.5`."""
     task = "" if checkpoint.member is None else f"#{checkpoint.member}"
-    named = (AdapterReference(a.name, None, a.strength) for a in checkpoint.attached)
+    named = (AdapterReference(a.name, None, a.strength, a.component) for a in checkpoint.attached)
     return task + "".join(f"+{adapter}" for adapter in named)
 
 
@@ -127,6 +127,8 @@ def _opened(placed: PlacedAdapter) -> tuple[Adapter, Attached]:
     location = find_location(placed.place)
     reference = placed.reference
     adapter = replace(open_adapter(location.path), source=reference.place)
+    if reference.component is not None:
+        adapter = adapter.of_component(reference.component)
     found = Attached(
         path=location.path,
         source=reference.place,
@@ -136,6 +138,7 @@ def _opened(placed: PlacedAdapter) -> tuple[Adapter, Attached]:
         hub_id=location.hub_id,
         revision=location.revision,
         unsaved=adapter.unsaved,
+        component=reference.component,
     )
     return adapter, found
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints import not_saved
 from weightsmith.deltas import Change
+from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding
-from weightsmith.tensors import LazyTensor, stored_in
+from weightsmith.tensors import LazyTensor, shown, stored_in
 
 
 class Form(str, Enum):
@@ -67,6 +68,11 @@ class Update:
         return (*self.sources, *more)
 
 
+def listed(components: Iterable[str | None]) -> str:
+    """Parts of a pipeline as messages have them."""
+    return ", ".join("tensors of no component" if c is None else shown(c) for c in components)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """What the headers and the configuration of an adapter say; factors are read when they are asked for.
@@ -84,6 +90,17 @@ class Adapter:
     base_reference: str | None = None
     flattened: bool = False
     initial: Path | None = None
+
+    def of_component(self, component: str) -> Adapter:
+        """What it does to one part of a pipeline; raises CompatibilityError where that is nothing."""
+        updates = {key: u for key, u in self.updates.items() if u.component == component}
+        if not updates:
+            known = dict.fromkeys(u.component for u in self.updates.values())
+            raise CompatibilityError(
+                f"Adapter {shown(self.source)} has nothing for {shown(component)}, but changes {listed(known)}: name "
+                "one of these."
+            )
+        return replace(self, updates=updates)
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -22,7 +22,7 @@ from weightsmith.checkpoints import (
     read_weights,
 )
 from weightsmith.errors import CheckpointError, CompatibilityError
-from weightsmith.tensors import expanded, shown
+from weightsmith.tensors import expanded, shown, way_out
 
 DIFFUSERS_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
@@ -124,10 +124,7 @@ def _nothing_found(folder: Path) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     if not is_inside(folder / name, folder):
-        raise CheckpointError(
-            f"{shown(folder / name)} is a link that leaves the adapter's folder or leads nowhere: put the file itself "
-            "there."
-        )
+        raise CheckpointError(f"{shown(folder / name)} {way_out(folder / name)}.")
     return folder / name
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Form, Update
+from weightsmith.adapters.resized_vocabularies import check_alone, is_resized
 from weightsmith.adapters.updates import loaded
 from weightsmith.deltas import (
     Change,
@@ -18,11 +19,6 @@ from weightsmith.deltas import (
 )
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor, kernel_shape
-
-# Families whose fused experts are stored as experts x inputs x outputs.
-INPUT_FIRST_EXPERTS = frozenset(
-    """gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter""".split()
-)
 
 
 def is_embedding(update: Update) -> bool:
@@ -46,6 +42,9 @@ def fitted(update: Update, base: LazyTensor, *, input_first: bool | None) -> Upd
         _check_replacement(update, base)
     if update.load is None:
         return update
+    if update.replacement is not None and is_resized(update, base):
+        # The change is one of what takes the base's place.
+        base = update.replacement
     shape = update.shape
     if shape is None:
         return update
@@ -85,6 +84,7 @@ def combined(base: LazyTensor, updates: Sequence[tuple[Update, float]]) -> LazyT
     One update with weight 1 is applied as it is. A weight of 0 leaves its update out.
     """
     counted = [(update, weight) for update, weight in updates if weight != 0.0]
+    check_alone(counted, base)
     if not counted:
         return base
     if len(counted) == 1 and counted[0][1] == 1.0:
@@ -123,17 +123,11 @@ def _check_replacement(update: Update, base: LazyTensor) -> None:
                 f"{base.location} has the shape {list(base.shape)}: give the base that the adapter was trained on."
             )
         return
-    if stored.shape == base.shape:
+    if stored.shape == base.shape or is_resized(update, base):
         return
-    grown = len(base.shape) == 2 and stored.shape[1:] == base.shape[1:]
-    advice = (
-        "its vocabulary was resized before training: resize the base's in the same way first"
-        if grown
-        else "give the base that the adapter was trained on"
-    )
     raise CompatibilityError(
         f"{stored.location} of shape {list(stored.shape)} is to replace {base.location} of shape {list(base.shape)}: "
-        f"{advice}."
+        "give the base that the adapter was trained on."
     )
 
 

@@ -264,6 +264,8 @@ def _parameter(
     """
     wanted = config.names("target_parameters")
     matching = [name for name in wanted if _is_in(name, module, config)]
+    # PEFT adds bare names of fused experts to whatever a mixture's adapter names, so those with a path say more.
+    matching = [name for name in matching if "." in name] or matching
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in matching))
     if not leaves:
         return None

@@ -16,11 +16,15 @@ _FORM = "BASE[@REVISION][+ADAPTER[@REVISION][:STRENGTH]]"
 
 @dataclass(frozen=True, slots=True)
 class AdapterReference:
-    """An adapter by path or Hub id, and what its change is multiplied with."""
+    """An adapter by path or Hub id, and what its change is multiplied with.
+
+    `component` is the one part of a pipeline that it is used for, None for all that it changes.
+    """
 
     path: str
     revision: str | None = None
     strength: float = 1.0
+    component: str | None = None
 
     @property
     def place(self) -> str:
@@ -28,7 +32,8 @@ class AdapterReference:
         return _at(self.path, self.revision)
 
     def __str__(self) -> str:
-        return self.place if self.strength == 1.0 else f"{self.place}:{self.strength!r}"
+        place = self.place if self.component is None else f"{self.place}[{self.component}]"
+        return place if self.strength == 1.0 else f"{place}:{self.strength!r}"
 
 
 @dataclass(frozen=True, slots=True)

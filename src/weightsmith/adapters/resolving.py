@@ -1,8 +1,8 @@
-"""Finding the tensors of a base that an adapter's names mean, by the base's own names alone.
+"""Finding the tensors of a base that an adapter's names mean.
 
-An adapter names modules as they are called in memory when it is trained, a file as its family writes them; so names may
-differ by what wraps the model (`model.`, `transformer.`, the family's own prefix). Flat names (`_` for `.`) mean the
-tensor whose flattened name they are.
+An adapter names modules as they are called in memory when it is trained, a file as its family writes them: the two meet
+where both are canonical. Beyond that names may differ by what wraps the model (`model.`, `transformer.`, the family's
+own prefix). Flat names (`_` for `.`) mean the tensor whose flattened name they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsmith.adapters.adapter import Adapter, Update
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, Spelling, spelling_of
 from weightsmith.errors import CompatibilityError
 from weightsmith.naming import nearest
 from weightsmith.tensors import shown
@@ -55,10 +55,21 @@ class Names:
         return _WRAPPERS | own
 
     @functools.cached_property
+    def spelling(self) -> Spelling:
+        """How the base names its tensors."""
+        return spelling_of(self.base.config, self.base.tensors)
+
+    @functools.cached_property
+    def owners(self) -> Mapping[str, str]:
+        """The base's tensor by its own name and by its canonical one."""
+        canonical = {self.spelling.canonical(name): name for name in self.base.tensors}
+        return {**canonical, **{name: name for name in self.base.tensors}}
+
+    @functools.cached_property
     def by_end(self) -> Mapping[tuple[str, ...], list[str]]:
-        """Names by their last two fields."""
+        """Names, own and canonical ones, by their last two fields."""
         found: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for name in self.base.tensors:
+        for name in self.owners:
             found[tuple(name.split(".")[-2:])].append(name)
         return found
 
@@ -75,14 +86,15 @@ class Names:
 
     def find(self, target: str) -> str | None:
         """The tensor that a dotted name means, or None; raises CompatibilityError where several could be meant."""
-        found = (self._found(spelling) for spelling in _spellings(target))
+        spellings = dict.fromkeys((target, self.spelling.canonical(target)))
+        found = (self._found(spelling) for spelling in spellings)
         return next((name for name in found if name is not None), None)
 
     def _found(self, target: str) -> str | None:
         module, _, leaf = target.rpartition(".")
         for wanted in (target, f"{module}.{_OTHER_LEAVES.get(leaf, leaf)}"):
-            if wanted in self.base.tensors:
-                return wanted
+            if wanted in self.owners:
+                return self.owners[wanted]
         fields = target.split(".")
         for dropped in range(len(fields) - 1):
             if dropped and fields[dropped - 1] not in self.wrappers:
@@ -93,19 +105,22 @@ class Names:
             if chosen is not None:
                 return chosen
             if ends:
-                listed = ", ".join(shown(name) for name in ends[:_LONGEST_LIST])
+                several = list(dict.fromkeys(self.owners[name] for name in ends))
+                listed = ", ".join(shown(name) for name in several[:_LONGEST_LIST])
                 raise CompatibilityError(
-                    f"{shown(target)} of the adapter could be any of {len(ends)} tensors of {self.base.identity} "
+                    f"{shown(target)} of the adapter could be any of {len(several)} tensors of {self.base.identity} "
                     f"({listed}): give the base that the adapter was trained on."
                 )
         return None
 
     def _chosen(self, ends: Sequence[str], kept: int) -> str | None:
-        """The only one of the names, or the only one with nothing but wrappers before the fields that are kept."""
-        if len(ends) == 1:
-            return ends[0]
+        """The only tensor of the names, or the only one with nothing but wrappers before the fields that are kept."""
         wrapped = [n for n in ends if self.wrappers.issuperset(n.split(".")[:-kept])]
-        return wrapped[0] if len(wrapped) == 1 else None
+        for names in (ends, wrapped):
+            found = {self.owners[name] for name in names}
+            if len(found) == 1:
+                return found.pop()
+        return None
 
 
 def resolve(adapter: Adapter, updates: Sequence[Update], names: Names) -> dict[str, str]:
@@ -165,15 +180,6 @@ def _dotted(adapter: Adapter, updates: Sequence[Update], names: Names) -> dict[s
             raise unresolved(adapter, update, names)
         found[update.key] = name
     return found
-
-
-def _spellings(target: str) -> tuple[str, ...]:
-    """A name, and that of the same tensor where a block of experts is called otherwise in files than in memory."""
-    fields = target.split(".")
-    for here, there in (("mlp", "block_sparse_moe"), ("block_sparse_moe", "mlp")):
-        if here in fields:
-            return target, ".".join(there if field == here else field for field in fields)
-    return (target,)
 
 
 def _ends(name: str, rest: Sequence[str]) -> bool:

@@ -39,9 +39,9 @@ def joined_with_ties(
     raises CompatibilityError where tied tensors do not change alike.
     """
     kept = list(updates)
-    embedding = vocabulary_embedding(base.tensors, base.roles)
+    embedding = vocabulary_embedding(base.tensors, base.places)
     unstored: Update | None = None
-    is_lone = base.tying is Tying.TIED and vocabulary_head(base.tensors, base.roles) is None
+    is_lone = base.tying is Tying.TIED and vocabulary_head(base.tensors, base.places) is None
     if is_lone:
         unstored = next((u for u in kept if _is_head(u)), None)
         kept = [u for u in kept if u is not unstored]

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
         compare_configurations as compare_configurations,
     )
     from weightsmith.checkpoints.copied_files import absence as absence
-    from weightsmith.checkpoints.copied_files import donor_files as donor_files
+    from weightsmith.checkpoints.copied_files import companion_paths as companion_paths
     from weightsmith.checkpoints.copied_files import is_inside as is_inside
     from weightsmith.checkpoints.copied_files import is_template as is_template
     from weightsmith.checkpoints.copied_files import tokenizer_files as tokenizer_files
     from weightsmith.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
+    from weightsmith.checkpoints.fingerprint import tensors_fingerprint as tensors_fingerprint
     from weightsmith.checkpoints.formats import bundles as bundles
     from weightsmith.checkpoints.formats import merge_state as merge_state
     from weightsmith.checkpoints.formats.bundles import BundleHeader as BundleHeader
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.bundles import CodedTensor as CodedTensor
     from weightsmith.checkpoints.formats.bundles import part_names as part_names
     from weightsmith.checkpoints.formats.bundles import read_bundle_header as read_bundle_header
+    from weightsmith.checkpoints.formats.channel_statistics import by_weight as by_weight
     from weightsmith.checkpoints.formats.merge_state import MergeState as MergeState
     from weightsmith.checkpoints.formats.merge_state import TensorState as TensorState
     from weightsmith.checkpoints.formats.merge_state import read_state as read_state
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.packages import shared_file as shared_file
     from weightsmith.checkpoints.formats.packages import shared_stream as shared_stream
     from weightsmith.checkpoints.formats.statistics import Statistics as Statistics
+    from weightsmith.checkpoints.formats.statistics import is_of as is_of
     from weightsmith.checkpoints.formats.statistics import listed as listed
     from weightsmith.checkpoints.formats.statistics import misfit as misfit
     from weightsmith.checkpoints.formats.statistics import read_statistics as read_statistics
@@ -69,6 +72,9 @@ if TYPE_CHECKING:
     )
     from weightsmith.checkpoints.formats.statistics_writer import (
         STATISTICS_KIND as STATISTICS_KIND,
+    )
+    from weightsmith.checkpoints.formats.statistics_writer import (
+        statistics_metadata as statistics_metadata,
     )
     from weightsmith.checkpoints.formats.statistics_writer import (
         write_measured as write_measured,
@@ -83,6 +89,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
     from weightsmith.checkpoints.layer_structure import structure_of as structure_of
+    from weightsmith.checkpoints.licence import Licence as Licence
+    from weightsmith.checkpoints.licence import licence_of as licence_of
     from weightsmith.checkpoints.locate import find_location as find_location
     from weightsmith.checkpoints.locate import member_of as member_of
     from weightsmith.checkpoints.nested_config import first_of as first_of
@@ -99,6 +107,16 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
+    from weightsmith.checkpoints.respelling import respelled as respelled
+    from weightsmith.checkpoints.roles import (
+        stores_experts_input_first as stores_experts_input_first,
+    )
+    from weightsmith.checkpoints.spelling_facts import HEADS as HEADS
+    from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
+    from weightsmith.checkpoints.spellings import Spelling as Spelling
+    from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
+    from weightsmith.checkpoints.spellings import spelling_of as spelling_of
+    from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -118,6 +136,8 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
+            "HEADS": "weightsmith.checkpoints.spelling_facts",
+            "Licence": "weightsmith.checkpoints.licence",
             "LayerStructure": "weightsmith.checkpoints.layer_structure",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
@@ -133,7 +153,9 @@ else:
             "Parent": "weightsmith.checkpoints.card",
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
+            "Spelling": "weightsmith.checkpoints.spellings",
             "Stack": "weightsmith.checkpoints.stacks",
+            "STACKED": "weightsmith.checkpoints.spelling_facts",
             "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
             "StatisticsHeader": "weightsmith.checkpoints.formats.statistics_header",
@@ -148,7 +170,7 @@ else:
             "compare": "weightsmith.checkpoints.compatibility",
             "compare_configurations": "weightsmith.checkpoints.config_comparison",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
-            "donor_files": "weightsmith.checkpoints.copied_files",
+            "companion_paths": "weightsmith.checkpoints.copied_files",
             "find_location": "weightsmith.checkpoints.locate",
             "find_stacks": "weightsmith.checkpoints.stacks",
             "first_of": "weightsmith.checkpoints.nested_config",
@@ -157,12 +179,16 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
+            "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
+            "licence_of": "weightsmith.checkpoints.licence",
             "listed": "weightsmith.checkpoints.formats.statistics",
             "member_of": "weightsmith.checkpoints.locate",
             "merge_state": "weightsmith.checkpoints.formats.merge_state:*",
             "merged_config": "weightsmith.checkpoints.config",
+            "by_weight": "weightsmith.checkpoints.formats.channel_statistics",
+            "is_of": "weightsmith.checkpoints.formats.statistics",
             "misfit": "weightsmith.checkpoints.formats.statistics",
             "model_card": "weightsmith.checkpoints.card",
             "not_saved": "weightsmith.checkpoints.checkpoint",
@@ -181,9 +207,13 @@ else:
             "read_weights": "weightsmith.checkpoints.formats.weights",
             "require_match": "weightsmith.checkpoints.formats.statistics",
             "require_names": "weightsmith.checkpoints.formats.statistics",
+            "respelled": "weightsmith.checkpoints.respelling",
             "sections": "weightsmith.checkpoints.nested_config",
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
+            "spelling_of": "weightsmith.checkpoints.spellings",
+            "stacks_experts": "weightsmith.checkpoints.spellings",
+            "stores_experts_input_first": "weightsmith.checkpoints.roles",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
             "structure_of": "weightsmith.checkpoints.layer_structure",
@@ -191,9 +221,11 @@ else:
             "tie_findings": "weightsmith.checkpoints.compatibility",
             "tokenizer_files": "weightsmith.checkpoints.copied_files",
             "untied": "weightsmith.checkpoints.checkpoint",
+            "tensors_fingerprint": "weightsmith.checkpoints.fingerprint",
             "vocabulary_embedding": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_head": "weightsmith.checkpoints.tied_tensors",
             "vocabulary_size_of": "weightsmith.checkpoints.nested_config",
+            "statistics_metadata": "weightsmith.checkpoints.formats.statistics_writer",
             "write_measured": "weightsmith.checkpoints.formats.statistics_writer",
             "write_statistics": "weightsmith.checkpoints.formats.statistics_writer",
         },

@@ -23,7 +23,7 @@ class Anatomy:
     """The stacks of a checkpoint by their prefix, and the place of each of its tensors in them."""
 
     stacks: dict[str, Stack]
-    roles: dict[str, Place]
+    places: dict[str, Place]
 
 
 @dataclass(frozen=True, slots=True)

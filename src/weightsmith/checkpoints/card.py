@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from weightsmith.checkpoints.licence import Licence
+
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -27,7 +29,7 @@ class Parent:
     `name` is its Hub id or its folder's own name, never a path; `is_hub` tells the two apart; `form` is what stands
     behind the name in a reference to it, its task and its adapters; `part` is what it was in
     the merge (base, expert, adapter or base of another, statistics), `digest` that of its weights; a checkpoint with
-    adapters has that of its changed weights.
+    adapters has that of its changed weights. `licence` is what its own card says.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Parent:
     is_hub: bool = False
     revision: str | None = None
     form: str = ""
+    licence: Licence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,19 @@ def model_card(
     config: Mapping[str, Any] | None,
     version: str,
     library: str | None = None,
+    relation: str = "merge",
 ) -> str:
     """The text of README.md: front matter for the Hub, parents, methods, recipe, and how to check.
 
     `recipe` is the recipe's text; paths in it that lead into the user's folders are shortened to
     their last names. The library that loads the result is `library`; else transformers, if that wrote `config`, and
-    none without one. All names are escaped.
+    none without one. `relation` is the Hub's word for what the result is to its parents; the licence of all models
+    among these is that of the result where each names the same, and else none is named. All names are escaped.
     """
     origin = f"Merged from other checkpoints, without training, by weightsmith {_escaped(version)}."
+    matter = _front_matter(parents, methods, library or _library(config), relation)
     blocks = [
-        f"---\n{_front_matter(parents, methods, library or _library(config))}---",
+        f"---\n{matter}---",
         f"# {_escaped(title)}",
         origin,
         "## Made of",
@@ -82,22 +88,36 @@ def model_card(
 
 
 def _front_matter(
-    parents: Sequence[Parent], methods: Sequence[MethodUse], library: str | None
+    parents: Sequence[Parent], methods: Sequence[MethodUse], library: str | None, relation: str
 ) -> str:
     tags = ["merge", "weightsmith", *(_TAG.sub("-", use.name.lower()) for use in methods)]
     document: dict[str, Any] = {
         # The Hub takes each for one of its models.
         "base_model": list(
-            dict.fromkeys(p.name for p in parents if p.is_hub and p.part != "statistics")
+            dict.fromkeys(p.name for p in parents if p.is_hub and _is_named(p, relation))
         ),
-        "base_model_relation": "merge",
+        "base_model_relation": relation,
     }
     if not document["base_model"]:
         document = {}
+    licence = _common_licence(parents)
+    if licence is not None:
+        document |= licence.to_mapping()
     if library is not None:
         document["library_name"] = library
     document["tags"] = list(dict.fromkeys(tag for tag in tags if tag))
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def _is_named(parent: Parent, relation: str) -> bool:
+    """An adapter is loaded onto its base, and no other adapter is that; measurements are no models."""
+    return parent.part == "base" if relation == "adapter" else parent.part != "statistics"
+
+
+def _common_licence(parents: Sequence[Parent]) -> Licence | None:
+    """The licence of every model that went in, None where one is unknown or another."""
+    models = [parent.licence for parent in parents if parent.part != "statistics"]
+    return models[0] if models and len(set(models)) == 1 else None
 
 
 def _library(config: Mapping[str, Any] | None) -> str | None:
@@ -116,15 +136,19 @@ def _last_name(parent: Parent) -> str:
 
 
 def _parents_table(parents: Sequence[Parent]) -> str:
-    rows = ["| checkpoint | part | revision | digest |", "| --- | --- | --- | --- |"]
+    titles = ["checkpoint", "part", "revision", "licence", "digest"]
+    if not any(parent.licence for parent in parents):
+        titles.remove("licence")
+    rows = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
     for parent in parents:
-        cells = (
-            _last_name(parent) + parent.form,
-            parent.part,
-            parent.revision or "",
-            parent.digest,
-        )
-        rows.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+        cells = {
+            "checkpoint": _last_name(parent) + parent.form,
+            "part": parent.part,
+            "revision": parent.revision or "",
+            "licence": "" if parent.licence is None else parent.licence.title,
+            "digest": parent.digest,
+        }
+        rows.append(f"| {' | '.join(_escaped(cells[title]) for title in titles)} |")
     return "\n".join(rows)
 
 

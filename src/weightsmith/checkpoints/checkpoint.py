@@ -13,6 +13,7 @@ from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
 from weightsmith.checkpoints.head_names import head_name, scales_tied_heads
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
+from weightsmith.checkpoints.side_places import main_set, side_places
 from weightsmith.checkpoints.stacks import Stack
 from weightsmith.checkpoints.tied_tensors import (
     Tying,
@@ -25,6 +26,7 @@ from weightsmith.checkpoints.tied_tensors import (
 from weightsmith.deltas import renamed
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.findings import Finding, Severity
+from weightsmith.naming import beside
 from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
@@ -36,8 +38,9 @@ class Attached:
     """An adapter that a checkpoint is seen with: where it lies, how strongly it is applied, what is stored of it.
 
     `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
-    `unsaved` are modules that it says were trained whole, and of which it stores nothing; `unties`: it changes an
-    embedding and the head that is tied to it in different ways.
+    `unsaved` are modules that it says were trained whole, and of which it stores nothing; `component` is the one part
+    of a pipeline that it is used for, None for all; `unties`: it changes an embedding and the head that is tied to it
+    in different ways.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Attached:
     hub_id: str | None = None
     revision: str | None = None
     unsaved: tuple[str, ...] = ()
+    component: str | None = None
     unties: bool = False
 
     @property
@@ -91,14 +95,17 @@ class Checkpoint:
     a bfloat16 tensor with an adapter reads as float32. `attached` are the adapters, in the order they are applied,
     and `base_source` what the user wrote for the checkpoint that they are applied to, empty where there are none.
     `behind` are the checkpoints that it is decoded with, which may have others behind them.
-    `metadata` is that of a single safetensors file.
+    `metadata` is that of a single safetensors file. `own_names` has what the files call a tensor that is seen under
+    another name here, all pieces of it, or the whole that it is a piece of (`respelling`). `about_files` is what is to
+    be said of files and adapters beside the weights, and `tokenizer_place` the folder of the tokenizer where that is
+    not its own.
     """
 
     path: Path
     source: str
     tensors: dict[str, LazyTensor]
     config: dict[str, Any] | None
-    roles: dict[str, Place]
+    places: dict[str, Place]
     ties: tuple[frozenset[str], ...]
     tying: Tying
     stacks: dict[str, Stack]
@@ -110,6 +117,14 @@ class Checkpoint:
     base_source: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[Behind, ...] = ()
+    own_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    about_files: tuple[Finding, ...] = ()
+    tokenizer_place: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies: its own folder, or that of an adapter with a vocabulary of its own."""
+        return self.tokenizer_place or self.path
 
     @property
     def is_folder(self) -> bool:
@@ -186,19 +201,25 @@ class Checkpoint:
     @property
     def vocab_size(self) -> int | None:
         """Rows of the input embedding, or None where there is none."""
-        embedding = vocabulary_embedding(self.tensors, self.roles)
+        embedding = vocabulary_embedding(self.tensors, self.places)
         return None if embedding is None else self.tensors[embedding].shape[0]
 
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order of their first tensors."""
         return stored_in(self.tensors.values())
 
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """The files of tensors that lie beside the main set, by name from the folder on (see `naming.beside`)."""
+        found = (beside(name) for name in self.tensors if "/" in name)
+        return tuple(dict.fromkeys(one[0] for one in found if one is not None))
+
     def findings(self) -> list[Finding]:
         """What should be known before the checkpoint is merged: its configuration, and files that are left out."""
         found = input_findings(self.config, self.tensors, self.identity)
         linked = self._linked()
         found += [] if linked is None else [linked]
-        found += _own_head_findings(self)
+        found += [*self.about_files, *_own_head_findings(self)]
         return found + [
             not_saved(adapter.name, adapter.unsaved, self.identity, "so the base's are kept")
             for adapter in self.attached
@@ -222,13 +243,15 @@ class Checkpoint:
             f"{self.identity} has {', '.join(map(shown, names[:_MOST_NAMES]))}"
             f"{f' and {len(names) - _MOST_NAMES} more' if len(names) > _MOST_NAMES else ''} as links out of its folder "
             "or as no regular files, which are neither read nor copied",
-            "put the files themselves there",
+            "put the files themselves there, or name the folder that they lead into in the environment variable "
+            "WEIGHTSMITH_LINKS",
         )
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The files of the tokenizer and chat template; empty for a single file."""
-        return tokenizer_files(self.path) if self.is_folder else ()
+        place = self.tokenizer_folder
+        return tokenizer_files(place) if place.is_dir() else ()
 
 
 def _further_layers(config: dict[str, Any] | None) -> int:
@@ -246,13 +269,19 @@ def assemble(
     hub_id: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
-    """A checkpoint around tensors that are already known: infers stacks, roles and ties."""
+    """A checkpoint around tensors that are already known: infers stacks, roles and ties.
+
+    Stacks and tying are those of the main set, whatever lies in files beside it (`naming.beside`).
+    """
     ordered = dict(tensors)
-    anatomy = anatomy_of(ordered, config)
-    stacks, roles = anatomy.stacks, anatomy.roles
-    ties = find_ties(ordered, roles, config)
-    tying = tying_of(ordered, roles, ties, config)
-    return Checkpoint(path, source, ordered, config, roles, ties, tying, stacks, hub_id, revision)
+    main = main_set(ordered)
+    anatomy = anatomy_of(main, config)
+    stacks, places = anatomy.stacks, anatomy.places
+    ties = find_ties(ordered, places, config)
+    tying = tying_of(main, places, ties, config)
+    if len(main) < len(ordered):
+        places = {**places, **side_places(ordered)}
+    return Checkpoint(path, source, ordered, config, places, ties, tying, stacks, hub_id, revision)
 
 
 def own_head_name(checkpoint: Checkpoint) -> str | None:
@@ -260,8 +289,8 @@ def own_head_name(checkpoint: Checkpoint) -> str | None:
 
     None without an embedding, and where nobody here knows the name.
     """
-    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
-    embedding = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    head = vocabulary_head(checkpoint.tensors, checkpoint.places)
+    embedding = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     if head is not None or embedding is None:
         return head
     return head_name(embedding, checkpoint.config)
@@ -281,7 +310,7 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
             f"{checkpoint.identity} is a network that scales what a tied head scores and not what one of its own does, "
             "so an equal head would compute something else: keep it tied."
         )
-    name = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    name = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     embedding = None if name is None else checkpoint.tensors[name]
     if name is None or embedding is None:
         raise CompatibilityError(
@@ -300,8 +329,8 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, **copies},
-        roles={
-            **checkpoint.roles,
+        places={
+            **checkpoint.places,
             **{n: Place(n, Kind.EMBEDDING if n.endswith(_TABLE) else Kind.HEAD) for n in own},
         },
         ties=tuple(group for group in checkpoint.ties if own.keys().isdisjoint(group)),
@@ -333,7 +362,7 @@ def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
                 "different ways, so it is taken with a head of its own, as it computes with the adapters beside it",
             )
         ]
-    head = vocabulary_head(checkpoint.tensors, checkpoint.roles)
+    head = vocabulary_head(checkpoint.tensors, checkpoint.places)
     if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
         return []
     return [

@@ -44,7 +44,7 @@ def tie_findings(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     untied = [c for c in checkpoints if c.tying is Tying.UNTIED]
     if not tied or not untied:
         return []
-    head = vocabulary_head(untied[0].tensors, untied[0].roles)
+    head = vocabulary_head(untied[0].tensors, untied[0].places)
     return [
         Finding(
             Severity.ERROR,
@@ -114,7 +114,7 @@ def _excused(has: Checkpoint, lacks: Checkpoint) -> set[str]:
     A head that one keeps and the other ties is an error of its own, and not a missing tensor too.
     """
     tied = {n for g in has.ties if any(other in lacks.tensors for other in g) for n in g}
-    head = vocabulary_head(has.tensors, has.roles)
+    head = vocabulary_head(has.tensors, has.places)
     mixed = {has.tying, lacks.tying} == {Tying.TIED, Tying.UNTIED}
     return tied | ({head} if mixed and head is not None else set())
 
@@ -182,7 +182,7 @@ def _compare_shapes(reference: Checkpoint, other: Checkpoint) -> list[Finding]:
 
 def _is_vocabulary(name: str, reference: Checkpoint, other: Checkpoint) -> bool:
     """An embedding or head whose rows, and nothing else, are those of differing vocabularies."""
-    if reference.roles[name].kind not in (Kind.EMBEDDING, Kind.HEAD):
+    if reference.places[name].kind not in (Kind.EMBEDDING, Kind.HEAD):
         return False
     mine, theirs = reference.tensors[name].shape, other.tensors[name].shape
     return (

@@ -1,4 +1,4 @@
-"""The configuration of a merged checkpoint, made from its donor's."""
+"""The configuration of a merged checkpoint, made from its config source's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ALIASES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_block
 
 
 def merged_config(
-    donor_config: dict[str, Any],
+    source_config: dict[str, Any],
     *,
     dtype: DType | None = None,
     layer_sources: Sequence[int] | None = None,
@@ -41,18 +41,18 @@ def merged_config(
     structure: LayerStructure | None = None,
     further_layers: int | None = None,
 ) -> dict[str, Any]:
-    """The donor's configuration made true for the merged weights; the donor's is not changed.
+    """The config source's configuration made true for the merged weights; the config source's is not changed.
 
-    `dtype` is that of most float tensors; `layer_sources[j]` the donor's layer that layer j
+    `dtype` is that of most float tensors; `layer_sources[j]` the config source's layer that layer j
     describes itself by, in the stack with the prefix `stack` (default: the language model's or
     only one), and `structure` what is stored of these layers; `further_layers` the blocks behind them that predict
     further tokens; `vocab_size` the rows of the embedding; `tied` whether the output head is the
-    embedding. None leaves the donor's value. The folder that the donor was loaded from is dropped.
-    Raises CompatibilityError for a quantised donor and for layer orders that its configuration
+    embedding. None leaves the config source's value. The folder that the config source was loaded from is dropped.
+    Raises CompatibilityError for a quantised config source and for layer orders that its configuration
     cannot express.
     """
-    _refuse_quantised(donor_config)
-    config = copy.deepcopy(donor_config)
+    _refuse_quantised(source_config)
+    config = copy.deepcopy(source_config)
     if layer_sources is not None:
         _set_layers(config, layer_sources, stack, structure)
     if further_layers is not None:

@@ -1,8 +1,9 @@
 """What configurations say of the computation, compared between checkpoints whose tensors are combined.
 
 Tensors of one name and shape may be computed with in other ways: with more heads, other rotary frequencies, another
-activation, other labels. The result has one configuration, its donor's. Keys are compared in every nested section; one
-that is absent counts as its default where that is known (`library_defaults`), and spellings of one meaning are one.
+activation, other labels. The result has one configuration, its config source's. Keys are compared in every nested
+section; one that is absent counts as its default where that is known (`library_defaults`), and spellings of one meaning
+are one.
 """
 
 from __future__ import annotations

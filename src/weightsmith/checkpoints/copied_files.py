@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from weightsmith.tensors import shown
+from weightsmith.checkpoints.module_folders import module_settings
+from weightsmith.tensors import may_lead_to, shown, way_out
 
 # What a tokenizer and its chat template are made of, over all families.
 _TOKENIZER = frozenset(
@@ -22,24 +23,24 @@ _OTHER = frozenset(
     """generation_config.json preprocessor_config.json processor_config.json
     image_processor_config.json video_preprocessor_config.json video_processor_config.json
     audio_preprocessor_config.json feature_extractor_config.json audio_tokenizer_config.json
-    modules.json config_sentence_transformers.json
+    modules.json model_index.json config_sentence_transformers.json
     sentence_bert_config.json""".split()
 )
+# Evaluation pools by it even where no list of modules names it.
+_POOLING = "1_Pooling/config.json"
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 # A model that reads a question twice has a second tokenizer (InstructBLIP).
 _SECOND_TOKENIZER = "qformer_tokenizer"
-# A sentence encoder's pooling layer has its configuration in a folder of its own.
-_POOLING = "1_Pooling/config.json"
 
 
-def donor_files(folder: Path) -> tuple[Path, ...]:
+def companion_paths(folder: Path) -> tuple[Path, ...]:
     """The files to carry over, as paths relative to `folder`, sorted.
 
-    Tokenizer, chat templates, generation and processor configurations: never code, weights or
-    indices, and no link that leaves the folder (but for the blobs of a Hub cache).
+    Tokenizer, chat templates, generation and processor configurations, and those of modules in
+    folders of their own: never code, weights or indices, and no link that is not followed.
     """
     second = [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
-    names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, _POOLING]
+    names = [*sorted(_TOKENIZER | _TEMPLATES | _OTHER), *second, *module_settings(folder), _POOLING]
     return tuple(sorted({*_own(folder, names), *_templates(folder)}))
 
 
@@ -64,8 +65,7 @@ def left_out(folder: Path) -> tuple[Path, ...]:
     names = [name for name in (*_TOKENIZER, *_TEMPLATES, *_OTHER) if name in present]
     if _SECOND_TOKENIZER in present:
         names += [f"{_SECOND_TOKENIZER}/{name}" for name in _TOKENIZER]
-    if Path(_POOLING).parts[0] in present:
-        names.append(_POOLING)
+    names += [_POOLING, *module_settings(folder)]
     for templates in _TEMPLATE_FOLDERS:
         if templates in present:
             found = (folder / templates).glob("*.jinja")
@@ -86,10 +86,7 @@ def absence(folder: Path, name: str, wanted: str) -> str:
     if not folder.is_dir():
         return f"{shown(folder)} is no folder: give {wanted}."
     if os.path.lexists(folder / name):
-        return (
-            f"{shown(folder / name)} is a link that leaves its folder or leads nowhere, or no regular file: put the "
-            "file itself there."
-        )
+        return f"{shown(folder / name)} {way_out(folder / name)}."
     return f"{shown(folder)} has no {name}: give {wanted}."
 
 
@@ -99,11 +96,8 @@ def is_template(name: Path) -> bool:
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Whether `file` is a regular file that lies under `folder`, or in its Hub cache's blobs."""
-    if not file.is_file():
-        return False
-    target, root = file.resolve(), folder.resolve()
-    return target.is_relative_to(root) or target.parent == _blobs_of(root)
+    """Whether `file` is a regular file that lies under `folder`, or where links of it may lead (`may_lead_to`)."""
+    return file.is_file() and may_lead_to(file.resolve(), folder.resolve())
 
 
 def _templates(folder: Path) -> list[Path]:
@@ -113,8 +107,3 @@ def _templates(folder: Path) -> list[Path]:
         for file in sorted((folder / name).glob("*.jinja"))
         if is_inside(file, folder)
     ]
-
-
-def _blobs_of(root: Path) -> Path | None:
-    """The blobs folder of the Hub cache that `root` is a snapshot of, or None."""
-    return root.parent.parent / "blobs" if root.parent.name == "snapshots" else None

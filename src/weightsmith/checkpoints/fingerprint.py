@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.tensors import LazyTensor, piece_digest, read_bytes
@@ -21,9 +21,14 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     fingerprint; a change of a few elements by hand can be missed. It does not depend on files, shards or order.
     Raises CheckpointError where weights cannot be read.
     """
+    return tensors_fingerprint(checkpoint.tensors)
+
+
+def tensors_fingerprint(tensors: Mapping[str, LazyTensor]) -> str:
+    """The same digest over some tensors by their names."""
     state = hashlib.blake2b(f"{FINGERPRINT_SCHEME};".encode(), digest_size=16)
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.tensors[name]
+    for name in sorted(tensors):
+        tensor = tensors[name]
         extent = ",".join(str(length) for length in tensor.shape)
         encoded = f"{name};{tensor.dtype};{extent};".encode()
         state.update(len(encoded).to_bytes(8, "little") + encoded)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from weightsmith.checkpoints import role_words as words
 from weightsmith.checkpoints.nested_config import sections, vocabulary_size_of
+from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS
 from weightsmith.checkpoints.stacks import Stack, depths, place
 from weightsmith.naming import is_number, parse_name, split_name
 from weightsmith.tensors import DType, Kind, Place, depth_of
@@ -61,15 +62,20 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a configuration declares: rows of the vocabulary (None where unknown), and inner widths of MLPs."""
+    """What a configuration declares: rows of the vocabulary (None where unknown), and inner widths of MLPs.
+
+    `turned_experts` tells that stacks of experts are stored as experts x inputs x outputs.
+    """
 
     vocabulary: int | None = None
     intermediate: frozenset[int] = frozenset()
+    turned_experts: bool = False
 
     @classmethod
     def of(cls, config: dict[str, Any] | None) -> Sizes:
         """Those of a configuration."""
-        return cls(vocabulary_size_of(config), _intermediate_sizes(config))
+        turned = stores_experts_input_first(config)
+        return cls(vocabulary_size_of(config), _intermediate_sizes(config), turned)
 
 
 def infer_roles(
@@ -115,6 +121,8 @@ def infer_roles(
         kind, tensor = kinds[key], tensors[name]
         layers, depth = positions[key[0] or "", layer] if layer is not None else (0, 0.0)
         is_turned = key[0] in turned and kind in _PROJECTIONS and len(tensor.shape) == 2
+        if sizes.turned_experts and len(tensor.shape) == 3:
+            is_turned = kind in _EXPERT_KINDS.values()
         kind = _of_part(kind, part, tensor)
         places[name] = Place(name, kind, layer, layers, key[0], depth, is_turned, expert, part)
     return places
@@ -317,6 +325,11 @@ _EXPERT_KINDS = {
     Kind.MLP_DOWN: Kind.EXPERT_DOWN,
     Kind.MLP_FUSED: Kind.EXPERT_FUSED,
 }
+
+
+def stores_experts_input_first(config: dict[str, Any] | None) -> bool:
+    """Whether a family stores its stacks of experts as experts x inputs x outputs."""
+    return any(str(s.get("model_type")) in INPUT_FIRST_EXPERTS for s in sections(config or {}))
 
 
 def _intermediate_sizes(config: dict[str, Any] | None) -> frozenset[int]:

@@ -59,14 +59,14 @@ class Tying(enum.Enum):
 
 def find_ties(
     tensors: Mapping[str, LazyTensor],
-    roles: Mapping[str, Place],
+    places: Mapping[str, Place],
     config: dict[str, Any] | None,
 ) -> tuple[frozenset[str], ...]:
     """Groups of stored names that are one tensor, in the order of their first names."""
     groups = _shared_storages(tensors)
-    head = vocabulary_head(tensors, roles)
+    head = vocabulary_head(tensors, places)
     if head is not None and config is not None and declared_tied(config) is not False:
-        embedding = vocabulary_embedding(tensors, roles)
+        embedding = vocabulary_embedding(tensors, places)
         if embedding is not None and _is_copy(tensors[embedding], tensors[head]):
             groups.append({embedding, head})
     groups += _stored_copies(tensors)
@@ -86,7 +86,7 @@ def declared_tied(config: dict[str, Any] | None) -> bool | None:
 
 def tying_of(
     tensors: Mapping[str, LazyTensor],
-    roles: Mapping[str, Place],
+    places: Mapping[str, Place],
     ties: Sequence[frozenset[str]],
     config: dict[str, Any] | None,
 ) -> Tying:
@@ -95,8 +95,8 @@ def tying_of(
     An absent head is a tied one if the configuration says so, or if it is silent and names a class
     that has a language head. A network without a vocabulary has no head to tie.
     """
-    embedding = vocabulary_embedding(tensors, roles)
-    head = vocabulary_head(tensors, roles)
+    embedding = vocabulary_embedding(tensors, places)
+    head = vocabulary_head(tensors, places)
     if head is not None:
         tied = any(head in group and embedding in group for group in ties)
         return Tying.TIED if tied else Tying.UNTIED
@@ -111,26 +111,26 @@ def tying_of(
 
 
 def vocabulary_embedding(
-    tensors: Mapping[str, Described], roles: Mapping[str, Place]
+    tensors: Mapping[str, Described], places: Mapping[str, Place]
 ) -> str | None:
     """The name of the input embedding: the first embedding matrix with the most rows."""
     matrices = [
         name
-        for name, role in roles.items()
+        for name, role in places.items()
         if role.kind is Kind.EMBEDDING and role.part == "weight" and len(tensors[name].shape) == 2
     ]
     return max(matrices, key=lambda name: tensors[name].shape[0], default=None)
 
 
-def vocabulary_head(tensors: Mapping[str, Described], roles: Mapping[str, Place]) -> str | None:
+def vocabulary_head(tensors: Mapping[str, Described], places: Mapping[str, Place]) -> str | None:
     """The name of the matrix that scores the vocabulary: a head with the embedding's rows."""
-    embedding = vocabulary_embedding(tensors, roles)
+    embedding = vocabulary_embedding(tensors, places)
     if embedding is None:
         return None
     rows = tensors[embedding].shape[0]
     heads = (
         name
-        for name, role in roles.items()
+        for name, role in places.items()
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
     # MobileBERT scores with its table and a matrix beside it, which has as many rows.
@@ -138,7 +138,7 @@ def vocabulary_head(tensors: Mapping[str, Described], roles: Mapping[str, Place]
     if not fitting:
         return None
     # Of several models in one checkpoint (Bark), the head is not one of another model that has a table of its own.
-    tables = {_top(name) for name, role in roles.items() if role.kind is Kind.EMBEDDING}
+    tables = {_top(name) for name, role in places.items() if role.kind is Kind.EMBEDDING}
     others = tables - {_top(embedding)}
     return next((name for name in fitting if _top(name) not in others), None)
 

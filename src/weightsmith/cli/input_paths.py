@@ -28,6 +28,12 @@ def suite_files(suite: str | None) -> tuple[Path, ...]:
     return () if suite is None else load_suite(suite).files
 
 
+def is_recipe(given: str) -> bool:
+    """Whether what a command is given for a model is the file of a recipe."""
+    path = expanded(given)
+    return path.is_file() and path.suffix in _RECIPES
+
+
 def _places(given: str) -> tuple[Path, ...]:
     from weightsmith.adapters import open_model
     from weightsmith.checkpoints import BareAdapter
@@ -35,7 +41,7 @@ def _places(given: str) -> tuple[Path, ...]:
     from weightsmith.recipes import Recipe
 
     path = expanded(given)
-    if path.is_file() and path.suffix in _RECIPES:
+    if is_recipe(given):
         return make_plan(Recipe.load(path)).inputs
     if path.is_file() and path.suffix == ".json":
         return (path,)

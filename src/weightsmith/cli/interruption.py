@@ -20,11 +20,25 @@ def interruptible(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _tell_interrupted(out)
+        _report_interruption(out)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if not is_interrupted(error):
+            raise
+        _report_interruption(out)
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _tell_interrupted(out: Path) -> None:
+def is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a library that it meets while it is imported makes another one of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _report_interruption(out: Path) -> None:
     from weightsmith.publishing import SUFFIX
 
     staging = out.with_name(out.name + SUFFIX)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightsmith.cli.interruption import INTERRUPTED
+from weightsmith.cli.interruption import INTERRUPTED, is_interrupted
 from weightsmith.cli.standard_streams import STREAMS
 from weightsmith.cli.terminal_text import abridged, harmless, shown
 from weightsmith.errors import ResourceError, WeightsmithError
@@ -137,17 +137,17 @@ def execute(arguments: list[str]) -> int:
         )
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        return _told(_usage_sentence(error), error.exit_code)
+        return _write_error(_usage_sentence(error), error.exit_code)
     except click.Abort:
-        return _told_interrupted()
+        return _report_interruption()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1
     except WeightsmithError as error:
         if is_debug:
             traceback.print_exc()
-        return _told(str(error), error.exit_code)
+        return _write_error(str(error), error.exit_code)
     except MemoryError:
-        return _told(
+        return _write_error(
             "memory ran out; give fewer --threads or a smaller --memory, or free some and raise `ulimit -v`.",
             ResourceError.exit_code,
         )
@@ -156,24 +156,24 @@ def execute(arguments: list[str]) -> int:
             traceback.print_exc()
         place = f" at {shown(error.filename)}" if error.filename is not None else ""
         reason = error.strerror or str(error)
-        return _told(
+        return _write_error(
             f"the system refused an operation{place}: {reason}; {advice_on(error)}.",
             ResourceError.exit_code,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        if _is_interrupted(error):
-            return _told_interrupted()
+        if is_interrupted(error):
+            return _report_interruption()
         if is_debug:
             traceback.print_exc()
         if isinstance(error, ImportError) and not _is_own(error):
-            return _told(_of_import(error), ResourceError.exit_code)
+            return _write_error(_of_import(error), ResourceError.exit_code)
         if "can't start new thread" in str(error):
-            return _told(
+            return _write_error(
                 "the system allows no more threads; give fewer --threads, or raise `ulimit -u` and `ulimit -v`.",
                 ResourceError.exit_code,
             )
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _told(
+        return _write_error(
             f"unexpected {what}; run again with --debug, and report what it shows.", UNEXPECTED
         )
 
@@ -194,16 +194,7 @@ def _of_import(error: BaseException) -> str:
     )
 
 
-def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a library that it meets while it is imported makes another one of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _told_interrupted() -> int:
+def _report_interruption() -> int:
     print("weightsmith: interrupted.", file=sys.stderr)
     return INTERRUPTED
 
@@ -226,6 +217,6 @@ def _usage_sentence(error: click.ClickException) -> str:
     return f"{sentence.rstrip('.')}{'' if sentence.endswith('?') else '.'} See `{context.command_path} --help`."
 
 
-def _told(sentence: str, code: int) -> int:
+def _write_error(sentence: str, code: int) -> int:
     print(f"weightsmith: error: {harmless(abridged(sentence), keep_lines=True)}", file=sys.stderr)
     return code

@@ -60,13 +60,13 @@ class Streams:
         sys.stdout.flush()
         failure = None if self._stdout is None else self._stdout.failure
         if failure is not None and not isinstance(failure, BrokenPipeError):
-            code = self._told(failure, code)
+            code = self._write_error(failure, code)
         elif failure is not None and not self._is_done:
             code = _PIPE_LEFT
         sys.stderr.flush()
         return code
 
-    def _told(self, failure: OSError, code: int) -> int:
+    def _write_error(self, failure: OSError, code: int) -> int:
         what = f"stdout could not be written to ({failure.strerror or failure}), so what this command shows is cut"
         if self._is_done:
             print(f"weightsmith: warning: {what}; what it was to do is done.", file=sys.stderr)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters import open_model
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.deltas import read_matrix
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.graph import exact
@@ -116,6 +116,7 @@ def diagnostics_of(changes: Changes) -> dict[str, float | None]:
 def _interferences(base: Checkpoint, experts: Sequence[Checkpoint]) -> list[float]:
     """The relative singular task interference of every matrix that at least two experts changed."""
     found = []
+    experts = [respelled(expert, base) for expert in experts]
     for name, tensor in base.tensors.items():
         others = [e.tensors[name] for e in experts if name in e.tensors]
         is_matrix = tensor.dtype.is_float and len(tensor.shape) == 2

@@ -29,12 +29,13 @@ class Model:
 class Family:
     """What is merged and what it is scored on.
 
-    `models` are merged in this order; without a `base` methods that need one are left out. `owners` maps the tasks that
-    have an expert to its label, and `unassigned` are tasks whose expert is the model that scores best on them, which
-    the league finds out on validation. `suites` maps splits to suite files; where one file stands for both splits,
-    `is_halved` says that half of every task's items are for validation and the others for the report. `folder` is
-    where a family lies that was built as a whole. `digest` is over all weights and data. `statistics` is a folder of
-    what was measured on the models, as files LABEL.KIND.safetensors, and `statistics_digest` over the bytes of these.
+    `models` are merged in this order; without a `base` methods that need one are left out. `owners` maps the tasks
+    that have an expert to its label, and `unassigned` are tasks whose expert is the model that scores best on them,
+    which the league finds out on validation. `suites` maps splits to suite files; where one file stands for both
+    splits, `is_halved` says that half of every task's items are for validation and the others for the report. `folder`
+    is where a family lies that was built as a whole. `digest` is over all weights and data. `statistics` is a folder
+    of what was measured on the models, as files LABEL.KIND.safetensors (of the base over an expert's data: with that
+    one's label), and `statistics_digest` over the bytes of these.
     """
 
     name: str
@@ -94,11 +95,11 @@ class Family:
         """The family with a folder of statistics; raises UsageError for one that lacks a model's."""
         found = replace(self, statistics=statistics.absolute())
         state = hashlib.sha256()
-        for model in self.models:
+        for model in self.members:
             files = found.statistics_of(model.label)
             for path in files:
                 state.update(f"{path.name} {file_digest(path)}\n".encode())
-            if not files:
+            if not files and model is not self.base:
                 raise UsageError(
                     f"The folder {shown(statistics)} has no statistics of the expert {model.label!r}; it needs files "
                     f"such as {model.label}.fisher.safetensors."

@@ -135,12 +135,17 @@ class Entries:
 def recipe_of(candidate: Candidate, family: Family) -> dict[str, Any]:
     """The recipe of a merge of the family's models."""
     recipe: dict[str, Any] = {"weightsmith": 1, "merge_method": candidate.method}
-    if candidate.has_base and family.base is not None:
+    # Among the statistics at an expert there may be some of the base over its data.
+    if (candidate.has_base or candidate.measured) and family.base is not None:
         recipe["base_model"] = family.base.reference
     models: list[dict[str, Any]] = [{"model": model.reference} for model in family.models]
     if candidate.measured:
         for entry, model in zip(models, family.models, strict=True):
             entry["statistics"] = [str(path) for path in family.statistics_of(model.label)]
+        spec = registry.get(str(candidate.method))
+        if spec.measured_on is registry.MeasuredOn.BASE and family.base is not None:
+            files = [str(path) for path in family.statistics_of(family.base.label)]
+            models.append({"model": family.base.reference, "statistics": files})
     recipe["models"] = models
     if candidate.parameters:
         recipe["parameters"] = dict(candidate.parameters)

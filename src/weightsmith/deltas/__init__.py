@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from weightsmith.deltas.row_views import JoinedRows as JoinedRows
     from weightsmith.deltas.row_views import ReplacedRows as ReplacedRows
     from weightsmith.deltas.row_views import SomeRows as SomeRows
+    from weightsmith.deltas.row_views import StackedTensors as StackedTensors
+    from weightsmith.deltas.row_views import Stretch as Stretch
     from weightsmith.deltas.verified import VerifiedTensor as VerifiedTensor
 else:
     __getattr__, __dir__, __all__ = door(
@@ -82,6 +84,8 @@ else:
             "RoundedTensor": "weightsmith.deltas.rounded",
             "SomeRows": "weightsmith.deltas.row_views",
             "Stacked": "weightsmith.deltas.changes",
+            "StackedTensors": "weightsmith.deltas.row_views",
+            "Stretch": "weightsmith.deltas.row_views",
             "Towards": "weightsmith.deltas.changed",
             "VerifiedTensor": "weightsmith.deltas.verified",
             "WHOLE": "weightsmith.deltas.codecs.lossless",

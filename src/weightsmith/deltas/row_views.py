@@ -1,8 +1,12 @@
-"""Tensors made of rows of others: some of the first, those of one below those of another, or some in others' place."""
+"""Tensors made of rows of others: some of the first, those of one below those of another, or some in others' place.
+
+Rows of any length lie behind one another, so a stack of matrices is the rows of all, and a part of it a stretch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,15 +66,49 @@ class JoinedRows(FromSources):
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop); thread-safe."""
-        view = memoryview(buffer).cast("B")
-        size, first = self.dtype.itemsize, 0
-        for source in self.sources:
-            last = first + source.numel
-            low, high = max(start, first), min(stop, last)
-            if low < high:
-                part = view[(low - start) * size : (high - start) * size]
-                source.read_into(low - first, high - first, part)
-            first = last
+        _read_joined(self.sources, start, stop, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedTensors(FromSources):
+    """A `LazyTensor` of `shape` whose elements are those of `sources`, of one dtype, one tensor's after another's.
+
+    What is one array in memory and many in a file: experts stacked, gate and up of each below one another.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[LazyTensor, ...]
+
+    @property
+    def dtype(self) -> DType:
+        """The sources' dtype."""
+        return self.sources[0].dtype
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Read elements [start, stop); thread-safe."""
+        _read_joined(self.sources, start, stop, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch(FromStored):
+    """A `LazyTensor` of `shape` whose elements are those of `stored` from `first` on: one expert of a stack."""
+
+    name: str
+    stored: LazyTensor
+    first: int
+    shape: tuple[int, ...]
+
+    @property
+    def cost(self) -> ReadingCost:
+        """That of its share of the whole."""
+        whole = self.stored.cost
+        share = whole.stored_bytes * self.numel // max(1, self.stored.numel)
+        return whole._replace(stored_bytes=share)
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Read elements [start, stop) of the stretch; thread-safe."""
+        self.stored.read_into(self.first + start, self.first + stop, buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +155,19 @@ class ReplacedRows(FromSources):
             if low < high:
                 shift = (number - row) * length
                 out[low - start : high - start] = _elements(self.other, low + shift, high + shift)
+
+
+def _read_joined(sources: Sequence[LazyTensor], start: int, stop: int, buffer: memoryview) -> None:
+    """Elements [start, stop) of tensors of one dtype that lie behind one another."""
+    view = memoryview(buffer).cast("B")
+    size, first = sources[0].dtype.itemsize, 0
+    for source in sources:
+        last = first + source.numel
+        low, high = max(start, first), min(stop, last)
+        if low < high:
+            part = view[(low - start) * size : (high - start) * size]
+            source.read_into(low - first, high - first, part)
+        first = last
 
 
 def _elements(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float64]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from weightsmith.engine.api import rollback as rollback
     from weightsmith.engine.api import verify as verify
     from weightsmith.engine.cache_folder import cache_root as cache_root
+    from weightsmith.engine.outputs.memory_stores import MemoryStore as MemoryStore
+    from weightsmith.engine.outputs.storage import Sink as Sink
     from weightsmith.engine.planning.cost import PredictedTime as PredictedTime
     from weightsmith.engine.planning.cost import predict as predict
     from weightsmith.engine.planning.plan import Plan as Plan
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.running.evaluating import FreeMerge as FreeMerge
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
     from weightsmith.engine.running.job_facts import JobSettings as JobSettings
+    from weightsmith.engine.running.lazy_merge import LazyMerge as LazyMerge
     from weightsmith.engine.running.measuring import count_differing as count_differing
     from weightsmith.engine.running.measuring import measure_each as measure_each
     from weightsmith.engine.running.measuring import measure_group as measure_group
@@ -63,7 +66,10 @@ else:
             "Input": "weightsmith.engine.records.manifest",
             "JobSettings": "weightsmith.engine.running.job_facts",
             "Journal": "weightsmith.engine.records.journal",
+            "LazyMerge": "weightsmith.engine.running.lazy_merge",
             "Manifest": "weightsmith.engine.records.manifest",
+            "MemoryStore": "weightsmith.engine.outputs.memory_stores",
+            "Sink": "weightsmith.engine.outputs.storage",
             "Plan": "weightsmith.engine.planning.plan",
             "PlannedTensor": "weightsmith.engine.planning.planned_tensors",
             "PredictedTime": "weightsmith.engine.planning.cost",

@@ -152,9 +152,10 @@ def merge_state_dicts(
     the first expert. Roles (embedding, head, input-first matrices...) are inferred from names and shapes as in a file.
     Integer and bool tensors are taken from the base, or must agree. `labels` name the experts
     for random masks (default: by position). `modify` lists modifiers of the experts as a recipe does, such as
-    `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert, names of tensors to what
-    was measured there: a tensor, or one per sample for kind gradients; `statistics_kind` defaults to the kind that the
-    method prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
+    `["coordinate_median"]` or `[{"clip": {"limit": 2}}]`. `statistics` maps, for each expert (once, for
+    what is measured on the base), names of tensors to what was measured there: a tensor of the weight's shape (a Gram
+    matrix for kind gram), or one per sample for kind gradients; `statistics_kind` defaults to the kind that the method
+    or modifier prefers. As in a recipe, NaN and infinity in an input or in a result are refused unless `nonfinite` is
     "propagate". Names that share their memory in every state dict, as those of a tied head do in `model.state_dict()`,
     are one tensor that is merged once, under the name of the embedding if it is one of them. `equal_magnitudes` decides
     what thresholds over the model take of equals, as the recipe's key does. Raises CompatibilityError for different
@@ -178,13 +179,15 @@ def merge_state_dicts(
         preset=preset,
         where="merge_state_dicts",
     )
-    chain = [_modifier(step, base) for step in modify]
+    steps = [_modifier_spec(step, base) for step in modify]
+    chain = [own.build(given, where="merge_state_dicts") for own, given in steps]
     _check_base(spec, base, measured=bool(chain))
     reference = base if base is not None else experts[0]
     inputs = [*([base] if base is not None else []), *experts]
     _check_alike(inputs)
     floats = {name for name, tensor in reference.items() if tensor.is_floating_point()}
-    measured = InMemory(spec, statistics, statistics_kind, len(experts), floats)
+    specs = [own for own, _ in steps]
+    measured = InMemory([spec, *specs], statistics, statistics_kind, len(experts), floats)
     places = _places(reference)
     leaders = _leaders(inputs, places)
     outputs: dict[str, Value] = {}
@@ -192,17 +195,19 @@ def merge_state_dicts(
     for name, tensor in reference.items():
         if tensor.is_floating_point() and leaders.get(name, name) == name:
             nodes = [source(i) for i in range(len(inputs))]
+            found = measured.at(name, tuple(tensor.shape), len(inputs))
             site = Site(
                 places[name],
                 tuple(tensor.shape),
                 seed=seed,
                 labels=tuple(labels),
-                statistics=measured.at(name, tuple(tensor.shape), len(inputs)),
+                statistics=found if measured.is_for(spec) else (),
                 stored=coarsest(tuple([_dtype(state[name]) for state in experts])),
             )
             origin = nodes[0] if base is not None else None
             own = nodes[len(inputs) - len(experts) : len(inputs)]
-            changed = modifiers.modified(chain, origin, own, site)
+            of_modifiers = [found if measured.is_for(one) else () for one in specs]
+            changed = modifiers.modified(chain, origin, own, site, of_modifiers)
             has_base = spec.base is not registry.Base.IGNORED
             outputs[name] = built.combine(origin if has_base else None, changed, site)
             sources[name] = [*(state[name] for state in inputs), *measured.tensors(name)]
@@ -273,10 +278,13 @@ def _places(state: Mapping[str, Tensor]) -> dict[str, Place]:
         )
         for name, tensor in state.items()
     }
-    return anatomy_of(held, None).roles
+    return anatomy_of(held, None).places
 
 
-def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modifiers.Modify:
+def _modifier_spec(
+    step: str | Mapping[str, Mapping[str, Any]], base: object
+) -> tuple[modifiers.ModifierSpec, Mapping[str, Any]]:
+    """A modifier and its parameters."""
     named = {step: {}} if isinstance(step, str) else step
     if len(named) != 1:
         raise UsageError(f"A step of modify is one modifier with its parameters, not {step!r}.")
@@ -284,7 +292,7 @@ def _modifier(step: str | Mapping[str, Mapping[str, Any]], base: object) -> modi
     spec = modifiers.get(name)
     if spec.base is registry.Base.REQUIRED and base is None:
         raise UsageError(f"Modifier {name} needs a base: pass base=STATE_DICT.")
-    return spec.build(parameters or {}, where="merge_state_dicts")
+    return spec, parameters or {}
 
 
 def _check_base(spec: registry.MethodSpec, base: object, *, measured: bool) -> None:

@@ -13,9 +13,9 @@ from weightsmith.evaluation.harness import HarnessTask
 from weightsmith.evaluation.language_scores import score_choice, score_language_modeling
 from weightsmith.evaluation.retrieval import score_retrieval
 from weightsmith.evaluation.scores import Evaluation, ItemScores, TaskScore
-from weightsmith.evaluation.subjects import Subject, open_subject
+from weightsmith.evaluation.subjects import Subject, merge_as_subject, open_subject
 from weightsmith.evaluation.suite import HARNESS, Suite, Task, load_suite
-from weightsmith.live import KeptNetwork, LiveModel
+from weightsmith.live import KeptNetwork, LiveMerge, LiveModel
 from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import expanded
@@ -32,7 +32,7 @@ _SCORE: Mapping[str, Score] = {
 
 
 def evaluate(
-    subject: str | Path | Recipe | Subject,
+    subject: str | Path | Recipe | Subject | LiveMerge,
     suite: str | Path | Suite,
     *,
     tasks: Sequence[str] = (),
@@ -47,7 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a checkpoint, or a recipe without writing its result, on the tasks of a suite.
 
-    `subject` is a checkpoint folder, BUNDLE#TASK, Hub id, recipe file or Recipe; `suite` a suite file. `tasks` are the
+    `subject` is a checkpoint folder, BUNDLE#TASK, Hub id, recipe file, Recipe, or a merge that runs (`live.LiveMerge`),
+    which is scored as it is, on its own device; `suite` a suite file. `tasks` are the
     names of those to do (default: all), `limit` the most items of each. `device` is cpu, cuda or cuda:N. `batch_size`
     overrides that of the suite. `threads` and `memory_bytes` bound the merge of a recipe. With `cache` (or a folder for
     it) scores of the same weights, task and library versions are taken from there, and every finished task is kept
@@ -62,14 +63,17 @@ def evaluate(
     chosen = chosen.only(tasks) if tasks else chosen
     chosen = chosen if limit is None else chosen.limited(limit)
     suite_digest = chosen.digest()
-    if isinstance(subject, Subject):
+    model = None
+    if isinstance(subject, LiveMerge):
+        opened, model = merge_as_subject(subject, device), subject.model
+    elif isinstance(subject, Subject):
         opened = subject
     else:
         telling.say(f"reading {subject}")
         opened = open_subject(subject, threads=threads, memory_bytes=memory_bytes, progress=telling)
     folder = default_folder() if isinstance(cache, bool) else expanded(cache)
     kept = Cache(folder) if cache else None
-    run = _Run(opened, kept, device, batch_size, network or KeptNetwork())
+    run = _Run(opened, kept, device, batch_size, network or KeptNetwork(), model)
     items: dict[str, ItemScores] = {}
     scores: list[TaskScore] = []
     scoring = telling.begin("scoring", len(chosen.tasks), "task")
@@ -106,10 +110,11 @@ class _Run:
         device: str,
         batch_size: int | None,
         network: KeptNetwork,
+        model: LiveModel | None = None,
     ) -> None:
         self._subject, self._cache, self._device = subject, cache, device
         self._batch_size, self._network = batch_size, network
-        self._model: LiveModel | None = None
+        self._model = model
         self.cached: list[str] = []
 
     def items(self, task: Task, progress: Progress) -> tuple[ItemScores, bool]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from weightsmith.adapters import open_model
 from weightsmith.engine import make_plan, merge_in_memory
-from weightsmith.live import check_config
+from weightsmith.errors import UsageError
+from weightsmith.live import LiveMerge, check_config
 from weightsmith.progress import Progress
 from weightsmith.recipes import Recipe
 from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
@@ -65,6 +66,21 @@ def open_subject(
     )
 
 
+def merge_as_subject(merge: LiveMerge, device: str) -> Subject:
+    """What a merge that runs is at its present values.
+
+    Raises UsageError for one on another device, or one that does not compute in float32, as scores are taken.
+    """
+    model = merge.model
+    precision = str(model.dtype).removeprefix("torch.")
+    if (model.device, precision) != (device, "float32"):
+        raise UsageError(
+            f"Scores are taken in float32 on {device}, but the network of {model.name!r} is in {precision} on "
+            f"{model.device}; make it so, or name its device."
+        )
+    return _subject(model.name, model.source.tensors, model.config, model.files, merge.digest)
+
+
 def _is_recipe(given: str | Path) -> bool:
     return Path(given).suffix in _RECIPES and not expanded(given).is_dir()
 
@@ -78,9 +94,9 @@ def _merged(
 ) -> Subject:
     options: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     merge = merge_in_memory(make_plan(recipe, threads=threads, **options), progress)
-    check_config(name, merge.papers.config)
+    check_config(name, merge.companions.config)
     return _subject(
-        name, merge.tensors, merge.papers.config or {}, merge.papers.files, merge.digest
+        name, merge.tensors, merge.companions.config or {}, merge.companions.files, merge.digest
     )
 
 
@@ -91,7 +107,7 @@ def _subject(
     files: Mapping[str, bytes],
     weights: str,
 ) -> Subject:
-    papers = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
-    text = json.dumps([weights, config, papers], sort_keys=True)
+    companions = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
+    text = json.dumps([weights, config, companions], sort_keys=True)
     digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
     return Subject(name, tensors, config, files, digest)

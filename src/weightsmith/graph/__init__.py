@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from weightsmith.graph.free_numbers import free_in as free_in
     from weightsmith.graph.free_numbers import refuse_hidden as refuse_hidden
     from weightsmith.graph.free_numbers import valued as valued
-    from weightsmith.graph.graph import Cut as Cut
     from weightsmith.graph.graph import Extent as Extent
     from weightsmith.graph.graph import Node as Node
     from weightsmith.graph.graph import Number as Number
     from weightsmith.graph.graph import Operand as Operand
     from weightsmith.graph.graph import Scalar as Scalar
     from weightsmith.graph.graph import Scope as Scope
+    from weightsmith.graph.graph import Threshold as Threshold
     from weightsmith.graph.graph import Value as Value
     from weightsmith.graph.graph import above as above
     from weightsmith.graph.graph import add_all as add_all
@@ -80,16 +80,16 @@ if TYPE_CHECKING:
     from weightsmith.graph.order import Selection as Selection
     from weightsmith.graph.order import SummedHistograms as SummedHistograms
     from weightsmith.graph.order import gate_for as gate_for
-    from weightsmith.graph.order import local_cut as local_cut
+    from weightsmith.graph.order import local_threshold as local_threshold
     from weightsmith.graph.passes import Backend as Backend
     from weightsmith.graph.passes import Collect as Collect
     from weightsmith.graph.passes import CollectPart as CollectPart
-    from weightsmith.graph.passes import CutPoint as CutPoint
     from weightsmith.graph.passes import Equal as Equal
     from weightsmith.graph.passes import HistogramPart as HistogramPart
     from weightsmith.graph.passes import PassSpec as PassSpec
     from weightsmith.graph.passes import Request as Request
     from weightsmith.graph.passes import ShareOf as ShareOf
+    from weightsmith.graph.passes import ThresholdPoint as ThresholdPoint
     from weightsmith.graph.passes import TilePass as TilePass
     from weightsmith.graph.passes import TileResult as TileResult
     from weightsmith.graph.passes import evaluate_scalar as evaluate_scalar
@@ -130,8 +130,8 @@ else:
             "CollectPart": "weightsmith.graph.passes",
             "ColumnSums": "weightsmith.graph.columns",
             "Columns": "weightsmith.graph.columns",
-            "Cut": "weightsmith.graph.graph",
-            "CutPoint": "weightsmith.graph.passes",
+            "Threshold": "weightsmith.graph.graph",
+            "ThresholdPoint": "weightsmith.graph.passes",
             "Equal": "weightsmith.graph.passes",
             "EqualMagnitudes": "weightsmith.graph.equal_magnitudes",
             "Extent": "weightsmith.graph.graph",
@@ -189,7 +189,7 @@ else:
             "largest": "weightsmith.graph.graph",
             "largest_share": "weightsmith.graph.graph",
             "linear_combination": "weightsmith.graph.graph",
-            "local_cut": "weightsmith.graph.order",
+            "local_threshold": "weightsmith.graph.order",
             "log": "weightsmith.graph.graph",
             "matrix_nodes": "weightsmith.graph.passes",
             "maximum": "weightsmith.graph.graph",

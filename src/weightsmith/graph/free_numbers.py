@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,21 +47,40 @@ def valued(scalar: Scalar, values: Mapping[str, Any]) -> Any:
 
 
 class ValuedPath:
-    """Answers for free numbers by their values, or where they start, and notes what it said; see `unknown.Path`."""
+    """Answers for free numbers by their values, or where they start, and notes what it said; see `unknown.Path`.
 
-    def __init__(self, values: Mapping[str, float]) -> None:
-        self.values = values
+    With values `nearby`, numbers that are equal are compared there: what is built is right on one side of the values.
+    """
+
+    def __init__(
+        self, values: Mapping[str, float], nearby: Mapping[str, float] | None = None
+    ) -> None:
+        self.values, self._nearby = values, nearby
         self._said: dict[tuple[Callable[[Any, Any], Any], Any, Any], bool] = {}
 
     def decide(self, comparison: Callable[[Any, Any], Any], number: Any, other: Any) -> bool:
         """Whether a comparison holds for the values."""
-        found = _holds(comparison, number, other, self.values)
+        found = _is_said(comparison, number, other, self.values, self._nearby)
         self._said[comparison, number, other] = found
         return found
 
-    def is_same_for(self, values: Mapping[str, float]) -> bool:
+    def is_same_for(
+        self, values: Mapping[str, float], nearby: Mapping[str, float] | None = None
+    ) -> bool:
         """Whether everything that was said is so for other values too."""
-        return all(_holds(*asked, values) is found for asked, found in self._said.items())
+        said = self._said.items()
+        return all(_is_said(*asked, values, nearby) is found for asked, found in said)
+
+
+def _is_said(
+    comparison: Callable[[Any, Any], Any],
+    number: Any,
+    other: Any,
+    values: Mapping[str, float],
+    nearby: Mapping[str, float] | None,
+) -> bool:
+    is_edge = nearby is not None and _holds(operator.eq, number, other, values)
+    return _holds(comparison, number, other, nearby if is_edge and nearby else values)
 
 
 def _holds(

@@ -8,7 +8,7 @@ and returns one `Value`. Three kinds of node exist:
 * `Scalar` - one float64 number that is known only after a streamed reduction, or arithmetic on such numbers.
   Its *scope* says how many there are: one per column of a view (`columns.Columns`), per row (last axis), per tensor,
   or per model. A *free* number (`free_numbers`) is one that no pass gives: it is known when the graph is evaluated.
-* `Cut`    - an exact order statistic: the k-th largest element and its flat index, so that "the k largest, ties
+* `Threshold`    - an exact order statistic: the k-th largest element and its flat index, so that "the k largest, ties
   to the lower index" is one comparison and no sort.
 
 The engine reads from the graph how often the inputs have to be streamed: once per layer of reductions, and once
@@ -218,7 +218,7 @@ class Value(Node):
         return Value("not", (self,), is_mask=True)
 
 
-class Cut(Node):
+class Threshold(Node):
     """The k-th largest magnitude of a value, with its flat index; `above` compares with it."""
 
     __slots__ = ("scope",)
@@ -326,9 +326,9 @@ def uniform(key: tuple[int, int]) -> Value:
     return Value("uniform", (), key)
 
 
-def above(x: Value, cut: Cut) -> Value:
-    """Mask of what `cut` selected: |x| above the k-th magnitude, or equal at no higher flat index."""
-    return Value("above", (x, cut), is_mask=True)
+def above(x: Value, threshold: Threshold) -> Value:
+    """Mask of what `threshold` selected: |x| above the k-th magnitude, or equal at no higher flat index."""
+    return Value("above", (x, threshold), is_mask=True)
 
 
 def row_rank(x: Value) -> Value:
@@ -399,7 +399,7 @@ def adds_to(reduction: Node) -> bool:
     return statistic is None or statistic.counts
 
 
-def largest(x: Value, k: Number | Callable[[int], int], extent: Extent = Scope.TENSOR) -> Cut:
+def largest(x: Value, k: Number | Callable[[int], int], extent: Extent = Scope.TENSOR) -> Threshold:
     """The cut that selects exactly the k elements with the largest magnitude (none for k <= 0).
 
     Exact for every input: found from streamed histograms of the bit patterns, never from a sort.
@@ -407,12 +407,14 @@ def largest(x: Value, k: Number | Callable[[int], int], extent: Extent = Scope.T
     never selected, so fewer than k elements are selected where fewer are
     nonzero. `k` may be a function (of a module, or a frozen dataclass) of the number of elements in the extent.
     """
-    return Cut(x, scalar(0.0 if callable(k) else k), extent, k if callable(k) else "k")
+    return Threshold(x, scalar(0.0 if callable(k) else k), extent, k if callable(k) else "k")
 
 
-def largest_share(x: Value, share: Number, extent: Extent = Scope.TENSOR, of: str = "all") -> Cut:
+def largest_share(
+    x: Value, share: Number, extent: Extent = Scope.TENSOR, of: str = "all"
+) -> Threshold:
     """As `largest` with k = floor(share * N), N being how many elements of the extent there are, or are "nonzero"."""
-    return Cut(x, scalar(share), extent, of)
+    return Threshold(x, scalar(share), extent, of)
 
 
 def apply(function: Callable[..., Any], *arguments: Number) -> Scalar:
@@ -460,7 +462,7 @@ REDUCTIONS = frozenset({"total", "dot", "peak", "largest"})
 
 def is_reduction(node: Node) -> bool:
     """True for nodes that need the tensor to be streamed before they are known."""
-    return node.op in REDUCTIONS and isinstance(node, (Scalar, Cut))
+    return node.op in REDUCTIONS and isinstance(node, (Scalar, Threshold))
 
 
 def walk(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:

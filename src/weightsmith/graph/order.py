@@ -32,12 +32,12 @@ from weightsmith.graph.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
-    CutPoint,
     Equal,
     Histogram,
     HistogramPart,
     Request,
     ShareOf,
+    ThresholdPoint,
 )
 
 ALL_INDICES = (1 << 62) - 1
@@ -135,7 +135,7 @@ class Selection:
         self.k = k if isinstance(k, int) else k(population)
         self.key_bits = key_bits
         self.limit = limit
-        self.result: CutPoint | None = None
+        self.result: ThresholdPoint | None = None
         # Invariant: the k-th key lies in [low, high], and `above` keys are larger than high.
         self.low, self.high, self.above = 1, (1 << key_bits) - 1, 0
         self._population = population
@@ -359,14 +359,14 @@ class Selection:
 
     def _resolve(self, key: int, last_index: int, last_rank: int | None = None) -> None:
         magnitude = key_to_magnitude(key, self.key_bits)
-        self.result = CutPoint(key, last_index, magnitude, last_rank)
+        self.result = ThresholdPoint(key, last_index, magnitude, last_rank)
 
     def _end_if_empty(self) -> None:
         if self.k <= 0:
-            self.result = CutPoint((1 << self.key_bits) - 1, -1, float("inf"))
+            self.result = ThresholdPoint((1 << self.key_bits) - 1, -1, float("inf"))
 
     def _only_zeros_left(self) -> None:
-        self.result = CutPoint(0, -1, 0.0)
+        self.result = ThresholdPoint(0, -1, 0.0)
 
 
 def sample_spread(share: float, sampled: float) -> float:
@@ -392,8 +392,10 @@ def _summed(parts: Iterable[HistogramPart]) -> NDArray[np.int64]:
     return counts
 
 
-def local_cut(cut: CutPoint, offset: int, numel: int, rank_key: int = 0) -> CutPoint:
+def local_threshold(
+    threshold: ThresholdPoint, offset: int, numel: int, rank_key: int = 0
+) -> ThresholdPoint:
     """A model-wide cut as one tensor sees it, whose elements have global indices [offset, offset + numel)."""
-    last = cut.last_index - offset
+    last = threshold.last_index - offset
     last = ALL_INDICES if last >= numel else max(last, -1)
-    return CutPoint(cut.key, last, cut.magnitude, cut.last_rank, rank_key)
+    return ThresholdPoint(threshold.key, last, threshold.magnitude, threshold.last_rank, rank_key)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.graph.equal_graphs import walked
-from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, is_reduction
+from weightsmith.graph.graph import Node, Scalar, Scope, Threshold, Value, is_reduction
 from weightsmith.graph.shares import floor_of_share
+from weightsmith.graph.singular import without_gradient
 from weightsmith.tensors import DType
 
 HISTOGRAM_BINS = 1 << 16
@@ -27,7 +28,7 @@ _REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class CutPoint:
+class ThresholdPoint:
     """A known cut: elements with |x| above `key` are selected, and some of those equal to it.
 
     Keys are the bits of |x| in work precision, read as an integer; they order like the magnitudes. Of equals those with
@@ -43,7 +44,7 @@ class CutPoint:
     rank_key: int = 0
 
 
-Known = Mapping[Node, float | CutPoint | Any]
+Known = Mapping[Node, float | ThresholdPoint | Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class PassSpec:
     shape: tuple[int, ...]
     source_dtypes: tuple[DType, ...]
     outputs: tuple[tuple[Value, DType], ...] = ()
-    reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = ()
+    reductions: tuple[tuple[Scalar | Threshold, Request | None], ...] = ()
     known: Known = field(default_factory=dict)
     wide: bool = False
     kept: tuple[Scalar, ...] = ()
@@ -192,7 +193,7 @@ def work_dtype(source_dtypes: Iterable[DType]) -> DType:
 
 def reduction_levels(
     roots: Sequence[Node], known: Known | None = None
-) -> tuple[tuple[Scalar | Cut, ...], ...]:
+) -> tuple[tuple[Scalar | Threshold, ...], ...]:
     """Reductions (tensor and model scope) grouped by the pass in which they can be measured, in graph order.
 
     Row reductions are resolved inside a tile and start no pass of their own.
@@ -203,14 +204,18 @@ def reduction_levels(
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _levels(
     roots: tuple[Node, ...], known: frozenset[Node]
-) -> tuple[tuple[Scalar | Cut, ...], ...]:
+) -> tuple[tuple[Scalar | Threshold, ...], ...]:
     level: dict[Node, int] = {}
-    groups: list[list[Scalar | Cut]] = []
+    groups: list[list[Scalar | Threshold]] = []
     for node in walked(roots, known):
         if node in known:
             continue
         below = max((level.get(child, 0) for child in node.inputs), default=0)
-        if isinstance(node, (Scalar, Cut)) and is_reduction(node) and node.scope is not Scope.ROW:
+        if (
+            isinstance(node, (Scalar, Threshold))
+            and is_reduction(node)
+            and node.scope is not Scope.ROW
+        ):
             level[node] = below + 1
             while len(groups) < below + 1:
                 groups.append([])
@@ -244,7 +249,7 @@ def pass_roots(spec: PassSpec) -> list[Node]:
     """The values a pass computes: the outputs and what its reductions reduce."""
     roots: list[Node] = [value for value, _ in spec.outputs]
     for reduction, _ in spec.reductions:
-        inputs = reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs
+        inputs = reduction.inputs[:1] if isinstance(reduction, Threshold) else reduction.inputs
         roots.extend(inputs)
     return roots
 
@@ -257,7 +262,7 @@ def has_row_nodes(roots: Iterable[Node], known: Known) -> bool:
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _has_rows(roots: tuple[Node, ...], known: frozenset[Node]) -> bool:
     return any(
-        node.op == "row_rank" or (isinstance(node, (Scalar, Cut)) and node.scope is Scope.ROW)
+        node.op == "row_rank" or (isinstance(node, (Scalar, Threshold)) and node.scope is Scope.ROW)
         for node in walked(roots, known)
     )
 
@@ -267,7 +272,10 @@ _KEPT_ROW_LENGTH, _KEPT_ROWS = 16, 1 << 18
 
 
 def rows_to_keep(
-    outputs: Iterable[Node], measured: Iterable[Scalar | Cut], known: Known, shape: Sequence[int]
+    outputs: Iterable[Node],
+    measured: Iterable[Scalar | Threshold],
+    known: Known,
+    shape: Sequence[int],
 ) -> tuple[Scalar, ...]:
     """Row reductions that a pass over `measured` computes and the passes after it need: each is computed once.
 
@@ -281,11 +289,11 @@ def rows_to_keep(
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _kept_rows(
-    outputs: tuple[Node, ...], measured: tuple[Scalar | Cut, ...], known: frozenset[Node]
+    outputs: tuple[Node, ...], measured: tuple[Scalar | Threshold, ...], known: frozenset[Node]
 ) -> tuple[Scalar, ...]:
-    roots = [i for r in measured for i in (r.inputs[:1] if isinstance(r, Cut) else r.inputs)]
+    roots = [i for r in measured for i in (r.inputs[:1] if isinstance(r, Threshold) else r.inputs)]
     rows = {node for node in walked(roots, known) if is_row_reduction(node)} - known
-    later = walked(outputs, known | rows | {r for r in measured if not isinstance(r, Cut)})
+    later = walked(outputs, known | rows | {r for r in measured if not isinstance(r, Threshold)})
     return tuple(n for n in later if isinstance(n, Scalar) and n in rows)
 
 
@@ -321,12 +329,13 @@ class ShareOf:
         return floor_of_share(self.share, n)
 
 
-def selected_count(cut: Cut, known: Known, population: int) -> int | ShareOf:
+def selected_count(threshold: Threshold, known: Known, population: int) -> int | ShareOf:
     """k of a cut over `population` elements, its scalars being known; for shares of what is not zero, their rule."""
-    rule = cut.attributes[0]
+    rule = threshold.attributes[0]
     if callable(rule):
         return int(rule(population))
-    number = float(evaluate_scalar(cut.inputs[1], dict(known)))
+    # Nothing flows back through a count.
+    number = float(without_gradient(evaluate_scalar(threshold.inputs[1], dict(known))))
     if rule == "k":
         return int(number)
     return ShareOf(number) if rule == "nonzero" else ShareOf(number)(population)
@@ -339,7 +348,7 @@ def evaluate_scalar(node: Node, memo: dict[Node, Any]) -> Any:
     """
     if node in memo:
         found = memo[node]
-        if isinstance(found, CutPoint):
+        if isinstance(found, ThresholdPoint):
             return found.magnitude
         # numpy's floats divide by zero as the hardware does; Python's raise.
         return np.float64(found) if type(found) is float else found
@@ -353,10 +362,14 @@ def _compute(node: Node, memo: dict[Node, Any]) -> Any:
     if node.op == "literal":
         return np.float64(node.attributes[0])
     if node.op == "cut_value":
-        cut = memo[node.inputs[0]]
-        if not isinstance(cut, CutPoint):
-            return cut
-        return np.float64(cut.magnitude) if isinstance(cut.magnitude, float) else cut.magnitude
+        threshold = memo[node.inputs[0]]
+        if not isinstance(threshold, ThresholdPoint):
+            return threshold
+        return (
+            np.float64(threshold.magnitude)
+            if isinstance(threshold.magnitude, float)
+            else threshold.magnitude
+        )
     arguments = [evaluate_scalar(child, memo) for child in node.inputs]
     with np.errstate(all="ignore"):
         if node.op == "div":

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from weightsmith.inspection.interference import Place as Place
     from weightsmith.inspection.interference import measure_interference as measure_interference
     from weightsmith.inspection.interference import place_order as place_order
+    from weightsmith.inspection.layer_boundaries import BoundaryMeasures as BoundaryMeasures
+    from weightsmith.inspection.layer_boundaries import BoundaryReport as BoundaryReport
     from weightsmith.inspection.layer_boundaries import LayerChange as LayerChange
-    from weightsmith.inspection.layer_boundaries import SeamMeasures as SeamMeasures
-    from weightsmith.inspection.layer_boundaries import SeamReport as SeamReport
-    from weightsmith.inspection.layer_boundaries import seams_of_checkpoint as seams_of_checkpoint
-    from weightsmith.inspection.layer_boundaries import seams_of_plan as seams_of_plan
+    from weightsmith.inspection.layer_boundaries import (
+        boundaries_of_checkpoint as boundaries_of_checkpoint,
+    )
+    from weightsmith.inspection.layer_boundaries import boundaries_of_plan as boundaries_of_plan
     from weightsmith.inspection.measures import Measures as Measures
     from weightsmith.inspection.method_facts import facts_of as facts_of
     from weightsmith.inspection.method_facts import facts_of_modifier as facts_of_modifier
@@ -61,8 +63,8 @@ else:
             "PlanSummary": "weightsmith.inspection.plan_summary",
             "Question": "weightsmith.inspection.method_guide",
             "RANK": "weightsmith.inspection.subspaces",
-            "SeamMeasures": "weightsmith.inspection.layer_boundaries",
-            "SeamReport": "weightsmith.inspection.layer_boundaries",
+            "BoundaryMeasures": "weightsmith.inspection.layer_boundaries",
+            "BoundaryReport": "weightsmith.inspection.layer_boundaries",
             "VocabularySummary": "weightsmith.inspection.vocabulary_summary",
             "compare_checkpoints": "weightsmith.inspection.checkpoint_difference",
             "explain_tensor": "weightsmith.inspection.explanation",
@@ -73,8 +75,8 @@ else:
             "place_order": "weightsmith.inspection.interference",
             "question_of": "weightsmith.inspection.method_guide",
             "questions": "weightsmith.inspection.method_guide",
-            "seams_of_checkpoint": "weightsmith.inspection.layer_boundaries",
-            "seams_of_plan": "weightsmith.inspection.layer_boundaries",
+            "boundaries_of_checkpoint": "weightsmith.inspection.layer_boundaries",
+            "boundaries_of_plan": "weightsmith.inspection.layer_boundaries",
             "summarize_checkpoint": "weightsmith.inspection.checkpoint_summary",
             "summarize_plan": "weightsmith.inspection.plan_summary",
         },

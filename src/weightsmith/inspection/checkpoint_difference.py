@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.adapters import open_model, place_of
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.engine import JobSettings, count_differing, measure_each, measure_group
 from weightsmith.errors import CompatibilityError
 from weightsmith.graph import Scalar, count, dot, peak, source
@@ -57,9 +57,10 @@ class GroupDifference:
 class CheckpointDifference:
     """What `compare_checkpoints` found.
 
-    `missing` are tensors that only the first has, `extra` those that only the second has, `shapes` and
-    `dtypes` those that differ in form; tensors of different shape are not measured. `not_in_base`
-    could not be compared with the base. `a`, `b` and `base` say where they lie, with their adapters.
+    `missing` are tensors that only the first has, `extra` those that only the second has, `names` those that the
+    second calls otherwise, `shapes` and `dtypes` those that differ in form; tensors of different shape are not
+    measured. `not_in_base` could not be compared with the base. `a`, `b` and `base` say where they lie, with their
+    adapters.
     """
 
     a: str
@@ -67,6 +68,7 @@ class CheckpointDifference:
     base: str | None
     missing: tuple[str, ...]
     extra: tuple[str, ...]
+    names: tuple[Mismatch, ...]
     shapes: tuple[Mismatch, ...]
     dtypes: tuple[Mismatch, ...]
     not_in_base: tuple[str, ...]
@@ -77,9 +79,8 @@ class CheckpointDifference:
     @property
     def identical(self) -> bool:
         """True if both have the same tensors in name, shape, dtype and every byte."""
-        return not (
-            self.missing or self.extra or self.shapes or self.dtypes or self.total.other_bits
-        )
+        in_form = self.missing or self.extra or self.names or self.shapes or self.dtypes
+        return not (in_form or self.total.other_bits)
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -96,6 +97,7 @@ class CheckpointDifference:
             "identical": self.identical,
             "missing": list(self.missing),
             "extra": list(self.extra),
+            "names": [mismatch.to_mapping() for mismatch in self.names],
             "shapes": [mismatch.to_mapping() for mismatch in self.shapes],
             "dtypes": [mismatch.to_mapping() for mismatch in self.dtypes],
             "not_in_base": list(self.not_in_base),
@@ -110,11 +112,13 @@ def compare_checkpoints(
 ) -> CheckpointDifference:
     """Compare the tensors of two checkpoints by name; with `base`, also their changes from it.
 
+    A second checkpoint or base that names the network otherwise is read in the spelling of the first.
     Reads every common tensor once, in tiles. Sums are float64 over values in work precision (float32, float64 where a
     tensor is). Raises CheckpointError for damaged files and CompatibilityError if `base` has other shapes.
     """
-    first, second = open_model(a), open_model(b)
-    third = None if base is None else open_model(base)
+    first = open_model(a)
+    second = respelled(open_model(b), first)
+    third = None if base is None else respelled(open_model(base), first)
     common = [
         n
         for n, t in first.tensors.items()
@@ -133,6 +137,7 @@ def compare_checkpoints(
         base=None if third is None else place_of(third),
         missing=tuple(n for n in first.tensors if n not in second.tensors),
         extra=tuple(n for n in second.tensors if n not in first.tensors),
+        names=tuple(Mismatch(name, name, " ".join(own)) for name, own in second.own_names.items()),
         shapes=_mismatches(first, second, lambda checkpoint, name: checkpoint.tensors[name].shape),
         dtypes=_mismatches(first, second, Checkpoint.dtype_of),
         not_in_base=tuple(n for n in common if third is not None and n not in in_base),
@@ -172,7 +177,7 @@ def _written(fact: DType | tuple[int, ...]) -> str:
 
 
 def _placed(checkpoint: Checkpoint, name: str, measures: Measures) -> TensorDifference:
-    role = checkpoint.roles[name]
+    role = checkpoint.places[name]
     return TensorDifference(name, role.stack, role.layer, role.kind.value, measures)
 
 

@@ -15,11 +15,14 @@ from weightsmith.checkpoints import (
     first_of,
     is_package,
     layer_count_of,
+    spelling_of,
     vocabulary_size_of,
 )
 from weightsmith.errors import CheckpointError, UsageError
 from weightsmith.findings import Finding, Severity
-from weightsmith.tensors import DType, StoredTensor, shown
+from weightsmith.naming import beside
+from weightsmith.tensors import DType, StoredTensor, shown, stored_in
+from weightsmith.wording import counted
 
 _FACTS = (
     "model_type",
@@ -69,6 +72,15 @@ class StackRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SpellingRow:
+    """How many tensors a network calls otherwise in memory than their file, and the first of them with both names."""
+
+    tensors: int
+    file: str
+    memory: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSummary:
     """All that `weightsmith inspect` shows; where the headers are damaged only `findings` has content."""
 
@@ -83,6 +95,7 @@ class CheckpointSummary:
     roles: tuple[RoleRow, ...] = ()
     stacks: tuple[StackRow, ...] = ()
     layers: int = 0
+    spelling: SpellingRow | None = None
     tying: str = ""
     ties: tuple[tuple[str, ...], ...] = ()
     vocabulary: int | None = None
@@ -112,6 +125,7 @@ class CheckpointSummary:
             ],
             "stacks": [asdict(stack) for stack in self.stacks],
             "layers": self.layers,
+            **({"spelling": asdict(self.spelling)} if self.spelling is not None else {}),
             "output_head": self.tying,
             "ties": [list(group) for group in self.ties],
             "vocabulary": self.vocabulary,
@@ -146,6 +160,7 @@ def summarize_checkpoint(path: str | Path) -> CheckpointSummary:
         roles=_roles(checkpoint),
         stacks=tuple(StackRow(s.prefix, s.count, s.elements) for s in checkpoint.stacks.values()),
         layers=checkpoint.layer_count,
+        spelling=_spelling(checkpoint),
         tying=checkpoint.tying.value,
         ties=tuple(tuple(sorted(group)) for group in checkpoint.ties),
         vocabulary=checkpoint.vocab_size,
@@ -192,7 +207,8 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 def _layout(checkpoint: Checkpoint) -> str:
     # Those of adapters have rows of their own.
     places = [adapter.path for adapter in checkpoint.attached]
-    files = [f for f in checkpoint.files() if not any(f.is_relative_to(place) for place in places)]
+    main = stored_in(t for name, t in checkpoint.tensors.items() if beside(name) is None)
+    files = [f for f in main if not any(f.is_relative_to(place) for place in places)]
     form = (
         "safetensors"
         if all(file.suffix == ".safetensors" for file in files)
@@ -202,7 +218,10 @@ def _layout(checkpoint: Checkpoint) -> str:
         return f"single file, {form}"
     if is_package(checkpoint.path):
         return f"delta package with its base, {form}"
-    return f"folder, {form}, {len(files)} shards" if len(files) > 1 else f"folder, {form}, 1 file"
+    count = f"{len(files)} shards" if len(files) > 1 else counted(len(files), "file")
+    beside_it = len(checkpoint.side_files)
+    more = f", and {counted(beside_it, 'file')} beside" if beside_it else ""
+    return f"folder, {form}, {count}{more}"
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
@@ -214,7 +233,7 @@ def _dtypes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
     names: dict[str, list[str]] = defaultdict(list)
-    for name, role in checkpoint.roles.items():
+    for name, role in checkpoint.places.items():
         names[role.kind.value].append(name)
     rows = [
         RoleRow(
@@ -226,6 +245,13 @@ def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
         for kind, members in names.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.parameters, row.role)))
+
+
+def _spelling(checkpoint: Checkpoint) -> SpellingRow | None:
+    spelling = spelling_of(checkpoint.config, checkpoint.tensors)
+    names = [(name, spelling.canonical(name)) for name in checkpoint.tensors]
+    other = [(name, memory) for name, memory in names if name != memory]
+    return SpellingRow(len(other), *other[0]) if other else None
 
 
 def _facts(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -244,7 +270,7 @@ def _facts(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _tensors(checkpoint: Checkpoint) -> tuple[TensorRow, ...]:
     rows = []
     for name, tensor in checkpoint.tensors.items():
-        role = checkpoint.roles[name]
+        role = checkpoint.places[name]
         rows.append(
             TensorRow(
                 name=name,

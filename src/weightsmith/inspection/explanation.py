@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,16 @@ from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.methods import modifiers, registry
 from weightsmith.naming import nearest
-from weightsmith.recipes import Cast, Formula, Leaf, Merge, Modification, Same, Sum
+from weightsmith.recipes import (
+    Cast,
+    Formula,
+    Leaf,
+    MeasuredLeaves,
+    Merge,
+    Modification,
+    Same,
+    Sum,
+)
 from weightsmith.tensors import StoredTensor, shown
 from weightsmith.vocabularies import AlignedRows
 
@@ -164,6 +173,7 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
         for key, parameter in spec.parameters.items()
         if not parameter.per_expert
     }
+    is_of_base = spec.measured_on is registry.MeasuredOn.BASE
     experts: list[dict[str, Any]] = []
     for expert, label, given in zip(merge.experts, merge.labels, merge.per_expert, strict=True):
         own = dict(given)
@@ -176,9 +186,8 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
             if parameter.per_expert
         }
         facts: dict[str, Any] = {"label": label, "parameters": values, "of": _mapping(plan, expert)}
-        if merge.statistics:
-            measured = merge.statistics[len(experts)]
-            facts["statistics"] = [_mapping(plan, leaf) for leaf in measured.leaves]
+        if merge.statistics and not is_of_base:
+            facts["statistics"] = _measured(plan, (merge.statistics[len(experts)],))
         experts.append(facts)
     return {
         "kind": "method",
@@ -190,9 +199,17 @@ def _method(plan: Plan, merge: Merge) -> dict[str, Any]:
         "parameters": parameters,
         "base": None if merge.base is None else _mapping(plan, merge.base),
         "experts": experts,
-        "modifiers": [_modifier(modification) for modification in merge.modifiers],
+        "modifiers": [
+            _modifier(modification) | ({"statistics": _measured(plan, own)} if own else {})
+            for modification, own in zip(merge.modifiers, merge.modifier_statistics, strict=True)
+        ],
         "origin": None if merge.origin is None else _mapping(plan, merge.origin),
+        **({"statistics": _measured(plan, merge.statistics)} if is_of_base else {}),
     }
+
+
+def _measured(plan: Plan, statistics: Sequence[MeasuredLeaves]) -> list[dict[str, Any]]:
+    return [_mapping(plan, leaf) for stored in statistics for leaf in stored.leaves]
 
 
 def _modifier(modification: Modification) -> dict[str, Any]:

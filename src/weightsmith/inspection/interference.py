@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.engine import JobSettings, measure_each, measure_group
 from weightsmith.graph import (
     Scalar,
@@ -141,11 +141,12 @@ def measure_interference(
     Reads every floating-point tensor that all have in one shape once. O(K^2) sums per tensor for K experts; memory is
     K + 1 tiles per thread (default: all cores). Raises CheckpointError for damaged files.
     """
+    experts = [respelled(expert, base) for expert in experts]
     floats = [name for name, tensor in base.tensors.items() if tensor.dtype.is_float]
     common = [name for name in floats if all(_fits(base, expert, name) for expert in experts)]
     groups = [[model.tensors[name] for model in (base, *experts)] for name in common]
     found = dict(zip(common, measure_each(groups, measure_changes, threads), strict=True))
-    placed = {name: base.roles[name] for name in common}
+    placed = {name: base.places[name] for name in common}
     return Interference(
         tuple(
             TensorChanges(name, (role.stack, role.layer, role.kind.value), found[name])

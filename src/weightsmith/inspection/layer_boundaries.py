@@ -1,4 +1,4 @@
-"""How rough the seams between stacked layers are, as far as weights tell: a report on frankenmerges."""
+"""How rough the boundaries between stacked layers are, as far as weights tell: a report on frankenmerges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from weightsmith.checkpoints import Checkpoint
 from weightsmith.engine import Plan, measure_each
 from weightsmith.inspection.checkpoint_difference import measure_tensors
 from weightsmith.inspection.measures import Measures, together
-from weightsmith.recipes import LayerOrigin, Seam, layer_origins, repeated_layers, seams_of
+from weightsmith.recipes import (
+    LayerBoundary,
+    LayerOrigin,
+    layer_boundaries,
+    layer_origins,
+    repeated_layers,
+)
 from weightsmith.tensors import Kind, LazyTensor, Place, chunks_of
 
 _WRITES = frozenset({Kind.ATTENTION_O, Kind.MLP_DOWN, Kind.EXPERT_DOWN})
@@ -46,17 +52,17 @@ class LayerChange:
 
 
 @dataclass(frozen=True, slots=True)
-class SeamMeasures:
-    """One seam with three views of it.
+class BoundaryMeasures:
+    """One boundary with three views of it.
 
-    `successor` compares the layer behind the seam with the one that used to follow the layer before it, and
+    `successor` compares the layer behind the boundary with the one that used to follow the layer before it, and
     `predecessor` the layer before with the one that used to precede the layer behind; None where there was none.
-    `written` is the root of the squared norms of all that writes into the residual stream before the layer behind
-    the seam, over the same for that layer in its source: how much larger the stream may be that it meets (None for a
+    `written` is the root of the squared norms of all that writes into the residual stream before the layer behind the
+    boundary, over the same for that layer in its source: how much larger the stream may be that it meets (None for a
     first layer).
     """
 
-    seam: Seam
+    boundary: LayerBoundary
     successor: LayerChange | None
     predecessor: LayerChange | None
     written: float | None
@@ -64,10 +70,10 @@ class SeamMeasures:
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "stack": self.seam.stack,
-            "after": self.seam.after,
-            "left": self.seam.left.to_mapping(),
-            "right": self.seam.right.to_mapping(),
+            "stack": self.boundary.stack,
+            "after": self.boundary.after,
+            "left": self.boundary.left.to_mapping(),
+            "right": self.boundary.right.to_mapping(),
             "successor": None if self.successor is None else self.successor.to_mapping(),
             "predecessor": None if self.predecessor is None else self.predecessor.to_mapping(),
             "written": self.written,
@@ -75,12 +81,12 @@ class SeamMeasures:
 
 
 @dataclass(frozen=True, slots=True)
-class SeamReport:
-    """All stacks of a model: their layers' origins, repeated layers, and seams."""
+class BoundaryReport:
+    """All stacks of a model: their layers' origins, repeated layers, and boundaries."""
 
     origins: Mapping[str, tuple[LayerOrigin, ...]]
     repeated: Mapping[str, tuple[LayerOrigin, ...]]
-    seams: tuple[SeamMeasures, ...]
+    boundaries: tuple[BoundaryMeasures, ...]
     parameters: int
 
     def to_mapping(self) -> dict[str, Any]:
@@ -95,20 +101,26 @@ class SeamReport:
                 }
                 for stack, layers in self.origins.items()
             ],
-            "seams": [found.to_mapping() for found in self.seams],
+            "seams": [found.to_mapping() for found in self.boundaries],
         }
 
 
-def seams_of_plan(plan: Plan, *, threads: int | None = None) -> SeamReport:
-    """The seams of what a recipe will make, measured on the weights of its sources; merged layers by their first."""
+def boundaries_of_plan(plan: Plan, *, threads: int | None = None) -> BoundaryReport:
+    """The boundaries of what a recipe will make, measured on the weights of its sources; merged layers by their
+    first.
+    """
     outputs = plan.resolved.outputs
     origins = layer_origins(outputs, plan.resolved.checkpoints)
     parameters = sum(math.prod(output.shape) for output in outputs)
-    return _report(plan.resolved.checkpoints, origins, seams_of(origins), parameters, threads)
+    return _report(
+        plan.resolved.checkpoints, origins, layer_boundaries(origins), parameters, threads
+    )
 
 
-def seams_of_checkpoint(checkpoint: Checkpoint, *, threads: int | None = None) -> SeamReport:
-    """The seams of a checkpoint whose making is unknown: where a run of copies of earlier layers begins.
+def boundaries_of_checkpoint(
+    checkpoint: Checkpoint, *, threads: int | None = None
+) -> BoundaryReport:
+    """The boundaries of a checkpoint whose making is unknown: where a run of copies of earlier layers begins.
 
     Layers are copies if all their tensors have the same bytes, so all of them are read.
     """
@@ -117,7 +129,7 @@ def seams_of_checkpoint(checkpoint: Checkpoint, *, threads: int | None = None) -
         stack: [_digest(layers[i]) for i in sorted(layers)] for stack, layers in stacks.items()
     }
     origins: dict[str, tuple[LayerOrigin, ...]] = {}
-    seams: list[Seam] = []
+    boundaries: list[LayerBoundary] = []
     for stack, own in digests.items():
         first = [own.index(digest) for digest in own]
         made_of = tuple(LayerOrigin(checkpoint.source, stack, i) for i in first)
@@ -126,11 +138,13 @@ def seams_of_checkpoint(checkpoint: Checkpoint, *, threads: int | None = None) -
             if right <= after and right != first[after] + 1:
                 follower = LayerOrigin(checkpoint.source, stack, _follower(first, after))
                 previous = made_of[after + 1].neighbour(-1)
-                seams.append(
-                    Seam(stack, after, made_of[after], made_of[after + 1], follower, previous)
+                boundaries.append(
+                    LayerBoundary(
+                        stack, after, made_of[after], made_of[after + 1], follower, previous
+                    )
                 )
     parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    return _report({checkpoint.source: checkpoint}, origins, seams, parameters, threads)
+    return _report({checkpoint.source: checkpoint}, origins, boundaries, parameters, threads)
 
 
 def _follower(first: Sequence[int], after: int) -> int:
@@ -148,47 +162,56 @@ def _follower(first: Sequence[int], after: int) -> int:
 def _report(
     checkpoints: Mapping[str, Checkpoint],
     origins: Mapping[str, tuple[LayerOrigin, ...]],
-    seams: Sequence[Seam],
+    boundaries: Sequence[LayerBoundary],
     parameters: int,
     threads: int | None,
-) -> SeamReport:
+) -> BoundaryReport:
     sources = _Sources(checkpoints)
-    wanted = [pair for seam in seams for pair in _pairs(seam, sources)]
-    writers = [o for seam in seams for o in _written_before(seam, origins[seam.stack])]
+    wanted = [pair for boundary in boundaries for pair in _pairs(boundary, sources)]
+    writers = [
+        o for boundary in boundaries for o in _written_before(boundary, origins[boundary.stack])
+    ]
     measured = _Measured(sources, threads)
     measured.measure([*wanted, *((o, o) for o in writers if sources.has(o))])
-    return SeamReport(
+    return BoundaryReport(
         origins=origins,
         repeated={stack: repeated_layers(layers) for stack, layers in origins.items()},
-        seams=tuple(_seam(seam, origins[seam.stack], sources, measured) for seam in seams),
+        boundaries=tuple(
+            _boundary(boundary, origins[boundary.stack], sources, measured)
+            for boundary in boundaries
+        ),
         parameters=parameters,
     )
 
 
-def _pairs(seam: Seam, sources: _Sources) -> list[tuple[LayerOrigin, LayerOrigin]]:
-    """(layer, the one that used to be in its place) on both sides of a seam."""
-    pairs = [(seam.right, seam.next), (seam.left, seam.previous)]
+def _pairs(boundary: LayerBoundary, sources: _Sources) -> list[tuple[LayerOrigin, LayerOrigin]]:
+    """(layer, the one that used to be in its place) on both sides of a boundary."""
+    pairs = [(boundary.right, boundary.next), (boundary.left, boundary.previous)]
     return [pair for pair in pairs if sources.has(pair[1])]
 
 
-def _written_before(seam: Seam, layers: Sequence[LayerOrigin]) -> list[LayerOrigin]:
-    return [*layers[: seam.after + 1], *_earlier(seam.right)]
+def _written_before(boundary: LayerBoundary, layers: Sequence[LayerOrigin]) -> list[LayerOrigin]:
+    return [*layers[: boundary.after + 1], *_earlier(boundary.right)]
 
 
 def _earlier(origin: LayerOrigin) -> list[LayerOrigin]:
     return [LayerOrigin(origin.checkpoint, origin.stack, i) for i in range(origin.layer)]
 
 
-def _seam(
-    seam: Seam, layers: Sequence[LayerOrigin], sources: _Sources, measured: _Measured
-) -> SeamMeasures:
-    written = math.sqrt(math.fsum(measured.square(o) for o in layers[: seam.after + 1]))
-    used_to_be = math.sqrt(math.fsum(measured.square(o) for o in _earlier(seam.right)))
-    return SeamMeasures(
-        seam=seam,
-        successor=measured.change(seam.right, seam.next) if sources.has(seam.next) else None,
+def _boundary(
+    boundary: LayerBoundary, layers: Sequence[LayerOrigin], sources: _Sources, measured: _Measured
+) -> BoundaryMeasures:
+    written = math.sqrt(math.fsum(measured.square(o) for o in layers[: boundary.after + 1]))
+    used_to_be = math.sqrt(math.fsum(measured.square(o) for o in _earlier(boundary.right)))
+    return BoundaryMeasures(
+        boundary=boundary,
+        successor=measured.change(boundary.right, boundary.next)
+        if sources.has(boundary.next)
+        else None,
         predecessor=(
-            measured.change(seam.left, seam.previous) if sources.has(seam.previous) else None
+            measured.change(boundary.left, boundary.previous)
+            if sources.has(boundary.previous)
+            else None
         ),
         written=written / used_to_be if used_to_be else None,
     )
@@ -208,7 +231,7 @@ class _Sources:
         """Rest of the name -> tensor and role."""
         checkpoint = self._checkpoints[origin.checkpoint]
         return {
-            rest: (checkpoint.tensors[name], checkpoint.roles[name])
+            rest: (checkpoint.tensors[name], checkpoint.places[name])
             for rest, name in self._layer(origin).items()
         }
 
@@ -279,7 +302,7 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, dict[int, dict[str, LazyTensor]
     """Prefix of each stack -> layer -> rest of the name -> tensor."""
     found: dict[str, dict[int, dict[str, LazyTensor]]] = defaultdict(dict)
     for name, tensor in checkpoint.tensors.items():
-        role = checkpoint.roles[name]
+        role = checkpoint.places[name]
         if role.stack is not None and role.layer is not None:
             found[role.stack].setdefault(role.layer, {})[role.rest] = tensor
     return dict(found)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightsmith.graph import (
-    Cut,
     Node,
     Scalar,
     Scope,
     Site,
     Statistic,
+    Threshold,
     Value,
     reduction_levels,
     source,
@@ -50,7 +50,8 @@ def facts_of_modifier(spec: ModifierSpec) -> MethodFacts:
     """Trace a modifier with three experts and its defaults; passes are those before a method's own."""
     needed = {key: example_of(p) for key, p in spec.parameters.items() if p.default is REQUIRED}
     base = None if spec.base is Base.IGNORED else source(3)
-    changed = spec.build(needed).modify(base, [source(i) for i in range(3)], _SITE)
+    site = replace(_SITE, statistics=_statistics(spec, 3))
+    changed = spec.build(needed).modify(base, [source(i) for i in range(3)], site)
     return MethodFacts(_kind(walk(changed)), len(reduction_levels(list(changed))), "O(N m n)")
 
 
@@ -68,8 +69,8 @@ def _traced(spec: MethodSpec, preset: str) -> Value:
     return combine.combine(base, [source(i) for i in range(number)], site)
 
 
-def _statistics(spec: MethodSpec, number: int) -> tuple[Statistic, ...]:
-    """One of the kind that the method prefers for each expert."""
+def _statistics(spec: MethodSpec | ModifierSpec, number: int) -> tuple[Statistic, ...]:
+    """One of the kind that the method or modifier prefers for each expert."""
     kind = next((k for k in spec.statistics if k != "metrics"), None)
     if kind is None:
         return ()
@@ -90,7 +91,7 @@ def example_of(parameter: Parameter) -> Any:
 def _kind(nodes: list[Node]) -> str:
     if any(node.op == "whole" for node in nodes):
         return "matrix"
-    scopes = {node.scope for node in nodes if isinstance(node, (Scalar, Cut))}
+    scopes = {node.scope for node in nodes if isinstance(node, (Scalar, Threshold))}
     if Scope.MODEL in scopes:
         return "model"
     is_ranked = any(node.op == "row_rank" for node in nodes)

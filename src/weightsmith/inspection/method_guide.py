@@ -72,6 +72,7 @@ QUESTIONS = (
             "localize_and_stitch": "transplant the region that each expert changed most",
             "ram": "sum of unique changes, mean of shared ones",
             "ramplus_tl": "the same, unique changes amplified",
+            "tatr_zero_shot": "leave out elements that several experts changed much",
         },
     ),
     Question(
@@ -89,6 +90,8 @@ QUESTIONS = (
             "aswudi": "wudi within as many directions as the spectrum suggests",
             "swudi": "the filter of iwudi, on leading directions alone",
             "truncate": "average of task vectors of low rank",
+            "twin": "task arithmetic, and what each has beyond it in low rank",
+            "lore": "low-rank changes around a base that is estimated, too",
         },
     ),
     Question(
@@ -121,7 +124,11 @@ QUESTIONS = (
             "fisher": "average weighed by Fisher information",
             "regmean": "least squares on Gram matrices of the layers' inputs",
             "ota": "average weighed by Adam's second moments",
+            "tatr": "task vectors without what others' losses depend on",
+            "sens": "weights anew in every layer, by what the losses depend on",
+            "aim": "a merge kept near the base where that is most active",
             "rcp": "domain experts added to a reasoning model",
+            "repair": "one merged model, its units with their parents' statistics",
             "metrics_weighted": "average weighed by one number each, such as a loss",
         },
     ),
@@ -134,6 +141,8 @@ MODIFIERS = Question(
     "Modifiers (`modify:`), which change the experts before any method",
     {
         "sparsify": "keep a share of each task vector",
+        "wanda": "the same, by how much of the activations passes there",
+        "trust_region": "task vectors without what others' losses depend on",
         "clip": "shorten task vectors that are too long",
         "scale_by_depth": "less change in shallow layers, as `lines` has it",
         "coordinate_median": "the median in the place of every expert",

@@ -220,7 +220,7 @@ def _part(plan: Plan, label: str) -> str:
     parts = []
     if label == plan.resolved.base:
         parts.append("base")
-    if label == plan.resolved.donor:
+    if label == plan.resolved.config_source:
         parts.append("config")
     if label in plan.resolved.statistics:
         parts.append("statistics")

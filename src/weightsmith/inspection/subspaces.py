@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.deltas import MatrixDifference
 from weightsmith.errors import NonFiniteError
 from weightsmith.graph import sketched_spectrum
@@ -53,13 +53,14 @@ def measure_overlaps(
     Matrices that some expert did not change are left out; where changes have fewer than `rank` directions (default
     8), as many are compared. Reads each matrix 6 times.
     """
+    experts = [respelled(expert, base) for expert in experts]
     names = [name for name in base.tensors if _is_measured(base, experts, name)]
     found = in_parallel(lambda name: _overlap(base, experts, name, rank), names, threads)
     return tuple(overlap for overlap in found if overlap is not None)
 
 
 def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> bool:
-    tensor, role = base.tensors[name], base.roles[name]
+    tensor, role = base.tensors[name], base.places[name]
     others = [expert.tensors.get(name) for expert in experts]
     return (
         role.layer is not None
@@ -73,7 +74,7 @@ def _is_measured(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> 
 def _overlap(
     base: Checkpoint, experts: Sequence[Checkpoint], name: str, rank: int
 ) -> MatrixOverlap | None:
-    role = base.roles[name]
+    role = base.places[name]
     directions = [
         leading_directions(
             base.tensors[name], expert.tensors[name], rank, turned=role.input_first, seed=name

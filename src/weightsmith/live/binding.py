@@ -14,6 +14,7 @@ from weightsmith.live.networks import Network
 from weightsmith.live.slots import aliases_of
 from weightsmith.live.tensor_reading import are_equal
 from weightsmith.live.transformers_names import FoundNames, transformers_names
+from weightsmith.naming import beside
 from weightsmith.tensors import LazyTensor
 from weightsmith.wording import counted, shown
 
@@ -52,7 +53,8 @@ class Binder:
         return Bound(NameMap(origins, owners), absent)
 
     def _names(self, source: Source) -> FoundNames:
-        stored = {name: tensor.shape for name, tensor in source.tensors.items()}
+        # What lies in files of its own belongs to other modules, which the configuration says nothing of.
+        stored = {n: tensor.shape for n, tensor in source.tensors.items() if beside(n) is None}
         if stored != self._layout:
             self._layout, self._found = stored, _found_names(self._network, source.name, stored)
         return self._found

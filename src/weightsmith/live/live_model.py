@@ -53,7 +53,7 @@ class LiveModel:
         self.source: Source = source
         self.names: NameMap = bound.names
         self._tokenizer: Any = None
-        self._ready = False
+        self._ready = self._is_lent = False
 
     @property
     def name(self) -> str:
@@ -111,12 +111,45 @@ class LiveModel:
         Raises what `swap` raises, and UsageError for a name that the source has not.
         """
         given = as_lazy(tensors)
-        touched = self.names.touched_by(given)
         source = ModelSource.like(self.source, {**self.source.tensors, **given})
+        self._put(source, given, self.residency.placed)
+
+    def _put(self, source: Source, files: Iterable[str], places: Iterable[str]) -> None:
+        """Read stored tensors anew where their places are among some, and what is tied to others than before."""
+        touched = self.names.touched_by(files)
         bound = self._binder.bind(source)
-        same = bound.names.owners == self.names.owners
-        placed = set(self.residency.placed)
-        self._adopt(source, bound, [n for n in touched if n in placed] if same else list(placed))
+        before, after = self.names.owners, bound.names.owners
+        changed = {*touched, *(name for name in after if after[name] != before[name])}
+        self._adopt(source, bound, [name for name in places if name in changed])
+
+    def rooms(self) -> dict[str, Tensor]:
+        """The memory of stored tensors that lie there alone, and element by element as in their files.
+
+        Left out are those that only together make a tensor in memory, and those whose bytes tell whether they are
+        tied. Who writes into it says so afterwards: `settle`, or `abandon` where that broke off.
+        """
+        made_by = {name: origin for origin in self.names.origins for name in origin.memory}
+        if {f for origin in self.names.origins for f in origin.files} < set(self.source.tensors):
+            # Some place has two equal tensors in the files.
+            return {}
+        stored = [[n for n in group if n in made_by] for group in self._network.ties]
+        open_ties = {name for group in stored if len(group) > 1 for name in group}
+        return {
+            origin.files[0]: self.residency.room(self.names.owners[origin.memory[0]])
+            for origin in self.names.origins
+            if origin.convert is None and origin.memory[0] not in open_ties
+        }
+
+    def settle(self, written: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Run with stored tensors that were written into their `rooms`, and with others of the source read anew."""
+        places = self.residency.names
+        touched = set(self.names.touched_by(written))
+        self.residency.settle([name for name in places if name in touched], self.names)
+        self._put(self.source, others, places)
+
+    def abandon(self) -> None:
+        """Do not run before all weights are read again: some of them are neither these nor those."""
+        self._ready = False
 
     def _source_of(self, given: str | Path | Source | Mapping[str, LazyTensor | Tensor]) -> Source:
         if isinstance(given, (str, Path)):
@@ -140,11 +173,11 @@ class LiveModel:
     @contextmanager
     def lending(self) -> Iterator[None]:
         """Let a run that places weights by itself ask for outputs."""
-        before, self._ready = self._ready, True
+        before, self._is_lent = self._is_lent, True
         try:
             yield
         finally:
-            self._ready = before
+            self._is_lent = before
 
     def parameters(self, names: Iterable[str]) -> dict[str, Parameter]:
         """The floating-point weights at places that are in memory, by the names of the tensors' owners."""
@@ -161,7 +194,7 @@ class LiveModel:
 
     def run(self, network: Any, *given: Any, **inputs: Any) -> Any:
         """What a part of the network gives; raises CompatibilityError where it cannot be run on such inputs."""
-        if not self._ready:
+        if not (self._ready or self._is_lent):
             raise UsageError(
                 f"The weights of {self.name!r} are not in memory as a whole; fill it, or run it block by block."
             )

@@ -84,6 +84,10 @@ class NameMap:
                 found.update(dict.fromkeys(self._sharing[self.owners[own]]))
         return tuple(found)
 
+    def made_with(self, file: str) -> tuple[str, ...]:
+        """The stored tensors that with another make tensors in memory, itself among them."""
+        return self._origin_of(file).files
+
     def files_of(self, name: str) -> tuple[str, ...]:
         """The stored tensors that a tensor in memory is made from; none for one that no file has."""
         origin = self._by_memory.get(self.owners[name])

@@ -59,9 +59,13 @@ class Residency:
         wanted = [name for name in names if name in self._slots]
         for origin in bound.origins_of(wanted):
             self._read(origin, source)
-        for name in wanted:
+        self.settle(wanted, bound)
+
+    def settle(self, names: Iterable[str], bound: NameMap) -> None:
+        """Have the memory that was filled at its places."""
+        for name in names:
             owner = bound.owners[name]
-            self._slots[name].put(self._room(owner))
+            self._slots[name].put(self.room(owner))
             self._owner_of[name] = owner
         self._drop_unused()
 
@@ -77,13 +81,13 @@ class Residency:
 
         with torch.no_grad():
             if origin.convert is None:
-                fill(self._room(origin.memory[0]), source.tensors[origin.files[0]])
+                fill(self.room(origin.memory[0]), source.tensors[origin.files[0]])
                 return
             stored = [as_torch(source.tensors[name]) for name in origin.files]
             for name, made in zip(origin.memory, origin.convert(stored).values(), strict=True):
-                self._room(name).copy_(made)
+                self.room(name).copy_(made)
 
-    def _room(self, owner: str) -> Tensor:
+    def room(self, owner: str) -> Tensor:
         """The memory of a tensor, taken now if there is none."""
         import torch
 

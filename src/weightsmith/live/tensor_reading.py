@@ -30,7 +30,7 @@ class HeldTensor(Shaped):
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Copy elements [start, stop)."""
         part = self.tensor.detach().reshape(-1)[start:stop].cpu().contiguous()
-        memoryview(buffer).cast("B")[:] = _bytes_of(part)
+        memoryview(buffer).cast("B")[:] = bytes_of(part)
 
 
 def as_lazy(tensors: Mapping[str, LazyTensor | Tensor]) -> dict[str, LazyTensor]:
@@ -66,7 +66,7 @@ def fill(place: Tensor, tensor: LazyTensor) -> None:
         flat.copy_(tensor.tensor.detach().reshape(-1))
     elif place.device.type == "cpu" and flat.dtype == torch_dtype(tensor.dtype):
         if tensor.numel:
-            tensor.read_into(0, tensor.numel, _bytes_of(flat))
+            tensor.read_into(0, tensor.numel, bytes_of(flat))
     else:
         for start in range(0, tensor.numel, _PIECE):
             stop = min(start + _PIECE, tensor.numel)
@@ -88,7 +88,7 @@ def _piece(tensor: LazyTensor, start: int, stop: int) -> Tensor:
     return torch.frombuffer(read_bytes(tensor, start, stop), dtype=torch_dtype(tensor.dtype))
 
 
-def _bytes_of(flat: Tensor) -> memoryview:
+def bytes_of(flat: Tensor) -> memoryview:
     """The bytes of a contiguous tensor [N] on the CPU, to read or to write."""
     import torch
 

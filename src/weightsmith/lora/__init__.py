@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from weightsmith.lora.basis_files import check_basis as check_basis
     from weightsmith.lora.basis_files import open_basis as open_basis
     from weightsmith.lora.basis_files import write_basis as write_basis
-    from weightsmith.lora.bounds import CutChange as CutChange
     from weightsmith.lora.bounds import RankBound as RankBound
-    from weightsmith.lora.bounds import cut_matrix as cut_matrix
-    from weightsmith.lora.bounds import cut_spectrum as cut_spectrum
+    from weightsmith.lora.bounds import TruncatedChange as TruncatedChange
+    from weightsmith.lora.bounds import truncate_matrix as truncate_matrix
+    from weightsmith.lora.bounds import truncate_spectrum as truncate_spectrum
     from weightsmith.lora.converting import Conversion as Conversion
     from weightsmith.lora.converting import convert as convert
     from weightsmith.lora.coordinates import Coordinates as Coordinates
@@ -72,7 +72,7 @@ else:
             "Conversion": "weightsmith.lora.converting",
             "Coordinates": "weightsmith.lora.coordinates",
             "CoreSpace": "weightsmith.lora.spaces",
-            "CutChange": "weightsmith.lora.bounds",
+            "TruncatedChange": "weightsmith.lora.bounds",
             "Dialect": "weightsmith.lora.adapter_writing",
             "ExtractedTensor": "weightsmith.lora.extraction_report",
             "ExtractionReport": "weightsmith.lora.extraction_report",
@@ -97,8 +97,8 @@ else:
             "clustered": "weightsmith.lora.lego",
             "concatenated": "weightsmith.lora.algebra",
             "convert": "weightsmith.lora.converting",
-            "cut_matrix": "weightsmith.lora.bounds",
-            "cut_spectrum": "weightsmith.lora.bounds",
+            "truncate_matrix": "weightsmith.lora.bounds",
+            "truncate_spectrum": "weightsmith.lora.bounds",
             "earlier_problem": "weightsmith.lora.storing",
             "extract": "weightsmith.lora.extraction",
             "load_changes": "weightsmith.lora.as_changes",

@@ -200,12 +200,12 @@ def _assembled(
     tensors: dict[str, LazyTensor], targets: Mapping[str, ChangedTarget], path: Path, source: str
 ) -> Checkpoint:
     made = assemble(tensors, None, path=path, source=source)
-    roles = {
+    places = {
         name: replace(role, input_first=targets[name].input_first) if targets[name].units else role
-        for name, role in made.roles.items()
+        for name, role in made.places.items()
     }
     # Two tensors that are tied in the base may be changed apart.
-    return replace(made, roles=roles, ties=())
+    return replace(made, places=places, ties=())
 
 
 def _by_target(adapter: LowRankAdapter) -> dict[str, list[Factors]]:
@@ -245,8 +245,8 @@ def _joined(found: Sequence[tuple[Loaded, ChangedTarget]]) -> ChangedTarget:
                 f"by {shown(one.source)}: they are adapters of different bases."
             )
     originals = [other for _, other in found if other.original is not None]
-    wholes = [other for _, other in found if not other.units]
-    return (originals or wholes or [target])[0]
+    saved_modules = [other for _, other in found if not other.units]
+    return (originals or saved_modules or [target])[0]
 
 
 def _form(target: ChangedTarget, other: ChangedTarget) -> object:

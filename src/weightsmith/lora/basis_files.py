@@ -57,8 +57,8 @@ def write_basis(
         for part, value in zip(_PARTS, values, strict=True):
             tensors.append(StoredFactor(f"{key}::{part}", value, basis.dtype))
     for kind, held in (("replaced", basis.replaced), ("added", basis.added)):
-        for number, wholes in enumerate(held, start=1):
-            for name, array in wholes.items():
+        for number, saved_modules in enumerate(held, start=1):
+            for name, array in saved_modules.items():
                 tensors.append(StoredFactor(f"{name}::{kind}::{number}", array, DType.FLOAT32))
     header = _header(basis, {t.name: _digest(t) for t in tensors})
     metadata = {"format": "pt", BASIS: sealed(header).decode()}
@@ -129,8 +129,8 @@ def _read(header: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> Reve
         labels,
         cast("BasisForm", form),
         tensors,
-        _wholes("replaced", len(labels), stored),
-        _wholes("added", len(labels), stored),
+        _saved_modules("replaced", len(labels), stored),
+        _saved_modules("added", len(labels), stored),
         optional_text_in(header, "base"),
         DType.parse(header["dtype"]),
     )
@@ -169,7 +169,7 @@ def _tensor(key: str, facts: Mapping[str, Any], stored: Mapping[str, StoredTenso
     return TensorBasis(first, members, rank, mean, directions, coefficients)
 
 
-def _wholes(
+def _saved_modules(
     kind: str, count: int, stored: Mapping[str, StoredTensor]
 ) -> tuple[Mapping[str, Array], ...]:
     found: list[dict[str, Array]] = [{} for _ in range(count)]

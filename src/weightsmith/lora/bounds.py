@@ -34,7 +34,7 @@ class RankBound:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CutChange:
+class TruncatedChange:
     """A change after its cut, the share of the norm that the cut took, and the norm before it."""
 
     change: LowRankChange
@@ -42,13 +42,15 @@ class CutChange:
     size: float
 
 
-def cut_spectrum(found: Spectrum, bound: RankBound) -> CutChange:
+def truncate_spectrum(found: Spectrum, bound: RankBound) -> TruncatedChange:
     """The leading directions of a decomposed change."""
     kept = bound.kept(found.values)
-    return CutChange(leading(found, kept), lost(found.values, kept), math.hypot(*found.values))
+    return TruncatedChange(
+        leading(found, kept), lost(found.values, kept), math.hypot(*found.values)
+    )
 
 
-def cut_matrix(matrix: Matrix, bound: RankBound, key: str) -> CutChange:
+def truncate_matrix(matrix: Matrix, bound: RankBound, key: str) -> TruncatedChange:
     """The leading directions of a dense change.
 
     Where a rank alone is asked for, and it is small for a large matrix, only these directions are sought, by a sketch
@@ -60,7 +62,7 @@ def cut_matrix(matrix: Matrix, bound: RankBound, key: str) -> CutChange:
     bound.kept(np.ones(1))
     size = float(abs(matrix).max(initial=0.0))
     if size == 0.0:
-        return CutChange(zeros(*matrix.shape), 0.0, 0.0)
+        return TruncatedChange(zeros(*matrix.shape), 0.0, 0.0)
     sole = bound.rank if bound.energy is None and bound.error is None else min(matrix.shape)
     known = next(decompositions(Full(matrix / size), key, sole))
     kept = bound.kept(known.values)
@@ -68,7 +70,9 @@ def cut_matrix(matrix: Matrix, bound: RankBound, key: str) -> CutChange:
     norm = float(np.linalg.norm(matrix / size))
     share = lost(known.values, kept) if known.is_whole else _left_over(known.values[:kept], norm)
     root = math.sqrt(size)
-    return CutChange(LowRankChange(change.left * root, change.right * root), share, norm * size)
+    return TruncatedChange(
+        LowRankChange(change.left * root, change.right * root), share, norm * size
+    )
 
 
 def _left_over(values: Matrix, norm: float) -> float:

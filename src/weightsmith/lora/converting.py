@@ -236,7 +236,7 @@ def _as_stored(factors: Factors, base: Checkpoint | None) -> Factors:
     stored = None if base is None else base.tensors.get(factors.target)
     if stored is None or base is None or factors.part is not None:
         return factors
-    role = base.roles.get(factors.target)
+    role = base.places.get(factors.target)
     kind = "conv" if len(stored.shape) > 2 else factors.kind
     if role is not None and role.kind is Kind.EMBEDDING:
         kind = "embedding"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from weightsmith.deltas import MOST_HELD, Change, ChangedTensor, Full, Matrix
 from weightsmith.lora.algebra import zeros
 from weightsmith.lora.as_changes import ChangedTarget, Loaded, NoChange
-from weightsmith.lora.bounds import CutChange, RankBound
+from weightsmith.lora.bounds import RankBound, TruncatedChange
 from weightsmith.lora.low_rank_adapters import Factors
 from weightsmith.lora.spaces import Entered, Space
 from weightsmith.tensors import DType, LazyTensor, one_blas_thread
@@ -77,7 +77,7 @@ class Coordinates:
         units = {key: self.units[key] for key in keys}
         return {k: replace(u, change=zeros(*u.change.shape)) for k, u in units.items()}
 
-    def leave(self, key: str, merged: Matrix, bound: RankBound) -> CutChange:
+    def leave(self, key: str, merged: Matrix, bound: RankBound) -> TruncatedChange:
         """The change that merged coordinates stand for, cut to a bound."""
         return self.entered(key).leave(merged, bound)
 

@@ -15,7 +15,7 @@ from weightsmith.lora.kohya_writing import refuse_unnamed
 from weightsmith.lora.low_rank_adapters import LowRankAdapter
 from weightsmith.lora.module_factors import ModuleFactors, module_factors, with_scale
 from weightsmith.lora.peft_writing import bias_tensors, factor_tensors, peft_config
-from weightsmith.lora.saved_modules import settle
+from weightsmith.lora.saved_modules import decide_saved_modules
 from weightsmith.lora.storing import Files
 from weightsmith.tensors import shown
 
@@ -41,9 +41,9 @@ def diffusers_files(
     modules = module_factors(adapter, magnitudes)
     if not modules:
         raise CompatibilityError("The adapter has no factors, so there is nothing to write.")
-    wholes = settle(adapter, base, modules, takes_lora_bias=not magnitudes)
-    if wholes.biases or wholes.saved:
-        name = min([*wholes.biases, *wholes.saved])
+    saved_modules = decide_saved_modules(adapter, base, modules, takes_lora_bias=not magnitudes)
+    if saved_modules.biases or saved_modules.saved:
+        name = min([*saved_modules.biases, *saved_modules.saved])
         raise CompatibilityError(
             f"{shown(name)} changes as a whole, which a diffusers file cannot say; write PEFT instead."
         )
@@ -56,8 +56,8 @@ def diffusers_files(
         tensors += factor_tensors(found, f"{part}.{path}", dtype)
     named = {f"{part}.{path}": m for part, group in groups.items() for path, m in group.items()}
     shifted = {name: ".".join(_placed(name, component)) for name in modules}
-    biases = {shifted[name]: value for name, value in wholes.lora_biases.items()}
-    tensors += bias_tensors(named, replace(wholes, lora_biases=biases), "", adapter.dtype)
+    biases = {shifted[name]: value for name, value in saved_modules.lora_biases.items()}
+    tensors += bias_tensors(named, replace(saved_modules, lora_biases=biases), "", adapter.dtype)
     config: dict[str, Any] = {}
     for part, group in sorted(groups.items()):
         own = peft_config(group, list(group))

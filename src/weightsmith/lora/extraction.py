@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from weightsmith.checkpoints import Checkpoint
+from weightsmith.checkpoints import Checkpoint, respelled
 from weightsmith.deltas import MatrixDifference, Measure, is_same, read_elements
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.graph import row_blocks
@@ -32,7 +32,13 @@ from weightsmith.lora.factor_fitting import fit, nearest
 from weightsmith.lora.low_rank_adapters import Array, Factors, LowRankAdapter
 from weightsmith.lora.rank_allocation import spread
 from weightsmith.lora.saved_modules import stored, tied_head
-from weightsmith.lora.treatments import Choices, TreatedTensor, Treatment, parts_of
+from weightsmith.lora.treatments import (
+    Choices,
+    TreatedTensor,
+    Treatment,
+    parts_of,
+    placeless,
+)
 from weightsmith.progress import Progress, Silence, heard
 from weightsmith.tensors import DType, format_size, in_order, one_blas_thread
 
@@ -64,16 +70,16 @@ def extract(
         budget_bytes  bytes of all tensors that are written, spent where they gain most (see `allocation`)
 
     One of them is needed, and `rank` may be given with any as a limit. A tensor that is the same in both is not in the
-    adapter. `choices` are for tables, heads, biases and norms; fused experts are factored one by one. Factors are
-    stored in `dtype`, whole tensors so that nothing is lost. The result does not depend on `threads`. `progress`
-    counts tensors.
+    adapter. A fine-tune that names the network otherwise is read in the base's spelling. `choices` are for tables,
+    heads, biases and norms; fused experts are factored one by one. Factors are stored in `dtype`, whole tensors so that
+    nothing is lost. The result does not depend on `threads`. `progress` counts tensors.
 
     Raises UsageError for bounds that mean nothing, CompatibilityError for models that do not fit together, that are
     equal, or that cannot be held to the bound in `dtype`, and NonFiniteError for NaN or infinities in a changed tensor.
     """
     bound = RankBound(rank, energy, error)
     _check(bound, budget_bytes, dtype)
-    parts = parts_of(finetune, base, choices or Choices())
+    parts = parts_of(respelled(finetune, base), base, choices or Choices())
     doubled = tied_head(base) or ()
     workers = _Workers(threads, progress or Silence())
     measures = workers.all("comparing", _measure, parts)
@@ -82,23 +88,25 @@ def extract(
         for part, found in zip(parts, measures, strict=True)
         if found is None or found.squares > 0.0
     ]
-    wholes = [_whole(c, dtype) for c in changed if c.is_whole]
+    lacking = placeless([c.part for c in changed])
+    changed = [c.left_out(lacking[c.part.key]) if c.part.key in lacking else c for c in changed]
+    saved_modules = [_whole(c, dtype) for c in changed if c.is_whole]
     matrices = [c for c in changed if c.part.treatment is Treatment.FACTORED]
     _check_rank(rank, matrices)
     bounds: list[RankBound | None] = [bound] * len(matrices)
     if budget_bytes is not None:
-        bounds = _spent(workers, matrices, wholes, budget_bytes, bound, dtype)
+        bounds = _spent(workers, matrices, saved_modules, budget_bytes, bound, dtype)
     pairs = list(zip(matrices, bounds, strict=True))
     fits = workers.all("factoring", lambda pair: _fitted(*pair, dtype), pairs)
     adapter = LowRankAdapter(
         {factors.key: factors for factors, _ in fits if factors is not None},
-        {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.REPLACED},
-        {w.entry.key: w.values for w in wholes if w.entry.treatment is Treatment.ADDED},
+        {w.entry.key: w.values for w in saved_modules if w.entry.treatment is Treatment.REPLACED},
+        {w.entry.key: w.values for w in saved_modules if w.entry.treatment is Treatment.ADDED},
         base.hub_id or base.source,
         dtype,
     )
     lost = [_lost(c) for c in changed if c.part.treatment is Treatment.LEFT_OUT]
-    entries = (*(entry for _, entry in fits), *(w.entry for w in wholes), *lost)
+    entries = (*(entry for _, entry in fits), *(w.entry for w in saved_modules), *lost)
     if not (adapter.factors or adapter.replaced or adapter.added):
         raise CompatibilityError(_nothing(finetune, base, entries))
     resized = [c.part.name for c in changed if c.is_whole and c.measure is None]
@@ -119,6 +127,10 @@ class _Changed:
     def is_whole(self) -> bool:
         """Whether it is stored whole."""
         return self.part.treatment in (Treatment.REPLACED, Treatment.ADDED)
+
+    def left_out(self, why: str) -> _Changed:
+        """The same as a change that is lost."""
+        return replace(self, part=replace(self.part, treatment=Treatment.LEFT_OUT, why=why))
 
     @property
     def difference(self) -> MatrixDifference:
@@ -212,13 +224,13 @@ def _measure(part: TreatedTensor) -> Measure | None:
 def _spent(
     workers: _Workers,
     matrices: Sequence[_Changed],
-    wholes: Sequence[_Whole],
+    saved_modules: Sequence[_Whole],
     budget_bytes: int,
     bound: RankBound,
     dtype: DType,
 ) -> list[RankBound | None]:
     """The rank of every matrix under a budget, None for those that get nothing."""
-    taken = sum(w.entry.nbytes for w in wholes)
+    taken = sum(w.entry.nbytes for w in saved_modules)
     if taken > budget_bytes:
         raise UsageError(
             f"The tensors that are stored whole take {format_size(taken)} of a budget of {format_size(budget_bytes)}: "

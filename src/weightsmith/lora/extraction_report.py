@@ -145,7 +145,7 @@ def findings_of(
             "resized",
             name,
             f"{shown(name)} has another number of rows than the base's and is stored whole",
-            "resize the base's table and head before the adapter is loaded",
+            "merge with `weightsmith adapter merge`, or resize the base's table and head before PEFT loads the adapter",
         )
         for name in resized
     )

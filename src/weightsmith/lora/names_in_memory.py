@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.checkpoints import Checkpoint, assemble
+from weightsmith.checkpoints import HEADS, Checkpoint, assemble, spelling_of
 from weightsmith.deltas import renamed
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 
-# Families of which checkpoints were published from the body alone although their configuration names a class with a
-# head: what that class calls the body.
-_BODIES = {
-    "gpt2": "transformer.",
-    "bloom": "transformer.",
-    "openai-gpt": "transformer.",
-    "opt": "model.",
-}
-_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+Rename = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +20,16 @@ class Renaming:
     after: str = ""
 
     def __call__(self, name: str) -> str:
-        return self.after + name[len(self.before) :] if name.startswith(self.before) else name
+        if not name.startswith(self.before) or (not self.before and name.startswith(HEADS)):
+            return name
+        return self.after + name[len(self.before) :]
 
 
-def in_memory(base: Checkpoint | None) -> Renaming:
-    """How transformers names the modules of a checkpoint that stores a body without the name of its class for it."""
-    config = (base.config if base is not None else None) or {}
-    body = _BODIES.get(str(config.get("model_type")))
-    declared = config.get("architectures")
-    architecture = str(declared[0]) if isinstance(declared, list) and declared else ""
-    has_head = not architecture.endswith("Model") or architecture.endswith("HeadModel")
-    if base is None or body is None or not architecture or not has_head:
+def in_memory(base: Checkpoint | None) -> Rename:
+    """How transformers names what the files of a base store."""
+    if base is None:
         return Renaming()
-    return Renaming() if any(name.startswith(body) for name in base.tensors) else Renaming("", body)
+    return spelling_of(base.config, base.tensors).canonical
 
 
 def between(names: Mapping[str, str]) -> Renaming | None:
@@ -59,37 +48,25 @@ def _beginning(fields: Sequence[str], kept: int) -> str:
     return "".join(f"{field}." for field in fields[: len(fields) - kept])
 
 
-def renamed_base(base: Checkpoint, renaming: Renaming) -> Checkpoint:
-    """The base with other names; heads keep theirs where a body gets a name in front."""
-    if renaming == Renaming():
+def renamed_base(base: Checkpoint, rename: Rename) -> Checkpoint:
+    """The base with other names."""
+    names = {name: rename(name) for name in base.tensors}
+    if all(name == other for name, other in names.items()):
         return base
-    tensors = {}
-    for name, tensor in base.tensors.items():
-        other = name if _is_head(name, renaming) else renaming(name)
-        tensors[other] = renamed(tensor, other)
+    tensors = {other: renamed(base.tensors[name], other) for name, other in names.items()}
     built = assemble(tensors, base.config, path=base.path, source=base.source)
     return replace(built, hub_id=base.hub_id, revision=base.revision, tying=base.tying)
 
 
-def renamed_adapter(adapter: LowRankAdapter, renaming: Renaming) -> LowRankAdapter:
+def renamed_adapter(adapter: LowRankAdapter, rename: Rename) -> LowRankAdapter:
     """The adapter for a base with other names."""
-    if renaming == Renaming():
-        return adapter
-
-    def new(name: str) -> str:
-        return name if _is_head(name, renaming) else renaming(name)
-
     factors: dict[str, Factors] = {}
     for given in adapter.factors.values():
-        found = replace(given, target=new(given.target))
+        found = replace(given, target=rename(given.target))
         factors[found.key] = found
     return replace(
         adapter,
         factors=factors,
-        replaced={new(name): values for name, values in adapter.replaced.items()},
-        added={new(name): values for name, values in adapter.added.items()},
+        replaced={rename(name): values for name, values in adapter.replaced.items()},
+        added={rename(name): values for name, values in adapter.added.items()},
     )
-
-
-def _is_head(name: str, renaming: Renaming) -> bool:
-    return not renaming.before and name.startswith(_HEADS)

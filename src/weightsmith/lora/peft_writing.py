@@ -15,7 +15,8 @@ from weightsmith.lora.expert_writing import expert_tensors
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.lora.module_factors import ModuleFactors, module_factors, most_common, plain
 from weightsmith.lora.names_in_memory import in_memory, renamed_adapter, renamed_base
-from weightsmith.lora.saved_modules import Wholes, settle, stored, tied_head
+from weightsmith.lora.parameters_in_memory import with_parameters
+from weightsmith.lora.saved_modules import SavedModules, decide_saved_modules, stored, tied_head
 from weightsmith.lora.storing import Files, StoredFactor
 from weightsmith.tensors import DType, shown
 
@@ -38,35 +39,36 @@ def peft_files(
     `magnitudes` (DoRA) are by target; `task` is PEFT's task type, where it does not follow from the base. Raises
     CompatibilityError for what PEFT cannot hold.
     """
-    renaming = in_memory(base)
-    adapter = renamed_adapter(adapter, renaming)
-    base = None if base is None else renamed_base(base, renaming)
-    magnitudes = {renaming(name): values for name, values in (magnitudes or {}).items()}
+    rename = in_memory(base)
+    adapter = renamed_adapter(adapter, rename)
+    base = None if base is None else renamed_base(base, rename)
+    adapter = with_parameters(adapter, base)
+    magnitudes = {rename(name): values for name, values in (magnitudes or {}).items()}
     adapter = _with_tied(adapter, base)
     modules = module_factors(adapter, magnitudes)
     experts = expert_tensors(adapter, PREFIX)
     _check(modules, experts.targets)
     embeds = any(m.factors.kind == "embedding" for m in modules.values())
     takes_bias = not (embeds or magnitudes or experts.targets)
-    wholes = settle(adapter, base, modules, takes_lora_bias=takes_bias)
+    saved_modules = decide_saved_modules(adapter, base, modules, takes_lora_bias=takes_bias)
     tensors = [
         t for m in modules.values() for t in factor_tensors(m, PREFIX + m.module, adapter.dtype)
     ]
     tensors += experts.tensors
-    tensors += bias_tensors(modules, wholes, PREFIX, adapter.dtype)
-    for name, values in {**wholes.biases, **wholes.saved}.items():
+    tensors += bias_tensors(modules, saved_modules, PREFIX, adapter.dtype)
+    for name, values in {**saved_modules.biases, **saved_modules.saved}.items():
         source = None if base is None else base.tensors.get(name.replace(".base_layer.", "."))
         kept = (adapter.dtype,) if source is None else (adapter.dtype, source.dtype)
         tensors.append(stored(PREFIX + name, values, kept))
-    config = _config(adapter, base, modules, wholes, experts.targets, experts.ranks)
+    config = _config(adapter, base, modules, saved_modules, experts.targets, experts.ranks)
     if magnitudes:
         config["use_dora"] = True
     config["task_type"] = task or _task(base)
-    papers = {
+    companions = {
         CONFIG: _json(config),
         "README.md": _card(config, base, len(modules) + len(experts.targets)).encode(),
     }
-    return Files(WEIGHTS, tensors, papers=papers)
+    return Files(WEIGHTS, tensors, companions=companions)
 
 
 def peft_config(
@@ -175,14 +177,14 @@ def _magnitude_shape(found: ModuleFactors) -> tuple[int, ...]:
 
 
 def bias_tensors(
-    modules: Mapping[str, ModuleFactors], wholes: Wholes, prefix: str, dtype: DType
+    modules: Mapping[str, ModuleFactors], saved_modules: SavedModules, prefix: str, dtype: DType
 ) -> list[StoredFactor]:
     """The biases of `lora_bias`: PEFT gives every module one if it gives one to any."""
-    if not wholes.lora_biases:
+    if not saved_modules.lora_biases:
         return []
     tensors = []
     for name, found in modules.items():
-        change = wholes.lora_biases.get(name)
+        change = saved_modules.lora_biases.get(name)
         values = found.up[:, 0] * 0.0 if change is None else change / found.scale
         tensors.append(StoredFactor(f"{prefix}{name}.lora_B.bias", values, dtype))
     return tensors
@@ -192,7 +194,7 @@ def _config(
     adapter: LowRankAdapter,
     base: Checkpoint | None,
     modules: Mapping[str, ModuleFactors],
-    wholes: Wholes,
+    saved_modules: SavedModules,
     parameters: Sequence[str],
     ranks: Mapping[str, tuple[int, float]],
 ) -> dict[str, Any]:
@@ -204,22 +206,22 @@ def _config(
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "modules_to_save": sorted(wholes.modules) or None,
+        "modules_to_save": sorted(saved_modules.modules) or None,
         "peft_type": "LORA",
         "use_rslora": False,
         **peft_config(modules, [*known, *modules], ranks),
     }
-    if wholes.biases:
-        is_lora = all(".base_layer." in name for name in wholes.biases)
+    if saved_modules.biases:
+        is_lora = all(".base_layer." in name for name in saved_modules.biases)
         config["bias"] = "lora_only" if is_lora else "all"
     # Fields that older versions of PEFT do not know are written where they say something.
-    if wholes.lora_biases:
+    if saved_modules.lora_biases:
         config["lora_bias"] = True
     if parameters:
         config["target_parameters"] = sorted(parameters)
     names = tied_head(base)
     if names is not None and any(
-        n.rpartition(".")[0] in (*modules, *wholes.modules) for n in names
+        n.rpartition(".")[0] in (*modules, *saved_modules.modules) for n in names
     ):
         config["ensure_weight_tying"] = True
     return config

@@ -22,7 +22,7 @@ _HEAD = "lm_head.weight"
 
 
 @dataclass(slots=True, eq=False)
-class Wholes:
+class SavedModules:
     """Where each of them goes in a PEFT adapter.
 
     `lora_biases` are changes of biases by module; `biases` whole biases by tensor; `saved` all tensors of the modules
@@ -35,20 +35,20 @@ class Wholes:
     modules: list[str] = field(default_factory=list)
 
 
-def settle(
+def decide_saved_modules(
     adapter: LowRankAdapter,
     base: Checkpoint | None,
     modules: Collection[str],
     *,
     takes_lora_bias: bool,
-) -> Wholes:
+) -> SavedModules:
     """Decide for every bias, norm and replaced tensor how PEFT can keep it, `modules` being those with factors.
 
     A change of a bias becomes a `lora_bias` where `takes_lora_bias` and every module with factors has a bias, and else,
     as that of a norm, the base's tensor with the change in it. Raises CompatibilityError where that needs a base that
     is not given, or where a tensor cannot be kept.
     """
-    found = Wholes()
+    found = SavedModules()
     replaced = dict(adapter.replaced)
     changes = {t: d for t, d in adapter.added.items() if t.removesuffix(BIAS) in modules}
     has_biases = set(adapter.added if base is None else base.tensors)
@@ -75,10 +75,15 @@ def tied_head(base: Checkpoint | None) -> tuple[str, str] | None:
     """The names of a tied base's embedding and of its head, which need not be stored; None for any other base."""
     if base is None or base.tying is not Tying.TIED:
         return None
-    embedding = vocabulary_embedding(base.tensors, base.roles)
+    embedding = vocabulary_embedding(base.tensors, base.places)
     if embedding is None:
         return None
-    heads = [name for name, role in base.roles.items() if role.kind is Kind.HEAD]
+    # Biases of scores, which stand alone in BART, are no head.
+    heads = [
+        name
+        for name, role in base.places.items()
+        if role.kind is Kind.HEAD and name.endswith(".weight")
+    ]
     head = next((name for name in heads if name != embedding), _HEAD)
     return embedding, head
 
@@ -96,12 +101,21 @@ def _tied(replaced: Mapping[str, Array], base: Checkpoint | None) -> dict[str, A
         return {}
     embedding, head = names
     if embedding in replaced:
-        return {} if head in replaced else {head: replaced[embedding]}
+        other_names = [head, *_of_both_sides(embedding)]
+        return {name: replaced[embedding] for name in other_names if name not in replaced}
     return {embedding: replaced[head]} if head in replaced else {}
 
 
+def _of_both_sides(embedding: str) -> list[str]:
+    """What encoder and decoder call the table that they share, which files have once (BART, T5)."""
+    before, shared, rest = embedding.rpartition("shared.weight")
+    if not shared or rest or (before and not before.endswith(".")):
+        return []
+    return [f"{before}{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+
+
 def _place(
-    found: Wholes,
+    found: SavedModules,
     target: str,
     replaced: Mapping[str, Array],
     base: Checkpoint | None,
@@ -130,7 +144,7 @@ def _place(
     found.saved[target] = replaced[target]
 
 
-def _keep_alike(found: Wholes, base: Checkpoint | None, modules: Collection[str]) -> None:
+def _keep_alike(found: SavedModules, base: Checkpoint | None, modules: Collection[str]) -> None:
     """PEFT replaces every module whose path ends like one that is named: the others are saved as the base has them."""
     if base is None:
         return

@@ -21,7 +21,7 @@ import numpy as np
 from weightsmith.deltas import LowRankChange, Matrix
 from weightsmith.graph import Spectrum, exact
 from weightsmith.lora.algebra import dense_spectrum, signed, spectrum, truncated
-from weightsmith.lora.bounds import CutChange, RankBound, cut_spectrum
+from weightsmith.lora.bounds import RankBound, TruncatedChange, truncate_spectrum
 
 # Coefficients below this share of a task's largest are rounding: where a task has no part it must not vote.
 _NOISE = 2.0**-40
@@ -37,7 +37,7 @@ class Entered:
     """
 
     coordinates: list[Matrix]
-    leave: Callable[[Matrix, RankBound], CutChange]
+    leave: Callable[[Matrix, RankBound], TruncatedChange]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,9 +84,9 @@ class KnotsSpace:
             left = left * values
         images = [_without_noise(image) for image in images]
 
-        def leave(merged: Matrix, bound: RankBound) -> CutChange:
+        def leave(merged: Matrix, bound: RankBound) -> TruncatedChange:
             change = LowRankChange(left, merged)
-            return cut_spectrum(spectrum(_transposed(change) if turned else change), bound)
+            return truncate_spectrum(spectrum(_transposed(change) if turned else change), bound)
 
         return Entered(images, leave)
 
@@ -123,10 +123,10 @@ class CoreSpace:
         right = _span([c.right.T for c in changes])
         cores = [_without_noise((left.T @ c.left) @ (c.right @ right) * c.scale) for c in changes]
 
-        def leave(merged: Matrix, bound: RankBound) -> CutChange:
+        def leave(merged: Matrix, bound: RankBound) -> TruncatedChange:
             inner = dense_spectrum(merged)
             whole = Spectrum(left @ inner.left, inner.values, inner.right @ right.T)
-            return cut_spectrum(signed(whole), bound)
+            return truncate_spectrum(signed(whole), bound)
 
         return Entered(cores, leave)
 

@@ -61,7 +61,7 @@ class Files:
     weights: str
     tensors: Sequence[StoredFactor]
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
-    papers: Mapping[str, bytes] = field(default_factory=dict)
+    companions: Mapping[str, bytes] = field(default_factory=dict)
     kind: str = "adapter"
 
 
@@ -106,13 +106,13 @@ def write_into(files: Files, folder: Path, weights: str = "") -> None:
 
     Raises what `put` does.
     """
-    digests = {n: hashlib.sha256(data).hexdigest() for n, data in sorted(files.papers.items())}
+    digests = {n: hashlib.sha256(data).hexdigest() for n, data in sorted(files.companions.items())}
     metadata = {**files.metadata, BESIDE: json.dumps(digests)} if digests else files.metadata
     with staged_file(folder / (files.weights or weights)) as staged:
         _write_tensors(staged, files, metadata)
         staged.replace()
-    for name in sorted(files.papers):
-        write_file(folder / name, files.papers[name])
+    for name in sorted(files.companions):
+        write_file(folder / name, files.companions[name])
 
 
 def _checked(out: Path, reads: Sequence[Path]) -> Path:

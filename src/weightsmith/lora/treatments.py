@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
 from weightsmith.adapters import Turned, stores_input_first, turned_stacks
 from weightsmith.checkpoints import Checkpoint, Tying, untied, vocabulary_embedding
-from weightsmith.errors import CompatibilityError
+from weightsmith.errors import CompatibilityError, UsageError
+from weightsmith.naming import beside, matching, nearest
 from weightsmith.tensors import Kind, LazyTensor, Place, kernel_shape, shown
 
 _EMBEDDINGS = (Kind.EMBEDDING, Kind.POSITION_EMBEDDING, Kind.TYPE_EMBEDDING)
 _RESIZABLE = (*_EMBEDDINGS, Kind.HEAD)
+_BARE = "it is a parameter of no module, and adapters change modules"
+_HOLDER = "its module holds others with factors, and PEFT replaces modules whole"
+_ALIKE = (
+    "its module's path is the end of that of another with factors, and PEFT replaces both whole"
+)
+_NO_WEIGHT = "it is no weight of a module, which adapters change"
 
 
 class Treatment(str, Enum):
@@ -33,6 +40,7 @@ class Choices:
         heads        the same of output heads
         biases       add: their change is stored whole; skip: left out
         norms        replace: stored whole; skip: left out
+        exclude      globs of names of tensors that are left out, whatever they are
 
     Tables and heads of another number of rows than the base's cannot be factored, so they are replaced unless skipped.
     """
@@ -41,6 +49,7 @@ class Choices:
     heads: Literal["replace", "lora", "skip"] = "lora"
     biases: Literal["add", "skip"] = "add"
     norms: Literal["replace", "skip"] = "replace"
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,26 +85,79 @@ def parts_of(finetune: Checkpoint, base: Checkpoint, choices: Choices) -> list[T
     """Every tensor of the fine-tune that may differ from the base's, in the order of its files.
 
     Of tensors that are tied in both the first counts for all. Raises CompatibilityError where the fine-tune lacks a
-    tensor, or has one of another shape that is no table or head.
+    tensor, or has one of another shape that is no table or head; UsageError for a pattern that excludes nothing.
     """
+    left_out = _named_by(choices.exclude, {**base.tensors, **finetune.tensors})
     finetune = _same_head(finetune, base)
     head = _untying(finetune, base)
     repeated = _repeated(finetune, base) | ({head.name} if head is not None else set())
-    _check_complete(finetune, base)
+    _check_complete(finetune, base, left_out)
     turned = turned_stacks(base)
     found = [
         part
         for name in finetune.tensors
         if name not in repeated
-        for part in _parts(name, finetune, base, choices, turned)
+        for part in (
+            [_excluded(name, finetune, base)]
+            if name in left_out
+            else _parts(name, finetune, base, choices, turned)
+        )
     ]
     return found if head is None else [*found, head]
+
+
+def placeless(parts: Sequence[TreatedTensor]) -> Mapping[str, str]:
+    """Of parts that change, those that cannot be written beside the others by `TreatedTensor.key`, and why."""
+    factored = {p.name.rpartition(".")[0] for p in parts if p.treatment is Treatment.FACTORED}
+    found: dict[str, str] = {}
+    for part in parts:
+        why = _why(part, factored)
+        if why:
+            found[part.key] = why
+    return found
+
+
+def _why(part: TreatedTensor, factored: Collection[str]) -> str:
+    if part.treatment not in (Treatment.REPLACED, Treatment.ADDED):
+        return ""
+    module, _, leaf = part.name.rpartition(".")
+    if not module:
+        return _BARE
+    if module in factored or (leaf == "bias" and part.treatment is Treatment.ADDED):
+        return ""
+    if any(other.startswith(f"{module}.") for other in factored):
+        return _HOLDER
+    return _ALIKE if any(other.endswith(module) for other in factored) else ""
+
+
+def _named_by(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names that globs have; raises UsageError for a glob that no name has, which is most often misspelt."""
+    known = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        own = matching(pattern, known)
+        if not own:
+            near = nearest(pattern, known)
+            hint = (
+                f"did you mean {shown(near)}?" if near else "`*` stands for any run of characters."
+            )
+            raise UsageError(f"No tensor has a name like {shown(pattern)}; {hint}")
+        found.update(own)
+    return found
+
+
+def _excluded(name: str, finetune: Checkpoint, base: Checkpoint) -> TreatedTensor:
+    """A tensor that was asked to be left out, of whatever form it is in the two."""
+    tensor, original = finetune.tensors[name], base.tensors.get(name)
+    same = original if original is not None and original.shape == tensor.shape else None
+    shape = kernel_shape(tensor.shape)
+    return TreatedTensor(tensor, same, Treatment.LEFT_OUT, shape, why="it was asked to be excluded")
 
 
 def _parts(
     name: str, finetune: Checkpoint, base: Checkpoint, choices: Choices, turned: Turned
 ) -> Iterator[TreatedTensor]:
-    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.roles[name]
+    tensor, original, role = finetune.tensors[name], base.tensors.get(name), finetune.places[name]
     if role.part.startswith("weight_scale"):
         raise CompatibilityError(
             f"{finetune.identity} is quantised (it has {shown(name)}), and its stored numbers are no weights; "
@@ -124,6 +186,8 @@ def _treatment(part: TreatedTensor, role: Place, choices: Choices) -> tuple[Trea
     tensor, kind = part.finetune, role.kind
     if not tensor.dtype.is_float or (part.base is not None and not part.base.dtype.is_float):
         return Treatment.LEFT_OUT, "it holds no floats"
+    if beside(part.name) is not None:
+        return Treatment.LEFT_OUT, "it lies in a file of its own, which adapters do not change"
     wanted = _chosen(role, choices)
     if wanted == "skip":
         return Treatment.LEFT_OUT, "it was asked to be skipped"
@@ -131,7 +195,7 @@ def _treatment(part: TreatedTensor, role: Place, choices: Choices) -> tuple[Trea
     if kind is Kind.BUFFER or not (
         part.name.endswith((".weight", ".bias")) or is_experts or wanted
     ):
-        return Treatment.LEFT_OUT, "it is no weight of a module, which adapters change"
+        return Treatment.LEFT_OUT, _NO_WEIGHT
     if part.base is None:
         if kind in _RESIZABLE:
             return Treatment.REPLACED, ""
@@ -140,6 +204,8 @@ def _treatment(part: TreatedTensor, role: Place, choices: Choices) -> tuple[Trea
         return Treatment.ADDED, ""
     if wanted == "replace" or len(tensor.shape) < 2 or _is_depthwise(kind, tensor.shape):
         return Treatment.REPLACED, ""
+    if not (part.name.endswith(".weight") or is_experts):
+        return Treatment.LEFT_OUT, _NO_WEIGHT
     return Treatment.FACTORED, ""
 
 
@@ -189,7 +255,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
     """The head of a fine-tune whose base ties it, compared with the fine-tune's own table."""
     if finetune.tying is not Tying.UNTIED or base.tying is not Tying.TIED:
         return None
-    table = vocabulary_embedding(finetune.tensors, finetune.roles)
+    table = vocabulary_embedding(finetune.tensors, finetune.places)
     heads = [finetune.tensors[name] for name in _heads(finetune)]
     own = [h for h in heads if table and h.shape == finetune.tensors[table].shape]
     if table is None or not own:
@@ -203,7 +269,7 @@ def _untying(finetune: Checkpoint, base: Checkpoint) -> TreatedTensor | None:
 def _heads(checkpoint: Checkpoint) -> list[str]:
     return [
         name
-        for name, role in checkpoint.roles.items()
+        for name, role in checkpoint.places.items()
         if role.kind is Kind.HEAD and name.endswith(".weight")
     ]
 
@@ -214,19 +280,21 @@ def _repeated(finetune: Checkpoint, base: Checkpoint) -> set[str]:
     for group in finetune.ties:
         if not any(group <= other for other in base.ties):
             continue
-        table = vocabulary_embedding(finetune.tensors, finetune.roles)
+        table = vocabulary_embedding(finetune.tensors, finetune.places)
         first = table if table in group else min(group)
         found |= group - {first}
     return found
 
 
-def _check_complete(finetune: Checkpoint, base: Checkpoint) -> None:
+def _check_complete(finetune: Checkpoint, base: Checkpoint, left_out: Collection[str]) -> None:
     missing = [
         name
         for name, tensor in base.tensors.items()
         if name not in finetune.tensors
+        and name not in left_out
+        and beside(name) is None
         and tensor.dtype.is_float
-        and base.roles[name].kind not in (Kind.BUFFER, Kind.HEAD)
+        and base.places[name].kind not in (Kind.BUFFER, Kind.HEAD)
     ]
     if missing:
         more = f" and {len(missing) - 1} more of the base's tensors" if len(missing) > 1 else ""

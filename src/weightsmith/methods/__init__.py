@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightsmith.methods.parts.registry import PAPER as PAPER
     from weightsmith.methods.parts.registry import REQUIRED as REQUIRED
     from weightsmith.methods.parts.registry import Base as Base
+    from weightsmith.methods.parts.registry import MeasuredOn as MeasuredOn
     from weightsmith.methods.parts.registry import MethodSpec as MethodSpec
     from weightsmith.methods.parts.registry import Parameter as Parameter
 else:
@@ -26,6 +27,7 @@ else:
         {
             "Base": "weightsmith.methods.parts.registry",
             "METRICS": "weightsmith.methods.parts.registry",
+            "MeasuredOn": "weightsmith.methods.parts.registry",
             "MethodSpec": "weightsmith.methods.parts.registry",
             "ModifierSpec": "weightsmith.methods.parts.modifiers",
             "PAPER": "weightsmith.methods.parts.registry",

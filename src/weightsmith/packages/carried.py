@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from weightsmith.checkpoints import Checkpoint, donor_files, is_inside
+from weightsmith.checkpoints import Checkpoint, companion_paths, is_inside
 from weightsmith.errors import CheckpointError
 from weightsmith.publishing import write_file
 from weightsmith.tensors import shown
@@ -19,7 +19,7 @@ def carry_files(finetune: Checkpoint, folder: Path) -> dict[str, str]:
         return {}
     finetune.require_own_files()
     digests = {}
-    for name in [*_present(finetune.path), *donor_files(finetune.path)]:
+    for name in [*_present(finetune.path), *companion_paths(finetune.path)]:
         data = (finetune.path / name).read_bytes()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(folder / name, data)

@@ -8,10 +8,11 @@ from weightsmith.checkpoints import (
     Checkpoint,
     Tying,
     as_base,
+    respelled,
     vocabulary_embedding,
     vocabulary_head,
 )
-from weightsmith.deltas import SomeRows
+from weightsmith.deltas import SomeRows, Stretch
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor, digest_tensor, in_order
 
@@ -62,12 +63,13 @@ class Pair:
 def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]:
     """Every tensor of the fine-tune with the base's of the same name, in the fine-tune's order; both are read once.
 
-    A head that the base ties to its embedding is coded against the embedding. Tensors that the base lacks, or has with
-    other axes than the first, stand alone. Raises CompatibilityError where all do, CheckpointError where a tensor
-    cannot be read.
+    The base may spell the name otherwise. A head that the base ties to its embedding is coded against the embedding.
+    Tensors that the base lacks, or has with other axes than the first, stand alone. Raises CompatibilityError where all
+    do, CheckpointError where a tensor cannot be read.
     """
+    seen = respelled(base, finetune)
     found = [
-        (name, target, _base_name(name, target, finetune, base))
+        (name, target, _base_name(name, target, finetune, seen))
         for name, target in finetune.tensors.items()
     ]
     if all(base_name is None for _, _, base_name in found):
@@ -98,10 +100,14 @@ def pairs_of(finetune: Checkpoint, base: Checkpoint, threads: int) -> list[Pair]
 def _base_name(name: str, target: LazyTensor, finetune: Checkpoint, base: Checkpoint) -> str | None:
     known: str | None = name
     if name not in base.tensors:
-        is_head = name == vocabulary_head(finetune.tensors, finetune.roles)
+        is_head = name == vocabulary_head(finetune.tensors, finetune.places)
         tied = base.tying is not Tying.UNTIED
-        known = vocabulary_embedding(base.tensors, base.roles) if is_head and tied else None
+        known = vocabulary_embedding(base.tensors, base.places) if is_head and tied else None
     if known is None:
         return None
     shape = base.tensors[known].shape
-    return known if len(shape) == len(target.shape) and shape[1:] == target.shape[1:] else None
+    own = base.own_names.get(known, (known,))
+    # What is joined from several, or cut out of one, is no tensor that a package could name.
+    is_whole = len(own) == 1 and not isinstance(base.tensors[known], Stretch)
+    fits = len(shape) == len(target.shape) and shape[1:] == target.shape[1:]
+    return own[0] if is_whole and fits else None

@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.schema import RecipeDocument as RecipeDocument
     from weightsmith.recipes.language.value_files import read_values as read_values
     from weightsmith.recipes.language.without import without as without
+    from weightsmith.recipes.resolution.boundary_findings import LayerBoundary as LayerBoundary
     from weightsmith.recipes.resolution.boundary_findings import LayerOrigin as LayerOrigin
-    from weightsmith.recipes.resolution.boundary_findings import Seam as Seam
+    from weightsmith.recipes.resolution.boundary_findings import (
+        layer_boundaries as layer_boundaries,
+    )
     from weightsmith.recipes.resolution.boundary_findings import layer_origins as layer_origins
     from weightsmith.recipes.resolution.boundary_findings import repeated_layers as repeated_layers
-    from weightsmith.recipes.resolution.boundary_findings import seams_of as seams_of
     from weightsmith.recipes.resolution.combine import coarsest as coarsest
     from weightsmith.recipes.resolution.filling import OpenRecipe as OpenRecipe
     from weightsmith.recipes.resolution.filling import complete as complete
@@ -89,7 +91,7 @@ else:
             "RecipeDocument": "weightsmith.recipes.language.schema",
             "Resolved": "weightsmith.recipes.resolution.formula",
             "Same": "weightsmith.recipes.resolution.formula",
-            "Seam": "weightsmith.recipes.resolution.boundary_findings",
+            "LayerBoundary": "weightsmith.recipes.resolution.boundary_findings",
             "Sum": "weightsmith.recipes.resolution.formula",
             "Values": "weightsmith.recipes.resolution.free_formulas",
             "YamlDocument": "weightsmith.recipes.language.document",
@@ -116,7 +118,7 @@ else:
             "refuse_other_kinds": "weightsmith.recipes.language.other_documents",
             "repeated_layers": "weightsmith.recipes.resolution.boundary_findings",
             "resolve": "weightsmith.recipes.resolution.resolve",
-            "seams_of": "weightsmith.recipes.resolution.boundary_findings",
+            "layer_boundaries": "weightsmith.recipes.resolution.boundary_findings",
             "with_numbers": "weightsmith.recipes.resolution.free_formulas",
             "without": "weightsmith.recipes.language.without",
         },

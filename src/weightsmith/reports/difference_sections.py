@@ -102,6 +102,7 @@ def _tables(found: CheckpointDifference) -> list[DataTable]:
         ("Not comparable with the base", found.not_in_base),
     )
     mismatches: tuple[tuple[str, Sequence[Mismatch]], ...] = (
+        ("Named otherwise", found.names),
         ("Different shapes", found.shapes),
         ("Different dtypes", found.dtypes),
     )

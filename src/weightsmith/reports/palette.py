@@ -86,8 +86,8 @@ def _all_colours() -> dict[str, tuple[str, str]]:
             ink = _channels(_readable_on(light))
             order += 1
             blue = ink[2] + order if ink[2] < 128 else ink[2] - order
-            told_apart = f"#{ink[0]:02x}{ink[1]:02x}{blue:02x}"
-            colours[f"on-{scale}-{step}"] = (told_apart, _readable_on(dark))
+            distinguishable = f"#{ink[0]:02x}{ink[1]:02x}{blue:02x}"
+            colours[f"on-{scale}-{step}"] = (distinguishable, _readable_on(dark))
     return colours
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from weightsmith.doors import door
 
 if TYPE_CHECKING:
-    from weightsmith.statistics.collecting import Collected as Collected
-    from weightsmith.statistics.collecting import CollectedFile as CollectedFile
+    from weightsmith.statistics.collected import Collected as Collected
+    from weightsmith.statistics.collected import CollectedFile as CollectedFile
     from weightsmith.statistics.collecting import collect as collect
+    from weightsmith.statistics.logit_distance import logit_distances as logit_distances
+    from weightsmith.statistics.merged_inputs import collect_through as collect_through
     from weightsmith.statistics.samples import Sample as Sample
     from weightsmith.statistics.samples import Samples as Samples
     from weightsmith.statistics.samples import unpadded as unpadded
@@ -26,8 +28,8 @@ else:
     __getattr__, __dir__, __all__ = door(
         __name__,
         {
-            "Collected": "weightsmith.statistics.collecting",
-            "CollectedFile": "weightsmith.statistics.collecting",
+            "Collected": "weightsmith.statistics.collected",
+            "CollectedFile": "weightsmith.statistics.collected",
             "PER": "weightsmith.statistics.wanted",
             "Sample": "weightsmith.statistics.samples",
             "Samples": "weightsmith.statistics.samples",
@@ -36,6 +38,8 @@ else:
             "next_tokens": "weightsmith.statistics.text_samples",
             "one_class": "weightsmith.statistics.text_samples",
             "collect": "weightsmith.statistics.collecting",
+            "logit_distances": "weightsmith.statistics.logit_distance",
+            "collect_through": "weightsmith.statistics.merged_inputs",
             "unpadded": "weightsmith.statistics.samples",
         },
     )

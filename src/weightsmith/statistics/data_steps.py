@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.live import LiveModel
+from weightsmith.statistics.log_probabilities import LogProbabilities
 from weightsmith.statistics.losses import ItemScalar, scalars_of
 from weightsmith.statistics.samples import SampleBatch, Samples, batched, counted_labels
 from weightsmith.statistics.wanted import Wanted
@@ -58,17 +59,18 @@ class Asking:
             return self._forward(step).reshape(-1)[:1]
         return self.scalar(step, self.log_probabilities(step))
 
-    def log_probabilities(self, step: Step) -> Tensor:
-        """Of the classes at every prediction of the one item of a step, [P, C], in float32."""
+    def log_probabilities(self, step: Step) -> LogProbabilities:
+        """Of the classes at every prediction of the one item of a step, [P, C]."""
         assert self.samples.predictions is not None
         logits = self._checked(self.samples.predictions(self.model, step.batch.inputs), step)
-        return logits[0].float().log_softmax(-1)
+        # Not by its number, whose gradient would be a copy.
+        return LogProbabilities(logits.squeeze(0))
 
-    def scalar(self, step: Step, log_probabilities: Tensor) -> Tensor:
+    def scalar(self, step: Step, logs: LogProbabilities) -> Tensor:
         """The scalar of a step; raises NonFiniteError where it is NaN or infinite."""
         assert step.scalar is not None
         assert step.batch.labels is not None
-        value = step.scalar.of(log_probabilities, step.batch.labels[0])
+        value = step.scalar.of(logs, step.batch.labels[0])
         if not bool(value.isfinite()):
             raise NonFiniteError(
                 f"The loss of {self.model.name!r} on item {step.batch.items[0] + 1} of {self.samples.name} is NaN or "

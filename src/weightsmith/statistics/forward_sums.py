@@ -6,22 +6,20 @@ tensor (queries, keys and values; gate and up) have one Gram matrix, which is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel, Passage
+from weightsmith.statistics.expert_grams import ExpertGrams
 from weightsmith.statistics.linear_maps import flat_rows, linear_maps, paths_below
+from weightsmith.statistics.row_sums import add_gram, add_to, upper_of, zeros_to_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Up to so many elements a sum over data is float64.
-_SMALL = 1 << 22
-_COLUMNS = 512
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +85,14 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 class GramSums:
-    """X^T X / N of the rows X [N, D] that every linear map reads, as upper triangles."""
+    """X^T X / N of the rows X [N, D] that every linear map reads, as upper triangles.
 
-    def __init__(self, model: LiveModel) -> None:
+    `with_experts`: those of experts that are one stack, too.
+    """
+
+    def __init__(self, model: LiveModel, *, with_experts: bool = True) -> None:
         self._maps = linear_maps(model)
+        self._experts = ExpertGrams(model) if with_experts else None
         self._shared = SharedInputs()
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -99,14 +101,16 @@ class GramSums:
     @property
     def is_empty(self) -> bool:
         """Whether there are no linear maps."""
-        return not self._maps
+        return not self._maps and (self._experts is None or self._experts.is_empty)
 
     def begin(self) -> None:
         """Begin a batch."""
         self._shared.begin()
 
     def see(self, passage: Passage) -> None:
-        """Add the rows of a linear map."""
+        """Add the rows of a linear map, or of the experts of a mixture."""
+        if self._experts is not None:
+            self._experts.see(passage)
         own = self._maps.get(passage.module)
         if own is None:
             return
@@ -123,8 +127,7 @@ class GramSums:
 
     def take(self, prefix: str) -> Measured:
         """The matrices of the maps below a path, with names of their first tensors."""
-        tensors, rows = {}, {}
-        same: dict[str, str] = {}
+        tensors, rows, same = ({}, {}, {}) if self._experts is None else self._experts.take(prefix)
         for path in paths_below(self._sums, prefix):
             first, *others = self._maps[path].tensors
             rows[first] = self._rows[path]
@@ -136,30 +139,8 @@ class GramSums:
         return Measured(tensors, rows, same)
 
 
-def add_gram(total: Tensor, rows: Tensor) -> None:
-    """total += X^T X for rows X [N, D], on and above the diagonal (and some of what lies below)."""
-    for start in range(0, rows.shape[1], _COLUMNS):
-        stop = start + _COLUMNS
-        total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
-
-
-def upper_of(matrix: Tensor) -> Tensor:
-    """The rows of a matrix [D, D] from the diagonal on, one after another, in float32."""
-    import torch
-
-    return torch.cat([matrix[i, i:].float() for i in range(len(matrix))])
-
-
-def zeros_to_sum(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What a sum of this shape begins with, on the device of a tensor: float64 where it is small."""
-    import torch
-
-    dtype = torch.float64 if math.prod(shape) <= _SMALL else torch.float32
-    return torch.zeros(shape, dtype=dtype, device=like.device)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class _Channels:
+class WatchedChannels:
     """A module with a weight for each channel: its stored tensor, and the axis of channels of what passes."""
 
     tensor: str
@@ -171,10 +152,10 @@ class ChannelSums:
 
     def __init__(self, model: LiveModel) -> None:
         self._maps = {
-            path: _Channels(own.tensors[0], -1 if own.rows is flat_rows else 1)
+            path: WatchedChannels(own.tensors[0], -1 if own.rows is flat_rows else 1)
             for path, own in linear_maps(model).items()
         }
-        self._maps |= _norms(model, self._maps)
+        self._maps |= norms(model, self._maps)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._rows: dict[str, int] = {}
 
@@ -191,15 +172,15 @@ class ChannelSums:
         own = self._maps.get(passage.module)
         if own is None:
             return
-        given = _by_channel(passage.inputs[0].detach(), own.axis)
-        output = _by_channel(passage.output.detach(), own.axis)
+        given = by_channel(passage.inputs[0].detach(), own.axis)
+        output = by_channel(passage.output.detach(), own.axis)
         sums = self._sums.setdefault(passage.module, {})
-        for rows in _pieces(given):
-            add_to(sums, "input_magnitude", rows.abs().sum(0))
-            add_to(sums, "input_square", rows.square().sum(0))
-        for rows in _pieces(output):
+        for rows in pieces(given):
+            add_to(sums, "input_magnitude", rows.abs_().sum(0))
+            add_to(sums, "input_square", rows.square_().sum(0))
+        for rows in pieces(output):
             add_to(sums, "output_mean", rows.sum(0))
-            add_to(sums, "output_square", rows.square().sum(0))
+            add_to(sums, "output_square", rows.square_().sum(0))
         self._rows[passage.module] = self._rows.get(passage.module, 0) + len(output)
         add_to(sums, "read", rows.new_tensor(float(len(given))))
 
@@ -222,7 +203,7 @@ class ChannelSums:
         return Measured(tensors, rows)
 
 
-def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
+def norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, WatchedChannels]:
     """The modules that scale channels, one weight for each."""
     from torch import nn
 
@@ -234,21 +215,19 @@ def _norms(model: LiveModel, others: Mapping[str, Any]) -> dict[str, _Channels]:
             model.names.files_of(f"{path}.weight") if f"{path}.weight" in model.names.owners else ()
         )
         if path not in others and getattr(weight, "ndim", 0) == 1 and len(files) == 1:
-            found[path] = _Channels(files[0], 1 if isinstance(module, by_second_axis) else -1)
+            found[path] = WatchedChannels(files[0], 1 if isinstance(module, by_second_axis) else -1)
     return found
 
 
-def _by_channel(tensor: Tensor, axis: int) -> Tensor:
+def by_channel(tensor: Tensor, axis: int) -> Tensor:
+    """What passes, as rows [N, C] of the channels on an axis, the last one or one in front of places."""
     return flat_rows(tensor if axis == -1 else tensor.movedim(axis, -1))
 
 
-def _pieces(rows: Tensor) -> Iterator[Tensor]:
-    """Rows in float64, some at a time."""
+def pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Rows in float64, some at a time: arrays of their own, small enough to be taken from memory that was freed."""
+    import torch
+
     step = max(1, _AT_ONCE // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
-        yield rows[start : start + step].double()
-
-
-def add_to(sums: dict[str, Tensor], key: str, value: Tensor) -> None:
-    """Add a value to the sum of its key, or let it be the first."""
-    sums[key] = sums[key] + value if key in sums else value
+        yield rows[start : start + step].to(torch.float64, copy=True)

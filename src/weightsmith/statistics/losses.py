@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightsmith.live import IGNORED
+from weightsmith.statistics.log_probabilities import LogProbabilities
 from weightsmith.statistics.samples import Sample
 from weightsmith.statistics.wanted import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Elements that are held in float64.
+_AT_ONCE = 1 << 20
 # How a draw's seed follows from those of the collection, the item and the draw.
 _ITEMS, _DRAWS = 1 << 20, 1 << 40
 
@@ -45,18 +48,18 @@ class ItemScalar:
     is_squared: bool = False
     is_summed: bool = False
 
-    def of(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    def of(self, logs: LogProbabilities, labels: Tensor) -> Tensor:
         """The scalar, [], for log-probabilities [P, C] and labels [P]."""
         counted = labels != IGNORED
         if self.source == "labels":
-            taken = log_probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-            return self._chosen(taken, counted)
+            return self._chosen(logs.of_classes(labels.clamp(min=0)), counted)
         if self.source == "exact":
-            own = log_probabilities[self.place, self.label]
+            own = self._chosen(
+                logs.of_classes(labels.new_full(labels.shape, self.label or 0)), counted
+            )
             return own * own.detach().exp().sqrt()
-        drawn = self._drawn(log_probabilities.detach())
-        taken = log_probabilities.gather(1, drawn[:, None])[:, 0]
-        return self._chosen(taken, counted) / math.sqrt(self.draws)
+        drawn = self._drawn(logs.values)
+        return self._chosen(logs.of_classes(drawn), counted) / math.sqrt(self.draws)
 
     def _chosen(self, taken: Tensor, counted: Tensor) -> Tensor:
         if self.place is not None:
@@ -69,9 +72,15 @@ class ItemScalar:
 
         generator = torch.Generator().manual_seed(self.seed)
         chance = torch.rand(len(log_probabilities), 1, generator=generator, dtype=torch.float64)
-        shares = log_probabilities.double().exp().cumsum(1)
-        chance = chance.to(shares.device) * shares[:, -1:]
-        return (shares <= chance).sum(1).clamp(max=shares.shape[1] - 1)
+        chance = chance.to(log_probabilities.device)
+        step = max(1, _AT_ONCE // max(log_probabilities.shape[1], 1))
+        found = []
+        for start in range(0, len(log_probabilities), step):
+            stop = start + step
+            shares = log_probabilities[start:stop].double().exp_().cumsum(1)
+            below = shares <= chance[start:stop] * shares[:, -1:]
+            found.append(below.sum(1).clamp(max=shares.shape[1] - 1))
+        return torch.cat(found)
 
 
 def scalars_of(wanted: Wanted, sample: Sample, number: int) -> Iterator[ItemScalar]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightsmith.live import LiveModel, Passage
-from weightsmith.statistics.forward_sums import Measured, add_to
+from weightsmith.statistics.forward_sums import Measured
 from weightsmith.statistics.linear_maps import paths_below
+from weightsmith.statistics.mixtures import Mixture, mixtures
+from weightsmith.statistics.row_sums import add_to
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROUTERS = ("gate", "router")
 # Elements of all experts' outputs at a time.
 _AT_ONCE = 1 << 24
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Mixture:
-    """Experts as one module, by the stored name of their router's weight."""
-
-    tensor: str
-    experts: Any
-    count: int
 
 
 class RoutingSums:
@@ -37,7 +28,7 @@ class RoutingSums:
     """
 
     def __init__(self, model: LiveModel) -> None:
-        self._mixtures = _mixtures(model)
+        self._mixtures = mixtures(model)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._rows: dict[str, int] = {}
 
@@ -72,21 +63,6 @@ class RoutingSums:
         return Measured(tensors, rows)
 
 
-def _mixtures(model: LiveModel) -> dict[str, _Mixture]:
-    """Modules `experts` beside a router with a weight [E, D], E being the length of their stacks."""
-    found = {}
-    for path, module in model.module.named_modules():
-        parent, _, key = path.rpartition(".")
-        stacks = [p for p in module.parameters(recurse=False) if p.ndim == 3]
-        router = next((r for r in _ROUTERS if f"{parent}.{r}.weight" in model.names.owners), None)
-        if key != "experts" or not stacks or router is None:
-            continue
-        files = model.names.files_of(f"{parent}.{router}.weight")
-        if len(files) == 1:
-            found[path] = _Mixture(files[0], module, len(stacks[0]))
-    return found
-
-
 def _routed(index: Tensor, weights: Tensor, count: int) -> Iterator[tuple[str, Tensor]]:
     """How many tokens each expert has, and their weights, of index and weights [N, K]."""
     import torch
@@ -97,7 +73,7 @@ def _routed(index: Tensor, weights: Tensor, count: int) -> Iterator[tuple[str, T
         yield key, total.index_add_(0, places, values.reshape(-1).double())
 
 
-def _alike(own: _Mixture, hidden: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _alike(own: Mixture, hidden: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Sums of all experts' outputs on tokens [N, D], and of the cosines between them."""
     import torch
     from torch.nn import functional

@@ -76,6 +76,11 @@ class Samples:
                 state.update(sample.labels.contiguous().numpy().data)
         return state.hexdigest()
 
+    @property
+    def described(self) -> str:
+        """The data in words, as headers have them."""
+        return f"{self.name}, {len(self.items)} items, sha256:{self.digest[:16]}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleBatch:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from weightsmith.errors import UsageError
 from weightsmith.naming import nearest
 
-FORWARD = ("gram", "channels", "routing")
+FORWARD = ("gram", "channels", "routing", "cross")
 BACKWARD = ("fisher", "gradients")
-WHAT = (*FORWARD, *BACKWARD, "adam")
+WHAT = (*FORWARD, *BACKWARD, "adam", "repair")
 PER = ("sequence", "token")
 _MOST_DRAWS = 10_000
 _WORD = re.compile(r"(?P<kind>[a-z]+)(:(?P<singles>\d{1,6}))?")
@@ -22,7 +22,7 @@ class Wanted:
     """Kinds of statistics, and how those of gradients are estimated.
 
     `estimator` is exact, empirical or mc; `draws` the labels that mc draws for each item; `singles` how many items'
-    own gradients are kept.
+    own gradients are kept. `factors` tells that gradients are of an adapter's tensors.
     """
 
     kinds: tuple[str, ...]
@@ -31,6 +31,7 @@ class Wanted:
     per: str = "sequence"
     singles: int = 0
     seed: int = 0
+    factors: bool = False
 
     @property
     def forward(self) -> tuple[str, ...]:
@@ -49,7 +50,12 @@ class Wanted:
 
 
 def parse_wanted(
-    what: str | Sequence[str], estimator: str | None = None, per: str = "sequence", seed: int = 0
+    what: str | Sequence[str],
+    estimator: str | None = None,
+    per: str = "sequence",
+    seed: int = 0,
+    *,
+    factors: bool = False,
 ) -> Wanted:
     """Read WHAT, several of them parted by commas; raises UsageError for what there is none of."""
     words = [word.strip() for word in what.split(",")] if isinstance(what, str) else list(what)
@@ -61,8 +67,13 @@ def parse_wanted(
         kinds[kind] = singles
     if per not in PER:
         raise UsageError(f"What is squared is a gradient per {' or '.join(PER)}, not {per!r}.")
+    if factors and not all(kind in BACKWARD for kind in kinds):
+        raise UsageError(
+            f"Of an adapter's own tensors there are {' and '.join(BACKWARD)}; ask for these, or for "
+            f"{', '.join(kinds)} of the weights."
+        )
     name, draws = _estimator_of(estimator) if estimator else ("", 0)
-    return Wanted(tuple(kinds), name, draws, per, kinds.get("gradients", 0), seed)
+    return Wanted(tuple(kinds), name, draws, per, kinds.get("gradients", 0), seed, factors)
 
 
 def _kind_of(word: str) -> tuple[str, int]:

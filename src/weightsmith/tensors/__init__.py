@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.blas import start_blas_on_one_thread as start_blas_on_one_thread
     from weightsmith.tensors.compressed import STATISTIC_DTYPES as STATISTIC_DTYPES
     from weightsmith.tensors.compressed import BlockConstant as BlockConstant
+    from weightsmith.tensors.compressed import ByChannel as ByChannel
     from weightsmith.tensors.compressed import Checked as Checked
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from weightsmith.tensors.files.layout import Placement as Placement
     from weightsmith.tensors.files.layout import ShardLayout as ShardLayout
     from weightsmith.tensors.files.layout import plan_layout as plan_layout
+    from weightsmith.tensors.files.links import may_lead_to as may_lead_to
+    from weightsmith.tensors.files.links import way_out as way_out
     from weightsmith.tensors.files.open_files import OPEN_FILES as OPEN_FILES
     from weightsmith.tensors.files.open_files import read_at as read_at
     from weightsmith.tensors.files.paths import expanded as expanded
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.files.strict_json import text_in as text_in
     from weightsmith.tensors.files.strict_json import texts_in as texts_in
     from weightsmith.tensors.files.writer import ShardWriter as ShardWriter
+    from weightsmith.tensors.files.writer import allocate as allocate
     from weightsmith.tensors.files.writer import failure as failure
     from weightsmith.tensors.files.writer import free_bytes as free_bytes
     from weightsmith.tensors.files.writer import pwrite_all as pwrite_all
@@ -77,9 +81,17 @@ if TYPE_CHECKING:
     from weightsmith.tensors.native_library import NativeLibrary as NativeLibrary
     from weightsmith.tensors.native_library import address_of as address_of
     from weightsmith.tensors.native_library import open_library as open_library
+    from weightsmith.tensors.pickles.pickle_reader import parse_torch_file as parse_torch_file
     from weightsmith.tensors.pickles.pickle_reader import read_torch_file as read_torch_file
     from weightsmith.tensors.pickles.pickle_reader import read_trainer_file as read_trainer_file
+    from weightsmith.tensors.pickles.pickled_records import PickledRecord as PickledRecord
+    from weightsmith.tensors.pickles.pickled_records import (
+        read_pickled_records as read_pickled_records,
+    )
+    from weightsmith.tensors.pickles.saved_objects import read_saved_object as read_saved_object
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
+    from weightsmith.tensors.pickles.torch_writer import check_torch_dtype as check_torch_dtype
+    from weightsmith.tensors.pickles.torch_writer import write_torch_file as write_torch_file
     from weightsmith.tensors.place import Kind as Kind
     from weightsmith.tensors.place import Place as Place
     from weightsmith.tensors.place import depth_of as depth_of
@@ -107,6 +119,7 @@ else:
         __name__,
         {
             "BlockConstant": "weightsmith.tensors.compressed",
+            "ByChannel": "weightsmith.tensors.compressed",
             "Checked": "weightsmith.tensors.compressed",
             "DType": "weightsmith.tensors.dtypes",
             "FromSources": "weightsmith.tensors.stored",
@@ -133,6 +146,7 @@ else:
             "ShardWriter": "weightsmith.tensors.files.writer",
             "StoredTensor": "weightsmith.tensors.stored",
             "WORDS": "weightsmith.tensors.widening",
+            "allocate": "weightsmith.tensors.files.writer",
             "address_of": "weightsmith.tensors.native_library",
             "behind": "weightsmith.tensors.stored",
             "checkpoint_digest": "weightsmith.tensors.digests",
@@ -154,6 +168,7 @@ else:
             "kernel_shape": "weightsmith.tensors.matrix_shapes",
             "listed_in": "weightsmith.tensors.files.strict_json",
             "loads_json": "weightsmith.tensors.files.strict_json",
+            "may_lead_to": "weightsmith.tensors.files.links",
             "matrix_shape": "weightsmith.tensors.matrix_shapes",
             "matrix_stack": "weightsmith.tensors.matrix_shapes",
             "narrow": "weightsmith.tensors.narrowing",
@@ -176,13 +191,19 @@ else:
             "read_header": "weightsmith.tensors.files.safetensors_header",
             "read_index": "weightsmith.tensors.files.shard_index",
             "read_runs": "weightsmith.tensors.stored",
+            "PickledRecord": "weightsmith.tensors.pickles.pickled_records",
+            "read_pickled_records": "weightsmith.tensors.pickles.pickled_records",
+            "read_saved_object": "weightsmith.tensors.pickles.saved_objects",
             "read_small": "weightsmith.tensors.files.small_files",
+            "parse_torch_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_torch_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_trainer_file": "weightsmith.tensors.pickles.pickle_reader",
             "read_weight_map": "weightsmith.tensors.files.shard_index",
             "real": "weightsmith.tensors.files.paths",
             "record": "weightsmith.tensors.fast_records",
             "roundoff": "weightsmith.tensors.grid",
+            "check_torch_dtype": "weightsmith.tensors.pickles.torch_writer",
+            "write_torch_file": "weightsmith.tensors.pickles.torch_writer",
             "row_runs": "weightsmith.tensors.pickles.strided",
             "shown": "weightsmith.tensors.messages",
             "start_blas_on_one_thread": "weightsmith.tensors.blas",
@@ -194,5 +215,6 @@ else:
             "texts_in": "weightsmith.tensors.files.strict_json",
             "thread_count": "weightsmith.tensors.threads",
             "widen": "weightsmith.tensors.widening",
+            "way_out": "weightsmith.tensors.files.links",
         },
     )

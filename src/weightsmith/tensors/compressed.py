@@ -4,6 +4,7 @@
     left and right      v_ij = max(0, sum_k l_ik r_kj)
     blocks              v_i = b_(i // size), one number for `size` elements in C order
     upper               v_ij = v_ji = u_k, the rows of a symmetric matrix from the diagonal on
+    channels            v_i = c_k, where element i lies in channel k
 
 Numbers that are computed are so in float64, element by element in a fixed order, and rounded once to float32: they do
 not depend on the range that is asked for. Nothing is kept between two reads.
@@ -11,6 +12,7 @@ not depend on the range that is asked for. Nothing is kept between two reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -243,6 +245,32 @@ class UpperTriangle(FromStored):
         at = matrix * (n * (n + 1) // 2) + row * n - row * (row - 1) // 2 + low - row
         data = read_bytes(self.stored, at, at + high - low)
         return np.frombuffer(data, np.uint8).reshape(-1, size)
+
+
+@dataclass(frozen=True, slots=True)
+class ByChannel(FromStored):
+    """One number for each index along an axis, the same for all elements that have it."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+    stored: LazyTensor
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop), in the dtype of the stored ones; thread-safe."""
+        if start == stop:
+            return
+        channels = self.shape[self.axis]
+        run = math.prod(self.shape[self.axis + 1 :])
+        kind = WORDS[self.dtype.itemsize]
+        words = np.frombuffer(read_bytes(self.stored, 0, channels), kind)
+        found = np.frombuffer(buffer, kind)
+        if run == 1:
+            found[:] = np.resize(np.roll(words, -(start % channels)), stop - start)
+            return
+        for low in range(start, stop, _AT_ONCE):
+            high = min(low + _AT_ONCE, stop)
+            found[low - start : high - start] = words[np.arange(low, high) // run % channels]
 
 
 def read_array(tensor: LazyTensor) -> NDArray[np.float64]:

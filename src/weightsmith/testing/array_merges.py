@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.graph import Site, Statistic, Value, evaluate_model, source
-from weightsmith.methods import METRICS, PAPER, registry
+from weightsmith.methods import METRICS, PAPER, MeasuredOn, registry
 from weightsmith.tensors import Kind, Place
 
 _PLACED = {field.name for field in fields(Place)}
@@ -31,21 +31,28 @@ def merge_arrays(
 ) -> Any:
     """Merge arrays of one shape by the method called `name`, with torch, as one tensor of a model.
 
-    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics` has
-    one array for each expert (a list of them for gradients) of the `kind` given, or of the one that the method
-    prefers; without it they are made up. `facts` are those of the `Site` and its place, such as role or layer.
+    An array comes back, or, where an expert is a torch tensor, a tensor, through which gradients flow. `statistics`
+    has one array for each expert (a list of them for gradients), or one for the base, of the `kind` given, or of the
+    one that the method prefers; without it they are made up. `facts` are those of the `Site` and its place, such as
+    role or layer.
     """
     import torch
 
     inputs = [_tensor(a) for a in ([] if base is None else [base]) + list(experts)]
     site = site_of("layer.weight", inputs[-1].shape, **facts)
-    kinds = [k for k in registry.get(name).statistics if k != METRICS]
+    spec = registry.get(name)
+    kinds = [k for k in spec.statistics if k != METRICS]
     if kinds:
         kind = kind or kinds[0]
         if statistics is None:
             wide = any(a.dtype is torch.float64 for a in inputs)
             dtype = np.float64 if wide else np.float32
-            statistics = _made_up(kind, site, len(experts), dtype)
+            labels = [
+                site.labels[i] if i < len(site.labels) else f"m{i}" for i in range(len(experts))
+            ]
+            if spec.measured_on is MeasuredOn.BASE:
+                labels = ["base"]
+            statistics = _made_up(kind, site, labels, dtype)
         site = _with_statistics(site, kind, statistics, inputs)
     graph = _trace(
         name,
@@ -100,11 +107,10 @@ def _trace(
     )
 
 
-def _made_up(kind: str, site: Site, n: int, dtype: Any) -> list[Any]:
-    """Statistics that follow the experts' labels: positive, with zeros among them; Gram matrices of few samples."""
+def _made_up(kind: str, site: Site, labels: Sequence[str], dtype: Any) -> list[Any]:
+    """Statistics by the labels of what they are of: positive, with zeros; Gram matrices of few samples."""
     found: list[Any] = []
-    for i in range(n):
-        label = site.labels[i] if i < len(site.labels) else f"m{i}"
+    for label in labels:
         rng = np.random.default_rng(zlib.crc32(label.encode()))
         if kind == "gram":
             if len(site.shape) < 2:

@@ -22,10 +22,10 @@ import numpy as np
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import (
-    Cut,
     Node,
     Scalar,
     Site,
+    Threshold,
     Value,
     shared_graph,
     source,
@@ -271,7 +271,7 @@ def _variants(spec: MethodSpec) -> Iterator[dict[str, Any]]:
 
 def _twin(node: Node) -> Node:
     """The first graph that is built as the number's is."""
-    measured = node.magnitude if isinstance(node, Cut) else node
+    measured = node.magnitude if isinstance(node, Threshold) else node
     assert isinstance(measured, (Value, Scalar))
     root = value(measured)
     return shared_graph(root)[root]

@@ -35,8 +35,8 @@ class TargetVocabulary:
     """The vocabulary of the result.
 
     `rows` are those of its tables, padding included. `files` are the tokenizer's files by relative path; None means
-    that the donor's are carried byte for byte. `source` is "union", "base" or a label. `findings` is what the plan
-    should say about it.
+    that the source model's are carried byte for byte. `source` is "union", "base" or a label. `findings` is what the
+    plan should say about it.
     """
 
     vocabulary: Vocabulary
@@ -47,7 +47,7 @@ class TargetVocabulary:
 
 
 def copy_target(
-    donor: TokenizerMember,
+    origin: TokenizerMember,
     *,
     source: str,
     tokens: Iterable[str] = (),
@@ -57,13 +57,13 @@ def copy_target(
 ) -> TargetVocabulary:
     """The tokenizer of one model, with `tokens` that it lacks behind it as added tokens, plain ones without `flags`.
 
-    `strip` leaves out the tokens whose ids lie beyond the donor's rows, as mergekit does for `base` (and not for a
-    model that is named). An unchanged tokenizer keeps the donor's number of rows, so that nothing moves; a changed
-    one has a row for each id up to the largest.
+    `strip` leaves out the tokens whose ids lie beyond the source model's rows, as mergekit does for `base` (and not for
+    a model that is named). An unchanged tokenizer keeps the source model's number of rows, so that nothing moves; a
+    changed one has a row for each id up to the largest.
     """
-    base, findings = stripped_base(donor) if strip else (donor.vocabulary, ())
+    base, findings = stripped_base(origin) if strip else (origin.vocabulary, ())
     return finished(
-        donor,
+        origin,
         base,
         wanted_tokens(base, tokens, flags or {}),
         source,
@@ -72,11 +72,11 @@ def copy_target(
     )
 
 
-def stripped_base(donor: TokenizerMember) -> tuple[Vocabulary, tuple[Finding, ...]]:
-    """The donor's vocabulary without tokens that have no row."""
-    if donor.rows is None:
-        return donor.vocabulary, ()
-    return stripped(donor.vocabulary, donor.rows)
+def stripped_base(origin: TokenizerMember) -> tuple[Vocabulary, tuple[Finding, ...]]:
+    """The source model's vocabulary without tokens that have no row."""
+    if origin.rows is None:
+        return origin.vocabulary, ()
+    return stripped(origin.vocabulary, origin.rows)
 
 
 def wanted_tokens(
@@ -88,7 +88,7 @@ def wanted_tokens(
 
 
 def finished(
-    donor: TokenizerMember,
+    origin: TokenizerMember,
     base: Vocabulary,
     new: Sequence[NewToken],
     source: str,
@@ -102,14 +102,14 @@ def finished(
         raise UsageError(f"pad_to_multiple_of is {pad_to_multiple_of}, but it must be at least 1.")
     vocabulary, more = extended(base, new, promoted or {})
     findings += more
-    is_changed = vocabulary is not donor.vocabulary
+    is_changed = vocabulary is not origin.vocabulary
     files = None
     if is_changed:
-        written = written_files(vocabulary, donor.folder)
+        written = written_files(vocabulary, origin.folder)
         files, findings = written.files, findings + written.findings
     needed = vocabulary.size
     if not is_changed and pad_to_multiple_of is None:
-        needed = max(needed, donor.rows or 0)
+        needed = max(needed, origin.rows or 0)
     rows = _padded(needed, pad_to_multiple_of or 1)
     return TargetVocabulary(vocabulary, rows, files, source, findings)
 

@@ -1,4 +1,4 @@
-"""The chat template of a result: the donor's, the parents' most common one, a built-in one, or a text.
+"""The chat template of a result: the source model's, the parents' most common one, a built-in one, or a text.
 
 A template is text in jinja2's language; here it is read, compared and checked, and never rendered.
 """
@@ -56,31 +56,32 @@ def check_form(form: str) -> None:
 def resolve_chat_template(
     form: str | None,
     parents: Sequence[Vocabulary],
-    donor: Vocabulary | None,
+    origin: Vocabulary | None,
     target: Vocabulary | None = None,
 ) -> tuple[str | None, list[Finding]]:
-    """The text that replaces the donor's default template, and what is noteworthy about the result's.
+    """The text that replaces the source model's default template, and what is noteworthy about the result's.
 
-    `form` is the recipe's `chat_template:`: None keeps the donor's byte for byte; `auto` takes the most common
-    template of the parents, compared without surrounding whitespace (of equally common ones the first in the order
-    of the recipe); a name takes a built-in one; any other text is the template itself. None is returned where the
-    donor's files stay as they are. `target` is the vocabulary of the result, which must have the control tokens that
-    the template writes (default: the donor's). Raises RecipeError for a form that means nothing or does not parse.
+    `form` is the recipe's `chat_template:`: None keeps the source model's byte for byte; `auto` takes the most common
+    template of the parents, compared without surrounding whitespace (of equally common ones the first in the order of
+    the recipe); a name takes a built-in one; any other text is the template itself. None is returned where the source
+    model's files stay as they are. `target` is the vocabulary of the result, which must have the control tokens that
+    the template writes (default: the source model's). Raises RecipeError for a form that means nothing or does not
+    parse.
     """
     if form is not None:
         check_form(form)
-    own = _default_of(donor)
-    chosen, subject, findings = _chosen(form, parents, own, donor)
+    own = _default_of(origin)
+    chosen, subject, findings = _chosen(form, parents, own, origin)
     replaces = chosen is not None and chosen != own
-    if form is not None and donor is not None and replaces:
-        findings += _stale_names(donor)
+    if form is not None and origin is not None and replaces:
+        findings += _stale_names(origin)
     if chosen is not None:
         findings += lint(chosen, subject)
-        findings += _lacking_tokens(chosen, subject, target or donor, parents)
-    if form is None and donor is not None:
-        for name, text in donor.chat_templates.items():
+        findings += _lacking_tokens(chosen, subject, target or origin, parents)
+    if form is None and origin is not None:
+        for name, text in origin.chat_templates.items():
             if name != _DEFAULT:
-                findings += lint(text, f"{donor.identity} named {name!r}")
+                findings += lint(text, f"{origin.identity} named {name!r}")
     findings += _differing(chosen, subject, parents)
     return (chosen if replaces else None), findings
 
@@ -116,10 +117,10 @@ def with_template(files: Mapping[str, bytes], text: str) -> dict[str, bytes]:
 
 
 def _chosen(
-    form: str | None, parents: Sequence[Vocabulary], own: str | None, donor: Vocabulary | None
+    form: str | None, parents: Sequence[Vocabulary], own: str | None, origin: Vocabulary | None
 ) -> tuple[str | None, str, list[Finding]]:
     """The template of the result, whose it is in messages, and findings about the choice."""
-    whose = donor.identity if donor is not None else "the donor"
+    whose = origin.identity if origin is not None else "the origin"
     if form is None:
         return own, whose, []
     if form != AUTO:
@@ -155,16 +156,16 @@ def _default_of(vocabulary: Vocabulary | None) -> str | None:
     return text if text is not None and text.strip() else None
 
 
-def _stale_names(donor: Vocabulary) -> list[Finding]:
-    named = [name for name in donor.chat_templates if name != _DEFAULT]
+def _stale_names(origin: Vocabulary) -> list[Finding]:
+    named = [name for name in origin.chat_templates if name != _DEFAULT]
     if not named:
         return []
     return [
         Finding(
             Severity.WARNING,
             "template-named",
-            donor.identity,
-            f"Only the default chat template is replaced; {donor.identity} keeps those named "
+            origin.identity,
+            f"Only the default chat template is replaced; {origin.identity} keeps those named "
             f"{', '.join(map(repr, named))}, of which transformers prefers 'tool_use' where tools are given",
             "remove them from the result if they speak another format",
         )
@@ -242,9 +243,11 @@ def _read(data: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as problem:
-        raise TokenizerError(f"{name} is not JSON ({problem}): correct the donor's file.") from None
+        raise TokenizerError(
+            f"{name} is not JSON ({problem}): correct the source model's file."
+        ) from None
     if not isinstance(content, dict):
-        raise TokenizerError(f"{name} holds no JSON object: correct the donor's file.")
+        raise TokenizerError(f"{name} holds no JSON object: correct the source model's file.")
     return content
 
 

@@ -24,10 +24,12 @@ class Library:
 
     def digests(self, checkpoint: Checkpoint) -> dict[str, str]:
         """SHA-256 of each of a checkpoint's tokenizer files, by relative path."""
-        key = str(checkpoint.path)
+        key = str(checkpoint.tokenizer_folder)
         if key not in self._digests:
             self._digests[key] = {
-                name.as_posix(): hashlib.sha256((checkpoint.path / name).read_bytes()).hexdigest()
+                name.as_posix(): hashlib.sha256(
+                    (checkpoint.tokenizer_folder / name).read_bytes()
+                ).hexdigest()
                 for name in checkpoint.tokenizer_files
             }
         return self._digests[key]
@@ -49,7 +51,7 @@ class Library:
 
         Read from tokenizer_config.json, in no time and memory; the whole vocabulary where that does not list them.
         """
-        settings = read_settings(checkpoint.path)
+        settings = read_settings(checkpoint.tokenizer_folder)
         if not settings.declared:
             return self.read(checkpoint)
         ids = {token.text: index for index, token in sorted(settings.declared.items())}

@@ -45,7 +45,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     Raises TokenizerError for files that are damaged, contradict each other or cannot be converted exactly.
     """
     return (
-        read_tokenizer_folder(checkpoint.path, checkpoint.identity)
+        read_tokenizer_folder(checkpoint.tokenizer_folder, checkpoint.identity)
         if checkpoint.is_folder
         else None
     )

@@ -1,4 +1,6 @@
-"""The papers beside a vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json, templates."""
+"""The companion files beside a vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+templates.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """What the papers say; `config` is tokenizer_config.json as it is.
+    """What the companion files say; `config` is tokenizer_config.json as it is.
 
     `declared` are added tokens by their id; `special` the texts by role, `declarations` those with flags of their own.
     """
@@ -105,7 +107,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """All papers of a tokenizer, by the rules of transformers.
+    """All companion files of a tokenizer, by the rules of transformers.
 
     tokenizer_config.json's `added_tokens_decoder` replaces special_tokens_map.json and added_tokens.json; without
     it the map's special tokens win over the configuration's.

@@ -38,8 +38,8 @@ def union_target(
     the first of them. One that is an ordinary token of the base becomes special there where a model has it as special,
     and stays ordinary otherwise: matching it in all text would change how the base cuts text.
     """
-    donor, *others = members
-    base, findings = stripped_base(donor)
+    origin, *others = members
+    base, findings = stripped_base(origin)
     added, conflicts = _added_tokens(base, others)
     plain = _plain_tokens(base, others, added)
     new = [NewToken(text, None) for text in plain]
@@ -53,7 +53,7 @@ def union_target(
     new += [token for token in wanted_tokens(base, tokens, flags or {}) if token.text not in texts]
     findings += (*_beyond(others), *conflicts, *_kinds(base, others))
     return finished(
-        donor, base, new, "union", pad_to_multiple_of, promoted=promoted, findings=findings
+        origin, base, new, "union", pad_to_multiple_of, promoted=promoted, findings=findings
     )
 
 

@@ -11,10 +11,10 @@ from weightsmith.doors import door
 
 if TYPE_CHECKING:
     from weightsmith.vocabularies.aligned_rows import AlignedRows as AlignedRows
-    from weightsmith.vocabularies.companion_files import Papers as Papers
+    from weightsmith.vocabularies.companion_files import CompanionFiles as CompanionFiles
     from weightsmith.vocabularies.companion_files import VocabularyChange as VocabularyChange
     from weightsmith.vocabularies.companion_files import carried_files as carried_files
-    from weightsmith.vocabularies.companion_files import papers as papers
+    from weightsmith.vocabularies.companion_files import companions as companions
     from weightsmith.vocabularies.heldout import Errors as Errors
     from weightsmith.vocabularies.heldout import HeldOut as HeldOut
     from weightsmith.vocabularies.heldout import held_out_error as held_out_error
@@ -44,7 +44,7 @@ else:
             "HeldOut": "weightsmith.vocabularies.heldout",
             "MissingRule": "weightsmith.vocabularies.missing",
             "Outcome": "weightsmith.vocabularies.outcome",
-            "Papers": "weightsmith.vocabularies.companion_files",
+            "CompanionFiles": "weightsmith.vocabularies.companion_files",
             "RULES": "weightsmith.vocabularies.rules",
             "Rules": "weightsmith.vocabularies.row_fitting",
             "SpecialToken": "weightsmith.vocabularies.outcome",
@@ -56,7 +56,7 @@ else:
             "carried_files": "weightsmith.vocabularies.companion_files",
             "default_match": "weightsmith.vocabularies.token_matching",
             "held_out_error": "weightsmith.vocabularies.heldout",
-            "papers": "weightsmith.vocabularies.companion_files",
+            "companions": "weightsmith.vocabularies.companion_files",
             "rule_named": "weightsmith.vocabularies.rules",
         },
     )

@@ -1,7 +1,7 @@
-"""The papers of a merged checkpoint: every file beside its weights that it takes over from its donor.
+"""The companion files of a merged checkpoint: every file beside its weights that it takes over from its config source.
 
-Whatever the tokenizer, a result has its donor's generation settings, processors and templates; they are copied byte
-for byte unless the vocabulary or the template changes what they say.
+Whatever the tokenizer, a result has its config source's generation settings, processors and templates; they are copied
+byte for byte unless the vocabulary or the template changes what they say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith.checkpoints import (
     Checkpoint,
-    donor_files,
+    companion_paths,
     is_template,
     json_bytes,
     read_json,
@@ -32,8 +32,8 @@ _GENERATION = "generation_config.json"
 class VocabularyChange:
     """What becomes of the vocabulary: the old and new one, the rows of the tables, and what is written anew.
 
-    `tokenizer` are the new tokenizer's files by name (None: the donor's are carried), `template` the new default chat
-    template (None: as it is). The default changes nothing.
+    `tokenizer` are the new tokenizer's files by name (None: the config source's are carried), `template` the new
+    default chat template (None: as it is). The default changes nothing.
     """
 
     old: Vocabulary | None = None
@@ -44,7 +44,7 @@ class VocabularyChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Papers:
+class CompanionFiles:
     """The configuration of the result, its other files by name (`/` between folders, sorted), and findings."""
 
     config: dict[str, Any] | None
@@ -52,19 +52,19 @@ class Papers:
     findings: tuple[Finding, ...]
 
 
-def papers(
-    donor: Checkpoint, config: dict[str, Any] | None, change: VocabularyChange | None = None
-) -> Papers:
-    """Everything that a result takes over from `donor`, made true for a change of vocabulary.
+def companions(
+    config_source: Checkpoint, config: dict[str, Any] | None, change: VocabularyChange | None = None
+) -> CompanionFiles:
+    """Everything that a result takes over from `config_source`, made true for a change of vocabulary.
 
-    `config` is the result's configuration so far, whose ids are still the donor's. config.json itself is not among the
-    files. A file whose content does not change keeps its bytes. Raises CheckpointError or TokenizerError for JSON of
-    the donor that must be changed and cannot be read.
+    `config` is the result's configuration so far, whose ids are still the config source's. config.json itself is not
+    among the files. A file whose content does not change keeps its bytes. Raises CheckpointError or TokenizerError for
+    JSON of the config source that must be changed and cannot be read.
     """
     change = change or VocabularyChange()
-    files = carried_files(donor, replaced_tokenizer=change.tokenizer is not None)
+    files = carried_files(config_source, replaced_tokenizer=change.tokenizer is not None)
     files |= change.tokenizer or {}
-    generation = _generation_of(donor) if _GENERATION in files else None
+    generation = _generation_of(config_source) if _GENERATION in files else None
     made, carried, findings = consistent(
         config, generation, change.old, change.new, rows=change.rows
     )
@@ -74,22 +74,28 @@ def papers(
         from weightsmith.tokenizers import with_template
 
         files |= with_template(files, change.template)
-    return Papers(made, dict(sorted(files.items())), tuple(findings))
+    return CompanionFiles(made, dict(sorted(files.items())), tuple(findings))
 
 
-def carried_files(donor: Checkpoint, *, replaced_tokenizer: bool = False) -> dict[str, bytes]:
-    """The donor's files as bytes by name; without its tokenizer where another is written.
+def carried_files(
+    config_source: Checkpoint, *, replaced_tokenizer: bool = False
+) -> dict[str, bytes]:
+    """The config source's files as bytes by name; without its tokenizer where another is written.
 
     Chat templates in files of their own stay in either case: a new tokenizer does not change how turns are laid out.
     """
-    if not donor.is_folder:
+    if not config_source.is_folder:
         return {}
-    names = list(donor_files(donor.path))
+    own = config_source.tokenizer_place
+    if own is not None and not replaced_tokenizer:
+        rest = carried_files(config_source, replaced_tokenizer=True)
+        return rest | {name.as_posix(): (own / name).read_bytes() for name in tokenizer_files(own)}
+    names = list(companion_paths(config_source.path))
     if replaced_tokenizer:
-        dropped = {name for name in tokenizer_files(donor.path) if not is_template(name)}
+        dropped = {name for name in tokenizer_files(config_source.path) if not is_template(name)}
         names = [name for name in names if name not in dropped]
-    return {name.as_posix(): (donor.path / name).read_bytes() for name in names}
+    return {name.as_posix(): (config_source.path / name).read_bytes() for name in names}
 
 
-def _generation_of(donor: Checkpoint) -> dict[str, Any]:
-    return read_json(donor.path / Path(_GENERATION))
+def _generation_of(config_source: Checkpoint) -> dict[str, Any]:
+    return read_json(config_source.path / Path(_GENERATION))

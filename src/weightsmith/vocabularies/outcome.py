@@ -1,4 +1,6 @@
-"""What a recipe decides about vocabularies: the target, the fate of tables and special tokens, the papers' change."""
+"""What a recipe decides about vocabularies: the target, the fate of tables and special tokens, the companion files'
+change.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ class Outcome:
 
     `tokens` and `rows` are the target's; `beyond` the number of tokens whose ids have no row in the result's tables.
     `template` says in words whose chat template the result has. `inputs` are the SHA-256 of the tokenizer files that
-    were read, by checkpoint and file; `read_tokens` counts the tokens in them. `change` is what the papers are made
-    from.
+    were read, by checkpoint and file; `read_tokens` counts the tokens in them. `change` is what the companion files are
+    made from.
     """
 
     source: str | None = None
@@ -38,7 +40,7 @@ class Outcome:
     beyond: int = 0
     tables: tuple[TableReport, ...] = ()
     special: tuple[SpecialToken, ...] = ()
-    template: str = "the donor's"
+    template: str = "the config source's"
     inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     read_tokens: int = 0
     change: VocabularyChange = field(default_factory=VocabularyChange)

@@ -254,7 +254,7 @@ class _Work:
 
     def _named(self, wanted: Mask, counts: _Counts) -> list[Fill]:
         """Rows that `tokens:` names; they are taken out of `wanted`."""
-        by_party: dict[int, tuple[TokenizedModel, list[int], list[int]]] = {}
+        by_model: dict[int, tuple[TokenizedModel, list[int], list[int]]] = {}
         for index, choice in self.aligner.chosen(len(self.own)):
             if not wanted[index] or (choice.model is None and not choice.is_zero):
                 continue
@@ -262,11 +262,11 @@ class _Work:
             if choice.model is None:
                 counts.zero += 1
                 continue
-            _, targets, rows = by_party.setdefault(id(choice.model), (choice.model, [], []))
+            _, targets, rows = by_model.setdefault(id(choice.model), (choice.model, [], []))
             targets.append(index)
             rows.append(choice.row)
         fills = []
-        for model, targets, rows in by_party.values():
+        for model, targets, rows in by_model.values():
             source = model.counterpart(self.table)
             if source is None:
                 counts.zero += len(targets)

@@ -34,13 +34,13 @@ def vocabulary_tables(checkpoint: Checkpoint) -> dict[str, VocabularyTable]:
     An embedding counts where it has the rows of the input embedding or of a vocabulary size that the configuration
     declares; so does a head or a bias, which may lie along axis 1 (BART's `final_logits_bias`).
     """
-    main = vocabulary_embedding(checkpoint.tensors, checkpoint.roles)
+    main = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     if main is None:
         return {}
     sizes = {checkpoint.tensors[main].shape[0], *_declared(checkpoint)}
     found = {}
     for name, tensor in checkpoint.tensors.items():
-        table = _table(name, tensor, checkpoint.roles[name], sizes)
+        table = _table(name, tensor, checkpoint.places[name], sizes)
         if table is not None:
             found[name] = table
     return found

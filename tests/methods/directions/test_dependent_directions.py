@@ -127,9 +127,9 @@ def test_tasks_without_a_common_direction_keep_their_sum_in_svc(gap, merge):
 
 def test_the_tolerance_has_room_for_the_arithmetic_of_float64():
     wide = np.zeros((6, 40))
-    assert Decomposition().cut(np, wide) == 8 * 40 * 2.0**-52
-    assert Decomposition().cut(np, wide.astype(np.float32)) == 40 * 2.0**-23
-    assert Decomposition(tolerance=1e-3).cut(np, wide) == 1e-3
+    assert Decomposition().cutoff(np, wide) == 8 * 40 * 2.0**-52
+    assert Decomposition().cutoff(np, wide.astype(np.float32)) == 40 * 2.0**-23
+    assert Decomposition(tolerance=1e-3).cutoff(np, wide) == 1e-3
 
 
 def spectrum(values, beyond):

@@ -11,10 +11,10 @@ import torch
 from weightsmith.methods.parts.rounding import (
     EXACT,
     Rounding,
+    noise_of_sum,
+    noise_side_by_side,
     rounding_of,
     shares_alike,
-    strength_of_sum,
-    strength_side_by_side,
 )
 from weightsmith.tensors.dtypes import DType
 
@@ -136,14 +136,14 @@ def test_errors_of_several_tasks_add_up_as_far_as_they_are_alike(step, alike):
     for weights in ((1.0, 1.0), (2.0, 0.5), (1.0, -1.0)):
         summed = sum(w * e for w, e in zip(weights, errors, strict=True))
         largest = np.linalg.svd(summed, compute_uv=False)[0]
-        found = strength_of_sum(parts, weights, shares)
+        found = noise_of_sum(parts, weights, shares)
         if alike == "same" and weights == (1.0, -1.0):
             assert found == largest == 0.0
         elif weights != (1.0, -1.0) or alike == "apart":
             # Errors that are alike in part are no independent ones, and their longest rows may be others.
             assert largest < found < 1.35 * largest
     beside = np.linalg.svd(np.concatenate(errors, 1), compute_uv=False)[0]
-    assert beside < strength_side_by_side(parts, shares) < 1.3 * beside
+    assert beside < noise_side_by_side(parts, shares) < 1.3 * beside
 
 
 def test_long_rows_of_errors_that_lie_side_by_side_are_one_row():
@@ -152,7 +152,7 @@ def test_long_rows_of_errors_that_lie_side_by_side_are_one_row():
         Rounding(error=0.1, rows=4, columns=9, longest_row=3.0, longest_column=0.5),
         Rounding(error=0.1, rows=4, columns=9, longest_row=4.0, longest_column=0.25),
     ]
-    assert strength_side_by_side(parts, [[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(5.0 + 0.5)
+    assert noise_side_by_side(parts, [[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(5.0 + 0.5)
 
 
 def test_rows_and_columns_that_were_left_alone_have_no_errors():

@@ -185,9 +185,9 @@ def test_auto_takes_the_gram_path_only_where_it_is_as_exact_as_the_inputs():
     chosen = []
 
     class Watched(Decomposition):
-        def _directions(self, linalg, matrix, rank, cut):
-            chosen.append(cut >= 5e-5)
-            return super()._directions(linalg, matrix, rank, cut)
+        def _directions(self, linalg, matrix, rank, cutoff):
+            chosen.append(cutoff >= 5e-5)
+            return super()._directions(linalg, matrix, rank, cutoff)
 
     Watched().spectrum(np, np.ones((500, 4), np.float32))
     Watched().spectrum(np, np.ones((50, 4), np.float32))
@@ -254,3 +254,12 @@ def test_the_polar_factor_has_orthonormal_columns_and_no_invented_ones(path):
     np.testing.assert_allclose(factor, a @ (vectors * values**-0.5) @ vectors.T, atol=1e-12)
     twice = how.polar(np, np.concatenate([factor, factor], 1), 1e-6)
     np.testing.assert_allclose(twice, np.concatenate([factor, factor], 1) / np.sqrt(2), atol=1e-7)
+
+
+@pytest.mark.parametrize("path", ["gram", "exact"])
+@pytest.mark.parametrize(("floor", "values"), [(0.9, [3.0, 1.0]), (1.1, [3.0]), (3.5, [3.0, 1.0])])
+def test_directions_of_matrices_side_by_side_are_those_above_the_floor_or_all(path, floor, values):
+    sides = [np.diag([3.0, 0.0]), np.diag([0.0, 1.0])]
+    left, found = Decomposition(path).joint_left(np, sides, 1e-6, floor)
+    np.testing.assert_allclose(found, values, atol=1e-12)
+    np.testing.assert_allclose(np.abs(left), np.eye(2)[:, : len(values)], atol=1e-12)

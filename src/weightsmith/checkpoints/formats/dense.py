@@ -9,11 +9,19 @@ from typing import Any
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
 from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.checkpoints.formats.outside_base import Bases
-from weightsmith.checkpoints.formats.weights import find_weights, read_weights
+from weightsmith.checkpoints.formats.side_files import find_side_files
+from weightsmith.checkpoints.formats.weights import (
+    ListedWeights,
+    find_weights,
+    has_weights,
+    read_weights,
+)
 from weightsmith.checkpoints.json_files import read_json
 from weightsmith.checkpoints.locate import Location
+from weightsmith.checkpoints.module_folders import module_folders
 from weightsmith.errors import CheckpointError
-from weightsmith.tensors import LazyTensor, shown
+from weightsmith.naming import beside
+from weightsmith.tensors import LazyTensor, shown, way_out
 
 
 def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
@@ -24,21 +32,39 @@ def open_located(location: Location, source: str, bases: Bases) -> Checkpoint:
     del bases
     place = location.path
     is_folder = place.is_dir()
-    weights = find_weights(place) if is_folder else place
-    config = read_config(place) if is_folder else None
-    listed = read_weights(weights)
-    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in listed.tensors}
-    if not tensors:
-        raise CheckpointError(f"{shown(weights)} holds no tensors: give a checkpoint with weights.")
+    if not is_folder:
+        listed = read_weights(place)
+        opened = assemble(_by_name(listed, place), None, path=place, source=source)
+        return replace(opened, metadata=listed.metadata)
+    # A sentence encoder may have all its weights in folders of its modules.
+    parts = module_folders(place)
+    weights = None if parts and not has_weights(place) else find_weights(place)
+    config = read_config(place)
+    tensors = {} if weights is None else _by_name(read_weights(weights), weights)
+    sides = find_side_files(place, weights, parts, tensors.keys(), shown(source))
+    if not tensors and not sides.tensors:
+        raise CheckpointError(f"{shown(place)} holds no tensors: give a checkpoint with weights.")
     opened = assemble(
-        tensors,
+        {**tensors, **sides.tensors},
         config,
         path=place,
         source=source,
         hub_id=location.hub_id,
         revision=location.revision,
     )
-    return opened if is_folder else replace(opened, metadata=listed.metadata)
+    return replace(opened, about_files=sides.findings) if sides.findings else opened
+
+
+def _by_name(listed: ListedWeights, weights: Path) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {tensor.name: tensor for tensor in listed.tensors}
+    if not tensors:
+        raise CheckpointError(f"{shown(weights)} holds no tensors: give a checkpoint with weights.")
+    odd = next((name for name in tensors if beside(name) is not None), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{shown(weights)} has a tensor {shown(odd)}, whose name is that of a tensor in another file: rename it."
+        )
+    return tensors
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -47,8 +73,5 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not file.exists() and not file.is_symlink():
         return None
     if not is_inside(file, folder):
-        raise CheckpointError(
-            f"{shown(file)} is a link that leaves the checkpoint's folder or leads nowhere: put "
-            "the file itself there."
-        )
+        raise CheckpointError(f"{shown(file)} {way_out(file)}.")
     return read_json(file)

@@ -46,8 +46,11 @@ def dense_tensors(
     has_gradients = all(mark.isdecimal() or mark in SUMMARIES for mark in marks)
     if header.kind in DESCRIPTIVE or (header.kind == "gradients" and has_gradients):
         return {t.name: Checked(t, negative=True) for t in stored.values()}
-    if header.kind == "gram" and marks == {"upper"}:
-        return {name: _symmetric(name, stored["upper"], identity)}
+    if header.kind == "gram" and "upper" in marks and marks <= {"upper", "tokens"}:
+        made: dict[str, LazyTensor] = {name: _symmetric(name, stored["upper"], identity)}
+        if "tokens" in stored:
+            made[stored["tokens"].name] = Checked(stored["tokens"], negative=False)
+        return made
     if marks == {""}:
         return {name: Checked(stored[""], negative=header.kind not in _SQUARES)}
     if header.kind in _SQUARES and marks == {"rows", "columns"}:
@@ -56,6 +59,8 @@ def dense_tensors(
         return {name: _low_rank(name, stored, identity)}
     if header.kind in _SQUARES and header.block and len(marks) == 1:
         return {name: _blocks(name, stored, header, identity)}
+    if header.kind == "repair" and len(marks) == 1:
+        return {name: _factors(name, stored, identity)}
     listed = ", ".join(shown(tensor.name) for tensor in stored.values())
     raise CheckpointError(
         f"{identity}: {listed} are no form in which statistics of kind {header.kind} are stored: collect them again."
@@ -99,20 +104,40 @@ def _blocks(
     name: str, stored: Mapping[str, LazyTensor], header: StatisticsHeader, identity: str
 ) -> BlockConstant:
     """`name::blocks:32,64` has one number per block of a tensor of shape (32, 64)."""
-    ((mark, blocks),) = stored.items()
-    form, _, extent = mark.partition(":")
-    lengths = extent.split(",") if extent else []
-    if form != "blocks" or not all(length.isdecimal() for length in lengths):
-        raise CheckpointError(
-            f"{identity}: {shown(blocks.name)} does not say the shape of its weight: collect the statistics again."
-        )
-    shape = tuple(int(length) for length in lengths)
+    blocks, shape = _shaped(stored, "blocks", identity)
     if blocks.numel != -(-math.prod(shape) // header.block):
         raise CheckpointError(
             f"{identity}: {shown(blocks.name)} has {blocks.numel} blocks of {header.block} for {math.prod(shape)} "
             "weights: collect the statistics again."
         )
     return BlockConstant(name, shape, Checked(blocks, negative=False), header.block)
+
+
+def _factors(name: str, stored: Mapping[str, LazyTensor], identity: str) -> BlockConstant:
+    """`name::factors:32,64` has one number per row of a tensor of shape (32, 64)."""
+    factors, shape = _shaped(stored, "factors", identity)
+    if factors.shape != shape[:1] or 0 in shape:
+        raise CheckpointError(
+            f"{identity}: {shown(factors.name)} has shape {list(factors.shape)}, but a weight of shape {list(shape)} "
+            "takes one factor per row: collect the statistics again."
+        )
+    return BlockConstant(
+        name, shape, Checked(factors, negative=True), math.prod(shape) // factors.numel
+    )
+
+
+def _shaped(
+    stored: Mapping[str, LazyTensor], form: str, identity: str
+) -> tuple[LazyTensor, tuple[int, ...]]:
+    """The only tensor, and the shape of its weight, which is in its name behind the form's."""
+    ((mark, found),) = stored.items()
+    word, _, extent = mark.partition(":")
+    lengths = extent.split(",") if extent else []
+    if word != form or not all(length.isdecimal() for length in lengths):
+        raise CheckpointError(
+            f"{identity}: {shown(found.name)} does not say the shape of its weight: collect the statistics again."
+        )
+    return found, tuple(int(length) for length in lengths)
 
 
 def _unfit(name: str, first: LazyTensor, second: LazyTensor, identity: str) -> CheckpointError:

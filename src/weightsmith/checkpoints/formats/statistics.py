@@ -33,16 +33,21 @@ class Statistics:
     """An opened statistics file: its header, and its tensors by name, dense and checked as they are read.
 
     `checkpoint` has them as a checkpoint has its weights; `parts` gives the names in it of each weight's statistic:
-    one, or one per sample. What describes a weight and is read by no method (`T::mean`) is in `checkpoint` alone.
+    one, or one per sample. What is said of a weight under a word (`T::mean`) is in `checkpoint` alone.
     """
 
     header: StatisticsHeader
     checkpoint: Checkpoint
     parts: Mapping[str, tuple[str, ...]]
 
-    def names(self, name: str) -> tuple[str, ...]:
-        """The names in `checkpoint` of the statistic of the weight called `name`."""
-        return self.parts.get(self.header.same.get(name, name), ())
+    def names(self, name: str, word: str = "") -> tuple[str, ...]:
+        """The names in `checkpoint` of the statistic of a weight, or of what is said of it under a word."""
+        own = self.header.same.get(name, name)
+        if word:
+            return (
+                (f"{own}{_MARK}{word}",) if f"{own}{_MARK}{word}" in self.checkpoint.tensors else ()
+            )
+        return self.parts.get(own, ())
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -71,6 +76,11 @@ def statistics_of(opened: Checkpoint) -> Statistics:
         tensors |= made
         found[name] = tuple(sorted(filter(_is_read, made), key=natural_key))
     return Statistics(header, replace(opened, tensors=tensors), found)
+
+
+def is_of(statistics: Statistics, checkpoint: Checkpoint) -> bool:
+    """Whether the statistics are of this checkpoint."""
+    return fingerprint(checkpoint) == statistics.header.digest
 
 
 def require_match(statistics: Statistics, checkpoint: Checkpoint) -> None:

@@ -8,27 +8,37 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    gradients  gradients of single samples, one number per weight and sample, and what sums them up
                    gram       X^T X of the inputs of linear maps, (inputs, inputs) or a stack of such
                    channels   means over the rows that modules read and give, one number per channel
+                   repair     what REPAIR makes of the model: factors of rows, biases, moments of batch norms
+                   cross      moments of what two models read and give on the same data
                    routing    what routers of mixtures choose, and how alike the outputs of their experts are
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
+    with           {name, digest}: the other checkpoint of kind cross, or the base of an adapter that `of` is
     data, samples  over what it was measured, and over how many samples
     normalization  mean or sum over the samples
     metrics        {name: number} of kind metrics
-    same           {tensor: tensor}: tensors whose statistic is that of another (q, k, v share one Gram matrix)
+    same           {tensor: tensor}: tensors whose statistic is that of another (q, k, v share one Gram matrix); of kind
+                   cross whose inputs are
     means          whether rows and columns are means, as Adafactor's, instead of sums
     block          elements per block
     estimator      exact, mc:S or empirical: whose labels the gradients of a fisher are of
     per            what is squared before it is summed: the gradient of a whole sequence, or of a token
     objective      whose gradients these are, in words
     rows           {tensor: number}: how many rows a module read, and gave
+    goals          the models, with weights, whose statistics those of a repair were brought to
+    through        the merge whose layers the inputs of gram matrices went through, in words
+    dtype          what the network computed in, if that was not float32
     weightsmith    the version that wrote it
 
 Tensors have the names of the checkpoint's. Instead of a dense `T` there may be `T::rows` and `T::columns`,
-`T::left` and `T::right`, `T::blocks:SHAPE`, or `T::upper` for a symmetric matrix (see `tensors.compressed`); gradients
-of sample k are `T::k`. What no method reads has the names `T::WORD` of its kind:
+`T::left` and `T::right`, `T::blocks:SHAPE`, `T::upper` for a symmetric matrix, or, of a repair, `T::factors:SHAPE` with
+a number for each row of a weight (see `tensors.compressed`); gradients of sample k are `T::k`. What else is said of a
+weight has the names `T::WORD` of its kind:
 
+    gram       tokens (of a stack of experts, how many each was given)
     gradients  mean, absolute (the mean magnitude), taylor (weight times mean), sensitivity (one number)
     channels   input_magnitude, input_square, output_mean, output_variance
+    cross      input_cross, input_mean, input_square, input_mean_with, input_square_with, the same of outputs
     routing    chosen, weights, outputs, similarity
 """
 
@@ -45,12 +55,12 @@ from weightsmith.wording import literal, shown
 METADATA_ENTRY = "weightsmith_statistics"
 SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
-# Kinds of which methods of merging read nothing.
-DESCRIPTIVE = ("channels", "routing")
-KINDS = (*ELEMENTWISE, "gram", *DESCRIPTIVE, "metrics")
+# Kinds that say all that they do under words.
+DESCRIPTIVE = ("channels", "cross", "routing")
+KINDS = (*ELEMENTWISE, "gram", "repair", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 # What is said of how it was measured, where there is something to say.
-_FACTS = ("estimator", "per", "objective", "rows")
+_FACTS = ("estimator", "per", "objective", "rows", "goals", "through", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,11 @@ class StatisticsHeader:
     per: str = ""
     objective: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+    goals: str = ""
+    through: str = ""
+    other_name: str = ""
+    other_digest: str = ""
+    dtype: str = ""
 
     @property
     def divisor(self) -> float:
@@ -89,6 +104,8 @@ class StatisticsHeader:
             "normalization": self.normalization,
             "weightsmith": self.version,
         }
+        if self.other_name:
+            content["with"] = {"name": self.other_name, "digest": self.other_digest}
         if self.metrics:
             content["metrics"] = dict(self.metrics)
         if self.same:
@@ -107,6 +124,7 @@ def header_of(content: Mapping[str, Any]) -> StatisticsHeader:
     """The header that `StatisticsHeader.to_json` gave; raises Malformed and what Python raises for other data."""
     if content["schema"] != SCHEMA:
         raise Malformed(f"its schema is {literal(content['schema'])} and not {SCHEMA}")
+    other = content.get("with", {"name": "", "digest": ""})
     return StatisticsHeader(
         kind=content["kind"],
         name=content["of"]["name"],
@@ -119,6 +137,8 @@ def header_of(content: Mapping[str, Any]) -> StatisticsHeader:
         means=content.get("means", False),
         block=content.get("block", 0),
         version=content["weightsmith"],
+        other_name=other["name"],
+        other_digest=other["digest"],
         **{key: content[key] for key in _FACTS if key in content},
     )
 
@@ -135,6 +155,11 @@ def checked(header: StatisticsHeader) -> StatisticsHeader:
         "estimator": header.estimator,
         "per": header.per,
         "objective": header.objective,
+        "goals": header.goals,
+        "through": header.through,
+        "with.name": header.other_name,
+        "with.digest": header.other_digest,
+        "dtype": header.dtype,
         **{f"same.{name}": other for name, other in header.same.items()},
     }
     for key, text in texts.items():

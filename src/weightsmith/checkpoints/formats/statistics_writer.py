@@ -99,7 +99,7 @@ def write_statistics(
                 + ("one array per sample." if kind == "gradients" else "one array.")
             )
     made = [pair for name in tensors for pair in _stored(name, tensors[name], form, rank, block)]
-    metadata = {METADATA_ENTRY: json.dumps(header.to_json(), sort_keys=True)}
+    metadata = statistics_metadata(header)
     _write(Path(path), made, metadata, checkpoint.inputs)
 
 
@@ -110,10 +110,15 @@ def write_measured(
 
     They are copied piece by piece. `reads` is what the file must not replace; otherwise as `write_statistics`.
     """
-    metadata = {METADATA_ENTRY: json.dumps(checked(header).to_json(), sort_keys=True)}
+    metadata = statistics_metadata(checked(header))
     entries = [(t.name, t.dtype, t.shape) for t in tensors]
     data = (memoryview(chunk) for tensor in tensors for chunk in chunks_of(tensor))
     _publish(Path(path), entries, data, metadata, reads)
+
+
+def statistics_metadata(header: StatisticsHeader) -> dict[str, str]:
+    """The metadata of a safetensors file that make it one of statistics."""
+    return {METADATA_ENTRY: json.dumps(header.to_json(), sort_keys=True)}
 
 
 def _stored(

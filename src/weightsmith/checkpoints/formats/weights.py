@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from weightsmith.checkpoints.copied_files import is_inside
 from weightsmith.checkpoints.recognition import ADAPTER_WEIGHTS
 from weightsmith.errors import CheckpointError
 from weightsmith.naming import natural_key
-from weightsmith.tensors import StoredTensor, shown
+from weightsmith.tensors import StoredTensor, shown, way_out
 
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # Pickles that trainers leave beside the weights.
 _TRAINING_STATE = (
     "training_args",
@@ -48,21 +49,23 @@ def find_weights(folder: Path) -> Path:
     """
     weights = _choose(folder)
     if not is_inside(weights, folder):
-        raise CheckpointError(
-            f"{shown(weights)} is a link that leaves its folder: put the file itself there, or give "
-            "the file that it leads to."
-        )
+        raise CheckpointError(f"{shown(weights)} {way_out(weights)}.")
     return weights
 
 
+def _is_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", *PICKLES)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has a file of weights, or an index of such, at its top."""
+    return bool(
+        weight_files(folder, (".safetensors", *PICKLES)) or any(folder.glob("*.index.json"))
+    )
+
+
 def _choose(folder: Path) -> Path:
-    for standard, index, endings in (
-        ("model.safetensors", "*.safetensors.index.json", (".safetensors",)),
-        ("pytorch_model.bin", "*.bin.index.json", _PICKLES),
-    ):
-        if (folder / standard).is_file():
-            return folder / standard
-        candidates = sorted(folder.glob(index)) or _weight_files(folder, endings)
+    for candidates in _candidates(folder):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
@@ -73,7 +76,22 @@ def _choose(folder: Path) -> Path:
             )
     if any((folder / adapter).exists() for adapter in ADAPTER_WEIGHTS):
         raise BareAdapter(folder, shown(folder))
+    broken = next((f for f in sorted(folder.iterdir()) if _is_weights(f) and not f.exists()), None)
+    if broken is not None:
+        raise CheckpointError(f"{shown(broken)} {way_out(broken)}.")
     raise CheckpointError(_nothing_found(folder))
+
+
+def _candidates(folder: Path) -> Iterator[list[Path]]:
+    """What may be the main set, standard names first: a head in a safetensors file is none beside pytorch_model.bin."""
+    for standard, index in (
+        ("model.safetensors", "*.safetensors.index.json"),
+        ("pytorch_model.bin", "*.bin.index.json"),
+    ):
+        yield [folder / standard] if (folder / standard).is_file() else []
+        yield sorted(folder.glob(index))
+    for endings in ((".safetensors",), PICKLES):
+        yield weight_files(folder, endings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +116,28 @@ def read_weights(file: Path) -> ListedWeights:
 
         header = parse_file(file)
         return ListedWeights(header.tensors, header.metadata)
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLES:
         from weightsmith.tensors import read_torch_file
 
         return ListedWeights(read_torch_file(file))
     raise CheckpointError(
         f"{shown(file)} is of no format that is read here: give a safetensors file, a torch "
-        f"state dict ({', '.join(_PICKLES)}), or a folder with either."
+        f"state dict ({', '.join(PICKLES)}), or a folder with either."
     )
 
 
-def _weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    files = (
-        file
-        for file in folder.iterdir()
-        if file.suffix in endings
-        and file.name not in ADAPTER_WEIGHTS
-        and not file.name.startswith(_TRAINING_STATE)
-        and file.is_file()
-    )
-    return sorted(files, key=lambda file: natural_key(file.name))
+def weight_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files at the top of a folder with one of these endings, without adapters and trainers' state."""
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if os.path.splitext(entry.name)[1] in endings
+            and entry.name not in ADAPTER_WEIGHTS
+            and not entry.name.startswith(_TRAINING_STATE)
+            and entry.is_file()
+        ]
+    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def _nothing_found(folder: Path) -> str:

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 _FACTORED = ("replace", "lora", "skip")
 
 
-def _way(what: str, ways: Sequence[str], default: str, told: str) -> Callable[[Command], Command]:
+def _way(what: str, ways: Sequence[str], default: str, text: str) -> Callable[[Command], Command]:
     """An option for the way in which a kind of tensors is kept."""
     choice = click.Choice(ways)
-    return click.option(f"--{what}", type=choice, default=default, show_default=True, help=told)
+    return click.option(f"--{what}", type=choice, default=default, show_default=True, help=text)
 
 
 @click.command(
@@ -66,6 +66,12 @@ def _way(what: str, ways: Sequence[str], default: str, told: str) -> Callable[[C
 @_way("heads", _FACTORED, "lora", "The same of output heads.")
 @_way("biases", ("add", "skip"), "add", "Store changes of biases, or leave them out.")
 @_way("norms", ("replace", "skip"), "replace", "Store changed norms whole, or leave them out.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out tensors with names like this, as '*.position_embeddings'; may be given several times.",
+)
 @peft_dialect_option
 @click.option(
     "--dtype",
@@ -94,6 +100,7 @@ def extract(
     as_json: bool,
     force: bool,
     quiet: bool,
+    exclude: tuple[str, ...],
     **ways: str,
 ) -> int:
     """Make the adapter OUT, with which BASE comes as near to FINETUNE as is asked.
@@ -119,7 +126,7 @@ def extract(
             energy=energy,
             error=error,
             budget_bytes=None if budget is None else budget_bytes(budget, dense),
-            choices=Choices(**cast("dict[str, Any]", ways)),
+            choices=Choices(**cast("dict[str, Any]", ways), exclude=exclude),
             dialect=cast("Dialect", dialect),
             dtype=dtype,
             threads=threads,
@@ -162,7 +169,7 @@ def _by_layer(report: ExtractionReport, finetune: Checkpoint) -> TextTable:
     groups: dict[str, list[ExtractedTensor]] = {}
     for tensor in report.tensors:
         name = tensor.key.partition("[")[0]
-        role = finetune.roles.get(name)
+        role = finetune.places.get(name)
         inside = role is not None and role.layer is not None
         place = f"{role.stack}.{role.layer}" if role is not None and inside else name
         groups.setdefault(place, []).append(tensor)

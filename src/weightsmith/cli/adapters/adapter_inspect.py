@@ -31,7 +31,7 @@ _COLUMNS = (
 )
 _NUMBERS = range(3, 9)
 _SPARE = ("effective", "directions", "shape")
-_TOLD_BELOW = tuple(_COLUMNS.index(name) for name in ("form", "scale"))
+_SHOWN_BELOW = tuple(_COLUMNS.index(name) for name in ("form", "scale"))
 
 
 @click.command(
@@ -83,7 +83,7 @@ def _table(facts: AdapterFacts) -> TextTable:
     """A row for each tensor; what is the same for all of them stands below, and not in every row."""
     tensors = sorted(facts.tensors, key=lambda t: natural_key(t.target))
     rows = [_row(tensor) for tensor in tensors]
-    same = {i for i in _TOLD_BELOW if len({row[i] for row in rows}) == 1}
+    same = {i for i in _SHOWN_BELOW if len({row[i] for row in rows}) == 1}
     kept = [i for i in range(len(_COLUMNS)) if i not in same]
     right = frozenset(place for place, i in enumerate(kept) if i in _NUMBERS)
     heads = [_COLUMNS[i] for i in kept]

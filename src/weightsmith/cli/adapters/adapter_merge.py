@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     shell_complete=completing.names(completing.dtypes),
     help="What tensors are stored in; default: as in BASE.",
 )
+@click.option(
+    "--component",
+    metavar="NAME",
+    help="Use adapters of several parts of a pipeline for this one alone: unet, transformer, text_encoder_2, ...",
+)
 @recipe_options
 def merge(
     base: str,
@@ -51,6 +56,7 @@ def merge(
     out: Path,
     scales: tuple[float, ...],
     dtype: str | None,
+    component: str | None,
     **run: Any,
 ) -> int:
     """Write BASE with every ADAPTER applied as the checkpoint OUT.
@@ -59,16 +65,21 @@ def merge(
     held whole, and it is a merge with a recipe of its own: interrupted, verified and replayed like any other.
     """
     begun = time.monotonic()
-    recipe = merge_recipe(base, adapters, scales, dtype)
+    recipe = merge_recipe(base, adapters, scales, dtype, component)
     return run_recipe(recipe, out, begun, **run)
 
 
 def merge_recipe(
-    base: str, adapters: Sequence[str], scales: Sequence[float] = (), dtype: str | None = None
+    base: str,
+    adapters: Sequence[str],
+    scales: Sequence[float] = (),
+    dtype: str | None = None,
+    component: str | None = None,
 ) -> Recipe:
     """The recipe of a base with adapters alone.
 
-    `scales` are none, one for all adapters or one for each. Raises UsageError for another number of them, and for
+    `scales` are none, one for all adapters or one for each; `component` is the part of a pipeline that all are used
+    for. Raises UsageError for another number of them, and for
     references of no known form.
     """
     from weightsmith.adapters import parse_adapter, parse_reference
@@ -89,8 +100,9 @@ def merge_recipe(
         raise UsageError(str(problem)) from None
     strengths = [a.strength * scale for a, scale in zip(parsed, each, strict=True)]
     own = [(a, a.strength) for a in model.adapters]
+    part = {} if component is None else {"component": component}
     lora = [
-        {"path": a.path, "revision": a.revision, "scale": strength}
+        {"path": a.path, "revision": a.revision, "scale": strength, **part}
         for a, strength in [*own, *zip(parsed, strengths, strict=True)]
     ]
     path = {"path": model.path, "revision": model.revision}

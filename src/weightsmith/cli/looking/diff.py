@@ -83,6 +83,7 @@ def _blocks(found: CheckpointDifference) -> Iterator[Block]:
         if names:
             yield TextTable(title, ("tensor",), [(name,) for name in names])
     for title, mismatches in (
+        ("Named otherwise", found.names),
         ("Different shapes", found.shapes),
         ("Different dtypes", found.dtypes),
     ):

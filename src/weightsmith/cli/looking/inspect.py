@@ -11,7 +11,7 @@ import click
 from weightsmith.cli.documented import DocumentedCommand
 from weightsmith.cli.options import json_option
 from weightsmith.cli.presenting import Block, FindingsBlock, TextTable, present
-from weightsmith.cli.terminal_text import shape
+from weightsmith.cli.terminal_text import counted, shape
 from weightsmith.findings import errors_among
 from weightsmith.tensors import format_size
 
@@ -84,6 +84,14 @@ def _facts(summary: CheckpointSummary) -> list[tuple[str, str]]:
         ("layers", f"{s.blocks} in {s.prefix or 'the top'} ({s.parameters:,} parameters)")
         for s in summary.stacks
     ]
+    if summary.spelling is not None:
+        one = summary.spelling
+        facts.append(
+            (
+                "in memory",
+                f"{counted(one.tensors, 'tensor')} named otherwise: {one.memory} for {one.file}",
+            )
+        )
     if summary.vocabulary is not None:
         has_none = summary.tying == Tying.NO_HEAD.value
         facts.append(("vocabulary head", "none" if has_none else summary.tying))

@@ -115,7 +115,13 @@ def _facts_json(spec: MethodSpec | ModifierSpec) -> dict[str, Any]:
     }
     if isinstance(spec, ModifierSpec):
         facts = facts_of_modifier(spec)
-        return {**shared, "kind": facts.kind, "passes": facts.passes}
+        return {
+            **shared,
+            "kind": facts.kind,
+            "passes": facts.passes,
+            "statistics": list(spec.statistics),
+            "measured_on": spec.measured_on.value if spec.statistics else None,
+        }
     facts = facts_of(spec)
     return {
         **shared,
@@ -124,6 +130,7 @@ def _facts_json(spec: MethodSpec | ModifierSpec) -> dict[str, Any]:
         "cost": facts.cost,
         "experts": list(spec.experts),
         "statistics": list(spec.statistics),
+        "measured_on": spec.measured_on.value if spec.statistics else None,
         "generalises": list(spec.generalises),
         "presets": list(_presets(spec)),
     }
@@ -262,6 +269,7 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
             ("modifier, for", "`modify:`"),
             ("paper", spec.paper),
             ("base", spec.base.value),
+            *([("statistics", _statistics(spec))] if spec.statistics else []),
             ("kind", f"{facts.kind} ({_SEES[facts.kind]}), {added} over the inputs"),
         ]
     facts = facts_of(spec)
@@ -269,7 +277,7 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
         ("paper", spec.paper),
         ("base", spec.base.value),
         ("experts", _experts(spec)),
-        ("statistics", " or ".join(spec.statistics)),
+        ("statistics", _statistics(spec)),
         (
             "kind",
             f"{facts.kind} ({_SEES[facts.kind]}), {counted(facts.passes, 'pass', 'passes')} over the inputs",
@@ -279,6 +287,15 @@ def _facts(spec: MethodSpec | ModifierSpec) -> list[tuple[str, str]]:
         ("presets", ", ".join(_presets(spec))),
     ]
     return [(fact, value) for fact, value in shown if value]
+
+
+def _statistics(spec: MethodSpec | ModifierSpec) -> str:
+    """The kinds, and of whose weights, where those are not the experts'."""
+    from weightsmith.methods import MeasuredOn
+
+    kinds = " or ".join(spec.statistics)
+    is_own = not kinds or spec.measured_on is MeasuredOn.EXPERTS
+    return kinds if is_own else f"{kinds} of {spec.measured_on.value}"
 
 
 def _experts(spec: MethodSpec) -> str:

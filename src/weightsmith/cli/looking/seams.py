@@ -12,7 +12,7 @@ from weightsmith.cli.options import json_option, threads_option
 from weightsmith.cli.presenting import Block, TextTable, present
 
 if TYPE_CHECKING:
-    from weightsmith.inspection import LayerChange, SeamMeasures, SeamReport
+    from weightsmith.inspection import BoundaryMeasures, BoundaryReport, LayerChange
     from weightsmith.recipes import LayerOrigin
 
 _COLUMNS = (
@@ -41,45 +41,45 @@ _COLUMNS = (
 def seams(source: str, threads: int | None, as_json: bool) -> int:
     """Show where layers of SOURCE, a recipe or a checkpoint, do not follow each other as they did in their source.
 
-    For each seam two lines: the layer to the right, compared with the one that used to follow the layer to the
+    For each boundary two lines: the layer to the right, compared with the one that used to follow the layer to the
     left; and the layer to the left, compared with the one that used to come before. `norms`, `reads` and `writes`
     are relative differences of the weights of normalisation, of what reads the residual stream and of what writes
     into it, |writes| the ratio of norms of the latter. `written` says how much more has been written into the
     stream before the right layer than in its source. Of a checkpoint, runs of layers that repeat earlier ones byte
-    for byte are found. Only layers beside seams, and what writes before them, are read of a recipe's sources.
+    for byte are found. Only layers beside boundaries, and what writes before them, are read of a recipe's sources.
     """
     present(_report(source, threads), _blocks, as_json=as_json)
     return 0
 
 
-def _report(source: str, threads: int | None) -> SeamReport:
+def _report(source: str, threads: int | None) -> BoundaryReport:
     from pathlib import Path
 
     from weightsmith.adapters import open_model
     from weightsmith.engine import make_plan
-    from weightsmith.inspection import seams_of_checkpoint, seams_of_plan
+    from weightsmith.inspection import boundaries_of_checkpoint, boundaries_of_plan
     from weightsmith.recipes import Recipe
 
     if Path(source).suffix in (".yaml", ".yml"):
-        return seams_of_plan(make_plan(Recipe.load(Path(source))), threads=threads)
-    return seams_of_checkpoint(open_model(source), threads=threads)
+        return boundaries_of_plan(make_plan(Recipe.load(Path(source))), threads=threads)
+    return boundaries_of_checkpoint(open_model(source), threads=threads)
 
 
-def _blocks(report: SeamReport) -> Iterator[Block]:
+def _blocks(report: BoundaryReport) -> Iterator[Block]:
     for stack, layers in report.origins.items():
         yield f"{stack}: {len(layers)} layers, {len(report.repeated[stack])} used more than once"
     yield f"{report.parameters:,} parameters in all"
     yield ""
-    rows = [row for found in report.seams for row in _rows(found)]
+    rows = [row for found in report.boundaries for row in _rows(found)]
     if rows:
         yield TextTable("Layer boundaries", _COLUMNS, rows, frozenset(range(4, len(_COLUMNS))))
     else:
         yield "No boundaries: all layers follow each other as in their source."
 
 
-def _rows(found: SeamMeasures) -> list[tuple[str, ...]]:
-    seam = found.seam
-    head = (f"{seam.stack}.{seam.after}", _name(seam.left), _name(seam.right))
+def _rows(found: BoundaryMeasures) -> list[tuple[str, ...]]:
+    boundary = found.boundary
+    head = (f"{boundary.stack}.{boundary.after}", _name(boundary.left), _name(boundary.right))
     right = (*head, *_change(found.successor), _number(found.written))
     return [right, ("", "", "", *_change(found.predecessor), "")]
 

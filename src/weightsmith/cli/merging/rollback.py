@@ -105,7 +105,7 @@ def _notes(made: RolledBack) -> list[str]:
         f"each number is that of a fresh merge to within {bound.merged:.2g} of its size in MERGED, "
         f"{bound.result:.2g} of its own and {bound.inputs:.2g} of the largest input's"
     )
-    if made.was_donor:
+    if made.was_config_source:
         lines.append(
             f"config and tokenizer are still those of {made.contributor!r}, which MERGED has"
         )

@@ -33,21 +33,21 @@ from weightsmith.lora import (
     SUFFIX,
     Array,
     ChangedTarget,
-    CutChange,
     Dialect,
     Factors,
     Files,
     LowRankAdapter,
     RankBound,
+    TruncatedChange,
     adapter_files,
     check_output,
     clustered,
     concatenated,
-    cut_matrix,
-    cut_spectrum,
     earlier_problem,
     put,
     spectrum,
+    truncate_matrix,
+    truncate_spectrum,
     words,
     write_into,
 )
@@ -87,6 +87,7 @@ class AdapterFolder:
     merges_models: bool = False
     no_model: str = _NO_MODEL
     library: str | None = "peft"
+    relation: str = "adapter"
 
     @classmethod
     @one_blas_thread()
@@ -285,7 +286,7 @@ class FactorStore(MemoryStore):
             change, bound = clustered(parts, lego), replace(bound, rank=None)
         if bound.is_open and change.rank <= min(change.shape):
             return change
-        return self._kept(unit.key, cut_spectrum(spectrum(change), bound))
+        return self._kept(unit.key, truncate_spectrum(spectrum(change), bound))
 
     def tensor_done(self, name: str) -> None:
         """Decompose a finished change and let go of it."""
@@ -301,7 +302,7 @@ class FactorStore(MemoryStore):
             self._leave_space(target, made, bound)
             return
         for unit, matrix in zip(target.units, _matrices(made, target), strict=True):
-            change = self._kept(unit.key, cut_matrix(matrix, bound, unit.key))
+            change = self._kept(unit.key, truncate_matrix(matrix, bound, unit.key))
             self.factors[unit.key] = replace(unit, change=change)
 
     def _keep_whole(self, target: ChangedTarget, made: NDArray[Any]) -> None:
@@ -318,8 +319,8 @@ class FactorStore(MemoryStore):
             raise NonFiniteError(
                 f"The combined change of {shown(target.name)} holds NaN or infinities."
             )
-        cut = coordinates.leave(target.name, np.asarray(made, np.float64), bound)
-        change = self._kept(target.name, cut)
+        truncated = coordinates.leave(target.name, np.asarray(made, np.float64), bound)
+        change = self._kept(target.name, truncated)
         self.factors[target.name] = replace(target.units[0], change=change)
 
     @cached_property
@@ -354,11 +355,11 @@ class FactorStore(MemoryStore):
         """The same in the order of the outputs, whatever thread was first."""
         return {key: found[key] for key in sorted(found, key=self._order.__getitem__)}
 
-    def _kept(self, key: str, cut: CutChange) -> LowRankChange:
+    def _kept(self, key: str, truncated: TruncatedChange) -> LowRankChange:
         """A change after its cut, what that lost being on record."""
-        if cut.lost > 0.0:
-            self.losses[key] = cut.lost
-        return cut.change
+        if truncated.lost > 0.0:
+            self.losses[key] = truncated.lost
+        return truncated.change
 
 
 def _matrices(dense: NDArray[Any], target: ChangedTarget) -> list[Matrix]:

@@ -15,6 +15,7 @@ from weightsmith.engine.records.journal import Journal, TensorRecord
 from weightsmith.engine.records.manifest import Merged
 from weightsmith.publishing import write_file
 from weightsmith.recipes import Resolved
+from weightsmith.tensors import ShardLayout, plan_layout
 
 if TYPE_CHECKING:
     from weightsmith.engine.planning.plan import Plan
@@ -37,6 +38,10 @@ class BundleFolder(DenseFolder):
         """The bundle that a recipe with `bundle:` asks for; raises RecipeError as `bundled` does."""
         readings, bundle = bundled(resolved.recipe.document, resolved.outputs, resolved.checkpoints)
         return cls(readings, bundle=bundle)
+
+    def layout(self, shard_bytes: int) -> ShardLayout:
+        """Shards alone: a bundle has parts of all tensors, wherever these lie in a model."""
+        return plan_layout([made.stored for made in self._tensors()], shard_bytes)
 
     def write_beside(
         self,

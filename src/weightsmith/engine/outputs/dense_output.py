@@ -1,4 +1,4 @@
-"""A model in a folder of its own: shards, configuration, the donor's other files."""
+"""A model in a folder of its own: shards, files of weights beside them, and the config source's other files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightsmith.checkpoints import json_bytes, open_output
+from weightsmith.engine.outputs.files_beside import by_file, write_torch_files
 from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
 from weightsmith.engine.outputs.memory_stores import DigestStore
 from weightsmith.engine.outputs.shards import Shards
@@ -36,6 +37,7 @@ class DenseFolder:
     merges_models: bool = True
     no_model: str = ""
     library: str | None = None
+    relation: str = "merge"
 
     @classmethod
     def of(cls, tensors: Sequence[OutputTensor]) -> DenseFolder:
@@ -65,8 +67,9 @@ class DenseFolder:
         return True
 
     def layout(self, shard_bytes: int) -> ShardLayout:
-        """Shards in the order of the tensors."""
-        return plan_layout([made.stored for made in self._tensors()], shard_bytes)
+        """Shards in the order of the tensors, and the files beside them of those that lie in such."""
+        main, files = by_file([made.stored for made in self._tensors()])
+        return plan_layout(main, shard_bytes, beside=files)
 
     def write_bytes(self, layout: ShardLayout) -> int:
         """Those of all shards, headers included."""
@@ -102,13 +105,16 @@ class DenseFolder:
         journal: Journal,
         folder: Path,
     ) -> None:
-        """The donor's files as the plan has them, the index of the shards, and the state of a continual method."""
-        assert plan.papers is not None
-        for name, data in plan.papers.files.items():
+        """The config source's files as the plan has them, the index of the shards, and the state of a continual
+        method.
+        """
+        assert plan.companions is not None
+        write_torch_files(plan.layout, folder)
+        for name, data in plan.companions.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / name, data)
-        if plan.papers.config is not None:
-            write_file(folder / "config.json", json_bytes(plan.papers.config))
+        if plan.companions.config is not None:
+            write_file(folder / "config.json", json_bytes(plan.companions.config))
         if plan.layout.index is not None:
             write_file(folder / INDEX, plan.layout.index)
         write_state(plan, records, journal, folder)

@@ -154,9 +154,12 @@ class Shards:
 
     def _remove_strays(self) -> None:
         """Whatever a killed run left beside the shards, such as a half-written config: all of it is written again."""
-        shards = {shard.file_name for shard in self._layout.shards}
-        for entry in self.folder.iterdir():
-            if entry.name in shards:
+        shards = {self.folder / shard.file_name for shard in self._layout.shards}
+        kept = {folder for shard in shards for folder in shard.parents}
+        for entry in [
+            e for folder in kept if folder.is_relative_to(self.folder) for e in folder.iterdir()
+        ]:
+            if entry in shards or entry in kept:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -174,7 +177,9 @@ class Shards:
                         "the output must lie on storage that all machines of the cluster share."
                     )
                 if reopened is None:
-                    (self.folder / described.file_name).unlink(missing_ok=True)
+                    file = self.folder / described.file_name
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.unlink(missing_ok=True)
                     reopened = ShardWriter.create(self.folder, described)
                 self._writers[shard] = reopened
             return self._writers[shard]

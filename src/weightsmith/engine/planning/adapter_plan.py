@@ -322,13 +322,15 @@ def _kept(
             continue
         taking = [(loaded[k].adapter, w) for k, w in sums.get(name, {}).items() if w]
         touching = [(adapter, w) for adapter, w in taking if _touches(adapter, name)]
-        wholes = [adapter.replaced[name] for adapter, _ in touching if name in adapter.replaced]
+        saved_modules = [
+            adapter.replaced[name] for adapter, _ in touching if name in adapter.replaced
+        ]
         is_whole = math.isclose(math.fsum(w for _, w in touching), 1.0, abs_tol=1e-12)
-        are_alike = all(np.array_equal(wholes[0], other) for other in wholes[1:])
+        are_alike = all(np.array_equal(saved_modules[0], other) for other in saved_modules[1:])
         if name in sums and not touching:
             yield name, None
-        elif wholes and len(wholes) == len(touching) and is_whole and are_alike:
-            yield name, wholes[0]
+        elif saved_modules and len(saved_modules) == len(touching) and is_whole and are_alike:
+            yield name, saved_modules[0]
         else:
             target.original()
 

@@ -28,7 +28,7 @@ from weightsmith.findings import Finding, errors_among
 from weightsmith.progress import Progress
 from weightsmith.recipes import Leaf, OpenRecipe, Recipe, Resolved, distinct_leaves
 from weightsmith.tensors import LazyTensor, ShardLayout, format_size
-from weightsmith.vocabularies import AlignedRows, Papers
+from weightsmith.vocabularies import AlignedRows, CompanionFiles
 from weightsmith.wording import counted
 
 # Reading a tokenizer and joining it with others takes this per token (measured: 750 to 850 for 32,000 and for 128,000
@@ -104,7 +104,8 @@ class Output(Protocol):
     `readings` are the tensors to compute, in the order of the files. `is_resumable`: what is finished lies in the
     staging folder, where the next run and other machines find it. `merges_models`: inputs and result are models that
     can be compared tensor by tensor. `no_model` says, as a sentence, why the result cannot be opened as one model; it
-    is empty where it can. `library` is what the model card names, None for that of the result's configuration.
+    is empty where it can. `library` is what the model card names, None for that of the result's configuration, and
+    `relation` the Hub's word for what the result is to the models that it names.
     """
 
     @property
@@ -121,6 +122,9 @@ class Output(Protocol):
 
     @property
     def library(self) -> str | None: ...
+
+    @property
+    def relation(self) -> str: ...
 
     @property
     def more_inputs(self) -> Sequence[Path]:
@@ -192,7 +196,8 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge, decided to the last byte but not yet run; `papers` is what lies beside the weights, None with errors.
+    """A merge, decided to the last byte but not yet run; `companions` is what lies beside the weights, None with
+    errors.
 
     `output` is the kind of result and what is made of the tensors. `measured` are tensors that are not written, but
     streamed for statistics of the model. `free` is the recipe where it has free numbers, for whose starting values
@@ -209,7 +214,7 @@ class Plan:
     tile_elements: int
     findings: tuple[Finding, ...]
     digest: str
-    papers: Papers | None = None
+    companions: CompanionFiles | None = None
     measured: tuple[PlannedTensor, ...] = ()
     free: OpenRecipe | None = None
 
@@ -355,16 +360,21 @@ class Plan:
 
 def require_runnable(plan: Plan) -> None:
     """Raise RecipeError with every error of the plan, if there is one, and where numbers have no value."""
-    if plan.errors:
-        lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
-        errors = counted(len(plan.errors), "error")
-        raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
+    refuse_errors(plan)
     if plan.free is not None:
         names = list(plan.free.numbers)
         raise RecipeError(
             f"The recipe has {counted(len(names), 'free number')} without a value, the first being {names[0]!r}; give "
             "them with --values FILE, or --values start."
         )
+
+
+def refuse_errors(plan: Plan) -> None:
+    """Raise RecipeError with every error of the plan, if there is one."""
+    if plan.errors:
+        lines = "\n".join(f"  - {finding.sentence}" for finding in plan.errors)
+        errors = counted(len(plan.errors), "error")
+        raise RecipeError(f"This plan cannot be run; it has {errors}:\n{lines}")
 
 
 def _decomposition_bytes(shape: tuple[int, ...], inputs: int) -> int:

@@ -21,7 +21,7 @@ from weightsmith.engine.planning.plan import (
 )
 from weightsmith.engine.planning.planned_tensors import PlannedTensor, planned_tensors, works_of
 from weightsmith.engine.planning.trace import Tracer
-from weightsmith.engine.planning.written_companions import result_papers
+from weightsmith.engine.planning.written_companions import companions_of_result
 from weightsmith.errors import UsageError
 from weightsmith.findings import Finding, Severity
 from weightsmith.graph import source, statistic_of, walk
@@ -86,7 +86,7 @@ def _planned(
     kept = choice.resident_bytes + int(KEPT_SHARE * vocabulary_bytes(resolved))
     budget = max(memory_bytes - kept, memory_bytes // 4) // workers
     tile = min(max(budget // max(widest, 1), _SMALLEST_TILE), choice.largest_tile)
-    made, about_papers = result_papers(resolved)
+    made, about_companions = companions_of_result(resolved)
     resolved = _without_vocabularies(resolved)
     plan = Plan(
         resolved=resolved,
@@ -100,19 +100,19 @@ def _planned(
         findings=(
             *resolved.findings,
             *findings,
-            *about_papers,
+            *about_companions,
             *choice.findings,
             *_assertion_findings(resolved),
         ),
         digest=_digest(resolved, planned, layout, choice),
-        papers=made,
+        companions=made,
         measured=measured,
     )
     return replace(plan, findings=(*plan.findings, *_memory_findings(plan)))
 
 
 def _without_vocabularies(resolved: Resolved) -> Resolved:
-    """The same without the tokens themselves, which nobody needs once the papers are made."""
+    """The same without the tokens themselves, which nobody needs once the companion files are made."""
     if resolved.vocabulary is None:
         return resolved
     return replace(resolved, vocabulary=replace(resolved.vocabulary, change=VocabularyChange()))

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from weightsmith.errors import CompatibilityError
 from weightsmith.graph import (
-    Cut,
     ModelStatistic,
     Node,
     Scalar,
     Site,
     Statistic,
+    Threshold,
     Value,
     add_all,
     rounded,
@@ -157,7 +157,11 @@ class Tracer:
         origin = None if merge.origin is None else self._value(merge.origin, place)
         chain = [self._modifier(m, name) for m in merge.modifiers]
         place.steps += 1 + len(chain)
-        changed = modifiers.modified(chain, origin, experts, site)
+        given = [
+            tuple(_statistic(stored, place.positions) for stored in own)
+            for own in merge.modifier_statistics
+        ]
+        changed = modifiers.modified(chain, origin, experts, site, given)
         result = self._method(merge, name).combine(base, changed, site)
         # What modifiers measure counts for tensors too in which the method has no use for it.
         for node in walk([result, *changed], place.members):
@@ -198,5 +202,5 @@ def _with_unused(outputs: Sequence[Value], members: Mapping[Node, StatisticMembe
     """The outputs, and behind them the statistics that they do not depend on."""
     used = set(walk(outputs)) if members else set()
     unused = [node for node in members if node not in used]
-    numbers = [node.magnitude if isinstance(node, Cut) else node for node in unused]
+    numbers = [node.magnitude if isinstance(node, Threshold) else node for node in unused]
     return add_all([*outputs, *(value(n) for n in numbers if isinstance(n, Scalar))])

@@ -6,7 +6,7 @@ Its last line is a seal, the SHA-256 of everything before it, so that damage to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,14 @@ class AdapterInput:
     hub_id: str | None
     revision: str | None
     digest: str
+    component: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as the manifest has them."""
+        facts = asdict(self)
+        if self.component is None:
+            del facts["component"]
+        return facts
 
     @classmethod
     def from_json(cls, facts: Any) -> AdapterInput:
@@ -74,6 +82,7 @@ class AdapterInput:
             optional_text_in(facts, "hub_id"),
             optional_text_in(facts, "revision"),
             text_in(facts, "digest"),
+            optional_text_in(facts, "component") if "component" in facts else None,
         )
 
 
@@ -141,7 +150,7 @@ class Input:
             facts["tokenizer"] = dict(sorted(self.tokenizer.items()))
         if self.adapters:
             facts["model"] = self.model
-            facts["adapters"] = [asdict(adapter) for adapter in self.adapters]
+            facts["adapters"] = [adapter.to_json() for adapter in self.adapters]
         if self.behind:
             facts["behind"] = [asdict(one) for one in self.behind]
         return facts
@@ -176,7 +185,7 @@ class Manifest:
     recipe: str
     recipe_digest: str
     seed: int
-    donor: str
+    config_source: str
     inputs: Mapping[str, Input]
     outputs: Mapping[str, str]
     shards: Mapping[str, str]
@@ -202,7 +211,7 @@ class Manifest:
             "backend": self.backend,
             "digest": self.digest,
             "seed": self.seed,
-            "donor": self.donor,
+            "donor": self.config_source,
             "recipe_digest": self.recipe_digest,
             "recipe": self.recipe,
             "inputs": {label: given.to_json() for label, given in sorted(self.inputs.items())},
@@ -247,6 +256,7 @@ def adapter_input(adapter: Attached, out: Path) -> AdapterInput:
         hub_id=adapter.hub_id,
         revision=adapter.revision,
         digest=checkpoint_digest(digests),
+        component=adapter.component,
     )
 
 
@@ -276,12 +286,12 @@ def behind_inputs(
     return tuple(found)
 
 
-def small_file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that is neither a weight shard nor the manifest, by name relative to the folder."""
+def small_file_digests(folder: Path, shards: Collection[str]) -> dict[str, str]:
+    """SHA-256 of every file that is neither of the main set of weights nor the manifest, by name from the folder on."""
     return {
         name: file_digest(folder / name)
         for name in file_names(folder)
-        if not name.endswith(_WEIGHTS) and name != FILE_NAME
+        if name not in shards and name != FILE_NAME
     }
 
 
@@ -340,7 +350,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
         recipe=text_in(content, "recipe"),
         recipe_digest=text_in(content, "recipe_digest"),
         seed=int(content["seed"]),
-        donor=text_in(content, "donor"),
+        config_source=text_in(content, "donor"),
         inputs={label: Input.from_json(facts) for label, facts in content["inputs"].items()},
         outputs=texts_in(content, "outputs"),
         shards=texts_in(content, "shards"),

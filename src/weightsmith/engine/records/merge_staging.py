@@ -72,7 +72,7 @@ class Staging(StagingFolder):
 
     def check_space(self, need: int) -> None:
         """Raise ResourceError if the disk has less than `need` free bytes (what lies in the staging folder counts)."""
-        have = sum(f.stat().st_blocks * 512 for f in self.checkpoint.iterdir())
+        have = sum(f.stat().st_blocks * 512 for f in self.checkpoint.rglob("*"))
         free = free_bytes(self.folder)
         if need > free + have:
             raise ResourceError(

@@ -12,7 +12,7 @@ from weightsmith.tensors import DType, Shaped
 
 
 @dataclass(frozen=True, slots=True)
-class GoneTensor(Shaped):
+class PlaceholderTensor(Shaped):
     """A `LazyTensor` that cannot be read."""
 
     name: str
@@ -25,7 +25,7 @@ class GoneTensor(Shaped):
         raise CheckpointError(f"{self.location} is gone; give the checkpoint it belongs to.")
 
 
-def ghost(reference: str, names: Iterable[str], known: Sequence[Checkpoint]) -> Checkpoint:
+def placeholder(reference: str, names: Iterable[str], known: Sequence[Checkpoint]) -> Checkpoint:
     """A checkpoint with tensors of these names, in the dtype and shape that the first of `known` with one of that name
     has.
 
@@ -39,5 +39,5 @@ def ghost(reference: str, names: Iterable[str], known: Sequence[Checkpoint]) -> 
                 f"{reference!r} is gone, and nothing else tells the shape of its tensor {name!r}; give that input."
             )
         location = f"tensor {name!r} of {reference!r}"
-        tensors[name] = GoneTensor(name, like.dtype, like.shape, location)
+        tensors[name] = PlaceholderTensor(name, like.dtype, like.shape, location)
     return assemble(tensors, known[0].config, path=Path(reference), source=reference)

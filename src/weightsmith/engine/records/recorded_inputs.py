@@ -80,7 +80,7 @@ def _with_adapters(
 ) -> Checkpoint:
     placed = [
         PlacedAdapter(
-            AdapterReference(adapter.reference, None, adapter.strength),
+            AdapterReference(adapter.reference, None, adapter.strength, adapter.component),
             str(where.get(adapter.reference, adapter.reference)),
         )
         for adapter in given.adapters

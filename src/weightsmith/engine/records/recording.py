@@ -26,24 +26,28 @@ _WEIGHTS = ".safetensors"
 
 def build(plan: Plan, merged: Merged, folder: Path | None) -> Manifest:
     """The manifest of a finished run all whose other files lie in `folder`; of one that writes one file without it."""
+    shards = {} if folder is None else _header_digests(plan, folder)
     return Manifest(
         version=__version__,
         backend=plan.backend.kind,
         recipe=plan.recipe.dump(),
         recipe_digest=plan.recipe.digest(),
         seed=plan.resolved.seed,
-        donor=plan.resolved.donor,
+        config_source=plan.resolved.config_source,
         inputs=merged.inputs,
         outputs=merged.outputs,
-        shards={} if folder is None else _header_digests(folder),
-        files={} if folder is None else small_file_digests(folder),
+        shards=shards,
+        files={} if folder is None else small_file_digests(folder, shards),
         digest=checkpoint_digest(merged.outputs),
         lost=merged.lost,
     )
 
 
-def _header_digests(folder: Path) -> dict[str, str]:
-    return {file.name: header_digest(file) for file in sorted(folder.glob(f"*{_WEIGHTS}"))}
+def _header_digests(plan: Plan, folder: Path) -> dict[str, str]:
+    """Those of the main set, whose tensors have digests by the names that they have there."""
+    beside = {shard.file_name for shard in plan.layout.shards if shard.is_beside}
+    files = [file for file in sorted(folder.glob(f"*{_WEIGHTS}")) if file.name not in beside]
+    return {file.name: header_digest(file) for file in files}
 
 
 def inputs_read(plan: Plan, records: Mapping[str, TensorRecord], out: Path) -> dict[str, Input]:

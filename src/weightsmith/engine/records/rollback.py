@@ -35,14 +35,14 @@ class RolledBack:
     """What `roll_back` made: the new manifest, which contributor is out, how, and how exact each tensor is.
 
     A replay has no bounds: its bits are those of a merge that never had the contributor. `gone` are inputs that were
-    not found, and `was_donor` says that config and tokenizer are still those of the contributor.
+    not found, and `was_config_source` says that config and tokenizer are still those of the contributor.
     """
 
     manifest: Manifest
     contributor: str
     way: Way
     gone: tuple[str, ...] = ()
-    was_donor: bool = False
+    was_config_source: bool = False
     bounds: Mapping[str, RoundingBound] = field(default_factory=dict)
 
     @property
@@ -66,7 +66,7 @@ class RolledBack:
             "without": self.contributor,
             "by": self.way.value,
             "gone": list(self.gone),
-            "config_of_contributor": self.was_donor,
+            "config_of_contributor": self.was_config_source,
             "bound": bound,
         }
 
@@ -112,8 +112,8 @@ def roll_back(
     plan = make_plan(found.recipe, opener=merged_opener(folder, opener), **options)
     own = {**digests, str(folder): manifest.outputs}
     made = run(plan, new, progress=progress, sources=own, reads=(folder,))
-    was_donor = manifest.inputs[manifest.donor].reference == out.reference
-    return RolledBack(made, out.reference, way, gone, was_donor, found.bounds)
+    was_config_source = manifest.inputs[manifest.config_source].reference == out.reference
+    return RolledBack(made, out.reference, way, gone, was_config_source, found.bounds)
 
 
 def _subtraction_or_hint(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from weightsmith.adapters import form_of
-from weightsmith.checkpoints import MethodUse, Parent, model_card
+from weightsmith.checkpoints import MethodUse, Parent, licence_of, model_card
 from weightsmith.engine.planning.plan import Plan
 from weightsmith.engine.records import manifest as manifests
 from weightsmith.engine.records.journal import Journal, TensorRecord
@@ -58,10 +58,17 @@ def _card(plan: Plan, merged: Merged, title: str, recipe: str) -> str:
         name = checkpoint.hub_id or checkpoint.path.name
         is_hub = checkpoint.hub_id is not None
         form = form_of(checkpoint)
-        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision, form))
+        licence = licence_of(checkpoint.path)
+        behind = {b.reference: licence_of(b.checkpoint.path) for b in checkpoint.all_behind}
+        parents.append(Parent(name, part, given.digest, is_hub, checkpoint.revision, form, licence))
         parents += [
             Parent(
-                own.name, f"adapter of {name}", found.digest, own.hub_id is not None, own.revision
+                own.name,
+                f"adapter of {name}",
+                found.digest,
+                own.hub_id is not None,
+                own.revision,
+                licence=licence_of(own.path),
             )
             for own, found in zip(checkpoint.attached, given.adapters, strict=True)
         ]
@@ -72,6 +79,7 @@ def _card(plan: Plan, merged: Merged, title: str, recipe: str) -> str:
                 one.digest,
                 one.hub_id is not None,
                 one.revision,
+                licence=behind.get(one.reference),
             )
             for one in given.behind
         ]
@@ -80,9 +88,10 @@ def _card(plan: Plan, merged: Merged, title: str, recipe: str) -> str:
         parents,
         _methods(plan),
         recipe=recipe,
-        config=None if plan.papers is None else plan.papers.config,
+        config=None if plan.companions is None else plan.companions.config,
         version=__version__,
         library=plan.output.library,
+        relation=plan.output.relation,
     )
 
 

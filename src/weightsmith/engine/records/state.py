@@ -76,6 +76,15 @@ def check_continued(plan: Plan, tensor: PlannedTensor, record: TensorRecord) -> 
             )
 
 
+def may_continue(plan: Plan) -> bool:
+    """Whether something may be merged that `check_continued` compares with what was read."""
+    merges = (merge for tensor in plan.tensors for merge in merges_in(tensor.output.formula))
+    return any(
+        hasattr(registry.get(method).implementation, "state")
+        for method in {m.method for m in merges}
+    )
+
+
 def _stated(plan: Plan, merge: Merge) -> tuple[Leaf, MergeState] | None:
     """The tensor that a merge goes on with, and its state, where that is where the merge's numbers are from."""
     shared = dict(merge.shared)

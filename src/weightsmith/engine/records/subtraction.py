@@ -15,7 +15,7 @@ from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.engine.planning.linearity import coefficients
 from weightsmith.engine.planning.trace import Tracer
 from weightsmith.engine.records.manifest import Manifest
-from weightsmith.engine.records.placeholders import ghost
+from weightsmith.engine.records.placeholders import placeholder
 from weightsmith.engine.records.rounding_bounds import RoundingBound, bound_of
 from weightsmith.errors import CheckpointError, RecipeError
 from weightsmith.findings import Severity
@@ -82,7 +82,7 @@ class _Merge:
             if not recorded:
                 raise
             known = [self.merged, *self.at_hand.values()]
-            return ghost(name, recorded[0].tensors, known)
+            return placeholder(name, recorded[0].tensors, known)
         return self.at_hand[name]
 
 

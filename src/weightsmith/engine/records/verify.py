@@ -22,7 +22,7 @@ from weightsmith.engine.running.job_facts import JobSettings
 from weightsmith.engine.running.run import model_results, run, write_tensors
 from weightsmith.engine.running.scheduler import Job, Scheduler
 from weightsmith.engine.running.scratch import Scratch
-from weightsmith.errors import UsageError, WeightsmithError
+from weightsmith.errors import CheckpointError, UsageError, WeightsmithError
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import header_digest, is_sealed_as
 from weightsmith.recipes import Recipe, distinct_leaves
@@ -103,7 +103,7 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
         # The seal covers the header, where the manifest itself is.
         return [] if is_sealed_as(folder, "adapter") else ["the file was changed"]
     problems = []
-    present = manifests.small_file_digests(folder)
+    present = manifests.small_file_digests(folder, manifest.shards)
     for name, digest in manifest.files.items():
         if name not in present:
             problems.append(f"file {name!r} is missing")
@@ -145,9 +145,13 @@ def _tensor_problems(folder: Path, manifest: Manifest) -> list[str]:
                 f"tensor {name!r} was changed: its digest is {digest}, the manifest has {manifest.outputs[name]}"
             )
 
-    Scheduler(os.cpu_count() or 1).run(
-        check(name) for name in checkpoint.tensors if name in manifest.outputs
-    )
+    try:
+        Scheduler(os.cpu_count() or 1).run(
+            check(name) for name in checkpoint.tensors if name in manifest.outputs
+        )
+    except CheckpointError as error:
+        # An archive whose checksums do not hold is not read at all.
+        problems.append(f"the weights cannot be read: {error}")
     if not problems and checkpoint_digest(manifest.outputs) != manifest.digest:
         problems.append("the manifest itself was changed: its digests do not add up")
     if folder.is_dir() and hashlib.sha256(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from weightsmith.engine.planning.plan import Plan, Store
 from weightsmith.engine.planning.trace import Tracer
@@ -16,8 +16,14 @@ from weightsmith.recipes import Assertion, Formula, OutputTensor, distinct_leave
 from weightsmith.tensors import LazyTensor
 
 
-def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: Progress) -> None:
-    """Raise AssertionFailed with every clause and tensor that does not hold."""
+def check_assertions(
+    plan: Plan,
+    shards: Store,
+    scheduler: Scheduler,
+    progress: Progress,
+    only: Collection[str] | None = None,
+) -> None:
+    """Raise AssertionFailed with every clause and tensor that does not hold; of tensors, `only` those if given."""
     if not plan.resolved.assertions:
         return
     progress.say("checking assertions")
@@ -27,6 +33,8 @@ def check_assertions(plan: Plan, shards: Store, scheduler: Scheduler, progress: 
     for clause in plan.resolved.assertions:
         jobs = []
         for position, name in enumerate(clause.tensors):
+            if only is not None and name not in only:
+                continue
             reference = clause.references[position] if clause.references else None
             jobs.append(_check(clause, outputs[name], reference, plan, shards, settings, failures))
         scheduler.run(jobs)

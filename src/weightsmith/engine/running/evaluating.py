@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
-from weightsmith.engine.outputs.choice import output_of_models
 from weightsmith.engine.outputs.memory_stores import MemoryStore
-from weightsmith.engine.planning.free_tracing import FreeTracer
-from weightsmith.engine.planning.plan import Plan
-from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, planned_tensors
-from weightsmith.engine.running.free_gradients import check_losses, gradient_rounds
-from weightsmith.engine.running.job_facts import JobSettings
-from weightsmith.engine.running.run import ModelResults, model_results, tensor_job, write_tensors
-from weightsmith.engine.running.scheduler import Job, Scheduler
-from weightsmith.engine.running.scratch import Scratch
+from weightsmith.engine.planning.plan import Plan, Store, refuse_errors
+from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor
+from weightsmith.engine.records.journal import TensorRecord
+from weightsmith.engine.running.assertions import check_assertions
+from weightsmith.engine.running.free_gradients import (
+    check_losses,
+    check_numbers,
+    gradient_rounds,
+)
+from weightsmith.engine.running.free_planning import Dependence, FreePlanner, Names
+from weightsmith.engine.running.run import tensor_job, write_tensors
+from weightsmith.engine.running.scheduler import Job
 from weightsmith.errors import RecipeError
-from weightsmith.findings import errors_among
-from weightsmith.graph import ModelStatistic, NumberNotKnown, free_in, shared_graph, statistic_of
+from weightsmith.graph import FreeNumber
 from weightsmith.progress import Progress, Silence
-from weightsmith.recipes import Resolved, Values, complete, numbers_of, with_numbers
+from weightsmith.recipes import Resolved, Values, complete, with_numbers
 from weightsmith.tensors import OPEN_FILES, LazyTensor, MemoryTensor
-
-# Names of the free numbers that something depends on.
-Names = frozenset[str]
 
 
 class FreeMerge:
@@ -36,8 +32,9 @@ class FreeMerge:
 
     Formulas are resolved and their graphs traced once. Numbers without which Python cannot build a graph (a density
     that becomes a count) are put into the formulas at each evaluation instead, and these are traced again; which they
-    are is found by tracing. The tensors have the bytes that a merge of the filled recipe has. `computed` counts the
-    tensors of all evaluations. Raises RecipeError for a plan without free numbers, and for results that are no model.
+    are is found by tracing. The tensors have the bytes that a merge of the filled recipe has, and assertions hold of
+    them. `computed` counts the tensors of all evaluations. Raises RecipeError for a plan without free numbers or with
+    errors, and for results that are no model.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -46,21 +43,18 @@ class FreeMerge:
                 plan.output.no_model
                 or "Only merges of models with free numbers can be evaluated for values of them."
             )
-        self._open = plan.free
-        self._tracer = FreeTracer()
-        self._plan = plan
-        self._bound: Names = frozenset()
-        self._planned_for: Mapping[str, float] | None = None
-        self._influences: dict[str, Names] = {}
-        self._measured: tuple[Mapping[str, float], ModelResults] | None = None
-        self._measures: Mapping[str, object] = {}
-        self._given: dict[str, Mapping[str, float]] = {}
+        refuse_errors(plan)
+        self.numbers: Mapping[str, FreeNumber] = plan.free.numbers
+        self._layout = plan.layout
+        self._planner = FreePlanner(plan, plan.free)
+        self._slopes = FreePlanner(plan, plan.free, nearby=True)
+        self._given: dict[str, Dependence] = {}
         self.computed = 0
 
     @property
     def bound(self) -> Names:
         """The numbers that are put into formulas, as far as evaluations have shown."""
-        return self._bound
+        return self._planner.bound
 
     def evaluate(
         self, values: Values | Literal["start"], progress: Progress | None = None
@@ -70,44 +64,99 @@ class FreeMerge:
         `values` are of all free numbers. A tensor differs where a number that it is made with has another value.
         Memory holds what is returned. Raises RecipeError for values that do not fit, and what a merge raises.
         """
-        given = complete(self._open.numbers, values)
-        plan = self._planned(given)
-        wanted = [t for t in plan.tensors if self._given.get(t.output.name) != self._of(t, given)]
-        store = MemoryStore(plan.layout, lazy=True)
-        telling = progress or Silence()
-        try:
-            settings, scheduler, results = self._begun(plan, wanted, given, telling)
-            write_tensors(
-                plan, wanted, store, settings, scheduler, results, lambda _record: None, telling
-            )
-        finally:
-            OPEN_FILES.close()
-        self._given |= {t.output.name: self._of(t, given) for t in wanted}
-        self.computed += len(wanted)
+        store = MemoryStore(self._layout, lazy=True)
+        self.write(values, store, progress)
         return store.tensors
 
-    def _of(self, tensor: PlannedTensor, given: Mapping[str, float]) -> Mapping[str, float]:
-        """The values that a tensor depends on."""
-        return {name: given[name] for name in self._influences[tensor.output.name]}
+    def write(
+        self, values: Values | Literal["start"], store: Store, progress: Progress | None = None
+    ) -> dict[str, str]:
+        """As `evaluate`, with the tensors put into a store; returns their digests.
+
+        Where it raises, the store may hold some of them: whoever has lost what was there before says so (`forget`).
+        """
+        given = complete(self.numbers, values)
+        plan = self._planner.planned(given)
+        depends = {t.output.name: self._planner.dependence(t, given) for t in plan.tensors}
+        wanted = [
+            t for t in plan.tensors if self._given.get(t.output.name) != depends[t.output.name]
+        ]
+        digests = self._computed(plan, wanted, given, store, progress or Silence(), checks=True)
+        self._given = depends
+        self.computed += len(wanted)
+        return digests
+
+    def tensors_for(
+        self, values: Values | Literal["start"], names: Collection[str]
+    ) -> dict[str, MemoryTensor]:
+        """Some merged tensors, whatever the last evaluation was; it stays the last one."""
+        given = complete(self.numbers, values)
+        plan = self._planner.planned(given)
+        store = MemoryStore(plan.layout, lazy=True)
+        wanted = [tensor for tensor in plan.tensors if tensor.output.name in names]
+        self._computed(plan, wanted, given, store, Silence(), checks=False)
+        return store.tensors
+
+    def forget(self) -> None:
+        """Let the next evaluation give all tensors."""
+        self._given = {}
+
+    def _computed(
+        self,
+        plan: Plan,
+        wanted: list[PlannedTensor],
+        given: Mapping[str, float],
+        store: Store,
+        progress: Progress,
+        *,
+        checks: bool,
+    ) -> dict[str, str]:
+        """Put tensors into a store, and check what the recipe says of them; returns their digests."""
+        digests: dict[str, str] = {}
+
+        def done(record: TensorRecord) -> None:
+            digests[record.name] = record.digest
+
+        try:
+            settings, scheduler, results = self._planner.begun(plan, wanted, given, progress)
+            write_tensors(plan, wanted, store, settings, scheduler, results, done, progress)
+            if checks:
+                checked = replace(plan, resolved=_compared_with(plan.resolved, given))
+                check_assertions(checked, store, scheduler, progress, only=digests.keys())
+        finally:
+            OPEN_FILES.close()
+        return digests
+
+    def differentiable(self, values: Values | Literal["start"]) -> tuple[str, ...]:
+        """The numbers that `gradient` has gradients of, at these values: not those that methods count or select with.
+
+        Statistics of the whole model that depend on one are found by `gradient` itself.
+        """
+        self._slopes.planned(complete(self.numbers, values))
+        return tuple(name for name in self.numbers if name not in self._slopes.bound)
 
     def gradient(
         self,
         values: Values | Literal["start"],
         losses: Mapping[str, LazyTensor],
+        of: Collection[str] | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """dL/dv of every free number v, summed in float64, from dL/dtheta of merged tensors by their names.
+        """dL/dv of free numbers v, `of` all or those named, summed in float64, from dL/dtheta of merged tensors.
 
-        Tensors that are left out count as if their gradient were 0. Numbers in `bound` have none, and are left out.
-        The rounding of results to what they are stored in is passed over. See `free_gradients` for memory. Raises
-        UsageError for gradients of other tensors, and GradientError where there is none.
+        Tensors that are left out count as if their gradient were 0. The rounding of results to what they are stored in
+        is passed over. See `free_gradients` for memory. Raises UsageError for gradients of other tensors or numbers,
+        and GradientError where there is none: for numbers that are not `differentiable`, and through statistics of the
+        whole model.
         """
-        given = complete(self._open.numbers, values)
-        plan = self._planned(given)
+        given = complete(self.numbers, values)
+        plan = self._slopes.planned(given)
+        asked = list(given) if of is None else list(of)
+        check_numbers(asked, given, self._slopes.bound)
         tensors = {tensor.output.name: tensor for tensor in plan.tensors}
         check_losses(losses, tensors)
-        found: dict[str, list[float]] = {name: [] for name in given if name not in self._bound}
-        settings, scheduler, results = self._begun(
+        found: dict[str, list[float]] = {name: [] for name in given}
+        settings, scheduler, results = self._slopes.begun(
             plan, [tensors[name] for name in losses], given, progress or Silence()
         )
 
@@ -122,129 +171,13 @@ class FreeMerge:
             scheduler.run(pulled(name) for name in wanted)
         finally:
             OPEN_FILES.close()
-        return {name: math.fsum(parts) for name, parts in found.items()}
-
-    def _begun(
-        self,
-        plan: Plan,
-        wanted: list[PlannedTensor],
-        given: Mapping[str, float],
-        progress: Progress,
-    ) -> tuple[JobSettings, Scheduler, ModelResults]:
-        """What tensors are computed with, statistics of the model among it."""
-        scratch = Scratch(Path(tempfile.gettempdir()))
-        settings = JobSettings(plan.backend.load(), plan.tile_elements, scratch, self._tracer)
-        scheduler = Scheduler(plan.threads, plan.window)
-        results: ModelResults = {}
-        if any(tensor.work.model_scope for tensor in wanted):
-            results = self._model_results(plan, settings, scheduler, given, progress)
-        return settings, scheduler, results
-
-    def _model_results(
-        self,
-        plan: Plan,
-        settings: JobSettings,
-        scheduler: Scheduler,
-        given: Mapping[str, float],
-        progress: Progress,
-    ) -> ModelResults:
-        """Statistics of the whole model, measured again where a number that they depend on has another value."""
-        statistics = _statistics(plan, self._tracer)
-        names = frozenset().union(*statistics.values(), self._bound)
-        key = {name: given[name] for name in names}
-        if self._measured is None or self._measured[0] != key:
-            found = model_results(plan, settings, scheduler, set(), progress)
-            self._measured = (key, found)
-        return self._measured[1]
-
-    # Planning ----------------------------------------------------------------------------------------------------
-
-    def _planned(self, given: Mapping[str, float]) -> Plan:
-        """The plan for these values: that of the last evaluation, unless formulas or graphs are others."""
-        self._tracer.values = given
-        found = self._open.resolved_for(given)
-        is_changed = self._tracer.forget_changed() or found is not self._open
-        self._open = found
-        joined = _joined(self._plan)
-        while True:
-            values = {name: given[name] for name in self._bound}
-            if self._planned_for == values and not is_changed:
-                return self._plan
-            self._planned_for = None
-            try:
-                self._plan = self._made(values)
-            except NumberNotKnown as needed:
-                if needed.names <= self._bound:
-                    raise
-                self._bound |= needed.names
-                continue
-            measured = _measured_graphs(self._plan, self._tracer)
-            if measured != self._measures:
-                # Other statistics are measured, or other tensors take part in them.
-                self._measured, self._measures = None, measured
-                joined |= _joined(self._plan)
-                self._given = {n: given for n, given in self._given.items() if n not in joined}
-            self._planned_for, is_changed = values, False
-            self._influences = self._influencing(self._plan)
-
-    def _made(self, values: Mapping[str, float]) -> Plan:
-        assert self._open.resolved is not None
-        resolved = _with(self._open.resolved, values)
-        output = output_of_models(resolved)
-        tensors, measured, findings = planned_tensors(resolved, output.readings, self._tracer)
-        for error in errors_among(findings):
-            raise RecipeError(error.sentence)
-        return replace(
-            self._plan, resolved=resolved, output=output, tensors=tensors, measured=measured
-        )
-
-    def _influencing(self, plan: Plan) -> dict[str, Names]:
-        """For each tensor the numbers that it depends on: those of its formula, and of statistics that it goes by."""
-        assert self._open.resolved is not None
-        outputs = self._open.resolved.outputs
-        own = {o.name: frozenset(n.name for n in numbers_of([o])) for o in outputs}
-        joined = _joined(plan)
-        measured = frozenset().union(*_statistics(plan, self._tracer).values())
-        # Numbers that graphs are built with may change statistics without being in them.
-        built = frozenset().union(*(own[name] & self._bound for name in joined))
-        return own | {name: own[name] | measured | built for name in joined}
+        return {name: math.fsum(found[name]) for name in asked}
 
 
-def _joined(plan: Plan) -> set[str]:
-    """The tensors that go by statistics of the model."""
-    return {tensor.output.name for tensor in plan.tensors if tensor.work.model_scope}
-
-
-def _measured_graphs(plan: Plan, tracer: FreeTracer) -> dict[str, object]:
-    """What each tensor measures for statistics of the model; equal graphs are one object."""
-    return {
-        tensor.output.name: {
-            (member, shared_graph(node)[node])
-            for node, member in tracer.trace(tensor.output).members.items()
-        }
-        for tensor in (*plan.tensors, *plan.measured)
-        if tensor.work.model_scope
-    }
-
-
-def _with(resolved: Resolved, values: Mapping[str, float]) -> Resolved:
-    """The same with values in formulas."""
-    if not values:
-        return resolved
-    outputs, measured = (
-        tuple(replace(o, formula=with_numbers(o.formula, values)) for o in tensors)
-        for tensors in (resolved.outputs, resolved.measured)
+def _compared_with(resolved: Resolved, values: Mapping[str, float]) -> Resolved:
+    """The same with values in what assertions compare with."""
+    clauses = tuple(
+        replace(clause, references=tuple(with_numbers(f, values) for f in clause.references))
+        for clause in resolved.assertions
     )
-    return replace(resolved, outputs=outputs, measured=measured)
-
-
-def _statistics(plan: Plan, tracer: FreeTracer) -> dict[ModelStatistic, Names]:
-    """The free numbers that each statistic of the model depends on."""
-    found: dict[ModelStatistic, Names] = defaultdict(frozenset)
-    for tensor in (*plan.tensors, *plan.measured):
-        if tensor.work.action is Action.COMPUTE and tensor.work.model_scope:
-            for node in tracer.trace(tensor.output).members:
-                statistic = statistic_of(node)
-                assert statistic is not None
-                found[statistic] |= {number.name for number in free_in([node]).values()}
-    return found
+    return replace(resolved, assertions=clauses)

@@ -9,7 +9,7 @@ methods, extremes and numbers per column that depend on free numbers) is done wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ from weightsmith.engine.running.scheduler import Rounds
 from weightsmith.engine.running.tensor_job import TensorJob
 from weightsmith.errors import GradientError, UsageError
 from weightsmith.graph import (
-    Cut,
     Node,
     PassSpec,
     Scalar,
     Scope,
+    Threshold,
     Value,
     dot,
     has_row_nodes,
@@ -35,6 +35,7 @@ from weightsmith.graph import (
     work_dtype,
 )
 from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor, read_bytes
+from weightsmith.wording import shown
 
 if TYPE_CHECKING:
     from weightsmith.graph import GradientTile, TilePass
@@ -81,6 +82,18 @@ def check_losses(losses: Mapping[str, LazyTensor], tensors: Mapping[str, Planned
             )
 
 
+def check_numbers(asked: Collection[str], known: Collection[str], bound: Collection[str]) -> None:
+    """Raise UsageError where a number is not known, and GradientError where graphs are built with it (`bound`)."""
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"The recipe has no free number {shown(name)} to take a gradient of.")
+        if name in bound:
+            raise GradientError(
+                f"The free number {shown(name)} has no gradient: its method counts or selects with it, or solves a "
+                "system that it stands in. Search for it, or name the numbers whose gradients are wanted (`of`)."
+            )
+
+
 class _Dependence:
     """What of a graph depends on free numbers."""
 
@@ -91,7 +104,7 @@ class _Dependence:
             if node.op == "free" or any(part in self.nodes for part in node.inputs):
                 self.nodes[node] = None
         self.numbers = [node for node in self.nodes if node.op == "free"]
-        measured = [node for node in self.nodes if isinstance(node, (Scalar, Cut))]
+        measured = [node for node in self.nodes if isinstance(node, (Scalar, Threshold))]
         reduced = [n for n in measured if n.op in ("total", "dot", "peak", "largest")]
         self.reductions = [n for n in reduced if isinstance(n, Scalar) and n.scope is not Scope.ROW]
         self._model = [node for node in reduced if node.scope is Scope.MODEL]

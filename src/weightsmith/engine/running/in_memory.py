@@ -14,15 +14,15 @@ from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.errors import RecipeError, ResourceError
 from weightsmith.progress import BYTES, Progress, Silence
 from weightsmith.tensors import OPEN_FILES, MemoryTensor, checkpoint_digest
-from weightsmith.vocabularies import Papers
+from weightsmith.vocabularies import CompanionFiles
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InMemoryMerge:
-    """What a merge would have written: tensors, the papers beside them, and the digest of the weights."""
+    """What a merge would have written: tensors, the companion files beside them, and the digest of the weights."""
 
     tensors: Mapping[str, MemoryTensor]
-    papers: Papers
+    companions: CompanionFiles
     digest: str
 
 
@@ -35,7 +35,7 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     require_runnable(plan)
     if plan.output.no_model:
         raise RecipeError(plan.output.no_model)
-    assert plan.papers is not None
+    assert plan.companions is not None
     telling = progress or Silence()
     try:
         shards = MemoryStore(plan.layout)
@@ -52,4 +52,4 @@ def merge_in_memory(plan: Plan, progress: Progress | None = None) -> InMemoryMer
     finally:
         OPEN_FILES.close()
     digest = checkpoint_digest({name: record.digest for name, record in records.items()})
-    return InMemoryMerge(shards.tensors, plan.papers, digest)
+    return InMemoryMerge(shards.tensors, plan.companions, digest)

@@ -15,13 +15,14 @@ class JobSettings:
     """What all jobs of a run share: the backend and the number of elements per tile that the memory budget allows.
 
     `scratch` keeps the results of matrix methods that statistics of the whole model need, until they are written out.
-    `tracer` gives the graphs of tensors.
+    `tracer` gives the graphs of tensors. `records_sources`: what is read is digested, for the record of inputs.
     """
 
     backend: Backend
     tile_elements: int
     scratch: Scratch | None = None
     tracer: Tracer = field(default_factory=Tracer)
+    records_sources: bool = True
 
 
 @dataclass(frozen=True, slots=True)

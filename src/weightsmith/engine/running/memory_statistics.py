@@ -1,4 +1,4 @@
-"""Statistics that a caller holds in memory, as a method sees them."""
+"""Statistics that a caller holds in memory, as the method or modifier that goes by them sees them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightsmith.checkpoints import listed, misfit
 from weightsmith.engine.running.memory_checks import comparable
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.graph import Statistic, source
-from weightsmith.methods import MethodSpec
+from weightsmith.methods import MeasuredOn, MethodSpec, ModifierSpec
 from weightsmith.tensors import DType
 
 if TYPE_CHECKING:
@@ -19,31 +19,40 @@ if TYPE_CHECKING:
 
 
 class InMemory:
-    """What was measured on each expert, by the names of its tensors.
+    """What was measured on each expert, or once on the base, by the names of its tensors.
 
-    `names` are those of the float tensors, which are merged. Raises UsageError where the method needs statistics that
-    are not given, or takes none that are, and CompatibilityError for statistics of other tensors, or of none.
+    `steps` are the method and the modifiers, `names` those of the float tensors, which are merged. Raises UsageError
+    where one of the steps needs statistics that are not given, where more than one needs some, and where none takes
+    what is given; CompatibilityError for statistics of other tensors, or of none.
     """
 
     def __init__(
         self,
-        spec: MethodSpec,
+        steps: Sequence[MethodSpec | ModifierSpec],
         given: Sequence[Measured],
         kind: str | None,
         experts: int,
         names: Collection[str],
     ) -> None:
-        kinds = [k for k in spec.statistics if k != "metrics"]
-        if kinds and len(given) != experts:
+        self._taking = [step for step in steps if _kinds(step)]
+        if len(self._taking) > 1:
+            named = " and ".join(f"{step.noun} {step.name}" for step in self._taking)
             raise UsageError(
-                f"Method {spec.name} needs statistics of kind {' or '.join(kinds)}: pass statistics=, one mapping for "
-                f"each of the {experts} experts, not {len(given)}."
+                f"{named} go by statistics each, but one set of them can be passed; merge files by a recipe."
+            )
+        spec = self._taking[0] if self._taking else steps[0]
+        kinds = _kinds(spec)
+        count = 1 if spec.measured_on is MeasuredOn.BASE else experts
+        called = f"{spec.noun.capitalize()} {spec.name}"
+        if kinds and len(given) != count:
+            wanted = f"each of the {experts} experts" if count == experts else "the base"
+            raise UsageError(
+                f"{called} needs statistics of kind {' or '.join(kinds)}: pass statistics=, one mapping for "
+                f"{wanted}, not {len(given)}."
             )
         if given and (kind or next(iter(kinds), None)) not in kinds:
             takes = " or ".join(kinds) or "none"
-            raise UsageError(
-                f"Method {spec.name} takes no statistics of kind {kind!r}: it takes {takes}."
-            )
+            raise UsageError(f"{called} takes no statistics of kind {kind!r}: it takes {takes}.")
         for i, measured in enumerate(given):
             unknown = [name for name in measured if name not in names]
             if unknown:
@@ -53,10 +62,15 @@ class InMemory:
                 )
             if not measured:
                 raise CompatibilityError(
-                    f"The statistics of expert {i} are of no tensor; pass what method {spec.name} is to weigh it by."
+                    f"The statistics of expert {i} are of no tensor; pass what {spec.noun} {spec.name} is to weigh "
+                    "it by."
                 )
         self._kind = kind or next(iter(kinds), "")
         self._given = given
+
+    def is_for(self, step: MethodSpec | ModifierSpec) -> bool:
+        """Whether this step goes by them."""
+        return step in self._taking
 
     def tensors(self, name: str) -> list[Tensor]:
         """Everything that was measured at a tensor, expert by expert."""
@@ -103,6 +117,10 @@ class InMemory:
             raise CompatibilityError(
                 f"{what} holds a negative number, which no mean of squares can be; collect it again."
             )
+
+
+def _kinds(step: MethodSpec | ModifierSpec) -> list[str]:
+    return [kind for kind in step.statistics if kind != "metrics"]
 
 
 def _listed(given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

@@ -18,8 +18,6 @@ from weightsmith.engine.running.tensor_job import TensorJob, combine_partials
 from weightsmith.graph import (
     Collect,
     CollectPart,
-    Cut,
-    CutPoint,
     Equal,
     EqualMagnitudes,
     Gate,
@@ -29,9 +27,11 @@ from weightsmith.graph import (
     Scalar,
     Selection,
     SummedHistograms,
+    Threshold,
+    ThresholdPoint,
     adds_to,
     gate_for,
-    local_cut,
+    local_threshold,
     model_ranks,
     rank_key,
     walked,
@@ -44,8 +44,8 @@ class _Part:
 
     tensor: str
     job: TensorJob
-    reduction: Scalar | Cut
-    wanted: list[tuple[TensorJob, Scalar | Cut]]
+    reduction: Scalar | Threshold
+    wanted: list[tuple[TensorJob, Scalar | Threshold]]
     offset: int = 0
     tiles: int = 0
     rank_key: int = 0
@@ -116,7 +116,7 @@ def _pending(jobs: Sequence[TensorJob]) -> dict[ModelStatistic, _Statistic]:
     return {key: _Statistic(list(found.values())) for key, found in ready.items()}
 
 
-def _later(job: TensorJob, pending: Sequence[Scalar | Cut]) -> set[ModelStatistic]:
+def _later(job: TensorJob, pending: Sequence[Scalar | Threshold]) -> set[ModelStatistic]:
     """The statistics that a tensor takes part in, but not yet."""
     now = {job.members[reduction].statistic for reduction in pending}
     return {
@@ -135,7 +135,7 @@ def _prepare(statistic: _Statistic, equal_magnitudes: EqualMagnitudes) -> None:
         part.offset, part.rank_key = offset, rank_key(part.tensor)
         offset += part.job.numel
     first = statistic.parts[0]
-    if isinstance(first.reduction, Cut):
+    if isinstance(first.reduction, Threshold):
         ranks = None
         if equal_magnitudes is EqualMagnitudes.HASH:
             ranks = model_ranks([(part.tensor, part.job.numel) for part in statistic.parts])
@@ -274,6 +274,6 @@ def _global(part: Any, offset: int) -> Any:
 
 
 def _local(result: Any, part: _Part) -> Any:
-    if isinstance(result, CutPoint):
-        return local_cut(result, part.offset, part.job.numel, part.rank_key)
+    if isinstance(result, ThresholdPoint):
+        return local_threshold(result, part.offset, part.job.numel, part.rank_key)
     return result

@@ -1,7 +1,6 @@
 """Computing the tensors of one reading: which passes, over which tiles, and what is kept between them.
 
-The code of a job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes
-on with their results.
+A job is a generator for `scheduler.Scheduler`: it yields rounds of tile tasks and goes on with their results.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from weightsmith.engine.running.unlocated import noting
 from weightsmith.graph import (
     Collect,
     ColumnSums,
-    Cut,
     Gate,
     Node,
     PassSpec,
@@ -41,6 +39,7 @@ from weightsmith.graph import (
     Selection,
     ShareOf,
     SummedHistograms,
+    Threshold,
     TileResult,
     Value,
     exact_sum,
@@ -106,7 +105,8 @@ class TensorJob:
     def compute(self, targets: Sequence[Target]) -> Rounds:
         """Run all passes and write every output to its target; returns a `Finished` for each."""
         results: list[_Tile] = yield from self._write(targets)
-        yield from self._digest_unread()
+        if records := self.settings.records_sources:
+            yield from self._digest_unread()
         by_source = zip(*[t.result.nonfinite_sources for t in results], strict=True)
         bad = [first_bad(found) for found in by_source][: self._stored_sources]
         finished = []
@@ -115,7 +115,7 @@ class TensorJob:
             finished.append(
                 Finished(
                     (yield from self._digest_of(at, target, results)),
-                    {i: self._source_digests[source] for i, source in enumerate(reads)},
+                    {i: self._source_digests[s] for i, s in enumerate(reads)} if records else {},
                     first_bad([t.result.nonfinite_outputs[at] for t in results]),
                     tuple(bad[source] for source in reads) if bad else (),
                 )
@@ -156,14 +156,14 @@ class TensorJob:
         levels = reduction_levels(self.outputs, self.known)
         return [r for level in levels for r in level if r.scope is Scope.MODEL]
 
-    def pending_model_reductions(self) -> list[Scalar | Cut]:
+    def pending_model_reductions(self) -> list[Scalar | Threshold]:
         """Model-wide reductions that can be measured now, in graph order."""
         levels = reduction_levels(self.outputs, self.known)
         return [r for r in levels[0] if r.scope is Scope.MODEL] if levels else []
 
     def measure_part(
         self,
-        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        requests: Sequence[tuple[Scalar | Threshold, Request | None]],
         only_tile: int | None = None,
         gates: Sequence[Gate | None] = (),
     ) -> Rounds:
@@ -189,14 +189,16 @@ class TensorJob:
                 parts[i] = [gate.result]
         return parts
 
-    def _gate(self, reduction: Scalar | Cut, request: Request | None) -> Gate | ColumnSums | None:
+    def _gate(
+        self, reduction: Scalar | Threshold, request: Request | None
+    ) -> Gate | ColumnSums | None:
         if isinstance(reduction, Scalar) and reduction.columns is not None:
             return ColumnSums(reduction.op, reduction.columns, self.shape)
         return gate_for(request)
 
     def sample_part(
         self,
-        requests: Sequence[tuple[Scalar | Cut, Request | None]],
+        requests: Sequence[tuple[Scalar | Threshold, Request | None]],
         gates: Sequence[Gate | None],
         place: tuple[int, int] | None = None,
     ) -> Rounds:
@@ -222,8 +224,8 @@ class TensorJob:
 
     # Reductions --------------------------------------------------------------------------------------------------
 
-    def _measure(self, reductions: Sequence[Scalar | Cut]) -> Rounds:
-        selections = {r: self._selection(r) for r in reductions if isinstance(r, Cut)}
+    def _measure(self, reductions: Sequence[Scalar | Threshold]) -> Rounds:
+        selections = {r: self._selection(r) for r in reductions if isinstance(r, Threshold)}
         while samples := [
             (r, request) for r, s in selections.items() if (request := s.sample_request) is not None
         ]:
@@ -231,7 +233,7 @@ class TensorJob:
             yield from self.sample_part(samples, sums)
             for (reduction, request), found in zip(samples, sums, strict=True):
                 selections[reduction].absorb_sample(request, [found.total])
-        simple = [r for r in reductions if not isinstance(r, Cut)]
+        simple = [r for r in reductions if not isinstance(r, Threshold)]
         while simple or any(s.result is None for s in selections.values()):
             yield from self._measure_round(
                 simple, {r: s for r, s in selections.items() if s.result is None}
@@ -240,39 +242,39 @@ class TensorJob:
         self.known.update({r: s.result for r, s in selections.items()})
 
     def _measure_round(
-        self, simple: Sequence[Scalar | Cut], selections: Mapping[Cut, Selection]
+        self, simple: Sequence[Scalar | Threshold], selections: Mapping[Threshold, Selection]
     ) -> Rounds:
-        asked = {cut: selection.request() for cut, selection in selections.items()}
+        asked = {threshold: selection.request() for threshold, selection in selections.items()}
         whole = [
             (c, r)
             for c, r in asked.items()
             if not (isinstance(r, Collect) and r.only_part is not None)
         ]
-        requests: list[tuple[Scalar | Cut, Request | None]] = [(r, None) for r in simple]
+        requests: list[tuple[Scalar | Threshold, Request | None]] = [(r, None) for r in simple]
         requests += whole
         if requests:
             parts = yield from self.measure_part(requests)
             for (reduction, request), found in zip(requests, parts, strict=True):
-                if isinstance(reduction, Cut):
+                if isinstance(reduction, Threshold):
                     assert request is not None
                     selections[reduction].absorb(request, found)
                 elif reduction.columns is not None:
                     (self.known[reduction],) = found
                 else:
                     self.known[reduction] = combine_partials(reduction.op, found)
-        for cut, request in asked.items():
+        for threshold, request in asked.items():
             if isinstance(request, Collect) and request.only_part is not None:
                 ((found,),) = yield from self.measure_part(
-                    [(cut, request)], only_tile=request.only_part
+                    [(threshold, request)], only_tile=request.only_part
                 )
-                selections[cut].absorb(request, [found])
+                selections[threshold].absorb(request, [found])
 
-    def _selection(self, cut: Cut) -> Selection:
-        return Selection(self.wanted(cut, self.numel), self.numel, self.key_bits)
+    def _selection(self, threshold: Threshold) -> Selection:
+        return Selection(self.wanted(threshold, self.numel), self.numel, self.key_bits)
 
-    def wanted(self, cut: Cut, population: int) -> int | ShareOf:
+    def wanted(self, threshold: Threshold, population: int) -> int | ShareOf:
         """k of a cut over `population` elements, or its rule."""
-        return selected_count(cut, self.known, population)
+        return selected_count(threshold, self.known, population)
 
     @property
     def key_bits(self) -> int:
@@ -376,7 +378,7 @@ class TensorJob:
         self,
         *,
         outputs: tuple[tuple[Value, DType], ...] = (),
-        reductions: tuple[tuple[Scalar | Cut, Request | None], ...] = (),
+        reductions: tuple[tuple[Scalar | Threshold, Request | None], ...] = (),
     ) -> PassSpec:
         dtypes = tuple(tensor.dtype for tensor in self.sources)
         return PassSpec(self.shape, dtypes, outputs, reductions, dict(self.known), self.wide)
@@ -395,7 +397,8 @@ class TensorJob:
         compiled = self.settings.backend.compile(spec)
         used = used_sources(pass_roots(spec), self.known)
         digesting = {i for i in used if i < self._stored_sources and i not in self._source_digests}
-        digesting = digesting if only_tile is None else set()
+        records = only_tile is None and self.settings.records_sources
+        digesting = digesting if records else set()
         sinks = [t.storage.sink(t.placed, t.dtype, self.shape) for t in targets]
 
         def run(worker: Worker, start: int, count: int) -> _Tile:

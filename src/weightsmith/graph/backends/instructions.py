@@ -194,10 +194,10 @@ class _Assembler:
         if op != "where":
             return None
         mask, yes, no = inputs
-        first, selected, cut = self._entries[mask]
+        first, selected, threshold = self._entries[mask]
         if first != "above" or selected != (yes,) or self._entries[no][0] != "number":
             return None
-        return mask, ("keep", (yes, no), cut)
+        return mask, ("keep", (yes, no), threshold)
 
     def _pair(self, i: int, second: str, other: int) -> Entry | None:
         """Entry `i` and then `second` with the entry `other`, if there is an instruction for them."""

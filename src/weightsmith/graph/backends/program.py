@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from weightsmith.errors import UsageError
 from weightsmith.graph.columns import Columns, column_view
-from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value
+from weightsmith.graph.graph import Node, Scalar, Scope, Threshold, Value
 from weightsmith.graph.passes import (
     Collect,
-    CutPoint,
     Equal,
     Histogram,
     PassSpec,
     Request,
+    ThresholdPoint,
     evaluate_scalar,
     is_row_reduction,
 )
@@ -122,7 +122,7 @@ class _Blank:
 
     listing: PassListing
     numbers: tuple[tuple[int, Node], ...]
-    cuts: tuple[tuple[int, Cut], ...]
+    thresholds: tuple[tuple[int, Threshold], ...]
     requests: tuple[tuple[int, int], ...]
     arrays: tuple[Node, ...]
     columns: tuple[Scalar, ...]
@@ -136,13 +136,13 @@ class _Blank:
         for place, node in self.numbers:
             found: Any = memo[node] if isinstance(node, Value) else evaluate_scalar(node, memo)
             numbers[place] = float(found)
-        for place, cut in self.cuts:
-            point = spec.known[cut]
-            if not isinstance(point, CutPoint):
+        for place, threshold in self.thresholds:
+            point = spec.known[threshold]
+            if not isinstance(point, ThresholdPoint):
                 raise UsageError(_NOT_MEASURED)
             rank = -1 if point.last_rank is None else point.last_rank
-            cut_integers = (min(point.key, limit), point.last_index, rank, point.rank_key)
-            integers[place : place + 4] = cut_integers
+            threshold_integers = (min(point.key, limit), point.last_index, rank, point.rank_key)
+            integers[place : place + 4] = threshold_integers
         for place, ordinal in self.requests:
             asked = _request_integers(spec.reductions[ordinal][1], limit)
             integers[place : place + len(asked)] = asked
@@ -198,7 +198,7 @@ def _blank_listing(
     source_dtypes: tuple[DType, ...],
     wide: bool,
     outputs: tuple[tuple[Value, DType], ...],
-    reductions: tuple[Scalar | Cut, ...],
+    reductions: tuple[Scalar | Threshold, ...],
     requests: tuple[tuple[type[Any], int], ...],
     known: frozenset[Node],
     known_arrays: frozenset[Node],
@@ -230,7 +230,7 @@ class _Lister:
         self._requests = requests
         self._known_arrays = known_arrays
         self._open_numbers: list[tuple[int, Node]] = []
-        self._open_cuts: list[tuple[int, Cut]] = []
+        self._open_thresholds: list[tuple[int, Threshold]] = []
         self._open_requests: list[tuple[int, int]] = []
         self._array_nodes: list[Node] = []
         self._columns: list[Scalar] = []
@@ -251,7 +251,9 @@ class _Lister:
             listing.sinks.append(PassSink(f"store_{dtype.value}", self._registers(value)))
         known: dict[PassSink, int] = {}
         for (reduction, _), (kind, ordinal) in zip(spec.reductions, self._requests, strict=True):
-            for node in reduction.inputs[:1] if isinstance(reduction, Cut) else reduction.inputs:
+            for node in (
+                reduction.inputs[:1] if isinstance(reduction, Threshold) else reduction.inputs
+            ):
                 self._visit(node)
             sink = self._reduction(reduction, kind, ordinal)
             place = known.get(sink)
@@ -262,7 +264,7 @@ class _Lister:
         return _Blank(
             listing,
             tuple(self._open_numbers),
-            tuple(self._open_cuts),
+            tuple(self._open_thresholds),
             tuple(self._open_requests),
             tuple(self._array_nodes),
             tuple(self._columns),
@@ -428,12 +430,12 @@ class _Lister:
         return self._entry("round", (position,), dtype.value)
 
     def _above(self, node: Value) -> int:
-        x, cut = node.inputs
-        if not isinstance(cut, Cut) or cut not in self._known:
+        x, threshold = node.inputs
+        if not isinstance(threshold, Threshold) or threshold not in self._known:
             raise UsageError(_NOT_MEASURED)
-        if cut not in self._places:
-            self._open_cuts.append((len(self._listing.integers), cut))
-        place = self._table(cut, 0, 0, 0, 0)
+        if threshold not in self._places:
+            self._open_thresholds.append((len(self._listing.integers), threshold))
+        place = self._table(threshold, 0, 0, 0, 0)
         return self._entry("above", (self._magnitude(x),), place)
 
     def _known_value(self, node: Value) -> int:
@@ -455,7 +457,7 @@ class _Lister:
         self._listing.row_reductions.append((node, position))
         return position
 
-    def _reduction(self, reduction: Scalar | Cut, kind: type[Any], ordinal: int) -> PassSink:
+    def _reduction(self, reduction: Scalar | Threshold, kind: type[Any], ordinal: int) -> PassSink:
         if kind in _REQUEST_INTEGERS:
             asked = (self._magnitude(reduction.inputs[0]),)
             owner = ("request", ordinal)
@@ -463,7 +465,7 @@ class _Lister:
                 self._open_requests.append((len(self._listing.integers), ordinal))
             blanks = (0,) * _REQUEST_INTEGERS[kind]
             return PassSink(kind.__name__.lower(), asked, self._table(owner, *blanks))
-        if isinstance(reduction, Cut):
+        if isinstance(reduction, Threshold):
             raise UsageError(
                 "A cut is measured by a histogram or collect request; the pass has neither."
             )
@@ -476,7 +478,7 @@ class _Lister:
 
 
 def _is_per_row(node: Node) -> bool:
-    if isinstance(node, Cut) and node.scope is Scope.ROW:
+    if isinstance(node, Threshold) and node.scope is Scope.ROW:
         raise UsageError(
             "The native backend cannot select the largest elements of each row; use row_rank."
         )

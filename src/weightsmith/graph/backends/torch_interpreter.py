@@ -22,10 +22,10 @@ from weightsmith.graph.passes import (
     HISTOGRAM_BINS,
     Collect,
     CollectPart,
-    CutPoint,
     Equal,
     Histogram,
     HistogramPart,
+    ThresholdPoint,
     evaluate_scalar,
     rows_of_tile,
 )
@@ -271,20 +271,22 @@ def magnitude_keys(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.int32) & 0x7FFFFFFF
 
 
-def _above(x: Tensor, cut: CutPoint, frame: _Frame) -> Tensor:
+def _above(x: Tensor, threshold: ThresholdPoint, frame: _Frame) -> Tensor:
     keys = magnitude_keys(frame.full(x))
-    if cut.last_rank is not None:
-        mask = keys > cut.key
-        tied = torch.nonzero(keys == cut.key).flatten()
-        ranks = tie_ranks(cut.rank_key, tied + frame.start)
-        equal = (ranks == cut.last_rank) & (tied <= cut.last_index - frame.start)
-        mask[tied] = (ranks < cut.last_rank) | equal
-    elif cut.last_index >= frame.start + frame.count - 1:
-        mask = keys >= cut.key
-    elif cut.last_index < frame.start:
-        mask = keys > cut.key
+    if threshold.last_rank is not None:
+        mask = keys > threshold.key
+        tied = torch.nonzero(keys == threshold.key).flatten()
+        ranks = tie_ranks(threshold.rank_key, tied + frame.start)
+        equal = (ranks == threshold.last_rank) & (tied <= threshold.last_index - frame.start)
+        mask[tied] = (ranks < threshold.last_rank) | equal
+    elif threshold.last_index >= frame.start + frame.count - 1:
+        mask = keys >= threshold.key
+    elif threshold.last_index < frame.start:
+        mask = keys > threshold.key
     else:
-        mask = (keys > cut.key) | ((keys == cut.key) & (frame.flat_indices() <= cut.last_index))
+        mask = (keys > threshold.key) | (
+            (keys == threshold.key) & (frame.flat_indices() <= threshold.last_index)
+        )
     return mask.reshape(frame.shape)
 
 

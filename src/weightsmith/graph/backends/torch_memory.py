@@ -20,16 +20,25 @@ from weightsmith.graph.backends.torch_interpreter import (
     reduce_piece,
 )
 from weightsmith.graph.equal_magnitudes import EqualMagnitudes, model_ranks, rank_key
-from weightsmith.graph.graph import Cut, Node, Scalar, Scope, Value, adds_to, statistic_of, walk
+from weightsmith.graph.graph import (
+    Node,
+    Scalar,
+    Scope,
+    Threshold,
+    Value,
+    adds_to,
+    statistic_of,
+    walk,
+)
 from weightsmith.graph.model_statistics import ModelStatistic
-from weightsmith.graph.order import Selection, local_cut
+from weightsmith.graph.order import Selection, local_threshold
 from weightsmith.graph.passes import (
     Collect,
     CollectPart,
-    CutPoint,
     Histogram,
     HistogramPart,
     Request,
+    ThresholdPoint,
     has_row_nodes,
     reduction_levels,
     selected_count,
@@ -68,7 +77,7 @@ def evaluate_model(
     order = list(outputs) if equal_magnitudes is EqualMagnitudes.FILE else sorted(outputs)
     while True:
         progressed = False
-        pending: dict[ModelStatistic, dict[str, list[Scalar | Cut]]] = {}
+        pending: dict[ModelStatistic, dict[str, list[Scalar | Threshold]]] = {}
         late: set[ModelStatistic | None] = set()
         for name in order:
             levels = reduction_levels([outputs[name]], known_of[name])
@@ -153,22 +162,22 @@ def _with_whole_nodes(
 
 
 def _measured(
-    reduction: Scalar | Cut,
+    reduction: Scalar | Threshold,
     sources: Sequence[Tensor],
     known: dict[Node, Any],
     work: torch.dtype | None,
 ) -> Any:
     values = _reduced(reduction, sources, known, work)
-    if isinstance(reduction, Cut):
-        (cut,) = _cuts(reduction, {"": values[0]}, known, None)
-        return cut
+    if isinstance(reduction, Threshold):
+        (threshold,) = _thresholds(reduction, {"": values[0]}, known, None)
+        return threshold
     if reduction.columns is not None:
         return column_numbers(reduction.op, [t.reshape(-1) for t in values], reduction.columns)
     return reduce_piece(reduction.op, [t.reshape(-1) for t in values])
 
 
 def _measured_over(
-    members: Mapping[str, Sequence[Scalar | Cut]],
+    members: Mapping[str, Sequence[Scalar | Threshold]],
     sources: Mapping[str, Sequence[Tensor]],
     known: Mapping[str, dict[Node, Any]],
     works: Mapping[str, torch.dtype | None],
@@ -182,10 +191,10 @@ def _measured_over(
         if adds_to(first)
     }
     name, first = next(iter(firsts.items()))
-    if isinstance(first, Cut):
+    if isinstance(first, Threshold):
         magnitudes = {n: v[0] for n, v in values.items()}
         return dict(
-            zip(firsts, _cuts(first, magnitudes, known[name], equal_magnitudes), strict=True)
+            zip(firsts, _thresholds(first, magnitudes, known[name], equal_magnitudes), strict=True)
         )
     if not values:
         return dict.fromkeys(firsts, torch.zeros((), dtype=torch.float64))
@@ -195,7 +204,7 @@ def _measured_over(
 
 
 def _reduced(
-    reduction: Scalar | Cut,
+    reduction: Scalar | Threshold,
     sources: Sequence[Tensor],
     known: dict[Node, Any],
     work: torch.dtype | None,
@@ -203,15 +212,15 @@ def _reduced(
     return _run_whole(reduction.inputs[: 2 if reduction.op == "dot" else 1], sources, known, work)
 
 
-def _cuts(
-    cut: Cut,
+def _thresholds(
+    threshold: Threshold,
     values: Mapping[str, Tensor],
     known: dict[Node, Any],
     equal_magnitudes: EqualMagnitudes | None,
-) -> list[CutPoint]:
+) -> list[ThresholdPoint]:
     """A threshold over tensors in their order, as each of them sees it."""
     sizes = [v.numel() for v in values.values()]
-    k = selected_count(cut, known, sum(sizes))
+    k = selected_count(threshold, known, sum(sizes))
     keys = [magnitude_keys(v).reshape(-1) for v in values.values()]
     ranks = None
     if equal_magnitudes is EqualMagnitudes.HASH:
@@ -229,12 +238,12 @@ def _cuts(
     found = selection.result
     magnitude = _selected_magnitude(found, values, offsets)
     return [
-        replace(local_cut(found, int(offset), size, rank_key(name)), magnitude=magnitude)
+        replace(local_threshold(found, int(offset), size, rank_key(name)), magnitude=magnitude)
         for name, offset, size in zip(values, offsets, sizes, strict=False)
     ]
 
 
-def _selected_magnitude(found: CutPoint, values: Mapping[str, Tensor], offsets: Any) -> Any:
+def _selected_magnitude(found: ThresholdPoint, values: Mapping[str, Tensor], offsets: Any) -> Any:
     """The magnitude of a cut; where gradients are recorded, with that of the element it was found at."""
     tensors = list(values.values())
     if found.last_index < 0 or not any(v.requires_grad for v in tensors):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import ResourceError
+from weightsmith.tensors import piece_digest
 from weightsmith.wording import shown
 
 if TYPE_CHECKING:
@@ -17,23 +18,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Spilled:
-    """A tensor in a file: its bytes in the order in which they lay in memory."""
+    """A tensor in a file: its bytes in the order in which they lay in memory, and their digest if it outlives a run."""
 
     file: Path
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: Any
     device: Any
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known of it."""
+        return {
+            "file": self.file.name,
+            "shape": self.shape,
+            "strides": self.strides,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "digest": self.digest,
+        }
 
 
 class ActivationStore:
     """Tensors by key; of those that are kept at a time, `memory_bytes` are in memory and the others in `folder`.
 
-    Raises ResourceError where files cannot be written.
+    One that is `lasting` has all of them in files of the folder, where another process finds them by what `to_json`
+    said; a file goes when its tensor is kept no longer and `settle` tells that nobody needs it. Raises ResourceError
+    where files cannot be written, or are not what they were.
     """
 
-    def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
-        self._left, self._parent = memory_bytes, folder
+    def __init__(
+        self, memory_bytes: int, folder: Path | None = None, *, lasting: bool = False
+    ) -> None:
+        self._left, self._parent, self._lasting = memory_bytes, folder, lasting
+        self._unneeded: list[Path] = []
         self._held: dict[Hashable, Tensor] = {}
         self._spilled: dict[Hashable, _Spilled] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -50,7 +68,7 @@ class ActivationStore:
         if own.nbytes <= self._left:
             self._left -= own.nbytes
             self._held[key] = own
-        else:
+        if self._lasting or key not in self._held:
             self._spilled[key] = self._spill(own)
 
     def get(self, key: Hashable) -> Tensor:
@@ -69,11 +87,40 @@ class ActivationStore:
         if held is not None:
             self._left += held.nbytes
         spilled = self._spilled.pop(key, None)
-        if spilled is not None:
+        if spilled is not None and self._lasting:
+            self._unneeded.append(spilled.file)
+        elif spilled is not None:
             spilled.file.unlink()
 
+    def to_json(self) -> list[Any]:
+        """What is kept in files."""
+        return [[key, spilled.to_json()] for key, spilled in self._spilled.items()]
+
+    def settle(self) -> None:
+        """Remove the files of what is kept no longer."""
+        for file in self._unneeded:
+            file.unlink(missing_ok=True)
+        self._unneeded.clear()
+
+    def restore(self, entries: list[Any]) -> None:
+        """Keep what another store of the same folder said that it kept, and remove all other files."""
+        import torch
+
+        folder = self._place()
+        for key, known in entries:
+            own = dict(known)
+            own["file"] = folder / own["file"]
+            own["dtype"] = getattr(torch, own["dtype"])
+            own |= {name: tuple(own[name]) for name in ("shape", "strides")}
+            self._spilled[as_key(key)] = _Spilled(**own)
+        kept = {spilled.file for spilled in self._spilled.values()}
+        for file in folder.iterdir():
+            if file not in kept:
+                file.unlink()
+        self._made = max((int(file.name) for file in kept), default=0)
+
     def close(self) -> None:
-        """Keep nothing, and remove the files."""
+        """Keep nothing, and remove the files unless they are to last."""
         self._held.clear()
         self._spilled.clear()
         if self._folder is not None:
@@ -82,10 +129,9 @@ class ActivationStore:
     def _spill(self, tensor: Tensor) -> _Spilled:
         self._made += 1
         try:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="weightsmith-", dir=self._parent)
-            file = Path(self._folder.name) / str(self._made)
-            file.write_bytes(_bytes_of(tensor.cpu()))
+            file = self._place() / str(self._made)
+            data = _bytes_of(tensor.cpu())
+            file.write_bytes(data)
         except OSError as error:
             place = self._parent or Path(tempfile.gettempdir())
             raise ResourceError(
@@ -93,7 +139,21 @@ class ActivationStore:
                 "another folder."
             ) from error
         self.spilled_bytes += tensor.nbytes
-        return _Spilled(file, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        digest = piece_digest(data).hex() if self._lasting else ""
+        shape, strides = tuple(tensor.shape), tensor.stride()
+        return _Spilled(file, shape, strides, tensor.dtype, tensor.device, digest)
+
+    def _place(self) -> Path:
+        if self._lasting and self._parent is not None:
+            return self._parent
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="weightsmith-", dir=self._parent)
+        return Path(self._folder.name)
+
+
+def as_key(written: Any) -> Hashable:
+    """A key as JSON gives it back, whose tuples have become lists."""
+    return tuple(map(as_key, written)) if isinstance(written, list) else written
 
 
 def _without_graph(tensor: Tensor) -> Tensor:
@@ -116,10 +176,20 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def _read(spilled: _Spilled) -> Tensor:
     import torch
 
-    data = bytearray(spilled.file.stat().st_size)
-    if not data:
-        return torch.empty(spilled.shape, dtype=spilled.dtype, device=spilled.device)
-    with spilled.file.open("rb") as file:
-        file.readinto(data)
-    flat = torch.frombuffer(data, dtype=spilled.dtype)
-    return flat.as_strided(spilled.shape, spilled.strides).to(spilled.device)
+    try:
+        with spilled.file.open("rb") as file:
+            flat = torch.empty(spilled.file.stat().st_size, dtype=torch.uint8)
+            file.readinto(flat.numpy().data)
+    except OSError as error:
+        raise _damaged(spilled.file, str(error.strerror)) from error
+    if spilled.digest and piece_digest(flat.numpy().data).hex() != spilled.digest:
+        raise _damaged(spilled.file, "their bytes are others")
+    own = flat.view(spilled.dtype)
+    return own.as_strided(spilled.shape, spilled.strides).to(spilled.device)
+
+
+def _damaged(file: Path, reason: str) -> ResourceError:
+    return ResourceError(
+        f"Activations in {shown(file.parent)} are not what they were ({reason}); remove what lies there and begin "
+        "again."
+    )

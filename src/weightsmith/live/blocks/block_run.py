@@ -12,8 +12,8 @@ What comes out is what the whole network gives, to the bit. Activations wait in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ import torch
 
 from weightsmith.live.blocks.activations import ActivationStore
 from weightsmith.live.blocks.block_structure import Part, find_parts
+from weightsmith.live.blocks.freed_memory import give_memory_back
 from weightsmith.live.blocks.kept_outputs import KeptOutputs, OutputDropped, as_kept
 from weightsmith.live.blocks.replay import Ask, Replay
+from weightsmith.live.gradient_catching import GradientCatcher
 from weightsmith.live.live_model import LiveModel
-from weightsmith.live.residency import requiring_gradients
 from weightsmith.live.watching import Watch, Watched
 
 _Asked = TypeVar("_Asked")
@@ -48,6 +49,7 @@ class Block:
     is_repeated: bool
     _model: LiveModel
     _steps: Iterator[int]
+    _rehearse: Callable[[int], None]
 
     def watching(self, told: Watch) -> Watched:
         """Tell of what goes into and out of the modules of this block, and of no other that shares a tensor with it."""
@@ -67,13 +69,19 @@ class Block:
         for _ in self._steps:
             pass
 
+    def rehearse(self, batch: int) -> None:
+        """Run a batch with the weights that are there now, and keep nothing of what it gives; as often as one likes."""
+        self._rehearse(batch)
+
 
 class BlockRun:
     """A run of `ask` (such as `model.logits`) on batches, in a context that lets go of weights and files at its end.
 
     `memory_bytes` is for activations, and `folder` where those beyond it go. Weights that are in memory already stay
     there. `with_gradients` computes as a network in training does and drops nothing, for the way back
-    (`BlockGradients`). Raises UsageError for a network that cannot be run block by block, as soon as that shows.
+    (`BlockGradients`). What one that is `lasting` keeps is in files that stay in the folder, and `state` tells another
+    process what it needs to go on from there. Raises UsageError for a network that cannot be run block by block, as
+    soon as that shows.
     """
 
     def __init__(
@@ -85,13 +93,16 @@ class BlockRun:
         memory_bytes: int = MEMORY_BYTES,
         folder: Path | None = None,
         with_gradients: bool = False,
+        lasting: bool = False,
     ) -> None:
         self.model, self.batches = model, batches
         self._with_gradients = self._keep_all = with_gradients
         self._parts = find_parts(model.name, model.module)
-        self.store = ActivationStore(memory_bytes, folder)
+        self.store = ActivationStore(memory_bytes, folder, lasting=lasting)
         self.kept = KeptOutputs(self.store)
-        self.replay = Replay(model.name, ask, batches, self.kept)
+        self.catcher = GradientCatcher()
+        catching = self.catcher if with_gradients else nullcontext()
+        self.replay = Replay(model.name, ask, batches, self.kept, catching)
         self._entered: list[Any] = []
 
     def __enter__(self) -> BlockRun:
@@ -114,8 +125,11 @@ class BlockRun:
         return self.replay.calls
 
     def blocks(self) -> Iterator[Block]:
-        """Every part in the order of its calls, with its weights, before the batches go through it."""
-        call = 0
+        """Every part in the order of its calls, with its weights, before the batches go through it.
+
+        A run that was restored begins behind those that ran before.
+        """
+        call = len(self.replay.calls)
         while (part := self._look(call)) is not None:
             self.replay.calls.append(part)
             with self.holding(part):
@@ -138,6 +152,29 @@ class BlockRun:
             else:
                 yield self._available(partial(self._finish, batch))
 
+    def state(self, calls: int) -> dict[str, Any] | None:
+        """What a lasting run is behind its first calls, as JSON; None where a block gives something that has no form.
+
+        After it was kept, `store.settle` removes the files of what came before.
+        """
+        outputs = self.kept.to_json(calls)
+        if outputs is None:
+            return None
+        return {
+            "calls": [part.path for part in self.calls[:calls]],
+            "keeps_all": self._keep_all,
+            "outputs": outputs,
+            "store": self.store.to_json(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run of the same network, question and batches was, by the `state` of it."""
+        parts = {part.path: part for part in self._parts}
+        self.replay.calls.extend(parts[path] for path in state["calls"])
+        self._keep_all = state["keeps_all"]
+        self.kept.restore(state["outputs"])
+        self.store.restore(state["store"])
+
     @contextmanager
     def holding(self, part: Part) -> Iterator[None]:
         """Have the weights of a part in memory."""
@@ -150,6 +187,7 @@ class BlockRun:
                 yield
         finally:
             residency.release(names)
+            give_memory_back()
 
     def loose(self) -> list[str]:
         """The weights of modules around lists, which are no part of any block and stay in memory."""
@@ -174,8 +212,7 @@ class BlockRun:
 
     def _trained(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Have weights require gradients, if the run has any."""
-        chosen = self.model.parameters(names).values() if self._with_gradients else ()
-        return requiring_gradients(chosen)
+        return self.catcher.training(self.model.parameters(names) if self._with_gradients else {})
 
     def _block(self, part: Part, call: int) -> Block:
         steps = self._through(call)
@@ -185,7 +222,19 @@ class BlockRun:
             for file in self.model.names.files_of(name)
         )
         tensors = tuple(dict.fromkeys(files))
-        return Block(part.path, part.module, tensors, part.stack is not None, self.model, steps)
+        return Block(
+            part.path,
+            part.module,
+            tensors,
+            part.stack is not None,
+            self.model,
+            steps,
+            partial(self._rehearsed, call),
+        )
+
+    def _rehearsed(self, call: int, batch: int) -> None:
+        with torch.no_grad():
+            self.replay.step(batch, call)
 
     def _through(self, call: int) -> Iterator[int]:
         for batch in range(len(self.batches)):

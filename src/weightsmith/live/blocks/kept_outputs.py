@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as trees
 
-from weightsmith.live.blocks.activations import ActivationStore
+from weightsmith.live.blocks.activations import ActivationStore, as_key
 from weightsmith.live.blocks.kept_tensors import KeptTensor
 
 # Tells how a kept tensor is handed out: as it is, or as a leaf of a graph.
@@ -77,6 +78,26 @@ class KeptOutputs:
         """A kept tensor that requires a gradient if it did when it was computed, as kernels are chosen by it."""
         return tensor.detach().requires_grad_() if key in self._trained else tensor
 
+    def to_json(self, calls: int) -> dict[str, Any] | None:
+        """The forms of the outputs of the first calls, each written once; None where one of them cannot be written."""
+        written: dict[str, int] = {}
+        places = []
+        for (batch, call), form in self._forms.items():
+            if call < calls:
+                try:
+                    text = json.dumps(_written(form))
+                except (TypeError, ValueError, NotImplementedError):
+                    return None
+                places.append([batch, call, written.setdefault(text, len(written))])
+        forms = [json.loads(text) for text in written]
+        return {"forms": forms, "places": places, "trained": list(self._trained)}
+
+    def restore(self, known: Mapping[str, Any]) -> None:
+        """Know the outputs that `to_json` told of; their tensors are in the store."""
+        forms = [_read_form(form) for form in known["forms"]]
+        self._forms = {(batch, call): forms[i] for batch, call, i in known["places"]}
+        self._trained = {as_key(key) for key in known["trained"]}
+
     def _lazy(self, key: Hashable, form: torch.Tensor, hand: Hand) -> KeptTensor:
         def fetch() -> torch.Tensor:
             if key not in self._store:
@@ -100,6 +121,30 @@ def _form(leaf: Any) -> Any:
         return leaf
     with torch.no_grad():
         return KeptTensor.of(leaf.detach(), _nothing)
+
+
+def _written(form: _Form) -> dict[str, Any]:
+    """A form as JSON has it; raises what JSON and torch raise for leaves and trees that cannot be written."""
+    leaves: list[Any] = []
+    for leaf in form.leaves:
+        if isinstance(leaf, torch.Tensor):
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            leaves.append([list(leaf.shape), list(leaf.stride()), dtype, str(leaf.device)])
+        elif leaf is None or type(leaf) in (bool, int, float, str):
+            leaves.append(leaf)
+        else:
+            raise TypeError
+    return {"leaves": leaves, "tree": trees.treespec_dumps(form.tree)}
+
+
+def _read_form(known: Mapping[str, Any]) -> _Form:
+    leaves = []
+    for leaf in known["leaves"]:
+        if isinstance(leaf, list):
+            shape, strides, dtype, device = leaf
+            leaf = KeptTensor.like(shape, strides, getattr(torch, dtype), device, _nothing)
+        leaves.append(leaf)
+    return _Form(tuple(leaves), trees.treespec_loads(known["tree"]))
 
 
 def _nothing() -> torch.Tensor:

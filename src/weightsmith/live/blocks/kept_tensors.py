@@ -40,8 +40,15 @@ class KeptTensor(torch.Tensor):
     @staticmethod
     def of(form: torch.Tensor, fetch: _Fetch) -> KeptTensor:
         """A tensor with the shape, strides, dtype and device of `form`."""
+        return KeptTensor.like(form.size(), form.stride(), form.dtype, form.device, fetch)
+
+    @staticmethod
+    def like(
+        shape: Sequence[int], strides: Sequence[int], dtype: Any, device: Any, fetch: _Fetch
+    ) -> KeptTensor:
+        """A tensor of a form that is told in words."""
         made: KeptTensor = torch.Tensor._make_wrapper_subclass(
-            KeptTensor, form.size(), form.stride(), dtype=form.dtype, device=form.device
+            KeptTensor, shape, strides, dtype=dtype, device=device
         )
         made._fetch, made._value = fetch, None
         return made

@@ -7,7 +7,7 @@ architecture: it is run as it stands, and only the calls of its parts are answer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,20 @@ class Stepped:
 class Replay:
     """Runs `ask` on batches up to calls of parts, which are numbered in the order in which they come.
 
-    `calls` are the parts of the calls that are known. Raises UsageError for a network that cannot be run so.
+    `catching` is around all that runs. `calls` are the parts of the calls that are known. Raises UsageError for a
+    network that cannot be run so.
     """
 
-    def __init__(self, name: str, ask: Ask, batches: Sequence[Any], kept: KeptOutputs) -> None:
+    def __init__(
+        self,
+        name: str,
+        ask: Ask,
+        batches: Sequence[Any],
+        kept: KeptOutputs,
+        catching: AbstractContextManager[Any],
+    ) -> None:
         self._name, self._ask, self._batches, self._kept = name, ask, batches, kept
+        self._catching = catching
         self.calls: list[Part] = []
         self._batch = self._count = self._target = 0
         self._looks_only = False
@@ -81,7 +90,7 @@ class Replay:
 
     def step(self, batch: int, call: int, hand: Hand = as_kept) -> Stepped:
         """Run one call on a batch, and go on to the next one, or to the end."""
-        self._output = result = None
+        result = None
         try:
             result = self._finished(self._run(batch, call, hand))
         except _Reached:
@@ -90,9 +99,11 @@ class Replay:
             # Only what comes behind the call, and is of no matter here, may lack what it reads.
             if self._output is None:
                 raise
-        if self._output is None:
+        # What is kept here would hold the graph, and the weights in it, until the next step.
+        output, self._output, self._hand = self._output, None, as_kept
+        if output is None:
             raise self._refused("it makes fewer calls on one batch than on another")
-        return Stepped(self._output[0], result)
+        return Stepped(output[0], result)
 
     def finish(self, batch: int) -> torch.Tensor:
         """What `ask` gives for a batch, every call being known."""
@@ -105,7 +116,7 @@ class Replay:
     def _run(self, batch: int, call: int, hand: Hand) -> Any:
         self._batch, self._target, self._count, self._hand = batch, call, 0, hand
         try:
-            with self._guard:
+            with self._catching, self._guard:
                 return self._ask(self._batches[batch])
         except CompatibilityError as error:
             if isinstance(error.__cause__, MissingWeight):

@@ -22,6 +22,8 @@ from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vector
 
 # Sine of the angle from the antipode below which a direction points nowhere, as the antipode itself.
 _ANTIPODE = 1e-7
+# Each step of a mean that has settled brings its gradient nearer, by what the steps before brought the mean.
+_STEPS_OF_GRADIENTS = 16
 
 
 @method(
@@ -125,6 +127,10 @@ class KarcherSolver:
         for _ in range(self.max_iter):
             mean, settled = self._step(mean, shares, units)
             if scalars.all_true(settled):
+                if any(getattr(number, "requires_grad", False) for number in numbers):
+                    # Two vectors of one weight settle at once, and their mean's gradient with more steps.
+                    for _ in range(_STEPS_OF_GRADIENTS):
+                        mean = self._settled_step(mean, shares, units)
                 break
         scale = total([w * length for w, length in zip(weights, lengths, strict=True)])
         return [scale * c * i for c, i in zip(mean, inverse, strict=True)]
@@ -141,13 +147,30 @@ class KarcherSolver:
             scalars.where(cancelled, f, s / divisor) for f, s in zip(first, shares, strict=True)
         ]
 
-    def _step(
+    def _settled_step(
         self, mean: list[Any], shares: list[Any], units: list[list[Any]]
-    ) -> tuple[list[Any], Any]:
+    ) -> list[Any]:
+        """A step of almost no length, without the roots of it that have no gradient there."""
+        tangent = self._tangent(mean, shares, units)
+        square = _quadratic(tangent, units)
+        moved = [
+            (1.0 - square / 2.0) * m + (1.0 - square / 6.0) * t
+            for m, t in zip(mean, tangent, strict=True)
+        ]
+        size = root(_quadratic(moved, units))
+        return [v / scalars.where(size > 0, size, 1.0) for v in moved]
+
+    def _tangent(self, mean: list[Any], shares: list[Any], units: list[list[Any]]) -> list[Any]:
+        """T: the mean of the logarithms at a mean."""
         cosines = [scalars.clamp(_inner(mean, row), -1.0, 1.0) for row in units]
         pulls = [s * self._log_factor(c) for s, c in zip(shares, cosines, strict=True)]
         back = total([p * c for p, c in zip(pulls, cosines, strict=True)])
-        tangent = [p - back * m for p, m in zip(pulls, mean, strict=True)]
+        return [p - back * m for p, m in zip(pulls, mean, strict=True)]
+
+    def _step(
+        self, mean: list[Any], shares: list[Any], units: list[list[Any]]
+    ) -> tuple[list[Any], Any]:
+        tangent = self._tangent(mean, shares, units)
         length = root(_quadratic(tangent, units))
         settled = length <= self.tol
         forward = scalars.sin(length) / scalars.where(settled, 1.0, length)

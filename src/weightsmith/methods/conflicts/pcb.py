@@ -207,9 +207,9 @@ def renormalised(score: Value, density: float, site: Site, task: int) -> Value:
     """Norm of non-negative scores of which all but the floor(density N) largest are set to 0."""
     if density >= 1.0:
         return _min_max(score, site.over_model("score", task), otherwise=1.0)
-    cut = largest_share(score, density, site.over_model("kept scores", task, density))
+    threshold = largest_share(score, density, site.over_model("kept scores", task, density))
     factor = apply(_reciprocal, peak(score, site.over_model("score", task).part("peak")))
-    return where(above(score, cut), score * factor, 0.0)
+    return where(above(score, threshold), score * factor, 0.0)
 
 
 def tail_weights(score: Value, density: float, site: Site, task: int) -> Value:

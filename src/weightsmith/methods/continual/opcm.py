@@ -199,11 +199,13 @@ class Fold:
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
         first, *others, base = matrices
-        cut = self.how.cut(linalg, first)
+        cutoff = self.how.cutoff(linalg, first)
         merged = in_float64(linalg, first)
         for count, delta in enumerate(others, start=self.count):
             floor = self.floor(linalg, merged, base, count)
-            merged = merged + self.projected(linalg, merged, in_float64(linalg, delta), cut, floor)
+            merged = merged + self.projected(
+                linalg, merged, in_float64(linalg, delta), cutoff, floor
+            )
         return merged
 
     def floor(self, linalg: Any, merged: Any, base: Any, count: int) -> float:
@@ -218,9 +220,11 @@ class Fold:
         (rounding,) = self.how.roundings(linalg, base, [mean])
         return sqrt(count) * rounding.strength
 
-    def projected(self, linalg: Any, merged: Any, task: Any, cut: float, floor: float = 0.0) -> Any:
+    def projected(
+        self, linalg: Any, merged: Any, task: Any, cutoff: float, floor: float = 0.0
+    ) -> Any:
         """tau~: the task without the leading block and the diagonal in the merged matrix's directions."""
-        spectrum = self.how.spectrum(linalg, merged, tolerance=cut, floor=floor)
+        spectrum = self.how.spectrum(linalg, merged, tolerance=cutoff, floor=floor)
         if spectrum.rank == 0:
             return task
         shielded = self.shielded(spectrum.values)

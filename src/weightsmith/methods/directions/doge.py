@@ -194,13 +194,15 @@ class SharedShift:
         left = [constant((problem.outside(t) ** 2).sum()) for t in tasks]
         if any(floors) and all(s <= floor for s, floor in zip(left, floors, strict=True)):
             return merged * 0.0
-        shift = self._minimiser(problem, self.how.cut(linalg, matrices[0]), max(floors))
+        shift = self._minimiser(problem, self.how.cutoff(linalg, matrices[0]), max(floors))
         return shift if is_whole else arbitrary(shift, self.tensor)
 
-    def _minimiser(self, problem: Surrogate, cut: float, floor: float) -> Any:
+    def _minimiser(self, problem: Surrogate, cutoff: float, floor: float) -> Any:
         if self.descend:
             return problem.descended(self.steps, self.rate)
-        return problem.conjugate_gradients(self.steps) if self.rows else problem.closed(cut, floor)
+        return (
+            problem.conjugate_gradients(self.steps) if self.rows else problem.closed(cutoff, floor)
+        )
 
     def _shared_basis(
         self,
@@ -216,7 +218,7 @@ class SharedShift:
         all of them.
         """
         smaller = min(matrices[0].shape)
-        cut = self.how.cut(linalg, matrices[0])
+        cutoff = self.how.cutoff(linalg, matrices[0])
         own = max(1, smaller // len(matrices))
         spectra = [
             self.how.spectrum(linalg, matrix, own, floor=rounding.strength)
@@ -224,13 +226,13 @@ class SharedShift:
         ]
         joined = linalg.concatenate([s.left for s in spectra], 1)
         wanted = floor_of_share(1.0 / self.subspace, smaller)
-        found = self.how.spectrum(linalg, joined, tolerance=cut)
+        found = self.how.spectrum(linalg, joined, tolerance=cutoff)
         first, last = _alike(found.values, wanted)
         if last <= wanted:
             return found.leading(wanted).left, True
         tied = found.only(slice(first, last)).left
         strengths = self.how.spectrum(
-            linalg, linalg.concatenate([tied.T @ s for s in scaled], 1), tolerance=cut
+            linalg, linalg.concatenate([tied.T @ s for s in scaled], 1), tolerance=cutoff
         )
         room = wanted - first
         start, end = _alike(strengths.values, room)
@@ -273,7 +275,7 @@ class Surrogate:
         """The objective."""
         return sum(constant((r * r).sum()) for r in self._residuals(delta))
 
-    def closed(self, cut: float, floor: float = 0.0) -> Any:
+    def closed(self, cutoff: float, floor: float = 0.0) -> Any:
         """The minimiser of least norm for inner products of whole matrices.
 
         Combinations of the free parts of which rounding has a squared length of `floor` have none.
@@ -285,7 +287,7 @@ class Surrogate:
         eigen = linalg.linalg.eigh(without_gradient(gram))
         values, vectors = falling(linalg, eigen[0], eigen[1], None)
         largest = max(constant((t * t).sum()) for t in self.tasks)
-        known = int((values > max(largest * cut, floor)).sum())
+        known = int((values > max(largest * cutoff, floor)).sum())
         found = differentiable(
             gram, Spectrum(vectors, values, vectors.T), slice(known), self.tensor
         )

@@ -11,7 +11,7 @@ from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.matrices import in_float64
 from weightsmith.methods.parts.named_roles import TEXT_PROJECTION
 from weightsmith.methods.parts.registry import Base, method, shared
-from weightsmith.methods.parts.rounding import arithmetic_of, shares_alike, strength_of_sum
+from weightsmith.methods.parts.rounding import arithmetic_of, noise_of_sum, shares_alike
 from weightsmith.methods.parts.spectra import (
     ByMatrix,
     Decomposition,
@@ -123,19 +123,19 @@ class Isotropic:
     def __call__(self, linalg: Any, matrices: list[Any]) -> Any:
         """Matrix of the same shape, in float64."""
         *matrices, base = matrices
-        cut = self.how.cut(linalg, matrices[0])
+        cutoff = self.how.cutoff(linalg, matrices[0])
         roundings = self.how.roundings(linalg, base, matrices)
         total = weighted_sum(linalg, matrices, self.weights)
         common_rank, own_rank = self.ranks(min(total.shape), len(matrices))
-        floor = strength_of_sum(roundings, self.weights, shares_alike(matrices, roundings))
-        common = self.how.spectrum(linalg, total, common_rank, cut, floor)
+        floor = noise_of_sum(roundings, self.weights, shares_alike(matrices, roundings))
+        common = self.how.spectrum(linalg, total, common_rank, cutoff, floor)
         if own_rank == 0:
             return common.polar() * _mean([common.values]) if common.rank else total
         found, has_rounding = [], False
         for matrix, weight, rounding in zip(matrices, self.weights, roundings, strict=True):
             floors = _Floors(rounding.strength * abs(weight), floor)
             task = in_float64(linalg, matrix) * weight
-            own = self._specific(linalg, task, common, own_rank, cut, floors)
+            own = self._specific(linalg, task, common, own_rank, cutoff, floors)
             found.append((own, floors.own))
             rounding_alone = arithmetic_of(task.shape, frobenius(linalg, task))
             has_rounding = has_rounding or bool((own.values <= rounding_alone).any())
@@ -144,7 +144,7 @@ class Isotropic:
             return total
         spectra = [s for s, _ in found]
         # [outputs, all ranks], [all ranks, inputs]
-        left, right = self.how.polars(linalg, spectra, [error for _, error in found], cut)
+        left, right = self.how.polars(linalg, spectra, [error for _, error in found], cutoff)
         factor = blockwise(linalg, left, spectra, Spectrum.paired) @ right
         isotropic = factor * _mean([s.values for s in spectra])
         return arbitrary(isotropic, self.how.tensor) if has_rounding else isotropic
@@ -155,18 +155,20 @@ class Isotropic:
         return full - own * tasks, own
 
     def _specific(
-        self, linalg: Any, task: Any, common: Spectrum, rank: int, cut: float, floors: _Floors
+        self, linalg: Any, task: Any, common: Spectrum, rank: int, cutoff: float, floors: _Floors
     ) -> Spectrum:
         """The strongest directions of what the common ones leave of a task; none where only rounding is left.
 
         Errors E of M turn U_c by (I - U_c U_c^T) E V_c S_c^-1, which leaves that times U_c^T tau of the task.
         """
         images = common.left.T @ task  # [common rank, inputs]
-        found = self.how.spectrum(linalg, task - common.left @ images, rank, cut, floors.own)
+        found = self.how.spectrum(linalg, task - common.left @ images, rank, cutoff, floors.own)
         turns = self.how.turns(linalg, common, floors.common)
         missed = ((images @ found.right.T) * turns[:, None]) ** 2  # [common rank, own rank]
         made = floors.own**2 + missed.sum(0)
-        return found.only((found.values**2 > made) & (found.values > cut * frobenius(linalg, task)))
+        return found.only(
+            (found.values**2 > made) & (found.values > cutoff * frobenius(linalg, task))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from weightsmith.graph import Site, Value, whole, whole_parts, without_gradient
 from weightsmith.methods.directions.iso import frobenius
 from weightsmith.methods.parts.matrices import MatrixView, in_dtype_of, in_float64
 from weightsmith.methods.parts.registry import Base, FormerPreset, method, shared
-from weightsmith.methods.parts.rounding import EXACT, shares_alike, strength_side_by_side
+from weightsmith.methods.parts.rounding import EXACT, noise_side_by_side, shares_alike
 from weightsmith.methods.parts.spectra import (
     ByMatrix,
     Decomposition,
@@ -166,10 +166,10 @@ class JointBasis:
     def _parts(self, linalg: Any, matrices: Sequence[Any], blocks: int) -> list[Any]:
         *sides, base = [m.T if self.turned else m for m in matrices]
         rows, columns = sides[0].shape  # (outputs, inputs), or turned
-        cut = self.how.cut(linalg, sides[0])
+        cutoff = self.how.cutoff(linalg, sides[0])
         roundings = self.how.roundings(linalg, base, sides)
-        floor = strength_side_by_side(roundings, shares_alike(sides, roundings))
-        left, values = self.how.joint_left(linalg, sides, cut, floor)  # [rows, rank], [rank]
+        floor = noise_side_by_side(roundings, shares_alike(sides, roundings))
+        left, values = self.how.joint_left(linalg, sides, cutoff, floor)  # [rows, rank], [rank]
         if values.shape[0] and constant(values[0]) <= floor:
             roundings = [EXACT] * len(sides)
         noise = _ROUNDING * float(linalg.finfo(matrices[0].dtype).eps)

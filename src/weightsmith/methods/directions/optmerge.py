@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsmith.graph import Site, Value, floor_of_share, whole
 from weightsmith.methods.directions.tsv import strength_parameter
-from weightsmith.methods.parts.gram import Descent, Problem, begun, cut_of, rounding_floor, unit
+from weightsmith.methods.parts.gram import Descent, Problem, begun, cutoff_of, rounding_floor, unit
 from weightsmith.methods.parts.matrices import in_float64, others_parameter
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix, Decomposition, LeadingRules
@@ -130,8 +130,8 @@ class LeadingInterference:
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
         floor = rounding_floor(linalg, base, matrices, self.how.tolerance, self.stored)
-        cut = cut_of(linalg, matrices[0], self.how.tolerance)
-        return problem.solution(linalg, cut, floor, self.how.tensor)
+        cutoff = cutoff_of(linalg, matrices[0], self.how.tolerance)
+        return problem.solution(linalg, cutoff, floor, self.how.tensor)
 
     def _rank(self, matrix: Any) -> int:
         smaller = int(min(matrix.shape))
@@ -143,14 +143,16 @@ class LeadingInterference:
         relative = unit(linalg, in_float64(linalg, delta))
         if relative is None:
             return None
-        cut = self.how.cut(linalg, delta)
-        return self.how.spectrum(linalg, relative, self._rank(delta), cut).rows()  # [rank, inputs]
+        cutoff = self.how.cutoff(linalg, delta)
+        return self.how.spectrum(
+            linalg, relative, self._rank(delta), cutoff
+        ).rows()  # [rank, inputs]
 
     def _target(self, linalg: Any, delta: Any, full: Any, mean: Any) -> Any:
         rank = self._rank(delta)
         if not self.centred:
             return self.how.spectrum(linalg, delta, rank).matrix()
         return (
-            self.how.spectrum(linalg, full - mean, rank, self.how.cut(linalg, delta)).matrix()
+            self.how.spectrum(linalg, full - mean, rank, self.how.cutoff(linalg, delta)).matrix()
             + mean
         )

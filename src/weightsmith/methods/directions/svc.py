@@ -131,4 +131,4 @@ class Calibrated:
         """The length up to which the task's response in each direction can be rounding."""
         length = frobenius(linalg, in_float64(linalg, task))
         floor = rounding_floor(linalg, base, [task], self.how.tolerance, self.stored)
-        return length * (max(self.how.cut(linalg, task), math.sqrt(floor)) + mixed)
+        return length * (max(self.how.cutoff(linalg, task), math.sqrt(floor)) + mixed)

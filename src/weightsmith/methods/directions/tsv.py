@@ -132,9 +132,9 @@ def decorrelated(
         spectrum, weight = found[0]
         real = spectrum.matrix() * weight
     else:
-        cut = how.cut(linalg, matrices[0])
+        cutoff = how.cutoff(linalg, matrices[0])
         # [outputs, all ranks], [all ranks, inputs]
-        left, right = how.polars(linalg, [s for s, _ in found], errors, cut)
+        left, right = how.polars(linalg, [s for s, _ in found], errors, cutoff)
         weighted = [s.times(w) for s, w in found]
         real = blockwise(linalg, left, weighted, Spectrum.scaled) @ right
     return real if merged is None else merged + real

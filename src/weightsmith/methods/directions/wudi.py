@@ -8,7 +8,13 @@ from typing import Any
 
 from weightsmith.graph import Site, Value, whole
 from weightsmith.methods.directions.tsv import strength_parameter
-from weightsmith.methods.parts.gram import Descent, GramRules, cut_of, rounding_floor, task_problem
+from weightsmith.methods.parts.gram import (
+    Descent,
+    GramRules,
+    cutoff_of,
+    rounding_floor,
+    task_problem,
+)
 from weightsmith.methods.parts.registry import Base, method, shared
 from weightsmith.methods.parts.spectra import ByMatrix
 from weightsmith.methods.parts.task_vectors import lambda_parameter, task_vectors
@@ -101,8 +107,8 @@ class LeastInterference:
         if self.descent is not None:
             return problem.descended(linalg, self.descent)
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
-        cut = cut_of(linalg, matrices[0], self.tolerance)
-        return problem.solution(linalg, cut, floor, self.tensor)
+        cutoff = cutoff_of(linalg, matrices[0], self.tolerance)
+        return problem.solution(linalg, cutoff, floor, self.tensor)
 
     def _start(self) -> str:
         """T_0, which matters in directions that are left out alone where there is a closed form.

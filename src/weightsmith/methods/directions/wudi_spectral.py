@@ -21,7 +21,7 @@ from weightsmith.methods.directions.tsv import strength_parameter
 from weightsmith.methods.parts.gram import (
     GramRules,
     Reduced,
-    cut_of,
+    cutoff_of,
     directions,
     rounding_floor,
     task_problem,
@@ -118,8 +118,8 @@ class Filtered:
             return matrices[0] * 0.0
         reduced = problem.reduced(linalg)
         floor = rounding_floor(linalg, base, matrices, self.tolerance, self.stored)
-        cut = cut_of(linalg, matrices[0], self.tolerance)
-        found = directions(linalg, reduced.gram, cut, floor, self.tensor)
+        cutoff = cutoff_of(linalg, matrices[0], self.tolerance)
+        found = directions(linalg, reduced.gram, cutoff, floor, self.tensor)
         images = reduced.residual @ found.left  # [outputs, rank]
         outputs, inputs = matrices[0].shape
         lengths = partial(_lengths, linalg, problem.start, reduced, found, images)

@@ -64,7 +64,7 @@ class GramRules(MatrixRules):
     )
 
 
-def cut_of(linalg: Any, array: Any, tolerance: float | None) -> float:
+def cutoff_of(linalg: Any, array: Any, tolerance: float | None) -> float:
     """The relative eigenvalue up to which directions of C are rounding of the array that it was made from."""
     singular = tolerance
     if singular is None:
@@ -104,9 +104,9 @@ def rounding_floor(
 
 
 def directions(
-    linalg: Any, gram: Any, cut: float, floor: float = 0.0, tensor: str = ""
+    linalg: Any, gram: Any, cutoff: float, floor: float = 0.0, tensor: str = ""
 ) -> Spectrum:
-    """Of a symmetric positive semidefinite matrix: eigenvalues above the share `cut` of the largest, and `floor`.
+    """Of a symmetric positive semidefinite matrix: eigenvalues above the share `cutoff` of the largest, and `floor`.
 
     Eigenvectors are the columns of `left`. `tensor` is the name that an error of their gradients gives.
     """
@@ -116,7 +116,7 @@ def directions(
     relative = _symmetric(gram, scale)
     values, vectors = linalg.linalg.eigh(without_gradient(relative))
     values, vectors = falling(linalg, values, vectors, None)
-    kept = max(1, int((values > max(cut * number(values[0]), floor / scale)).sum()))
+    kept = max(1, int((values > max(cutoff * number(values[0]), floor / scale)).sum()))
     found = Spectrum(vectors, values, vectors.T)
     return differentiable(relative, found, slice(kept), tensor).times(scale)
 
@@ -125,7 +125,7 @@ def solve(
     linalg: Any,
     residual: Any,
     gram: Any,
-    cut: float,
+    cutoff: float,
     elsewhere: Any = None,
     floor: float = 0.0,
     tensor: str = "",
@@ -135,11 +135,11 @@ def solve(
     In the directions that are left out the result is that of `elsewhere`, or 0.
     """
     trace = number(gram.trace()) if gram.shape[0] else 0.0
-    relative = max(cut, _PRECISION, floor / trace if trace > 0.0 else 0.0)
+    relative = max(cutoff, _PRECISION, floor / trace if trace > 0.0 else 0.0)
     direct = _direct(linalg, residual, gram, min(_WELL_CONDITIONED, 0.1 / relative))
     if direct is not None:
         return direct
-    found = directions(linalg, gram, cut, floor, tensor)
+    found = directions(linalg, gram, cutoff, floor, tensor)
     images = found.through(residual @ found.left, reciprocal)  # [outputs, rank]
     if elsewhere is None:
         return images @ found.left.T
@@ -234,11 +234,11 @@ class Problem:
         """Rows of all factors."""
         return sum(int(factor.shape[0]) for factor in self.factors)
 
-    def solution(self, linalg: Any, cut: float, floor: float = 0.0, tensor: str = "") -> Any:
+    def solution(self, linalg: Any, cutoff: float, floor: float = 0.0, tensor: str = "") -> Any:
         """T for f = 1."""
         reduced = self.reduced(linalg)
         return self.start + reduced.step(
-            solve(linalg, reduced.residual, reduced.gram, cut, floor=floor, tensor=tensor)
+            solve(linalg, reduced.residual, reduced.gram, cutoff, floor=floor, tensor=tensor)
         )
 
     def descended(self, linalg: Any, step: Descent) -> Any:

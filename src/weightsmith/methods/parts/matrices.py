@@ -47,7 +47,7 @@ class MatrixView:
     @property
     def blocks(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of each matrix that a group is cut into."""
-        return [(stop - start, self.inputs) for start, stop in self._cuts()]
+        return [(stop - start, self.inputs) for start, stop in self._thresholds()]
 
     def split(self, array: Any) -> list[Any]:
         """The matrices of an array of the stored shape, group by group and part by part."""
@@ -56,12 +56,12 @@ class MatrixView:
         found: list[Any] = []
         for i in range(self.count):
             matrix = stack[i].T if self.input_first else stack[i]
-            found.extend(matrix[start:stop] for start, stop in self._cuts())
+            found.extend(matrix[start:stop] for start, stop in self._thresholds())
         return found
 
     def join(self, linalg: Any, matrices: Sequence[Any]) -> Any:
         """The array of the stored shape that `split` takes apart into these matrices."""
-        per_group = len(self._cuts())
+        per_group = len(self._thresholds())
         groups = []
         for i in range(self.count):
             pieces = list(matrices[i * per_group : (i + 1) * per_group])
@@ -70,7 +70,7 @@ class MatrixView:
         joined = groups[0] if self.count == 1 else linalg.stack(groups)
         return joined.reshape(self.shape)
 
-    def _cuts(self) -> list[tuple[int, int]]:
+    def _thresholds(self) -> list[tuple[int, int]]:
         sizes = self.parts or (self.outputs,)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -9,7 +9,7 @@ A modifier is a frozen dataclass whose fields are its parameters and whose `modi
 
         def modify(self, base: Value | None, experts: Sequence[Value], site: Site) -> list[Value]: ...
 
-The base is the recipe's, also where the method itself has none.
+The base is the recipe's, also where the method itself has none. `site.statistics` are those that the modifier takes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from weightsmith.errors import RecipeError
-from weightsmith.graph import Operand, Site, Value
+from weightsmith.graph import Operand, Site, Statistic, Value
 from weightsmith.methods.parts import method_index as index
 from weightsmith.methods.parts import registry
-from weightsmith.methods.parts.registry import REQUIRED, Base, Parameter, declared_parameters
+from weightsmith.methods.parts.registry import (
+    REQUIRED,
+    Base,
+    MeasuredOn,
+    Parameter,
+    declared_parameters,
+)
 from weightsmith.naming import nearest
 
 
@@ -36,7 +42,10 @@ class Modify(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModifierSpec:
-    """A registered modifier. Each parameter has one value for all experts."""
+    """A registered modifier. Each parameter has one value for all experts.
+
+    `statistics` and `measured_on` are what they are of a method (`MethodSpec`).
+    """
 
     name: str
     title: str
@@ -44,6 +53,13 @@ class ModifierSpec:
     base: Base
     parameters: Mapping[str, Parameter]
     implementation: type[Any]
+    statistics: tuple[str, ...] = ()
+    measured_on: MeasuredOn = MeasuredOn.EXPERTS
+
+    @property
+    def noun(self) -> str:
+        """What it is called in messages."""
+        return "modifier"
 
     @property
     def doc(self) -> str:
@@ -63,7 +79,7 @@ class ModifierSpec:
             value = given.get(key, parameter.default)
             if value is REQUIRED:
                 raise RecipeError(f"{where}: modifier {self.name} needs the parameter {key!r}.")
-            fields[parameter.name] = parameter.check(value, where)
+            fields[parameter.name] = parameter.built(value, where)
         built: Modify = self.implementation(**fields)
         return built
 
@@ -72,7 +88,15 @@ _REGISTRY: dict[str, ModifierSpec] = {}
 _T = TypeVar("_T", bound=type)
 
 
-def modifier(name: str, *, title: str, paper: str, base: Base) -> Callable[[_T], _T]:
+def modifier(
+    name: str,
+    *,
+    title: str,
+    paper: str,
+    base: Base,
+    statistics: tuple[str, ...] = (),
+    measured_on: MeasuredOn = MeasuredOn.EXPERTS,
+) -> Callable[[_T], _T]:
     """Register a frozen dataclass as a modifier; raises UsageError where another module has one of that name."""
 
     def register(implementation: _T) -> _T:
@@ -80,7 +104,9 @@ def modifier(name: str, *, title: str, paper: str, base: Base) -> Callable[[_T],
         owner = None if known is None else known.implementation.__module__
         index.require_free(name, "modifier", implementation.__module__, owner)
         parameters = declared_parameters(implementation)
-        _REGISTRY[name] = ModifierSpec(name, title, paper, base, parameters, implementation)
+        _REGISTRY[name] = ModifierSpec(
+            name, title, paper, base, parameters, implementation, statistics, measured_on
+        )
         return implementation
 
     return register
@@ -109,12 +135,20 @@ def get(name: str) -> ModifierSpec:
 
 
 def modified(
-    chain: Sequence[Modify], base: Value | None, experts: Sequence[Value], site: Site
+    chain: Sequence[Modify],
+    base: Value | None,
+    experts: Sequence[Value],
+    site: Site,
+    statistics: Sequence[tuple[Statistic, ...]] = (),
 ) -> list[Value]:
-    """The experts after all modifiers, one after the other."""
+    """The experts after all modifiers, one after the other; `statistics` has those of each modifier, or of none."""
     result = list(experts)
     for step, one in enumerate(chain):
-        own = replace(site, merge=f"{site.merge}/modify[{step}]")
+        own = replace(
+            site,
+            merge=f"{site.merge}/modify[{step}]",
+            statistics=statistics[step] if statistics else (),
+        )
         result = list(one.modify(base, result, own))
     return result
 

@@ -39,6 +39,18 @@ class Base(enum.Enum):
     IGNORED = "ignored"
 
 
+class MeasuredOn(enum.Enum):
+    """On which weights the statistics of a method were measured.
+
+    Those of each expert, over its own data; those of the base, once; or those of the base over the data of each expert,
+    which is then one file for each.
+    """
+
+    EXPERTS = "each expert"
+    BASE = "the base"
+    BASE_BY_EXPERT = "the base, over the data of each expert"
+
+
 class _Required:
     """The default of a parameter that has none."""
 
@@ -116,6 +128,11 @@ class Parameter:
                 f"{where}: {self.key} must lie in {self.bounds}, but is {literal(given)}."
             )
         return number
+
+    def built(self, given: Any, where: str, preset: str = PAPER) -> Any:
+        """As `check`, to build a method with: what counts something is known then, or NumberNotKnown."""
+        checked = self.check(given, where, preset)
+        return int(checked) if self.kind is int and isinstance(checked, Scalar) else checked
 
     @property
     def bounds(self) -> str:
@@ -222,12 +239,13 @@ class FormerPreset:
 class MethodSpec:
     """A registered method.
 
-    `statistics` are the kinds of stored statistics that it takes of its experts, the preferred first. `cost` is its
-    time for a matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it.
-    `step` is empty where a step of `then:` gives the method what was merged as its only expert; else it holds the
-    parameters under which the experts of the merge follow behind. With `step_unless` they only do so, and must be
-    there, where the step does not give that parameter. `former_presets` are by the names that are understood still,
-    `about_presets` says of a preset whose rule it is.
+    `statistics` are the kinds of stored statistics that it takes, the preferred first, of the weights that
+    `measured_on` says; `KIND:WORD` is what a file has under a word (`channels:input_square`). `cost` is its time for a
+    matrix of m x n numbers and N experts, `generalises` the methods that are special cases of it. `step` is empty
+    where a step of `then:` gives the method what was merged as its only expert; else it holds the parameters under
+    which the experts of the merge follow behind. With `step_unless` they only do so, and must be there, where the step
+    does not give that parameter. `former_presets` are by the names that are understood still, `about_presets` says of
+    a preset whose rule it is.
     """
 
     name: str
@@ -239,12 +257,18 @@ class MethodSpec:
     presets: Mapping[str, Mapping[str, Any]]
     implementation: type[Any]
     statistics: tuple[str, ...] = ()
+    measured_on: MeasuredOn = MeasuredOn.EXPERTS
     cost: str = ""
     generalises: tuple[str, ...] = ()
     step: Mapping[str, Any] = field(default_factory=dict)
     step_unless: str = ""
     former_presets: Mapping[str, FormerPreset] = field(default_factory=dict)
     about_presets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def noun(self) -> str:
+        """What it is called in messages."""
+        return "method"
 
     @property
     def doc(self) -> str:
@@ -308,7 +332,7 @@ class MethodSpec:
     def _checked(self, parameter: Parameter, given: Any, where: str, preset: str) -> Any:
         if given is REQUIRED:
             raise RecipeError(f"{where}: method {self.name} needs the parameter {parameter.key!r}.")
-        return parameter.check(given, where, preset)
+        return parameter.built(given, where, preset)
 
     def _known(self) -> str:
         return ", ".join(self.parameters) or "none"
@@ -328,6 +352,7 @@ def method(
     experts: tuple[int, int | None] = (1, None),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     statistics: tuple[str, ...] = (),
+    measured_on: MeasuredOn = MeasuredOn.EXPERTS,
     cost: str = "",
     generalises: tuple[str, ...] = (),
     step: Mapping[str, Any] | None = None,
@@ -354,6 +379,7 @@ def method(
             presets=presets or {},
             implementation=implementation,
             statistics=statistics,
+            measured_on=measured_on,
             cost=cost,
             generalises=generalises,
             step=step or {},

@@ -129,7 +129,7 @@ def _powers_of_two(linalg: Any, weights: Any) -> Any:
     return bits.view(weights.dtype)
 
 
-def strength_of_sum(
+def noise_of_sum(
     roundings: Sequence[Rounding], weights: Sequence[float], alike: Sequence[Sequence[float]]
 ) -> float:
     """The largest singular value of the errors of sum_i w_i tau_i, which are as alike as `shares_alike` says."""
@@ -140,7 +140,7 @@ def strength_of_sum(
     return sqrt(max(square, 0.0))
 
 
-def strength_side_by_side(roundings: Sequence[Rounding], alike: Sequence[Sequence[float]]) -> float:
+def noise_side_by_side(roundings: Sequence[Rounding], alike: Sequence[Sequence[float]]) -> float:
     """The largest singular value of the matrices of errors [E_1 .. E_N], which are as alike as `shares_alike` says."""
     plain = sqrt(sum(r.error**2 * r.columns for r in roundings))
     plain += max(r.error * sqrt(r.rows) for r in roundings)

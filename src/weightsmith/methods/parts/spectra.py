@@ -147,7 +147,7 @@ class Decomposition:
         The precision that the default tolerance goes by is that of `array`: float32 or float64. A matrix that is not
         0 has a direction above any tolerance, but it may have none above the floor.
         """
-        tolerance = self.cut(linalg, array) if tolerance is None else tolerance
+        tolerance = self.cutoff(linalg, array) if tolerance is None else tolerance
         matrix = in_float64(linalg, array)
         largest = constant(abs(matrix).max()) if 0 not in matrix.shape else 0.0
         if largest == 0.0 or rank == 0:
@@ -198,8 +198,8 @@ class Decomposition:
         """Whether a sketch is much narrower than the matrix."""
         return bool(2 * (rank + self.oversampling) < min(matrix.shape))
 
-    def _by_gram(self, cut: float) -> bool:
-        return self.path == "gram" or (self.path != "exact" and cut >= _GRAM_TOLERANCE)
+    def _by_gram(self, cutoff: float) -> bool:
+        return self.path == "gram" or (self.path != "exact" and cutoff >= _GRAM_TOLERANCE)
 
     def polar(self, linalg: Any, array: Any, tolerance: float, errors: Any = 0.0) -> Any:
         """The nearest matrix with singular values 1 and 0, directions up to the tolerance being dropped: U V^T.
@@ -261,17 +261,17 @@ class Decomposition:
         above = linalg.concatenate([values[:1], below[:-1]])
         return exact / linalg.clip(linalg.minimum(below, above), exact / _LARGEST_MIXTURE, None)
 
-    def cut(self, linalg: Any, array: Any) -> float:
+    def cutoff(self, linalg: Any, array: Any) -> float:
         """The share of the largest singular value up to which a direction counts as rounding."""
         if self.tolerance is not None:
             return self.tolerance
         epsilon = max(float(linalg.finfo(array.dtype).eps), LAPACK * FLOAT64)
         return min(1.0, epsilon * float(max(array.shape)))
 
-    def _directions(self, linalg: Any, matrix: Any, rank: int | None, cut: float) -> Spectrum:
+    def _directions(self, linalg: Any, matrix: Any, rank: int | None, cutoff: float) -> Spectrum:
         """The strongest directions, at least `rank` of them; all where gradients ask for what is left out, too."""
         plain = without_gradient(matrix)
-        if self._by_gram(cut):
+        if self._by_gram(cutoff):
             return gram_spectrum(linalg, plain, None if plain is not matrix else rank)
         return exact(linalg, plain)
 

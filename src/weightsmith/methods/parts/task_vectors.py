@@ -23,10 +23,10 @@ import numpy as np
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import (
-    Cut,
     Extent,
     Scope,
     Site,
+    Threshold,
     Value,
     above,
     add_all,
@@ -136,26 +136,29 @@ def keep_largest(
     at_least: int = 0,
     among: Value | None = None,
     one_more: bool = False,
+    ranked: Value | None = None,
 ) -> Value:
     """Zero all but the floor(density N) elements of largest magnitude, N counted in the extent, of all or of a mask.
 
-    Over a row or tensor `at_least` elements survive a density above 0. With `one_more` it is one element more.
+    Over a row or tensor `at_least` elements survive a density above 0. With `one_more` it is one element more. `ranked`
+    takes the place of the magnitudes.
     """
+    size = abs(delta) if ranked is None else ranked
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return delta * 0.0
     if extent is Scope.ROW:
         wanted = max(floor_of_share(density, site.row_length) + one_more, at_least)
-        return _largest_of_rows(delta, min(wanted, site.row_length), site.row_length)
+        return _largest_of_rows(delta, size, min(wanted, site.row_length), site.row_length)
     if one_more:
-        return _selected(delta, largest(abs(delta), OneMore(density, at_least), extent))
+        return _selected(delta, size, largest(size, OneMore(density, at_least), extent))
     if extent is Scope.TENSOR and at_least > density * site.numel:
-        return _selected(delta, largest(abs(delta), at_least))
+        return _selected(delta, size, largest(size, at_least))
     if among is not None:
         k = apply(CountOfShare(density), count(among, part(extent, "counted")))
-        return _selected(delta, largest(abs(delta), k, extent))
-    return _selected(delta, largest_share(abs(delta), density, extent))
+        return _selected(delta, size, largest(size, k, extent))
+    return _selected(delta, size, largest_share(size, density, extent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ class OneMore:
         return max(floor_of_share(self.share, n) + 1, self.at_least)
 
 
-def _largest_of_rows(delta: Value, kept: int, length: int) -> Value:
+def _largest_of_rows(delta: Value, magnitude: Value, kept: int, length: int) -> Value:
     """Zero all but the `kept` elements of largest magnitude of each row, equal ones in the order of their index.
 
     The element of rank length - kept has the smallest magnitude that is kept. Those equal to it have the ranks from
@@ -180,7 +183,6 @@ def _largest_of_rows(delta: Value, kept: int, length: int) -> Value:
         return delta * 0.0
     if kept >= length:
         return delta
-    magnitude = abs(delta)
     rank = row_rank(magnitude)
     smallest = total(where(rank.equals(float(length - kept)), magnitude, 0.0), Scope.ROW)
     over = magnitude > smallest
@@ -201,7 +203,7 @@ def keep_between(delta: Value, density: float, gamma: float, site: Site) -> Valu
     if kept == 0:
         return delta * 0.0
     outliers = min(floor_of_share(gamma, site.numel), site.numel - kept)
-    inside = _selected(delta, largest(abs(delta), outliers + kept))
+    inside = _selected(delta, abs(delta), largest(abs(delta), outliers + kept))
     if outliers == 0:
         return inside
     return where(above(abs(delta), largest(abs(delta), outliers)), 0.0, inside)
@@ -290,8 +292,8 @@ def _reciprocal(x: Any) -> Any:
     return 1.0 / scalars.where(x == 0, 1.0, x)
 
 
-def _selected(delta: Value, cut: Cut) -> Value:
-    return where(above(abs(delta), cut), delta, 0.0)
+def _selected(delta: Value, ranked: Value, threshold: Threshold) -> Value:
+    return where(above(ranked, threshold), delta, 0.0)
 
 
 # Rescale --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from weightsmith.errors import CompatibilityError
 from weightsmith.graph import Site, Value, whole
 from weightsmith.methods.averages.linear import normalized, weighted_average
-from weightsmith.methods.parts.gram import cut_of, number, rank_tolerance_parameter, solve
+from weightsmith.methods.parts.gram import cutoff_of, number, rank_tolerance_parameter, solve
 from weightsmith.methods.parts.gram_matrices import require_gram
 from weightsmith.methods.parts.matrices import (
     MatrixRules,
@@ -48,8 +48,9 @@ class RegMean:
     invert the sum; here directions that no input reached (dead inputs, fewer samples than inputs) stay at the mean A
     instead of exploding, and so does everything under a ridge rho. Stacks of experts take one Gram matrix each, or
     share one; kernels are matrices (outputs, all others); GPT-2's Conv1D is transposed. Whatever has no Gram
-    matrix is averaged: embeddings, norms, biases. Raises NonFiniteError for NaN or infinities, and CompatibilityError
-    for a Gram matrix that is not symmetric or has a negative diagonal.
+    matrix is averaged: embeddings, norms, biases. With matrices that `weightsmith collect gram RECIPE` takes behind the
+    layers that are merged already it is RegMean++ (arXiv:2508.03121). Raises NonFiniteError for NaN or infinities, and
+    CompatibilityError for a Gram matrix that is not symmetric or has a negative diagonal.
     """
 
     weight: tuple[float, ...] = per_expert(1.0, low=0.0, doc="factor of each Gram matrix")
@@ -123,12 +124,12 @@ class Regression:
         merged = []
         for group, matrices in enumerate(zip(*stacks, strict=True)):
             own = [gram if len(gram.shape) == 2 else gram[group] for gram in grams]
-            cut = cut_of(linalg, own[0], self.tolerance)
-            merged.append(in_dtype_of(experts[0], self._merged(linalg, matrices, own, cut)))
+            cutoff = cutoff_of(linalg, own[0], self.tolerance)
+            merged.append(in_dtype_of(experts[0], self._merged(linalg, matrices, own, cutoff)))
         return self.view.join(linalg, merged)
 
     def _merged(
-        self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cut: float
+        self, linalg: Any, matrices: Sequence[Any], grams: Sequence[Any], cutoff: float
     ) -> Any:
         first = in_float64(linalg, matrices[0])
         if len(matrices) == 1:
@@ -149,8 +150,8 @@ class Regression:
             diagonal = linalg.diagonal(gram)
             mean_eigenvalue = number(diagonal.sum()) / gram.shape[0]
             gram = gram + linalg.diag(linalg.ones_like(diagonal)) * (self.ridge * mean_eigenvalue)
-            return first + to_mean + solve(linalg, residual, gram, cut, tensor=self.tensor)
-        return first + solve(linalg, residual, gram, cut, to_mean, tensor=self.tensor)
+            return first + to_mean + solve(linalg, residual, gram, cutoff, tensor=self.tensor)
+        return first + solve(linalg, residual, gram, cutoff, to_mean, tensor=self.tensor)
 
     def _product(self, linalg: Any, gap: Any, gram: Any) -> Any:
         """gap G~, for which G~ need not be made."""

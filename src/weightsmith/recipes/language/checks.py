@@ -70,6 +70,8 @@ class _Check:
     where: Callable[[str], str]
     findings: list[Finding] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
+    # Whether a modifier goes by statistics.
+    is_weighed: bool = False
 
     def recipe(self, document: RecipeDocument, semantics: str) -> None:
         self._require_method(document.merge_method, "merge_method")
@@ -123,7 +125,7 @@ class _Check:
                 per_expert_allowed=True,
             )
             methods.append(step.method)
-            self._refuse_without_statistics([step.method], f"then[{i}]")
+            self._step_statistics(step, f"then[{i}]")
         self._require_preset(document.semantics, methods, "semantics")
 
     def _module(self, module: Module, top: Use | None, semantics: str, where: str) -> list[Use]:
@@ -190,6 +192,12 @@ class _Check:
                 spec = modifiers.get(step.method)
             except RecipeError as problem:
                 raise RecipeError(f"{self.where(place)}: {problem}") from None
+            if step.statistics:
+                raise RecipeError(
+                    f"{self.where(place)}: statistics that modifier {spec.name} goes by stand under `statistics:` "
+                    "of the models; move them there."
+                )
+            self.is_weighed |= bool(spec.statistics)
             for key, given in step.parameters.items():
                 if key not in spec.parameters:
                     known = ", ".join(spec.parameters) or "none"
@@ -200,14 +208,25 @@ class _Check:
                 at = f"{place}.{key}"
                 check_free(given, spec.parameters[key], at, self.where, above_models=False)
 
-    def _refuse_without_statistics(self, methods: list[str], path: str) -> None:
-        """Where models cannot be given statistics, methods that need some would silently do without."""
-        for name in methods:
-            if any(kind != METRICS for kind in registry.get(name).statistics):
-                raise RecipeError(
-                    f"{self.where(self.path + path)}: {name} needs statistics of every model, which have no place "
-                    "here; merge `models:` with it, as a recipe of its own."
-                )
+    def _step_statistics(self, step: MethodStep, path: str) -> None:
+        """A step has statistics of the base where its method needs them, and no others."""
+        spec = registry.get(step.method)
+        kinds = [kind for kind in spec.statistics if kind != METRICS]
+        is_of_base = spec.measured_on is registry.MeasuredOn.BASE
+        if kinds and not is_of_base:
+            raise RecipeError(
+                f"{self.where(self.path + path)}: {spec.name} needs statistics of every model, which have no place "
+                "here; merge `models:` with it, as a recipe of its own."
+            )
+        if kinds and not step.statistics:
+            raise RecipeError(
+                f"{self.where(self.path + path)}: {spec.name} needs statistics of the base; name their file beside it, "
+                f"as in `- {{{spec.name}: {{}}, statistics: FILE}}`."
+            )
+        if step.statistics and not kinds:
+            raise RecipeError(
+                f"{self.where(self.path + path)}: {spec.name} takes no statistics; leave them out."
+            )
 
     def _measured_operands(self, read: Combination, document: RecipeDocument) -> None:
         """Every checkpoint that a method weighs by its statistics has some, and all that are given are used."""
@@ -218,21 +237,23 @@ class _Check:
         except RecipeError as problem:
             raise RecipeError(f"{self.where(self.path + 'expression')}: {problem}") from None
         given = document.statistics or {}
-        for name, method in used:
-            if name not in given and METRICS not in registry.get(method).statistics:
+        for name, spec in used:
+            if name not in given and METRICS not in spec.statistics:
+                whom = "the base" if spec.measured_on is registry.MeasuredOn.BASE else "every model"
                 raise RecipeError(
-                    f"{self.where(self.path + 'expression')}: {method} needs statistics of every model; name the file "
+                    f"{self.where(self.path + 'expression')}: {spec.name} needs statistics of {whom}; name the file "
                     f"of {name!r} under `statistics:`."
                 )
         for name in given:
-            if name not in dict(used):
+            if all(name != other for other, _ in used):
                 raise RecipeError(
                     f"{self.where(self.path + 'statistics.' + name)}: no method of the expression takes statistics of "
                     f"{name!r}; leave them out."
                 )
 
     def _require_use_of_statistics(self, uses: list[Use]) -> None:
-        if self.measured and not any(registry.get(use.method).statistics for use in uses):
+        weighing = any(registry.get(use.method).statistics for use in uses)
+        if self.measured and not (weighing or self.is_weighed):
             named = " and ".join(dict.fromkeys(_methods(uses)))
             raise RecipeError(
                 f"{self.where(self.path + self.measured[0])}: {named} takes no statistics; leave them out, or use a "

@@ -16,7 +16,7 @@ from typing import Any
 
 from weightsmith.errors import RecipeError
 from weightsmith.graph import Scalar
-from weightsmith.methods import registry
+from weightsmith.methods import modifiers, registry
 from weightsmith.recipes.language.free_calls import (
     Amount,
     FreeCall,
@@ -102,29 +102,44 @@ def called_methods(combination: Combination) -> list[str]:
     return found
 
 
-def measured_names(combination: Combination) -> list[tuple[str, str]]:
-    """The names whose statistics an expression takes, each with the method that weighs by them.
+def measured_names(
+    combination: Combination,
+) -> list[tuple[str, registry.MethodSpec | modifiers.ModifierSpec]]:
+    """The names whose statistics an expression takes, each with the method or modifier that weighs by them.
 
     Raises RecipeError where such an argument is computed, since nothing can have been measured on it, but for methods
     that go by metrics, which may be given as numbers.
     """
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, registry.MethodSpec | modifiers.ModifierSpec]] = []
     for _, atom in combination.terms:
         if not isinstance(atom, Call):
             continue
         for part in (*((atom.base,) if atom.base is not None else ()), *atom.experts):
             found += measured_names(part)
-        kinds = registry.get(atom.method).statistics
-        for i, expert in enumerate(atom.experts if kinds else ()):
-            name = sole_name(expert)
-            if name is not None:
-                found.append((name, atom.method))
-            elif "metrics" not in kinds:
-                raise RecipeError(
-                    f"Argument {i + 1} that {atom.method} merges is computed by the expression, so no statistics can "
-                    "be of it; merge it first, collect statistics of the result, and give that as a checkpoint."
-                )
+        for spec in weighing(atom):
+            is_base = spec.measured_on is registry.MeasuredOn.BASE
+            measured = [atom.base] if is_base and atom.base is not None else atom.experts
+            for i, part in enumerate(measured):
+                name = sole_name(part)
+                if name is not None:
+                    found.append((name, spec))
+                elif "metrics" not in spec.statistics:
+                    which = "The base" if is_base else f"Argument {i + 1}"
+                    raise RecipeError(
+                        f"{which} that {spec.name} merges is computed by the expression, so no statistics can "
+                        "be of it; merge it first, collect statistics of the result, and give that as a checkpoint."
+                    )
     return found
+
+
+def weighing(call: Call) -> list[registry.MethodSpec | modifiers.ModifierSpec]:
+    """The method of a call and its modifiers, those of them that go by statistics."""
+    method = registry.get(call.method)
+    used = [modifiers.get(m.modifier) for m in call.modifiers]
+    return [
+        *([method] if method.statistics else []),
+        *(modifier for modifier in used if modifier.statistics),
+    ]
 
 
 def scalars_in(combination: Combination) -> list[Scalar]:

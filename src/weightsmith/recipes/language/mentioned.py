@@ -59,7 +59,7 @@ def base_reference(document: RecipeDocument) -> Reference:
 
 
 def config_source_of(document: RecipeDocument) -> Reference:
-    """The checkpoint whose configuration the result has: the donor, else the base, else the first model."""
+    """The checkpoint whose configuration the result has: the config source, else the base, else the first model."""
     if document.donor is not None:
         return _frame(document.donor)
     return base_reference(document)
@@ -70,7 +70,9 @@ def _frame(model: ModelLike) -> Reference:
 
 
 def other_references(document: RecipeDocument) -> list[Reference]:
-    """Checkpoints that are named but not merged: donors, those that rules keep, those that assertions compare with."""
+    """Checkpoints that are named but not merged: config sources, those that rules keep, those that assertions compare
+    with.
+    """
     return list(dict.fromkeys(_others(document)))
 
 

@@ -30,6 +30,7 @@ _ADAPTER_PARTS = core_schema.typed_dict_schema(
         "path": core_schema.typed_dict_field(_TEXT),
         "revision": _REVISION,
         "scale": core_schema.typed_dict_field(core_schema.float_schema(), required=False),
+        "component": _REVISION,
     },
     extra_behavior="forbid",
 )
@@ -69,7 +70,8 @@ def _described(*_: Any) -> dict[str, Any]:
         "properties": {"path": {"type": "string"}, "revision": {"type": "string"}},
         "additionalProperties": False,
     }
-    scaled = {**path, "properties": {**path["properties"], "scale": {"type": "number"}}}  # type: ignore[dict-item]
+    more = {"scale": {"type": "number"}, "component": {"type": "string"}}
+    scaled = {**path, "properties": {**path["properties"], **more}}  # type: ignore[dict-item]
     adapter = {"anyOf": [{"type": "string"}, scaled]}
     lora = {"anyOf": [*adapter["anyOf"], {"type": "array", "items": adapter, "minItems": 1}]}
     mapping = {
@@ -102,7 +104,9 @@ def _read(given: Any, parts: Any, info: ValidationInfo) -> Reference:
         return _from_mapping(given, parts, base_dir)
     known = parts(given)
     adapters = tuple(
-        AdapterReference(one["path"], one.get("revision"), one.get("scale", 1.0))
+        AdapterReference(
+            one["path"], one.get("revision"), one.get("scale", 1.0), one.get("component")
+        )
         for one in known.get("adapters", ())
     )
     return Reference(
@@ -115,6 +119,7 @@ def reference_data(reference: Reference) -> Any:
     paths = (
         "@" in reference.path or "+" in reference.path,
         *(is_ambiguous(adapter.path) for adapter in reference.adapters),
+        *(adapter.component is not None for adapter in reference.adapters),
     )
     if not any(paths) and reference.override_architecture is None:
         return str(reference)
@@ -137,6 +142,8 @@ def _adapter_mapping(adapter: AdapterReference) -> dict[str, Any]:
         parts["revision"] = adapter.revision
     if adapter.strength != 1.0:
         parts["scale"] = adapter.strength
+    if adapter.component is not None:
+        parts["component"] = adapter.component
     return parts
 
 
@@ -171,12 +178,18 @@ def _from_mapping(given: dict[str, Any], parts: Any, base_dir: Path | None) -> R
 
 
 def _adapter(given: Any, base_dir: Path | None) -> AdapterReference:
-    """One adapter of `lora:`: a text as after a `+`, or a mapping of path, revision and scale."""
+    """One adapter of `lora:`: a text as after a `+`, or a mapping of path, revision, scale and component."""
     if isinstance(given, str) and given.strip():
         return parse_adapter(given, base_dir)
-    if not _is_path(given, {"path", "revision", "scale"}):
+    if not _is_path(given, {"path", "revision", "scale", "component"}):
         raise ValueError(
-            f"An adapter must be a path or a mapping of path, revision and scale, not {literal(given)}."
+            "An adapter must be a path or a mapping of path, revision, scale and component, not "
+            f"{literal(given)}."
+        )
+    component = given.get("component")
+    if component is not None and not (isinstance(component, str) and component):
+        raise ValueError(
+            f"The component of adapter {given['path']!r} must be a name such as unet, not {literal(component)}."
         )
     scale = given.get("scale", 1.0)
     is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
@@ -184,7 +197,7 @@ def _adapter(given: Any, base_dir: Path | None) -> AdapterReference:
         raise ValueError(
             f"The scale of adapter {given['path']!r} must be a finite number, not {literal(scale)}."
         )
-    return AdapterReference(given["path"], given.get("revision"), float(scale))
+    return AdapterReference(given["path"], given.get("revision"), float(scale), component)
 
 
 def _is_path(given: Any, keys: set[str]) -> bool:

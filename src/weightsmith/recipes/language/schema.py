@@ -101,15 +101,19 @@ class SliceSource(DocumentPart):
 
 
 class MethodStep(DocumentPart):
-    """One of `then:`, written `{method: {parameter: value}}`, or of `modify:`, with a modifier for the method."""
+    """One of `then:`, written `{method: {parameter: value}}`, or of `modify:`, with a modifier for the method.
+
+    A step of `then:` may have `statistics` of the base beside its method.
+    """
 
     method: StrictStr
     parameters: Settings = Field(default_factory=dict)
+    statistics: StatisticsFiles | None = None
 
     @classmethod
     def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
         """A step is written as its method's name, or as a mapping from that to parameters."""
-        step = {"type": "object", "minProperties": 1, "maxProperties": 1}
+        step = {"type": "object", "minProperties": 1, "maxProperties": 2}
         return {"anyOf": [{"type": "string"}, step]}
 
     @model_validator(mode="before")
@@ -117,17 +121,20 @@ class MethodStep(DocumentPart):
     def _from_recipe(cls, given: Any) -> Any:
         if isinstance(given, str):
             return {"method": given}
-        if not isinstance(given, dict) or len(given) != 1:
+        rest = dict(given) if isinstance(given, dict) else {}
+        statistics = rest.pop("statistics", None)
+        if len(rest) != 1:
             raise ValueError(
                 "a step is one method with its parameters, such as `lines: {alpha: 0.5}`"
             )
-        ((method, parameters),) = given.items()
-        return {"method": method, "parameters": parameters or {}}
+        ((method, parameters),) = rest.items()
+        return {"method": method, "parameters": parameters or {}, "statistics": statistics}
 
     @model_serializer(mode="wrap")
     def _to_recipe(self, handler: Any) -> dict[str, Any]:
         plain = handler(self)
-        return {self.method: plain.get("parameters", {})}
+        beside = {"statistics": plain["statistics"]} if plain.get("statistics") else {}
+        return {self.method: plain.get("parameters", {}), **beside}
 
 
 # Each may stream all weights once more.
@@ -152,8 +159,8 @@ class Module(DocumentPart):
     """A part of a network (text decoder, vision tower...) that is merged in its own way.
 
     `match` says which tensors it has where its name does not. `prefix` says how names correspond where a model calls
-    the part otherwise than the donor: from the donor's name prefixes to the model's, or the donor's prefix alone for
-    models that have none there (default: inferred from the stacks of blocks).
+    the part otherwise than the donor: from the config source's name prefixes to the model's, or the config source's
+    prefix alone for models that have none there (default: inferred from the stacks of blocks).
     """
 
     mergekit_keys = frozenset({"slices", "models", "parameters"})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from weightsmith.methods import MethodSpec, registry
+from weightsmith.methods import METRICS, MeasuredOn, registry
+from weightsmith.methods import modifiers as registered
 from weightsmith.recipes.language.expression_reading import (
     Atom,
     Call,
@@ -24,8 +25,10 @@ from weightsmith.recipes.resolution.combine import (
     stored_dtype,
 )
 from weightsmith.recipes.resolution.formula import Formula, MeasuredLeaves, Merge, OutputTensor, Sum
+from weightsmith.recipes.resolution.lone_files import LoneFiles
 from weightsmith.recipes.resolution.measured_statistics import (
     MeasuredStatistics,
+    Weighing,
     chosen,
     stored_statistics,
     with_metric,
@@ -43,25 +46,29 @@ def expression_items(
     text: str,
     sources: Mapping[str, SectionSource],
     base: View | None,
-    donor: View,
+    config_source: View,
     combiner: Combiner,
     scope: RecipeScope,
 ) -> Iterator[tuple[OutputTensor, OutputTensor | None]]:
-    """Every output of an expression over sources with names, with the base's tensor, in the donor's order."""
+    """Every output of an expression over sources with names, with the base's tensor, in the config source's order."""
     combination = parse_expression(text, sources, scope.semantics, expression_path(scope.path))
     used = {name: sources[name].view for name in dict.fromkeys(_names(combination))}
     measured = {name: source.statistics for name, source in sources.items()}
-    order = (donor, *used.values())
+    order = (config_source, *used.values())
+    lone = LoneFiles(config_source, combiner)
     copies = redundant_names([*used.values(), *([base] if base is not None else [])])
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
-        if name in copies:
+        settled = lone.settled(name, used.values()) if "/" in name else None
+        if settled is not None:
+            yield from ((copied, None) for copied in settled)
+        if settled is not None or name in copies:
             continue
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:
             continue
         base_item = base.items.get(name) if base is not None else None
         merges = _Merges(name, used, measured, combiner, scope)
-        item = _item(name, combination, merges, items, base_item, donor)
+        item = _item(name, combination, merges, items, base_item, config_source)
         if item is not None:
             yield item, base_item
 
@@ -72,7 +79,7 @@ def _item(
     merges: _Merges,
     items: dict[str, OutputTensor],
     base: OutputTensor | None,
-    donor: View,
+    config_source: View,
 ) -> OutputTensor | None:
     used, combiner = merges.views, merges.combiner
     for label, view in used.items():
@@ -90,7 +97,7 @@ def _item(
         )
         return None
     inputs = [items[label] for label in used]
-    frame = [item for item in (donor.items.get(name), base, inputs[0]) if item is not None]
+    frame = [item for item in (config_source.items.get(name), base, inputs[0]) if item is not None]
     first = frame[0]
     if not combiner.fits(WHERE, inputs, name):
         return None
@@ -150,11 +157,13 @@ class _Tensors:
         base = self.combination(call.base, f"{path}.base") if call.base is not None else None
         spec = registry.get(call.method)
         has_base = spec.base is not registry.Base.IGNORED
-        files = [self._measured(spec, expert) for expert in call.experts]
-        per_expert = tuple(
-            with_metric(spec, given, call.shared, file, WHERE)
-            for given, file in zip(call.per_expert, files, strict=True)
-        )
+        files = self._files(spec, call)
+        per_expert = call.per_expert
+        if METRICS in spec.statistics:
+            per_expert = tuple(
+                with_metric(spec, given, call.shared, file, WHERE)
+                for given, file in zip(call.per_expert, files, strict=True)
+            )
         return Merge(
             method=call.method,
             preset=self.of.scope.semantics,
@@ -170,6 +179,10 @@ class _Tensors:
             modifiers=call.modifiers,
             origin=base if measures_from_base(call.modifiers) else None,
             statistics=self._statistics(spec, call, files),
+            modifier_statistics=tuple(
+                self._statistics(used, call, self._files(used, call))
+                for used in (registered.get(m.modifier) for m in call.modifiers)
+            ),
             stored=coarsest(
                 tuple(
                     stored_dtype(self.items[name], self.of.views[name])
@@ -179,21 +192,34 @@ class _Tensors:
             ),
         )
 
-    def _measured(self, spec: MethodSpec, expert: Combination) -> MeasuredStatistics | None:
-        name = sole_name(expert)
-        if not spec.statistics or name is None:
-            return None
-        return chosen(spec, self.of.measured.get(name, ()), self.of.views[name].label, WHERE)
+    def _files(self, spec: Weighing, call: Call) -> list[MeasuredStatistics | None]:
+        """The file of each expert, or that of the base, of a method or modifier that goes by some."""
+        if not spec.statistics:
+            return []
+        is_base = spec.measured_on is MeasuredOn.BASE
+        given = call.experts if not is_base else () if call.base is None else (call.base,)
+        found: list[MeasuredStatistics | None] = []
+        for name in map(sole_name, given):
+            if name is None:
+                found.append(None)
+                continue
+            files, label = self.of.measured.get(name, ()), self.of.views[name].label
+            found.append(chosen(spec, files, label, WHERE))
+        return found
 
     def _statistics(
-        self, spec: MethodSpec, call: Call, files: Sequence[MeasuredStatistics | None]
+        self, spec: Weighing, call: Call, files: Sequence[MeasuredStatistics | None]
     ) -> tuple[MeasuredLeaves, ...]:
-        names = [sole_name(expert) for expert in call.experts]
-        if not spec.statistics or None in names:
+        if not spec.statistics or METRICS in spec.statistics or None in files:
             return ()
-        experts = [(self.of.views[n], self.items[n]) for n in names if n is not None]
+        names = [sole_name(expert) for expert in call.experts]
+        if spec.measured_on is not MeasuredOn.EXPERTS:
+            names = [None if call.base is None else sole_name(call.base)] * len(files)
+        if None in names:
+            return ()
+        owners = [(self.of.views[n], self.items[n]) for n in names if n is not None]
         problems = self.of.combiner.problems
-        return stored_statistics(spec, files, experts, self.of.tensor, problems) or ()
+        return stored_statistics(spec, files, owners, self.of.tensor, problems) or ()
 
     def _label(self, expert: Combination) -> str:
         ((_, atom),) = expert.terms if len(expert.terms) == 1 else ((1.0, None),)

@@ -35,7 +35,7 @@ class LayerOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class Seam:
+class LayerBoundary:
     """Output layer `after` of a stack, made of `left`, is followed by one made of `right`, which is not the next.
 
     `next` is the layer that used to follow `left`, and `previous` the one that used to come before `right`; they
@@ -67,7 +67,7 @@ def layer_origins(
         if own is None:
             own = votes[at.stack][at.layer] = Counter()
         leaf = first_leaf(output.formula)
-        origin = checkpoints[leaf.checkpoint].roles[leaf.tensor]
+        origin = checkpoints[leaf.checkpoint].places[leaf.tensor]
         if origin.layer is not None and origin.stack is not None:
             own[leaf.checkpoint, origin.stack, origin.layer] += 1
     return {
@@ -77,10 +77,10 @@ def layer_origins(
     }
 
 
-def seams_of(origins: Mapping[str, Sequence[LayerOrigin]]) -> tuple[Seam, ...]:
+def layer_boundaries(origins: Mapping[str, Sequence[LayerOrigin]]) -> tuple[LayerBoundary, ...]:
     """Every place where one layer is not followed by the next of its source."""
     return tuple(
-        Seam(stack, after, left, right, left.neighbour(1), right.neighbour(-1))
+        LayerBoundary(stack, after, left, right, left.neighbour(1), right.neighbour(-1))
         for stack, layers in origins.items()
         for after, (left, right) in enumerate(pairwise(layers))
         if right != left.neighbour(1)
@@ -92,18 +92,20 @@ def repeated_layers(origins: Sequence[LayerOrigin]) -> tuple[LayerOrigin, ...]:
     return tuple(origin for origin, uses in Counter(origins).items() if uses > 1)
 
 
-def seam_findings(
+def boundary_findings_of(
     outputs: Sequence[OutputTensor], checkpoints: Mapping[str, Checkpoint]
 ) -> list[Finding]:
     """A note on every stack with seams: where they are, what is repeated, and how large the result is."""
     origins = layer_origins(outputs, checkpoints)
     found = []
     for stack, layers in origins.items():
-        seams = seams_of({stack: layers})
-        if not seams:
+        boundaries = layer_boundaries({stack: layers})
+        if not boundaries:
             continue
-        listed = "; ".join(_told(seam) for seam in seams[:_MOST_SHOWN])
-        more = f"; and {len(seams) - _MOST_SHOWN} more" if len(seams) > _MOST_SHOWN else ""
+        listed = "; ".join(_described(boundary) for boundary in boundaries[:_MOST_SHOWN])
+        more = (
+            f"; and {len(boundaries) - _MOST_SHOWN} more" if len(boundaries) > _MOST_SHOWN else ""
+        )
         repeated = repeated_layers(layers)
         twice = f"; {_runs(repeated)} used more than once" if repeated else ""
         parameters = sum(math.prod(output.shape) for output in outputs)
@@ -113,17 +115,17 @@ def seam_findings(
                 "seams",
                 stack,
                 f"{stack!r} has {len(layers)} layers ({parameters:,} parameters in all) with "
-                f"{counted(len(seams), 'layer boundary', 'layer boundaries')}: {listed}{more}{twice}",
+                f"{counted(len(boundaries), 'layer boundary', 'layer boundaries')}: {listed}{more}{twice}",
                 "`weightsmith seams` measures them",
             )
         )
     return found
 
 
-def _told(seam: Seam) -> str:
+def _described(boundary: LayerBoundary) -> str:
     return (
-        f"after layer {seam.after}, layer {seam.left.layer} of {seam.left.checkpoint!r} is followed by "
-        f"layer {seam.right.layer} of {seam.right.checkpoint!r}"
+        f"after layer {boundary.after}, layer {boundary.left.layer} of {boundary.left.checkpoint!r} is followed by "
+        f"layer {boundary.right.layer} of {boundary.right.checkpoint!r}"
     )
 
 
@@ -132,7 +134,7 @@ def _runs(layers: Sequence[LayerOrigin]) -> str:
     by_source: dict[str, list[int]] = defaultdict(list)
     for origin in layers:
         by_source[origin.checkpoint].append(origin.layer)
-    told = []
+    parts = []
     for checkpoint, numbers in by_source.items():
         ranges: list[list[int]] = []
         for number in sorted(numbers):
@@ -141,5 +143,5 @@ def _runs(layers: Sequence[LayerOrigin]) -> str:
             else:
                 ranges.append([number, number])
         spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
-        told.append(f"layers {spans} of {checkpoint!r}")
-    return " and ".join(told)
+        parts.append(f"layers {spans} of {checkpoint!r}")
+    return " and ".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from weightsmith.findings import Severity
-from weightsmith.methods import METRICS
+from weightsmith.methods import METRICS, MeasuredOn
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.continuing import with_previous_state
@@ -21,7 +21,12 @@ from weightsmith.recipes.resolution.formula import (
     Same,
     distinct_leaves,
 )
-from weightsmith.recipes.resolution.measured_statistics import stored_statistics, with_metric
+from weightsmith.recipes.resolution.measured_statistics import (
+    MeasuredStatistics,
+    Weighing,
+    stored_statistics,
+    with_metric,
+)
 from weightsmith.recipes.resolution.output_sections import Given, MergeSection, MethodPlan, values
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Kind, Place, promote
@@ -98,7 +103,7 @@ class Combiner:
         if experts is None:
             return None
         if not experts:
-            return self._copied(base, base, place) if base is not None else None
+            return self.copied(base, base, place) if base is not None else None
         used = [item for _, item in experts]
         if treatment.reads_base and base is not None:
             used.insert(0, base)
@@ -111,7 +116,7 @@ class Combiner:
         if first is not used[0] and not self.fits(section.where, [first, used[0]], place.name):
             return None
         if len(experts) < len(treatment.experts) and not _enough(treatment, len(experts)):
-            return self._copied(experts[0][1], first, place)
+            return self.copied(experts[0][1], first, place)
         formula = self._merged(section, treatment, experts, base, place)
         if formula is None:
             return None
@@ -130,8 +135,17 @@ class Combiner:
             return None
         views = [section.sources[treatment.experts[i]].view for i, _ in experts]
         items = [item for _, item in experts]
-        statistics = self._statistics(treatment, views, experts, place.name)
-        if statistics is None:
+        owners = list(zip(views, items, strict=True))
+        at = [i for i, _ in experts]
+        of_base = (section.base, base)
+        statistics = self._measured(
+            treatment.spec, treatment.statistics, at, owners, of_base, place.name
+        )
+        of_modifiers = [
+            self._measured(use.spec, files, at, owners, of_base, place.name)
+            for use, files in zip(treatment.modifiers, treatment.modifier_statistics, strict=True)
+        ]
+        if statistics is None or None in of_modifiers:
             return None
         is_copy = treatment.spec.name == "passthrough" and _is_plain(shared, per_expert[0])
         if is_copy and not modifiers:
@@ -152,22 +166,39 @@ class Combiner:
             modifiers=modifiers,
             origin=self.cast(base) if treatment.has_origin and base is not None else None,
             statistics=statistics,
+            modifier_statistics=tuple(own for own in of_modifiers if own is not None),
             stored=coarsest(tuple(map(stored_dtype, items, views))),
         )
 
-    def _statistics(
+    def _measured(
         self,
-        treatment: MethodPlan,
-        views: Sequence[View],
-        experts: Sequence[tuple[int, OutputTensor]],
+        spec: Weighing,
+        files: Sequence[MeasuredStatistics | None],
+        at: Sequence[int],
+        experts: Sequence[tuple[View, OutputTensor]],
+        base: tuple[View | None, OutputTensor | None],
+        name: str,
+    ) -> tuple[MeasuredLeaves, ...] | None:
+        """What was measured at one tensor for a method or modifier; `at` are the experts that have the tensor."""
+        if not spec.statistics:
+            return ()
+        if spec.measured_on is MeasuredOn.EXPERTS:
+            return self.statistics(spec, [files[i] for i in at], experts, name)
+        view, item = base
+        if view is None or item is None:
+            return ()
+        own = files if spec.measured_on is MeasuredOn.BASE else [files[i] for i in at]
+        return self.statistics(spec, own, [(view, item)] * len(own), name)
+
+    def statistics(
+        self,
+        spec: Weighing,
+        files: Sequence[MeasuredStatistics | None],
+        owners: Sequence[tuple[View, OutputTensor]],
         name: str,
     ) -> tuple[MeasuredLeaves, ...] | None:
         """What was measured at one tensor, noting whose files are of any; see `stored_statistics`."""
-        if not treatment.spec.statistics:
-            return ()
-        files = [treatment.statistics[i] for i, _ in experts]
-        measured = [(view, item) for view, (_, item) in zip(views, experts, strict=True)]
-        found = stored_statistics(treatment.spec, files, measured, name, self.problems)
+        found = stored_statistics(spec, files, owners, name, self.problems)
         for file in files:
             if file is not None and file.kind != METRICS:
                 self.uses[file.label] = self.uses.get(file.label, False) or found != ()
@@ -199,7 +230,7 @@ class Combiner:
                 treatment.spec,
                 values(treatment.per_expert[i], item.name, place),
                 shared,
-                treatment.statistics[i],
+                treatment.statistics[i] if METRICS in treatment.spec.statistics else None,
                 section.where,
             )
             for i, item in experts
@@ -390,9 +421,10 @@ class Combiner:
                 "correct the rule's match or its `keep:`",
             )
             return None
-        return self._copied(item, item, place)
+        return self.copied(item, item, place)
 
-    def _copied(self, item: OutputTensor, like: OutputTensor, place: Place) -> OutputTensor:
+    def copied(self, item: OutputTensor, like: OutputTensor, place: Place) -> OutputTensor:
+        """A tensor as it is, in the dtype of the result."""
         formula = self.cast(item) if self.output_dtype is not self.input_dtype else item.formula
         dtype = item.dtype if not item.dtype.is_float else self.stored([item])
         return output_tensor(place, like, formula, dtype)

@@ -46,11 +46,11 @@ class OpenRecipe:
     resolved: Resolved | None
     path: ValuedPath
 
-    def resolved_for(self, values: Values) -> OpenRecipe:
-        """The same with the formulas that stand for these values."""
-        if self.resolved is None or self.path.is_same_for(values):
+    def resolved_for(self, values: Values, nearby: Values | None = None) -> OpenRecipe:
+        """The same with the formulas that stand for these values; with others `nearby`, for those around them."""
+        if self.resolved is None or self.path.is_same_for(values, nearby):
             return self
-        path = ValuedPath(values)
+        path = ValuedPath(values, nearby)
         with following(path):
             resolved = resolve(self.recipe, self.opened)
         return replace(self, resolved=resolved, path=path)

@@ -73,7 +73,8 @@ class Merge:
     method is built). `labels` name the experts for their random streams. `scope_id` is the same for all
     tensors of one merge of the recipe, so statistics over "the whole model" run over the tensors of one
     scope. `modifiers` change the experts, one after the other, before the method sees them; `origin` is the base
-    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert, or none.
+    that they measure task vectors from, None where there is none. `statistics` has one entry for each expert (one for
+    the base, where they are the base's), or none; `modifier_statistics` the like for each modifier.
     `stored` is the coarsest dtype in which one of the experts was stored.
     """
 
@@ -91,6 +92,7 @@ class Merge:
     modifiers: tuple[Modification, ...] = ()
     origin: Formula | None = None
     statistics: tuple[MeasuredLeaves, ...] = ()
+    modifier_statistics: tuple[tuple[MeasuredLeaves, ...], ...] = ()
     stored: DType = DType.FLOAT32
     # Planning asks for them some ten times for each tensor.
     _leaves: tuple[Leaf, ...] | None = field(default=None, init=False, repr=False, compare=False)
@@ -107,8 +109,13 @@ class Merge:
     def parts(self) -> tuple[Formula, ...]:
         """The base, or what task vectors are measured from, the experts, and their statistics."""
         first = self.origin if self.base is None else self.base
-        statistics = [leaf for stored in self.statistics for leaf in stored.leaves]
+        statistics = [leaf for stored in self.measured for leaf in stored.leaves]
         return (*(() if first is None else (first,)), *self.experts, *statistics)
+
+    @property
+    def measured(self) -> tuple[MeasuredLeaves, ...]:
+        """All statistics, the method's first."""
+        return (*self.statistics, *(one for own in self.modifier_statistics for one in own))
 
     @property
     def models(self) -> tuple[Formula, ...]:
@@ -125,7 +132,8 @@ class Merge:
             None if self.base is None else self.base.likeness,
             None if self.origin is None else self.origin.likeness,
             tuple([expert.likeness for expert in self.experts]),
-            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.statistics]),
+            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.measured]),
+            tuple([len(own) for own in self.modifier_statistics]),
             *(self.shape, at.kind, at.layer is None, at.layers, at.input_first),
         )
 
@@ -292,19 +300,19 @@ class Assertion:
 class Resolved:
     """A recipe with every question answered from headers and configurations.
 
-    `outputs` are in the donor's file order. `checkpoints` maps labels to opened checkpoints; `donor` and
-    `base` are labels. `layer_sources[k]` is the donor's layer that output layer k takes its place from where
-    the result has other layers than the donor (None where the layers are the donor's own), and `stack` the
-    name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
+    `outputs` are in the config source's file order. `checkpoints` maps labels to opened checkpoints; `config_source`
+    and `base` are labels. `layer_sources[k]` is the config source's layer that output layer k takes its place from
+    where the result has other layers than the config source (None where the layers are the config source's own), and
+    `stack` the name prefix of those layers. `out_dtype` is what the recipe asks for, None where each tensor keeps the
     promoted dtype of its inputs. `measured` are tensors of recipes inside the recipe that no output is made of, over
     which statistics of the whole of such a result run too. `statistics` are the labels of statistics files among the
-    checkpoints, `equal_magnitudes` decides what thresholds over the model take of equals, and `vocabulary`
-    what becomes of tokens and tables. `findings` with severity error must stop the plan.
+    checkpoints, `equal_magnitudes` decides what thresholds over the model take of equals, and `vocabulary` what becomes
+    of tokens and tables. `findings` with severity error must stop the plan.
     """
 
     outputs: tuple[OutputTensor, ...]
     checkpoints: Mapping[str, Checkpoint]
-    donor: str
+    config_source: str
     base: str | None
     layer_sources: tuple[int, ...] | None
     findings: tuple[Finding, ...]

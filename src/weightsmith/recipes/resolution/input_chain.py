@@ -55,7 +55,7 @@ class Sources:
             found = replace(
                 found,
                 tensors={**known.tensors, **found.tensors},
-                roles={**known.roles, **found.roles},
+                places={**known.places, **found.places},
                 stored_as={**known.stored_as, **found.stored_as},
             )
         self.checkpoints[label] = found

@@ -9,8 +9,10 @@ from pathlib import Path
 from weightsmith.adapters import Reference, called
 from weightsmith.checkpoints import (
     Checkpoint,
+    Statistics,
     Tying,
     compare_configurations,
+    is_of,
     require_match,
     require_names,
     statistics_of,
@@ -37,9 +39,10 @@ class Inputs:
     def __init__(self, opener: Callable[[Reference], Checkpoint]) -> None:
         self.problems = Problems()
         self.sources = Sources()
-        self.statistics: dict[tuple[Reference, str], MeasuredStatistics] = {}
+        self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
         self._opener = opener
+        self._found: dict[Reference, Checkpoint] = {}
         self._opened: dict[Reference, View] = {}
         self._as_opened: dict[str, Checkpoint] = {}
         self._labels = Labels()
@@ -50,10 +53,16 @@ class Inputs:
         """What leaves of formulas are looked up in, by label."""
         return self.sources.checkpoints
 
+    def checkpoint(self, reference: Reference) -> Checkpoint:
+        """The checkpoint that a recipe calls `reference`, which has no label before it is viewed."""
+        if reference not in self._found:
+            self._found[reference] = called(self._opener(reference), reference)
+        return self._found[reference]
+
     def view(self, reference: Reference) -> View:
         """The checkpoint that a recipe calls `reference`, as it is opened: with its adapters and nothing else done."""
         if reference not in self._opened:
-            checkpoint = called(self._opener(reference), reference)
+            checkpoint = self.checkpoint(reference)
             # Labels name the streams of random masks, so they follow the recipe, not the place of a moved input.
             label = self._labels.new(_short_name(checkpoint))
             for finding in checkpoint.findings():
@@ -67,26 +76,42 @@ class Inputs:
         """The chain that begins with the checkpoints as they are opened."""
         return TransformedViews(self, transform, self.sources)
 
-    def measured(self, reference: Reference, view: View) -> MeasuredStatistics:
-        """The statistics file that a recipe calls `reference`, which must be of the checkpoint that `view` shows.
+    def measured(
+        self, reference: Reference, view: View, base: View | None = None
+    ) -> MeasuredStatistics:
+        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base.
 
         Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
         of tensors that it lacks.
         """
+        key = (reference, view.label, "" if base is None else base.label)
+        if key not in self.statistics:
+            found = statistics_of(called(self._opener(reference), reference))
+            own = self._is_of(found, view)
+            of_base = own if base is view else not own and self._is_of(found, base)
+            if not own and not of_base:
+                self._require_own(reference, found, view)
+            owner = self._as_opened[base.label if of_base and base is not None else view.label]
+            require_names(found, owner)
+            from weightsmith.checkpoints import by_weight
+
+            found = by_weight(found, owner)
+            label = self._labels.new(Path(str(reference)).name)
+            self.sources.add(label, found.checkpoint)
+            self.statistics[key] = MeasuredStatistics(label, found, own, of_base)
+        return self.statistics[key]
+
+    def _require_own(self, reference: Reference, found: Statistics, view: View) -> None:
         if view.is_recipe or view.label not in self._as_opened:
             raise RecipeError(
                 f"The statistics {str(reference)!r} are given for {view.label!r}, which a recipe makes; merge it first "
                 "and collect statistics of the result."
             )
-        key = (reference, view.label)
-        if key not in self.statistics:
-            found = statistics_of(called(self._opener(reference), reference))
-            require_match(found, self._as_opened[view.label])
-            require_names(found, self._as_opened[view.label])
-            label = self._labels.new(Path(str(reference)).name)
-            self.sources.add(label, found.checkpoint)
-            self.statistics[key] = MeasuredStatistics(label, found)
-        return self.statistics[key]
+        require_match(found, self._as_opened[view.label])
+
+    def _is_of(self, found: Statistics, view: View | None) -> bool:
+        opened = None if view is None else self._as_opened.get(view.label)
+        return opened is not None and is_of(found, opened)
 
     def recipe_view(self, key: Hashable, name: str, result: Callable[[str], RecipeResult]) -> View:
         """The result of a recipe inside a recipe; `result` resolves it, given its label.
@@ -102,9 +127,14 @@ class Inputs:
                 item.name: replace(item, formula=self._as_stored(item)) if is_rounded else item
                 for item in as_written(made)
             }
-            donor = made.donor
+            config_source = made.config_source
             self.recipe_views[key] = View(
-                label, items, donor.checkpoint, donor.config_source, donor.ties, is_recipe=True
+                label,
+                items,
+                config_source.checkpoint,
+                config_source.config_label,
+                config_source.ties,
+                is_recipe=True,
             )
         return self.recipe_views[key]
 
@@ -120,12 +150,20 @@ class Inputs:
             )
 
     def check_configurations(
-        self, donor: View, views: Sequence[View], accepted: Sequence[str], *, is_partial: bool
+        self,
+        config_source: View,
+        views: Sequence[View],
+        accepted: Sequence[str],
+        *,
+        is_partial: bool,
     ) -> None:
-        """Note every checkpoint whose configuration computes otherwise than the donor's, which the result has."""
+        """Note every checkpoint whose configuration computes otherwise than the config source's, the result's."""
         others = {id(view.checkpoint): view.checkpoint for view in views}
         found = compare_configurations(
-            donor.checkpoint, list(others.values()), accepted=accepted, is_partial=is_partial
+            config_source.checkpoint,
+            list(others.values()),
+            accepted=accepted,
+            is_partial=is_partial,
         )
         for finding in found.findings:
             self.problems.add(finding)

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from weightsmith.checkpoints import Statistics, misfit
 from weightsmith.errors import RecipeError
-from weightsmith.methods import METRICS, MethodSpec
+from weightsmith.methods import METRICS, MeasuredOn, MethodSpec
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves, OutputTensor
 from weightsmith.recipes.resolution.views import View
 
 
+class Weighing(Protocol):
+    """A method or a modifier, as far as it goes by statistics."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def noun(self) -> str: ...
+    @property
+    def statistics(self) -> tuple[str, ...]: ...
+    @property
+    def measured_on(self) -> MeasuredOn: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredStatistics:
-    """A statistics file of a model, under the label of its tensors."""
+    """A statistics file that a recipe names at a model, under the label of its tensors.
+
+    It is of that model's weights, of those of the base, or of both where they are the same. Of a weight it is read what
+    it has under `word`, if that is not empty.
+    """
 
     label: str
     statistics: Statistics
+    of_model: bool = True
+    of_base: bool = False
+    word: str = ""
 
     @property
     def kind(self) -> str:
@@ -27,25 +48,43 @@ class MeasuredStatistics:
         return self.statistics.header.kind
 
 
+# Where the recipe names them, and what they are of besides the model itself.
+_PLACES = {
+    MeasuredOn.EXPERTS: ("", "name their file under the model's `statistics:`"),
+    MeasuredOn.BASE: (
+        " of the base",
+        "list the base among the models, with their file under its `statistics:`",
+    ),
+    MeasuredOn.BASE_BY_EXPERT: (
+        " of the base over the model's data",
+        "collect them from the base, and name their file under the model's `statistics:`",
+    ),
+}
+
+
 def chosen(
-    spec: MethodSpec, files: Sequence[MeasuredStatistics], model: str, where: str
+    spec: Weighing, files: Sequence[MeasuredStatistics], model: str, where: str
 ) -> MeasuredStatistics | None:
-    """The file that a method takes: of the kind that it prefers among those given.
+    """The file that a method or modifier takes: of the kind that it prefers among those of the weights it goes by.
 
     Raises RecipeError where it needs one and none of its kinds is given. Metrics may stand in the recipe instead.
     """
-    for kind in spec.statistics:
-        found = next((file for file in files if file.kind == kind), None)
+    is_of_base = spec.measured_on is not MeasuredOn.EXPERTS
+    for wanted in spec.statistics:
+        kind, _, word = wanted.partition(":")
+        fitting = (f for f in files if f.kind == kind)
+        found = next((f for f in fitting if (f.of_base if is_of_base else f.of_model)), None)
         if found is not None:
-            return found
+            return replace(found, word=word)
     if not spec.statistics or METRICS in spec.statistics:
         return None
-    wanted = " or ".join(spec.statistics)
-    given = ", ".join(file.kind for file in files)
+    kinds = " or ".join(wanted.partition(":")[0] for wanted in spec.statistics)
+    given = ", ".join(f"{file.kind}{'' if file.of_model else ' of the base'}" for file in files)
+    whose, advice = _PLACES[spec.measured_on]
     raise RecipeError(
-        f"{where}, model {model!r}: method {spec.name} needs statistics of kind {wanted}, "
+        f"{where}, model {model!r}: {spec.noun} {spec.name} needs statistics of kind {kinds}{whose}, "
         + (f"but {given} is given; " if given else "and none are given; ")
-        + "name their file under the model's `statistics:`."
+        + f"{advice}."
     )
 
 
@@ -74,7 +113,7 @@ def with_metric(
 
 
 def stored_statistics(
-    spec: MethodSpec,
+    spec: Weighing,
     files: Sequence[MeasuredStatistics | None],
     experts: Sequence[tuple[View, OutputTensor]],
     name: str,
@@ -82,7 +121,8 @@ def stored_statistics(
 ) -> tuple[MeasuredLeaves, ...] | None:
     """What the files hold of one tensor, expert by expert; () where they all have nothing of it.
 
-    None, with a finding, where only some have it or where a shape does not fit.
+    `experts` are whose weights the files are of, in their order. None, with a finding, where only some have it or
+    where a shape does not fit.
     """
     if METRICS in spec.statistics or not spec.statistics:
         return ()
@@ -94,11 +134,13 @@ def stored_statistics(
     if all(one is None for one in found):
         return ()
     if lacking is not None:
+        without = files[lacking]
+        assert without is not None
         problems.error(
             name,
             "missing-statistics",
             experts[lacking][0].label,
-            f"The statistics of model {experts[lacking][0].label!r} lack tensors that those of others have",
+            f"The statistics {without.label!r} lack tensors that those of others have",
             "collect them again over the same tensors for every model",
         )
         return None
@@ -126,8 +168,10 @@ def _stored(file: MeasuredStatistics, view: View, item: OutputTensor) -> Measure
     if not isinstance(formula, Leaf) or formula.checkpoint != view.label:
         return None
     tied = next((group for group in view.ties if item.name in group), frozenset())
+    own_names = view.checkpoint.own_names
     for name in (formula.tensor, *sorted(tied)):
-        parts = file.statistics.names(name)
+        own = own_names.get(name, (name,))
+        parts = file.statistics.names(own[0], file.word) if len(own) == 1 else ()
         if parts:
             leaves = tuple(Leaf(file.label, part) for part in parts)
             first = file.statistics.checkpoint.tensors[parts[0]]

@@ -25,17 +25,21 @@ from weightsmith.recipes.resolution.combine import Combiner
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
+from weightsmith.recipes.resolution.lone_files import LoneFiles
 from weightsmith.recipes.resolution.modifying import closest
 from weightsmith.recipes.resolution.output_sections import (
     Level,
     MergeSection,
     MethodPlan,
     SectionSource,
+    are_alike,
     treatment_of,
 )
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
-from weightsmith.recipes.resolution.postprocess import post_steps
+from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.slice_ranges import slice_length
+from weightsmith.recipes.resolution.spelled_views import have_common_names
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import DType, Place
@@ -50,7 +54,7 @@ class _Work:
 
     document: RecipeDocument
     scope: RecipeScope
-    donor: View
+    config_source: View
     base: View | None
     combiner: Combiner
     items: list[OutputTensor] = field(default_factory=list)
@@ -100,36 +104,45 @@ class Resolver:
         within, named = self._chained(document, own)
         self.inputs.check_ties(named)
         base = self._base(document, within)
-        donor = base or named[0]
+        config_source = base or named[0]
         if document.donor is not None:
-            donor = self.view(document.donor, within)
+            config_source = self.view(document.donor, within)
         kept = [self.view(rule.keep, within) for rule in document.rules or () if rule.keep]
         self.inputs.check_configurations(
-            donor, [*named, *kept], document.accept or (), is_partial=bool(document.modules)
+            config_source, [*named, *kept], document.accept or (), is_partial=bool(document.modules)
         )
         combiner = self._combiner(document, semantics, seed)
-        work = _Work(document, within, donor, base, combiner)
+        work = _Work(document, within, config_source, base, combiner)
+        items: tuple[OutputTensor, ...] = ()
+        if have_common_names(document, config_source, named, self._problems):
+            self._combined(work)
+            steps = step_statistics(document, base, combiner, self.inputs.measured)
+            items = tuple(post_steps(document, work.items, work.bases, within, steps))
+            self._note_unused(work.combiner)
+            self._warn_of_idle_rules(work)
+        return RecipeResult(
+            items=items,
+            config_source=config_source,
+            base=base,
+            inputs=tuple(named),
+            bases=work.bases,
+            layer_sources=work.layer_sources,
+            stack=config_source.main_stack,
+            scope=within,
+            output_dtype=work.combiner.output_dtype,
+            model_view=lambda model, where: self.view(model, replace(within, name=where)),
+        )
+
+    def _combined(self, work: _Work) -> None:
+        document = work.document
         if document.expression is not None:
             self._expression(work, document.expression)
         elif document.modules is not None:
             self._modules(work, document.modules)
         else:
-            frame = _Frame(document, "", scope, base, (document.parameters or {},), _whole)
+            levels = (document.parameters or {},)
+            frame = _Frame(document, "", work.scope.name, work.base, levels, _whole)
             self._part(work, frame, document.models, document.slices)
-        self._note_unused(work.combiner)
-        self._warn_of_idle_rules(work)
-        return RecipeResult(
-            items=tuple(post_steps(document, work.items, work.bases, within)),
-            donor=donor,
-            base=base,
-            inputs=tuple(named),
-            bases=work.bases,
-            layer_sources=work.layer_sources,
-            stack=donor.main_stack,
-            scope=within,
-            output_dtype=work.combiner.output_dtype,
-            model_view=lambda model, where: self.view(model, replace(within, name=where)),
-        )
 
     def _chained(
         self, document: RecipeDocument, scope: RecipeScope
@@ -185,9 +198,13 @@ class Resolver:
         sources = {}
         for name, model in models:
             view = self.view(model, work.scope)
-            measured = tuple(self.inputs.measured(file, view) for file in files.get(name, ()))
+            measured = tuple(
+                self.inputs.measured(file, view, work.base) for file in files.get(name, ())
+            )
             sources[name] = SectionSource(view, statistics=measured)
-        made = expression_items(text, sources, work.base, work.donor, work.combiner, work.scope)
+        made = expression_items(
+            text, sources, work.base, work.config_source, work.combiner, work.scope
+        )
         for item, base in made:
             self._emit(work, item, base)
 
@@ -204,7 +221,7 @@ class Resolver:
             self._slices(work, frame, slices or ())
 
     def _models(self, work: _Work, frame: _Frame, entries: Sequence[ModelEntry]) -> None:
-        given = [self._source(work, entry, 0) for entry in entries]
+        given = [self._source(work, entry, 0, frame.base) for entry in entries]
         sources, base = _restricted(given, frame.base, frame.restrict)
         if base is not None and not any(source.view is base for source in sources):
             sources.append(SectionSource(base, is_implicit=True))
@@ -212,12 +229,14 @@ class Resolver:
         section = _section(work, frame, where, frame.scope, sources, base, None)
         is_raw = all(not source.view.checkpoint.is_folder for source in sources)
         flat = is_raw and section.preset == "mergekit"
-        donor = frame.restrict(work.donor)
-        self._place(work, place_models(section, donor, self._problems, flat=flat))
+        config_source = frame.restrict(work.config_source)
+        self._place(work, place_models(section, config_source, self._problems, flat=flat))
 
-    def _source(self, work: _Work, entry: ModelEntry | SliceSource, start: int) -> SectionSource:
+    def _source(
+        self, work: _Work, entry: ModelEntry | SliceSource, start: int, base: View | None
+    ) -> SectionSource:
         view = self.view(entry.model, work.scope)
-        measured = tuple(self.inputs.measured(file, view) for file in entry.statistics or ())
+        measured = tuple(self.inputs.measured(file, view, base) for file in entry.statistics or ())
         return SectionSource(view, start, entry.parameters or {}, statistics=measured)
 
     def _slices(self, work: _Work, frame: _Frame, slices: Sequence[Slice]) -> None:
@@ -227,57 +246,39 @@ class Resolver:
             base = frame.base
             if part.base_model is not None:
                 base = self.view(part.base_model, work.scope)
-            given = [self._source(work, source, source.layer_range[0]) for source in part.sources]
+            given = [
+                self._source(work, source, source.layer_range[0], base) for source in part.sources
+            ]
             sources, own_base = _restricted(given, base, frame.restrict)
             section = _section(work, frame, where, frame.scope, sources, own_base, part)
-            alike = next((j for j, other in enumerate(sections) if _alike(section, other)), i)
+            alike = next((j for j, other in enumerate(sections) if are_alike(section, other)), i)
             sections.append(replace(section, scope=f"{frame.scope}/slices[{alike}]"))
-        donor = frame.restrict(work.donor)
-        if work.scope.semantics == "mergekit" and not frame.where and len(_families(donor)) > 1:
+        config_source = frame.restrict(work.config_source)
+        if (
+            work.scope.semantics == "mergekit"
+            and not frame.where
+            and len(_families(config_source)) > 1
+        ):
             raise RecipeError(
-                f"slices: {donor.label!r} has several stacks of layers "
-                f"({', '.join(donor.stacks)}), and mergekit then requires `modules:`; say there "
+                f"slices: {config_source.label!r} has several stacks of layers "
+                f"({', '.join(config_source.stacks)}), and mergekit then requires `modules:`; say there "
                 "which one the slices are for."
             )
-        lengths = [self._length(p, s) for p, s in zip(slices, sections, strict=True)]
-        self._note_layers(work, donor, slices, lengths, frame.where)
-        self._place(work, place_slices(sections, lengths, donor))
-
-    def _length(self, part: Slice, section: MergeSection) -> int:
-        """The number of layers of a slice, having checked its ranges; what is past the layers there are is left out."""
-        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
-        if len(lengths) > 1:
-            listed = ", ".join(str(list(source.layer_range)) for source in part.sources)
-            raise RecipeError(
-                f"{section.where}: all sources of a slice must have equally many layers, but the "
-                f"ranges are {listed}."
-            )
-        for given, source in zip(part.sources, section.sources, strict=True):
-            count = source.view.layer_count
-            if given.layer_range[1] > count:
-                self._problems.add(
-                    Finding(
-                        Severity.ERROR,
-                        "layer-range",
-                        source.view.label,
-                        f"{section.where}: layer_range {list(given.layer_range)} reaches past the "
-                        f"{count} layers of {source.view.label!r}",
-                        f"end it at {count} at most",
-                    )
-                )
-        # A range is any two numbers, but nothing is made for layers that no source has.
-        longest = max(source.view.layer_count - source.start for source in section.sources)
-        return max(0, min(lengths.pop(), longest))
+        lengths = [
+            slice_length(p, s, self._problems) for p, s in zip(slices, sections, strict=True)
+        ]
+        self._note_layers(work, config_source, slices, lengths, frame.where)
+        self._place(work, place_slices(sections, lengths, config_source))
 
     def _note_layers(
         self,
         work: _Work,
-        donor: View,
+        config_source: View,
         slices: Sequence[Slice],
         lengths: Sequence[int],
         where: str,
     ) -> None:
-        """Remember which of the donor's layers the output's take the places of."""
+        """Remember which of the config source's layers the output's take the places of."""
         if sum(lengths) > _MOST_LAYERS:
             raise RecipeError(
                 f"{where}slices: they come to {sum(lengths)} layers, more than any model has; give shorter ranges."
@@ -287,9 +288,9 @@ class Resolver:
             for part, length in zip(slices, lengths, strict=True)
             for k in range(length)
         )
-        if len(order) == donor.layer_count and order == tuple(range(len(order))):
+        if len(order) == config_source.layer_count and order == tuple(range(len(order))):
             return
-        if donor.main_stack == work.donor.main_stack:
+        if config_source.main_stack == work.config_source.main_stack:
             work.layer_sources = order
             return
         self._problems.add(
@@ -298,26 +299,28 @@ class Resolver:
                 "config-layers",
                 where.rstrip("."),
                 f"{where}slices: the number of layers in the configuration is kept for the main "
-                f"stack only, not for {donor.main_stack!r}",
+                f"stack only, not for {config_source.main_stack!r}",
                 "correct the configuration of the result by hand",
             )
         )
 
     def _modules(self, work: _Work, modules: Mapping[str, Module]) -> None:
-        from weightsmith.recipes.resolution.correspondence import in_donors_names
+        from weightsmith.recipes.resolution.correspondence import in_config_source_names
         from weightsmith.recipes.resolution.modules import split_modules
 
-        split = split_modules(work.donor, modules)
+        split = split_modules(work.config_source, modules)
         for name, module in modules.items():
             if not split.names.get(name):
                 raise RecipeError(
-                    f"modules.{name}: no tensor of {work.donor.label!r} belongs to it; give it a "
+                    f"modules.{name}: no tensor of {work.config_source.label!r} belongs to it; give it a "
                     f"`match:`, or use one of {', '.join(split.known)}."
                 )
 
             def restrict(view: View, name: str = name, module: Module = module) -> View:
                 where = f"modules.{name}"
-                mine = in_donors_names(view, work.donor, module.prefix, where, self._problems)
+                mine = in_config_source_names(
+                    view, work.config_source, module.prefix, where, self._problems
+                )
                 return mine.only(split_modules(mine, modules).names.get(name, ()))
 
             base = work.base
@@ -330,9 +333,9 @@ class Resolver:
         self._leftover(work, split.leftover)
 
     def _leftover(self, work: _Work, names: Iterable[str]) -> None:
-        """Tensors of no module: mergekit leaves them out, native recipes copy the donor's."""
+        """Tensors of no module: mergekit leaves them out, native recipes copy the config source's."""
         for name in names:
-            item = work.donor.items[name]
+            item = work.config_source.items[name]
             if work.scope.semantics == "mergekit":
                 self._problems.about(
                     name,
@@ -347,8 +350,8 @@ class Resolver:
                 name,
                 Severity.NOTE,
                 "copied",
-                work.donor.label,
-                f"Tensors of no module are copied from {work.donor.label!r}",
+                work.config_source.label,
+                f"Tensors of no module are copied from {work.config_source.label!r}",
                 "",
             )
             dtype = work.combiner.output_dtype if item.dtype.is_float else None
@@ -386,6 +389,7 @@ class Resolver:
         rules = work.document.rules or ()
         # Only while a section lives can no other one have its identity.
         treatments: dict[tuple[int, int], tuple[MergeSection, MethodPlan]] = {}
+        lone = LoneFiles(work.config_source, work.combiner)
         for one in placed:
             number = _first_match(rules, one.place)
             work.used_rules.add(number)
@@ -394,8 +398,7 @@ class Resolver:
                 rule = rules[number] if number >= 0 else None
                 treatments[key] = one.section, self._treatment(work, one.section, rule, number)
             _, treatment = treatments[key]
-            item = work.combiner.combine(one.section, treatment, one.items, one.base, one.place)
-            if item is not None:
+            for item in lone.made(one, treatment):
                 self._emit(work, item, one.base)
 
     def _treatment(
@@ -459,16 +462,6 @@ def _section(
     )
     levels = (*own, *frame.levels)
     return MergeSection(where, scope, tuple(sources), base, method, preset, levels, modify)
-
-
-def _alike(section: MergeSection, other: MergeSection) -> bool:
-    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
-
-    def identity(one: MergeSection) -> tuple[object, ...]:
-        labels = tuple(source.view.label for source in one.sources)
-        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
-
-    return identity(section) == identity(other)
 
 
 def _restricted(

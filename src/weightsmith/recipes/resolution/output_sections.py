@@ -16,7 +16,11 @@ from weightsmith.recipes.language.modifier_calls import Assignments, Modificatio
 from weightsmith.recipes.language.parameter_settings import ABSENT, Lookup, lookups
 from weightsmith.recipes.language.schema import RecipeRule
 from weightsmith.recipes.resolution.continuing import continues
-from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
+from weightsmith.recipes.resolution.measured_statistics import (
+    MeasuredStatistics,
+    Weighing,
+    chosen,
+)
 from weightsmith.recipes.resolution.modifying import ModifierUse, Steps, closest, modifier_uses
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Place
@@ -54,6 +58,12 @@ class MergeSection:
     modify: Steps = ()
 
     @property
+    def views(self) -> tuple[View, ...]:
+        """All that it reads: the sources', and the base where it is none of them."""
+        base = () if self.base is None or self.base_index is not None else (self.base,)
+        return (*(source.view for source in self.sources), *base)
+
+    @property
     def base_index(self) -> int | None:
         """The position of the base among the sources."""
         return next((i for i, s in enumerate(self.sources) if s.view is self.base), None)
@@ -64,7 +74,8 @@ class MethodPlan:
     """What is done with a tensor: `experts` are positions among the section's sources.
 
     `has_origin`: modifiers measure task vectors from the base. `is_even`: its parameters depend on a tensor's depth
-    alone, not on its name or place.
+    alone, not on its name or place. `statistics` has the file of each expert, or that of the base, and
+    `modifier_statistics` the like for each modifier.
     """
 
     spec: registry.MethodSpec
@@ -81,6 +92,7 @@ class MethodPlan:
     keep: View | None = None
     has_origin: bool = False
     statistics: tuple[MeasuredStatistics | None, ...] = ()
+    modifier_statistics: tuple[tuple[MeasuredStatistics | None, ...], ...] = ()
     # What an even treatment gives by depth and by which of the experts have the tensor.
     known: dict[tuple[float, tuple[int, ...]], Given] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -160,16 +172,25 @@ def treatment_of(
         required_per_expert=tuple(key for key in required if spec.parameters[key].per_expert),
         modifiers=modifiers,
         has_origin=measures and has_base,
-        statistics=tuple(
-            chosen(
-                spec,
-                section.sources[i].statistics,
-                section.sources[i].view.label,
-                section.where,
-            )
-            for i in experts
-        ),
+        statistics=_files(spec, section, experts),
+        modifier_statistics=tuple(_files(use.spec, section, experts) for use in modifiers),
     )
+
+
+def _files(
+    spec: Weighing, section: MergeSection, experts: Sequence[int]
+) -> tuple[MeasuredStatistics | None, ...]:
+    """What a method or modifier takes of each expert, or of the base if it is that one's."""
+    if not spec.statistics:
+        return ()
+    if spec.measured_on is not registry.MeasuredOn.BASE:
+        return tuple(
+            chosen(spec, source.statistics, source.view.label, section.where)
+            for source in map(section.sources.__getitem__, experts)
+        )
+    given = [file for source in section.sources for file in source.statistics if file.of_base]
+    label = "" if section.base is None else section.base.label
+    return (chosen(spec, given, label, section.where),)
 
 
 def _require_base(section: MergeSection, spec: registry.MethodSpec, preset: str) -> None:
@@ -205,3 +226,13 @@ class Labels:
             made = f"{label}#{self._counts[label]}"
         self._taken.add(made)
         return made
+
+
+def are_alike(section: MergeSection, other: MergeSection) -> bool:
+    """Whether two slices merge the same models in the same way, so that they are one merge of the recipe."""
+
+    def identity(one: MergeSection) -> tuple[object, ...]:
+        labels = tuple(source.view.label for source in one.sources)
+        return labels, one.base and one.base.label, one.method, one.preset, repr(one.modify)
+
+    return identity(section) == identity(other)

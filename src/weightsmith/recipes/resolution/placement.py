@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
+from weightsmith.naming import beside
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
@@ -33,9 +34,9 @@ class Placed:
 
 
 def place_models(
-    section: MergeSection, donor: View, problems: Problems, *, flat: bool
+    section: MergeSection, config_source: View, problems: Problems, *, flat: bool
 ) -> Iterator[Placed]:
-    """The outputs of `models:`: every tensor under its own name, in the donor's order.
+    """The outputs of `models:`: every tensor under its own name, in the config source's order.
 
     `flat` puts all at depth 0, as mergekit does with single files.
     """
@@ -44,12 +45,15 @@ def place_models(
     copies = redundant_names([*views, *([section.base] if section.base is not None else [])])
     tensors = [view.items for view in views]
     of_base = section.base.items if section.base is not None else {}
-    for name in _joined([donor.items, *tensors]):
+    for name in _joined([config_source.items, *tensors]):
         items = tuple([own.get(name) for own in tensors])
         found = next((item for item in items if item is not None), None)
+        if found is None and beside(name) is not None:
+            # A file beside the main set that the config source alone has belongs to its configuration.
+            found = config_source.items.get(name)
         if found is None or name in copies:
             continue
-        place = donor.items.get(name, found).place
+        place = config_source.items.get(name, found).place
         place = replace(place, depth=0.0) if flat else place
         yield Placed(section, items, of_base.get(name), place)
 
@@ -78,25 +82,25 @@ def _compare_layer_counts(section: MergeSection, problems: Problems) -> None:
 
 
 def place_slices(
-    sections: Sequence[MergeSection], lengths: Sequence[int], donor: View
+    sections: Sequence[MergeSection], lengths: Sequence[int], config_source: View
 ) -> Iterator[Placed]:
     """The outputs of `slices:`, with layers numbered through.
 
     What lies before the stack comes from the first slice's sources, what lies after it from the
     last slice's.
     """
-    prefix = donor.main_stack
+    prefix = config_source.main_stack
     if prefix is None:
         raise RecipeError(
-            f"{sections[0].where}: {donor.label!r} has no layers to slice; use `models:` instead."
+            f"{sections[0].where}: {config_source.label!r} has no layers to slice; use `models:` instead."
         )
     total = sum(lengths)
-    order = list(donor.items.values())
+    order = list(config_source.items.values())
     stack = [i for i, item in enumerate(order) if item.place.stack == prefix]
     inputs = [s.view for section in (sections[0], sections[-1]) for s in section.sources]
     inputs += [section.base for section in sections if section.base is not None]
     copies = redundant_names(list({id(view): view for view in inputs}.values()))
-    outside = [item for item in _outside(sections, donor) if item.name not in copies]
+    outside = [item for item in _outside(sections, config_source) if item.name not in copies]
     before = [
         item
         for i, item in enumerate(order)
@@ -109,14 +113,14 @@ def place_slices(
             at = [source.start + k for source in section.sources]
             yield from _place_layer(section, prefix, at, offset + k, total, depth_of(k, length))
         offset += length
-    yield from _place_further(sections[-1], donor, prefix, total)
+    yield from _place_further(sections[-1], config_source, prefix, total)
     done = {item.name for item in before}
     yield from (_place_outside(sections, item) for item in outside if item.name not in done)
 
 
-def _outside(sections: Sequence[MergeSection], donor: View) -> list[OutputTensor]:
+def _outside(sections: Sequence[MergeSection], config_source: View) -> list[OutputTensor]:
     views = (
-        donor,
+        config_source,
         *(source.view for section in (sections[0], sections[-1]) for source in section.sources),
     )
     found: dict[str, OutputTensor] = {}
@@ -135,9 +139,11 @@ def _place_outside(sections: Sequence[MergeSection], item: OutputTensor) -> Plac
     return Placed(section, items, base, replace(item.place, depth=0.0))
 
 
-def _place_further(section: MergeSection, donor: View, prefix: str, total: int) -> Iterator[Placed]:
+def _place_further(
+    section: MergeSection, config_source: View, prefix: str, total: int
+) -> Iterator[Placed]:
     """The blocks that predict further tokens, behind the last layer: those of the last slice's sources."""
-    for k in range(donor.further_layers):
+    for k in range(config_source.further_layers):
         at = [source.view.layer_count + k for source in section.sources]
         yield from _place_layer(section, prefix, at, total + k, total, 1.0)
 

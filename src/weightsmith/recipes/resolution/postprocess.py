@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import declared_tied
 from weightsmith.errors import RecipeError
 from weightsmith.methods import registry
 from weightsmith.recipes.language.parameter_settings import lookups
 from weightsmith.recipes.language.schema import Clause, MethodStep, RecipeDocument
 from weightsmith.recipes.language.selectors import Match
-from weightsmith.recipes.resolution.formula import Assertion, Formula, Merge, OutputTensor
+from weightsmith.recipes.resolution.combine import Combiner
+from weightsmith.recipes.resolution.formula import (
+    Assertion,
+    Formula,
+    MeasuredLeaves,
+    Merge,
+    OutputTensor,
+)
+from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics, chosen
 from weightsmith.recipes.resolution.output_sections import distinct_labels, values
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Kind, Place, depth_of
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """What steps go by: the files that each names, all of the base, and who notes what is wrong with them."""
+
+    base: View | None
+    files: tuple[tuple[MeasuredStatistics, ...], ...]
+    combiner: Combiner
+
+    def file(self, number: int, spec: registry.MethodSpec, where: str) -> MeasuredStatistics | None:
+        """The file that a step goes by, if it needs one; raises RecipeError where it names none that fits."""
+        if not spec.statistics or self.base is None:
+            return None
+        given = [replace(file, of_base=True) for file in self.files[number]]
+        return chosen(spec, given, self.base.label, where)
+
+    def of(
+        self, file: MeasuredStatistics | None, spec: registry.MethodSpec, item: OutputTensor | None
+    ) -> tuple[MeasuredLeaves, ...]:
+        """What a step's file has of a tensor of the base."""
+        if file is None or item is None or self.base is None:
+            return ()
+        return self.combiner.statistics(spec, [file], [(self.base, item)], item.name) or ()
+
+
+def step_statistics(
+    document: RecipeDocument,
+    base: View | None,
+    combiner: Combiner,
+    measured: Callable[[Reference, View], MeasuredStatistics],
+) -> StepStatistics:
+    """The statistics that the steps of a recipe name; raises RecipeError where there is no base that they are of."""
+    files = []
+    for i, step in enumerate(document.then or ()):
+        given = step.statistics or ()
+        if given and base is None:
+            raise RecipeError(
+                f"then[{i}]: the statistics of a step are of the base; give `base_model:`."
+            )
+        files.append(tuple(measured(file, base) for file in given if base is not None))
+    return StepStatistics(base, tuple(files), combiner)
 
 
 def post_steps(
@@ -22,6 +75,7 @@ def post_steps(
     items: Sequence[OutputTensor],
     bases: Mapping[str, OutputTensor],
     scope: RecipeScope,
+    statistics: StepStatistics,
 ) -> list[OutputTensor]:
     """The outputs after every step of `then:`: a method with what was merged as its first, mostly only, expert."""
     result = list(items)
@@ -29,7 +83,9 @@ def post_steps(
     for i, step in enumerate(document.then or ()):
         place = f"then[{i}]"
         within = replace(scope, name=f"{scope.name}/{place}")
-        result = _stepped(step, result, merges, bases, place, within)
+        file = statistics.file(i, registry.get(step.method), place)
+        stored = partial(statistics.of, file)
+        result = _stepped(step, result, merges, bases, stored, place, within)
     return result
 
 
@@ -38,6 +94,7 @@ def _stepped(
     items: Sequence[OutputTensor],
     merges: Mapping[str, Merge],
     bases: Mapping[str, OutputTensor],
+    stored: Callable[[registry.MethodSpec, OutputTensor | None], tuple[MeasuredLeaves, ...]],
     where: str,
     scope: RecipeScope,
 ) -> list[OutputTensor]:
@@ -79,6 +136,7 @@ def _stepped(
             place=item.place,
             shape=item.shape,
             seed=scope.seed,
+            statistics=stored(spec, bases.get(item.name)),
             stored=behind.stored if behind is not None else item.dtype,
         )
         result.append(replace(item, formula=formula))
@@ -159,11 +217,11 @@ def _in_stack(place: Place, layers: Mapping[str | None, Sequence[int]]) -> Place
 def _with_ties(result: RecipeResult, *, drop: bool = True) -> list[OutputTensor]:
     groups = [
         set(group)
-        for group in result.donor.ties
+        for group in result.config_source.ties
         if all(_shares(view.ties, group) for view in result.inputs)
     ]
     by_name = {item.name: item for item in result.items}
-    is_declared = declared_tied(result.donor.checkpoint.config) is True
+    is_declared = declared_tied(result.config_source.checkpoint.config) is True
     followers: dict[str, str] = {}
     dropped: set[str] = set()
     for group in groups:

@@ -15,12 +15,13 @@ from weightsmith.recipes.language.dialect import with_native_keys
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.vocabulary_sections import Tokenizer
-from weightsmith.recipes.resolution.boundary_findings import seam_findings
+from weightsmith.recipes.resolution.boundary_findings import boundary_findings_of
 from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.resolution.input_chain import Views
 from weightsmith.recipes.resolution.inputs import Inputs
 from weightsmith.recipes.resolution.merging import Resolver
 from weightsmith.recipes.resolution.postprocess import assertions, tied_outputs
+from weightsmith.recipes.resolution.spelled_views import spelled_views
 from weightsmith.recipes.resolution.views import View
 from weightsmith.recipes.resolution.vocabulary_comparison import compare_vocabularies
 from weightsmith.tensors import parse_size
@@ -55,13 +56,13 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
     return Resolved(
         outputs=tuple(outputs),
         checkpoints=dict(inputs.checkpoints),
-        donor=result.donor.config_source,
-        base=result.base.config_source if result.base is not None else None,
+        config_source=result.config_source.config_label,
+        base=result.base.config_label if result.base is not None else None,
         layer_sources=result.layer_sources,
         findings=(
             *recipe.findings,
             *_worded(inputs.problems.findings(), recipe.semantics),
-            *seam_findings(outputs, inputs.checkpoints),
+            *boundary_findings_of(outputs, inputs.checkpoints),
         ),
         assertions=checks,
         seed=document.seed or 0,
@@ -83,7 +84,7 @@ def _chained(recipe: Recipe, inputs: Inputs) -> tuple[Views, Outcome | None]:
     Each step of the chain is a line here, in the order in which they follow one another. Adapters come before all of
     them, where a reference is opened, and untying after them, which is decided recipe by recipe.
     """
-    views: Views = inputs
+    views = spelled_views(recipe.document, inputs)
     vocabulary = None
     section = _tokenizer_section(recipe.document)
     if section is not None:

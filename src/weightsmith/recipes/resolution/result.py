@@ -36,7 +36,7 @@ class RecipeResult:
     """
 
     items: tuple[OutputTensor, ...]
-    donor: View
+    config_source: View
     base: View | None
     inputs: tuple[View, ...]
     bases: Mapping[str, OutputTensor]

@@ -171,7 +171,7 @@ class _Section:
     def _member(self, reference: Reference, vocabulary: Vocabulary) -> TokenizerMember:
         checkpoint = self.checkpoint(reference)
         return TokenizerMember(
-            vocabulary, checkpoint.path, checkpoint.vocab_size, self.label(reference)
+            vocabulary, checkpoint.tokenizer_folder, checkpoint.vocab_size, self.label(reference)
         )
 
     def _target(self) -> tuple[TargetVocabulary, Reference]:
@@ -182,9 +182,9 @@ class _Section:
         tokenizer_source = source if isinstance(source, Reference) else self.base
         own = self.vocabularies[tokenizer_source]
         assert own is not None
-        donor = self._member(tokenizer_source, own)
+        config_source = self._member(tokenizer_source, own)
         if source == "union":
-            members = [donor]
+            members = [config_source]
             for reference in self.merged:
                 vocabulary = self.vocabularies[reference]
                 if reference != tokenizer_source and vocabulary is not None:
@@ -194,8 +194,8 @@ class _Section:
             )
         else:
             target = copy_target(
-                donor,
-                source="base" if source == "base" else donor.label,
+                config_source,
+                source="base" if source == "base" else config_source.label,
                 tokens=tokens,
                 flags=self._flags(),
                 pad_to_multiple_of=pad,

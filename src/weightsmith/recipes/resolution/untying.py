@@ -40,7 +40,7 @@ def _own_heads(merged: Sequence[View], is_always: bool) -> Transform | None:
     tied = [v for v in merged if not v.is_recipe and v.checkpoint.tying is Tying.TIED]
     if not tied:
         return None
-    head = vocabulary_head(own[0].tensors, own[0].roles) if own else None
+    head = vocabulary_head(own[0].tensors, own[0].places) if own else None
     if head is None and is_always:
         head = own_head_name(tied[0].checkpoint)
         if head is None:

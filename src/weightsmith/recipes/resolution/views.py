@@ -14,14 +14,14 @@ from weightsmith.recipes.resolution.formula import Leaf, OutputTensor
 class View:
     """Tensors by name.
 
-    `checkpoint` gives configuration and tokenizer, and `config_source` is its label: for a recipe's result, those of
-    its donor.
+    `checkpoint` gives configuration and tokenizer, and `config_label` is its label: for a recipe's result, those of
+    its config source.
     """
 
     label: str
     items: dict[str, OutputTensor]
     checkpoint: Checkpoint
-    config_source: str
+    config_label: str
     ties: tuple[frozenset[str], ...] = ()
     is_recipe: bool = False
     _layers: dict[str, dict[int, dict[str, OutputTensor]]] | None = field(
@@ -88,7 +88,7 @@ def layer_name(prefix: str, layer: int, rest: str) -> str:
 
 def view_of(checkpoint: Checkpoint, label: str) -> View:
     """The tensors of a checkpoint, each as a leaf."""
-    places, counts_as = checkpoint.roles, checkpoint.stored_as
+    places, counts_as = checkpoint.places, checkpoint.stored_as
     tensors = {
         name: OutputTensor(
             places[name], Leaf(label, name), counts_as.get(name, tensor.dtype), tensor.shape

@@ -28,9 +28,9 @@ def compare_vocabularies(
 
     Raises RecipeError for a `chat_template:` that means nothing.
     """
-    donor = result.donor.config_source
+    config_source = result.config_source.config_label
     mixed = _mixed(outputs)
-    labels = [donor, *(label for label in inputs.checkpoints if label != donor)]
+    labels = [config_source, *(label for label in inputs.checkpoints if label != config_source)]
     statistics = {measured.label for measured in inputs.statistics.values()}
     read: dict[str, Vocabulary] = {}
     checkpoints = {
@@ -39,8 +39,8 @@ def compare_vocabularies(
         if label not in statistics and inputs.checkpoints[label].tokenizer_files
     }
     if not checkpoints and document.chat_template is None:
-        rows = inputs.checkpoints[donor].vocab_size or 0
-        return Outcome(rows=rows, template=f"that of {donor!r}")
+        rows = inputs.checkpoints[config_source].vocab_size or 0
+        return Outcome(rows=rows, template=f"that of {config_source!r}")
     # Readers of tokenizers are many, and most small networks have none.
     from weightsmith.tokenizers import Library, resolve_chat_template
 
@@ -50,16 +50,20 @@ def compare_vocabularies(
         vocabulary = _read(look, label, checkpoint, inputs)
         if vocabulary is not None:
             read[label] = vocabulary
-    own = read.get(donor)
+    own = read.get(config_source)
     order = [read[label] for label in inputs.checkpoints if label in read]
     template, findings = resolve_chat_template(document.chat_template, order, own)
-    for finding in [*findings, *_differing(read, donor, mixed), *_beyond(read, donor, inputs)]:
+    for finding in [
+        *findings,
+        *_differing(read, config_source, mixed),
+        *_beyond(read, config_source, inputs),
+    ]:
         inputs.problems.add(finding)
     tokens = len(own.ids) if own is not None else 0
     return Outcome(
         tokens=tokens,
-        rows=inputs.checkpoints[donor].vocab_size or 0,
-        template=f"that of {donor!r}" if template is None else "replaced by the recipe's",
+        rows=inputs.checkpoints[config_source].vocab_size or 0,
+        template=f"that of {config_source!r}" if template is None else "replaced by the recipe's",
         read_tokens=library.tokens,
         change=VocabularyChange(old=own, new=own, template=template),
     )
@@ -92,13 +96,13 @@ def _mixed(outputs: Sequence[OutputTensor]) -> set[frozenset[str]]:
 
 
 def _differing(
-    read: Mapping[str, Vocabulary], donor: str, mixed: set[frozenset[str]]
+    read: Mapping[str, Vocabulary], config_source: str, mixed: set[frozenset[str]]
 ) -> list[Finding]:
-    own = read.get(donor)
+    own = read.get(config_source)
     findings = []
     for label, vocabulary in read.items():
-        together = any({label, donor} <= labels for labels in mixed)
-        if own is None or label == donor or not together or vocabulary.ids == own.ids:
+        together = any({label, config_source} <= labels for labels in mixed)
+        if own is None or label == config_source or not together or vocabulary.ids == own.ids:
             continue
         mine, theirs = own.texts, vocabulary.texts
         ids = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
@@ -108,9 +112,9 @@ def _differing(
                 Severity.WARNING,
                 "tokenizers-differ",
                 label,
-                f"The tokenizers of {donor!r} and {label!r} differ in {len(ids)} tokens, the first being number "
-                f"{first} ({_token(mine.get(first))} and {_token(theirs.get(first))}), so rows of different tokens are "
-                "merged",
+                f"The tokenizers of {config_source!r} and {label!r} differ in {len(ids)} tokens, the first being "
+                f"number {first} ({_token(mine.get(first))} and {_token(theirs.get(first))}), so rows of different "
+                "tokens are merged",
                 "align them with `tokenizer: {source: union}` or `base`",
             )
         )
@@ -121,8 +125,8 @@ def _token(text: str | None) -> str:
     return "none" if text is None else shown(text)
 
 
-def _beyond(read: Mapping[str, Vocabulary], donor: str, inputs: Inputs) -> list[Finding]:
-    own, rows = read.get(donor), inputs.checkpoints[donor].vocab_size
+def _beyond(read: Mapping[str, Vocabulary], config_source: str, inputs: Inputs) -> list[Finding]:
+    own, rows = read.get(config_source), inputs.checkpoints[config_source].vocab_size
     if own is None or rows is None or own.size <= rows:
         return []
     texts = [text for text, index in own.ids.items() if index >= rows]
@@ -130,9 +134,9 @@ def _beyond(read: Mapping[str, Vocabulary], donor: str, inputs: Inputs) -> list[
         Finding(
             Severity.WARNING,
             "token-without-row",
-            donor,
-            f"{len(texts)} tokens of the tokenizer of {donor!r}, which is copied, lie beyond the {rows} rows of its "
-            f"table (the first is {shown(texts[0])}); text that has them cannot be run",
+            config_source,
+            f"{len(texts)} tokens of the tokenizer of {config_source!r}, which is copied, lie beyond the {rows} rows "
+            f"of its table (the first is {shown(texts[0])}); text that has them cannot be run",
             "leave them out with `tokenizer: {source: base}`, or give them rows with `missing:`",
         )
     ]

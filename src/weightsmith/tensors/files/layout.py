@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightsmith.errors import OutputError, UsageError
@@ -38,12 +38,15 @@ class Placement(Shaped):
 class Shard:
     """One output file: its name, its first bytes, its whole size, and the tensors in the order of
     their bytes.
+
+    `is_beside`: it is none of the main set of weights, and its name may have folders in it.
     """
 
     file_name: str
     header: bytes
     size: int
     placements: tuple[Placement, ...]
+    is_beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,16 @@ class ShardLayout:
         return sum(shard.size for shard in self.shards)
 
 
-def plan_layout(entries: Sequence[Entry], shard_bytes: int = DEFAULT_SHARD_BYTES) -> ShardLayout:
+def plan_layout(
+    entries: Sequence[Entry],
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    *,
+    beside: Mapping[str, Mapping[str, Entry]] | None = None,
+) -> ShardLayout:
     """Distribute (name, dtype, shape) over shards, greedily and in the given order.
+
+    `beside` are files of their own, by name, of which each has entries by the tensors' names in it; the index does not
+    list them. Where there are such and no `entries`, there are no shards but these.
 
     A shard is closed when the next tensor would take its tensor bytes above `shard_bytes` (default
     5 GB, as on the Hugging Face Hub); a larger tensor gets a shard of its own. Within a shard wider
@@ -79,16 +90,24 @@ def plan_layout(entries: Sequence[Entry], shard_bytes: int = DEFAULT_SHARD_BYTES
     """
     if shard_bytes < 1:
         raise UsageError(f"a shard size of {shard_bytes} bytes is not possible: choose at least 1.")
-    _check_unique(entries)
-    groups = _fill_shards(entries, shard_bytes)
-    shards = tuple(_shard(group, i, len(groups)) for i, group in enumerate(groups))
-    placements = {p.name: p for shard in shards for p in shard.placements}
-    total_size = sum(p.nbytes for p in placements.values())
+    beside = beside or {}
+    _check_unique([*entries, *(entry for own in beside.values() for entry in own.values())])
+    groups = _fill_shards(entries, shard_bytes) if entries or not beside else []
+    shards = [_shard(group, i, len(groups)) for i, group in enumerate(groups)]
     index = None
     if len(shards) > 1:
-        order = [name for name, _, _ in entries]
-        index = encode_index({n: shards[placements[n].shard].file_name for n in order}, total_size)
-    return ShardLayout(shards, total_size, index, placements)
+        files = {p.name: shard.file_name for shard in shards for p in shard.placements}
+        main_size = sum(p.nbytes for shard in shards for p in shard.placements)
+        index = encode_index({name: files[name] for name, _, _ in entries}, main_size)
+    for file_name, own in beside.items():
+        if any(shard.file_name == file_name for shard in shards):
+            raise OutputError(
+                f"the file {shown(file_name)} would be written twice: rename or drop one of them."
+            )
+        shards.append(_beside(file_name, own, len(shards)))
+    placements = {p.name: p for shard in shards for p in shard.placements}
+    total_size = sum(p.nbytes for p in placements.values())
+    return ShardLayout(tuple(shards), total_size, index, placements)
 
 
 def _check_unique(entries: Sequence[Entry]) -> None:
@@ -118,12 +137,27 @@ def _fill_shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]
 def _shard(group: Sequence[Entry], position: int, count: int) -> Shard:
     aligned = sorted(group, key=lambda entry: -entry[1].itemsize)
     header = encode_header(aligned)
-    offset = len(header)
+    placements, size = _placed(aligned, position, len(header))
+    return Shard(_file_name(position, count), header, size, placements)
+
+
+def _beside(file_name: str, own: Mapping[str, Entry], position: int) -> Shard:
+    """A file beside the main set, in whose header tensors have other names than in the layout."""
+    aligned = sorted(own.items(), key=lambda named: -named[1][1].itemsize)
+    header = encode_header([(stored, dtype, shape) for stored, (_, dtype, shape) in aligned])
+    placements, size = _placed([entry for _, entry in aligned], position, len(header))
+    return Shard(file_name, header, size, placements, is_beside=True)
+
+
+def _placed(
+    entries: Sequence[Entry], position: int, offset: int
+) -> tuple[tuple[Placement, ...], int]:
+    """The places of tensors one after the other from a byte on, and the byte after the last."""
     placements: list[Placement] = []
-    for name, dtype, shape in aligned:
+    for name, dtype, shape in entries:
         placements.append(Placement(name, dtype, shape, position, offset))
         offset += placements[-1].nbytes
-    return Shard(_file_name(position, count), header, offset, tuple(placements))
+    return tuple(placements), offset
 
 
 def _file_name(position: int, count: int) -> str:

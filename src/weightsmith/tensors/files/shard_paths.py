@@ -8,6 +8,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from weightsmith.errors import CheckpointError
+from weightsmith.tensors.files.links import may_lead_to, way_out
 from weightsmith.tensors.messages import is_printable_name, shown
 
 
@@ -15,8 +16,7 @@ def resolve_inside(folder: Path, name: str, stated_by: Path, suffixes: tuple[str
     """The path of file `name` of a checkpoint folder, checked by the rules of POSIX and of Windows.
 
     The name must end in one of `suffixes`, and neither it nor the links that it follows may leave
-    the folder; a link from a snapshot of the Hugging Face cache into the `blobs` of the same model
-    is allowed. `stated_by` is the file that states the name, for messages. Raises
+    the folder but for the places of `links`. `stated_by` is the file that states the name, for messages. Raises
     `CheckpointError`.
     """
     problem = _problem_of_name(name, suffixes)
@@ -34,10 +34,8 @@ def resolve_inside(folder: Path, name: str, stated_by: Path, suffixes: tuple[str
             f"{shown(stated_by)} names the file {shown(name)}, which is missing or cannot be reached "
             f"({error.strerror}): fetch that file."
         ) from error
-    if not any(real.is_relative_to(allowed) for allowed in _allowed_roots(root)):
-        raise CheckpointError(
-            f"{shown(path)} is a link that leaves its folder, to {shown(real)}: put the file itself there."
-        )
+    if not may_lead_to(real, root):
+        raise CheckpointError(f"{shown(path)} {way_out(path)}.")
     return path
 
 
@@ -54,14 +52,3 @@ def _problem_of_name(name: str, suffixes: tuple[str, ...]) -> str | None:
     if posix.suffix not in suffixes:
         return f"does not end in {' or '.join(suffixes)}"
     return None
-
-
-def _allowed_roots(root: Path) -> list[Path]:
-    """The folder, and for `models--x/snapshots/revision[/sub]` also `models--x/blobs`."""
-    roots = [root]
-    for parent in (root, *root.parents):
-        model = parent.parent.parent
-        if parent.parent.name == "snapshots" and model.name.startswith("models--"):
-            roots.append(model / "blobs")
-            break
-    return roots

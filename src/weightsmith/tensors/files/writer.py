@@ -124,7 +124,7 @@ class ShardWriter:
         path = folder / shard.file_name
         descriptor = _open(path, os.O_CREAT | os.O_EXCL, shard.size)
         try:
-            _allocate(descriptor, shard.size, path)
+            allocate(descriptor, shard.size, path)
             pwrite_all(descriptor, shard.header, 0, path)
         except BaseException:
             os.close(descriptor)
@@ -215,8 +215,11 @@ def _open(path: Path, flags: int, size: int) -> int:
         raise failure(error, path, "created" if flags else "continued", size) from error
 
 
-def _allocate(descriptor: int, size: int, path: Path) -> None:
-    """Reserve the space now, so that a full disk is found before the work and not after it."""
+def allocate(descriptor: int, size: int, path: Path) -> None:
+    """Give a file its size and reserve the space, so that a full disk is found before the work and not after it.
+
+    Raises what `pwrite_all` raises.
+    """
     try:
         os.ftruncate(descriptor, size)
         if hasattr(os, "posix_fallocate"):

@@ -83,7 +83,7 @@ class PickleMachine:
             raise PickleRefused(f"it is malformed or truncated at byte {self.position}") from None
         raise PickleRefused(f"it takes more than {_MOST_OPERATIONS} operations")
 
-    def _handlers(self) -> dict[int, _Handler]:
+    def _handlers(self) -> dict[int, Handler]:
         return _HANDLERS
 
     def _result(self) -> Any:
@@ -267,15 +267,15 @@ class PickleMachine:
             raise PickleRefused(f"it sets the state of a {type(self._stack[-1]).__name__}")
 
 
-_Handler = Callable[[PickleMachine], None]
+Handler = Callable[[PickleMachine], None]
 
 
-def _with(handler: Callable[[PickleMachine, Any], None], argument: Any) -> _Handler:
+def _with(handler: Callable[[PickleMachine, Any], None], argument: Any) -> Handler:
     return lambda machine: handler(machine, argument)
 
 
 _M = PickleMachine
-_HANDLERS: dict[int, _Handler] = {
+_HANDLERS: dict[int, Handler] = {
     ord(code): handler
     for code, handler in {
         "\x80": _M.protocol,
@@ -344,8 +344,8 @@ class ForgetfulMachine(PickleMachine):
         super().__init__(data, find_global, load_storage, start)
         self._unknown = unknown
 
-    def _handlers(self) -> dict[int, _Handler]:
-        return _FORGETFUL
+    def _handlers(self) -> dict[int, Handler]:
+        return FORGETFUL
 
     def reduce(self) -> None:
         """Call what is known."""
@@ -380,7 +380,7 @@ class ForgetfulMachine(PickleMachine):
         return [] if self._stack[-1] is self._unknown else super()._target(kind)
 
 
-_FORGETFUL: dict[int, _Handler] = {
+FORGETFUL: dict[int, Handler] = {
     **_HANDLERS,
     ord("R"): ForgetfulMachine.reduce,  # type: ignore[dict-item]
     ord("b"): ForgetfulMachine.build,  # type: ignore[dict-item]

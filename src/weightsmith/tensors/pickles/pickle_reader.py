@@ -120,7 +120,8 @@ def _resolved(value: Any, tensor_of: Callable[[PickledTensor], StoredTensor]) ->
     return value
 
 
-def _known_or_inert(module: str, name: str) -> Global:
+def known_or_inert(module: str, name: str) -> Global:
+    """A global that tensors need, or the name of another, which cannot be called."""
     try:
         return find_global(module, name)
     except PickleRefused:
@@ -163,7 +164,7 @@ def _load_archive(
 
     if forgetful:
         machine: PickleMachine = ForgetfulMachine(
-            data, _known_or_inert, load_storage, Inert("unknown")
+            data, known_or_inert, load_storage, Inert("unknown")
         )
     else:
         machine = PickleMachine(data, find_global, load_storage)

@@ -2,6 +2,7 @@
 
     optimizer.pt, optimizer.bin    {state: {number or name: {exp_avg_sq, step}}, param_groups}: torch, transformers, and
                                    FSDP's full states
+    .metadata, __R_N.distcp        sharded states of FSDP (see `sharded_states`)
     global_step*/                  zero_pp_rank_R_mp_rank_00_optim_states.pt of every rank R, and the shapes of all
                                    parameters in mp_rank_00_model_states.pt: DeepSpeed's stages 1 to 3
 
@@ -21,6 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.errors import CheckpointError, CompatibilityError, UsageError
+from weightsmith.statistics.trainers.sharded_states import (
+    ShardedTensor,
+    read_sharded_state,
+    sharded_folder,
+)
 from weightsmith.tensors import (
     WORDS,
     LazyTensor,
@@ -36,7 +42,6 @@ Floats = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 _NAMES = ("optimizer.pt", "optimizer.bin")
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
-_SHARDED = (".metadata", "__0_0.distcp")
 # What trainers put around a network, and its name before those of its parameters.
 _WRAPPERS = ("_fsdp_wrapped_module.", "module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 # Names of parameters that transformers' trainer does not decay, which it numbers after all others.
@@ -65,15 +70,18 @@ def read_moments(place: Path, shapes: Shapes) -> SecondMoments:
     folder = _zero_folder(place)
     if folder is not None:
         return _from_zero(folder, shapes)
+    folder = sharded_folder(place if place.is_dir() else place.parent)
+    if folder is not None and (place.is_dir() or place.suffix == ".distcp"):
+        return _of_state(*read_sharded_state(folder), shapes, folder)
     file = (
         place
         if place.is_file()
         else next((place / n for n in _NAMES if (place / n).is_file()), None)
     )
-    if file is None or file.name in _SHARDED:
+    if file is None:
         raise UsageError(
-            f"{shown(place)} has no optimizer.pt, optimizer.bin or DeepSpeed shards; sharded states of FSDP become one "
-            "file by torch.distributed.checkpoint.format_utils.dcp_to_torch_save."
+            f"{shown(place)} has no optimizer.pt, optimizer.bin, .metadata of FSDP or shards of DeepSpeed; give the "
+            "folder that the trainer wrote."
         )
     return _from_state(file, shapes)
 
@@ -97,6 +105,12 @@ def _from_state(file: Path, shapes: Shapes) -> SecondMoments:
         raise CheckpointError(
             f"{shown(file)} holds no state of an optimiser; give a trainer's optimizer.pt."
         )
+    return _of_state(state, groups, shapes, file)
+
+
+def _of_state(
+    state: Mapping[Any, Any], groups: Sequence[Any], shapes: Shapes, file: Path
+) -> SecondMoments:
     found = {
         key: own for key, own in state.items() if isinstance(own, dict) and "exp_avg_sq" in own
     }
@@ -256,12 +270,16 @@ def _partitioned(
             at += own
 
 
-def _array(tensor: LazyTensor) -> Floats:
+def _array(tensor: LazyTensor | ShardedTensor) -> Floats:
+    if isinstance(tensor, ShardedTensor):
+        return tensor.read()
     words = np.frombuffer(read_bytes(tensor, 0, tensor.numel), WORDS[tensor.dtype.itemsize])
     return widen(words, tensor.dtype).astype(np.float32, copy=False).reshape(tensor.shape)
 
 
 def _number(value: Any) -> float:
+    if isinstance(value, ShardedTensor):
+        return float(value.read().reshape(-1)[0]) if math.prod(value.shape) == 1 else 0.0
     return (
         float(value) if isinstance(value, (int, float)) else float(read_array(value).reshape(-1)[0])
     )

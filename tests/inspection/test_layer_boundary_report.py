@@ -14,7 +14,7 @@ import weightsmith
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.cli.main import execute
 from weightsmith.engine.planning.plan_making import make_plan
-from weightsmith.inspection.layer_boundaries import seams_of_checkpoint, seams_of_plan
+from weightsmith.inspection.layer_boundaries import boundaries_of_checkpoint, boundaries_of_plan
 from weightsmith.recipes import Recipe
 
 LAYERS, KEPT = 6, 4
@@ -77,10 +77,14 @@ def relative(tensors, layer, other, parts):
 
 
 def test_a_recipes_seam_is_compared_with_what_used_to_be_there(model):
-    report = seams_of_plan(make_plan(Recipe.load(model / "upscale.yaml")))
-    (found,) = report.seams
+    report = boundaries_of_plan(make_plan(Recipe.load(model / "upscale.yaml")))
+    (found,) = report.boundaries
     tensors = load_file(model / "base" / "model.safetensors")
-    assert (found.seam.after, found.seam.left.layer, found.seam.right.layer) == (3, 3, 2)
+    assert (found.boundary.after, found.boundary.left.layer, found.boundary.right.layer) == (
+        3,
+        3,
+        2,
+    )
     for change, layer, other in ((found.successor, 2, 4), (found.predecessor, 3, 1)):
         assert change.compared_with.layer == other
         assert change.norms == pytest.approx(relative(tensors, layer, other, NORMS), rel=1e-6)
@@ -96,9 +100,9 @@ def test_a_recipes_seam_is_compared_with_what_used_to_be_there(model):
 
 def test_the_finished_checkpoint_shows_where_copies_begin(model):
     weightsmith.merge(model / "upscale.yaml", model / "out")
-    report = seams_of_checkpoint(open_checkpoint(str(model / "out")))
-    (found,) = report.seams
-    assert found.seam.after == 3
+    report = boundaries_of_checkpoint(open_checkpoint(str(model / "out")))
+    (found,) = report.boundaries
+    assert found.boundary.after == 3
     assert [o.layer for o in report.origins["model.layers"]] == [0, 1, 2, 3, 2, 3, 6, 7]
     # The other copy of layer 3 is layer 5, and is followed by layer 6, which was layer 4 of the source.
     tensors = load_file(model / "base" / "model.safetensors")
@@ -108,8 +112,8 @@ def test_the_finished_checkpoint_shows_where_copies_begin(model):
 
 
 def test_a_checkpoint_of_distinct_layers_has_no_seams(model):
-    report = seams_of_checkpoint(open_checkpoint(str(model / "base")))
-    assert report.seams == ()
+    report = boundaries_of_checkpoint(open_checkpoint(str(model / "base")))
+    assert report.boundaries == ()
     assert report.repeated["model.layers"] == ()
 
 
@@ -117,8 +121,8 @@ def test_a_seam_at_the_ends_of_its_sources_has_nothing_to_compare_with(model):
     recipe = yaml.safe_load((model / "upscale.yaml").read_text())
     for part, (start, end) in zip(recipe["slices"], ((0, 6), (0, 6)), strict=True):
         part["sources"][0]["layer_range"] = [start, end]
-    report = seams_of_plan(make_plan(Recipe.load(recipe)))
-    (found,) = report.seams
+    report = boundaries_of_plan(make_plan(Recipe.load(recipe)))
+    (found,) = report.boundaries
     assert (found.successor, found.predecessor, found.written) == (None, None, None)
 
 

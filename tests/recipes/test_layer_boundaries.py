@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from weightsmith.recipes.resolution.boundary_findings import (
+    layer_boundaries,
     layer_origins,
     repeated_layers,
-    seams_of,
 )
 
 STACK = "model.layers"
@@ -37,8 +37,8 @@ def test_depth_upscaling_has_one_seam_and_repeats_the_middle(solve):
     solved = solve(sliced([("a", 0, 4)], [("a", 2, 6)]))
     assert origins(solved) == [("a", i) for i in (0, 1, 2, 3, 2, 3, 4, 5)]
     found = layer_origins(solved.resolved.outputs, solved.resolved.checkpoints)
-    (seam,) = seams_of(found)
-    assert (seam.after, seam.left.layer, seam.right.layer) == (3, 3, 2)
+    (boundary,) = layer_boundaries(found)
+    assert (boundary.after, boundary.left.layer, boundary.right.layer) == (3, 3, 2)
     assert [o.layer for o in repeated_layers(found[STACK])] == [2, 3]
     note = solved.found("note")["seams"]
     assert "'model.layers' has 8 layers" in note

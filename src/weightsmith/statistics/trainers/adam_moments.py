@@ -9,7 +9,7 @@ from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel
 from weightsmith.statistics.forward_sums import Measured
 from weightsmith.statistics.kept_parts import KeptParts
-from weightsmith.statistics.trainer_files import read_moments
+from weightsmith.statistics.trainers.trainer_files import read_moments
 
 
 @dataclass(frozen=True, slots=True)

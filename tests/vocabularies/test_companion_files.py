@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from weightsmith.checkpoints import Checkpoint, open_checkpoint
 from weightsmith.errors import CheckpointError
-from weightsmith.vocabularies.companion_files import VocabularyChange, papers
+from weightsmith.vocabularies.companion_files import VocabularyChange, companions
 
 from ..tokenizers.words import words  # noqa: TID252 - two rooms share it
 
@@ -48,7 +48,7 @@ def donor(tmp_path: Path) -> Checkpoint:
 
 def test_without_a_change_every_paper_is_the_donors_byte_for_byte(donor: Checkpoint) -> None:
     """Tokenizer, templates, generation and processors, but neither code nor card."""
-    made = papers(donor, CONFIG)
+    made = companions(donor, CONFIG)
     carried = {k: v for k, v in FILES.items() if not k.endswith((".py", ".md"))}
     assert made.files == {name: text.encode() for name, text in carried.items()}
     assert list(made.files) == sorted(made.files)
@@ -59,7 +59,7 @@ def test_without_a_change_every_paper_is_the_donors_byte_for_byte(donor: Checkpo
 def test_another_tokenizer_loses_none_of_the_other_papers(donor: Checkpoint) -> None:
     """Generation settings and processors survive a tokenizer section, with their ids made true."""
     change = VocabularyChange(OLD, NEW, rows=3, tokenizer={"tokenizer.json": b"{}"})
-    made = papers(donor, CONFIG, change)
+    made = companions(donor, CONFIG, change)
     assert set(made.files) == {
         "tokenizer.json",
         "generation_config.json",
@@ -81,18 +81,18 @@ def test_another_tokenizer_loses_none_of_the_other_papers(donor: Checkpoint) -> 
 
 def test_generation_settings_whose_ids_stay_keep_their_bytes(donor: Checkpoint) -> None:
     """Nothing is written anew for its own sake."""
-    made = papers(donor, CONFIG, VocabularyChange(OLD, OLD, rows=4))
+    made = companions(donor, CONFIG, VocabularyChange(OLD, OLD, rows=4))
     assert made.files["generation_config.json"] == FILES["generation_config.json"].encode()
 
 
 def test_a_template_changes_in_both_places(donor: Checkpoint) -> None:
     """The jinja file and the tokenizer's configuration, also where the latter is written anew."""
-    made = papers(donor, CONFIG, VocabularyChange(template="new"))
+    made = companions(donor, CONFIG, VocabularyChange(template="new"))
     assert made.files["chat_template.jinja"] == b"new"
     assert json.loads(made.files["tokenizer_config.json"])["chat_template"] == "new"
     assert made.files["additional_chat_templates/rag.jinja"] == b"rag"
     rewritten = {"tokenizer_config.json": b'{"chat_template": "mine", "x": 1}'}
-    made = papers(donor, CONFIG, VocabularyChange(OLD, NEW, 3, rewritten, "new"))
+    made = companions(donor, CONFIG, VocabularyChange(OLD, NEW, 3, rewritten, "new"))
     assert json.loads(made.files["tokenizer_config.json"]) == {"chat_template": "new", "x": 1}
 
 
@@ -100,13 +100,13 @@ def test_damaged_generation_settings_are_an_error(donor: Checkpoint) -> None:
     """A result that generates in another way than its donor would be a silent change."""
     (donor.path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="generation_config"):
-        papers(donor, CONFIG)
+        companions(donor, CONFIG)
 
 
 def test_a_single_file_has_no_papers(tmp_path: Path) -> None:
     """Only folders have files beside the weights."""
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
-    assert papers(open_checkpoint(tmp_path / "x.safetensors"), None).files == {}
+    assert companions(open_checkpoint(tmp_path / "x.safetensors"), None).files == {}
 
 
 def test_a_link_out_of_the_folder_is_not_followed(donor: Checkpoint, tmp_path_factory: Any) -> None:
@@ -116,12 +116,12 @@ def test_a_link_out_of_the_folder_is_not_followed(donor: Checkpoint, tmp_path_fa
     inner = donor.path / "qformer_tokenizer"
     (inner / "vocab.txt").unlink()
     (inner / "vocab.txt").symlink_to(secret)
-    assert "qformer_tokenizer/vocab.txt" not in papers(donor, CONFIG).files
+    assert "qformer_tokenizer/vocab.txt" not in companions(donor, CONFIG).files
     (inner / "vocab.txt").unlink()
     (inner / "code.py").unlink()
     inner.rmdir()
     inner.symlink_to(secret.parent)
-    assert "qformer_tokenizer/vocab.txt" not in papers(donor, CONFIG).files
+    assert "qformer_tokenizer/vocab.txt" not in companions(donor, CONFIG).files
 
 
 FORMS = ["jinja", "config", "named", "none"]
@@ -149,7 +149,9 @@ def test_transformers_reads_the_new_template_from_every_form(
         given["chat_template"] = "old" if form == "config" else named
         file.write_text(json.dumps(given))
     out = tmp_path_factory.mktemp("out")
-    for name, data in papers(donor, CONFIG, VocabularyChange(template="{{ 'new' }}")).files.items():
+    for name, data in companions(
+        donor, CONFIG, VocabularyChange(template="{{ 'new' }}")
+    ).files.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(data)
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))

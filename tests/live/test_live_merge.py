@@ -1,0 +1,168 @@
+"""A merge with free numbers in a live network: what merging into a folder and loading gives, computed in place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import weightsmith
+from weightsmith.errors import AssertionFailed, CheckpointError, RecipeError, UsageError
+from weightsmith.live import LiveMerge, load_model
+from weightsmith.tensors import MemoryTensor
+
+from .architectures import ARCHITECTURES
+from .test_swap import assert_states, states
+
+
+def recipe(folders: list[Path], per: str | None = "layer", **more: Any) -> dict[str, Any]:
+    number = {"free": [-1, 1.5], "start": 0.3} | ({"per": per} if per else {})
+    return {
+        "weightsmith": 1,
+        "merge_method": "task_arithmetic",
+        "base_model": str(folders[0]),
+        "models": [{"model": str(folder)} for folder in folders[1:]],
+        "parameters": {"lambda": number},
+        **more,
+    }
+
+
+def plan_of(*given: Any, **options: Any) -> Any:
+    return weightsmith.plan(recipe(*given, **options), threads=1)
+
+
+def three(saved, name: str) -> list[Path]:
+    return [saved(name, seed) for seed in range(3)]
+
+
+def changed(merge: LiveMerge, word: str, value: float) -> dict[str, float]:
+    return {name: value if word in name else one for name, one in merge.values.items()}
+
+
+def merged(merge: LiveMerge, given: dict[str, Any], out: Path) -> dict[str, torch.Tensor]:
+    weightsmith.merge(given, out, values=merge.values, threads=1)
+    return states(load_model(out, dtype=str(merge.model.dtype).removeprefix("torch.")))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("family vision", "float32"),
+        ("llama tied", "float32"),
+        ("llama", "bfloat16"),
+        ("mixtral", "float32"),
+        ("mixtral", "bfloat16"),
+    ],
+)
+def test_weights_are_those_of_a_merge_into_a_folder_that_is_loaded(saved, tmp_path, name, dtype):
+    given = recipe(three(saved, name))
+    merge = LiveMerge(weightsmith.plan(given, threads=1), dtype=dtype)
+    places = {n: p.data_ptr() for n, p in merge.model.module.named_parameters()}
+    assert_states(states(merge.model), merged(merge, given, tmp_path / "start"))
+    touched = merge.set(changed(merge, "layer 1", 0.9))
+    assert touched
+    assert all(".1." in tensor for tensor in touched)
+    assert_states(states(merge.model), merged(merge, given, tmp_path / "changed"))
+    assert {n: p.data_ptr() for n, p in merge.model.module.named_parameters()} == places
+
+
+def test_a_number_per_expert_of_a_mixture_leaves_its_neighbours_as_they_are(saved, tmp_path):
+    given = recipe(three(saved, "mixtral"), "tensor")
+    merge = LiveMerge(weightsmith.plan(given, threads=1))
+    (name,) = merge.set(changed(merge, "layers.1.block_sparse_moe.experts.2.w1", 0.8))
+    assert name == "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    assert_states(states(merge.model), merged(merge, given, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("differ", [0, 1])
+def test_a_head_that_is_stored_beside_its_embedding_is_what_loading_makes_of_it(
+    saved, tmp_path, differ
+):
+    folders = []
+    for seed, folder in enumerate(three(saved, "llama tied")):
+        folders.append(tmp_path / str(seed))
+        shutil.copytree(folder, folders[-1])
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + differ * seed
+        save_file(tensors, folders[-1] / "model.safetensors", metadata={"format": "pt"})
+    given = recipe(folders, "tensor", **({"untie": True} if differ else {}))
+    merge = LiveMerge(weightsmith.plan(given, threads=1))
+    merge.set(changed(merge, "embed_tokens", 0.8))
+    assert_states(states(merge.model), merged(merge, given, tmp_path / "out"))
+    module = merge.model.module
+    assert (module.lm_head.weight is module.model.embed_tokens.weight) != differ
+
+
+def test_nothing_is_held_beside_the_network(saved, monkeypatch):
+    made: list[str] = []
+    empty = MemoryTensor.empty
+
+    def noted(name: str, *given: Any) -> MemoryTensor:
+        made.append(name)
+        return empty(name, *given)
+
+    monkeypatch.setattr(MemoryTensor, "empty", noted)
+    merge = LiveMerge(plan_of(three(saved, "llama")))
+    merge.set(changed(merge, "layer 0", 0.9))
+    assert not made
+    assert not [tensor for tensor in merge.model.source.tensors.values() if tensor.held]
+
+
+def test_a_gradient_is_that_of_finite_differences(saved):
+    batch = ARCHITECTURES["mixtral"].batch()
+    merge = LiveMerge(plan_of(three(saved, "mixtral"), "tensor"))
+
+    def ask(model: Any) -> torch.Tensor:
+        return model.loss(batch, batch["input_ids"])
+
+    values = dict(merge.values)
+    loss, gradient = merge.gradient(ask)
+    assert not any(parameter.requires_grad for parameter in merge.model.module.parameters())
+    assert gradient.keys() == values.keys()
+    largest = sorted(gradient, key=lambda name: -abs(gradient[name]))[:2]
+    for name in [*largest, "lambda[model.layers.1.block_sparse_moe.experts.2.w1.weight]"]:
+        found = []
+        for step in (0.01, -0.01):
+            merge.set({**values, name: values[name] + step})
+            with torch.no_grad():
+                found.append(float(ask(merge.model)))
+        assert gradient[name] == pytest.approx((found[0] - found[1]) / 0.02, rel=0.02, abs=1e-4)
+    assert loss == pytest.approx(sum(found) / 2, rel=1e-3)
+
+
+def test_a_refused_value_or_assertion_leaves_the_network_as_it_was(saved):
+    folders = three(saved, "llama")
+    clause = {"norm_ratio": {"low": 0.5, "high": 1.5, "match": {"glob": "*.up_proj.weight"}}}
+    given = recipe(folders, None, **{"assert": [clause]})
+    merge = LiveMerge(weightsmith.plan(given, threads=1))
+    before = states(merge.model)
+    with pytest.raises(RecipeError, match="lies in"):
+        merge.set({"lambda": 3.0})
+    with pytest.raises(AssertionFailed, match="norm of its reference"):
+        merge.set({"lambda": 1.5})
+    assert_states(states(merge.model), before)
+    merge.model.logits(ARCHITECTURES["llama"].batch())
+    assert merge.values == {"lambda": 0.3}
+    merge.set({"lambda": 0.0})
+    assert_states(states(merge.model), states(load_model(folders[0])))
+
+
+def test_a_merge_that_breaks_off_leaves_a_network_that_does_not_run_until_the_next(saved, tmp_path):
+    folders = three(saved, "llama")
+    broken = tmp_path / "broken"
+    shutil.copytree(folders[1], broken)
+    file = broken / "model.safetensors"
+    merge = LiveMerge(plan_of([folders[0], broken, folders[2]], None))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError):
+        merge.set({"lambda": 0.5})
+    with pytest.raises(UsageError, match="not in memory as a whole"):
+        merge.model.logits(ARCHITECTURES["llama"].batch())
+    shutil.copy(folders[1] / "model.safetensors", file)
+    again = LiveMerge(plan_of([folders[0], broken, folders[2]], None), {"lambda": 0.5})
+    again.model.logits(ARCHITECTURES["llama"].batch())
