@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def outcome(kind: Any, source: Path, out: Path, parts: Parts) -> str:
     return f"WRONG: {wrong[:3]}" if wrong else "loads"
 
 
+def outcomes(family: str, folder: Path) -> dict[str, str]:
+    """What comes of every way to slice the smallest model of a family, or why there is none."""
+    try:
+        kind = made(family, folder / "model")
+        wrong = wrong_names(kind, folder / "model")
+    except Exception as problem:  # noqa: BLE001 - whatever a library says
+        return {"not made": f"{problem!r:.100}"}
+    count = open_checkpoint(folder / "model").layer_count
+    if wrong or count < 2:
+        return {"not made": f"{count} layers, {wrong[:2]}"}
+    ways = WAYS if count == 6 else {"prefix": [(0, count - 1)]}
+    return {
+        way: outcome(kind, folder / "model", folder / way, parts) for way, parts in ways.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("family", "way", "expected"),
     [
@@ -101,21 +118,8 @@ def test_slices_of_every_family_load_or_are_refused(tmp_path: Path, share: int) 
 
     results = {}
     for family in families()[share::16]:
-        folder = tmp_path / family
-        try:
-            kind = made(family, folder / "model")
-            wrong = wrong_names(kind, folder / "model")
-        except Exception as problem:  # noqa: BLE001 - whatever a library says
-            results[family] = {"not made": f"{problem!r:.100}"}
-            continue
-        count = open_checkpoint(folder / "model").layer_count
-        if wrong or count < 2:
-            results[family] = {"not made": f"{count} layers, {wrong[:2]}"}
-            continue
-        ways = WAYS if count == 6 else {"prefix": [(0, count - 1)]}
-        results[family] = {
-            way: outcome(kind, folder / "model", folder / way, parts) for way, parts in ways.items()
-        }
+        results[family] = outcomes(family, tmp_path / family)
+        shutil.rmtree(tmp_path / family, ignore_errors=True)
     if "LAYER_RESULTS" in os.environ:
         file = Path(os.environ["LAYER_RESULTS"]) / f"{share}.json"
         file.write_text(json.dumps(results))

@@ -28,7 +28,32 @@ _SIZES = {
     LAYERS: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
     "num_encoder_layers depth num_blocks",
 }
+_LAYERS = _SIZES[LAYERS].split()
 SMALL = {key: size for size, keys in _SIZES.items() for key in keys.split()}
+# What the usual keys leave in contradiction, by `model_type` of the section.
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2)},
+    "zamba2": {"layer_types": ["mamba", "hybrid"] * (LAYERS // 2)},
+    "zaya": {"num_experts_per_tok": 1},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "ministral": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"] * (LAYERS // 2),
+        "attention_head_size": 8,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
+    },
+    "glm5_next_text": {"qk_rope_head_dim": 0},
+    "longcat_flash": {"expert_ffn_hidden_size": 48, "zero_expert_num": 1},
+    "informer": {"prediction_length": 4},
+    "time_series_transformer": {"prediction_length": 4},
+}
 # The class with the most heads that a family has, first.
 _CLASSES = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -57,7 +82,8 @@ def tiny_config(kind: Any) -> Any:
     given = usual.to_dict()
     keys: dict[str, Any] = {}
     for key, value in given.items():
-        own = getattr(usual, key, None)
+        # Some raise for a number that layers may have in different ways.
+        own = getattr(usual, key, None) if isinstance(value, dict) else None
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(own, transformers.PreTrainedConfig):
             keys[key] = tiny_config(type(own))
@@ -65,6 +91,11 @@ def tiny_config(kind: Any) -> Any:
             keys[key] = SMALL[key]
         elif key.endswith(("_token_id", "_token_index")) and (is_number or isinstance(value, list)):
             keys[key] = 1
+    layers = next((given[key] for key in _LAYERS if isinstance(given.get(key), int)), None)
+    for key, value in given.items():
+        if isinstance(value, list) and len(value) == layers and layers > LAYERS:
+            keys.setdefault(key, value[:LAYERS])
+    keys |= _OF_FAMILY.get(kind.model_type, {})
     try:
         return kind(**keys)
     except Exception:
