@@ -12,9 +12,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "sliced-layers.md"
 HEAD = """# Sliced layers
 
 `make layers` makes the smallest random model of every class of transformers that can be made small by its usual keys,
-takes slices of its six layers (`drop`: 0 to 2 and 4 to 6, `prefix`: 0 to 3, `repeat`: 0 to 4 and 2 to 6) and loads the
-result in transformers. *Loads* means: no missing and no unexpected tensor. What cannot be said in a configuration is
-refused in a sentence.
+takes slices of its six layers (`drop`: 0 to 2 and 4 to 6, `prefix`: 0 to 3, `suffix`: 2 to 6, `repeat`: 0 to 4 and
+2 to 6) and loads the result in transformers. *Loads* means: no missing and no unexpected tensor. What cannot be said in
+a configuration is refused in a sentence.
 """
 
 
@@ -27,6 +27,7 @@ def reason(text: str) -> str:
         (r"with one number", "refused: one number for two stacks"),
         (r"no key of the configuration", "refused: tensors by position"),
         (r"how it counts", "refused: another number of layers"),
+        (r"needs at least", "refused: a kind of layers would be missing"),
         (r"takes the output of layer", "refused: an output is taken there"),
         (r"By the configuration's '(\w+)'", r"refused: `\1`"),
         (r"'(\w+)' describes", r"refused: `\1`"),
@@ -51,10 +52,12 @@ def main(folder: Path) -> None:
         f"{len(made)} families are made, {len(found) - len(made)} are not: they need other packages or keys."
     )
     lines.append(f"Of these, {kinds['loads']} load in every way. The others:\n")
-    lines.append("| family | drop | prefix | repeat |\n| --- | --- | --- | --- |")
+    lines.append("| family | drop | prefix | suffix | repeat |\n| --- | --- | --- | --- | --- |")
     for family, ways in sorted(made.items()):
         if any(text != "loads" for text in ways.values()):
-            cells = [reason(ways[w]) if w in ways else "" for w in ("drop", "prefix", "repeat")]
+            cells = [
+                reason(ways[w]) if w in ways else "" for w in ("drop", "prefix", "suffix", "repeat")
+            ]
             lines.append(f"| `{family}` | {' | '.join(cells)} |")
     lines.append("\nThose that load in every way:\n")
     lines.append(

@@ -360,3 +360,25 @@ def test_a_pattern_that_networks_repeat_is_written_out() -> None:
     config = {"num_hidden_layers": 6, "block_types": ["recurrent", "recurrent", "attention"]}
     made = merged_config(config, layer_sources=[0, 1, 4, 5])
     assert made["block_types"] == ["recurrent", "recurrent", "recurrent", "attention"]
+
+
+def test_a_number_that_counts_other_modules_too_is_kept() -> None:
+    donor = {
+        "model_type": "fastspeech2_conformer",
+        "is_encoder_decoder": True,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+    }
+    stack = "decoder.conformer_layers"
+    moved = merged_config(donor, layer_sources=[2, 1, 0], stack=stack)
+    assert moved["decoder_layers"] == 3
+    with pytest.raises(CompatibilityError, match="with one number"):
+        merged_config(donor, layer_sources=[0, 1], stack=stack)
+
+
+def test_layers_of_a_kind_that_a_network_needs_are_kept() -> None:
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    donor = {"model_type": "olmo_hybrid", "num_hidden_layers": 3, "layer_types": kinds}
+    assert merged_config(donor, layer_sources=[0, 1])["layer_types"] == kinds[:2]
+    with pytest.raises(CompatibilityError, match="needs at least 1 of its layers"):
+        merged_config(donor, layer_sources=[0, 2])

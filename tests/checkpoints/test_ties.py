@@ -95,6 +95,13 @@ def test_a_model_without_a_language_head_is_neither(llama: Llama, folder: Callab
     assert raw.tying is Tying.NO_HEAD
 
 
+def test_numbers_beside_a_quantised_table_are_no_head(folder: Callable) -> None:
+    table = {"ibert.embeddings.word_embeddings.weight": (32, 8)}
+    beside = {"ibert.embeddings.word_embeddings.weight_integer": (32, 8), "lm_head.bias": (32,)}
+    config = {"model_type": "ibert", "architectures": ["IBertForMaskedLM"], "vocab_size": 32}
+    assert open_checkpoint(folder("ibert", table | beside, config)).tying is Tying.TIED
+
+
 def test_equal_bytes_are_no_tie(llama: Llama) -> None:
     same = np.ones((32, 8), np.float32)
     assert llama(extra={EMBEDDING: same, HEAD: same}).ties == ()

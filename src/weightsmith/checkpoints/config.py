@@ -6,7 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsmith.checkpoints.layer_keys import COUNTING_LISTS, layer_kinds, move_layers
+from weightsmith.checkpoints.layer_keys import (
+    COUNTING_LISTS,
+    layer_kinds,
+    move_layers,
+    refuse_shared_count,
+)
 from weightsmith.checkpoints.layer_structure import LayerStructure, require_movable
 from weightsmith.checkpoints.nested_config import (
     DECODER_KEYS,
@@ -141,6 +146,7 @@ def _set_layers(
     count = section[key]
     if structure is not None:
         _require_own_count(config, key, structure)
+    refuse_shared_count(section, count, sources)
     described = section
     if _has_both_sides(config, section):
         described = _described_layers(section, key, stack)

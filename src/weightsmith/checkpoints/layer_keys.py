@@ -43,6 +43,19 @@ _TAKEN = re.compile(r"^deepstack|hidden_state_ind")
 # Tables outside of the layers that have a part for each of them.
 _TABLES_OF_LAYERS = frozenset({"hidden_size_per_layer_input"})
 _FAMILIES_OF_TABLES = frozenset({"yolos"})
+# Their number of layers also counts what is no layer of that stack: an encoder's, or what an MLP is made of.
+_COUNTING_MORE = frozenset(
+    {
+        "fastspeech2_conformer",
+        "sam3_tracker_mask_decoder",
+        "sam3_tracker_video_mask_decoder",
+    }
+)
+# How many layers of a kind a network cannot be without: the list, the kind, the number.
+_NEEDED = {
+    "olmo_hybrid": ("layer_types", "full_attention", 1),
+    "zamba": ("layers_block_type", "hybrid", 2),
+}
 # Layers between two numbers, the second included, are one kind; -1 is the last layer.
 _RANGES = {"moe_layer_start_index": "moe_layer_end_index"}
 # More than any model has; a configuration may state any number.
@@ -104,6 +117,7 @@ def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> 
             moved |= _moved_range(key, end, section, count, sources)
     if isinstance(section.get("stage_names"), list):
         moved |= _moved_stages(section, count, sources)
+    _require_kinds(moved)
     return moved
 
 
@@ -115,6 +129,27 @@ def _refuse_tables(section: dict[str, Any]) -> None:
         raise CompatibilityError(
             f"By the configuration's {key!r} tensors outside of the layers have a part for each of them, which cannot "
             "be moved with them: merge without slices."
+        )
+
+
+def refuse_shared_count(section: Mapping[str, Any], count: int, sources: Sequence[int]) -> None:
+    """Raise CompatibilityError where another number of layers would also be that of other modules."""
+    family = section.get("model_type")
+    if family in _COUNTING_MORE and len(sources) != count:
+        raise CompatibilityError(
+            f"A network of {family!r} counts these layers and other modules with one number, so these alone cannot "
+            "change: merge without slices, or keep as many layers."
+        )
+
+
+def _require_kinds(section: dict[str, Any]) -> None:
+    family = section.get("model_type")
+    key, kind, least = _NEEDED.get(str(family), ("", "", 0))
+    found = section.get(key)
+    if isinstance(found, list) and found.count(kind) < least:
+        raise CompatibilityError(
+            f"A network of {family!r} needs at least {least} of its layers to be {kind!r} (by {key!r}), and the new "
+            f"order has {found.count(kind)}: choose slices that keep more of them."
         )
 
 
