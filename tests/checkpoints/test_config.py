@@ -382,3 +382,15 @@ def test_layers_of_a_kind_that_a_network_needs_are_kept() -> None:
     assert merged_config(donor, layer_sources=[0, 1])["layer_types"] == kinds[:2]
     with pytest.raises(CompatibilityError, match="needs at least 1 of its layers"):
         merged_config(donor, layer_sources=[0, 2])
+
+
+def test_what_is_said_by_the_number_of_a_layer_moves_with_it() -> None:
+    own = {"1": {"head_dim": 4}, "3": {"head_dim": 16}, "full_attention": {"head_dim": 8}}
+    donor = {"num_hidden_layers": 4, "per_layer_config": own}
+    merged = merged_config(donor, layer_sources=[0, 3, 3, 1])
+    assert merged["per_layer_config"] == {
+        "full_attention": {"head_dim": 8},
+        "1": {"head_dim": 16},
+        "2": {"head_dim": 16},
+        "3": {"head_dim": 4},
+    }

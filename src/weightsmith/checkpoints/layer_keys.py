@@ -1,10 +1,10 @@
 """Keep every key of a configuration that speaks of single layers true when layers move.
 
-`sources[j]` is the old layer that becomes layer j. A configuration describes layers in eight ways: a list (or a
-string) with one entry per layer; a list of layer numbers; a threshold ("the first k layers are dense"); a range with a
-start and an end; a count from the end; a period ("every sixth layer"); a packed pattern; and the names of stages whose
-outputs are taken. Each way is carried over exactly, written out as a list where the new order has no such period, or
-refused.
+`sources[j]` is the old layer that becomes layer j. A configuration describes layers in nine ways: a list (or a
+string) with one entry per layer; a list of layer numbers; a mapping from them; a threshold ("the first k layers are
+dense"); a range with a start and an end; a count from the end; a period ("every sixth layer"); a packed pattern; and
+the names of stages whose outputs are taken. Each way is carried over exactly, written out as a list where the new order
+has no such period, or refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _PER_LAYER_TEXT = frozenset({"hybrid_override_pattern"})
 _REPEATED = frozenset({"block_types"})
 # Lists that tell the number of layers where no number does.
 COUNTING_LISTS = ("layers_block_type", "layer_types")
+# What single layers have otherwise than the rest, by their numbers; other keys name kinds of layers.
+_BY_NUMBER = frozenset({"per_layer_config"})
 # Every layer points at another one.
 _POINTERS = frozenset({"kv_source_layers"})
 
@@ -179,6 +181,9 @@ def _words_of(key: str, value: Any, section: Mapping[str, Any], count: int) -> l
         return list(map(str, _unpacked(key, value, count)))
     if key in _PER_LAYER_TEXT and isinstance(value, str) and len(value) == count:
         return list(value)
+    if key in _BY_NUMBER and isinstance(value, Mapping):
+        own = _numbered(value)
+        return [str(own.get(layer)) for layer in layers]
     if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
         return []
     if key in _REPEATED:
@@ -195,6 +200,8 @@ def _is_count(value: Any) -> bool:
 def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> Any:
     if key in _PER_LAYER_TEXT and isinstance(value, str) and len(value) == count:
         return "".join(_pick(key, value, sources))
+    if key in _BY_NUMBER and isinstance(value, Mapping):
+        return _moved_mapping(value, sources)
     if not isinstance(value, list) or not value or _NOT_PER_LAYER.search(key):
         return value
     if key in _REPEATED:
@@ -209,6 +216,17 @@ def _moved_value(key: str, value: Any, count: int, sources: Sequence[int]) -> An
         chosen = set(value)
         return [layer for layer, source in enumerate(sources) if source in chosen]
     return _pick(key, value, sources) if len(value) == count else value
+
+
+def _numbered(value: Mapping[Any, Any]) -> dict[int, Any]:
+    return {int(key): own for key, own in value.items() if str(key).isdecimal()}
+
+
+def _moved_mapping(value: Mapping[Any, Any], sources: Sequence[int]) -> dict[str, Any]:
+    """What single layers have, under their new numbers, behind what is said of kinds of layers."""
+    own = _numbered(value)
+    moved = {str(j): own[source] for j, source in enumerate(sources) if source in own}
+    return {key: said for key, said in value.items() if not str(key).isdecimal()} | moved
 
 
 def _is_index_list(key: str, value: list[Any], count: int) -> bool:
