@@ -28,6 +28,7 @@ def reason(text: str) -> str:
         (r"no key of the configuration", "refused: tensors by position"),
         (r"how it counts", "refused: another number of layers"),
         (r"needs at least", "refused: a kind of layers would be missing"),
+        (r"by its turn", "refused: shared tensors by turn"),
         (r"takes the output of layer", "refused: an output is taken there"),
         (r"By the configuration's '(\w+)'", r"refused: `\1`"),
         (r"'(\w+)' describes", r"refused: `\1`"),

@@ -394,3 +394,13 @@ def test_what_is_said_by_the_number_of_a_layer_moves_with_it() -> None:
         "2": {"head_dim": 16},
         "3": {"head_dim": 4},
     }
+
+
+def test_layers_that_share_tensors_by_their_turn_are_kept_in_order() -> None:
+    kinds = ["mamba", "hybrid", "mamba", "hybrid"]
+    donor = {"model_type": "zamba2", "num_hidden_layers": 4, "layers_block_type": kinds}
+    without = merged_config(donor, layer_sources=[1, 2, 3])
+    assert without["layers_block_type"] == kinds[1:]
+    for sources in ([0, 1], [0, 1, 2, 3, 3], [0, 3, 2, 1]):
+        with pytest.raises(CompatibilityError, match="once and in order"):
+            merged_config(donor, layer_sources=sources)

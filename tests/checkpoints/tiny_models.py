@@ -36,7 +36,10 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
     "zamba": {"layers_block_type": ["mamba", "hybrid"] * (LAYERS // 2)},
-    "zamba2": {"layer_types": ["mamba", "hybrid"] * (LAYERS // 2)},
+    "zamba2": {
+        "layer_types": ["mamba", "hybrid"] * (LAYERS // 2),
+        "hybrid_layer_ids": list(range(1, LAYERS, 2)),
+    },
     "zaya": {"num_experts_per_tok": 1},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "ministral": {"head_dim": 8},

@@ -58,6 +58,8 @@ _NEEDED = {
     "olmo_hybrid": ("layer_types", "full_attention", 1),
     "zamba": ("layers_block_type", "hybrid", 2),
 }
+# Layers of this kind share their tensors, of which each uses a part by its turn among them.
+_SHARING_IN_TURN = {"zamba2": "hybrid"}
 # Layers between two numbers, the second included, are one kind; -1 is the last layer.
 _RANGES = {"moe_layer_start_index": "moe_layer_end_index"}
 # More than any model has; a configuration may state any number.
@@ -103,6 +105,7 @@ def move_layers(section: dict[str, Any], count: int, sources: Sequence[int]) -> 
     """
     moved = dict(section)
     _refuse_tables(section)
+    _refuse_other_turns(section, sources)
     for key, value in section.items():
         moved[key] = _moved_value(key, value, count, sources)
     for key, override in _THRESHOLDS.items():
@@ -152,6 +155,18 @@ def _require_kinds(section: dict[str, Any]) -> None:
         raise CompatibilityError(
             f"A network of {family!r} needs at least {least} of its layers to be {kind!r} (by {key!r}), and the new "
             f"order has {found.count(kind)}: choose slices that keep more of them."
+        )
+
+
+def _refuse_other_turns(section: dict[str, Any], sources: Sequence[int]) -> None:
+    family = str(section.get("model_type"))
+    kind = _SHARING_IN_TURN.get(family)
+    kinds = next((section[key] for key in COUNTING_LISTS if section.get(key)), ())
+    sharing = [layer for layer, own in enumerate(kinds) if own == kind]
+    if kind is not None and [source for source in sources if source in sharing] != sharing:
+        raise CompatibilityError(
+            f"The {kind} layers {', '.join(map(str, sharing))} of {family!r} share tensors with a part for each of "
+            "them by its turn, which cannot be moved with them: choose slices that keep all of them, once and in order."
         )
 
 
