@@ -404,3 +404,8 @@ def test_layers_that_share_tensors_by_their_turn_are_kept_in_order() -> None:
     for sources in ([0, 1], [0, 1, 2, 3, 3], [0, 3, 2, 1]):
         with pytest.raises(CompatibilityError, match="once and in order"):
             merged_config(donor, layer_sources=sources)
+
+
+def test_numbers_of_tokens_are_no_numbers_of_layers() -> None:
+    donor = {"model_type": "radio", "num_hidden_layers": 4, "summary_idxs": [0, 1]}
+    assert merged_config(donor, layer_sources=[2, 3])["summary_idxs"] == [0, 1]

@@ -21,7 +21,7 @@ _INDEX_LIST = re.compile(r"(?:layers|layer_ids?|idxs|indices|indexes|layer_idx)$
 _FLAG_LISTS = frozenset({"no_rope_layers"})
 # Lists that may be as long as there are layers without speaking of layers.
 _NOT_PER_LAYER = re.compile(
-    r"_token_ids?$|^architectures$|^out_|^stage_names$|^depths$|^hidden_sizes$|_section$|_tokens$"
+    r"_token_ids?$|^architectures$|^out_|^stage_names$|^depths$|^hidden_sizes$|_section$|_tokens$|^summary_idxs$"
     r"|^target_layer|^mtp_|^keys_to_ignore|labels?$|^auto_map$|_range$|_limit$|_std$|_mean$"
 )
 _PER_LAYER_TEXT = frozenset({"hybrid_override_pattern"})
