@@ -285,3 +285,29 @@ def test_gradients_of_other_tensors_are_refused(narrow):
     ):
         with pytest.raises(UsageError, match=part):
             merge.gradient("start", loss)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "per"),
+    [
+        ("task_arithmetic", "weight", "expert"),
+        ("task_arithmetic", "weight", ["expert", "tensor"]),
+        ("task_arithmetic", "lambda", "layer"),
+        ("ties", "lambda", "tensor"),
+    ],
+)
+def test_numbers_that_values_are_multiplied_with_take_inner_products(
+    narrow, monkeypatch, method, parameter, per
+):
+    given = {
+        "weightsmith": 1,
+        "merge_method": method,
+        "base_model": str(narrow / "base"),
+        "models": [{"model": str(narrow / name)} for name in "abc"],
+        "parameters": {parameter: one(0, 1.5, 0.4, per)},
+    }
+    merge = FreeMerge(make_plan(load(given), threads=1))
+    wanted = merge.gradient("start", losses(DType.FLOAT32))
+    monkeypatch.delattr("weightsmith.engine.running.free_gradients._by_tiles")
+    assert merge.gradient("start", losses(DType.FLOAT32)) == wanted
+    assert any(wanted.values())

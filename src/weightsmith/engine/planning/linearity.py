@@ -34,7 +34,9 @@ class _Sum:
 
     def times(self, factor: Number) -> _Sum:
         found = {term: factor * c for term, c in self.coefficients.items()}
-        return _Sum(factor * self.constant, found)
+        # A free number times 0 is a node, and no number that could be seen to be 0.
+        is_zero = not isinstance(self.constant, Scalar) and self.constant == 0.0
+        return _Sum(0.0 if is_zero else factor * self.constant, found)
 
 
 def coefficients(output: Value) -> dict[Term, float] | None:

@@ -162,7 +162,7 @@ def _inner_products(job: TensorJob, terms: Mapping[Value, Scalar], loss: LazyTen
         for value, reduction in zip(group, asked, strict=True):
             weights.setdefault(terms[value], []).append(float(inner.known[reduction]))
     numbers = {n: job.known[n] for n in walk(weights) if n.op == "free"}
-    return pull_scalars({scalar: math.fsum(found) for scalar, found in weights.items()}, numbers)
+    return pull_scalars({scalar: math.fsum(own) for scalar, own in weights.items()}, numbers)
 
 
 def _groups(values: Sequence[Value], job: TensorJob) -> Iterator[list[Value]]:

@@ -446,9 +446,9 @@ class TensorJob:
         """The runs (start, count) of each used source, one after the other in one buffer."""
         buffers: list[memoryview | None] = [None] * len(self.sources)
         total = sum(count for _, count in runs)
-        for i in sorted(used):
+        for slot, i in enumerate(sorted(used)):
             itemsize = self.sources[i].dtype.itemsize
-            buffers[i] = view = worker.buffer(i, total * itemsize)
+            buffers[i] = view = worker.buffer(slot, total * itemsize)
             read_runs(self.sources[i], runs, view)
         return buffers
 
