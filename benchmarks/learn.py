@@ -154,9 +154,10 @@ def main() -> None:
         words = ["--experts", given.experts, "--items", given.items, "--tokens", given.tokens]
         command = [sys.executable, __file__, "--folder", given.folder, *words]
         said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        share = step / forward
         print(
             f"{given.experts} experts, {len(plan.free.numbers):,} numbers, {given.items} items of {given.tokens} "
-            f"tokens: step {step:.2f} CPU-s, {step / forward:.2f} x a plain forward and backward ({forward:.2f} CPU-s); "
+            f"tokens: step {step:.2f} CPU-s, {share:.2f} x a plain forward and backward ({forward:.2f} CPU-s); "
             f"memory {float(said.stdout):.0f} MB, model and gradient {2 * size / 1e6:.0f} MB"
         )
 
