@@ -15,6 +15,7 @@ from weightsmith.recipes.language.dialect import with_native_keys
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.vocabulary_sections import Tokenizer
+from weightsmith.recipes.resolution.block_findings import idle_blocks
 from weightsmith.recipes.resolution.boundary_findings import boundary_findings_of
 from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.resolution.input_chain import Views
@@ -63,6 +64,7 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
             *recipe.findings,
             *_worded(inputs.problems.findings(), recipe.semantics),
             *boundary_findings_of(outputs, inputs.checkpoints),
+            *idle_blocks(document, outputs),
         ),
         assertions=checks,
         seed=document.seed or 0,
