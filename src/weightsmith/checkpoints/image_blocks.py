@@ -123,9 +123,8 @@ def labels_in(text: str) -> tuple[str, ...]:
         )
     if not dash:
         return (first.strip(),)
-    low, high = ends[0], ends[1]
-    assert low is not None and high is not None
-    return tuple(_numbered(low[1], number) for number in range(int(low[2]), int(high[2]) + 1))
+    family, low, high = str(ends[0] and ends[0][1]), *(int(end[2]) for end in ends if end)
+    return tuple(_numbered(family, number) for number in range(low, high + 1))
 
 
 def is_in_block(name: str, label: str) -> bool:

@@ -1,4 +1,4 @@
-"""One number for each block of an image model, as interfaces of Stable Diffusion write them, in the place of one number.
+"""A number for each block of an image model, as interfaces of Stable Diffusion write them, where one number may stand.
 
     weight: {blocks: "0,0.1,0.2,..."}                    BASE, IN00 and on, M00, OUT00 and on
     weight: {blocks: {BASE: 0, IN00-IN11: [0, 1], M00: 0.5, OUT: 1}}
