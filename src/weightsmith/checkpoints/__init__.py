@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.image_blocks import COMPONENTS as COMPONENTS
     from weightsmith.checkpoints.image_blocks import FAMILIES as FAMILIES
     from weightsmith.checkpoints.image_blocks import block_label as block_label
+    from weightsmith.checkpoints.image_blocks import is_component_file as is_component_file
     from weightsmith.checkpoints.image_blocks import is_in_block as is_in_block
     from weightsmith.checkpoints.image_blocks import is_in_component as is_in_component
     from weightsmith.checkpoints.image_blocks import labels_in as labels_in
@@ -170,6 +171,7 @@ else:
             "COMPONENTS": "weightsmith.checkpoints.image_blocks",
             "FAMILIES": "weightsmith.checkpoints.image_blocks",
             "block_label": "weightsmith.checkpoints.image_blocks",
+            "is_component_file": "weightsmith.checkpoints.image_blocks",
             "is_in_block": "weightsmith.checkpoints.image_blocks",
             "is_in_component": "weightsmith.checkpoints.image_blocks",
             "labels_in": "weightsmith.checkpoints.image_blocks",

@@ -84,6 +84,11 @@ def component_and_rest(name: str) -> tuple[str | None, str]:
     return None, name
 
 
+def is_component_file(file: str) -> bool:
+    """Whether a file, named from a folder on, has the weights of a component, which diffusers reads in shards too."""
+    return file.endswith(".safetensors") and _FOLDER.fullmatch(f"{file}/") is not None
+
+
 def is_in_component(name: str, component: str) -> bool:
     """Whether a tensor is in the part that a word of `COMPONENTS` means."""
     own, meant = component_and_rest(name)[0], COMPONENTS[component]

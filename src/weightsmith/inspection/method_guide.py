@@ -107,6 +107,10 @@ QUESTIONS = (
         },
     ),
     Question(
+        "A merged model made ready to be stored (`then:`)",
+        {"clamp": "no number beyond what float16 holds"},
+    ),
+    Question(
         "One expert after another (continual merging)",
         {
             "opcm": "each change without what is there, goes on from a folder",
