@@ -286,3 +286,30 @@ def test_blocks_that_mean_nothing_are_refused(tmp_path, alpha, said):
     with pytest.raises(WeightsmithError) as refused:
         weightsmith.plan(recipe(tmp_path / "a", tmp_path / "b", alpha))
     assert said in str(refused.value)
+
+
+def test_names_of_interfaces_are_read_where_they_mean_one_method(tmp_path):
+    a, b = (single(tmp_path / f"{i}.safetensors", i) for i in range(2))
+    ours = weightsmith.plan(recipe(a, b, 0.3)).recipe
+    theirs = weightsmith.plan(recipe(a, b, 0.3, merge_method="weighted_sum")).recipe
+    assert theirs.digest() == ours.digest()
+    with pytest.raises(
+        WeightsmithError, match=r"A \+ alpha \(B - C\): write task_arithmetic with C as"
+    ):
+        weightsmith.plan(recipe(a, b, 0.3, merge_method="add_difference"))
+
+
+def test_adding_a_difference_is_task_arithmetic_around_the_model_that_is_subtracted(tmp_path):
+    a, b, c = (single(tmp_path / f"{i}.safetensors", i) for i in range(3))
+    models = [{"model": str(a)}, {"model": str(b), "parameters": {"weight": 0.7}}]
+    whole = {
+        "weightsmith": 1,
+        "merge_method": "task_arithmetic",
+        "base_model": str(c),
+        "models": models,
+    }
+    weightsmith.merge({**whole, "donor": str(a)}, tmp_path / "out")
+    first, second, third, merged = map(load_file, (a, b, c, tmp_path / "out/model.safetensors"))
+    for name, tensor in merged.items():
+        wanted = first[name].double() + 0.7 * (second[name].double() - third[name].double())
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-6)
