@@ -16,10 +16,13 @@ from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_valid
 from weightsmith.checkpoints import FAMILIES
 from weightsmith.graph import free
 from weightsmith.methods import Parameter
-from weightsmith.recipes.language.block_weights import has_block_weights, spelled_out
 from weightsmith.recipes.language.document import number
 from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.recipes.language.free_forms import FreeForm, free_forms, is_free
+from weightsmith.recipes.language.image_interfaces.block_weights import (
+    has_block_weights,
+    spelled_out,
+)
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.tensors import Place
 from weightsmith.wording import literal

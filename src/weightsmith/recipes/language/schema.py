@@ -22,7 +22,7 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.method_names import MethodName
+from weightsmith.recipes.language.image_interfaces.method_names import MethodName
 from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
 from weightsmith.recipes.language.parameter_settings import Settings
