@@ -313,3 +313,41 @@ def test_adding_a_difference_is_task_arithmetic_around_the_model_that_is_subtrac
     for name, tensor in merged.items():
         wanted = first[name].double() + 0.7 * (second[name].double() - third[name].double())
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_diffusers_loads_what_was_merged_by_blocks_and_sharded(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=2,
+            block_out_channels=(4, 4),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=4,
+            attention_head_dim=2,
+            norm_num_groups=2,
+        )
+        folder = tmp_path / str(seed)
+        # Written as shards, as large models are.
+        unet.save_pretrained(folder / "unet", max_shard_size="30KB")
+        assert (folder / f"{FOLDER}.index.json").is_file()
+        listed = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+        (folder / "model_index.json").write_text(json.dumps(listed))
+        models.append(unet.state_dict())
+    whole = recipe(tmp_path / "0", tmp_path / "1", {"blocks": WEIGHTS}, shard_size="20KB")
+    whole["parameters"]["alpha"]["blocks"] = {"IN": 0.25, "M": 0.5, "OUT": 1, "HEAD": 1, "BASE": 0}
+    weightsmith.merge(whole, tmp_path / "out")
+    assert (tmp_path / f"out/{FOLDER}.index.json").is_file()
+    loaded, info = diffusers.UNet2DConditionModel.from_pretrained(
+        tmp_path / "out/unet", output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    shares = {"down": 0.25, "conv_in": 0.25, "mid": 0.5, "up": 1, "conv_norm": 1, "conv_out": 1}
+    for name, tensor in loaded.state_dict().items():
+        share = next((s for start, s in shares.items() if name.startswith(start)), 0)
+        wanted = between(models[0][name], models[1][name], share)
+        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-6)
