@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ...families import Family
 
 EXPERTS = 1
-VARIANTS: list[dict[str, Any]] = [{}, {"limit": 0.05}]
+VARIANTS: list[dict[str, Any]] = [{}, {"limit": 0.0625}]
 
 
 def clamp(family: Family, parameters: dict) -> dict[str, np.ndarray]:
