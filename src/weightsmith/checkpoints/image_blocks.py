@@ -23,7 +23,8 @@ import re
 BASE, HEAD = "BASE", "HEAD"
 # What a label begins with: a family of blocks, which `block: IN` means all of.
 FAMILIES = ("IN", "M", "OUT", "D", "S")
-_LABEL = re.compile(r"(?:(IN|M|OUT|D|S)([0-9]{2,3}))|IN|M|OUT|D|S|BASE|HEAD")
+_LABEL = re.compile("(" + "|".join(FAMILIES) + ")([0-9]{2,3})")
+_OTHERS = (BASE, HEAD, *FAMILIES)
 
 DENOISER, VAE, TEXT_ENCODER = "unet", "vae", "text_encoder"
 # The words for parts, and the part that each means; `text_encoder` means all of them.
@@ -119,28 +120,22 @@ def labels_in(text: str) -> tuple[str, ...]:
 
     Raises ValueError for anything else.
     """
-    first, dash, last = text.partition("-")
-    ends = [_LABEL.fullmatch(end.strip()) for end in ((first, last) if dash else (first,))]
-    if not all(ends) or (dash and not _is_range(ends[0], ends[1])):
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    low, high = _LABEL.fullmatch(first), _LABEL.fullmatch(last)
+    if not dash and (low is not None or first in _OTHERS):
+        return (first,)
+    if low is None or high is None or low[1] != high[1] or int(low[2]) > int(high[2]):
         raise ValueError(
             f"there is no block {text!r}; blocks are IN00, M00, OUT00, D00, S00 and on, families (IN), ranges in a "
             "family (IN04-IN08), BASE and HEAD"
         )
-    if not dash:
-        return (first.strip(),)
-    family, low, high = str(ends[0] and ends[0][1]), *(int(end[2]) for end in ends if end)
-    return tuple(_numbered(family, number) for number in range(low, high + 1))
+    return tuple(_numbered(low[1], number) for number in range(int(low[2]), int(high[2]) + 1))
 
 
 def is_in_block(name: str, label: str) -> bool:
     """Whether a tensor is in a block, or in one of a family such as `IN`."""
     own = block_label(name)
     return own == label or (label in FAMILIES and own.rstrip("0123456789") == label)
-
-
-def _is_range(low: re.Match[str] | None, high: re.Match[str] | None) -> bool:
-    is_counted = low is not None and high is not None and low[1] is not None and low[1] == high[1]
-    return is_counted and int(low[2]) <= int(high[2])  # type: ignore[index]
 
 
 def _family(found: re.Match[str]) -> str:
