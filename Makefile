@@ -15,7 +15,7 @@ NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format types imports docs-check check parity oracle faults hostile fuzz gpu ray \
+.PHONY: help demo test lint format types imports docs-check check parity oracle layers faults hostile fuzz gpu ray \
         browser mutants bench clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make format      rewrite the code in the house's format"
 	@echo "make parity      compare with mergekit 0.1.5 and FusionBench 0.2.33 in environments of their own"
 	@echo "make oracle      compare every method with plain numpy, and write docs/oracle.md"
+	@echo "make layers      slice the layers of every family of transformers, and write docs/sliced-layers.md"
 	@echo "make faults | hostile | fuzz | gpu | ray    the marked tests"
 	@echo "make browser     look at reports in a headless Chromium"
 	@echo "make mutants     whether the tests notice small random mistakes in methods and value graph"
@@ -110,6 +111,11 @@ oracle: .venv/.ready
 	rm -rf build/oracle && mkdir -p build/oracle
 	ORACLE_RESULTS=build/oracle $(BIN)/python -m pytest -n auto -m oracle tests/oracle
 	$(BIN)/python tools/make_oracle_table.py build/oracle
+
+layers: .venv/.ready
+	rm -rf build/layers && mkdir -p build/layers
+	LAYER_RESULTS=build/layers $(BIN)/python -m pytest -n auto -m slow tests/checkpoints/test_sliced_layers.py
+	$(BIN)/python tools/make_layer_table.py build/layers
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
-from weightsmith.checkpoints import open_checkpoint, untied
+from weightsmith.checkpoints import Tying, open_checkpoint, untied
 from weightsmith.deltas.changed import ChangedTensor, read_elements
 from weightsmith.errors import (
     CheckpointError,
@@ -347,11 +347,30 @@ TABLE_PAIR = {f"{TABLE}.lora_embedding_A": random(2, 11), f"{TABLE}.lora_embeddi
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_one_of_a_tied_pair_cannot_change_alone(place, stored):
+def test_a_base_is_untied_by_an_adapter_of_one_of_a_tied_pair(place, stored):
+    """In the network that the adapter is beside, the other one is the base's."""
     base = tied(place, stored=stored)
-    for tensors in (factors(HEAD, 11, 7), TABLE_PAIR, {f"{TABLE}.weight": random(11, 7)}):
-        with pytest.raises(CompatibilityError, match="tied"):
-            attach(base, [(open_adapter(place.adapter(tensors)), 1.0)])
+    table = values(base, f"{TABLE}.weight")
+    down, up = (t.astype(np.float64) for t in TABLE_PAIR.values())
+    new, head = random(11, 7), factors(HEAD, 11, 7)
+    low, high = (head[f"{HEAD}.lora_{x}.weight"].astype(np.float64) for x in "AB")
+    for tensors, expected in (
+        (TABLE_PAIR, (table + 1.5 * (up @ down).T, table)),
+        ({f"{TABLE}.weight": new}, (new, table)),
+        (head, (table, table + 1.5 * high @ low)),
+    ):
+        seen = attach(base, [(open_adapter(place.adapter(tensors)), 1.0)])
+        assert seen.tying is Tying.UNTIED
+        for name, right in zip((TABLE, HEAD), expected, strict=True):
+            np.testing.assert_allclose(values(seen, f"{name}.weight"), right, atol=1e-6)
+
+
+def test_an_adapter_for_both_of_a_tied_pair_does_not_go_with_one_that_unties_them(place):
+    base = tied(place, stored=False)
+    both = open_adapter(place.adapter(TABLE_PAIR, name="both", ensure_weight_tying=True))
+    apart = open_adapter(place.adapter(factors(HEAD, 11, 7)))
+    with pytest.raises(CompatibilityError, match="tied"):
+        attach(base, [(both, 1.0), (apart, 1.0)])
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -370,8 +389,9 @@ def test_tied_tensors_that_change_alike_are_changed(place, stored):
     same = {f"{TABLE}.weight": random(11, 7), f"{HEAD}.weight": random(11, 7)}
     attach(base, [(open_adapter(place.adapter(same)), 1.0)])
     other = {**same, f"{HEAD}.weight": random(11, 7, seed=1)}
-    with pytest.raises(CompatibilityError, match="tied"):
-        attach(base, [(open_adapter(place.adapter(other)), 1.0)])
+    seen = attach(base, [(open_adapter(place.adapter(other)), 1.0)])
+    for name in (f"{TABLE}.weight", f"{HEAD}.weight"):
+        np.testing.assert_array_equal(values(seen, name), other[name])
 
 
 def test_pefts_word_that_it_tied_both_counts(place):

@@ -281,3 +281,131 @@ def test_half_a_character_in_a_configuration_is_written_as_it_was_read(indent: i
     assert json_bytes(plain, indent=indent).decode().count("é") == 1
     assert json.loads(json_bytes(half, indent=indent)) == half
     assert rb"\ud800" in json_bytes(half, indent=indent)
+
+
+def test_a_range_of_layers_moves_with_its_ends() -> None:
+    config = {"num_hidden_layers": 6, "moe_layer_start_index": 1, "moe_layer_end_index": 4}
+    made = merged_config(config, layer_sources=[0, 1, 2, 2, 3, 4, 5])
+    assert (made["moe_layer_start_index"], made["moe_layer_end_index"]) == (1, 5)
+    last = config | {"moe_layer_end_index": -1}
+    made = merged_config(last, layer_sources=[0, 3, 4, 5])
+    assert (made["moe_layer_start_index"], made["moe_layer_end_index"]) == (1, 3)
+    with pytest.raises(CompatibilityError, match="moe_layer_start_index"):
+        merged_config(config, layer_sources=[1, 0, 2])
+
+
+def test_stages_whose_outputs_are_taken_are_renamed() -> None:
+    names = ["stem", *(f"stage{i}" for i in range(1, 5))]
+    config = {
+        "num_hidden_layers": 4,
+        "stage_names": names,
+        "out_features": ["stage2", "stage4"],
+        "out_indices": [2, 4],
+    }
+    made = merged_config(config, layer_sources=[1, 2, 3])
+    assert made["stage_names"] == names[:4]
+    assert made["out_features"] == ["stage1", "stage3"]
+    assert made["out_indices"] == [1, 3]
+    with pytest.raises(CompatibilityError, match="layer 1"):
+        merged_config(config, layer_sources=[0, 2, 3])
+
+
+def test_lists_of_numbers_may_name_layers_that_are_not_there() -> None:
+    config = {"num_hidden_layers": 6, "cross_attention_layers": [3, 8]}
+    made = merged_config(config, layer_sources=[0, 3, 4])
+    assert made["cross_attention_layers"] == [1]
+
+
+def test_the_section_that_a_stack_is_called_after_counts_its_layers() -> None:
+    config = {
+        "qformer_config": {"num_hidden_layers": 4},
+        "text_config": {"num_hidden_layers": 4},
+        "vision_config": {"num_hidden_layers": 4},
+    }
+    made = merged_config(config, layer_sources=[0], stack="qformer.encoder.layer")
+    assert made["qformer_config"]["num_hidden_layers"] == 1
+    assert made["text_config"]["num_hidden_layers"] == 4
+
+
+def test_lists_of_an_encoder_stay_where_layers_of_the_decoder_move() -> None:
+    config = {
+        "is_encoder_decoder": True,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "attention_window": [4, 8, 16],
+    }
+    made = merged_config(config, layer_sources=[0, 2], stack="model.decoder.layers")
+    assert made["attention_window"] == [4, 8, 16]
+    made = merged_config(config, layer_sources=[0, 2], stack="model.encoder.layers")
+    assert made["attention_window"] == [4, 16]
+
+
+def test_outputs_that_are_taken_by_tensors_of_their_own_are_kept() -> None:
+    config = {"num_hidden_layers": 6, "deepstack_visual_indexes": [1, 4]}
+    made = merged_config(config, layer_sources=[1, 2, 4])
+    assert made["deepstack_visual_indexes"] == [0, 2]
+    for order in ([0, 1, 2], [1, 1, 4]):
+        with pytest.raises(CompatibilityError, match="deepstack_visual_indexes"):
+            merged_config(config, layer_sources=order)
+
+
+def test_tables_with_a_part_for_every_layer_keep_the_layers() -> None:
+    config = {"num_hidden_layers": 6, "hidden_size_per_layer_input": 8}
+    with pytest.raises(CompatibilityError, match="a part for each"):
+        merged_config(config, layer_sources=[0, 1])
+    assert merged_config(config, layer_sources=list(range(6))) == config
+
+
+def test_a_pattern_that_networks_repeat_is_written_out() -> None:
+    config = {"num_hidden_layers": 6, "block_types": ["recurrent", "recurrent", "attention"]}
+    made = merged_config(config, layer_sources=[0, 1, 4, 5])
+    assert made["block_types"] == ["recurrent", "recurrent", "recurrent", "attention"]
+
+
+def test_a_number_that_counts_other_modules_too_is_kept() -> None:
+    donor = {
+        "model_type": "fastspeech2_conformer",
+        "is_encoder_decoder": True,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+    }
+    stack = "decoder.conformer_layers"
+    moved = merged_config(donor, layer_sources=[2, 1, 0], stack=stack)
+    assert moved["decoder_layers"] == 3
+    with pytest.raises(CompatibilityError, match="with one number"):
+        merged_config(donor, layer_sources=[0, 1], stack=stack)
+
+
+def test_layers_of_a_kind_that_a_network_needs_are_kept() -> None:
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    donor = {"model_type": "olmo_hybrid", "num_hidden_layers": 3, "layer_types": kinds}
+    assert merged_config(donor, layer_sources=[0, 1])["layer_types"] == kinds[:2]
+    with pytest.raises(CompatibilityError, match="needs at least 1 of its layers"):
+        merged_config(donor, layer_sources=[0, 2])
+
+
+def test_what_is_said_by_the_number_of_a_layer_moves_with_it() -> None:
+    own = {"1": {"head_dim": 4}, "3": {"head_dim": 16}, "full_attention": {"head_dim": 8}}
+    donor = {"num_hidden_layers": 4, "per_layer_config": own}
+    merged = merged_config(donor, layer_sources=[0, 3, 3, 1])
+    assert merged["per_layer_config"] == {
+        "full_attention": {"head_dim": 8},
+        "1": {"head_dim": 16},
+        "2": {"head_dim": 16},
+        "3": {"head_dim": 4},
+    }
+
+
+def test_layers_that_share_tensors_by_their_turn_are_kept_in_order() -> None:
+    kinds = ["mamba", "hybrid", "mamba", "hybrid"]
+    donor = {"model_type": "zamba2", "num_hidden_layers": 4, "layers_block_type": kinds}
+    without = merged_config(donor, layer_sources=[1, 2, 3])
+    assert without["layers_block_type"] == kinds[1:]
+    for sources in ([0, 1], [0, 1, 2, 3, 3], [0, 3, 2, 1]):
+        with pytest.raises(CompatibilityError, match="once and in order"):
+            merged_config(donor, layer_sources=sources)
+
+
+def test_numbers_of_tokens_are_no_numbers_of_layers() -> None:
+    donor = {"model_type": "radio", "num_hidden_layers": 4, "summary_idxs": [0, 1]}
+    assert merged_config(donor, layer_sources=[2, 3])["summary_idxs"] == [0, 1]

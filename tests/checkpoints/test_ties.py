@@ -11,6 +11,7 @@ import pytest
 import weightsmith
 from weightsmith.checkpoints import Checkpoint, Tying, open_checkpoint, untied
 from weightsmith.checkpoints.compatibility import tie_findings
+from weightsmith.checkpoints.head_names import head_name
 from weightsmith.errors import CompatibilityError
 
 Llama = Callable[..., Checkpoint]
@@ -33,6 +34,24 @@ def test_a_stored_head_is_its_own_unless_the_config_ties_it(llama: Llama) -> Non
     assert both.tying is Tying.TIED
     assert both.ties == (frozenset({EMBEDDING, HEAD}),)
     assert "head-of-its-own" not in [f.code for f in both.findings()]
+
+
+def test_an_equal_head_is_tied_where_the_config_is_silent_and_its_own_where_it_is_said_to_be(
+    llama: Llama,
+) -> None:
+    silent = llama("silent", tie_word_embeddings=None, extra=COPIES)
+    assert silent.tying is Tying.TIED
+    said = llama("said", tie_word_embeddings=False, extra=COPIES)
+    assert said.tying is Tying.UNTIED
+    assert said.ties == ()
+
+
+def test_a_bias_that_older_files_have_twice_is_tied(llama: Llama) -> None:
+    same = np.ones(32, np.float32)
+    twice = llama(extra={"cls.predictions.bias": same, "cls.predictions.decoder.bias": same})
+    assert twice.ties == (frozenset({"cls.predictions.bias", "cls.predictions.decoder.bias"}),)
+    apart = llama(extra={"cls.predictions.bias": same, "cls.predictions.decoder.bias": 2 * same})
+    assert apart.ties == ()
 
 
 @pytest.mark.parametrize("trained", [slice(None), slice(-1, None), slice(0, 1)], ids=str)
@@ -74,6 +93,13 @@ def test_a_model_without_a_language_head_is_neither(llama: Llama, folder: Callab
     assert encoder.tying is Tying.NO_HEAD
     raw = open_checkpoint(folder("raw", {"w.weight": (4, 4)}))
     assert raw.tying is Tying.NO_HEAD
+
+
+def test_numbers_beside_a_quantised_table_are_no_head(folder: Callable) -> None:
+    table = {"ibert.embeddings.word_embeddings.weight": (32, 8)}
+    beside = {"ibert.embeddings.word_embeddings.weight_integer": (32, 8), "lm_head.bias": (32,)}
+    config = {"model_type": "ibert", "architectures": ["IBertForMaskedLM"], "vocab_size": 32}
+    assert open_checkpoint(folder("ibert", table | beside, config)).tying is Tying.TIED
 
 
 def test_equal_bytes_are_no_tie(llama: Llama) -> None:
@@ -123,7 +149,69 @@ def test_untying_reads_the_embedding_as_the_head_and_then_mixes(llama: Llama) ->
     assert untied(freed, HEAD) is freed
 
 
+@pytest.mark.parametrize(
+    ("embedding", "family", "head"),
+    [
+        ("model.embed_tokens.weight", "llama", "lm_head.weight"),
+        ("model.language_model.embed_tokens.weight", "gemma3", "lm_head.weight"),
+        ("language_model.model.embed_tokens.weight", "llava", "language_model.lm_head.weight"),
+        ("transformer.wte.weight", "gpt2", "lm_head.weight"),
+        ("bert.embeddings.word_embeddings.weight", "bert", "cls.predictions.decoder.weight"),
+        ("model.decoder.embed_tokens.weight", "whisper", "proj_out.weight"),
+        ("some.table.weight", "unheard_of", None),
+    ],
+)
+def test_a_head_that_is_not_stored_has_the_name_that_libraries_give_it(
+    embedding: str, family: str, head: str | None
+) -> None:
+    assert head_name(embedding, {"model_type": family}) == head
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_head_that_transformers_ties_is_called_as_there_or_not_known() -> None:
+    import importlib
+
+    transformers = pytest.importorskip("transformers")
+    families = Path(transformers.models.__file__).parent.iterdir()
+    found = 0
+    for family in sorted(f.name for f in families if f.is_dir()):
+        try:
+            module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        except ImportError:
+            continue
+        for network in vars(module).values():
+            if getattr(network, "__module__", "") != module.__name__:
+                continue
+            ties = getattr(network, "_tied_weights_keys", None)
+            for head, embedding in ties.items() if isinstance(ties, dict) else ():
+                own = getattr(getattr(network, "config_class", None), "model_type", family)
+                name = head_name(embedding, {"model_type": own})
+                is_head = "embed" not in head and head.endswith(".weight")
+                if is_head and name is not None and head != "embed_out.weight":
+                    found += 1
+                    assert name in (head, "embed_out.weight"), (network, embedding)
+    assert found > 250
+
+
+def test_a_network_that_scales_a_tied_head_alone_is_not_untied(llama: Llama) -> None:
+    tied = llama(head=False, model_type="t5")
+    with pytest.raises(CompatibilityError, match="scales what a tied head scores"):
+        untied(tied, HEAD)
+
+
 def test_untying_what_has_no_embedding_is_refused(folder: Callable) -> None:
     raw = open_checkpoint(folder("raw", {"w.weight": (4, 4)}))
     with pytest.raises(CompatibilityError, match="no stored embedding"):
         untied(raw, HEAD)
+
+
+def test_a_bias_that_a_head_shares_is_its_own_with_it(folder: Callable) -> None:
+    table, bias = np.ones((32, 8), np.float32), np.arange(32, dtype=np.float32)
+    tensors = {"bert.embeddings.word_embeddings.weight": table, "cls.predictions.bias": bias}
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    freed = untied(
+        open_checkpoint(folder("bert", tensors, config)), "cls.predictions.decoder.weight"
+    )
+    assert freed.tensors["cls.predictions.decoder.bias"].shape == (32,)
+    assert freed.tying is Tying.UNTIED

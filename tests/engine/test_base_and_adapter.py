@@ -327,6 +327,25 @@ def test_a_tied_base_with_an_adapter_is_untied_for_a_merge(family: Path) -> None
     torch.testing.assert_close(found["lm_head.weight"], mean, rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_and_a_head_that_were_trained_apart_untie_their_base(family: Path) -> None:
+    """What is written computes what the base does with the adapter beside it."""
+    import transformers
+    from peft import PeftModel
+
+    tied = llama(family, "tied", tie_word_embeddings=True)
+    both = lora(tied, "both", 5, target_modules=["embed_tokens", "lm_head", "q_proj"])
+    made = weightsmith.plan(passthrough(f"{tied}+{both}"))
+    assert [f.code for f in made.findings if f.code != "copied"] == ["untied-by-adapter"]
+    weightsmith.merge(passthrough(f"{tied}+{both}"), family / "out")
+    tokens = torch.arange(8)[None]
+    network = transformers.AutoModelForCausalLM.from_pretrained(tied)
+    right = PeftModel.from_pretrained(network, both)(tokens).logits
+    written = transformers.AutoModelForCausalLM.from_pretrained(family / "out")
+    torch.testing.assert_close(written(tokens).logits, right, rtol=1e-5, atol=1e-5)
+    assert not written.config.tie_word_embeddings
+
+
 def test_an_adapted_embedding_is_put_into_another_vocabulary(family: Path) -> None:
     """Rows of a computed table are moved like stored ones, and count as the base's dtype."""
     base = llama(family, "narrow", torch.bfloat16)

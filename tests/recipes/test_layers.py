@@ -240,3 +240,42 @@ def test_mergekit_wants_modules_where_there_are_several_stacks(make, solve):
     make("a", extra=vision_language(), only_extra=True)
     with pytest.raises(RecipeError, match="several stacks"):
         solve("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\n")
+
+
+@pytest.fixture
+def predicting(make):
+    """`base` has a block behind its two layers that predicts further tokens, `tuned` has none."""
+    block = {
+        f"model.layers.2.{name}": np.ones(4, np.float32)
+        for name in ("enorm.weight", "hnorm.weight")
+    }
+    make("base", 2, extra=block, config={"num_nextn_predict_layers": 1})
+    make("tuned", 2)
+
+
+@pytest.mark.usefixtures("predicting")
+def test_a_block_that_predicts_further_tokens_is_no_layer(solve):
+    text = (
+        "weightsmith: 1\nmerge_method: linear\nbase_model: base\nparameters: {weight: 1}\n"
+        "models: [{model: base}, {model: tuned}]\n"
+    )
+    assert set(solve(text).found()) == {"missing-tensor"}
+    solved = solve(text + "missing: base\n")
+    assert not solved.found()
+    assert "model.layers.2.enorm.weight" in solved.outputs
+
+
+@pytest.mark.usefixtures("predicting")
+def test_a_block_that_predicts_further_tokens_follows_the_last_slice(solve):
+    text = (
+        "weightsmith: 1\nmerge_method: passthrough\n"
+        "slices:\n- sources: [{model: base, layer_range: [0, 2]}]\n- sources: [{model: base, layer_range: [1, 2]}]\n"
+    )
+    solved = solve(text)
+    assert not solved.found()
+    assert solved.outputs["model.layers.3.enorm.weight"].formula == Leaf(
+        "base", "model.layers.2.enorm.weight"
+    )
+    assert "model.layers.2.self_attn.q_proj.weight" in solved.outputs
+    past = text.replace("[1, 2]", "[1, 3]")
+    assert "past the 2 layers" in solve(past).found()["layer-range"]

@@ -304,3 +304,30 @@ def test_a_step_takes_no_base_of_another_shape(make, solve) -> None:
     )
     with pytest.raises(RecipeError, match="two of one shape"):
         solve(text)
+
+
+def test_inputs_that_compute_in_other_ways_are_refused_unless_the_recipe_accepts_it(
+    make, solve
+) -> None:
+    make("a", config={"hidden_act": "silu", "rope_theta": 1e4})
+    make("b", config={"hidden_act": "gelu", "rope_theta": 1e6})
+    text = "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    found = solve(text)
+    assert "'hidden_act'" in found.found()["config-differs"]
+    assert "'rope_parameters.rope_theta'" in found.found("warning")["config-differs"]
+    accepted = solve(text + "accept: [hidden_act, rope_theta]\n")
+    assert not accepted.found()
+    assert not accepted.found("warning")
+    assert "hidden_act" in accepted.found("note")["config-accepted"]
+    idle = solve(text + "accept: [hidden_act, rope_theta, head_dim]\n")
+    assert "'head_dim'" in idle.found("warning")["idle-accept"]
+
+
+def test_the_donors_configuration_is_what_others_are_compared_with(make, solve) -> None:
+    for name, theta in (("a", 1e4), ("b", 1e6), ("c", 1e6)):
+        make(name, config={"rope_theta": theta})
+    text = "weightsmith: 1\nmerge_method: linear\nmodels: [{model: b}, {model: c}]\nparameters: {weight: 1}\n"
+    assert not solve(text).found("warning")
+    found = solve(text + "donor: a\n").found("warning")["config-differs"]
+    assert "1000000.0 in" in found
+    assert "10000.0 in" in found

@@ -15,6 +15,7 @@ from weightsmith.checkpoints import (
     Attached,
     BareAdapter,
     Checkpoint,
+    Tying,
     find_location,
     open_checkpoint,
 )
@@ -89,7 +90,8 @@ def open_with(
         checkpoint,
         [(adapter, found.strength) for adapter, found in opened],
     )
-    attached = tuple(found for _, found in opened)
+    unties = checkpoint.tying is Tying.TIED and changed.tying is Tying.UNTIED
+    attached = tuple(replace(found, unties=unties) for _, found in opened)
     return replace(changed, source=source, base_source=base, attached=attached)
 
 

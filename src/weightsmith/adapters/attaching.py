@@ -15,8 +15,14 @@ from weightsmith.adapters.experts import apart
 from weightsmith.adapters.ldm_names import joined_projections, respelled
 from weightsmith.adapters.resized_vocabularies import refuse_resized, with_grown_vocabulary
 from weightsmith.adapters.resolving import Names, resolve
-from weightsmith.adapters.tied import joined_with_ties
-from weightsmith.checkpoints import Checkpoint, stores_experts_input_first
+from weightsmith.adapters.tied import ChangedApart, joined_with_ties
+from weightsmith.checkpoints import (
+    Checkpoint,
+    own_head_name,
+    stores_experts_input_first,
+    untied,
+    vocabulary_embedding,
+)
 from weightsmith.errors import CompatibilityError, UsageError
 from weightsmith.tensors import shown
 
@@ -41,9 +47,31 @@ def attach(
     An adapter of several parts of a pipeline is used for all of them where the base has all (`component_places`);
     `component` names the one that it is to be used for. Other than that every tensor of every adapter must be found in
     the base. A grown vocabulary and the head of a classifier are taken whole (`resized_vocabularies`, `added_heads`).
-    Raises CompatibilityError where a tensor is not there, has another shape or is quantised, or where only one of two
-    tied tensors changes; UsageError for a strength that is not finite. Nothing but headers is read.
+    A base whose tied embedding and head are changed in different ways is seen with a head of its own. Raises
+    CompatibilityError where a tensor is not there, has another shape or is quantised; UsageError for a strength that is
+    not finite. Nothing but headers is read.
     """
+    try:
+        return _attached(base, adapters, component)
+    except ChangedApart:
+        head = own_head_name(base)
+        if head is None or any(_changes_both(base, adapter, component) for adapter, _ in adapters):
+            raise
+        return _attached(untied(base, head), adapters, component)
+
+
+def _changes_both(base: Checkpoint, adapter: Adapter, component: str | None) -> bool:
+    """Whether an adapter's one change of a tied tensor is meant for both, which an untied base would not show."""
+    embedding = vocabulary_embedding(base.tensors, base.places)
+    try:
+        return embedding in fitted_updates(base, adapter, component=component)
+    except ChangedApart:
+        return False
+
+
+def _attached(
+    base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], component: str | None
+) -> Checkpoint:
     names = Names(base)
     changes: dict[str, list[Weighted]] = defaultdict(list)
     heads: list[Heads] = []

@@ -1,7 +1,8 @@
 """Adapters of an embedding or an output head that are one tensor in the base.
 
 A change of the one is a change of the other once it is in the weights, though it was not while the adapter was trained,
-unless PEFT tied the adapters as well. So both must change alike, or the base must be untied first.
+unless PEFT tied the adapters as well. So both must change alike, or the base is seen untied: embedding and head are
+then what they are in the network that the adapter is beside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from weightsmith.tensors import shown
 
 # What families call a head that is not stored where it is tied.
 _HEADS = frozenset({"lm_head", "embed_out", "output", "generator_lm_head"})
+
+
+class ChangedApart(CompatibilityError):
+    """An adapter changes tied tensors in different ways."""
+
 
 Settle = Callable[[dict[str, Update]], None]
 
@@ -59,10 +65,10 @@ def _check_group(base: Checkpoint, adapter: Adapter, group: Sequence[Update | No
         return
     if len(changed) == len(group) and all(_alike(changed[0], other) for other in changed[1:]):
         return
-    raise CompatibilityError(
+    raise ChangedApart(
         f"Adapter {shown(adapter.source)} changes {shown(changed[0].key)} in another way than the tensor that it is "
-        f"tied to in {base.identity}, which no weights of a tied model can show: untie the base first (store its "
-        "embedding as a head of its own and set tie_word_embeddings to false)."
+        f"tied to in {base.identity}, which no weights of a tied model can show: untie the base first "
+        "(`weightsmith untie`)."
     )
 
 

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.checkpoint import Checkpoint as Checkpoint
     from weightsmith.checkpoints.checkpoint import assemble as assemble
     from weightsmith.checkpoints.checkpoint import not_saved as not_saved
+    from weightsmith.checkpoints.checkpoint import own_head_name as own_head_name
     from weightsmith.checkpoints.checkpoint import untied as untied
     from weightsmith.checkpoints.compatibility import agreeing as agreeing
     from weightsmith.checkpoints.compatibility import compare as compare
     from weightsmith.checkpoints.compatibility import tie_findings as tie_findings
     from weightsmith.checkpoints.config import merged_config as merged_config
+    from weightsmith.checkpoints.config_comparison import (
+        compare_configurations as compare_configurations,
+    )
     from weightsmith.checkpoints.copied_files import absence as absence
     from weightsmith.checkpoints.copied_files import companion_paths as companion_paths
     from weightsmith.checkpoints.copied_files import is_inside as is_inside
@@ -90,6 +94,8 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.image_blocks import labels_in as labels_in
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
+    from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
+    from weightsmith.checkpoints.layer_structure import structure_of as structure_of
     from weightsmith.checkpoints.licence import Licence as Licence
     from weightsmith.checkpoints.licence import licence_of as licence_of
     from weightsmith.checkpoints.locate import find_location as find_location
@@ -139,6 +145,7 @@ else:
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
             "HEADS": "weightsmith.checkpoints.spelling_facts",
             "Licence": "weightsmith.checkpoints.licence",
+            "LayerStructure": "weightsmith.checkpoints.layer_structure",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
             "BareAdapter": "weightsmith.checkpoints.formats.weights",
             "BundleHeader": "weightsmith.checkpoints.formats.bundles",
@@ -175,6 +182,7 @@ else:
             "is_in_block": "weightsmith.checkpoints.image_blocks",
             "is_in_component": "weightsmith.checkpoints.image_blocks",
             "labels_in": "weightsmith.checkpoints.image_blocks",
+            "compare_configurations": "weightsmith.checkpoints.config_comparison",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
             "companion_paths": "weightsmith.checkpoints.copied_files",
             "find_location": "weightsmith.checkpoints.locate",
@@ -202,6 +210,7 @@ else:
             "open_output": "weightsmith.checkpoints.opening",
             "open_packed": "weightsmith.checkpoints.opening",
             "open_task": "weightsmith.checkpoints.opening",
+            "own_head_name": "weightsmith.checkpoints.checkpoint",
             "part_names": "weightsmith.checkpoints.formats.bundles",
             "place": "weightsmith.checkpoints.stacks",
             "read_bundle_header": "weightsmith.checkpoints.formats.bundles",
@@ -221,6 +230,7 @@ else:
             "stores_experts_input_first": "weightsmith.checkpoints.roles",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",
+            "structure_of": "weightsmith.checkpoints.layer_structure",
             "tensor_json": "weightsmith.checkpoints.formats.package_header",
             "tie_findings": "weightsmith.checkpoints.compatibility",
             "tokenizer_files": "weightsmith.checkpoints.copied_files",

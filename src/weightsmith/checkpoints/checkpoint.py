@@ -11,6 +11,7 @@ from typing import Any
 from weightsmith.checkpoints.anatomy import anatomy_of
 from weightsmith.checkpoints.config import input_findings
 from weightsmith.checkpoints.copied_files import left_out, tokenizer_files
+from weightsmith.checkpoints.head_names import head_name, scales_tied_heads
 from weightsmith.checkpoints.nested_config import first_of, layer_count_of
 from weightsmith.checkpoints.side_places import main_set, side_places
 from weightsmith.checkpoints.stacks import Stack
@@ -29,6 +30,7 @@ from weightsmith.naming import beside
 from weightsmith.tensors import DType, Kind, LazyTensor, Place, shown, stored_in
 
 _MOST_NAMES = 4
+_SHARED, _TABLE = "shared.weight", ".embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +39,8 @@ class Attached:
 
     `source` is what the user wrote for it, without the strength; `configuration` a digest of what is not in `tensors`;
     `unsaved` are modules that it says were trained whole, and of which it stores nothing; `component` is the one part
-    of a pipeline that it is used for, None for all.
+    of a pipeline that it is used for, None for all; `unties`: it changes an embedding and the head that is tied to it
+    in different ways.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Attached:
     revision: str | None = None
     unsaved: tuple[str, ...] = ()
     component: str | None = None
+    unties: bool = False
 
     @property
     def name(self) -> str:
@@ -189,6 +193,12 @@ class Checkpoint:
         return declared if is_extended and declared is not None else main.count
 
     @property
+    def further_layers(self) -> int:
+        """Number of blocks behind those of `layer_count` in the main stack, which only predict further tokens."""
+        main = self.main_stack
+        return 0 if main is None else main.count - self.layer_count
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of the input embedding, or None where there is none."""
         embedding = vocabulary_embedding(self.tensors, self.places)
@@ -274,14 +284,32 @@ def assemble(
     return Checkpoint(path, source, ordered, config, places, ties, tying, stacks, hub_id, revision)
 
 
+def own_head_name(checkpoint: Checkpoint) -> str | None:
+    """What a tied checkpoint's head is called once it is untied: as it is stored, else as libraries call it.
+
+    None without an embedding, and where nobody here knows the name.
+    """
+    head = vocabulary_head(checkpoint.tensors, checkpoint.places)
+    embedding = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
+    if head is not None or embedding is None:
+        return head
+    return head_name(embedding, checkpoint.config)
+
+
 def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
     """The same checkpoint with a head of its own named `head`, read from the embedding's bytes.
 
     A checkpoint whose head is untied already is returned as it is. Raises CompatibilityError where
-    there is no embedding to read it from.
+    there is no embedding to read it from, and for networks that score with a tied head in another way than with an
+    equal one of its own.
     """
     if checkpoint.tying is Tying.UNTIED:
         return checkpoint
+    if scales_tied_heads(checkpoint.config):
+        raise CompatibilityError(
+            f"{checkpoint.identity} is a network that scales what a tied head scores and not what one of its own does, "
+            "so an equal head would compute something else: keep it tied."
+        )
     name = vocabulary_embedding(checkpoint.tensors, checkpoint.places)
     embedding = None if name is None else checkpoint.tensors[name]
     if name is None or embedding is None:
@@ -289,18 +317,51 @@ def untied(checkpoint: Checkpoint, head: str) -> Checkpoint:
             f"{checkpoint.identity} has no stored embedding that could serve as {head!r}: leave it "
             "out or add a head to it."
         )
+    own = {head: name}
+    bias = _bias_beside(head, checkpoint)
+    if bias is not None:
+        own[f"{head.removesuffix('.weight')}.bias"] = bias
+    if name.endswith(_SHARED):
+        # Encoder and decoder look up a table of their own once the network is untied.
+        before = name.removesuffix(_SHARED)
+        own |= {f"{before}{side}.embed_tokens.weight": name for side in ("encoder", "decoder")}
+    copies = {new: renamed(checkpoint.tensors[old], new) for new, old in own.items()}
     return replace(
         checkpoint,
-        tensors={**checkpoint.tensors, head: renamed(embedding, head)},
-        places={**checkpoint.places, head: Place(head, Kind.HEAD)},
-        ties=tuple(group for group in checkpoint.ties if head not in group),
+        tensors={**checkpoint.tensors, **copies},
+        places={
+            **checkpoint.places,
+            **{n: Place(n, Kind.EMBEDDING if n.endswith(_TABLE) else Kind.HEAD) for n in own},
+        },
+        ties=tuple(group for group in checkpoint.ties if own.keys().isdisjoint(group)),
         tying=Tying.UNTIED,
-        stored_as={**checkpoint.stored_as, head: checkpoint.dtype_of(name)},
+        stored_as={
+            **checkpoint.stored_as,
+            **{new: checkpoint.dtype_of(old) for new, old in own.items()},
+        },
     )
 
 
+def _bias_beside(head: str, checkpoint: Checkpoint) -> str | None:
+    """The bias that a tied head shares with the layers before it (BERT and its relatives), or None."""
+    before, is_decoder, _ = head.rpartition(".decoder.weight")
+    bias = f"{before}.bias"
+    return bias if is_decoder and bias in checkpoint.tensors else None
+
+
 def _own_head_findings(checkpoint: Checkpoint) -> list[Finding]:
-    """A note where the configuration ties a head that is stored with bytes of its own."""
+    """A note where the configuration ties a head that is stored with bytes of its own, or that adapters untie."""
+    untying = next((adapter for adapter in checkpoint.attached if adapter.unties), None)
+    if untying is not None:
+        return [
+            Finding(
+                Severity.NOTE,
+                "untied-by-adapter",
+                checkpoint.identity,
+                f"{checkpoint.identity} ties its output head to its embedding, and its adapters change the two in "
+                "different ways, so it is taken with a head of its own, as it computes with the adapters beside it",
+            )
+        ]
     head = vocabulary_head(checkpoint.tensors, checkpoint.places)
     if head is None or checkpoint.tying is Tying.TIED or not declared_tied(checkpoint.config):
         return []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from weightsmith.checkpoints.checkpoint import Checkpoint
 from weightsmith.checkpoints.config import input_findings
+from weightsmith.checkpoints.config_comparison import compare_configurations
 from weightsmith.checkpoints.tied_tensors import Tying, vocabulary_head
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
@@ -30,6 +31,7 @@ def compare(checkpoints: Sequence[Checkpoint], *, base: Checkpoint | None = None
     for other in others:
         findings += _compare_names(reference, other)
         findings += _compare_shapes(reference, other)
+    findings += compare_configurations(reference, others).findings
     findings += _dtype_notes(everyone)
     findings += _integer_notes(everyone, base)
     order = list(Severity)

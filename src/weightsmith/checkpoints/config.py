@@ -6,8 +6,22 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightsmith.checkpoints.layer_keys import move_layers
-from weightsmith.checkpoints.nested_config import LAYER_COUNT_KEYS, sections, vocabulary_size_of
+from weightsmith.checkpoints.layer_keys import (
+    COUNTING_LISTS,
+    layer_kinds,
+    move_layers,
+    refuse_shared_count,
+)
+from weightsmith.checkpoints.layer_structure import LayerStructure, require_movable
+from weightsmith.checkpoints.nested_config import (
+    DECODER_KEYS,
+    LAYER_COUNT_KEYS,
+    count_key,
+    is_decoder,
+    section_of_stack,
+    sections,
+    vocabulary_size_of,
+)
 from weightsmith.checkpoints.quantised_codes import code_findings
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding, Severity
@@ -17,14 +31,8 @@ _DTYPE_KEYS = ("torch_dtype", "dtype")
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 # The release of transformers that began to write `dtype`.
 _DTYPE_KEY_SINCE = (4, 56)
-_SECTION_OF_STACK = (
-    (("vision", "visual"), "vision_config"),
-    (("audio",), "audio_config"),
-    (("text", "language"), "text_config"),
-)
-_ENCODER_KEYS = ("encoder_layers", "num_encoder_layers")
-_DECODER_KEYS = ("decoder_layers", "num_decoder_layers")
-_ALIASES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_FURTHER = "num_nextn_predict_layers"
+_ALIASES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 
 
 def merged_config(
@@ -35,12 +43,15 @@ def merged_config(
     vocab_size: int | None = None,
     tied: bool | None = None,
     stack: str | None = None,
+    structure: LayerStructure | None = None,
+    further_layers: int | None = None,
 ) -> dict[str, Any]:
     """The config source's configuration made true for the merged weights; the config source's is not changed.
 
     `dtype` is that of most float tensors; `layer_sources[j]` the config source's layer that layer j
     describes itself by, in the stack with the prefix `stack` (default: the language model's or
-    only one); `vocab_size` the rows of the embedding; `tied` whether the output head is the
+    only one), and `structure` what is stored of these layers; `further_layers` the blocks behind them that predict
+    further tokens; `vocab_size` the rows of the embedding; `tied` whether the output head is the
     embedding. None leaves the config source's value. The folder that the config source was loaded from is dropped.
     Raises CompatibilityError for a quantised config source and for layer orders that its configuration
     cannot express.
@@ -48,7 +59,11 @@ def merged_config(
     _refuse_quantised(source_config)
     config = copy.deepcopy(source_config)
     if layer_sources is not None:
-        _set_layers(config, layer_sources, stack)
+        _set_layers(config, layer_sources, stack, structure)
+    if further_layers is not None:
+        for section in sections(config):
+            if section.get(_FURTHER):
+                section[_FURTHER] = further_layers
     if dtype is not None:
         _set_dtype(config, dtype)
     if vocab_size is not None:
@@ -110,9 +125,18 @@ def _refuse_quantised(config: dict[str, Any]) -> None:
             raise CompatibilityError(finding.sentence + ".")
 
 
-def _set_layers(config: dict[str, Any], sources: Sequence[int], stack: str | None) -> None:
-    section = _section_of(config, stack)
-    key = _count_key(section, stack)
+def _set_layers(
+    config: dict[str, Any],
+    sources: Sequence[int],
+    stack: str | None,
+    structure: LayerStructure | None,
+) -> None:
+    section = section_of_stack(config, stack)
+    key = count_key(section, stack)
+    listed = None if key is not None else _listed_layers(section, sources, structure)
+    if listed is not None:
+        section.update(listed)
+        return
     if key is None:
         raise CompatibilityError(
             "The configuration has no number of layers that could be changed "
@@ -120,38 +144,73 @@ def _set_layers(config: dict[str, Any], sources: Sequence[int], stack: str | Non
             "model as `donor`."
         )
     count = section[key]
+    if structure is not None:
+        _require_own_count(config, key, structure)
+    refuse_shared_count(section, count, sources)
+    described = section
+    if _has_both_sides(config, section):
+        described = _described_layers(section, key, stack)
+    if structure is not None:
+        require_movable(structure, layer_kinds(described, count), sources)
     if len(sources) != count or any(i != source for i, source in enumerate(sources)):
-        section.update(move_layers(section, count, sources))
-    if key == "num_layers" and section.get("is_encoder_decoder"):
+        section.update(move_layers(described, count, sources))
+    if key == "num_layers" and _has_both_sides(config, section):
         # A decoder without a number of its own takes the encoder's; only one of the two changes.
-        decoder = stack is not None and "decoder" in stack
+        decoder = stack is not None and is_decoder(stack)
         section.setdefault("num_decoder_layers", count)
         section["num_decoder_layers" if decoder else "num_layers"] = len(sources)
         return
-    aliases = () if key in _DECODER_KEYS else _ALIASES
+    aliases = () if key in DECODER_KEYS else _ALIASES
     for alias in (key, *aliases):
         if section.get(alias) == count:
             section[alias] = len(sources)
 
 
-def _section_of(config: dict[str, Any], stack: str | None) -> dict[str, Any]:
-    """The section that describes a stack: the one its prefix names, else the first with a count."""
-    for words, name in _SECTION_OF_STACK:
-        if stack is not None and any(word in stack for word in words):
-            named = config.get(name)
-            if isinstance(named, dict):
-                return named
-    return next((s for s in sections(config) if _count_key(s, stack) is not None), config)
+def _listed_layers(
+    section: dict[str, Any], sources: Sequence[int], structure: LayerStructure | None
+) -> dict[str, Any] | None:
+    """The section with moved layers where a list of their kinds is all that tells their number; None without one."""
+    key = next((key for key in COUNTING_LISTS if isinstance(section.get(key), list)), None)
+    if key is None or structure is None or len(section[key]) != len(structure.layers):
+        return None
+    count = len(section[key])
+    require_movable(structure, layer_kinds(section, count), sources)
+    return move_layers(section, count, sources)
 
 
-def _count_key(section: dict[str, Any], stack: str | None) -> str | None:
-    preferred: tuple[str, ...] = ()
-    if stack is not None and "decoder" in stack:
-        preferred = _DECODER_KEYS
-    elif stack is not None and "encoder" in stack:
-        preferred = _ENCODER_KEYS
-    keys = (*preferred, *LAYER_COUNT_KEYS)
-    return next((key for key in keys if isinstance(section.get(key), int)), None)
+def _has_both_sides(config: dict[str, Any], section: dict[str, Any]) -> bool:
+    """Whether a section describes an encoder and a decoder; a nested one only says that it is a part of both."""
+    return section is config and bool(section.get("is_encoder_decoder"))
+
+
+def _described_layers(section: dict[str, Any], key: str, stack: str | None) -> dict[str, Any]:
+    """The keys that may speak of the layers of a stack, where encoder and decoder are described side by side."""
+    of_decoder = stack is not None and is_decoder(stack)
+    return {k: v for k, v in section.items() if k == key or ("decoder" in k) is of_decoder}
+
+
+def _require_own_count(config: dict[str, Any], key: str, structure: LayerStructure) -> None:
+    """Raise CompatibilityError unless the key counts the layers of that stack, and of no other one."""
+    section = section_of_stack(config, structure.stack)
+    count = structure.counts[structure.stack]
+    if section[key] != count:
+        raise CompatibilityError(
+            f"The configuration says {key!r} {section[key]}, and {structure.stack!r} has {count} layers, so how it "
+            "counts them is not known: merge without slices, or correct the configuration."
+        )
+    place = _counted_by(config, structure.stack)
+    for other, number in structure.counts.items():
+        if other != structure.stack and number == count and _counted_by(config, other) == place:
+            raise CompatibilityError(
+                f"The configuration counts the layers of {structure.stack!r} and of {other!r} with one number "
+                f"({key!r}), so the layers of one alone cannot change: merge without slices."
+            )
+
+
+def _counted_by(config: dict[str, Any], stack: str) -> tuple[int, str | None]:
+    section = section_of_stack(config, stack)
+    side = "decoder" if _has_both_sides(config, section) and is_decoder(stack) else ""
+    return id(section), side or count_key(section, stack)
 
 
 def _set_dtype(config: dict[str, Any], dtype: DType) -> None:

@@ -33,7 +33,7 @@ HEAD_TOP = frozenset("output fc".split())
 
 BUFFER = frozenset(
     """inv_freq rotary_emb rotary_pos_emb masked_bias position_ids token_type_ids attn_mask
-    relative_position_index freqs_cis rope rope_freqs""".split()
+    relative_position_index freqs_cis rope rope_freqs weight_integer""".split()
 )
 ROUTER_LEAF = frozenset("router shared_expert_gate shared_experts_gate moe_gate wg".split())
 

@@ -1,19 +1,22 @@
 """Tied tensors: several names for one matrix, most often the input embedding and the output head.
 
-A tie is known in three ways: two names share one storage of a pickled file; the configuration
-says `tie_word_embeddings` and both tensors are stored with the same bytes; or the head is not
-stored at all. Equal bytes alone are no tie: a model that was trained untied may start out equal.
-Nor is the word of the configuration alone: a head that was trained apart is what gets loaded.
+A tie is known in four ways: two names share one storage of a pickled file; the configuration says
+`tie_word_embeddings`, or is silent, and both tensors are stored with the same bytes; both are parts that networks
+always have once, such as the bias of a head; or the head is not stored at all. Equal bytes alone are no tie: a model
+that was trained untied may start out equal. Nor is the word of the configuration alone: a head that was trained apart
+is what gets loaded.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import first_of
+from weightsmith.checkpoints.roles import Described
 from weightsmith.tensors import Kind, LazyTensor, Place, StoredTensor, read_bytes
 
 # Classes whose output head scores the vocabulary, by the end of their name.
@@ -32,6 +35,20 @@ _LANGUAGE_HEADS = (
 _STRETCHES, _STRETCH = 64, 256
 
 
+# Names that older files have beside another one of the same tensor: what is read in place of them.
+_COPIES = tuple(
+    (re.compile(copy), original)
+    for copy, original in (
+        (r"^(.*(?:predictions|lm_head|mlm_head|mim_head))\.decoder\.bias$", r"\1.bias"),
+        (
+            r"^((?:model\.)?)(?:encoder|decoder|text_encoder|text_decoder)\.embed_tokens\.weight$",
+            r"\1shared.weight",
+        ),
+    )
+)
+_COPY_ENDS = (".decoder.bias", ".embed_tokens.weight")
+
+
 class Tying(enum.Enum):
     """How a checkpoint keeps its output head."""
 
@@ -48,10 +65,11 @@ def find_ties(
     """Groups of stored names that are one tensor, in the order of their first names."""
     groups = _shared_storages(tensors)
     head = vocabulary_head(tensors, places)
-    if head is not None and declared_tied(config):
+    if head is not None and config is not None and declared_tied(config) is not False:
         embedding = vocabulary_embedding(tensors, places)
         if embedding is not None and _is_copy(tensors[embedding], tensors[head]):
             groups.append({embedding, head})
+    groups += _stored_copies(tensors)
     order = {name: i for i, name in enumerate(tensors)}
     joined = _joined(groups)
     return tuple(sorted(joined, key=lambda group: min(order[name] for name in group)))
@@ -93,7 +111,7 @@ def tying_of(
 
 
 def vocabulary_embedding(
-    tensors: Mapping[str, LazyTensor], places: Mapping[str, Place]
+    tensors: Mapping[str, Described], places: Mapping[str, Place]
 ) -> str | None:
     """The name of the input embedding: the first embedding matrix with the most rows."""
     matrices = [
@@ -104,7 +122,7 @@ def vocabulary_embedding(
     return max(matrices, key=lambda name: tensors[name].shape[0], default=None)
 
 
-def vocabulary_head(tensors: Mapping[str, LazyTensor], places: Mapping[str, Place]) -> str | None:
+def vocabulary_head(tensors: Mapping[str, Described], places: Mapping[str, Place]) -> str | None:
     """The name of the matrix that scores the vocabulary: a head with the embedding's rows."""
     embedding = vocabulary_embedding(tensors, places)
     if embedding is None:
@@ -115,7 +133,32 @@ def vocabulary_head(tensors: Mapping[str, LazyTensor], places: Mapping[str, Plac
         for name, role in places.items()
         if role.kind is Kind.HEAD and role.part == "weight" and len(tensors[name].shape) == 2
     )
-    return next((name for name in heads if tensors[name].shape[0] == rows), None)
+    # MobileBERT scores with its table and a matrix beside it, which has as many rows.
+    fitting = [n for n in heads if tensors[n].shape[0] == rows and not n.endswith(".dense.weight")]
+    if not fitting:
+        return None
+    # Of several models in one checkpoint (Bark), the head is not one of another model that has a table of its own.
+    tables = {_top(name) for name, role in places.items() if role.kind is Kind.EMBEDDING}
+    others = tables - {_top(embedding)}
+    return next((name for name in fitting if _top(name) not in others), None)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _stored_copies(tensors: Mapping[str, LazyTensor]) -> list[set[str]]:
+    """The pairs of names that networks have one tensor for, where both are stored and equal."""
+    groups = []
+    for name in tensors:
+        if not name.endswith(_COPY_ENDS):
+            continue
+        for copy, original in _COPIES:
+            found = copy.match(name)
+            other = "" if found is None else found.expand(original)
+            if other in tensors and _is_copy(tensors[other], tensors[name]):
+                groups.append({other, name})
+    return groups
 
 
 def _is_copy(first: LazyTensor, other: LazyTensor) -> bool:

@@ -45,6 +45,7 @@ COMMANDS = {
     "bundle": "Keep many fine-tunes of one base in one folder.",
     "delta": "Keep a fine-tune as small changes of its base.",
     "transplant": "Give a model another model's tokenizer.",
+    "untie": "Give a tied model an output head of its own.",
     "collect": "Measure a model over data: Fisher, Gram, gradients, channels.",
     "testbed": "Build real model families to merge and to evaluate.",
     "evaluate": "Score a checkpoint or a recipe on the tasks of a suite.",
@@ -57,7 +58,7 @@ COMMANDS = {
 _FOLDERS = {
     command: folder
     for folder, commands in {
-        "merging": "plan merge verify replay rollback transplant",
+        "merging": "plan merge verify replay rollback transplant untie",
         "looking": "inspect diff seams methods",
         "adapters": "adapter",
         "keeping": "bundle delta",

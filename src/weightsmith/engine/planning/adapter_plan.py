@@ -71,6 +71,7 @@ _REFUSED = (
     "chat_template",
     "bundle",
     "untie",
+    "accept",
 )
 
 

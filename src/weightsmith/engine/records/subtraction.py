@@ -262,6 +262,7 @@ def _recipe(merge: _Merge, recipe: Recipe, shares: Mapping[str, Share]) -> Recip
         "nonfinite": known.nonfinite,
         "missing": None if known.missing is None else "skip",
         "untie": known.untie,
+        "accept": list(known.accept or ()),
     }
     return Recipe.load({key: value for key, value in content.items() if value not in (None, [])})
 

@@ -65,7 +65,7 @@ _OTHER_PROGRAMS = {
     "experts_per_token": _MIXTURE,
     "genome": _EVOLUTION,
 }
-_NATIVE_KEYS = ("rules", "missing", "untie", "donor", "nonfinite", "match", "prefix")
+_NATIVE_KEYS = ("rules", "missing", "untie", "accept", "donor", "nonfinite", "match", "prefix")
 _DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 

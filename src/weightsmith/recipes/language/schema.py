@@ -282,7 +282,8 @@ class RecipeDocument(DocumentPart):
     nonfinite: Literal["error", "propagate"] | None = None
     missing: Literal["error", "base", "skip"] | None = None
     equal_magnitudes: Literal["hash", "index", "file"] | None = None
-    untie: StrictBool | None = None
+    untie: StrictBool | Literal["always"] | None = None
+    accept: tuple[StrictStr, ...] | None = None
     bundle: BundleForm | None = None
     adapter: AdapterForm | None = None
     _path: str = PrivateAttr("")

@@ -34,6 +34,7 @@ from weightsmith.recipes.resolution.measured_statistics import (
     with_metric,
 )
 from weightsmith.recipes.resolution.output_sections import SectionSource, distinct_labels
+from weightsmith.recipes.resolution.redundant_copies import redundant_names
 from weightsmith.recipes.resolution.result import RecipeScope
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import Place
@@ -55,10 +56,12 @@ def expression_items(
     measured = {name: source.statistics for name, source in sources.items()}
     order = (config_source, *used.values())
     lone = LoneFiles(config_source, combiner)
+    copies = redundant_names([*used.values(), *([base] if base is not None else [])])
     for name in dict.fromkeys(tensor for view in order for tensor in view.items):
         settled = lone.settled(name, used.values()) if "/" in name else None
         if settled is not None:
             yield from ((copied, None) for copied in settled)
+        if settled is not None or name in copies:
             continue
         items = {label: view.items[name] for label, view in used.items() if name in view.items}
         if not items:

@@ -11,6 +11,7 @@ from weightsmith.checkpoints import (
     Checkpoint,
     Statistics,
     Tying,
+    compare_configurations,
     is_of,
     require_match,
     require_names,
@@ -18,6 +19,7 @@ from weightsmith.checkpoints import (
     tie_findings,
 )
 from weightsmith.errors import RecipeError
+from weightsmith.findings import Finding, Severity
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
 from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
@@ -28,6 +30,7 @@ from weightsmith.recipes.resolution.postprocess import as_written
 from weightsmith.recipes.resolution.result import RecipeResult
 from weightsmith.recipes.resolution.views import View, view_of
 from weightsmith.tensors import DType
+from weightsmith.wording import shown
 
 
 class Inputs:
@@ -145,6 +148,36 @@ class Inputs:
             self.problems.add(
                 finding if label is None else replace(finding, fix=_merge_first(label))
             )
+
+    def check_configurations(
+        self,
+        config_source: View,
+        views: Sequence[View],
+        accepted: Sequence[str],
+        *,
+        is_partial: bool,
+    ) -> None:
+        """Note every checkpoint whose configuration computes otherwise than the config source's, the result's."""
+        others = {id(view.checkpoint): view.checkpoint for view in views}
+        found = compare_configurations(
+            config_source.checkpoint,
+            list(others.values()),
+            accepted=accepted,
+            is_partial=is_partial,
+        )
+        for finding in found.findings:
+            self.problems.add(finding)
+        for name in accepted:
+            if name not in found.accepted:
+                self.problems.add(
+                    Finding(
+                        Severity.WARNING,
+                        "idle-accept",
+                        name,
+                        f"accept: the configurations do not differ in {shown(name)}",
+                        "correct the key, or leave it out",
+                    )
+                )
 
     def _as_stored(self, item: OutputTensor) -> Formula:
         formula = item.formula

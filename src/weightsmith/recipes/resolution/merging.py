@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from weightsmith.adapters import Reference
 from weightsmith.errors import RecipeError
@@ -37,6 +38,7 @@ from weightsmith.recipes.resolution.output_sections import (
 from weightsmith.recipes.resolution.placement import Placed, place_models, place_slices
 from weightsmith.recipes.resolution.postprocess import post_steps, step_statistics
 from weightsmith.recipes.resolution.result import RecipeResult, RecipeScope
+from weightsmith.recipes.resolution.slice_ranges import slice_length
 from weightsmith.recipes.resolution.spelled_views import have_common_names
 from weightsmith.recipes.resolution.untying import untied_views
 from weightsmith.recipes.resolution.views import View
@@ -79,10 +81,11 @@ class _Frame:
 class Resolver:
     """Resolves recipes, and those inside them, over `views` of the models that `inputs` opens.
 
-    `unties` is what the outermost recipe says about heads, for all of them.
+    `unties` is what the outermost recipe says about heads, for all of them: whether tied checkpoints are given one of
+    their own where they meet others, or always.
     """
 
-    def __init__(self, inputs: Inputs, views: Views, *, unties: bool) -> None:
+    def __init__(self, inputs: Inputs, views: Views, *, unties: bool | Literal["always"]) -> None:
         self.inputs = inputs
         self._views = views
         self._unties = unties
@@ -104,6 +107,10 @@ class Resolver:
         config_source = base or named[0]
         if document.donor is not None:
             config_source = self.view(document.donor, within)
+        kept = [self.view(rule.keep, within) for rule in document.rules or () if rule.keep]
+        self.inputs.check_configurations(
+            config_source, [*named, *kept], document.accept or (), is_partial=bool(document.modules)
+        )
         combiner = self._combiner(document, semantics, seed)
         work = _Work(document, within, config_source, base, combiner)
         items: tuple[OutputTensor, ...] = ()
@@ -144,7 +151,8 @@ class Resolver:
         named = self._named_views(document, scope)
         if not self._unties:
             return scope, named
-        scope = replace(scope, views=untied_views(scope.views, named))
+        is_always = self._unties == "always"
+        scope = replace(scope, views=untied_views(scope.views, named, is_always=is_always))
         return scope, self._named_views(document, scope)
 
     def view(self, model: ModelLike, scope: RecipeScope) -> View:
@@ -256,35 +264,11 @@ class Resolver:
                 f"({', '.join(config_source.stacks)}), and mergekit then requires `modules:`; say there "
                 "which one the slices are for."
             )
-        lengths = [self._length(p, s) for p, s in zip(slices, sections, strict=True)]
+        lengths = [
+            slice_length(p, s, self._problems) for p, s in zip(slices, sections, strict=True)
+        ]
         self._note_layers(work, config_source, slices, lengths, frame.where)
         self._place(work, place_slices(sections, lengths, config_source))
-
-    def _length(self, part: Slice, section: MergeSection) -> int:
-        """The number of layers of a slice, having checked its ranges; what is past the layers there are is left out."""
-        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
-        if len(lengths) > 1:
-            listed = ", ".join(str(list(source.layer_range)) for source in part.sources)
-            raise RecipeError(
-                f"{section.where}: all sources of a slice must have equally many layers, but the "
-                f"ranges are {listed}."
-            )
-        for given, source in zip(part.sources, section.sources, strict=True):
-            count = source.view.layer_count
-            if given.layer_range[1] > count:
-                self._problems.add(
-                    Finding(
-                        Severity.ERROR,
-                        "layer-range",
-                        source.view.label,
-                        f"{section.where}: layer_range {list(given.layer_range)} reaches past the "
-                        f"{count} layers of {source.view.label!r}",
-                        f"end it at {count} at most",
-                    )
-                )
-        # A range is any two numbers, but nothing is made for layers that no source has.
-        longest = max(source.view.layer_count - source.start for source in section.sources)
-        return max(0, min(lengths.pop(), longest))
 
     def _note_layers(
         self,

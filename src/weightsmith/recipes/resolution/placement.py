@@ -12,6 +12,7 @@ from weightsmith.naming import beside
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import OutputTensor
 from weightsmith.recipes.resolution.output_sections import MergeSection
+from weightsmith.recipes.resolution.redundant_copies import redundant_names
 from weightsmith.recipes.resolution.views import View, layer_name
 from weightsmith.tensors import Kind, Place, depth_of, record
 
@@ -41,6 +42,7 @@ def place_models(
     """
     _compare_layer_counts(section, problems)
     views = [source.view for source in section.sources]
+    copies = redundant_names([*views, *([section.base] if section.base is not None else [])])
     tensors = [view.items for view in views]
     of_base = section.base.items if section.base is not None else {}
     for name in _joined([config_source.items, *tensors]):
@@ -49,7 +51,7 @@ def place_models(
         if found is None and beside(name) is not None:
             # A file beside the main set that the config source alone has belongs to its configuration.
             found = config_source.items.get(name)
-        if found is None:
+        if found is None or name in copies:
             continue
         place = config_source.items.get(name, found).place
         place = replace(place, depth=0.0) if flat else place
@@ -95,14 +97,23 @@ def place_slices(
     total = sum(lengths)
     order = list(config_source.items.values())
     stack = [i for i, item in enumerate(order) if item.place.stack == prefix]
-    outside = _outside(sections, config_source)
-    before = [item for i, item in enumerate(order) if item.place.stack != prefix and i < stack[0]]
+    inputs = [s.view for section in (sections[0], sections[-1]) for s in section.sources]
+    inputs += [section.base for section in sections if section.base is not None]
+    copies = redundant_names(list({id(view): view for view in inputs}.values()))
+    outside = [item for item in _outside(sections, config_source) if item.name not in copies]
+    before = [
+        item
+        for i, item in enumerate(order)
+        if item.place.stack != prefix and i < stack[0] and item.name not in copies
+    ]
     yield from (_place_outside(sections, item) for item in before)
     offset = 0
     for section, length in zip(sections, lengths, strict=True):
         for k in range(length):
-            yield from _place_layer(section, prefix, k, offset + k, total, depth_of(k, length))
+            at = [source.start + k for source in section.sources]
+            yield from _place_layer(section, prefix, at, offset + k, total, depth_of(k, length))
         offset += length
+    yield from _place_further(sections[-1], config_source, prefix, total)
     done = {item.name for item in before}
     yield from (_place_outside(sections, item) for item in outside if item.name not in done)
 
@@ -128,23 +139,32 @@ def _place_outside(sections: Sequence[MergeSection], item: OutputTensor) -> Plac
     return Placed(section, items, base, replace(item.place, depth=0.0))
 
 
-def _place_layer(
-    section: MergeSection, prefix: str, k: int, layer: int, total: int, depth: float
+def _place_further(
+    section: MergeSection, config_source: View, prefix: str, total: int
 ) -> Iterator[Placed]:
-    """The tensors of one output layer, named by what follows the layer number in the sources' names."""
+    """The blocks that predict further tokens, behind the last layer: those of the last slice's sources."""
+    for k in range(config_source.further_layers):
+        at = [source.view.layer_count + k for source in section.sources]
+        yield from _place_layer(section, prefix, at, total + k, total, 1.0)
+
+
+def _place_layer(
+    section: MergeSection, prefix: str, at: Sequence[int], layer: int, total: int, depth: float
+) -> Iterator[Placed]:
+    """The tensors of one output layer, of the sources' layers `at`, named by what follows the number in their names."""
     layers = []
-    for source in section.sources:
+    for source, number in zip(section.sources, at, strict=True):
         main = source.view.main_stack
         stack = source.view.stacks[main] if main is not None else {}
-        layers.append(stack.get(source.start + k, {}))
+        layers.append(stack.get(number, {}))
     base = section.base
     for rest in dict.fromkeys(rest for found in layers for rest in found):
         items = tuple(found.get(rest) for found in layers)
         first = next(item for item in items if item is not None)
         base_item: OutputTensor | None = None
         if base is not None:
-            at = section.base_index
-            base_item = items[at] if at is not None else base.items.get(first.name)
+            own = section.base_index
+            base_item = items[own] if own is not None else base.items.get(first.name)
         place = replace(
             first.place,
             name=layer_name(prefix, layer, rest),

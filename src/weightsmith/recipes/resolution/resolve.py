@@ -48,7 +48,7 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
     document = recipe.document
     inputs = Inputs(opener_of(recipe, opened))
     views, vocabulary = _chained(recipe, inputs)
-    resolver = Resolver(inputs, views, unties=bool(document.untie))
+    resolver = Resolver(inputs, views, unties=document.untie or False)
     result = resolver.result(document, inherited="paper", scope="merge")
     outputs = tied_outputs(result)
     if vocabulary is None:

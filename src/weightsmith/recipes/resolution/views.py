@@ -52,9 +52,17 @@ class View:
 
     @property
     def layer_count(self) -> int:
-        """Number of layers of the main stack, 0 without one."""
+        """Number of layers of the main stack, 0 without one; blocks that only predict further tokens are none."""
         main = self.main_stack
-        return 0 if main is None else self._last_layers[main] + 1
+        return 0 if main is None else self._last_layers[main] + 1 - self.further_layers
+
+    @property
+    def further_layers(self) -> int:
+        """Number of blocks behind the layers of the main stack that only predict further tokens."""
+        main, own = self.main_stack, self.checkpoint.main_stack
+        if main is None or own is None or own.prefix != main:
+            return 0
+        return self.checkpoint.further_layers if self._last_layers[main] + 1 == own.count else 0
 
     @property
     def _last_layers(self) -> dict[str, int]:
