@@ -21,7 +21,7 @@ class Match(DocumentPart):
     `role` is a kind or a family of kinds (`attention` includes `attention.q`), or a list of which one must hold;
     `layers` is half open, `[0, 8]` being the first eight layers of the output; `name` is a regular expression
     searched in the output tensor's name; `glob` a pattern for the whole name; `block` a block of an image model, a
-    range of them or a list (`checkpoints/image_blocks.py` has the labels), `component` one of its parts.
+    range of them or a list (`checkpoints/image_models/image_blocks.py` has the labels), `component` one of its parts.
     """
 
     role: StrictStr | tuple[StrictStr, ...] | None = None
