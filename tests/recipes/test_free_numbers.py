@@ -28,7 +28,10 @@ def refusal(text: str) -> str:
         ("parameters: {lambda: {free: [0, 1], start: 2}}", "start: 2 lies outside of free: [0, 1]"),
         ("parameters: {lambda: {free: 1, start: 1}}", "expected a list, not 1"),
         ("parameters: {lambda: {free: [0, 1], start: 1, prr: layer}}", "did you mean 'per'?"),
-        ("parameters: {lambda: {free: [0, 1], start: 1, per: lyer}}", "layer, tensor or role"),
+        (
+            "parameters: {lambda: {free: [0, 1], start: 1, per: lyer}}",
+            "layer, block, tensor or role",
+        ),
         ("parameters: {lambda: {free: [0, 1], start: 1, per: [layer, role]}}", "per: is expert"),
         (
             "parameters: {lambda: {free: [0, 1], start: 1, per: expert}}",

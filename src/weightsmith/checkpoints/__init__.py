@@ -85,6 +85,15 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
     from weightsmith.checkpoints.formats.weights import ListedWeights as ListedWeights
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
+    from weightsmith.checkpoints.image_models.image_blocks import COMPONENTS as COMPONENTS
+    from weightsmith.checkpoints.image_models.image_blocks import FAMILIES as FAMILIES
+    from weightsmith.checkpoints.image_models.image_blocks import block_label as block_label
+    from weightsmith.checkpoints.image_models.image_blocks import (
+        is_component_file as is_component_file,
+    )
+    from weightsmith.checkpoints.image_models.image_blocks import is_in_block as is_in_block
+    from weightsmith.checkpoints.image_models.image_blocks import is_in_component as is_in_component
+    from weightsmith.checkpoints.image_models.image_blocks import labels_in as labels_in
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
@@ -168,6 +177,13 @@ else:
             "assemble": "weightsmith.checkpoints.checkpoint",
             "bundles": "weightsmith.checkpoints.formats.bundles:*",
             "compare": "weightsmith.checkpoints.compatibility",
+            "COMPONENTS": "weightsmith.checkpoints.image_models.image_blocks",
+            "FAMILIES": "weightsmith.checkpoints.image_models.image_blocks",
+            "block_label": "weightsmith.checkpoints.image_models.image_blocks",
+            "is_component_file": "weightsmith.checkpoints.image_models.image_blocks",
+            "is_in_block": "weightsmith.checkpoints.image_models.image_blocks",
+            "is_in_component": "weightsmith.checkpoints.image_models.image_blocks",
+            "labels_in": "weightsmith.checkpoints.image_models.image_blocks",
             "compare_configurations": "weightsmith.checkpoints.config_comparison",
             "declared_tied": "weightsmith.checkpoints.tied_tensors",
             "companion_paths": "weightsmith.checkpoints.copied_files",

@@ -26,6 +26,8 @@ QUESTIONS = (
             "expo": "beyond one fine-tune, away from the weaker base",
             "nearswap": "every weight towards the expert, by at most t",
             "arcee_fusion": "the expert's weights where they stand out, else the base's",
+            "cosine_a": "the expert's columns where they are unlike the base's",
+            "cosine_b": "the same, by columns and by tensors",
         },
     ),
     Question(
@@ -54,6 +56,7 @@ QUESTIONS = (
             "model_stock": "from the base towards their mean, as far as they agree",
             "task_karcher": "mean direction of the task vectors, from the base",
             "widen": "fine-tunes whose changes differ much in size",
+            "train_difference": "one fine-tune trained on what another one learned",
         },
     ),
     Question(
@@ -102,6 +105,10 @@ QUESTIONS = (
             "layer_swapping": "middle layers of the task's model, outer of the language's",
             "passthrough": "layers as they are, for stacking `slices:`",
         },
+    ),
+    Question(
+        "A merged model made ready to be stored (`then:`)",
+        {"clamp": "no number beyond what float16 holds"},
     ),
     Question(
         "One expert after another (continual merging)",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.files.open_files import read_at as read_at
     from weightsmith.tensors.files.paths import expanded as expanded
     from weightsmith.tensors.files.paths import real as real
+    from weightsmith.tensors.files.safetensors_header import DEFAULT_METADATA as DEFAULT_METADATA
     from weightsmith.tensors.files.safetensors_header import (
         LARGEST_HEADER_BYTES as LARGEST_HEADER_BYTES,
     )
@@ -155,6 +156,7 @@ else:
             "counts_in": "weightsmith.tensors.files.strict_json",
             "depth_of": "weightsmith.tensors.place",
             "digest_tensor": "weightsmith.tensors.digests",
+            "DEFAULT_METADATA": "weightsmith.tensors.files.safetensors_header",
             "encode_header": "weightsmith.tensors.files.safetensors_header",
             "expanded": "weightsmith.tensors.files.paths",
             "failure": "weightsmith.tensors.files.writer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weightsmith.checkpoints import BareAdapter
+from weightsmith.engine.outputs.carried_metadata import carried_metadata
 from weightsmith.engine.outputs.dense_output import DenseFolder
 from weightsmith.engine.planning.plan import Output
 from weightsmith.errors import RecipeError
@@ -31,7 +32,7 @@ def resolve_output(recipe: Recipe, opener: Opener) -> tuple[Resolved, Output]:
 def output_of_models(resolved: Resolved) -> Output:
     """What a recipe over models makes."""
     if resolved.recipe.document.bundle is None:
-        return DenseFolder.of(resolved.outputs)
+        return DenseFolder.of(resolved.outputs, carried_metadata(resolved))
     from weightsmith.engine.outputs.bundle_output import BundleFolder
 
     return BundleFolder.of_models(resolved)

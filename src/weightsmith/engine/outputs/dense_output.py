@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightsmith.checkpoints import json_bytes, open_output
+from weightsmith.checkpoints import is_component_file, json_bytes, open_output
 from weightsmith.engine.outputs.files_beside import by_file, write_torch_files
 from weightsmith.engine.outputs.made_tensors import MadeTensor, Reading
 from weightsmith.engine.outputs.memory_stores import DigestStore
@@ -20,19 +20,18 @@ from weightsmith.engine.records.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.publishing import manifest_problem, write_file
 from weightsmith.recipes import OutputTensor
-from weightsmith.tensors import ShardLayout, plan_layout
+from weightsmith.tensors import DEFAULT_METADATA, ShardLayout, plan_layout
 
 if TYPE_CHECKING:
     from weightsmith.engine.planning.plan import Plan
 
-INDEX = "model.safetensors.index.json"
-
 
 @dataclass(frozen=True, slots=True)
 class DenseFolder:
-    """Every tensor of the result as it is, in shards of safetensors."""
+    """Every tensor of the result as it is, in shards of safetensors, whose main set has `metadata`."""
 
     readings: Sequence[Reading]
+    metadata: Mapping[str, str] = field(default_factory=lambda: DEFAULT_METADATA)
     is_resumable: bool = True
     merges_models: bool = True
     no_model: str = ""
@@ -40,9 +39,11 @@ class DenseFolder:
     relation: str = "merge"
 
     @classmethod
-    def of(cls, tensors: Sequence[OutputTensor]) -> DenseFolder:
+    def of(
+        cls, tensors: Sequence[OutputTensor], metadata: Mapping[str, str] = DEFAULT_METADATA
+    ) -> DenseFolder:
         """The folder of these tensors, each computed in a reading of its own."""
-        return cls(tuple((MadeTensor(tensor),) for tensor in tensors))
+        return cls(tuple((MadeTensor(tensor),) for tensor in tensors), metadata)
 
     @property
     def more_inputs(self) -> Sequence[Path]:
@@ -69,7 +70,13 @@ class DenseFolder:
     def layout(self, shard_bytes: int) -> ShardLayout:
         """Shards in the order of the tensors, and the files beside them of those that lie in such."""
         main, files = by_file([made.stored for made in self._tensors()])
-        return plan_layout(main, shard_bytes, beside=files)
+        return plan_layout(
+            main,
+            shard_bytes,
+            beside=files,
+            sharded_beside=[name for name in files if is_component_file(name)],
+            metadata=self.metadata,
+        )
 
     def write_bytes(self, layout: ShardLayout) -> int:
         """Those of all shards, headers included."""
@@ -115,8 +122,8 @@ class DenseFolder:
             write_file(folder / name, data)
         if plan.companions.config is not None:
             write_file(folder / "config.json", json_bytes(plan.companions.config))
-        if plan.layout.index is not None:
-            write_file(folder / INDEX, plan.layout.index)
+        for name, data in plan.layout.indices.items():
+            write_file(folder / name, data)
         write_state(plan, records, journal, folder)
 
     def check_opens(self, plan: Plan, merged: Merged, folder: Path) -> None:

@@ -14,7 +14,7 @@ from weightsmith.engine.running.measuring import count_nonfinite
 from weightsmith.engine.running.unlocated import Unlocated
 from weightsmith.errors import NonFiniteError
 from weightsmith.recipes import distinct_leaves
-from weightsmith.tensors import LazyTensor
+from weightsmith.tensors import DType, LazyTensor
 
 if TYPE_CHECKING:
     from weightsmith.engine.planning.plan import Plan
@@ -37,11 +37,17 @@ def check_finite(plan: Plan, tensor: PlannedTensor, finished: Finished) -> None:
         name = tensor.output.name
         raise Unlocated(
             f"Output tensor {name!r} would hold {number} NaN or infinite value(s), the first at element {first}, "
-            f"though its inputs are finite: the result overflows {tensor.output.dtype}; use a wider `dtype` or "
-            "smaller weights.",
+            f"though its inputs are finite: the result overflows {tensor.output.dtype}; use a wider `dtype`, smaller "
+            f"weights, or {_clamped(tensor.output.dtype)}.",
             name,
             may_pass=True,
         )
+
+
+def _clamped(dtype: DType) -> str:
+    """The step after which a dtype does not overflow."""
+    step = "`then: [clamp]`" if dtype is DType.FLOAT16 else "`then: [{clamp: {limit: ...}}]`"
+    return f"{step}, which takes the largest number for what is beyond it"
 
 
 @contextmanager

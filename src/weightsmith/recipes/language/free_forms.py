@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PrivateAttr, WithJsonSchema, model_validator
 
+from weightsmith.checkpoints import block_label
 from weightsmith.graph import FreeNumber
 from weightsmith.recipes.language.document_parts import DocumentPart, inside, joined
 from weightsmith.recipes.language.numbers import Number
@@ -19,7 +20,7 @@ from weightsmith.tensors import Place
 from weightsmith.wording import literal
 
 EXPERT = "expert"
-_BY = ("layer", "tensor", "role")
+_BY = ("layer", "block", "tensor", "role")
 
 
 def _read_per(given: Any) -> Any:
@@ -27,7 +28,7 @@ def _read_per(given: Any) -> Any:
     by = [word for word in words if word in _BY]
     if not words or len(by) > 1 or any(word not in (EXPERT, *_BY) for word in words):
         raise ValueError(
-            f"per: is expert, layer, tensor or role, or a list of expert and one of these, not {literal(given)}"
+            f"per: is expert, layer, block, tensor or role, or a list of expert and one of these, not {literal(given)}"
         )
     return tuple(sorted(set(words), key=(EXPERT, *_BY).index)) if len(words) > 1 else words[0]
 
@@ -106,6 +107,8 @@ def shared_by(by: str, place: Place) -> str:
     """What names the number of a tensor among those of one `per`: layers count as in `layers:` selectors."""
     if by == "layer":
         return "no layer" if place.layer is None else f"layer {place.layer}"
+    if by == "block":
+        return f"block {block_label(place.name)}"
     return place.kind.value if by == "role" else place.name
 
 

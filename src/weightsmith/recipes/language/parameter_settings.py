@@ -1,23 +1,28 @@
 """The forms in which a recipe gives a parameter, and the value that each form has for one tensor.
 
 A setting is a scalar, a free number, a *gradient* (a list of scalars or free numbers spread over depth), or a list of
-*conditions* of which the first that matches counts. Settings of several levels are tried from the closest to the
-widest; the first that has a value for the tensor wins.
+*conditions* of which the first that matches counts; weights of an image model's blocks are short for conditions.
+Settings of several levels are tried from the closest to the widest; the first that has a value for the tensor wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, StrictStr, Tag, model_validator
 
+from weightsmith.checkpoints import FAMILIES
 from weightsmith.graph import free
 from weightsmith.methods import Parameter
 from weightsmith.recipes.language.document import number
 from weightsmith.recipes.language.document_parts import DocumentPart
 from weightsmith.recipes.language.free_forms import FreeForm, free_forms, is_free
+from weightsmith.recipes.language.image_interfaces.block_weights import (
+    has_block_weights,
+    spelled_out,
+)
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.tensors import Place
 from weightsmith.wording import literal
@@ -71,7 +76,20 @@ class Condition(DocumentPart):
     def _one_selector(self) -> Condition:
         if self.filter is not None and self.match is not None:
             raise ValueError("a condition has either filter or match, not both")
+        if self.goes_along_blocks and set(FAMILIES) & set(self._blocks):
+            raise ValueError(
+                "a gradient goes along blocks with numbers; write a range such as IN00-IN11 instead of a family"
+            )
         return self
+
+    @property
+    def goes_along_blocks(self) -> bool:
+        """Whether the value is a gradient along the blocks that are selected, and not along depth."""
+        return isinstance(self.value, tuple) and bool(self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[str, ...]:
+        return () if self.match is None else self.match.blocks
 
     def holds(self, filtered_name: str, place: Place) -> bool:
         """Whether the condition is met: filters look at `filtered_name`, selectors at the output tensor."""
@@ -85,6 +103,8 @@ def _is_condition(given: Any) -> bool:
 
 
 def _wrap_condition(given: Any) -> Any:
+    if has_block_weights(given):
+        return spelled_out(given)
     return [given] if _is_condition(given) else given
 
 
@@ -178,6 +198,8 @@ class Lookup:
         if isinstance(setting[0], Condition):
             for condition in setting:
                 if condition.holds(filtered_name, place):
+                    if condition.match is not None and condition.goes_along_blocks:
+                        place = replace(place, depth=condition.match.place_among_blocks(place))
                     return self._value(condition.value, filtered_name, place)
             return ABSENT
         return self._interpolated(setting, place)

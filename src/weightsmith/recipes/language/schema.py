@@ -22,6 +22,7 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.image_interfaces.method_names import MethodName
 from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
 from weightsmith.recipes.language.parameter_settings import Settings
@@ -149,7 +150,7 @@ class Slice(DocumentPart):
     sources: tuple[SliceSource, ...] = Field(min_length=1)
     base_model: Model | None = None
     residual_weight: Number | None = None
-    merge_method: StrictStr | None = None
+    merge_method: MethodName | None = None
     semantics: Semantics | None = None
     parameters: Settings | None = None
     modify: Steps | None = None
@@ -169,7 +170,7 @@ class Module(DocumentPart):
     models: tuple[ModelEntry, ...] | None = None
     match: Match | None = None
     prefix: StrictStr | dict[StrictStr, StrictStr] | None = None
-    merge_method: StrictStr | None = None
+    merge_method: MethodName | None = None
     semantics: Semantics | None = None
     base_model: Model | None = None
     parameters: Settings | None = None
@@ -186,7 +187,7 @@ class RecipeRule(DocumentPart):
     """Another method or other parameters for some tensors, or `keep`: copy them from a model."""
 
     match: Match
-    merge_method: StrictStr | None = None
+    merge_method: MethodName | None = None
     semantics: Semantics | None = None
     parameters: Settings | None = None
     modify: Steps | None = None
@@ -257,7 +258,7 @@ class RecipeDocument(DocumentPart):
     weightsmith: Literal[1] | None = None
     name: StrictStr | None = None
     semantics: Semantics | None = None
-    merge_method: StrictStr | None = None
+    merge_method: MethodName | None = None
     models: tuple[ModelEntry, ...] | None = None
     slices: tuple[Slice, ...] | None = None
     modules: dict[str, Module] | None = None

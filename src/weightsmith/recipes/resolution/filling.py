@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from weightsmith.checkpoints import BareAdapter
+from weightsmith.checkpoints import BareAdapter, block_label
 from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, ValuedPath, following, free_in
 from weightsmith.naming import nearest
@@ -219,6 +219,8 @@ _SPECIAL = re.compile(r"[*?\[\]!\\]")
 def _match(by: str | None, place: Place) -> Match | None:
     if by == "layer":
         return None if place.layer is None else Match(layers=(place.layer, place.layer + 1))
+    if by == "block":
+        return Match(block=block_label(place.name))
     if by == "role":
         return Match(role=place.kind.value)
     if _SPECIAL.search(place.name):

@@ -15,6 +15,7 @@ from weightsmith.recipes.language.dialect import with_native_keys
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.vocabulary_sections import Tokenizer
+from weightsmith.recipes.resolution.block_findings import idle_blocks
 from weightsmith.recipes.resolution.boundary_findings import boundary_findings_of
 from weightsmith.recipes.resolution.formula import OutputTensor, Resolved, merges_in
 from weightsmith.recipes.resolution.input_chain import Views
@@ -33,6 +34,7 @@ Opener = Callable[[Reference], Checkpoint]
 Opened = Mapping[str, Checkpoint] | Opener
 
 _DEFAULT_SHARD = 5 * 10**9
+_UNLIMITED = 2**62
 
 
 def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
@@ -63,10 +65,11 @@ def resolve(recipe: Recipe, opened: Opened | None = None) -> Resolved:
             *recipe.findings,
             *_worded(inputs.problems.findings(), recipe.semantics),
             *boundary_findings_of(outputs, inputs.checkpoints),
+            *idle_blocks(document, outputs),
         ),
         assertions=checks,
         seed=document.seed or 0,
-        shard_bytes=shard_bytes(document.shard_size),
+        shard_bytes=_shard_bytes_of(document.shard_size, result.config_source, inputs),
         nonfinite=document.nonfinite or "error",
         recipe=recipe,
         out_dtype=result.output_dtype,
@@ -120,6 +123,16 @@ def _measured_only(
 
 def _worded(findings: Sequence[Finding], semantics: str) -> Sequence[Finding]:
     return findings if semantics != "mergekit" else [with_native_keys(f) for f in findings]
+
+
+def _shard_bytes_of(given: str | int | None, source: View, inputs: Inputs) -> int:
+    """As `shard_bytes`, but without a limit where none is asked for and the config source is one file.
+
+    Interfaces of image models read whole files alone, which their users give as models.
+    """
+    found = inputs.checkpoints[source.config_label]
+    is_file = given is None and not found.is_folder
+    return _UNLIMITED if is_file else shard_bytes(given)
 
 
 def shard_bytes(given: str | int | None) -> int:

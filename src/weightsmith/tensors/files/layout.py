@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightsmith.errors import OutputError, UsageError
 from weightsmith.tensors.dtypes import DType
 from weightsmith.tensors.fast_records import record
-from weightsmith.tensors.files.safetensors_header import encode_header
+from weightsmith.tensors.files.safetensors_header import DEFAULT_METADATA, encode_header
 from weightsmith.tensors.files.shard_index import encode_index
 from weightsmith.tensors.messages import shown
 from weightsmith.tensors.stored import Shaped
@@ -18,6 +18,7 @@ Entry = tuple[str, DType, tuple[int, ...]]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 SINGLE_FILE = "model.safetensors"
+_ENDING, _INDEX = ".safetensors", ".index.json"
 
 
 @record
@@ -53,12 +54,13 @@ class Shard:
 class ShardLayout:
     """All output files; `total_size` is the bytes of the tensors without headers.
 
-    `index` is the content of `model.safetensors.index.json`, or None for a single file.
+    `indices` has the content of each index by its name: `model.safetensors.index.json` where the main set has several
+    files, and those of files beside it that are sharded.
     """
 
     shards: tuple[Shard, ...]
     total_size: int
-    index: bytes | None
+    indices: Mapping[str, bytes]
     _by_name: dict[str, Placement] = field(repr=False, compare=False)
 
     def placement(self, name: str) -> Placement:
@@ -76,11 +78,14 @@ def plan_layout(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     *,
     beside: Mapping[str, Mapping[str, Entry]] | None = None,
+    sharded_beside: Collection[str] = (),
+    metadata: Mapping[str, str] = DEFAULT_METADATA,
 ) -> ShardLayout:
     """Distribute (name, dtype, shape) over shards, greedily and in the given order.
 
     `beside` are files of their own, by name, of which each has entries by the tensors' names in it; the index does not
-    list them. Where there are such and no `entries`, there are no shards but these.
+    list them. Where there are such and no `entries`, there are no shards but these. Those in `sharded_beside` are
+    sharded as the main set is, each with an index of its own. `metadata` is that of the files of the main set.
 
     A shard is closed when the next tensor would take its tensor bytes above `shard_bytes` (default
     5 GB, as on the Hugging Face Hub); a larger tensor gets a shard of its own. Within a shard wider
@@ -93,21 +98,20 @@ def plan_layout(
     beside = beside or {}
     _check_unique([*entries, *(entry for own in beside.values() for entry in own.values())])
     groups = _fill_shards(entries, shard_bytes) if entries or not beside else []
-    shards = [_shard(group, i, len(groups)) for i, group in enumerate(groups)]
-    index = None
-    if len(shards) > 1:
-        files = {p.name: shard.file_name for shard in shards for p in shard.placements}
-        main_size = sum(p.nbytes for shard in shards for p in shard.placements)
-        index = encode_index({name: files[name] for name, _, _ in entries}, main_size)
+    shards = [_shard(group, i, len(groups), metadata) for i, group in enumerate(groups)]
+    indices = _index_of(shards, SINGLE_FILE, {name: name for name, _, _ in entries})
     for file_name, own in beside.items():
         if any(shard.file_name == file_name for shard in shards):
             raise OutputError(
                 f"the file {shown(file_name)} would be written twice: rename or drop one of them."
             )
-        shards.append(_beside(file_name, own, len(shards)))
+        limit = shard_bytes if file_name in sharded_beside else None
+        files = _files_beside(file_name, own, len(shards), limit)
+        indices |= _index_of(files, file_name, {own[stored][0]: stored for stored in own})
+        shards += files
     placements = {p.name: p for shard in shards for p in shard.placements}
     total_size = sum(p.nbytes for p in placements.values())
-    return ShardLayout(tuple(shards), total_size, index, placements)
+    return ShardLayout(tuple(shards), total_size, indices, placements)
 
 
 def _check_unique(entries: Sequence[Entry]) -> None:
@@ -134,11 +138,29 @@ def _fill_shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]
     return groups
 
 
-def _shard(group: Sequence[Entry], position: int, count: int) -> Shard:
+def _shard(group: Sequence[Entry], position: int, count: int, metadata: Mapping[str, str]) -> Shard:
     aligned = sorted(group, key=lambda entry: -entry[1].itemsize)
-    header = encode_header(aligned)
+    header = encode_header(aligned, metadata)
     placements, size = _placed(aligned, position, len(header))
-    return Shard(_file_name(position, count), header, size, placements)
+    return Shard(_file_name(SINGLE_FILE, position, count), header, size, placements)
+
+
+def _files_beside(
+    file_name: str, own: Mapping[str, Entry], first: int, shard_bytes: int | None
+) -> list[Shard]:
+    """A file beside the main set, or its shards; `first` is the position of the first one in the layout."""
+    names = {entry[0]: stored for stored, entry in own.items()}
+    groups = (
+        [list(own.values())] if shard_bytes is None else _fill_shards([*own.values()], shard_bytes)
+    )
+    return [
+        _beside(
+            _file_name(file_name, i, len(groups)),
+            {names[entry[0]]: entry for entry in group},
+            first + i,
+        )
+        for i, group in enumerate(groups)
+    ]
 
 
 def _beside(file_name: str, own: Mapping[str, Entry], position: int) -> Shard:
@@ -147,6 +169,23 @@ def _beside(file_name: str, own: Mapping[str, Entry], position: int) -> Shard:
     header = encode_header([(stored, dtype, shape) for stored, (_, dtype, shape) in aligned])
     placements, size = _placed([entry for _, entry in aligned], position, len(header))
     return Shard(file_name, header, size, placements, is_beside=True)
+
+
+def _index_of(
+    shards: Sequence[Shard], file_name: str, names: Mapping[str, str]
+) -> dict[str, bytes]:
+    """The index of several shards by its name, of the tensors in the order of `names`, which has their stored names."""
+    if len(shards) < 2:
+        return {}
+    folder = file_name.rpartition("/")[0]
+    files = {
+        p.name: shard.file_name.removeprefix(f"{folder}/")
+        for shard in shards
+        for p in shard.placements
+    }
+    size = sum(p.nbytes for shard in shards for p in shard.placements)
+    weight_map = {stored: files[name] for name, stored in names.items()}
+    return {file_name + _INDEX: encode_index(weight_map, size)}
 
 
 def _placed(
@@ -160,7 +199,8 @@ def _placed(
     return tuple(placements), offset
 
 
-def _file_name(position: int, count: int) -> str:
+def _file_name(whole: str, position: int, count: int) -> str:
+    """The name of a shard of the set that would be called `whole` in one file."""
     if count == 1:
-        return SINGLE_FILE
-    return f"model-{position + 1:05d}-of-{count:05d}.safetensors"
+        return whole
+    return f"{whole.removesuffix(_ENDING)}-{position + 1:05d}-of-{count:05d}{_ENDING}"

@@ -1,0 +1,1 @@
+"""What a merged model goes through before it is stored."""
