@@ -52,8 +52,8 @@ class Update:
     that the tensor is in (`unet`, `text_encoder`), None where the adapter names none.
 
     Where the change follows from more than the factors, `effect` works it out for the base's tensor, and until then
-    there is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and `load` is
-    the difference that this makes. An `optional` update is left out where the base has no such tensor.
+    there is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and
+    `load` is the difference that this makes. An `optional` update is left out where the base has no such tensor.
     """
 
     target: str
