@@ -22,6 +22,8 @@ from weightsmith.adapters.torch_numbers import TorchGenerator
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_elements
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.lora.adapter_facts import inspect_adapter
+from weightsmith.lora.converting import convert
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -376,6 +378,34 @@ def test_parts_of_a_rewritten_tensor_are_read_as_the_whole(tmp_path):
         read_elements(tensor, n, min(n + 37, tensor.numel)) for n in range(0, tensor.numel, 37)
     ]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("case", ["vera", "hira of inputs first", "oft, embeddings and biases"])
+def test_tuners_become_lora_of_the_rank_that_their_change_has(case, tmp_path):
+    model, config, _ = ROUNDED[case]
+    base, folder, _ = written(tmp_path, model, config)
+    plain = open_checkpoint(base)
+    with pytest.raises(CompatibilityError, match="name the base of the adapters"):
+        convert(folder, tmp_path / "none", "peft")
+    report = convert(folder, tmp_path / "lora", "peft", base=plain)
+    expected, found = (
+        attach(plain, [(open_adapter(place), 1.0)]) for place in (folder, tmp_path / "lora")
+    )
+    for name in plain.tensors:
+        np.testing.assert_allclose(read(found, name), read(expected, name), rtol=1e-5, atol=1e-6)
+    if case == "vera":
+        assert {tensor.rank for tensor in report.tensors} == {4}
+
+
+def test_facts_name_the_tuner_and_count_shared_tensors_once(tmp_path):
+    base, folder, _ = written(tmp_path, llama, ROUNDED["vera"][1])
+    alone = inspect_adapter(str(folder))
+    assert alone.forms == {"vera": 3}
+    stored = load_file(folder / "adapter_model.safetensors").values()
+    assert alone.parameters == sum(tensor.numel() for tensor in stored)
+    assert {tensor.norm for tensor in alone.tensors} == {None}
+    beside = inspect_adapter(str(folder), open_checkpoint(base))
+    assert all(tensor.norm > 0.0 and tensor.directions <= 4 for tensor in beside.tensors)
 
 
 @pytest.mark.parametrize("seed", [0, 777, -3, 2**40 + 1])

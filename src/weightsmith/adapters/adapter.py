@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.checkpoints import not_saved
 from weightsmith.deltas import Change, Rewriting
 from weightsmith.errors import CompatibilityError
@@ -70,7 +70,7 @@ class Update:
     rows: tuple[int, ...] | None = None
     by_column: bool = False
     component: str | None = None
-    effect: Callable[[Target], Effect] | None = None
+    effect: Callable[[TargetTensor], Effect] | None = None
     rewrite: Callable[[], Rewriting] | None = None
     optional: bool = False
 
