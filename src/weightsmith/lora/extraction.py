@@ -22,7 +22,7 @@ from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.graph import row_blocks
 from weightsmith.lora.bounds import RankBound
 from weightsmith.lora.decomposing import decompositions
-from weightsmith.lora.dense_layers import left_out_by_peft
+from weightsmith.lora.expert_writing import left_out_by_peft
 from weightsmith.lora.extraction_report import (
     ExtractedTensor,
     ExtractionReport,
