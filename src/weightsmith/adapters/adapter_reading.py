@@ -12,6 +12,7 @@ from weightsmith.adapters.diffusers_files import METADATA, diffusers_updates
 from weightsmith.adapters.kohya_files import is_flat, kohya_updates
 from weightsmith.adapters.peft_config import changed_the_base, checked_config
 from weightsmith.adapters.peft_files import peft_updates
+from weightsmith.adapters.tuner_facts import TUNERS
 from weightsmith.checkpoints import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -35,6 +36,7 @@ _MARKS = (
     ".hada_",
     ".lokr_",
     ".trainable_tokens_delta",
+    *(f".{part}" for facts in TUNERS.values() for part in sorted(facts.parts)),
 )
 _FLAT_MARKS = (".diff", ".diff_b", ".w_norm", ".b_norm")
 
@@ -165,7 +167,7 @@ def _file(file: Path, listed: ListedWeights, source: str, place: Path | None = N
         base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version")
         return Adapter(where, source, dialect, updates, dict(metadata), base, flattened=True)
     config = _carried_config(metadata, file)
-    if all(tensor.name.startswith("base_model.model.") for tensor in tensors):
+    if all(tensor.name.startswith("base_model.") for tensor in tensors):
         if config is None:
             raise CheckpointError(
                 f"{shown(file)} has PEFT's keys but no configuration, so the scale of its factors is unknown: give the "
