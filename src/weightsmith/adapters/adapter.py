@@ -9,8 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from weightsmith.adapters.effects import Effect, Target
 from weightsmith.checkpoints import not_saved
-from weightsmith.deltas import Change
+from weightsmith.deltas import Change, Rewriting
 from weightsmith.errors import CompatibilityError
 from weightsmith.findings import Finding
 from weightsmith.tensors import LazyTensor, shown, stored_in
@@ -25,6 +26,16 @@ class Form(str, Enum):
     FULL = "full"
     REPLACED = "replaced"
     ROWS = "rows"
+    IA3 = "ia3"
+    OFT = "oft"
+    BOFT = "boft"
+    VERA = "vera"
+    HIRA = "hira"
+    MISS = "miss"
+    RANDLORA = "randlora"
+    FOURIERFT = "fourierft"
+    SHIRA = "shira"
+    DELORA = "delora"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +50,10 @@ class Update:
     A `replacement` takes the base's place before the change is made; where the form is ROWS it has only the base's rows
     `rows`. `magnitude` is that of DoRA, `by_column` as `ChangedTensor` has it. `component` is the part of a pipeline
     that the tensor is in (`unet`, `text_encoder`), None where the adapter names none.
+
+    Where the change follows from more than the factors, `effect` works it out for the base's tensor, and until then there
+    is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and `load` is
+    the difference that this makes. An `optional` update is left out where the base has no such tensor.
     """
 
     target: str
@@ -55,6 +70,9 @@ class Update:
     rows: tuple[int, ...] | None = None
     by_column: bool = False
     component: str | None = None
+    effect: Callable[[Target], Effect] | None = None
+    rewrite: Callable[[], Rewriting] | None = None
+    optional: bool = False
 
     @property
     def key(self) -> str:

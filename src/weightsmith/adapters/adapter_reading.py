@@ -12,6 +12,7 @@ from weightsmith.adapters.diffusers_files import METADATA, diffusers_updates
 from weightsmith.adapters.kohya_files import is_flat, kohya_updates
 from weightsmith.adapters.peft_config import changed_the_base, checked_config
 from weightsmith.adapters.peft_files import peft_updates
+from weightsmith.adapters.tuner_facts import TUNERS
 from weightsmith.checkpoints import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -35,6 +36,7 @@ _MARKS = (
     ".hada_",
     ".lokr_",
     ".trainable_tokens_delta",
+    *(f".{part}" for facts in TUNERS.values() for part in sorted(facts.parts)),
 )
 _FLAT_MARKS = (".diff", ".diff_b", ".w_norm", ".b_norm")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Form, Update
+from weightsmith.adapters.effects import Target
 from weightsmith.adapters.resized_vocabularies import check_alone, is_resized
 from weightsmith.adapters.updates import loaded
 from weightsmith.deltas import (
     Change,
     ChangedTensor,
     ReplacedRows,
+    Rewritten,
     Towards,
     Weighted,
     renamed,
@@ -20,16 +22,24 @@ from weightsmith.deltas import (
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor, kernel_shape
 
+_OF_EMBEDDINGS = ("lora_embedding_", "hira_embedding_", "oft_embedding_")
+
 
 def is_embedding(update: Update) -> bool:
     """Whether an update is of PEFT's embeddings, whose factors are stored the other way round."""
-    return any("lora_embedding_" in source.name for source in update.sources)
+    return any(part in source.name for source in update.sources for part in _OF_EMBEDDINGS)
 
 
-def fitted(update: Update, base: LazyTensor, *, input_first: bool | None) -> Update:
-    """The update in the orientation in which the base stores its tensor.
+def fitted(
+    update: Update,
+    base: LazyTensor,
+    *,
+    input_first: bool | None,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+) -> Update:
+    """The update in the orientation in which the base stores its tensor, with its effect on that.
 
-    Shapes decide where they can; of a square matrix, `input_first` says whether the base stores inputs x outputs (None
+    `beside` are the shapes of all tensors that the adapter changes. Shapes decide where they can; of a square matrix, `input_first` says whether the base stores inputs x outputs (None
     where that is unknown, so that the adapter's word counts). Raises CompatibilityError where neither orientation has
     the base's shape, and for a base that holds no floats.
     """
@@ -40,11 +50,13 @@ def fitted(update: Update, base: LazyTensor, *, input_first: bool | None) -> Upd
         )
     if update.replacement is not None:
         _check_replacement(update, base)
-    if update.load is None:
-        return update
     if update.replacement is not None and is_resized(update, base):
         # The change is one of what takes the base's place.
         base = update.replacement
+    if update.effect is not None:
+        return _effective(update, base, input_first, beside)
+    if update.load is None:
+        return update
     shape = update.shape
     if shape is None:
         return update
@@ -63,6 +75,28 @@ def fitted(update: Update, base: LazyTensor, *, input_first: bool | None) -> Upd
     )
 
 
+def _effective(
+    update: Update,
+    base: LazyTensor,
+    input_first: bool | None,
+    beside: Mapping[str, tuple[int, ...]] | None,
+) -> Update:
+    assert update.effect is not None
+    found = update.effect(Target(base, input_first, beside))
+    load, rewrite = found.load, found.rewrite
+    if rewrite is not None:
+        below = update.replacement or base
+        load = lambda: Rewritten(below, rewrite())  # noqa: E731
+    return replace(
+        update,
+        effect=None,
+        load=load,
+        rewrite=rewrite,
+        shape=base.shape,
+        input_first=found.turned,
+    )
+
+
 def applied(update: Update, base: LazyTensor) -> LazyTensor:
     """The base's tensor with one update in full; the update is `fitted`."""
     below = base
@@ -75,7 +109,8 @@ def applied(update: Update, base: LazyTensor) -> LazyTensor:
         return below
     magnitude = update.magnitude
     factors = tuple(s for s in update.sources if s not in (magnitude, update.replacement))
-    return ChangedTensor(below, factors, loaded(update), magnitude, update.by_column)
+    made = loaded(update) if update.rewrite is None else update.rewrite
+    return ChangedTensor(below, factors, made, magnitude, update.by_column)
 
 
 def combined(base: LazyTensor, updates: Sequence[tuple[Update, float]]) -> LazyTensor:

@@ -107,18 +107,27 @@ def _of_part(adapter: Adapter, part: _Part, names: Names) -> dict[str, Update]:
     if not adapter.flattened:
         updates = apart(updates, own)
     kept, settle = joined_with_ties(place, adapter, updates)
+    kept = [u for u in kept if not u.optional or own.find(u.target) is not None]
     found = resolve(adapter, kept, own)
+    beside = {u.target: place.tensors[found[u.key]].shape for u in kept}
     changed: dict[str, Update] = {}
     for update in kept:
         name = place.tensors[found[update.key]].name
-        changed[name] = _fitted(base, name, update, turned)
+        changed[name] = _fitted(base, name, update, turned, beside)
     if place is base:
         settle(changed)
     return changed
 
 
-def _fitted(base: Checkpoint, name: str, update: Update, turned: Turned) -> Update:
-    return fitted(update, base.tensors[name], input_first=stores_input_first(base, name, turned))
+def _fitted(
+    base: Checkpoint,
+    name: str,
+    update: Update,
+    turned: Turned,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+) -> Update:
+    input_first = stores_input_first(base, name, turned)
+    return fitted(update, base.tensors[name], input_first=input_first, beside=beside)
 
 
 def turned_stacks(base: Checkpoint) -> Turned:

@@ -7,13 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightsmith.adapters.tuner_facts import TUNERS
 from weightsmith.adapters.updates import FactorScale
 from weightsmith.errors import CheckpointError, CompatibilityError
 from weightsmith.patterns import Allowance, PatternError, Patterns
 from weightsmith.tensors import shown
 
-# The types of adapters that are read; all others change more than weights, or are no sums with the base.
-READ_TYPES = ("LORA", "LOHA", "LOKR", "TRAINABLE_TOKENS")
+# The types of adapters that are read; all others change more than weights, or have no reader yet.
+READ_TYPES = ("LORA", "LOHA", "LOKR", "TRAINABLE_TOKENS", *TUNERS)
+
+# Types that add inputs, modules or routes to a network, which no weights of its own can show.
+_NO_WEIGHTS = frozenset(
+    """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT CARTRIDGE POLY XLORA
+    SHADOW""".split()
+)
 
 # Initialisations that take something out of the base when training begins.
 _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga")
@@ -66,6 +73,17 @@ class PeftConfig:
         """Whether the base's matrices are said to be stored as inputs x outputs."""
         return bool(self.content.get("fan_in_fan_out"))
 
+    def number(self, key: str, usual: float) -> float:
+        """A setting that is a number, `usual` where it is not there; raises CheckpointError for anything else."""
+        found = self.content.get(key, usual)
+        if (
+            isinstance(found, bool)
+            or not isinstance(found, int | float)
+            or not math.isfinite(found)
+        ):
+            raise self.wrong(f"{key!r} is {shown(found)}, no finite number")
+        return found
+
     def flag(self, key: str) -> bool:
         """A setting that is true or false, false where it is not there."""
         return bool(self.content.get(key))
@@ -85,6 +103,13 @@ class PeftConfig:
         return any(
             module == name or module.endswith(f".{name}") for name in self.names("target_modules")
         )
+
+    def ends_in(self, key: str, module: str) -> bool:
+        """Whether a setting names a module: a list by the ends of paths, a text as a pattern of the whole path."""
+        wanted = self.content.get(key)
+        if isinstance(wanted, str):
+            return self._first_match(key, [wanted], module, before="") is not None
+        return any(module.endswith(name) for name in self.names(key))
 
     def scale(self, module: str) -> FactorScale:
         r"""s, r and alpha of a module: those of the first pattern that matches its path, else the common ones.
@@ -114,12 +139,14 @@ class PeftConfig:
         found = self._first_match(key, list(patterns), module) if patterns else None
         return common if found is None else patterns[found]
 
-    def _first_match(self, key: str, patterns: Sequence[str], module: str) -> str | None:
+    def _first_match(
+        self, key: str, patterns: Sequence[str], module: str, before: str = r"(.*\.)?"
+    ) -> str | None:
         """The first of the patterns of a setting that matches a module's path."""
         try:
             if key not in self._patterns:
                 allowance = Allowance(_STEPS, per_character=0)
-                self._patterns[key] = Patterns(patterns, allowance, before=r"(.*\.)?", behind="$")
+                self._patterns[key] = Patterns(patterns, allowance, before=before, behind="$")
             found = self._patterns[key].at_beginning(module)
         except PatternError as problem:
             named = shown(patterns[0]) if len(patterns) == 1 else f"{len(patterns)} patterns"
@@ -149,6 +176,11 @@ def checked_config(content: Mapping[str, Any], where: str) -> PeftConfig:
     kind = content.get("peft_type")
     if not isinstance(kind, str):
         raise CheckpointError(f"{where} has no 'peft_type': give the configuration of an adapter.")
+    if kind in _NO_WEIGHTS:
+        raise CompatibilityError(
+            f"{where} is of an adapter of type {shown(kind)}, which adds to the network and changes no weights: load it "
+            "with PEFT beside the model that you merge."
+        )
     if kind not in READ_TYPES:
         raise CompatibilityError(
             f"{where} is of an adapter of type {shown(kind)}, but {', '.join(READ_TYPES)} can be read as changes of "
@@ -162,7 +194,8 @@ def checked_config(content: Mapping[str, Any], where: str) -> PeftConfig:
         raise CompatibilityError(
             f"{where} was trained on a base that LoftQ quantised and changed: merge it into that base with PEFT first."
         )
-    _refuse_unknown(content, where)
+    settings = TUNERS[kind].settings if kind in TUNERS else frozenset()
+    _refuse_unknown(content, where, _HARMLESS | settings)
     config = PeftConfig(content, where)
     if config.flag("use_dora") and config.flag("lora_bias"):
         raise CompatibilityError(
@@ -172,8 +205,8 @@ def checked_config(content: Mapping[str, Any], where: str) -> PeftConfig:
     return config
 
 
-def _refuse_unknown(content: Mapping[str, Any], where: str) -> None:
-    known = _HARMLESS | _UNMERGEABLE.keys()
+def _refuse_unknown(content: Mapping[str, Any], where: str, harmless: frozenset[str]) -> None:
+    known = harmless | _UNMERGEABLE.keys()
     for key, value in content.items():
         if key not in known and value:
             raise CompatibilityError(

@@ -15,6 +15,8 @@ from typing import Any
 from weightsmith.adapters import lycoris
 from weightsmith.adapters.adapter import Form, Update
 from weightsmith.adapters.peft_config import PeftConfig
+from weightsmith.adapters.tuner_facts import TUNERS
+from weightsmith.adapters.tuners import tuned_updates
 from weightsmith.adapters.updates import (
     embedding_update,
     experts_update,
@@ -64,13 +66,19 @@ def peft_updates(tensors: Sequence[LazyTensor], config: PeftConfig) -> dict[str,
     Raises CheckpointError, naming the key, for one that is unknown, has no partner or the wrong shape, and for two
     adapters in one file.
     """
-    modules, whole, names = _grouped(tensors)
+    shared, own = _shared_apart(tensors, config)
+    modules, whole, names = _grouped(own, _parts_of(config))
     if len(names) > 1:
         raise CheckpointError(
             f"{config.where} stands beside tensors of the adapters {', '.join(map(shown, sorted(names)))}: save them "
             "apart, each in a folder of its own."
         )
     updates: dict[str, Update] = {}
+    if config.peft_type in TUNERS:
+        parts = {_without_wrappers(path): found.parts for path, found in modules.items()}
+        for update in tuned_updates(parts, shared, config):
+            _add(updates, update)
+        modules = {}
     for path, found in modules.items():
         for update in _updates(path, found, modules, config):
             _add(updates, update)
@@ -80,14 +88,43 @@ def peft_updates(tensors: Sequence[LazyTensor], config: PeftConfig) -> dict[str,
     return updates
 
 
+def _parts_of(config: PeftConfig) -> re.Pattern[str]:
+    """What keys of parts look like."""
+    if config.peft_type not in TUNERS:
+        return _PART
+    parts = "|".join(sorted(TUNERS[config.peft_type].parts))
+    return re.compile(rf"^(?P<module>.+?)\.(?P<part>{parts})(?:\.(?P<rest>.+))?$")
+
+
+def _shared_apart(
+    tensors: Sequence[LazyTensor], config: PeftConfig
+) -> tuple[dict[str, LazyTensor], list[LazyTensor]]:
+    """What a tuner stores once for all modules, and all else."""
+    names = TUNERS[config.peft_type].shared if config.peft_type in TUNERS else frozenset()
+    shared: dict[str, LazyTensor] = {}
+    own = []
+    for tensor in tensors:
+        first, _, rest = tensor.name.partition(".")
+        name = rest.partition(".")[0]
+        if first == "base_model" and name in names:
+            _keep(shared, name, tensor)
+        else:
+            own.append(tensor)
+    return shared, own
+
+
+def _without_wrappers(path: str) -> str:
+    return ".".join(field for field in path.split(".") if field != "base_layer")
+
+
 def _grouped(
-    tensors: Sequence[LazyTensor],
+    tensors: Sequence[LazyTensor], pattern: re.Pattern[str]
 ) -> tuple[dict[str, _Module], dict[str, LazyTensor], set[str]]:
     modules: dict[str, _Module] = {}
     whole: dict[str, LazyTensor] = {}
     adapters: set[str] = set()
     for tensor in sorted(tensors, key=_wrapping):
-        found = _PART.match(tensor.name)
+        found = pattern.match(tensor.name)
         if found is None:
             target = _target(tensor)
             # With all biases PEFT also saves those of both wrapped layers; the one without a wrapper is what it reads.
@@ -181,7 +218,7 @@ def _add(updates: dict[str, Update], update: Update) -> None:
 def _updates(
     path: str, found: _Module, modules: Mapping[str, _Module], config: PeftConfig
 ) -> list[Update]:
-    module = ".".join(field for field in path.split(".") if field != "base_layer")
+    module = _without_wrappers(path)
     target = f"{module}.weight"
     parts = dict(found.parts)
     if _DELTA in parts:

@@ -78,6 +78,8 @@ def _is_tied(adapter: Adapter, update: Update) -> bool:
 
 def _alike(below: Update, head: Update) -> bool:
     """Whether two updates of tensors of one shape are the same change."""
+    if any(u.effect is not None or u.rewrite is not None for u in (below, head)):
+        return False
     if (below.replacement is None, below.load is None) != (
         head.replacement is None,
         head.load is None,

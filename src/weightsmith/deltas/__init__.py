@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightsmith.deltas.changed import BLOCK_BYTES as BLOCK_BYTES
     from weightsmith.deltas.changed import MOST_HELD as MOST_HELD
     from weightsmith.deltas.changed import ChangedTensor as ChangedTensor
+    from weightsmith.deltas.changed import Rewritten as Rewritten
     from weightsmith.deltas.changed import Towards as Towards
     from weightsmith.deltas.changed import column_factors as column_factors
     from weightsmith.deltas.changed import over_norms as over_norms
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.deltas.changes import Kronecker as Kronecker
     from weightsmith.deltas.changes import LowRankChange as LowRankChange
     from weightsmith.deltas.changes import Matrix as Matrix
+    from weightsmith.deltas.changes import Sparse as Sparse
     from weightsmith.deltas.changes import Stacked as Stacked
     from weightsmith.deltas.changes import Weighted as Weighted
     from weightsmith.deltas.changes import transposed as transposed
@@ -49,6 +51,12 @@ if TYPE_CHECKING:
     from weightsmith.deltas.matrix_difference import Measure as Measure
     from weightsmith.deltas.matrix_difference import is_same as is_same
     from weightsmith.deltas.renamed_tensors import renamed as renamed
+    from weightsmith.deltas.rewritings import BlockAffine as BlockAffine
+    from weightsmith.deltas.rewritings import BlockRotation as BlockRotation
+    from weightsmith.deltas.rewritings import Modulated as Modulated
+    from weightsmith.deltas.rewritings import Rewriting as Rewriting
+    from weightsmith.deltas.rewritings import Rotated as Rotated
+    from weightsmith.deltas.rewritings import Scaled as Scaled
     from weightsmith.deltas.rounded import RoundedTensor as RoundedTensor
     from weightsmith.deltas.row_views import JoinedRows as JoinedRows
     from weightsmith.deltas.row_views import ReplacedRows as ReplacedRows
@@ -62,6 +70,8 @@ else:
         {
             "BLOCK_BYTES": "weightsmith.deltas.changed",
             "BitPacker": "weightsmith.deltas.bits",
+            "BlockAffine": "weightsmith.deltas.rewritings",
+            "BlockRotation": "weightsmith.deltas.rewritings",
             "Change": "weightsmith.deltas.changes",
             "ChangedTensor": "weightsmith.deltas.changed",
             "CodecChoice": "weightsmith.deltas.codecs",
@@ -79,10 +89,16 @@ else:
             "Matrix": "weightsmith.deltas.changes",
             "MatrixDifference": "weightsmith.deltas.matrix_difference",
             "Measure": "weightsmith.deltas.matrix_difference",
+            "Modulated": "weightsmith.deltas.rewritings",
             "PackedBits": "weightsmith.deltas.bits",
             "ReplacedRows": "weightsmith.deltas.row_views",
+            "Rewriting": "weightsmith.deltas.rewritings",
+            "Rewritten": "weightsmith.deltas.changed",
+            "Rotated": "weightsmith.deltas.rewritings",
             "RoundedTensor": "weightsmith.deltas.rounded",
+            "Scaled": "weightsmith.deltas.rewritings",
             "SomeRows": "weightsmith.deltas.row_views",
+            "Sparse": "weightsmith.deltas.changes",
             "Stacked": "weightsmith.deltas.changes",
             "StackedTensors": "weightsmith.deltas.row_views",
             "Stretch": "weightsmith.deltas.row_views",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.deltas.changes import Change, Matrix
+from weightsmith.deltas.rewritings import Rewriting
 from weightsmith.errors import NonFiniteError
 from weightsmith.tensors import (
     WORDS,
@@ -40,7 +41,7 @@ _holders_lock = threading.Lock()
 class ChangedTensor(FromSources):
     """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
 
-    `load` gives the change when the first element is asked for; `factors` are the stored tensors that it is the product
+    `load` gives the change when the first element is asked for, or a rewriting of the base's rows; `factors` are the stored tensors that it is the product
     of, `beside` others that it is read from. With `magnitude` g it is g (base + change) / ||base + change|| by row, or
     by column where `by_column` (DoRA; Liu et al. 2024, arXiv:2402.09353), g having one number for each row, or for each
     column or equally many columns side by side (the kernel of one input of a convolution). Rows and columns of norm 0
@@ -49,11 +50,11 @@ class ChangedTensor(FromSources):
 
     base: LazyTensor
     factors: tuple[LazyTensor, ...]
-    load: Callable[[], Change]
+    load: Callable[[], Change | Rewriting]
     magnitude: LazyTensor | None = None
     by_column: bool = False
     beside: tuple[LazyTensor, ...] = ()
-    _loaded: list[tuple[Change, Matrix | None]] = field(default_factory=list)
+    _loaded: list[tuple[Change | Rewriting, Matrix | None]] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -123,13 +124,21 @@ class ChangedTensor(FromSources):
             part = slice(low - first * columns, high - first * columns)
             out[low - start : high - start] = block.reshape(-1)[part]
 
-    def _block(self, change: Change, gain: Matrix | None, first: int, last: int) -> Matrix:
-        changed = self._base_rows(first, last, change.shape[1]) + change.rows(first, last)
+    def _block(
+        self, change: Change | Rewriting, gain: Matrix | None, first: int, last: int
+    ) -> Matrix:
+        changed = self._changed_rows(change, first, last)
         if gain is None:
             return changed
         if self.by_column:
             return changed * gain
         return changed * over_norms(gain[first:last], np.linalg.norm(changed, axis=1))[:, None]
+
+    def _changed_rows(self, change: Change | Rewriting, first: int, last: int) -> Matrix:
+        rows = self._base_rows(first, last, change.shape[1])
+        if isinstance(change, Rewriting):
+            return change.rewritten(rows, first)
+        return rows + change.rows(first, last)
 
     def _base_rows(self, first: int, last: int, columns: int) -> Matrix:
         rows = read_elements(self.base, first * columns, last * columns)
@@ -152,7 +161,7 @@ class ChangedTensor(FromSources):
                 "its scale and factors."
             )
 
-    def _parts(self) -> tuple[Change, Matrix | None]:
+    def _parts(self) -> tuple[Change | Rewriting, Matrix | None]:
         """The change, and what rows (or columns, these over their norms) are multiplied with."""
         with self._lock:
             # A copy, because another thread may let go of them at any time.
@@ -173,7 +182,7 @@ class ChangedTensor(FromSources):
                 _, oldest = _holders.popitem(last=False)
                 oldest._loaded.clear()
 
-    def _gain(self, change: Change) -> Matrix | None:
+    def _gain(self, change: Change | Rewriting) -> Matrix | None:
         if self.magnitude is None:
             return None
         gain = read_matrix(self.magnitude).reshape(-1)
@@ -185,8 +194,7 @@ class ChangedTensor(FromSources):
         for first in range(0, rows, step):
             last = min(first + step, rows)
             with np.errstate(over="ignore", invalid="ignore"):
-                changed = self._base_rows(first, last, columns) + change.rows(first, last)
-                squares += np.square(changed).sum(axis=0)
+                squares += np.square(self._changed_rows(change, first, last)).sum(axis=0)
         return column_factors(gain, squares)
 
 
@@ -214,6 +222,25 @@ class Towards:
         low, high = start * columns, stop * columns
         found = read_elements(self.other, low, high) - read_elements(self.base, low, high)
         return found.reshape(stop - start, columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewritten:
+    """The change that a rewriting makes of a tensor, computed while the tensor is read."""
+
+    base: LazyTensor
+    rewriting: Rewriting
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rewriting.shape
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop), whole."""
+        columns = self.shape[1]
+        found = read_elements(self.base, start * columns, stop * columns).reshape(-1, columns)
+        return self.rewriting.rewritten(found, start) - found
 
 
 def column_factors(gain: Matrix, squares: Matrix) -> Matrix:

@@ -134,6 +134,23 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """A change of single elements: `values` at the `places`, counted through row by row, rising and each once."""
+
+    shape: tuple[int, int]
+    places: NDArray[np.int64]
+    values: Matrix
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """Rows [start, stop), whole."""
+        columns = self.shape[1]
+        found = np.zeros((stop - start) * columns)
+        low, high = np.searchsorted(self.places, [start * columns, stop * columns])
+        found[self.places[low:high] - start * columns] = self.values[low:high]
+        return found.reshape(-1, columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Weighted:
     """A weighted sum of changes of one shape."""
 
