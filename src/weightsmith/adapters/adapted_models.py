@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # How factors are called in all dialects.
 _FACTOR = re.compile(
     r"[._](lora_(embedding_)?[AB]|lora_(up|down|mid)|lora(_linear_layer)?\.(up|down)|hada_w[12]_[ab]"
-    r"|lokr_w[12](_[ab])?)(\.|$)"
+    r"|lokr_w[12](_[ab])?|ia3_l|b?oft_(embedding_)?R|hira_(embedding_)?[AB]|vera_lambda_[bd]|randlora_lambda|miss_block"
+    r"|fourierft_spectrum|shira_weight|delora_[AB])(\.|$)"
     r"|^(lora_(unet|transformer|te[0-9]?)|lycoris)_.*\.(diff|diff_b|w_norm|b_norm)$",
     re.MULTILINE,
 )

@@ -51,8 +51,8 @@ class Update:
     `rows`. `magnitude` is that of DoRA, `by_column` as `ChangedTensor` has it. `component` is the part of a pipeline
     that the tensor is in (`unet`, `text_encoder`), None where the adapter names none.
 
-    Where the change follows from more than the factors, `effect` works it out for the base's tensor, and until then there
-    is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and `load` is
+    Where the change follows from more than the factors, `effect` works it out for the base's tensor, and until then
+    there is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and `load` is
     the difference that this makes. An `optional` update is left out where the base has no such tensor.
     """
 

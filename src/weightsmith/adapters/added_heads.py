@@ -57,7 +57,7 @@ def heads_of(adapter: Adapter, names: Names, strength: float) -> Heads:
 
 
 def _is_new(update: Update, base: Checkpoint) -> bool:
-    is_whole = update.replacement is not None and update.load is None
+    is_whole = update.replacement is not None and update.load is None and update.effect is None
     module = update.target.rpartition(".")[0]
     return is_whole and module in _MODULES and update.target not in base.tensors
 

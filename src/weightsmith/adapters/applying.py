@@ -39,9 +39,10 @@ def fitted(
 ) -> Update:
     """The update in the orientation in which the base stores its tensor, with its effect on that.
 
-    `beside` are the shapes of all tensors that the adapter changes. Shapes decide where they can; of a square matrix, `input_first` says whether the base stores inputs x outputs (None
-    where that is unknown, so that the adapter's word counts). Raises CompatibilityError where neither orientation has
-    the base's shape, and for a base that holds no floats.
+    `beside` are the shapes of all tensors that the adapter changes. Shapes decide where they can; of a square matrix,
+    `input_first` says whether the base stores inputs x outputs (None where that is unknown, so that the adapter's word
+    counts). Raises CompatibilityError where neither orientation has the base's shape, and for a base that holds no
+    floats.
     """
     if not base.dtype.is_float:
         raise CompatibilityError(

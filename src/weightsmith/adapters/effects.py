@@ -1,4 +1,4 @@
-"""What an adapter does to a tensor that has to be known before it can be said: its shape, and which way it is stored."""
+"""What an adapter does to a tensor whose shape, and the way that it is stored, must be known to say it."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Target:
     ) -> Matrix:
         """The tensor as a matrix with these numbers of outputs and inputs, None for a number that no factor tells.
 
-        `turned` is what the adapter says where shapes and base leave it open, None where it is never inputs first. Raises
-        CompatibilityError, naming `source`, where it has no such shape.
+        `turned` is what the adapter says where shapes and base leave it open, None where it is never inputs first.
+        Raises CompatibilityError, naming `source`, where it has no such shape.
         """
         shape = self.shape
         first, others = (shape[0] if shape else 1), math.prod(shape[1:])

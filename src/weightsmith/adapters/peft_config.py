@@ -178,8 +178,8 @@ def checked_config(content: Mapping[str, Any], where: str) -> PeftConfig:
         raise CheckpointError(f"{where} has no 'peft_type': give the configuration of an adapter.")
     if kind in _NO_WEIGHTS:
         raise CompatibilityError(
-            f"{where} is of an adapter of type {shown(kind)}, which adds to the network and changes no weights: load it "
-            "with PEFT beside the model that you merge."
+            f"{where} is of an adapter of type {shown(kind)}, which adds to the network and changes no weights: load "
+            "it with PEFT beside the model that you merge."
         )
     if kind not in READ_TYPES:
         raise CompatibilityError(

@@ -170,6 +170,11 @@ def _target(tensor: LazyTensor) -> str:
     """The base's name for a tensor that is stored whole."""
     name = tensor.name
     foreign = _FOREIGN.search(name)
+    if ".oft_r." in f"{name}.":
+        raise CompatibilityError(
+            f"{tensor.location} is of an OFT as PEFT had it before 0.16, which newer versions do not read: merge it "
+            "with PEFT 0.15."
+        )
     if foreign is not None or "lora_" in name or not name.startswith(PREFIX):
         raise _unknown(tensor)
     fields = name.removeprefix(PREFIX).split(".")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ class TorchGenerator:
     _bits: np.random.MT19937 = field(default_factory=np.random.MT19937, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._bits.state = np.random.RandomState(self.seed & _LOW).get_state(legacy=False)
+        begun: Any = np.random.RandomState(self.seed & _LOW).get_state(legacy=False)
+        self._bits.state = begun
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> NDArray[np.float32]:
         """As `torch.empty(shape).uniform_(-bound, bound)`, product and sum rounded once as processors with FMA do."""
@@ -32,7 +34,8 @@ class TorchGenerator:
         drawn = self._bits.random_raw(math.prod(shape)) & ((1 << _DIGITS) - 1)
         share = drawn.astype(np.float64) * 2.0**-_DIGITS
         found = share * np.float64(high - low) + np.float64(low)
-        return found.astype(np.float32).reshape(shape)
+        rounded: NDArray[np.float32] = found.astype(np.float32).reshape(shape)
+        return rounded
 
     def first_of_permutation(self, length: int, count: int) -> NDArray[np.int64]:
         """As `torch.randperm(length)[:count]`, for lengths up to 2^32 / 20 (torch draws otherwise above)."""

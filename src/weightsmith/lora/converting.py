@@ -140,7 +140,7 @@ def convert(
 def _is_product(update: Update) -> bool:
     """Whether a change is stored as something else than factors, a vector, or a tensor that replaces another."""
     is_matrix = update.shape is None or len(update.shape) > 1
-    return update.form in (Form.LOHA, Form.LOKR) or (update.form is Form.FULL and is_matrix)
+    return is_matrix and update.form not in (Form.LORA, Form.REPLACED, Form.ROWS)
 
 
 def _taken(

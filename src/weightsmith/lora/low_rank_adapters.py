@@ -96,6 +96,7 @@ def low_rank_adapter(
     replaced: dict[str, Array] = {}
     added: dict[str, Array] = {}
     for update in (without_copy(u, base) for u in adapter.updates.values()):
+        _refuse_unsettled(adapter, update)
         if update.replacement is not None:
             replaced[update.key] = _replaced(adapter, update, base)
             continue
@@ -116,6 +117,15 @@ def without_copy(update: Update, base: Checkpoint | None) -> Update:
         return update
     same = np.array_equal(read_matrix(copied), read_matrix(original))
     return replace(update, replacement=None) if same else update
+
+
+def _refuse_unsettled(adapter: Adapter, update: Update) -> None:
+    """Raise CompatibilityError for a change that follows from the base's tensor, which is not known."""
+    if update.effect is not None:
+        raise CompatibilityError(
+            f"Adapter {shown(adapter.source)} is of the type {update.form.name}, whose change of {shown(update.key)} "
+            "follows from the base's tensor too: give the base (--base)."
+        )
 
 
 def _replaced(adapter: Adapter, update: Update, base: Checkpoint | None) -> Array:

@@ -1,13 +1,14 @@
 """DeLoRA, MiSS, SHiRA and FourierFT: changes that are added to a weight, in forms of their own.
 
-DeLoRA (Bini et al. 2025, arXiv:2503.18225): D = lambda / r B diag(1 / (|a_i| |b_i|)) A diag(w), w being the norms of the
-base's columns. MiSS (Kang & Yin 2024, arXiv:2409.15371): every stretch of r columns changes alike, by a block E of outputs
-x r; with `bat` W_ij changes by W_ij B_i + B_i. SHiRA (Bhardwaj et al. 2024, arXiv:2406.13175): single elements change.
-FourierFT (Gao et al. 2024, arXiv:2405.03003): D = s Re(IDFT(F)) with few coefficients F.
+DeLoRA (Bini et al. 2025, arXiv:2503.18225): D = lambda / r B diag(1 / (|a_i| |b_i|)) A diag(w), w being the norms of
+the base's columns. MiSS (Kang & Yin 2024, arXiv:2409.15371): every stretch of r columns changes alike, by a block of
+outputs x r; with `bat` W_ij changes by W_ij B_i + B_i. SHiRA (Bhardwaj et al. 2024, arXiv:2406.13175): single elements
+change. FourierFT (Gao et al. 2024, arXiv:2405.03003): D = s Re(IDFT(F)) with few coefficients F.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,7 @@ def sharded(tensors: ModuleTensors) -> list[Update]:
     return [tensors.update((block,), effect, rank=rank)]
 
 
-def _blockwise(block: LazyTensor):  # type: ignore[no-untyped-def]
+def _blockwise(block: LazyTensor) -> Callable[[Target], Effect]:
     check_shape(block, (None, None, None))
     count, size, _ = block.shape
     check_shape(block, (count, size, size))

@@ -1,7 +1,7 @@
 """VeRA and RandLoRA, whose factors are random and shared by all modules, and scaled by what is trained.
 
-VeRA (Kopiczko et al. 2024, arXiv:2310.11454): D = diag(b) B diag(d) A, of whose B and A each module takes the first rows
-and columns. RandLoRA (Albert et al. 2025, arXiv:2502.00987): D = s sum_n B_n diag(lambda_n) A diag(gamma_n) for
+VeRA (Kopiczko et al. 2024, arXiv:2310.11454): D = diag(b) B diag(d) A, of whose B and A each module takes the first
+rows and columns. RandLoRA (Albert et al. 2025, arXiv:2502.00987): D = s sum_n B_n diag(lambda_n) A diag(gamma_n) for
 n = 1 .. smaller side / r, s = alpha / r, and its transpose where there are fewer outputs than inputs.
 """
 
@@ -115,8 +115,8 @@ def based(tensors: ModuleTensors) -> list[Update]:
     shared = _shared(tensors, "randlora_A", "randlora_B")
     if shared is None:
         raise CompatibilityError(
-            f"{tensors.config.where} is of a RandLoRA whose bases are not stored, and what PEFT draws for them depends on "
-            "the machine: load it with PEFT where it was trained and save it with 'save_projection' set."
+            f"{tensors.config.where} is of a RandLoRA whose bases are not stored, and what PEFT draws for them depends "
+            "on the machine: load it with PEFT where it was trained and save it with 'save_projection' set."
         )
     down, up = shared
     check_shape(down, (rank, 1, None))

@@ -2,8 +2,8 @@
 
 OFT (Qiu et al. 2023, arXiv:2306.07280): R is block-diagonal, each block the Cayley transform of a skew-symmetric Q,
 R = (I - Q) (I + Q)^-1, or the beginning of its Neumann series, as OFTv2 (Qiu et al. 2025, arXiv:2506.19847) has it:
-I + 2 Q + 2 Q^2 + ... + Q^n. BOFT (Liu et al. 2024, arXiv:2311.06243): R = R_m ... R_1, each block-diagonal in a butterfly
-order, R_i = P_i D_i P_i^T, and s scales the outputs.
+I + 2 Q + 2 Q^2 + ... + Q^n. BOFT (Liu et al. 2024, arXiv:2311.06243): R = R_m ... R_1, each block-diagonal in a
+butterfly order, R_i = P_i D_i P_i^T, and s scales the outputs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def rotated(tensors: ModuleTensors) -> list[Update]:
 
 
 def butterflied(tensors: ModuleTensors) -> list[Update]:
-    """BOFT: `boft_R` is factors x blocks x size x size, of which (R - R^T) / 2 is taken, `boft_s` one s for each output."""
+    """BOFT: `boft_R` is factors x blocks x size x size, of which (R - R^T) / 2 is taken, `boft_s` has s."""
     numbers, scales = tensors.needed("boft_R", "boft_s")
     check_shape(numbers, (None, None, None, None))
     factors, count, size, _ = numbers.shape

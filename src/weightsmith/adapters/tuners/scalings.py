@@ -92,7 +92,7 @@ def _bias_scaling(target: Target, factors: LazyTensor) -> Effect:
 
 
 def modulated(tensors: ModuleTensors) -> list[Update]:
-    """HiRA: A is rank x inputs (with the axes of a kernel behind), B outputs x rank; of an embedding B A is size x rows."""
+    """HiRA: A is rank x inputs (and the axes of a kernel), B outputs x rank; of an embedding B A is size x rows."""
     is_embedding = any(name.startswith("hira_embedding_") for name in tensors.parts)
     names = ("hira_embedding_A", "hira_embedding_B") if is_embedding else ("hira_A", "hira_B")
     down, up = tensors.needed(*names)

@@ -1,0 +1,356 @@
+"""Adapters of PEFT's other tuners: every merged tensor is the one that the library merges.
+
+Where a tuner adds or multiplies once, the bits are those of PEFT's merge in float32. Where it multiplies matrices, PEFT
+rounds on the way and weightsmith once, so the bits are those of PEFT's merge in float64, rounded to float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from weightsmith.adapters.adapter_reading import open_adapter
+from weightsmith.adapters.attaching import attach
+from weightsmith.adapters.torch_numbers import TorchGenerator
+from weightsmith.checkpoints import open_checkpoint
+from weightsmith.deltas.changed import read_elements
+from weightsmith.errors import CheckpointError, CompatibilityError
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+LINEAR = ["q_proj", "up_proj", "down_proj"]
+CONV1D = ["c_attn", "c_proj", "c_fc"]
+KERNELS = ["stem.patch_embeddings", "depthwise_conv", "pwconv1"]
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, attention_bias=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=37,
+        n_positions=16,
+        n_embd=12,
+        n_layer=1,
+        n_head=3,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def resnet():
+    config = transformers.ResNetConfig(
+        num_channels=4,
+        embedding_size=4,
+        hidden_sizes=[8],
+        depths=[1],
+        layer_type="basic",
+        num_labels=2,
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def convnext():
+    """Its depthwise convolutions have as many groups as channels."""
+    config = transformers.ConvNextConfig(
+        num_channels=3, hidden_sizes=[8], depths=[1], num_stages=1, num_labels=2
+    )
+    return transformers.ConvNextForImageClassification(config)
+
+
+def trained(model, config, seed=1):
+    """A PEFT model with every trainable number moved, as training would."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return wrapped
+
+
+def written(tmp_path, model, config, **seeds):
+    """A base and an adapter on disk, and the PEFT model that they are of."""
+    torch.manual_seed(0)
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    built = model()
+    built.save_pretrained(base)
+    wrapped = trained(built, config, **seeds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped.save_pretrained(folder)
+    return base, folder, wrapped
+
+
+def merged(wrapped):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = copy.deepcopy(wrapped).merge_and_unload()
+    return {name: tensor.detach().numpy() for name, tensor in whole.state_dict().items()}
+
+
+def read(checkpoint, name):
+    tensor = checkpoint.tensors[name]
+    return read_elements(tensor, 0, tensor.numel).reshape(tensor.shape)
+
+
+def differing(base, folder, expected, compare) -> int:
+    """Compare all tensors; returns how many the adapter changes."""
+    plain = open_checkpoint(base)
+    changed = attach(plain, [(open_adapter(folder), 1.0)])
+    for name in changed.tensors:
+        compare(read(changed, name), expected[name].astype(np.float32), err_msg=name)
+    return sum(not np.array_equal(read(plain, n), expected[n]) for n in plain.tensors)
+
+
+def near(found, expected, err_msg):
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6, err_msg=err_msg)
+
+
+# What adds or multiplies once: name, model, configuration, and how many tensors it changes.
+ONCE = {
+    "ia3 and the biases of its outputs": (
+        llama, peft.IA3Config(target_modules=LINEAR, feedforward_modules=["down_proj"]), 4
+    ),
+    "ia3 of inputs first": (
+        gpt2, peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]), 3
+    ),
+    "ia3 of square matrices": (
+        gpt2, peft.IA3Config(target_modules=["attn.c_proj"], feedforward_modules=["attn.c_proj"]), 1
+    ),
+    "ia3 of convolutions": (
+        resnet, peft.IA3Config(target_modules=["convolution"], feedforward_modules=r".*layer\.1\.convolution"), 4
+    ),
+    "ia3 of convolutions in groups": (
+        convnext, peft.IA3Config(target_modules=["dwconv", "patch_embeddings"], feedforward_modules=["dwconv"]), 3
+    ),
+    "shira": (llama, peft.ShiraConfig(target_modules=LINEAR, r=2), 3),
+    "miss": (llama, peft.MissConfig(target_modules=LINEAR, r=4), 3),
+    "miss with a rest": (llama, peft.MissConfig(target_modules=LINEAR, r=5), 3),
+    "miss with mini": (llama, peft.MissConfig(target_modules=LINEAR, r=4, mini_r=8, init_weights="mini"), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONCE)
+def test_tuners_that_change_elements_once_have_the_bits_of_pefts_merge(case, tmp_path):
+    model, config, count = ONCE[case]
+    base, folder, wrapped = written(tmp_path, model, config)
+    assert differing(base, folder, merged(wrapped), np.testing.assert_array_equal) == count
+
+
+ROUNDED = {
+    "oft, embeddings and biases": (
+        llama, peft.OFTConfig(target_modules=[*LINEAR, "embed_tokens"], oft_block_size=4, bias="oft_only"), 5
+    ),
+    "oft by inverses": (
+        llama, peft.OFTConfig(target_modules=LINEAR, r=2, oft_block_size=0, use_cayley_neumann=False), 3
+    ),
+    "oft of one block, three terms": (
+        llama,
+        peft.OFTConfig(target_modules=LINEAR, oft_block_size=4, block_share=True, num_cayley_neumann_terms=3),
+        3,
+    ),
+    "oft of convolutions": (resnet, peft.OFTConfig(target_modules=["convolution"], oft_block_size=4), 4),
+    "boft": (llama, peft.BOFTConfig(target_modules=LINEAR, boft_block_size=4, bias="all"), 4),
+    "boft of convolutions": (resnet, peft.BOFTConfig(target_modules=["convolution"], boft_block_size=4), 4),
+    "vera": (llama, peft.VeraConfig(target_modules=LINEAR, r=4), 3),
+    "vera of inputs first": (gpt2, peft.VeraConfig(target_modules=CONV1D, r=4), 4),
+    "vera without its projections": (
+        llama, peft.VeraConfig(target_modules=LINEAR, r=4, save_projection=False, projection_prng_key=7), 3
+    ),
+    "vera of inputs first without its projections": (
+        gpt2, peft.VeraConfig(target_modules=CONV1D, r=4, save_projection=False, projection_prng_key=-3), 4
+    ),
+    "hira and embeddings": (llama, peft.HiraConfig(target_modules=[*LINEAR, "embed_tokens"], r=4), 4),
+    "hira of inputs first": (gpt2, peft.HiraConfig(target_modules=CONV1D, r=4), 4),
+    "hira of convolutions": (resnet, peft.HiraConfig(target_modules=["convolution"], r=2), 4),
+    "miss with bat": (llama, peft.MissConfig(target_modules=LINEAR, r=4, init_weights="bat"), 3),
+    "randlora": (llama, peft.RandLoraConfig(target_modules=LINEAR, r=5, randlora_alpha=20), 3),
+    "randlora of inputs first": (gpt2, peft.RandLoraConfig(target_modules=CONV1D, r=5, randlora_alpha=20), 4),
+    "randlora with sparse bases": (llama, peft.RandLoraConfig(target_modules=LINEAR, r=4, very_sparse=True), 3),
+    "delora": (
+        llama,
+        peft.DeloraConfig(target_modules=LINEAR, r=4, rank_pattern={"up_proj": 3}, lambda_pattern={"q_proj": 3}),
+        3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_tuners_that_multiply_matrices_have_the_bits_of_pefts_merge_in_float64_rounded_once(
+    case, tmp_path
+):
+    model, config, count = ROUNDED[case]
+    base, folder, wrapped = written(tmp_path, model, config)
+    assert differing(base, folder, merged(wrapped.double()), np.testing.assert_array_equal) == count
+
+
+# What PEFT computes in float32 whatever the model's type.
+IN_FLOAT32 = {
+    "oft within a bound": (llama, peft.OFTConfig(target_modules=LINEAR, oft_block_size=4, coft=True, eps=0.3), 3),
+    "fourierft": (
+        llama, peft.FourierFTConfig(target_modules=LINEAR, n_frequency=20, n_frequency_pattern={"up_proj": 31}), 3
+    ),
+    "fourierft of inputs first": (gpt2, peft.FourierFTConfig(target_modules=CONV1D, n_frequency=20), 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IN_FLOAT32)
+def test_tuners_that_peft_computes_in_float32_agree_to_its_rounding(case, tmp_path):
+    model, config, count = IN_FLOAT32[case]
+    base, folder, wrapped = written(tmp_path, model, config)
+    assert differing(base, folder, merged(wrapped), near) == count
+
+
+def test_a_butterfly_of_several_factors_is_the_one_that_pefts_kernel_makes(tmp_path, monkeypatch):
+    """PEFT has them with its CUDA kernel alone; a block diagonal of plain torch takes the kernel's place here."""
+    layer = pytest.importorskip("peft.tuners.boft.layer")
+
+    def diagonals(blocks):
+        return torch.stack([torch.block_diag(*factor) for factor in blocks])
+
+    monkeypatch.setattr(layer, "get_fbd_cuda", lambda: True)
+    monkeypatch.setattr(layer.FastBlockDiag, "apply", diagonals)
+    config = peft.BOFTConfig(
+        target_modules=["q_proj"], boft_block_size=2, boft_n_butterfly_factor=3
+    )
+    base, folder, wrapped = written(tmp_path, llama, config)
+    assert differing(base, folder, merged(wrapped.double()), np.testing.assert_array_equal) == 1
+
+
+def test_a_strength_takes_a_share_of_what_a_rotation_changes(tmp_path):
+    config = peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4)
+    base, folder, wrapped = written(tmp_path, llama, config)
+    plain, whole = open_checkpoint(base), merged(wrapped.double())
+    half = attach(plain, [(open_adapter(folder), 0.5)])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = 0.5 * (read(plain, name) + whole[name])
+    np.testing.assert_allclose(read(half, name), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_parts_of_a_rewritten_tensor_are_read_as_the_whole(tmp_path):
+    base, folder, _ = written(tmp_path, llama, ROUNDED["boft"][1])
+    changed = attach(open_checkpoint(base), [(open_adapter(folder), 1.0)])
+    tensor = changed.tensors["model.layers.0.mlp.up_proj.weight"]
+    whole = read_elements(tensor, 0, tensor.numel)
+    pieces = [
+        read_elements(tensor, n, min(n + 37, tensor.numel)) for n in range(0, tensor.numel, 37)
+    ]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("seed", [0, 777, -3, 2**40 + 1])
+def test_numbers_for_a_seed_are_those_of_torch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty(13, 17).uniform_(-0.31, 0.31, generator=generator).numpy()
+    again = torch.empty(5).uniform_(-2.0, 2.0, generator=generator).numpy()
+    ours = TorchGenerator(seed)
+    np.testing.assert_array_equal(ours.uniform((13, 17), 0.31), drawn)
+    np.testing.assert_array_equal(ours.uniform((5,), 2.0), again)
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(seed))[:900].numpy()
+    np.testing.assert_array_equal(TorchGenerator(seed).first_of_permutation(5000, 900), order)
+
+
+def edited(folder, drop=(), put=None, **settings):
+    """The adapter with tensors taken out and replaced, and other settings."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    kept = (
+        {n: t for n, t in tensors.items() if not n.endswith(tuple(drop))} if drop else dict(tensors)
+    )
+    save_file({**kept, **(put or {})}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_tuner_without_its_random_bases_is_refused_with_the_way_to_store_them(tmp_path):
+    config = peft.RandLoraConfig(target_modules=["q_proj"], r=4)
+    _, folder, _ = written(tmp_path, llama, config)
+    edited(folder, ["randlora_A", "randlora_B"], save_projection=False)
+    with pytest.raises(CompatibilityError, match="bases are not stored.*'save_projection' set"):
+        open_adapter(folder)
+
+
+def test_a_cayley_series_of_an_older_peft_is_refused(tmp_path):
+    _, folder, _ = written(
+        tmp_path, llama, peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4)
+    )
+    with pytest.raises(
+        CompatibilityError, match="before 0.18 trained with the Cayley-Neumann series"
+    ):
+        open_adapter(edited(folder, peft_version="0.17.1"))
+    assert open_adapter(edited(folder, use_cayley_neumann=False)).updates
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "XLORA"])
+def test_types_that_change_no_weights_are_refused_as_such(kind, tmp_path):
+    _, folder, _ = written(
+        tmp_path, llama, peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    )
+    with pytest.raises(CompatibilityError, match=f"{kind}'?, which adds to the network"):
+        open_adapter(edited(folder, peft_type=kind))
+
+
+DAMAGED = {
+    "a part that is missing": (peft.HiraConfig(target_modules=["q_proj"], r=4), ["hira_B"], "no partner 'hira_B'"),
+    "half of a shared pair": (peft.VeraConfig(target_modules=["q_proj"], r=4), ["vera_B"], "no partner 'vera_B'"),
+    "no indices": (peft.ShiraConfig(target_modules=["q_proj"], r=1), ["shira_indices"], "partner 'shira_indices'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_incomplete_tuners_are_refused_with_the_part_that_lacks(case, tmp_path):
+    config, dropped, message = DAMAGED[case]
+    _, folder, _ = written(tmp_path, llama, config)
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(edited(folder, dropped))
+
+
+OF_ANOTHER_BASE = {
+    "ia3": peft.IA3Config(target_modules=["up_proj"], feedforward_modules=[]),
+    "oft": peft.OFTConfig(target_modules=["down_proj"], oft_block_size=4),
+    "boft": peft.BOFTConfig(target_modules=["down_proj"], boft_block_size=4),
+    "vera": peft.VeraConfig(target_modules=["up_proj"], r=4),
+    "hira": peft.HiraConfig(target_modules=["up_proj"], r=4),
+    "miss": peft.MissConfig(target_modules=["up_proj"], r=4),
+    "randlora": peft.RandLoraConfig(target_modules=["o_proj"], r=4),
+    "delora": peft.DeloraConfig(target_modules=["up_proj"], r=4),
+}
+
+
+@pytest.mark.parametrize("case", OF_ANOTHER_BASE)
+def test_tuners_on_a_base_of_other_sizes_are_refused_from_headers(case, tmp_path):
+    _, folder, _ = written(tmp_path, llama, OF_ANOTHER_BASE[case])
+    config = transformers.LlamaConfig(
+        vocab_size=37, hidden_size=40, intermediate_size=72, num_hidden_layers=1, num_attention_heads=4,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(CompatibilityError, match="the base that the adapter was trained on"):
+        attach(open_checkpoint(tmp_path / "other"), [(open_adapter(folder), 1.0)])
+
+
+def test_an_index_beyond_the_base_is_refused(tmp_path):
+    base, folder, _ = written(tmp_path, llama, peft.ShiraConfig(target_modules=["q_proj"], r=1))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.shira_indices"
+    indices = load_file(folder / "adapter_model.safetensors")[name]
+    indices[0, 3] = 99
+    changed = attach(
+        open_checkpoint(base), [(open_adapter(edited(folder, put={name: indices})), 1.0)]
+    )
+    with pytest.raises(CompatibilityError, match="the base that the adapter was trained on"):
+        read(changed, "model.layers.0.self_attn.q_proj.weight")
