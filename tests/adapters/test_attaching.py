@@ -380,9 +380,9 @@ def test_pefts_word_that_it_tied_both_counts(place):
 
 
 REFUSED = {
-    "another type": ({"peft_type": "IA3"}, "type 'IA3'"),
-    "orthogonal": ({"peft_type": "OFT"}, "type 'OFT'"),
-    "butterfly": ({"peft_type": "BOFT"}, "type 'BOFT'"),
+    "another type": ({"peft_type": "C3A"}, "type 'C3A'"),
+    "reflections": ({"peft_type": "HRA"}, "type 'HRA'"),
+    "wavelets": ({"peft_type": "WAVEFT"}, "type 'WAVEFT'"),
     "prompts": ({"peft_type": "PROMPT_TUNING"}, "type 'PROMPT_TUNING'"),
     "adaptive ranks": ({"peft_type": "ADALORA"}, "type 'ADALORA'"),
     "repeated layers": ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from weightsmith.adapters.torch_numbers import TorchGenerator
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_elements
 from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.lora.adapter_facts import inspect_adapter
+from weightsmith.lora.converting import convert
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -75,7 +78,7 @@ def trained(model, config, seed=1):
     """A PEFT model with every trainable number moved, as training would."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(model, config)
+        wrapped = peft.get_peft_model(model, config())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -89,6 +92,10 @@ def written(tmp_path, model, config, **seeds):
     torch.manual_seed(0)
     base, folder = tmp_path / "base", tmp_path / "adapter"
     built = model()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.02)
     built.save_pretrained(base)
     wrapped = trained(built, config, **seeds)
     with warnings.catch_warnings():
@@ -113,9 +120,10 @@ def differing(base, folder, expected, compare) -> int:
     """Compare all tensors; returns how many the adapter changes."""
     plain = open_checkpoint(base)
     changed = attach(plain, [(open_adapter(folder), 1.0)])
-    for name in changed.tensors:
+    names = [name for name, tensor in plain.tensors.items() if tensor.dtype.is_float]
+    for name in names:
         compare(read(changed, name), expected[name].astype(np.float32), err_msg=name)
-    return sum(not np.array_equal(read(plain, n), expected[n]) for n in plain.tensors)
+    return sum(not np.array_equal(read(plain, name), expected[name]) for name in names)
 
 
 def near(found, expected, err_msg):
@@ -125,25 +133,53 @@ def near(found, expected, err_msg):
 # What adds or multiplies once: name, model, configuration, and how many tensors it changes.
 ONCE = {
     "ia3 and the biases of its outputs": (
-        llama, peft.IA3Config(target_modules=LINEAR, feedforward_modules=["down_proj"]), 4
+        llama,
+        partial(peft.IA3Config, target_modules=LINEAR, feedforward_modules=["down_proj"]),
+        4,
     ),
     "ia3 of inputs first": (
-        gpt2, peft.IA3Config(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]), 3
+        gpt2,
+        partial(
+            peft.IA3Config,
+            target_modules=["c_attn", "mlp.c_proj"],
+            feedforward_modules=["mlp.c_proj"],
+        ),
+        3,
     ),
     "ia3 of square matrices": (
-        gpt2, peft.IA3Config(target_modules=["attn.c_proj"], feedforward_modules=["attn.c_proj"]), 1
+        gpt2,
+        partial(
+            peft.IA3Config, target_modules=["attn.c_proj"], feedforward_modules=["attn.c_proj"]
+        ),
+        1,
     ),
     "ia3 of convolutions": (
-        resnet, peft.IA3Config(target_modules=["convolution"], feedforward_modules=r".*layer\.1\.convolution"), 4
+        resnet,
+        partial(
+            peft.IA3Config,
+            target_modules=["convolution"],
+            feedforward_modules=r".*layer\.1\.convolution",
+        ),
+        4,
     ),
     "ia3 of convolutions in groups": (
-        convnext, peft.IA3Config(target_modules=["dwconv", "patch_embeddings"], feedforward_modules=["dwconv"]), 3
+        convnext,
+        partial(
+            peft.IA3Config,
+            target_modules=["dwconv", "patch_embeddings"],
+            feedforward_modules=["dwconv"],
+        ),
+        3,
     ),
-    "shira": (llama, peft.ShiraConfig(target_modules=LINEAR, r=2), 3),
-    "miss": (llama, peft.MissConfig(target_modules=LINEAR, r=4), 3),
-    "miss with a rest": (llama, peft.MissConfig(target_modules=LINEAR, r=5), 3),
-    "miss with mini": (llama, peft.MissConfig(target_modules=LINEAR, r=4, mini_r=8, init_weights="mini"), 3),
-}  # fmt: skip
+    "shira": (llama, partial(peft.ShiraConfig, target_modules=LINEAR, r=2), 3),
+    "miss": (llama, partial(peft.MissConfig, target_modules=LINEAR, r=4), 3),
+    "miss with a rest": (llama, partial(peft.MissConfig, target_modules=LINEAR, r=5), 3),
+    "miss with mini": (
+        llama,
+        partial(peft.MissConfig, target_modules=LINEAR, r=4, mini_r=8, init_weights="mini"),
+        3,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", ONCE)
@@ -155,40 +191,115 @@ def test_tuners_that_change_elements_once_have_the_bits_of_pefts_merge(case, tmp
 
 ROUNDED = {
     "oft, embeddings and biases": (
-        llama, peft.OFTConfig(target_modules=[*LINEAR, "embed_tokens"], oft_block_size=4, bias="oft_only"), 5
+        llama,
+        partial(
+            peft.OFTConfig,
+            target_modules=[*LINEAR, "embed_tokens"],
+            oft_block_size=4,
+            bias="oft_only",
+        ),
+        5,
     ),
     "oft by inverses": (
-        llama, peft.OFTConfig(target_modules=LINEAR, r=2, oft_block_size=0, use_cayley_neumann=False), 3
+        llama,
+        partial(
+            peft.OFTConfig, target_modules=LINEAR, r=2, oft_block_size=0, use_cayley_neumann=False
+        ),
+        3,
     ),
     "oft of one block, three terms": (
         llama,
-        peft.OFTConfig(target_modules=LINEAR, oft_block_size=4, block_share=True, num_cayley_neumann_terms=3),
+        partial(
+            peft.OFTConfig,
+            target_modules=LINEAR,
+            oft_block_size=4,
+            block_share=True,
+            num_cayley_neumann_terms=3,
+        ),
         3,
     ),
-    "oft of convolutions": (resnet, peft.OFTConfig(target_modules=["convolution"], oft_block_size=4), 4),
-    "boft": (llama, peft.BOFTConfig(target_modules=LINEAR, boft_block_size=4, bias="all"), 4),
-    "boft of convolutions": (resnet, peft.BOFTConfig(target_modules=["convolution"], boft_block_size=4), 4),
-    "vera": (llama, peft.VeraConfig(target_modules=LINEAR, r=4), 3),
-    "vera of inputs first": (gpt2, peft.VeraConfig(target_modules=CONV1D, r=4), 4),
+    "oft of convolutions": (
+        resnet,
+        partial(peft.OFTConfig, target_modules=["convolution"], oft_block_size=4),
+        4,
+    ),
+    "boft": (
+        llama,
+        partial(peft.BOFTConfig, target_modules=LINEAR, boft_block_size=4, bias="all"),
+        7,
+    ),
+    "boft of convolutions": (
+        resnet,
+        partial(peft.BOFTConfig, target_modules=["convolution"], boft_block_size=4),
+        4,
+    ),
+    "vera": (llama, partial(peft.VeraConfig, target_modules=LINEAR, r=4), 3),
+    "vera of inputs first": (gpt2, partial(peft.VeraConfig, target_modules=CONV1D, r=4), 4),
     "vera without its projections": (
-        llama, peft.VeraConfig(target_modules=LINEAR, r=4, save_projection=False, projection_prng_key=7), 3
+        llama,
+        partial(
+            peft.VeraConfig,
+            target_modules=LINEAR,
+            r=4,
+            save_projection=False,
+            projection_prng_key=7,
+        ),
+        3,
     ),
     "vera of inputs first without its projections": (
-        gpt2, peft.VeraConfig(target_modules=CONV1D, r=4, save_projection=False, projection_prng_key=-3), 4
+        gpt2,
+        partial(
+            peft.VeraConfig,
+            target_modules=CONV1D,
+            r=4,
+            save_projection=False,
+            projection_prng_key=-3,
+        ),
+        4,
     ),
-    "hira and embeddings": (llama, peft.HiraConfig(target_modules=[*LINEAR, "embed_tokens"], r=4), 4),
-    "hira of inputs first": (gpt2, peft.HiraConfig(target_modules=CONV1D, r=4), 4),
-    "hira of convolutions": (resnet, peft.HiraConfig(target_modules=["convolution"], r=2), 4),
-    "miss with bat": (llama, peft.MissConfig(target_modules=LINEAR, r=4, init_weights="bat"), 3),
-    "randlora": (llama, peft.RandLoraConfig(target_modules=LINEAR, r=5, randlora_alpha=20), 3),
-    "randlora of inputs first": (gpt2, peft.RandLoraConfig(target_modules=CONV1D, r=5, randlora_alpha=20), 4),
-    "randlora with sparse bases": (llama, peft.RandLoraConfig(target_modules=LINEAR, r=4, very_sparse=True), 3),
-    "delora": (
+    "hira and embeddings": (
         llama,
-        peft.DeloraConfig(target_modules=LINEAR, r=4, rank_pattern={"up_proj": 3}, lambda_pattern={"q_proj": 3}),
+        partial(peft.HiraConfig, target_modules=[*LINEAR, "embed_tokens"], r=4),
+        4,
+    ),
+    "hira of inputs first": (gpt2, partial(peft.HiraConfig, target_modules=CONV1D, r=4), 4),
+    "hira of convolutions": (
+        resnet,
+        partial(peft.HiraConfig, target_modules=["convolution"], r=2),
+        4,
+    ),
+    "miss with bat": (
+        llama,
+        partial(peft.MissConfig, target_modules=LINEAR, r=4, init_weights="bat"),
         3,
     ),
-}  # fmt: skip
+    "randlora": (
+        llama,
+        partial(peft.RandLoraConfig, target_modules=LINEAR, r=5, randlora_alpha=20),
+        3,
+    ),
+    "randlora of inputs first": (
+        gpt2,
+        partial(peft.RandLoraConfig, target_modules=CONV1D, r=5, randlora_alpha=20),
+        4,
+    ),
+    "randlora with sparse bases": (
+        llama,
+        partial(peft.RandLoraConfig, target_modules=LINEAR, r=4, very_sparse=True),
+        3,
+    ),
+    "delora": (
+        llama,
+        partial(
+            peft.DeloraConfig,
+            target_modules=LINEAR,
+            r=4,
+            rank_pattern={"up_proj": 3},
+            lambda_pattern={"q_proj": 3},
+        ),
+        3,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", ROUNDED)
@@ -202,12 +313,27 @@ def test_tuners_that_multiply_matrices_have_the_bits_of_pefts_merge_in_float64_r
 
 # What PEFT computes in float32 whatever the model's type.
 IN_FLOAT32 = {
-    "oft within a bound": (llama, peft.OFTConfig(target_modules=LINEAR, oft_block_size=4, coft=True, eps=0.3), 3),
-    "fourierft": (
-        llama, peft.FourierFTConfig(target_modules=LINEAR, n_frequency=20, n_frequency_pattern={"up_proj": 31}), 3
+    "oft within a bound": (
+        llama,
+        partial(peft.OFTConfig, target_modules=LINEAR, oft_block_size=4, coft=True, eps=0.3),
+        3,
     ),
-    "fourierft of inputs first": (gpt2, peft.FourierFTConfig(target_modules=CONV1D, n_frequency=20), 4),
-}  # fmt: skip
+    "fourierft": (
+        llama,
+        partial(
+            peft.FourierFTConfig,
+            target_modules=LINEAR,
+            n_frequency=20,
+            n_frequency_pattern={"up_proj": 31},
+        ),
+        3,
+    ),
+    "fourierft of inputs first": (
+        gpt2,
+        partial(peft.FourierFTConfig, target_modules=CONV1D, n_frequency=20),
+        4,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", IN_FLOAT32)
@@ -226,15 +352,15 @@ def test_a_butterfly_of_several_factors_is_the_one_that_pefts_kernel_makes(tmp_p
 
     monkeypatch.setattr(layer, "get_fbd_cuda", lambda: True)
     monkeypatch.setattr(layer.FastBlockDiag, "apply", diagonals)
-    config = peft.BOFTConfig(
-        target_modules=["q_proj"], boft_block_size=2, boft_n_butterfly_factor=3
+    config = partial(
+        peft.BOFTConfig, target_modules=["q_proj"], boft_block_size=2, boft_n_butterfly_factor=3
     )
     base, folder, wrapped = written(tmp_path, llama, config)
     assert differing(base, folder, merged(wrapped.double()), np.testing.assert_array_equal) == 1
 
 
 def test_a_strength_takes_a_share_of_what_a_rotation_changes(tmp_path):
-    config = peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4)
+    config = partial(peft.OFTConfig, target_modules=["q_proj"], oft_block_size=4)
     base, folder, wrapped = written(tmp_path, llama, config)
     plain, whole = open_checkpoint(base), merged(wrapped.double())
     half = attach(plain, [(open_adapter(folder), 0.5)])
@@ -252,6 +378,34 @@ def test_parts_of_a_rewritten_tensor_are_read_as_the_whole(tmp_path):
         read_elements(tensor, n, min(n + 37, tensor.numel)) for n in range(0, tensor.numel, 37)
     ]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("case", ["vera", "hira of inputs first", "oft, embeddings and biases"])
+def test_tuners_become_lora_of_the_rank_that_their_change_has(case, tmp_path):
+    model, config, _ = ROUNDED[case]
+    base, folder, _ = written(tmp_path, model, config)
+    plain = open_checkpoint(base)
+    with pytest.raises(CompatibilityError, match="name the base of the adapters"):
+        convert(folder, tmp_path / "none", "peft")
+    report = convert(folder, tmp_path / "lora", "peft", base=plain)
+    expected, found = (
+        attach(plain, [(open_adapter(place), 1.0)]) for place in (folder, tmp_path / "lora")
+    )
+    for name in plain.tensors:
+        np.testing.assert_allclose(read(found, name), read(expected, name), rtol=1e-5, atol=1e-6)
+    if case == "vera":
+        assert {tensor.rank for tensor in report.tensors} == {4}
+
+
+def test_facts_name_the_tuner_and_count_shared_tensors_once(tmp_path):
+    base, folder, _ = written(tmp_path, llama, ROUNDED["vera"][1])
+    alone = inspect_adapter(str(folder))
+    assert alone.forms == {"vera": 3}
+    stored = load_file(folder / "adapter_model.safetensors").values()
+    assert alone.parameters == sum(tensor.numel() for tensor in stored)
+    assert {tensor.norm for tensor in alone.tensors} == {None}
+    beside = inspect_adapter(str(folder), open_checkpoint(base))
+    assert all(tensor.norm > 0.0 and tensor.directions <= 4 for tensor in beside.tensors)
 
 
 @pytest.mark.parametrize("seed", [0, 777, -3, 2**40 + 1])
@@ -279,19 +433,19 @@ def edited(folder, drop=(), put=None, **settings):
 
 
 def test_a_tuner_without_its_random_bases_is_refused_with_the_way_to_store_them(tmp_path):
-    config = peft.RandLoraConfig(target_modules=["q_proj"], r=4)
+    config = partial(peft.RandLoraConfig, target_modules=["q_proj"], r=4)
     _, folder, _ = written(tmp_path, llama, config)
     edited(folder, ["randlora_A", "randlora_B"], save_projection=False)
-    with pytest.raises(CompatibilityError, match="bases are not stored.*'save_projection' set"):
+    with pytest.raises(CompatibilityError, match=r"bases are not stored.*'save_projection' set"):
         open_adapter(folder)
 
 
 def test_a_cayley_series_of_an_older_peft_is_refused(tmp_path):
     _, folder, _ = written(
-        tmp_path, llama, peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4)
+        tmp_path, llama, partial(peft.OFTConfig, target_modules=["q_proj"], oft_block_size=4)
     )
     with pytest.raises(
-        CompatibilityError, match="before 0.18 trained with the Cayley-Neumann series"
+        CompatibilityError, match=r"before 0\.18 trained with the Cayley-Neumann series"
     ):
         open_adapter(edited(folder, peft_version="0.17.1"))
     assert open_adapter(edited(folder, use_cayley_neumann=False)).updates
@@ -300,17 +454,29 @@ def test_a_cayley_series_of_an_older_peft_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "XLORA"])
 def test_types_that_change_no_weights_are_refused_as_such(kind, tmp_path):
     _, folder, _ = written(
-        tmp_path, llama, peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+        tmp_path, llama, partial(peft.IA3Config, target_modules=["q_proj"], feedforward_modules=[])
     )
-    with pytest.raises(CompatibilityError, match=f"{kind}'?, which adds to the network"):
+    with pytest.raises(CompatibilityError, match=rf"{kind}'?, which adds to the network"):
         open_adapter(edited(folder, peft_type=kind))
 
 
 DAMAGED = {
-    "a part that is missing": (peft.HiraConfig(target_modules=["q_proj"], r=4), ["hira_B"], "no partner 'hira_B'"),
-    "half of a shared pair": (peft.VeraConfig(target_modules=["q_proj"], r=4), ["vera_B"], "no partner 'vera_B'"),
-    "no indices": (peft.ShiraConfig(target_modules=["q_proj"], r=1), ["shira_indices"], "partner 'shira_indices'"),
-}  # fmt: skip
+    "a part that is missing": (
+        partial(peft.HiraConfig, target_modules=["q_proj"], r=4),
+        ["hira_B"],
+        "no partner 'hira_B'",
+    ),
+    "half of a shared pair": (
+        partial(peft.VeraConfig, target_modules=["q_proj"], r=4),
+        ["vera_B"],
+        "no partner 'vera_B'",
+    ),
+    "no indices": (
+        partial(peft.ShiraConfig, target_modules=["q_proj"], r=1),
+        ["shira_indices"],
+        "partner 'shira_indices'",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DAMAGED)
@@ -322,14 +488,14 @@ def test_incomplete_tuners_are_refused_with_the_part_that_lacks(case, tmp_path):
 
 
 OF_ANOTHER_BASE = {
-    "ia3": peft.IA3Config(target_modules=["up_proj"], feedforward_modules=[]),
-    "oft": peft.OFTConfig(target_modules=["down_proj"], oft_block_size=4),
-    "boft": peft.BOFTConfig(target_modules=["down_proj"], boft_block_size=4),
-    "vera": peft.VeraConfig(target_modules=["up_proj"], r=4),
-    "hira": peft.HiraConfig(target_modules=["up_proj"], r=4),
-    "miss": peft.MissConfig(target_modules=["up_proj"], r=4),
-    "randlora": peft.RandLoraConfig(target_modules=["o_proj"], r=4),
-    "delora": peft.DeloraConfig(target_modules=["up_proj"], r=4),
+    "ia3": partial(peft.IA3Config, target_modules=["up_proj"], feedforward_modules=[]),
+    "oft": partial(peft.OFTConfig, target_modules=["down_proj"], oft_block_size=4),
+    "boft": partial(peft.BOFTConfig, target_modules=["down_proj"], boft_block_size=4),
+    "vera": partial(peft.VeraConfig, target_modules=["up_proj"], r=4),
+    "hira": partial(peft.HiraConfig, target_modules=["up_proj"], r=4),
+    "miss": partial(peft.MissConfig, target_modules=["up_proj"], r=4),
+    "randlora": partial(peft.RandLoraConfig, target_modules=["o_proj"], r=4),
+    "delora": partial(peft.DeloraConfig, target_modules=["up_proj"], r=4),
 }
 
 
@@ -345,7 +511,9 @@ def test_tuners_on_a_base_of_other_sizes_are_refused_from_headers(case, tmp_path
 
 
 def test_an_index_beyond_the_base_is_refused(tmp_path):
-    base, folder, _ = written(tmp_path, llama, peft.ShiraConfig(target_modules=["q_proj"], r=1))
+    base, folder, _ = written(
+        tmp_path, llama, partial(peft.ShiraConfig, target_modules=["q_proj"], r=1)
+    )
     name = "base_model.model.model.layers.0.self_attn.q_proj.shira_indices"
     indices = load_file(folder / "adapter_model.safetensors")[name]
     indices[0, 3] = 99

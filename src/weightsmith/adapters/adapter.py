@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.checkpoints import not_saved
 from weightsmith.deltas import Change, Rewriting
 from weightsmith.errors import CompatibilityError
@@ -52,8 +52,8 @@ class Update:
     that the tensor is in (`unet`, `text_encoder`), None where the adapter names none.
 
     Where the change follows from more than the factors, `effect` works it out for the base's tensor, and until then
-    there is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and `load` is
-    the difference that this makes. An `optional` update is left out where the base has no such tensor.
+    there is no `load`. Where it depends on the numbers of the base, `rewrite` gives what becomes of its rows, and
+    `load` is the difference that this makes. An `optional` update is left out where the base has no such tensor.
     """
 
     target: str
@@ -70,7 +70,7 @@ class Update:
     rows: tuple[int, ...] | None = None
     by_column: bool = False
     component: str | None = None
-    effect: Callable[[Target], Effect] | None = None
+    effect: Callable[[TargetTensor], Effect] | None = None
     rewrite: Callable[[], Rewriting] | None = None
     optional: bool = False
 

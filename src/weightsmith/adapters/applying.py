@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from weightsmith.adapters.adapter import Form, Update
-from weightsmith.adapters.effects import Target
+from weightsmith.adapters.effects import TargetTensor
 from weightsmith.adapters.resized_vocabularies import check_alone, is_resized
 from weightsmith.adapters.updates import loaded
 from weightsmith.deltas import (
@@ -83,7 +83,7 @@ def _effective(
     beside: Mapping[str, tuple[int, ...]] | None,
 ) -> Update:
     assert update.effect is not None
-    found = update.effect(Target(base, input_first, beside))
+    found = update.effect(TargetTensor(base, input_first, beside))
     load, rewrite = found.load, found.rewrite
     if rewrite is not None:
         below = update.replacement or base

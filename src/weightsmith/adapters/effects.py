@@ -24,7 +24,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class OrientedShape:
     """A tensor of a base as a matrix or kernel: outputs x inputs, where the base stores inputs x outputs if `turned`.
 
     `columns` is the length of a stored row.
@@ -41,7 +41,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetTensor:
     """A tensor of a base that an adapter changes.
 
     `input_first` is what the base says of the way that it stores it, None where nothing in it tells. `beside` are the
@@ -64,7 +64,7 @@ class Target:
         inputs: int | None = None,
         *,
         turned: bool | None = False,
-    ) -> Matrix:
+    ) -> OrientedShape:
         """The tensor as a matrix with these numbers of outputs and inputs, None for a number that no factor tells.
 
         `turned` is what the adapter says where shapes and base leave it open, None where it is never inputs first.
@@ -88,4 +88,6 @@ class Target:
         is_turned = fits_turned
         if fits and fits_turned:
             is_turned = bool(turned) if self.input_first is None else self.input_first
-        return Matrix(others, first, True) if is_turned else Matrix(first, others, False)
+        return (
+            OrientedShape(others, first, True) if is_turned else OrientedShape(first, others, False)
+        )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.deltas.changes import Kronecker as Kronecker
     from weightsmith.deltas.changes import LowRankChange as LowRankChange
     from weightsmith.deltas.changes import Matrix as Matrix
-    from weightsmith.deltas.changes import Sparse as Sparse
+    from weightsmith.deltas.changes import SparseChange as SparseChange
     from weightsmith.deltas.changes import Stacked as Stacked
     from weightsmith.deltas.changes import Weighted as Weighted
     from weightsmith.deltas.changes import transposed as transposed
@@ -98,7 +98,7 @@ else:
             "RoundedTensor": "weightsmith.deltas.rounded",
             "Scaled": "weightsmith.deltas.rewritings",
             "SomeRows": "weightsmith.deltas.row_views",
-            "Sparse": "weightsmith.deltas.changes",
+            "SparseChange": "weightsmith.deltas.changes",
             "Stacked": "weightsmith.deltas.changes",
             "StackedTensors": "weightsmith.deltas.row_views",
             "Stretch": "weightsmith.deltas.row_views",

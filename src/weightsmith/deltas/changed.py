@@ -42,10 +42,10 @@ class ChangedTensor(FromSources):
     """A `LazyTensor` of base + change, in float32 (float64 where the base is), rounded once from float64.
 
     `load` gives the change when the first element is asked for, or a rewriting of the base's rows; `factors` are the
-    stored tensors that it is the product of, `beside` others that it is read from. With `magnitude` g it is g (base + change) / ||base + change|| by row, or
-    by column where `by_column` (DoRA; Liu et al. 2024, arXiv:2402.09353), g having one number for each row, or for each
-    column or equally many columns side by side (the kernel of one input of a convolution). Rows and columns of norm 0
-    stay 0.
+    stored tensors that it is the product of, `beside` others that it is read from. With `magnitude` g it is
+    g (base + change) / ||base + change|| by row, or by column where `by_column` (DoRA; Liu et al. 2024,
+    arXiv:2402.09353), g having one number for each row, or for each column or equally many columns side by side (the
+    kernel of one input of a convolution). Rows and columns of norm 0 stay 0.
     """
 
     base: LazyTensor

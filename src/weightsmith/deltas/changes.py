@@ -134,7 +134,7 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sparse:
+class SparseChange:
     """A change of single elements: `values` at the `places`, counted through row by row, rising and each once."""
 
     shape: tuple[int, int]

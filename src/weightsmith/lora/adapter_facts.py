@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,13 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """One change.
+    """One change. `parameters` and `nbytes` count what it stores and no change before it shares.
 
     `values` are its singular values, falling (those of all experts of a fused tensor together); `norm` is their
     Frobenius norm, `share` of the base's tensor's norm where the base is known. `effective_rank` is exp(-sum p log p)
     with p = values / sum(values) (Roy & Vetterli 2007), `directions` the number of values above `COUNTED` times the
     largest. A tensor that is replaced has no values, and a norm only beside a base. DoRA's figures are those of its
-    change before it is normed.
+    change before it is normed. What follows from a base's tensor too has figures beside one alone.
     """
 
     target: str
@@ -151,8 +152,13 @@ def adapter_facts(
     if base is not None:
         updates = fitted_updates(base, adapter, component=component)
     found = []
+    counted: set[LazyTensor] = set()
     for name, update in sorted(updates.items()):
-        found.append(_facts(name, update, None if base is None else base.tensors[name]))
+        tensor = None if base is None else base.tensors[name]
+        # What several changes share is stored once.
+        parts = [part for part in dict.fromkeys(update.stored) if part not in counted]
+        counted.update(parts)
+        found.append(_facts(name, update, tensor, parts))
     forms = collections.Counter(update.form.value for update in updates.values())
     return AdapterFacts(
         adapter.name,
@@ -171,12 +177,9 @@ def inspect_adapter(
     return adapter_facts(open_adapter(path), base, component=component)
 
 
-def _facts(name: str, update: Update, base: LazyTensor | None) -> TensorFacts:
-    stored = [
-        *update.sources,
-        *(t for t in (update.magnitude, update.replacement) if t is not None),
-    ]
-    parts = list(dict.fromkeys(stored))
+def _facts(
+    name: str, update: Update, base: LazyTensor | None, parts: Sequence[LazyTensor]
+) -> TensorFacts:
     values: Matrix = np.zeros(0)
     size: float | None = None
     if update.load is not None and update.replacement is None:
@@ -191,7 +194,7 @@ def _facts(name: str, update: Update, base: LazyTensor | None) -> TensorFacts:
         update.component,
         update.form,
         update.shape if base is None else base.shape,
-        tuple(dict.fromkeys(part.dtype for part in parts)),
+        tuple(dict.fromkeys(part.dtype for part in update.stored)),
         sum(part.numel for part in parts),
         sum(part.nbytes for part in parts),
         update.rank,

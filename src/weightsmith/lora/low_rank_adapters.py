@@ -124,7 +124,7 @@ def _refuse_unsettled(adapter: Adapter, update: Update) -> None:
     if update.effect is not None:
         raise CompatibilityError(
             f"Adapter {shown(adapter.source)} is of the type {update.form.name}, whose change of {shown(update.key)} "
-            "follows from the base's tensor too: give the base (--base)."
+            "depends on the base: name the base of the adapters (`base_model` in a recipe, --base on the command line)."
         )
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Update
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.adapters.torch_numbers import TorchGenerator
 from weightsmith.adapters.tuners.module_tensors import Array, ModuleTensors, check_shape, vector
 from weightsmith.adapters.updates import finite, together, wrong
-from weightsmith.deltas import BlockAffine, Change, LowRankChange, Sparse
+from weightsmith.deltas import BlockAffine, Change, LowRankChange, SparseChange
 from weightsmith.errors import CompatibilityError
 from weightsmith.tensors import LazyTensor
 
@@ -38,7 +38,7 @@ def bounded(tensors: ModuleTensors) -> list[Update]:
     check_shape(bound, (1,))
     check_shape(norms, (inputs,))
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         target.matrix(down, up.shape[0], inputs, turned=None)
 
         def load() -> Change:
@@ -61,7 +61,7 @@ def sharded(tensors: ModuleTensors) -> list[Update]:
     check_shape(block, (None, None))
     rank, outputs = block.shape
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(block, None if variant == "mini" else outputs, turned=None)
         times, rest = divmod(found.outputs, outputs)
         if rest or rank > found.inputs:
@@ -77,12 +77,12 @@ def sharded(tensors: ModuleTensors) -> list[Update]:
     return [tensors.update((block,), effect, rank=rank)]
 
 
-def _blockwise(block: LazyTensor) -> Callable[[Target], Effect]:
+def _blockwise(block: LazyTensor) -> Callable[[TargetTensor], Effect]:
     check_shape(block, (None, None, None))
     count, size, _ = block.shape
     check_shape(block, (count, size, size))
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(block, count * size, turned=None)
         if found.inputs % size:
             raise _of_another(target, block)
@@ -98,7 +98,7 @@ def sparse(tensors: ModuleTensors) -> list[Update]:
     check_shape(values, (None,))
     check_shape(indices, (2, values.numel))
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(indices, turned=None)
 
         def load() -> Change:
@@ -116,7 +116,7 @@ def sparse(tensors: ModuleTensors) -> list[Update]:
                     f"{indices.location} names an element twice",
                     "the adapter is damaged, fetch it again",
                 )
-            return Sparse(found.shape, places[order], finite(values)[order])
+            return SparseChange(found.shape, places[order], finite(values)[order])
 
         return Effect(load=load)
 
@@ -139,7 +139,7 @@ def spectral(tensors: ModuleTensors) -> list[Update]:
     scale = tensors.config.number("scaling", 150.0)
     seed = int(tensors.config.number("random_loc_seed", 777))
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(spectrum, turned=tensors.config.fan_in_fan_out)
         if spectrum.numel > found.outputs * found.inputs:
             raise _of_another(target, spectrum)
@@ -181,7 +181,7 @@ class FourierChange:
         return found
 
 
-def _of_another(target: Target, source: LazyTensor) -> CompatibilityError:
+def _of_another(target: TargetTensor, source: LazyTensor) -> CompatibilityError:
     return CompatibilityError(
         f"{target.tensor.location} has the shape {list(target.shape)}, for which {source.location} of shape "
         f"{list(source.shape)} is not: give the base that the adapter was trained on."

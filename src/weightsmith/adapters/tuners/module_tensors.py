@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Form, Update
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.adapters.peft_config import PeftConfig
 from weightsmith.adapters.updates import finite, require_floats, together, wrong
 from weightsmith.tensors import LazyTensor
@@ -50,7 +50,7 @@ class ModuleTensors:
     def update(
         self,
         sources: tuple[LazyTensor, ...],
-        effect: Callable[[Target], Effect],
+        effect: Callable[[TargetTensor], Effect],
         *,
         rank: int | None = None,
         scale: float = 1.0,

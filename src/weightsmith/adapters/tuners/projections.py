@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightsmith.adapters.adapter import Update
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.adapters.torch_numbers import TorchGenerator
 from weightsmith.adapters.tuners.module_tensors import Array, ModuleTensors, check_shape, vector
 from weightsmith.adapters.updates import finite, require_floats, wrong
@@ -35,7 +35,7 @@ def projected(tensors: ModuleTensors) -> list[Update]:
         check_shape(shared[0], (rank, None))
         check_shape(shared[1], (None, rank))
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         turned = tensors.config.fan_in_fan_out
         found = target.matrix(by_output, by_output.numel, None, turned=turned)
         if shared is not None:
@@ -77,7 +77,7 @@ def _shared(tensors: ModuleTensors, down: str, up: str) -> tuple[LazyTensor, Laz
     return found[0], found[1]
 
 
-def _check_sizes(target: Target, wanted: int, there: int, source: LazyTensor) -> None:
+def _check_sizes(target: TargetTensor, wanted: int, there: int, source: LazyTensor) -> None:
     if there < wanted:
         raise CompatibilityError(
             f"{target.tensor.location} has a side of {wanted}, but {source.location} of shape {list(source.shape)} is "
@@ -85,7 +85,7 @@ def _check_sizes(target: Target, wanted: int, there: int, source: LazyTensor) ->
         )
 
 
-def _widest(target: Target, tensors: ModuleTensors) -> tuple[int, int]:
+def _widest(target: TargetTensor, tensors: ModuleTensors) -> tuple[int, int]:
     """Most outputs and most inputs among the modules of the adapter, for which PEFT draws the projections."""
     beside = target.beside or {}
     outputs = {path: parts["vera_lambda_b"].numel for path, parts in tensors.modules.items()}
@@ -123,7 +123,7 @@ def based(tensors: ModuleTensors) -> list[Update]:
     check_shape(up, (None, None, rank))
     scale = tensors.config.number("randlora_alpha", 640) / rank
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(by_input, turned=tensors.config.fan_in_fan_out)
         small, large = sorted(found.shape)
         _check_sizes(target, small, down.shape[2], down)

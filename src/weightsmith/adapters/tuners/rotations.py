@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Update
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.adapters.peft_config import PeftConfig
 from weightsmith.adapters.tuners.module_tensors import Array, ModuleTensors, check_shape, vector
 from weightsmith.adapters.updates import finite, wrong
@@ -45,7 +45,7 @@ def rotated(tensors: ModuleTensors) -> list[Update]:
     is_shared = tensors.config.flag("block_share")
     inputs = None if is_shared else size * angles.shape[0]
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(angles, None, inputs, turned=None)
         if found.inputs % size:
             raise _not_divided(target, found.inputs, size, angles)
@@ -72,7 +72,7 @@ def butterflied(tensors: ModuleTensors) -> list[Update]:
             "the adapter was saved in pieces or is damaged, fetch it again",
         )
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         found = target.matrix(numbers, scales.numel, count * size, turned=None)
 
         def rewrite() -> Rotated:
@@ -89,7 +89,9 @@ def butterflied(tensors: ModuleTensors) -> list[Update]:
     return [tensors.update((numbers, scales), effect)]
 
 
-def _not_divided(target: Target, inputs: int, size: int, source: LazyTensor) -> CompatibilityError:
+def _not_divided(
+    target: TargetTensor, inputs: int, size: int, source: LazyTensor
+) -> CompatibilityError:
     return CompatibilityError(
         f"{target.tensor.location} has {inputs} inputs, which blocks of {size} as in {source.location} do not divide: "
         "give the base that the adapter was trained on."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from weightsmith.adapters.adapter import Update
-from weightsmith.adapters.effects import Effect, Target
+from weightsmith.adapters.effects import Effect, TargetTensor
 from weightsmith.adapters.tuners.module_tensors import ModuleTensors, vector
 from weightsmith.adapters.updates import finite, ranked, wrong
 from weightsmith.deltas import LowRankChange, Modulated, Scaled, transposed
@@ -47,7 +47,9 @@ def _is_feedforward(tensors: ModuleTensors) -> bool:
     return tensors.config.ends_in("feedforward_modules", tensors.path)
 
 
-def _scaling(target: Target, factors: LazyTensor, by_input: bool, tensors: ModuleTensors) -> Effect:
+def _scaling(
+    target: TargetTensor, factors: LazyTensor, by_input: bool, tensors: ModuleTensors
+) -> Effect:
     if by_input and len(target.shape) > 2:
         return _kernel_scaling(target, factors)
     numbers = (None, factors.numel) if by_input else (factors.numel, None)
@@ -64,7 +66,7 @@ def _scaling(target: Target, factors: LazyTensor, by_input: bool, tensors: Modul
     return Effect(rewrite=rewrite, turned=found.turned)
 
 
-def _kernel_scaling(target: Target, factors: LazyTensor) -> Effect:
+def _kernel_scaling(target: TargetTensor, factors: LazyTensor) -> Effect:
     """Inputs of a convolution, each group of outputs seeing those of its own."""
     rows, columns = kernel_shape(target.shape)
     groups, rest = divmod(factors.numel, target.shape[1])
@@ -82,7 +84,7 @@ def _kernel_scaling(target: Target, factors: LazyTensor) -> Effect:
     return Effect(rewrite=rewrite)
 
 
-def _bias_scaling(target: Target, factors: LazyTensor) -> Effect:
+def _bias_scaling(target: TargetTensor, factors: LazyTensor) -> Effect:
     if target.shape != (factors.numel,):
         raise CompatibilityError(
             f"{target.tensor.location} has the shape {list(target.shape)}, but {factors.location} scales "
@@ -99,7 +101,7 @@ def modulated(tensors: ModuleTensors) -> list[Update]:
     rank, shape = ranked(down, up)
     outputs, inputs = kernel_shape(shape)
 
-    def effect(target: Target) -> Effect:
+    def effect(target: TargetTensor) -> Effect:
         if is_embedding:
             target.matrix(down, inputs, outputs, turned=None)
             return Effect(rewrite=lambda: modulation(turned=True))

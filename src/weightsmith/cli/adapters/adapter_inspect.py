@@ -74,7 +74,8 @@ def _blocks(facts: AdapterFacts) -> Iterator[Block]:
     ends = dict.fromkeys(scales[:1] + scales[-1:])
     yield f"scale    {' to '.join(f'{scale:.4g}' for scale in ends)}"
     yield f"size     {facts.parameters:,} numbers, {format_size(facts.nbytes)}"
-    yield f"norm     {facts.norm:.4g}"
+    is_known = any(tensor.norm is not None for tensor in facts.tensors)
+    yield f"norm     {f'{facts.norm:.4g}' if is_known else 'known with --base'}"
     if facts.unsaved:
         yield f"unsaved  {', '.join(facts.unsaved)}: among `modules_to_save`, without tensors"
 
