@@ -281,18 +281,17 @@ def test_butterflies_of_several_factors_are_those_of_pefts_merge(
     compare(bases, "llama", precision, tmp_path, chosen, tolerance_of(precision))
 
 
-@pytest.mark.parametrize("kind", ["vera", "randlora"])
-def test_projections_that_are_not_saved_are_pefts_own_or_refused(bases, tmp_path, kind):
-    config = {"vera": peft.VeraConfig, "randlora": peft.RandLoraConfig}[kind]
+def test_projections_of_vera_that_are_not_saved_are_drawn_as_peft_draws_them(bases, tmp_path):
+    settings = {"target_modules": LINEAR, "r": 4, "save_projection": False}
+    compare(bases, "llama", "float32", tmp_path, (peft.VeraConfig, settings), 1e-6)
+
+
+def test_bases_of_randlora_that_are_not_saved_are_asked_for(bases, tmp_path):
     model, place = bases["llama", "float32"]
     settings = {"target_modules": LINEAR, "r": 4, "save_projection": False}
-    theirs = trained(model, tmp_path / "adapter", config, settings)
-    try:
-        ours = read(place, tmp_path / "adapter")
-    except WeightsmithError as problem:
-        assert "save_projection" in str(problem)
-    else:
-        check(theirs, ours, model.state_dict(), 1e-6)
+    trained(model, tmp_path / "adapter", peft.RandLoraConfig, settings)
+    with pytest.raises(WeightsmithError, match="save_projection"):
+        read(place, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("chosen", [SAME_BITS["ia3"], ROUNDED["oft"], ROUNDED["vera"]])
@@ -324,7 +323,11 @@ def test_an_adapter_of_another_base_is_refused(bases, tmp_path, chosen):
 
 @pytest.mark.parametrize(
     ("chosen", "lost"),
-    [(ROUNDED["boft"], "boft_s"), (ROUNDED["delora"], "delora_w_norm"), (ROUNDED["vera"], "lambda")],
+    [
+        (ROUNDED["boft"], "boft_s"),
+        (ROUNDED["delora"], "delora_w_norm"),
+        (ROUNDED["vera"], "lambda"),
+    ],
 )
 def test_a_missing_part_is_named(bases, tmp_path, chosen, lost):
     model, place = bases["llama", "float32"]
@@ -356,3 +359,37 @@ def test_an_unknown_setting_of_a_tuner_is_refused(bases, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "spin": 3}))
     with pytest.raises(WeightsmithError, match="'spin'"):
         read(place, tmp_path / "adapter")
+
+
+def test_an_endless_series_is_refused(bases, tmp_path):
+    model, place = bases["llama", "float32"]
+    trained(model, tmp_path / "adapter", *ROUNDED["oft"])
+    file = tmp_path / "adapter/adapter_config.json"
+    endless = {**json.loads(file.read_text()), "num_cayley_neumann_terms": 10**9}
+    file.write_text(json.dumps(endless))
+    with pytest.raises(WeightsmithError, match="from 1 to 1000"):
+        read(place, tmp_path / "adapter")
+
+
+def test_a_negative_place_of_a_single_element_is_refused(bases, tmp_path):
+    model, place = bases["llama", "float32"]
+    trained(model, tmp_path / "adapter", *SAME_BITS["shira"])
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    places = next(tensor for name, tensor in tensors.items() if "indices" in name)
+    # No row is 0, so that only the columns tell.
+    places[0].clamp_(min=1)
+    places[1, 5] = -1
+    save_file(tensors, file)
+    with pytest.raises(WeightsmithError, match="the base that the adapter was trained on"):
+        read(place, tmp_path / "adapter")
+
+
+def test_a_spectrum_of_a_matrix_that_torch_draws_otherwise_for_is_refused(
+    bases, tmp_path, monkeypatch
+):
+    model, place = bases["llama", "float32"]
+    trained(model, tmp_path / "adapter", *ROUNDED["fourierft"])
+    monkeypatch.setattr("weightsmith.adapters.tuners.additions.LONGEST_PERMUTATION", 1500)
+    with pytest.raises(WeightsmithError, match=r"1,536 elements.*merge the adapter with PEFT"):
+        open_model(f"{place}+{tmp_path / 'adapter'}")
