@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -112,6 +113,30 @@ def test_the_base_with_all_directions_is_the_fine_tune(tmp_path, name, embedding
     if not is_doubled:
         np.testing.assert_allclose(logits(found.merge_and_unload()), expected, atol=1e-5)
     assert abs(expected - logits(model.double())).max() > 0.05
+
+
+def test_dense_layers_of_a_mixture_that_peft_leaves_out_are_a_warning(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        **SMALL,
+        intermediate_size=20,
+        moe_intermediate_size=12,
+        num_key_value_heads=1,
+        num_experts=3,
+        num_experts_per_tok=2,
+        mlp_only_layers=[0],
+    )
+    model = transformers.Qwen3MoeForCausalLM(config).eval()
+    tuned = fine_tuned(model, only="layers.0.mlp")
+    base, finetune = saved(model, tmp_path / "base"), saved(tuned, tmp_path / "tuned")
+    adapter, report = extract(finetune, base, energy=1.0)
+    assert [finding.code for finding in report.findings] == ["left-out-by-peft"]
+    write_adapter(adapter, tmp_path / "out", base=base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = loaded(tmp_path / "base", tmp_path / "out", torch.float32)
+    np.testing.assert_allclose(logits(found), logits(model), atol=1e-6)
+    assert abs(logits(model) - logits(tuned)).max() > 0.01
 
 
 def test_fused_experts_are_those_of_the_fine_tune(tmp_path):

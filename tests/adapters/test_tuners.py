@@ -6,114 +6,27 @@ rounds on the way and weightsmith once, so the bits are those of PEFT's merge in
 
 from __future__ import annotations
 
-import copy
-import json
-import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tests.adapters.tuned import convnext, gpt2, llama, merged, read, resnet, written
 
 from weightsmith.adapters.adapter_reading import open_adapter
 from weightsmith.adapters.attaching import attach
 from weightsmith.adapters.torch_numbers import TorchGenerator
 from weightsmith.checkpoints import open_checkpoint
 from weightsmith.deltas.changed import read_elements
-from weightsmith.errors import CheckpointError, CompatibilityError
+from weightsmith.errors import CompatibilityError
 from weightsmith.lora.adapter_facts import inspect_adapter
 from weightsmith.lora.converting import convert
 
 peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 LINEAR = ["q_proj", "up_proj", "down_proj"]
 CONV1D = ["c_attn", "c_proj", "c_fc"]
-KERNELS = ["stem.patch_embeddings", "depthwise_conv", "pwconv1"]
-
-
-def llama():
-    config = transformers.LlamaConfig(
-        vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False, attention_bias=True,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=37,
-        n_positions=16,
-        n_embd=12,
-        n_layer=1,
-        n_head=3,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def resnet():
-    config = transformers.ResNetConfig(
-        num_channels=4,
-        embedding_size=4,
-        hidden_sizes=[8],
-        depths=[1],
-        layer_type="basic",
-        num_labels=2,
-    )
-    return transformers.ResNetForImageClassification(config)
-
-
-def convnext():
-    """Its depthwise convolutions have as many groups as channels."""
-    config = transformers.ConvNextConfig(
-        num_channels=3, hidden_sizes=[8], depths=[1], num_stages=1, num_labels=2
-    )
-    return transformers.ConvNextForImageClassification(config)
-
-
-def trained(model, config, seed=1):
-    """A PEFT model with every trainable number moved, as training would."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(model, config())
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return wrapped
-
-
-def written(tmp_path, model, config, **seeds):
-    """A base and an adapter on disk, and the PEFT model that they are of."""
-    torch.manual_seed(0)
-    base, folder = tmp_path / "base", tmp_path / "adapter"
-    built = model()
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.02)
-    built.save_pretrained(base)
-    wrapped = trained(built, config, **seeds)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped.save_pretrained(folder)
-    return base, folder, wrapped
-
-
-def merged(wrapped):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        whole = copy.deepcopy(wrapped).merge_and_unload()
-    return {name: tensor.detach().numpy() for name, tensor in whole.state_dict().items()}
-
-
-def read(checkpoint, name):
-    tensor = checkpoint.tensors[name]
-    return read_elements(tensor, 0, tensor.numel).reshape(tensor.shape)
 
 
 def differing(base, folder, expected, compare) -> int:
@@ -418,107 +331,3 @@ def test_numbers_for_a_seed_are_those_of_torch(seed):
     np.testing.assert_array_equal(ours.uniform((5,), 2.0), again)
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(seed))[:900].numpy()
     np.testing.assert_array_equal(TorchGenerator(seed).first_of_permutation(5000, 900), order)
-
-
-def edited(folder, drop=(), put=None, **settings):
-    """The adapter with tensors taken out and replaced, and other settings."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    kept = (
-        {n: t for n, t in tensors.items() if not n.endswith(tuple(drop))} if drop else dict(tensors)
-    )
-    save_file({**kept, **(put or {})}, folder / "adapter_model.safetensors")
-    return folder
-
-
-def test_a_tuner_without_its_random_bases_is_refused_with_the_way_to_store_them(tmp_path):
-    config = partial(peft.RandLoraConfig, target_modules=["q_proj"], r=4)
-    _, folder, _ = written(tmp_path, llama, config)
-    edited(folder, ["randlora_A", "randlora_B"], save_projection=False)
-    with pytest.raises(CompatibilityError, match=r"bases are not stored.*'save_projection' set"):
-        open_adapter(folder)
-
-
-def test_a_cayley_series_of_an_older_peft_is_refused(tmp_path):
-    _, folder, _ = written(
-        tmp_path, llama, partial(peft.OFTConfig, target_modules=["q_proj"], oft_block_size=4)
-    )
-    with pytest.raises(
-        CompatibilityError, match=r"before 0\.18 trained with the Cayley-Neumann series"
-    ):
-        open_adapter(edited(folder, peft_version="0.17.1"))
-    assert open_adapter(edited(folder, use_cayley_neumann=False)).updates
-
-
-@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "XLORA"])
-def test_types_that_change_no_weights_are_refused_as_such(kind, tmp_path):
-    _, folder, _ = written(
-        tmp_path, llama, partial(peft.IA3Config, target_modules=["q_proj"], feedforward_modules=[])
-    )
-    with pytest.raises(CompatibilityError, match=rf"{kind}'?, which adds to the network"):
-        open_adapter(edited(folder, peft_type=kind))
-
-
-DAMAGED = {
-    "a part that is missing": (
-        partial(peft.HiraConfig, target_modules=["q_proj"], r=4),
-        ["hira_B"],
-        "no partner 'hira_B'",
-    ),
-    "half of a shared pair": (
-        partial(peft.VeraConfig, target_modules=["q_proj"], r=4),
-        ["vera_B"],
-        "no partner 'vera_B'",
-    ),
-    "no indices": (
-        partial(peft.ShiraConfig, target_modules=["q_proj"], r=1),
-        ["shira_indices"],
-        "partner 'shira_indices'",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED)
-def test_incomplete_tuners_are_refused_with_the_part_that_lacks(case, tmp_path):
-    config, dropped, message = DAMAGED[case]
-    _, folder, _ = written(tmp_path, llama, config)
-    with pytest.raises(CheckpointError, match=message):
-        open_adapter(edited(folder, dropped))
-
-
-OF_ANOTHER_BASE = {
-    "ia3": partial(peft.IA3Config, target_modules=["up_proj"], feedforward_modules=[]),
-    "oft": partial(peft.OFTConfig, target_modules=["down_proj"], oft_block_size=4),
-    "boft": partial(peft.BOFTConfig, target_modules=["down_proj"], boft_block_size=4),
-    "vera": partial(peft.VeraConfig, target_modules=["up_proj"], r=4),
-    "hira": partial(peft.HiraConfig, target_modules=["up_proj"], r=4),
-    "miss": partial(peft.MissConfig, target_modules=["up_proj"], r=4),
-    "randlora": partial(peft.RandLoraConfig, target_modules=["o_proj"], r=4),
-    "delora": partial(peft.DeloraConfig, target_modules=["up_proj"], r=4),
-}
-
-
-@pytest.mark.parametrize("case", OF_ANOTHER_BASE)
-def test_tuners_on_a_base_of_other_sizes_are_refused_from_headers(case, tmp_path):
-    _, folder, _ = written(tmp_path, llama, OF_ANOTHER_BASE[case])
-    config = transformers.LlamaConfig(
-        vocab_size=37, hidden_size=40, intermediate_size=72, num_hidden_layers=1, num_attention_heads=4,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
-    with pytest.raises(CompatibilityError, match="the base that the adapter was trained on"):
-        attach(open_checkpoint(tmp_path / "other"), [(open_adapter(folder), 1.0)])
-
-
-def test_an_index_beyond_the_base_is_refused(tmp_path):
-    base, folder, _ = written(
-        tmp_path, llama, partial(peft.ShiraConfig, target_modules=["q_proj"], r=1)
-    )
-    name = "base_model.model.model.layers.0.self_attn.q_proj.shira_indices"
-    indices = load_file(folder / "adapter_model.safetensors")[name]
-    indices[0, 3] = 99
-    changed = attach(
-        open_checkpoint(base), [(open_adapter(edited(folder, put={name: indices})), 1.0)]
-    )
-    with pytest.raises(CompatibilityError, match="the base that the adapter was trained on"):
-        read(changed, "model.layers.0.self_attn.q_proj.weight")

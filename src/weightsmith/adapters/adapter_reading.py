@@ -167,7 +167,7 @@ def _file(file: Path, listed: ListedWeights, source: str, place: Path | None = N
         base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version")
         return Adapter(where, source, dialect, updates, dict(metadata), base, flattened=True)
     config = _carried_config(metadata, file)
-    if all(tensor.name.startswith("base_model.model.") for tensor in tensors):
+    if all(tensor.name.startswith("base_model.") for tensor in tensors):
         if config is None:
             raise CheckpointError(
                 f"{shown(file)} has PEFT's keys but no configuration, so the scale of its factors is unknown: give the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from weightsmith.deltas import (
     Change,
     ChangedTensor,
     ReplacedRows,
+    Rewriting,
     Rewritten,
     Towards,
     Weighted,
@@ -86,8 +88,7 @@ def _effective(
     found = update.effect(TargetTensor(base, input_first, beside))
     load, rewrite = found.load, found.rewrite
     if rewrite is not None:
-        below = update.replacement or base
-        load = lambda: Rewritten(below, rewrite())  # noqa: E731
+        load = functools.partial(_difference, update.replacement or base, rewrite)
     return replace(
         update,
         effect=None,
@@ -96,6 +97,10 @@ def _effective(
         shape=base.shape,
         input_first=found.turned,
     )
+
+
+def _difference(base: LazyTensor, rewrite: Callable[[], Rewriting]) -> Change:
+    return Rewritten(base, rewrite())
 
 
 def applied(update: Update, base: LazyTensor) -> LazyTensor:

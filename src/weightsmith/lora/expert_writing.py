@@ -7,7 +7,7 @@ experts innermost in its columns.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,15 @@ from weightsmith.errors import CompatibilityError
 from weightsmith.lora.low_rank_adapters import Factors, LowRankAdapter
 from weightsmith.lora.storing import StoredFactor
 from weightsmith.tensors import DType, shown
+
+# Those that transformers 5.23 converts as it converts qwen2_moe, which is what PEFT 0.21 goes by.
+_FAMILIES = frozenset(
+    """qwen2_moe afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe glm4_moe glm4_moe_lite
+    glm_moe_dsa glm4v_moe longcat_flash solar_open mellum qwen3_moe beam qwen3_omni_moe
+    qwen3_omni_moe_thinker qwen3_omni_moe_text qwen3_next hunyuan_v1_moe flex_olmo olmoe exaone_moe
+    cohere2_moe""".split()
+)
+_PROJECTIONS = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +63,17 @@ def expert_tensors(adapter: LowRankAdapter, prefix: str) -> ExpertTensors:
                 adapter.dtype,
             )
     return found
+
+
+def left_out_by_peft(model_type: object, targets: Iterable[str]) -> list[str]:
+    """Which tensors, factored as matrices of their own, PEFT would leave as they are in a model of that type.
+
+    It takes every module called `gate_proj`, `up_proj` or `down_proj` of these families for the experts' fused
+    parameters, by whatever path it is targeted, and so leaves out dense layers and shared experts without a word.
+    """
+    if model_type not in _FAMILIES:
+        return []
+    return [target for target in targets if target.endswith(_PROJECTIONS)]
 
 
 def _nested(module: str, names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from weightsmith.errors import CompatibilityError, NonFiniteError, UsageError
 from weightsmith.graph import row_blocks
 from weightsmith.lora.bounds import RankBound
 from weightsmith.lora.decomposing import decompositions
+from weightsmith.lora.expert_writing import left_out_by_peft
 from weightsmith.lora.extraction_report import (
     ExtractedTensor,
     ExtractionReport,
@@ -111,7 +112,9 @@ def extract(
         raise CompatibilityError(_nothing(finetune, base, entries))
     resized = [c.part.name for c in changed if c.is_whole and c.measure is None]
     tied = [f.target for f in adapter.factors.values() if f.target in doubled]
-    findings = tuple(findings_of(entries, resized, tied))
+    dense = [factors.target for factors in adapter.factors.values() if factors.part is None]
+    ignored = left_out_by_peft((base.config or {}).get("model_type"), dense)
+    findings = tuple(findings_of(entries, resized, tied, ignored))
     return adapter, ExtractionReport(entries, len(parts) - len(changed), dtype, findings)
 
 

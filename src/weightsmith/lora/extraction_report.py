@@ -122,9 +122,12 @@ def signal_rank(values: Matrix, noise: float, shape: tuple[int, int]) -> int | N
 
 
 def findings_of(
-    tensors: Sequence[ExtractedTensor], resized: Iterable[str], tied: Iterable[str]
+    tensors: Sequence[ExtractedTensor],
+    resized: Iterable[str],
+    tied: Iterable[str],
+    ignored: Sequence[str] = (),
 ) -> list[Finding]:
-    """Warnings of what is lost whole, of tables that are resized or factored though tied, and notes."""
+    """Warnings of what is lost whole, of what PEFT takes otherwise or ignores, and notes."""
     found = list(_losses(tensors))
     faint = [t for t in tensors if t.change is not None and t.change**2 <= 2.0 * t.noise**2]
     if faint:
@@ -159,6 +162,18 @@ def findings_of(
         )
         for name in tied
     )
+    if ignored:
+        more = f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "left-out-by-peft",
+                ignored[0],
+                f"PEFT takes {shown(ignored[0])}{more} for experts when it loads the adapter, and leaves the factors "
+                "out without a word",
+                "merge with `weightsmith adapter merge`",
+            )
+        )
     return found
 
 
