@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LOW = 0xFFFF_FFFF
+# Permutations of more are drawn by torch in another order, which has to be followed to its end.
+LONGEST_PERMUTATION = _LOW // 20 - 1
 # A float32 takes the low 24 bits of a number.
 _DIGITS = 24
 
@@ -38,7 +40,7 @@ class TorchGenerator:
         return rounded
 
     def first_of_permutation(self, length: int, count: int) -> NDArray[np.int64]:
-        """As `torch.randperm(length)[:count]`, for lengths up to 2^32 / 20 (torch draws otherwise above)."""
+        """As `torch.randperm(length)[:count]`, for lengths up to `LONGEST_PERMUTATION`."""
         moved: dict[int, int] = {}
         found = []
         for i, drawn in enumerate(self._bits.random_raw(count).tolist()):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from weightsmith.adapters.adapter import Update
 from weightsmith.adapters.effects import Effect, TargetTensor
-from weightsmith.adapters.torch_numbers import TorchGenerator
+from weightsmith.adapters.torch_numbers import LONGEST_PERMUTATION, TorchGenerator
 from weightsmith.adapters.tuners.module_tensors import Array, ModuleTensors, check_shape, vector
 from weightsmith.adapters.updates import finite, together, wrong
 from weightsmith.deltas import BlockAffine, Change, LowRankChange, SparseChange
@@ -104,7 +104,7 @@ def sparse(tensors: ModuleTensors) -> list[Update]:
         def load() -> Change:
             rows, columns = _integers(indices)
             if (
-                (rows.min(), columns.min()) < (0, 0)
+                min(rows.min(), columns.min()) < 0
                 or rows.max() >= found.outputs
                 or columns.max() >= found.inputs
             ):
@@ -143,9 +143,14 @@ def spectral(tensors: ModuleTensors) -> list[Update]:
         found = target.matrix(spectrum, turned=tensors.config.fan_in_fan_out)
         if spectrum.numel > found.outputs * found.inputs:
             raise _of_another(target, spectrum)
+        numbers = found.outputs * found.inputs
+        if numbers > LONGEST_PERMUTATION:
+            raise CompatibilityError(
+                f"{target.tensor.location} has {numbers:,} elements, and the places of {spectrum.location} in so many "
+                "are not written and drawn in another way by torch: merge the adapter with PEFT."
+            )
 
         def load() -> Change:
-            numbers = found.outputs * found.inputs
             places = TorchGenerator(seed).first_of_permutation(numbers, spectrum.numel)
             first, second = np.divmod(places, found.inputs)
             # The transform of a transposed spectrum is the transpose.

@@ -24,6 +24,8 @@ from weightsmith.tensors import LazyTensor
 
 # PEFT's series of before has another last term.
 _FIRST_OF_SERIES = (0, 18)
+# PEFT has 5 unless told otherwise, and a file of strangers may say any number.
+_MOST_TERMS = 1000
 
 
 def rotated(tensors: ModuleTensors) -> list[Update]:
@@ -119,7 +121,16 @@ def _of_angles(angles: Array, size: int, config: PeftConfig) -> Array:
         skew = _bounded(skew, config.number("eps", 6e-5))
     if not config.content.get("use_cayley_neumann", True):
         return _cayley(skew)
-    return _series(skew, int(config.number("num_cayley_neumann_terms", 5)))
+    return _series(skew, _terms(config))
+
+
+def _terms(config: PeftConfig) -> int:
+    terms = config.number("num_cayley_neumann_terms", 5)
+    if not 0 < terms <= _MOST_TERMS or terms != int(terms):
+        raise config.wrong(
+            f"'num_cayley_neumann_terms' is {terms}, no whole number from 1 to {_MOST_TERMS}"
+        )
+    return int(terms)
 
 
 def _bounded(skew: Array, eps: float) -> Array:
