@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.schema import RecipeDocument as RecipeDocument
     from weightsmith.recipes.language.value_files import read_values as read_values
     from weightsmith.recipes.language.without import without as without
+    from weightsmith.recipes.masks.mask_files import write_masks as write_masks
     from weightsmith.recipes.resolution.boundary_findings import LayerBoundary as LayerBoundary
     from weightsmith.recipes.resolution.boundary_findings import LayerOrigin as LayerOrigin
     from weightsmith.recipes.resolution.boundary_findings import (
@@ -120,6 +121,7 @@ else:
             "resolve": "weightsmith.recipes.resolution.resolve",
             "layer_boundaries": "weightsmith.recipes.resolution.boundary_findings",
             "with_numbers": "weightsmith.recipes.resolution.free_formulas",
+            "write_masks": "weightsmith.recipes.masks.mask_files",
             "without": "weightsmith.recipes.language.without",
         },
     )

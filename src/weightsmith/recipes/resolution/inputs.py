@@ -18,10 +18,13 @@ from weightsmith.checkpoints import (
     tie_findings,
 )
 from weightsmith.errors import RecipeError
+from weightsmith.recipes.language.mask_forms import FreeMask, MaskForm
 from weightsmith.recipes.language.problems import Problems
+from weightsmith.recipes.masks.mask_files import MASK, is_mask_file, masks_of, spread
 from weightsmith.recipes.resolution.combine import rounded
 from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
 from weightsmith.recipes.resolution.input_chain import Sources, Transform, TransformedViews
+from weightsmith.recipes.resolution.masks import mask_statistics
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.recipes.resolution.output_sections import Labels
 from weightsmith.recipes.resolution.postprocess import as_written
@@ -38,6 +41,7 @@ class Inputs:
         self.sources = Sources()
         self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
+        self._masks: dict[str, MeasuredStatistics] = {}
         self._opener = opener
         self._found: dict[Reference, Checkpoint] = {}
         self._opened: dict[Reference, View] = {}
@@ -74,16 +78,19 @@ class Inputs:
         return TransformedViews(self, transform, self.sources)
 
     def measured(
-        self, reference: Reference, view: View, base: View | None = None
+        self, reference: Reference | MaskForm, view: View, base: View | None = None
     ) -> MeasuredStatistics:
-        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base.
+        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base; or a mask.
 
         Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
         of tensors that it lacks.
         """
+        if not isinstance(reference, Reference):
+            return self._mask(reference, view)
         key = (reference, view.label, "" if base is None else base.label)
         if key not in self.statistics:
-            found = statistics_of(called(self._opener(reference), reference))
+            opened = called(self._opener(reference), reference)
+            found = masks_of(opened) if is_mask_file(opened) else statistics_of(opened)
             own = self._is_of(found, view)
             of_base = own if base is view else not own and self._is_of(found, base)
             if not own and not of_base:
@@ -92,11 +99,25 @@ class Inputs:
             require_names(found, owner)
             from weightsmith.checkpoints import by_weight
 
-            found = by_weight(found, owner)
+            found = spread(found, owner) if found.header.kind == MASK else by_weight(found, owner)
             label = self._labels.new(Path(str(reference)).name)
             self.sources.add(label, found.checkpoint)
             self.statistics[key] = MeasuredStatistics(label, found, own, of_base)
         return self.statistics[key]
+
+    def _mask(self, form: MaskForm, view: View) -> MeasuredStatistics:
+        """A mask that stands in the recipe; a free one is what leaves read under its name."""
+        name = form.name if isinstance(form, FreeMask) else f"mask {form.mask:g} of {view.label}"
+        if view.is_recipe or view.label not in self._as_opened:
+            raise RecipeError(
+                f"The {name!r} is given for {view.label!r}, which a recipe makes; merge it first and mask the result."
+            )
+        if not isinstance(form, FreeMask):
+            return mask_statistics(form, self._as_opened[view.label], name)
+        if name not in self._masks:
+            self._masks[name] = mask_statistics(form, self._as_opened[view.label], name)
+            self.sources.add(name, self._masks[name].statistics.checkpoint)
+        return self._masks[name]
 
     def _require_own(self, reference: Reference, found: Statistics, view: View) -> None:
         if view.is_recipe or view.label not in self._as_opened:
