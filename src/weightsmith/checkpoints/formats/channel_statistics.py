@@ -13,7 +13,7 @@ _INPUTS = ("input_magnitude", "input_square")
 
 
 def by_weight(statistics: Statistics, checkpoint: Checkpoint) -> Statistics:
-    """Statistics of `checkpoint`, those of input channels and masks in the shapes of its weights; other kinds as they are.
+    """Statistics of `checkpoint`, those of input channels and masks in its weights' shapes; other kinds as they are.
 
     Inputs are the second axis of a weight, the first of one that is stored input first, and a norm's only one. Raises
     CompatibilityError where a weight has not as many, and for a mask that does not broadcast to its weight.

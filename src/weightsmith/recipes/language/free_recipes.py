@@ -79,7 +79,8 @@ def names_in(document: RecipeDocument) -> tuple[str, ...]:
 
 def needs_headers(document: RecipeDocument) -> bool:
     """Whether only the checkpoints tell how many free numbers there are."""
-    return any(form.by is not None for _, form in free_forms(document))
+    masks = any(True for _ in free_masks(document))
+    return masks or any(form.by is not None for _, form in free_forms(document))
 
 
 def written_numbers(document: RecipeDocument) -> tuple[FreeNumber, ...]:

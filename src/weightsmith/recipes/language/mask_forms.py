@@ -1,6 +1,6 @@
 """Masks of task vectors as recipes write them, in the place of a statistics file of kind mask.
 
-`{free_mask: [0, 1], start: 0.5, per: row}` is one whose numbers are to be found, by the name of the model that it stands
+`{free_mask: [0, 1], start: 0.5, per: row}` is one whose numbers are to be found, called after the model that it stands
 with: `models[0].mask`. `{mask: 0.5}` has one number for all elements.
 """
 
@@ -20,7 +20,7 @@ MaskPer = Literal["element", "row", "column", "tensor"]
 
 
 class FreeMask(DocumentPart):
-    """Factors in [low, high] that are to be found: one for each element, row, column, or tensor, of those that match."""
+    """Factors in [low, high] that are to be found, one for each element, row, column or tensor of what matches."""
 
     free_mask: tuple[Number, Number]
     start: Number

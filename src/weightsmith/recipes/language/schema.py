@@ -22,7 +22,6 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.free_masks import FreeMask, is_free_mask, one_mask
 from weightsmith.recipes.language.mask_forms import MeasuredForm
 from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
@@ -60,10 +59,6 @@ def _not_text(given: Any) -> str:
     raise ValueError(f"expected the name of a dtype, not {literal(given)}")
 
 
-def _statistics_form(given: Any) -> str:
-    return "@mask" if is_free_mask(given) else "@file"
-
-
 def _listed(given: Any) -> Any:
     return given if given is None or isinstance(given, (list, tuple)) else (given,)
 
@@ -80,18 +75,6 @@ DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
 StatisticsFiles = Annotated[tuple[ModelReference, ...], BeforeValidator(_listed)]
 Measured = Annotated[tuple[MeasuredForm, ...], BeforeValidator(_listed)]
-# Of a model that is merged, whose mask may still be free.
-ModelStatistics = Annotated[
-    tuple[
-        Annotated[
-            Annotated[ModelReference, Tag("@file")] | Annotated[FreeMask, Tag("@mask")],
-            Discriminator(_statistics_form),
-        ],
-        ...,
-    ],
-    BeforeValidator(_listed),
-    AfterValidator(one_mask),
-]
 Model = Annotated[
     Annotated[ModelReference, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
     Discriminator(_model_form),
@@ -99,13 +82,13 @@ Model = Annotated[
 
 
 class ModelEntry(DocumentPart):
-    """One of `models:`; `statistics` names files of what was measured on it, or has a free mask."""
+    """One of `models:`; `statistics` names files of what was measured on it, and masks."""
 
     mergekit_keys = frozenset({"model", "parameters"})
 
     model: Model
     parameters: Settings | None = None
-    statistics: ModelStatistics | None = None
+    statistics: Measured | None = None
 
 
 class SliceSource(DocumentPart):
@@ -116,7 +99,7 @@ class SliceSource(DocumentPart):
     model: Model
     layer_range: LayerRange
     parameters: Settings | None = None
-    statistics: ModelStatistics | None = None
+    statistics: Measured | None = None
 
 
 class MethodStep(DocumentPart):

@@ -20,7 +20,6 @@ from weightsmith.checkpoints import (
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.mask_forms import FreeMask, MaskForm
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.masks.mask_files import MASK, is_mask_file, masks_of, spread
 from weightsmith.recipes.resolution.combine import rounded
 from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
 from weightsmith.recipes.resolution.input_chain import Sources, Transform, TransformedViews
@@ -39,9 +38,8 @@ class Inputs:
     def __init__(self, opener: Callable[[Reference], Checkpoint]) -> None:
         self.problems = Problems()
         self.sources = Sources()
-        self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
+        self.statistics: dict[tuple[Reference | str, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
-        self._masks: dict[str, MeasuredStatistics] = {}
         self._opener = opener
         self._found: dict[Reference, Checkpoint] = {}
         self._opened: dict[Reference, View] = {}
@@ -89,8 +87,7 @@ class Inputs:
             return self._mask(reference, view)
         key = (reference, view.label, "" if base is None else base.label)
         if key not in self.statistics:
-            opened = called(self._opener(reference), reference)
-            found = masks_of(opened) if is_mask_file(opened) else statistics_of(opened)
+            found = statistics_of(called(self._opener(reference), reference))
             own = self._is_of(found, view)
             of_base = own if base is view else not own and self._is_of(found, base)
             if not own and not of_base:
@@ -99,7 +96,7 @@ class Inputs:
             require_names(found, owner)
             from weightsmith.checkpoints import by_weight
 
-            found = spread(found, owner) if found.header.kind == MASK else by_weight(found, owner)
+            found = by_weight(found, owner)
             label = self._labels.new(Path(str(reference)).name)
             self.sources.add(label, found.checkpoint)
             self.statistics[key] = MeasuredStatistics(label, found, own, of_base)
@@ -114,10 +111,11 @@ class Inputs:
             )
         if not isinstance(form, FreeMask):
             return mask_statistics(form, self._as_opened[view.label], name)
-        if name not in self._masks:
-            self._masks[name] = mask_statistics(form, self._as_opened[view.label], name)
-            self.sources.add(name, self._masks[name].statistics.checkpoint)
-        return self._masks[name]
+        if (name, "", "") not in self.statistics:
+            made = mask_statistics(form, self._as_opened[view.label], name)
+            self.sources.add(name, made.statistics.checkpoint)
+            self.statistics[name, "", ""] = made
+        return self.statistics[name, "", ""]
 
     def _require_own(self, reference: Reference, found: Statistics, view: View) -> None:
         if view.is_recipe or view.label not in self._as_opened:

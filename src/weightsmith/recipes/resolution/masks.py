@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from weightsmith.checkpoints import Checkpoint, Statistics, StatisticsHeader
+from weightsmith.checkpoints import Checkpoint, Statistics, StatisticsHeader, read_statistics
 from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.mask_forms import FreeMask, MaskForm
 from weightsmith.recipes.resolution.formula import OutputTensor, distinct_leaves
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
-from weightsmith.tensors import ConstantTensor, LazyTensor, StandIn
+from weightsmith.tensors import ConstantTensor, LazyTensor, StandIn, read_range
+from weightsmith.wording import literal
+
+# Numbers that are looked at together.
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +69,9 @@ def mask_statistics(form: MaskForm, owner: Checkpoint, label: str) -> MeasuredSt
             start = ConstantTensor(own[0], weight.shape, number, f"{label}: {own[0]}")
             tensors[own[0]] = StandIn(start) if isinstance(form, FreeMask) else start
     if not tensors:
-        raise RecipeError(f"{label}: its `match` selects no tensor of {owner.identity}; correct it.")
+        raise RecipeError(
+            f"{label}: its `match` selects no tensor of {owner.identity}; correct it."
+        )
     checkpoint = replace(owner, source=label, tensors=tensors, config=None, ties=(), own_names={})
     header = StatisticsHeader("mask", owner.name, "", "the recipe", 1)
     return MeasuredStatistics(label, Statistics(header, checkpoint, {n: (n,) for n in tensors}))
@@ -81,7 +87,9 @@ def free_mask_numbers(
             read.setdefault(leaf.checkpoint, {})[leaf.tensor] = None
     for form in masks:
         if form.name not in read:
-            raise RecipeError(f"The free mask {form.name!r} is of no tensor that is merged; leave it out.")
+            raise RecipeError(
+                f"The free mask {form.name!r} is of no tensor that is merged; leave it out."
+            )
         checkpoint = checkpoints[form.name]
         found = {name: checkpoint.tensors[name] for name in read[form.name]}
         tensors = {name: one for name, one in found.items() if isinstance(one, StandIn)}
@@ -89,10 +97,38 @@ def free_mask_numbers(
         yield MaskNumbers(form, checkpoint, shapes, tensors)
 
 
-def file_of_values(name: str, given: object) -> Path:
-    """The mask file that a value of a free mask is; raises RecipeError for anything else."""
-    if not isinstance(given, (str, Path)) or not str(given).endswith(".safetensors"):
+def file_of_values(mask: MaskNumbers, given: object) -> Path:
+    """The mask file that is the value of a free mask; raises RecipeError for anything else.
+
+    The file is read once, since its numbers must lie within the bounds. Raises CheckpointError for a damaged one.
+    """
+    if not isinstance(given, (str, Path)):
+        lacking = "has no value" if given is None else f"cannot be {literal(given)}"
         raise RecipeError(
-            f"The free mask {name!r} takes a safetensors file of kind mask for its value; name one."
+            f"The free mask {mask.name!r} {lacking}; name a safetensors file of kind mask."
         )
-    return Path(given)
+    path = Path(given).absolute()
+    found = read_statistics(path)
+    if found.header.kind != "mask":
+        raise RecipeError(
+            f"The free mask {mask.name!r} was given {str(given)!r}, which holds statistics of kind "
+            f"{found.header.kind}; name a file of kind mask."
+        )
+    for tensor in found.checkpoint.tensors.values():
+        require_within(mask, tensor)
+    return path
+
+
+def require_within(mask: MaskNumbers, tensor: LazyTensor) -> None:
+    """Raise RecipeError unless all numbers of a tensor lie within the bounds of a mask, as its dtype has them."""
+    for start in range(0, tensor.numel, _AT_ONCE):
+        numbers = read_range(tensor, start, min(start + _AT_ONCE, tensor.numel))
+        low, high = (np.float32(bound) for bound in (mask.low, mask.high))
+        outside = (numbers < min(low, mask.low)) | (numbers > max(high, mask.high))
+        outside |= np.isnan(numbers)
+        if outside.any():
+            number = numbers[int(np.argmax(outside))]
+            raise RecipeError(
+                f"The free mask {mask.name!r} lies in [{mask.low:g}, {mask.high:g}], but {tensor.location} has "
+                f"{number:g}."
+            )

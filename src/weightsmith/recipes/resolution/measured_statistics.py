@@ -11,7 +11,6 @@ from weightsmith.errors import RecipeError
 from weightsmith.methods import METRICS, MeasuredOn, MethodSpec
 from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
-from weightsmith.recipes.masks.mask_files import MASK
 from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves, OutputTensor
 from weightsmith.recipes.resolution.views import View
 from weightsmith.tensors import ConstantTensor
@@ -76,7 +75,7 @@ def chosen(
         kind, _, word = wanted.partition(":")
         fitting = (f for f in files if f.kind == kind)
         # One mask, of the base's weights, may be that of several models.
-        is_any = kind == MASK
+        is_any = kind == "mask"
         found = next(
             (f for f in fitting if is_any or (f.of_base if is_of_base else f.of_model)), None
         )

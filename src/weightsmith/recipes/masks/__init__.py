@@ -1,1 +1,0 @@
-"""Masks of task vectors: their files, and those that are still to be found."""
