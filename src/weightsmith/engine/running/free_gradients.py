@@ -109,7 +109,13 @@ class Dependents:
         measured = [node for node in self.nodes if isinstance(node, (Scalar, Threshold))]
         reduced = [n for n in measured if n.op in ("total", "dot", "peak", "largest")]
         self.reductions = [n for n in reduced if isinstance(n, Scalar) and n.scope is not Scope.ROW]
-        self._model = [node for node in reduced if node.scope is Scope.MODEL]
+        # What a threshold selects has no slope of its own, whatever the threshold is taken over.
+        used = {part for node in self.nodes if node.op != "above" for part in node.inputs}
+        self._model = [
+            node
+            for node in reduced
+            if node.scope is Scope.MODEL and (node in used or not isinstance(node, Threshold))
+        ]
 
     @property
     def is_streamed(self) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, free_in
 from weightsmith.recipes.language.document_parts import inside, joined, rewritten
-from weightsmith.recipes.language.free_forms import FreeForm, free_forms
-from weightsmith.recipes.language.mask_forms import FreeMask
+from weightsmith.recipes.language.free_forms import FreeForm, FreeMask, free_forms
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,

@@ -22,7 +22,7 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
-from weightsmith.recipes.language.mask_forms import MeasuredForm
+from weightsmith.recipes.language.free_forms import MeasuredForm
 from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
 from weightsmith.recipes.language.parameter_settings import Settings

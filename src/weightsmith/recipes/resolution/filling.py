@@ -16,7 +16,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, ValuedPath, following, free_in
 from weightsmith.naming import nearest
 from weightsmith.recipes.language.document_parts import rewritten
-from weightsmith.recipes.language.free_forms import FreeForm
+from weightsmith.recipes.language.free_forms import FreeForm, FreeMask
 from weightsmith.recipes.language.free_recipes import (
     free_masks,
     has_free,
@@ -24,7 +24,6 @@ from weightsmith.recipes.language.free_recipes import (
     spelled,
     written_numbers,
 )
-from weightsmith.recipes.language.mask_forms import FreeMask
 from weightsmith.recipes.language.parameter_settings import Condition
 from weightsmith.recipes.language.recipe import Recipe
 from weightsmith.recipes.language.schema import RecipeDocument
@@ -73,12 +72,11 @@ class OpenRecipe:
         """The ordinary recipe with `values`, which are of all numbers and masks; see `fill`."""
         if values == "start":
             return _filled(self, complete(self.numbers, values), {})
-        given = dict(values) if isinstance(values, Mapping) else values
-        files = {}
-        for name, mask in self.masks.items():
-            if isinstance(given, dict):
-                files[name] = file_of_values(mask, given.pop(name, None))
-        return _filled(self, complete(self.numbers, given), files)
+        given = values if isinstance(values, Mapping) else {}
+        own = {name: value for name, value in given.items() if name not in self.masks}
+        numbers = complete(self.numbers, own if isinstance(values, Mapping) else values)
+        files = {name: file_of_values(mask, given.get(name)) for name, mask in self.masks.items()}
+        return _filled(self, numbers, files)
 
 
 def open_recipe(recipe: Recipe, opened: Opened | None = None) -> OpenRecipe | None:

@@ -18,7 +18,7 @@ from weightsmith.checkpoints import (
     tie_findings,
 )
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.language.mask_forms import FreeMask, MaskForm
+from weightsmith.recipes.language.free_forms import FreeMask, MaskForm
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
 from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same

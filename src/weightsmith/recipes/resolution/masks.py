@@ -10,7 +10,7 @@ import numpy as np
 
 from weightsmith.checkpoints import Checkpoint, Statistics, StatisticsHeader, read_statistics
 from weightsmith.errors import RecipeError
-from weightsmith.recipes.language.mask_forms import FreeMask, MaskForm
+from weightsmith.recipes.language.free_forms import FreeMask, MaskForm
 from weightsmith.recipes.resolution.formula import OutputTensor, distinct_leaves
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.tensors import ConstantTensor, LazyTensor, StandIn, read_range
