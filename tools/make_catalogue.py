@@ -69,6 +69,7 @@ MEASURED = {
     "channels:input_square": '{\n        f"{name}::input_square": (weight**2).mean(0)\n        '
     "for name, weight in weights.items()\n        if weight.ndim == 2\n    }",
     "gram": "{name: weight.T @ weight for name, weight in weights.items() if weight.ndim == 2}",
+    "mask": "{name: (weight > 0).astype(weight.dtype) for name, weight in weights.items()}",
     "metrics": "{}",
     "repair": "{name: weight**0 for name, weight in weights.items()}",
 }

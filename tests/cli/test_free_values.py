@@ -51,6 +51,7 @@ def test_plan_lists_free_numbers_with_their_count(weightsmith):
         "high": 2.0,
         "start": 1.0,
         "tensors": 7,
+        "count": 1,
     }
     assert sorted(row["name"] for row in listed["free"]) == sorted(NAMES)
 

@@ -26,7 +26,7 @@ from weightsmith.tensors import DType, MemoryTensor
 from .test_evaluating import CONFIG, SHAPES, WITHOUT, one, recipe_of, ties
 
 # Methods that measure over the whole model what depends on their numbers.
-OVER_THE_MODEL = {"dare_ties", "lines"}
+OVER_THE_MODEL = {"lines"}
 # Counts that three experts and two layers have.
 FEWER = {
     "layer_swapping": {"bottom": {"free": [0, 2], "start": 1}, "top": {"free": [0, 2], "start": 1}},

@@ -21,11 +21,11 @@ def measured(family: Family, kind: str) -> Family:
     """The family with statistics of a kind that were drawn for each expert.
 
     fisher, adam: mean squares, a tenth of which are 0 for one expert and another tenth for all. gradients: one array
-    per sample, all 0 for another tenth. repair: any numbers. gram: X^T X of fewer samples than inputs, the first input
-    being dead, for every matrix that is not looked up and no router; experts of a stack share theirs in every other
-    layer. gradients:absolute: mean magnitudes, like mean squares. channels:WORD: one number for each input, of
-    everything but stacks, scalars and what is looked up, given to each of its weights; the first input is dead. The
-    last norm has no statistics of any kind.
+    per sample, all 0 for another tenth. repair: any numbers. mask: tenths in [0, 1]. gram: X^T X of fewer samples
+    than inputs, the first input being dead, for every matrix that is not looked up and no router; experts of a stack
+    share theirs in every other layer. gradients:absolute: mean magnitudes, like mean squares. channels:WORD: one
+    number for each input, of everything but stacks, scalars and what is looked up, given to each of its weights; the
+    first input is dead. The last norm has no statistics of any kind.
     """
     rng = np.random.default_rng([family.seed, zlib.crc32(kind.encode())])
     known = [p for p in family.places.values() if p.role != "norm" or p.layer is not None]
@@ -41,6 +41,8 @@ def measured(family: Family, kind: str) -> Family:
             elif kind.startswith("channels"):
                 if place.shape and len(place.shape) != 3 and place.role not in _LOOKED_UP:
                     mine[place.name] = _by_channel(rng, place)
+            elif kind == "mask":
+                mine[place.name] = _rounded(rng.random(place.shape).round(1) * heard)
             elif kind == "repair":
                 mine[place.name] = _rounded(rng.normal(size=place.shape))
             elif kind != "gram":

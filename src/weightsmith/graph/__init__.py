@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightsmith.graph.backends.torch_gradients import GradientTile as GradientTile
     from weightsmith.graph.backends.torch_gradients import Pull as Pull
     from weightsmith.graph.backends.torch_gradients import pull_scalars as pull_scalars
+    from weightsmith.graph.backends.torch_gradients import pull_sources as pull_sources
     from weightsmith.graph.backends.torch_gradients import pull_tensor as pull_tensor
     from weightsmith.graph.backends.torch_implicit import implicit as implicit
     from weightsmith.graph.backends.torch_interpreter import torch_dtype as torch_dtype
@@ -201,6 +202,7 @@ else:
             "pass_roots": "weightsmith.graph.passes",
             "peak": "weightsmith.graph.graph",
             "pull_scalars": "weightsmith.graph.backends.torch_gradients",
+            "pull_sources": "weightsmith.graph.backends.torch_gradients",
             "pull_tensor": "weightsmith.graph.backends.torch_gradients",
             "torch_dtype": "weightsmith.graph.backends.torch_interpreter",
             "rank_key": "weightsmith.graph.equal_magnitudes",

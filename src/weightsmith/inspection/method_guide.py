@@ -149,6 +149,7 @@ MODIFIERS = Question(
     {
         "sparsify": "keep a share of each task vector",
         "wanda": "the same, by how much of the activations passes there",
+        "mask": "task vectors multiplied by masks that were found before, or are to be found",
         "trust_region": "task vectors without what others' losses depend on",
         "clip": "shorten task vectors that are too long",
         "scale_by_depth": "less change in shallow layers, as `lines` has it",

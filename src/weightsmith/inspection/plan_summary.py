@@ -70,13 +70,14 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class FreeRow:
-    """A free number, and how many tensors are made with it."""
+    """A free number, or a mask of `count` of them, and how many tensors are made with it."""
 
     name: str
     low: float
     high: float
     start: float
     tensors: int
+    count: int = 1
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -86,6 +87,7 @@ class FreeRow:
             "high": self.high,
             "start": self.start,
             "tensors": self.tensors,
+            "count": self.count,
         }
 
 
@@ -159,10 +161,15 @@ def _free(plan: Plan) -> tuple[FreeRow, ...]:
     if plan.free is None:
         return ()
     counts = plan.free.tensors()
-    return tuple(
+    numbers = tuple(
         FreeRow(number.name, number.low, number.high, number.start, counts[number.name])
         for number in plan.free.numbers.values()
     )
+    masks = tuple(
+        FreeRow(mask.name, mask.low, mask.high, mask.start, len(mask.tensors), mask.count)
+        for mask in plan.free.masks.values()
+    )
+    return numbers + masks
 
 
 def _vocabulary(plan: Plan) -> VocabularySummary | None:

@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from weightsmith.recipes.resolution.free_formulas import Values as Values
     from weightsmith.recipes.resolution.free_formulas import numbers_of as numbers_of
     from weightsmith.recipes.resolution.free_formulas import with_numbers as with_numbers
+    from weightsmith.recipes.resolution.masks import MaskNumbers as MaskNumbers
+    from weightsmith.recipes.resolution.masks import file_of_values as file_of_values
+    from weightsmith.recipes.resolution.masks import require_within as require_within
     from weightsmith.recipes.resolution.resolve import Opener as Opener
     from weightsmith.recipes.resolution.resolve import opener_of as opener_of
     from weightsmith.recipes.resolution.resolve import resolve as resolve
@@ -111,6 +114,9 @@ else:
             "merged_references": "weightsmith.recipes.language.mentioned",
             "merges_in": "weightsmith.recipes.resolution.formula",
             "numbers_of": "weightsmith.recipes.resolution.free_formulas",
+            "MaskNumbers": "weightsmith.recipes.resolution.masks",
+            "file_of_values": "weightsmith.recipes.resolution.masks",
+            "require_within": "weightsmith.recipes.resolution.masks",
             "open_recipe": "weightsmith.recipes.resolution.filling",
             "opener_of": "weightsmith.recipes.resolution.resolve",
             "other_references": "weightsmith.recipes.language.mentioned",

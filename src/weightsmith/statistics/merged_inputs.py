@@ -239,7 +239,9 @@ class _Through:
 def _models(recipe: Recipe) -> list[_Model]:
     entries = recipe.document.models
     if not entries or any(
-        not isinstance(entry.model, Reference) or len(entry.statistics or ()) != 1
+        not isinstance(entry.model, Reference)
+        or len(entry.statistics or ()) != 1
+        or not all(isinstance(one, Reference) for one in entry.statistics or ())
         for entry in entries
     ):
         raise RecipeError(
@@ -247,9 +249,10 @@ def _models(recipe: Recipe) -> list[_Model]:
             "under `statistics:`, which is where they go; write it so."
         )
     found = [
-        _model(recipe, entry.model, entry.statistics[0])
+        _model(recipe, entry.model, file)
         for entry in entries
-        if isinstance(entry.model, Reference) and entry.statistics
+        for file in entry.statistics or ()
+        if isinstance(entry.model, Reference) and isinstance(file, Reference)
     ]
     if len({model.file for model in found}) < len(found):
         raise RecipeError("Two models of the recipe name the same statistics; give each its own.")

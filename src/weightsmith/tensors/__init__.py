@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from weightsmith.tensors.blas import start_blas_on_one_thread as start_blas_on_one_thread
     from weightsmith.tensors.compressed import STATISTIC_DTYPES as STATISTIC_DTYPES
     from weightsmith.tensors.compressed import BlockConstant as BlockConstant
+    from weightsmith.tensors.compressed import Broadcast as Broadcast
     from weightsmith.tensors.compressed import ByChannel as ByChannel
     from weightsmith.tensors.compressed import Checked as Checked
     from weightsmith.tensors.compressed import LowRankProduct as LowRankProduct
     from weightsmith.tensors.compressed import OuterProduct as OuterProduct
     from weightsmith.tensors.compressed import UpperTriangle as UpperTriangle
+    from weightsmith.tensors.compressed import fits_by_broadcasting as fits_by_broadcasting
     from weightsmith.tensors.compressed import read_array as read_array
+    from weightsmith.tensors.compressed import read_range as read_range
     from weightsmith.tensors.digest_pieces import piece_elements as piece_elements
     from weightsmith.tensors.digest_pieces import pieces as pieces
     from weightsmith.tensors.digests import checkpoint_digest as checkpoint_digest
@@ -98,6 +101,8 @@ if TYPE_CHECKING:
     from weightsmith.tensors.place import depth_of as depth_of
     from weightsmith.tensors.sizes import format_size as format_size
     from weightsmith.tensors.sizes import parse_size as parse_size
+    from weightsmith.tensors.standing_in import ConstantTensor as ConstantTensor
+    from weightsmith.tensors.standing_in import StandIn as StandIn
     from weightsmith.tensors.stored import FromSources as FromSources
     from weightsmith.tensors.stored import FromStored as FromStored
     from weightsmith.tensors.stored import LazyTensor as LazyTensor
@@ -120,6 +125,10 @@ else:
         __name__,
         {
             "BlockConstant": "weightsmith.tensors.compressed",
+            "Broadcast": "weightsmith.tensors.compressed",
+            "ConstantTensor": "weightsmith.tensors.standing_in",
+            "StandIn": "weightsmith.tensors.standing_in",
+            "fits_by_broadcasting": "weightsmith.tensors.compressed",
             "ByChannel": "weightsmith.tensors.compressed",
             "Checked": "weightsmith.tensors.compressed",
             "DType": "weightsmith.tensors.dtypes",
@@ -187,6 +196,7 @@ else:
             "promote": "weightsmith.tensors.dtypes",
             "pwrite_all": "weightsmith.tensors.files.writer",
             "read_array": "weightsmith.tensors.compressed",
+            "read_range": "weightsmith.tensors.compressed",
             "read_at": "weightsmith.tensors.files.open_files",
             "read_bytes": "weightsmith.tensors.stored",
             "chunks_of": "weightsmith.tensors.stored",

@@ -5,6 +5,7 @@
     blocks              v_i = b_(i // size), one number for `size` elements in C order
     upper               v_ij = v_ji = u_k, the rows of a symmetric matrix from the diagonal on
     channels            v_i = c_k, where element i lies in channel k
+    broadcast           v_i = s_k, as arrays broadcast
 
 Numbers that are computed are so in float64, element by element in a fixed order, and rounded once to float32: they do
 not depend on the range that is asked for. Nothing is kept between two reads.
@@ -271,6 +272,46 @@ class ByChannel(FromStored):
         for low in range(start, stop, _AT_ONCE):
             high = min(low + _AT_ONCE, stop)
             found[low - start : high - start] = words[np.arange(low, high) // run % channels]
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast(FromStored):
+    """A small tensor repeated along axes where its length is 1, or that it lacks in front, as arrays broadcast."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored: LazyTensor
+
+    def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
+        """Write elements [start, stop), in the dtype of the stored ones; thread-safe."""
+        if start == stop:
+            return
+        kind = WORDS[self.dtype.itemsize]
+        words = np.frombuffer(read_bytes(self.stored, 0, self.stored.numel), kind)
+        found = np.frombuffer(buffer, kind)
+        for low in range(start, stop, _AT_ONCE):
+            high = min(low + _AT_ONCE, stop)
+            places = self.places(low, high)
+            found[low - start : high - start] = words[places]
+
+    def places(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Which stored elements the elements [start, stop) are."""
+        flat = np.arange(start, stop)
+        found = np.zeros_like(flat)
+        stored = (1,) * (len(self.shape) - len(self.stored.shape)) + self.stored.shape
+        run = stride = 1
+        for length, own in zip(reversed(self.shape), reversed(stored), strict=True):
+            if own != 1:
+                found += flat // run % length * stride
+                stride *= own
+            run *= length
+        return found
+
+
+def fits_by_broadcasting(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to another, `shape`."""
+    pairs = zip(reversed(shape), reversed(stored), strict=False)
+    return len(stored) <= len(shape) and all(own in (1, length) for length, own in pairs)
 
 
 def read_array(tensor: LazyTensor) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ A statistics file is a safetensors file. Its metadata has one entry, `weightsmit
                    repair     what REPAIR makes of the model: factors of rows, biases, moments of batch norms
                    cross      moments of what two models read and give on the same data
                    routing    what routers of mixtures choose, and how alike the outputs of their experts are
+                   mask       factors of a task vector, one per weight, or for whole rows or columns (shapes that
+                              broadcast to the weight's)
                    metrics    numbers of the whole model, such as its loss
     of             {name, digest}: the checkpoint, and its fingerprint (see `fingerprint`)
     with           {name, digest}: the other checkpoint of kind cross, or the base of an adapter that `of` is
@@ -57,7 +59,7 @@ SCHEMA = 1
 ELEMENTWISE = ("fisher", "adam", "gradients")
 # Kinds that say all that they do under words.
 DESCRIPTIVE = ("channels", "cross", "routing")
-KINDS = (*ELEMENTWISE, "gram", "repair", *DESCRIPTIVE, "metrics")
+KINDS = (*ELEMENTWISE, "gram", "repair", "mask", *DESCRIPTIVE, "metrics")
 _NORMALIZATIONS = ("mean", "sum")
 # What is said of how it was measured, where there is something to say.
 _FACTS = ("estimator", "per", "objective", "rows", "goals", "through", "dtype")

@@ -140,7 +140,7 @@ def _blocks(summary: PlanSummary) -> Iterator[Block]:
     if summary.errors:
         yield f"{counted(summary.errors, 'error')}: this plan cannot be run."
     elif summary.free:
-        numbers = counted(len(summary.free), "free number")
+        numbers = counted(sum(row.count for row in summary.free), "free number")
         yield f"{numbers} without a value: this plan can be run with --values FILE, or --values start."
     else:
         yield "This plan can be run."
@@ -151,15 +151,22 @@ def _free_numbers(summary: PlanSummary) -> Iterator[Block]:
     if not summary.free:
         return
     rows = [
-        (row.name, f"[{row.low:g}, {row.high:g}]", f"{row.start:g}", f"{row.tensors:,}")
+        (
+            row.name,
+            f"{row.count:,}",
+            f"[{row.low:g}, {row.high:g}]",
+            f"{row.start:g}",
+            f"{row.tensors:,}",
+        )
         for row in summary.free
     ]
     if len(rows) > _MOST_NUMBERS:
         half = _MOST_NUMBERS // 2
-        left_out = (f"... {len(rows) - 2 * half:,} more", "", "", "")
+        left_out = (f"... {len(rows) - 2 * half:,} more", "", "", "", "")
         rows = [*rows[:half], left_out, *rows[-half:]]
-    heads = ("name", "between", "start", "tensors")
-    yield TextTable(f"Free numbers: {len(summary.free):,}", heads, rows, frozenset({2, 3}))
+    heads = ("name", "count", "between", "start", "tensors")
+    total = sum(row.count for row in summary.free)
+    yield TextTable(f"Free numbers: {total:,}", heads, rows, frozenset({1, 3, 4}))
 
 
 def _cost(summary: PlanSummary) -> list[tuple[str, str]]:

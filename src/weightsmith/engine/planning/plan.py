@@ -362,10 +362,15 @@ def require_runnable(plan: Plan) -> None:
     """Raise RecipeError with every error of the plan, if there is one, and where numbers have no value."""
     refuse_errors(plan)
     if plan.free is not None:
-        names = list(plan.free.numbers)
+        names = [*plan.free.numbers, *plan.free.masks]
+        kinds = [
+            counted(len(found), noun)
+            for found, noun in ((plan.free.numbers, "free number"), (plan.free.masks, "free mask"))
+            if found
+        ]
         raise RecipeError(
-            f"The recipe has {counted(len(names), 'free number')} without a value, the first being {names[0]!r}; give "
-            "them with --values FILE, or --values start."
+            f"The recipe has {' and '.join(kinds)} without a value, the first being {names[0]!r}; give them with "
+            "--values FILE, or --values start."
         )
 
 

@@ -193,6 +193,8 @@ class Tracer:
 
 def _statistic(stored: MeasuredLeaves, positions: Mapping[Leaf, int]) -> Statistic:
     values = [source(positions[leaf]) for leaf in stored.leaves]
+    if stored.constant is not None:
+        values = [value(stored.constant)]
     if stored.divisor != 1.0:
         values = [v / stored.divisor for v in values]
     return Statistic(stored.kind, tuple(values), stored.shape, stored.dtype)

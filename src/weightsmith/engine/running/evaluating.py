@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.plan import Plan, Store, refuse_errors
@@ -18,13 +19,20 @@ from weightsmith.engine.running.free_gradients import (
     gradient_rounds,
 )
 from weightsmith.engine.running.free_planning import Dependence, FreePlanner, Names
+from weightsmith.engine.running.mask_gradients import MaskGradients
+from weightsmith.engine.running.mask_values import MaskValues
 from weightsmith.engine.running.run import tensor_job, write_tensors
-from weightsmith.engine.running.scheduler import Job
-from weightsmith.errors import RecipeError
+from weightsmith.engine.running.scheduler import Job, Rounds
+from weightsmith.engine.running.tensor_job import TensorJob
+from weightsmith.errors import RecipeError, UsageError
 from weightsmith.graph import FreeNumber
 from weightsmith.progress import Progress, Silence
-from weightsmith.recipes import Resolved, Values, complete, with_numbers
+from weightsmith.recipes import MaskNumbers, Resolved, Values, complete, with_numbers
 from weightsmith.tensors import OPEN_FILES, LazyTensor, MemoryTensor
+from weightsmith.wording import shown
+
+if TYPE_CHECKING:
+    from weightsmith.engine.running.mask_values import MaskTensors
 
 
 class FreeMerge:
@@ -46,8 +54,10 @@ class FreeMerge:
         refuse_errors(plan)
         self.numbers: Mapping[str, FreeNumber] = plan.free.numbers
         self._layout = plan.layout
-        self._planner = FreePlanner(plan, plan.free)
-        self._slopes = FreePlanner(plan, plan.free, nearby=True)
+        self.masks: Mapping[str, MaskNumbers] = plan.free.masks
+        self._given_masks = MaskValues(plan.free.masks)
+        self._planner = FreePlanner(plan, plan.free, self._given_masks)
+        self._slopes = FreePlanner(plan, plan.free, self._given_masks, nearby=True)
         self._given: dict[str, Dependence] = {}
         self.computed = 0
 
@@ -55,6 +65,14 @@ class FreeMerge:
     def bound(self) -> Names:
         """The numbers that are put into formulas, as far as evaluations have shown."""
         return self._planner.bound
+
+    def set_mask(self, name: str, tensors: MaskTensors | str | Path) -> None:
+        """The numbers of a free mask from now on, until then those that it starts from; see `MaskValues.give`.
+
+        `tensors` are float32 in the shapes of `masks[name].shapes`, by the names of the model's, and may be read from
+        files while they are used; or the path of a file of kind mask.
+        """
+        self._given_masks.give(name, tensors)
 
     def evaluate(
         self, values: Values | Literal["start"], progress: Progress | None = None
@@ -150,28 +168,66 @@ class FreeMerge:
         whole model.
         """
         given = complete(self.numbers, values)
-        plan = self._slopes.planned(given)
+        self._slopes.planned(given)
         asked = list(given) if of is None else list(of)
         check_numbers(asked, given, self._slopes.bound)
+        found: dict[str, list[float]] = {name: [] for name in given}
+
+        def pulled(job: TensorJob, loss: LazyTensor) -> Rounds:
+            for number, value in (yield from gradient_rounds(job, loss)).items():
+                found[number].append(value)
+
+        self._pull(given, losses, pulled, progress or Silence())
+        return {name: math.fsum(found[name]) for name in asked}
+
+    def mask_gradient(
+        self,
+        values: Values | Literal["start"],
+        losses: Mapping[str, LazyTensor],
+        of: Collection[str] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, dict[str, LazyTensor]]:
+        """dL/dm of free masks m, all or those named in `of`, from dL/dtheta of merged tensors; see `gradient`.
+
+        float32 in the shapes of the masks, by mask and tensor, to be read from a file that is gone with them. Numbers
+        per row, column or tensor are summed up in float64. What is counted or selected with masks (the elements that a
+        share keeps) is taken as it is. Raises UsageError for gradients of other tensors or masks, and GradientError
+        where statistics of the whole model depend on masks.
+        """
+        asked = list(self.masks) if of is None else list(of)
+        unknown = next((name for name in asked if name not in self.masks), None)
+        if unknown is not None:
+            raise UsageError(f"The recipe has no free mask {shown(unknown)} to take a gradient of.")
+        given = complete(self.numbers, values)
+        self._slopes.planned(given)
+        gradients = MaskGradients([self._slopes.open.masks[name] for name in asked])
+        self._pull(given, losses, gradients.rounds, progress or Silence())
+        return gradients.tensors()
+
+    def _pull(
+        self,
+        given: Mapping[str, float],
+        losses: Mapping[str, LazyTensor],
+        rounds: Callable[[TensorJob, LazyTensor], Rounds],
+        progress: Progress,
+    ) -> None:
+        """Run `rounds` of every computed tensor with its dL/dtheta, with the graphs around the values."""
+        plan = self._slopes.planned(given)
         tensors = {tensor.output.name: tensor for tensor in plan.tensors}
         check_losses(losses, tensors)
-        found: dict[str, list[float]] = {name: [] for name in given}
-        settings, scheduler, results = self._slopes.begun(
-            plan, [tensors[name] for name in losses], given, progress or Silence()
-        )
+        concerned = [tensors[name] for name in losses]
+        settings, scheduler, results = self._slopes.begun(plan, concerned, given, progress)
 
         def pulled(name: str) -> Job:
             job, _ = tensor_job(plan, [tensors[name]], settings)
             job.adopt(results)
-            for number, value in (yield from gradient_rounds(job, losses[name])).items():
-                found[number].append(value)
+            yield from rounds(job, losses[name])
 
         wanted = [n for n in losses if tensors[n].work.action is Action.COMPUTE]
         try:
             scheduler.run(pulled(name) for name in wanted)
         finally:
             OPEN_FILES.close()
-        return {name: math.fsum(found[name]) for name in asked}
 
 
 def _compared_with(resolved: Resolved, values: Mapping[str, float]) -> Resolved:

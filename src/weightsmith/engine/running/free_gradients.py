@@ -38,7 +38,7 @@ from weightsmith.tensors import DType, LazyTensor, MemorySink, MemoryTensor, rea
 from weightsmith.wording import shown
 
 if TYPE_CHECKING:
-    from weightsmith.graph import GradientTile, TilePass
+    from weightsmith.graph import GradientTile, Pull, TilePass
 
 # Sources that are read in one pass of inner products, and numbers that are held while a tile is pulled back.
 _MOST_SOURCES, _HELD_NUMBERS = 4, 1 << 22
@@ -52,7 +52,7 @@ def gradient_rounds(job: TensorJob, loss: LazyTensor) -> Rounds:
     """
     output = job.outputs[0]
     assert isinstance(output, Value)
-    below = _Dependence(output)
+    below = Dependents(output)
     if not below.numbers:
         return {}
     below.refuse(job.name)
@@ -94,20 +94,28 @@ def check_numbers(asked: Collection[str], known: Collection[str], bound: Collect
             )
 
 
-class _Dependence:
-    """What of a graph depends on free numbers."""
+class Dependents:
+    """What of a graph depends on free numbers, or on some of the sources."""
 
-    def __init__(self, output: Value) -> None:
+    def __init__(self, output: Value, sources: Collection[int] = ()) -> None:
         self.output = output
         self.nodes: dict[Node, None] = {}
         for node in walk([output]):
-            if node.op == "free" or any(part in self.nodes for part in node.inputs):
+            is_one = node.op == "free" and not sources
+            is_one = is_one or (node.op == "source" and node.attributes[0] in sources)
+            if is_one or any(part in self.nodes for part in node.inputs):
                 self.nodes[node] = None
         self.numbers = [node for node in self.nodes if node.op == "free"]
         measured = [node for node in self.nodes if isinstance(node, (Scalar, Threshold))]
         reduced = [n for n in measured if n.op in ("total", "dot", "peak", "largest")]
         self.reductions = [n for n in reduced if isinstance(n, Scalar) and n.scope is not Scope.ROW]
-        self._model = [node for node in reduced if node.scope is Scope.MODEL]
+        # What a threshold selects has no slope of its own, whatever the threshold is taken over.
+        used = {part for node in self.nodes if node.op != "above" for part in node.inputs}
+        self._model = [
+            node
+            for node in reduced
+            if node.scope is Scope.MODEL and (node in used or not isinstance(node, Threshold))
+        ]
 
     @property
     def is_streamed(self) -> bool:
@@ -184,26 +192,37 @@ def _groups(values: Sequence[Value], job: TensorJob) -> Iterator[list[Value]]:
 
 
 def _by_tiles(job: TensorJob, output: Value, loss: LazyTensor) -> dict[Node, float]:
+    return pulled_back(job, Dependents(output), loss)[1]
+
+
+def pulled_back(
+    job: TensorJob, below: Dependents, loss: LazyTensor
+) -> tuple[Pull, dict[Node, float], GradientTiles]:
+    """dL/dv of the numbers of a tensor, and of the sums over it that depend on what gradients are taken of.
+
+    With what pulls back, and the tiles that it goes over.
+    """
     from weightsmith.graph import Pull
 
-    below = _Dependence(output)
     # Rows are measured again, in each tile, since their numbers have gradients too.
     known = {node: found for node, found in job.known.items() if not is_row_reduction(node)}
     spec = PassSpec(job.shape, tuple(s.dtype for s in job.sources), known=known, wide=job.wide)
     pull = Pull(spec, (*below.numbers, *below.reductions))
-    tiles = _Tiles(job, loss, len(below.nodes), spec)
-    found = pull.of_output(output, tiles.of([output]))
+    tiles = GradientTiles(job, loss, len(below.nodes), spec)
+    if not below.numbers and not below.reductions:
+        return pull, {}, tiles
+    found = pull.of_output(below.output, tiles.of([below.output]))
     for reduction in reversed(below.reductions):
         weight = found[reduction]
         if weight:
             assert isinstance(reduction, Scalar)
             more = pull.of_reduction(reduction, weight, tiles.of(reduction.inputs))
             found = {node: value + more[node] for node, value in found.items()}
-    return found
+    return pull, found, tiles
 
 
 @dataclass(frozen=True, slots=True)
-class _Tiles:
+class GradientTiles:
     """A tensor in tiles as large as memory for `nodes` numbers of each element allows."""
 
     job: TensorJob
@@ -249,11 +268,21 @@ class _Tiles:
 # Whole tensors --------------------------------------------------------------------------------------------------
 
 
-def _in_memory(job: TensorJob, below: _Dependence, loss: LazyTensor) -> Rounds:
-    """Everything up to where free numbers come in is computed as merges compute it, so that the same is selected."""
+def _in_memory(job: TensorJob, below: Dependents, loss: LazyTensor) -> Rounds:
+    from weightsmith.graph import pull_tensor
+
+    sources, known, held_loss = yield from in_memory(job, below, loss)
+    return pull_tensor(below.output, sources, held_loss, known, below.numbers)
+
+
+def in_memory(job: TensorJob, below: Dependents, loss: LazyTensor) -> Rounds:
+    """The sources, what is known of the graph, and dL/dtheta, as torch tensors.
+
+    Everything up to where gradients come in is computed as merges compute it, so that the same is selected.
+    """
     import torch
 
-    from weightsmith.graph import pull_tensor, torch_dtype
+    from weightsmith.graph import torch_dtype
 
     work = DType.FLOAT64 if job.wide else work_dtype(s.dtype for s in job.sources)
     edge = [value for value in below.edge() if _has_shape(value, job)]
@@ -270,8 +299,7 @@ def _in_memory(job: TensorJob, below: _Dependence, loss: LazyTensor) -> Rounds:
 
     known: dict[Node, Any] = dict(job.known)
     known |= {value: held(one).reshape(-1) for value, one in zip(edge, kept, strict=True)}
-    sources = [held(tensor) for tensor in job.sources]
-    return pull_tensor(below.output, sources, held(loss), known, below.numbers)
+    return [held(tensor) for tensor in job.sources], known, held(loss)
 
 
 def _has_shape(value: Value, job: TensorJob) -> bool:

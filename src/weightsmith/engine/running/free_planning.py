@@ -14,6 +14,7 @@ from weightsmith.engine.planning.plan import Plan
 from weightsmith.engine.planning.planned_tensors import Action, PlannedTensor, planned_tensors
 from weightsmith.engine.records.state import may_continue
 from weightsmith.engine.running.job_facts import JobSettings
+from weightsmith.engine.running.mask_values import MaskValues
 from weightsmith.engine.running.run import ModelResults, model_results
 from weightsmith.engine.running.scheduler import Scheduler
 from weightsmith.engine.running.scratch import Scratch
@@ -28,7 +29,7 @@ from weightsmith.graph import (
     statistic_of,
 )
 from weightsmith.progress import Progress
-from weightsmith.recipes import OpenRecipe, Resolved, numbers_of, with_numbers
+from weightsmith.recipes import OpenRecipe, Resolved, distinct_leaves, numbers_of, with_numbers
 
 # Names of the free numbers that something depends on.
 Names = frozenset[str]
@@ -44,7 +45,14 @@ class FreePlanner:
     Where a method leaves out a multiplication by 1, gradients need it.
     """
 
-    def __init__(self, plan: Plan, open_recipe: OpenRecipe, *, nearby: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        open_recipe: OpenRecipe,
+        masks: MaskValues | None = None,
+        *,
+        nearby: bool = False,
+    ) -> None:
         self.open = open_recipe
         self.bound: Names = frozenset()
         self._plan, self._nearby = plan, nearby
@@ -55,6 +63,7 @@ class FreePlanner:
         self._measures: Mapping[str, object] = {}
         self._measurings = 0
         self._records_sources = True
+        self.masks = masks or MaskValues(open_recipe.masks)
 
     def planned(self, given: Mapping[str, float]) -> Plan:
         """The plan for these values: that of the last ones, unless formulas or graphs are others."""
@@ -63,6 +72,7 @@ class FreePlanner:
         found = self.open.resolved_for(given, near)
         is_changed = self._tracer.forget_changed() or found is not self.open
         self.open = found
+        self.masks.hold(found)
         while True:
             values = {name: given[name] for name in self.bound}
             if self._planned_for == values and not is_changed:
@@ -86,8 +96,13 @@ class FreePlanner:
 
     def dependence(self, tensor: PlannedTensor, given: Mapping[str, float]) -> Dependence:
         """What a tensor of the last plan depends on."""
-        values = {name: given[name] for name in self._influences[tensor.output.name]}
+        values = self._at(self._influences[tensor.output.name], given)
         return values, self._measurings if tensor.work.model_scope else 0
+
+    def _at(self, names: Names, given: Mapping[str, float]) -> dict[str, float]:
+        """The values of numbers, and how often masks were given."""
+        versions = self.masks.versions
+        return {name: given[name] if name in given else float(versions[name]) for name in names}
 
     def begun(
         self,
@@ -121,7 +136,7 @@ class FreePlanner:
         """Statistics of the whole model, measured again where a number that they depend on has another value."""
         statistics = _statistics(plan, self._tracer)
         names = frozenset().union(*statistics.values(), self.bound)
-        key = {name: given[name] for name in names}
+        key = self._at(names | self.open.masks.keys(), given)
         if self._measured is None or self._measured[0] != key:
             found = model_results(plan, settings, scheduler, set(), progress)
             self._measured = (key, found)
@@ -142,7 +157,12 @@ class FreePlanner:
         """For each tensor the numbers that it depends on: those of its formula, and of statistics that it goes by."""
         assert self.open.resolved is not None
         outputs = self.open.resolved.outputs
-        own = {o.name: frozenset(n.name for n in numbers_of([o])) for o in outputs}
+        masks = self.open.masks.keys()
+        own = {
+            o.name: frozenset(n.name for n in numbers_of([o]))
+            | (masks & {leaf.checkpoint for leaf in distinct_leaves(o.formula)})
+            for o in outputs
+        }
         by_name = {output.name: output for output in outputs}
         for clause in self.open.resolved.assertions:
             for name, reference in zip(clause.tensors, clause.references, strict=False):
@@ -151,7 +171,7 @@ class FreePlanner:
         joined = {tensor.output.name for tensor in plan.tensors if tensor.work.model_scope}
         measured = frozenset().union(*_statistics(plan, self._tracer).values())
         # Numbers that graphs are built with may change statistics without being in them.
-        built = frozenset().union(*(own[name] & self.bound for name in joined))
+        built = frozenset().union(*(own[name] & (self.bound | masks) for name in joined))
         return own | {name: own[name] | measured | built for name in joined}
 
 

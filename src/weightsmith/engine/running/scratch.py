@@ -6,6 +6,7 @@ it is gone when the process is.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from weightsmith.errors import ResourceError
-from weightsmith.tensors import DType, LazyTensor, Shaped
+from weightsmith.tensors import DType, LazyTensor, Shaped, pwrite_all
 
 
 class ScratchTensor(Shaped):
@@ -38,6 +39,10 @@ class ScratchTensor(Shaped):
                     f"The {self.location} cannot be read back; check the disk and give the same command again."
                 )
             at, view = at + count, view[count:]
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Put elements from `start` on; raises ResourceError or OutputError where the disk does not take them."""
+        self._scratch.write(data, self._offset + start * self.dtype.itemsize)
 
 
 class Scratch:
@@ -69,6 +74,17 @@ class Scratch:
             kept.append(ScratchTensor(name, dtype, shape, self, offset))
         self._found[key] = kept
         return kept
+
+    def room(self, name: str, dtype: DType, shape: tuple[int, ...]) -> ScratchTensor:
+        """A tensor whose elements are still to be written."""
+        offset = self._claim(math.prod(shape) * dtype.itemsize)
+        return ScratchTensor(name, dtype, shape, self, offset)
+
+    def write(self, data: memoryview, at: int) -> None:
+        """Put bytes at an offset; raises ResourceError or OutputError where the disk does not take them."""
+        pwrite_all(
+            self._descriptor, data, at, (self._folder or Path(tempfile.gettempdir())) / "scratch"
+        )
 
     def get(self, key: Hashable) -> list[LazyTensor] | None:
         """What was put under the key."""

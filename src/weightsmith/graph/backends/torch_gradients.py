@@ -1,13 +1,14 @@
-"""Gradients of a graph with respect to numbers in it, with torch, one tile of the inputs at a time."""
+"""Gradients of a graph with respect to numbers in it and to sources, with torch, one tile of the inputs at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weightsmith.graph.backends.torch_backend import decode
@@ -65,6 +66,43 @@ class Pull:
 
         return self._pulled(reduction.inputs, tiles, weigh)
 
+    def of_sources(
+        self,
+        output: Value,
+        weights: Mapping[Scalar, float],
+        tiles: Iterable[GradientTile],
+        indices: Sequence[int],
+    ) -> Iterator[tuple[int, list[NDArray[np.float64]]]]:
+        """Element by element the gradient of sources: <dL/d output, output> + sum_r weights_r r over reductions r.
+
+        Yields the first element of each tile, with an array [elements] for each of the `indices`.
+        """
+        parts = [part for reduction in weights for part in reduction.inputs]
+        roots = [output, *parts]
+        known = _as_tensors(self._spec.known)
+        interpreter = self._interpreter(roots, known)
+        for tile in tiles:
+            if tile.selected:
+                interpreter = self._interpreter(roots, {**known, **self._masks(tile)})
+            decoded = self._decoded(tile)
+            leaves = [_leaf(decoded, index) for index in indices]
+            with torch.enable_grad():
+                values = interpreter.run(decoded, tile.start, tile.count, self._row_length)
+                total = (values[0].double() * decode(*tile.loss, torch.float64, _CPU)).sum()
+                at = 1
+                for reduction, weight in weights.items():
+                    own = values[at : at + len(reduction.inputs)]
+                    total = total + reduce_piece(reduction.op, own) * weight
+                    at += len(own)
+            yield tile.start, [g.double().numpy() for g in _gradients_of(total, leaves)]
+
+    def _masks(self, tile: GradientTile) -> dict[Node, Tensor]:
+        """What thresholds select in a tile."""
+        return {
+            node: decode(mask, self._spec.work, self._work, _CPU)
+            for node, mask in tile.selected.items()
+        }
+
     def _pulled(
         self,
         roots: Sequence[Node],
@@ -76,11 +114,7 @@ class Pull:
         totals = dict.fromkeys(self._leaves, 0.0)
         for tile in tiles:
             if tile.selected:
-                masks = {
-                    n: decode(m, self._spec.work, self._work, _CPU)
-                    for n, m in tile.selected.items()
-                }
-                interpreter = self._interpreter(roots, {**known, **masks})
+                interpreter = self._interpreter(roots, {**known, **self._masks(tile)})
             with torch.enable_grad():
                 values = interpreter.run(
                     self._decoded(tile), tile.start, tile.count, self._row_length
@@ -133,6 +167,40 @@ def pull_tensor(
     held = {**_as_tensors(known), **leaves}
     made = evaluate_model({"": output}, {"": sources}, known=held)[""]
     return _gradients((made.double() * loss.double()).sum(), leaves)
+
+
+def pull_sources(
+    output: Value,
+    sources: Sequence[Tensor],
+    loss: Tensor,
+    known: Mapping[Node, Any],
+    indices: Sequence[int],
+) -> list[Tensor]:
+    """As `Pull.of_sources`, over tensors that are in memory whole; in the shapes of the sources."""
+    given: list[Tensor | None] = list(sources)
+    leaves = [_leaf(given, index) for index in indices]
+    with torch.enable_grad():
+        read = [one for one in given if one is not None]
+        made = evaluate_model({"": output}, {"": read}, known=_as_tensors(known))[""]
+        total = (made.double() * loss.double()).sum()
+    return _gradients_of(total, leaves)
+
+
+def _leaf(sources: list[Tensor | None], index: int) -> Tensor:
+    """A source as a leaf that has a gradient, put in its place."""
+    found = sources[index]
+    assert found is not None
+    sources[index] = leaf = found.detach().requires_grad_(True)
+    return leaf
+
+
+def _gradients_of(total: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    if not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad(total, list(leaves), allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)
+    ]
 
 
 def _as_tensors(known: Mapping[Node, Any]) -> dict[Node, Any]:

@@ -1,4 +1,4 @@
-"""Recipes with free numbers: what these are called, and the recipe with values in their places."""
+"""Recipes with free numbers and masks: what these are called, and the recipe with values in their places."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, free_in
 from weightsmith.recipes.language.document_parts import inside, joined, rewritten
-from weightsmith.recipes.language.free_forms import FreeForm, free_forms
+from weightsmith.recipes.language.free_forms import FreeForm, FreeMask, free_forms
 from weightsmith.recipes.language.schema import (
     ModelEntry,
     Module,
@@ -18,6 +19,7 @@ from weightsmith.recipes.language.schema import (
 )
 
 _STEP = re.compile(r"((?:then|modify)\[\d+\])\.parameters")
+_MASK = re.compile(r"\.statistics\[\d+\]$")
 _FREE = re.compile(r"\bfree\s*\(")
 
 
@@ -32,7 +34,26 @@ def with_names(document: RecipeDocument) -> RecipeDocument:
     for path, form in free_forms(spread):
         if not form.name:
             form.call(_STEP.sub(r"\1", path).removeprefix("parameters."))
+    for path, mask in free_masks(spread):
+        if not mask.name:
+            mask.call(_MASK.sub(".mask", path))
+    _require_one_each(spread)
     return spread
+
+
+def _require_one_each(document: RecipeDocument) -> None:
+    names = [mask.name for _, mask in free_masks(document)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"{twice.removesuffix('.mask')} has two free masks; leave one out.")
+
+
+def free_masks(part: Any, path: str = "") -> Iterator[tuple[str, FreeMask]]:
+    """Every free mask in a part of a recipe, recipes inside it included, with the path of keys to it."""
+    if isinstance(part, FreeMask):
+        yield path, part
+    for key, inner in inside(part):
+        yield from free_masks(inner, joined(path, key))
 
 
 def expression_path(path: str) -> str:
@@ -48,6 +69,7 @@ def has_free(document: RecipeDocument) -> bool:
 def names_in(document: RecipeDocument) -> tuple[str, ...]:
     """What tells the free numbers of a recipe from those of another that is written alike."""
     names = [form.name for _, form in free_forms(document)]
+    names += [mask.name for _, mask in free_masks(document)]
     for _, inner in _documents(document, ""):
         if inner.expression is not None and _FREE.search(inner.expression):
             names.append(expression_path(inner.path))
@@ -56,7 +78,8 @@ def names_in(document: RecipeDocument) -> tuple[str, ...]:
 
 def needs_headers(document: RecipeDocument) -> bool:
     """Whether only the checkpoints tell how many free numbers there are."""
-    return any(form.by is not None for _, form in free_forms(document))
+    masks = any(True for _ in free_masks(document))
+    return masks or any(form.by is not None for _, form in free_forms(document))
 
 
 def written_numbers(document: RecipeDocument) -> tuple[FreeNumber, ...]:

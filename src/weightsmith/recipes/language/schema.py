@@ -22,6 +22,7 @@ from pydantic import (
 from weightsmith.errors import WeightsmithError
 from weightsmith.recipes.language.adapter_form import AdapterForm
 from weightsmith.recipes.language.document_parts import DocumentPart
+from weightsmith.recipes.language.free_forms import MeasuredForm
 from weightsmith.recipes.language.image_interfaces.method_names import MethodName
 from weightsmith.recipes.language.model_references import ModelReference
 from weightsmith.recipes.language.numbers import Number
@@ -74,6 +75,7 @@ def _range(given: tuple[int, int]) -> tuple[int, int]:
 DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 LayerRange = Annotated[tuple[StrictInt, StrictInt], AfterValidator(_range)]
 StatisticsFiles = Annotated[tuple[ModelReference, ...], BeforeValidator(_listed)]
+Measured = Annotated[tuple[MeasuredForm, ...], BeforeValidator(_listed)]
 Model = Annotated[
     Annotated[ModelReference, Tag("@model")] | Annotated["RecipeDocument", Tag("@recipe")],
     Discriminator(_model_form),
@@ -81,13 +83,13 @@ Model = Annotated[
 
 
 class ModelEntry(DocumentPart):
-    """One of `models:`; `statistics` names files of what was measured on it."""
+    """One of `models:`; `statistics` names files of what was measured on it, and masks."""
 
     mergekit_keys = frozenset({"model", "parameters"})
 
     model: Model
     parameters: Settings | None = None
-    statistics: StatisticsFiles | None = None
+    statistics: Measured | None = None
 
 
 class SliceSource(DocumentPart):
@@ -98,7 +100,7 @@ class SliceSource(DocumentPart):
     model: Model
     layer_range: LayerRange
     parameters: Settings | None = None
-    statistics: StatisticsFiles | None = None
+    statistics: Measured | None = None
 
 
 class MethodStep(DocumentPart):

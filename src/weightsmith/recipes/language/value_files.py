@@ -1,4 +1,4 @@
-"""Files with values of free numbers: names to numbers, in YAML or JSON."""
+"""Files with values of free numbers: names to numbers, and to files of masks beside it, in YAML or JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from weightsmith.wording import literal, shown
 _KIND = DocumentKind("file of values", "names of free numbers")
 
 
-def read_values(path: Path) -> dict[str, float]:
-    """The numbers in a file by their names; raises RecipeError, with line and column, for anything else."""
+def read_values(path: Path) -> dict[str, float | str]:
+    """The numbers, and files of masks, in a file by their names.
+
+    Raises RecipeError, with line and column, for anything else.
+    """
     try:
         text = read_small(path, MOST_BYTES, pipes=True).decode()
     except UnicodeDecodeError:
@@ -30,8 +33,11 @@ def read_values(path: Path) -> dict[str, float]:
     documents = parse_documents(text, str(path), _KIND)
     if len(documents) != 1:
         raise RecipeError(f"{shown(path)} has more than one document; keep one.")
-    found = {}
+    found: dict[str, float | str] = {}
     for name, given in documents[0].data.items():
+        if isinstance(given, str) and given.endswith(".safetensors"):
+            found[name] = str(path.parent / given)
+            continue
         spelled = number(given) if isinstance(given, str) else given
         if isinstance(spelled, bool) or not isinstance(spelled, (int, float)):
             where = documents[0].where((name,))

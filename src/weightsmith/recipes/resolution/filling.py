@@ -6,16 +6,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from weightsmith.adapters import Reference
 from weightsmith.checkpoints import BareAdapter, block_label
 from weightsmith.errors import RecipeError
 from weightsmith.graph import FreeNumber, ValuedPath, following, free_in
 from weightsmith.naming import nearest
 from weightsmith.recipes.language.document_parts import rewritten
-from weightsmith.recipes.language.free_forms import FreeForm
+from weightsmith.recipes.language.free_forms import FreeForm, FreeMask
 from weightsmith.recipes.language.free_recipes import (
+    free_masks,
     has_free,
     needs_headers,
     spelled,
@@ -27,14 +30,18 @@ from weightsmith.recipes.language.schema import RecipeDocument
 from weightsmith.recipes.language.selectors import Match
 from weightsmith.recipes.resolution.formula import Merge, OutputTensor, Resolved, formulas_in
 from weightsmith.recipes.resolution.free_formulas import Values, numbers_of, own_scalars
+from weightsmith.recipes.resolution.masks import MaskNumbers, file_of_values, free_mask_numbers
 from weightsmith.recipes.resolution.resolve import Opened, resolve
 from weightsmith.tensors import Place
 from weightsmith.wording import literal, shown
 
+# Values of free numbers, and files of those of masks, by their names.
+Given = Mapping[str, float | str | Path]
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRecipe:
-    """A recipe with free numbers: `numbers` by name, in the order of the recipe.
+    """A recipe with free numbers: `numbers` by name, in the order of the recipe, and so are its free `masks`.
 
     `resolved` has the formulas with the numbers in them, None where the models are adapters, whose recipe alone tells
     all of them. It is what `path` says: for values of which something else is true `resolved_for` gives another.
@@ -45,6 +52,7 @@ class OpenRecipe:
     numbers: Mapping[str, FreeNumber]
     resolved: Resolved | None
     path: ValuedPath
+    masks: Mapping[str, MaskNumbers] = field(default_factory=dict)
 
     def resolved_for(self, values: Values, nearby: Values | None = None) -> OpenRecipe:
         """The same with the formulas that stand for these values; with others `nearby`, for those around them."""
@@ -53,16 +61,22 @@ class OpenRecipe:
         path = ValuedPath(values, nearby)
         with following(path):
             resolved = resolve(self.recipe, self.opened)
-        return replace(self, resolved=resolved, path=path)
+        return replace(self, resolved=resolved, path=path, masks=_masks(self.recipe, resolved))
 
     def tensors(self) -> Counter[str]:
         """How many tensors each number is in."""
         outputs = () if self.resolved is None else self.resolved.outputs
         return Counter(number.name for output in outputs for number in numbers_of([output]))
 
-    def filled(self, values: Values | Literal["start"]) -> Recipe:
-        """The ordinary recipe with `values`, which are of all numbers; see `fill`."""
-        return _filled(self, complete(self.numbers, values))
+    def filled(self, values: Given | Literal["start"]) -> Recipe:
+        """The ordinary recipe with `values`, which are of all numbers and masks; see `fill`."""
+        if values == "start":
+            return _filled(self, complete(self.numbers, values), {})
+        given = values if isinstance(values, Mapping) else {}
+        own = {name: value for name, value in given.items() if name not in self.masks}
+        numbers = complete(self.numbers, own if isinstance(values, Mapping) else values)
+        files = {name: file_of_values(mask, given.get(name)) for name, mask in self.masks.items()}
+        return _filled(self, numbers, files)
 
 
 def open_recipe(recipe: Recipe, opened: Opened | None = None) -> OpenRecipe | None:
@@ -83,15 +97,24 @@ def open_recipe(recipe: Recipe, opened: Opened | None = None) -> OpenRecipe | No
         return OpenRecipe(recipe, opened, numbers, None, path)
     every = (*resolved.outputs, *resolved.measured)
     numbers |= {number.name: number for number in numbers_of(every)}
-    return OpenRecipe(recipe, opened, numbers, resolved, path)
+    return OpenRecipe(recipe, opened, numbers, resolved, path, _masks(recipe, resolved))
 
 
-def fill(recipe: Recipe, values: Values | Literal["start"], opened: Opened | None = None) -> Recipe:
+def _masks(recipe: Recipe, resolved: Resolved) -> dict[str, MaskNumbers]:
+    forms = [form for _, form in free_masks(recipe.document)]
+    if not forms:
+        return {}
+    made = (*resolved.outputs, *resolved.measured)
+    found = free_mask_numbers(forms, resolved.checkpoints, made)
+    return {mask.name: mask for mask in found}
+
+
+def fill(recipe: Recipe, values: Given | Literal["start"], opened: Opened | None = None) -> Recipe:
     """The ordinary recipe that a recipe with free numbers is for their `values`, by name, or where they start.
 
-    A number per layer, tensor or role becomes a list of conditions, so what was found can be merged, verified and
-    replayed like any other recipe. Raises RecipeError for names that the recipe has not, for numbers without a value,
-    and for values outside of their bounds.
+    A number per layer, tensor or role becomes a list of conditions, and a mask the file that is its value, so what was
+    found can be merged, verified and replayed like any other recipe. Raises RecipeError for names that the recipe has
+    not, for numbers and masks without a value, and for values outside of their bounds.
     """
     found = open_recipe(recipe, opened)
     if found is None:
@@ -101,7 +124,7 @@ def fill(recipe: Recipe, values: Values | Literal["start"], opened: Opened | Non
 
 
 def complete(
-    numbers: Mapping[str, FreeNumber], values: Values | Literal["start"]
+    numbers: Mapping[str, FreeNumber], values: Given | Literal["start"]
 ) -> dict[str, float]:
     """A value within its bounds for every number, in their order; see `fill`."""
     if values == "start":
@@ -123,7 +146,7 @@ def _known(name: str, numbers: Mapping[str, FreeNumber]) -> str:
     return f"it has {', '.join(list(numbers)[:8]) or 'none'}."
 
 
-def _value(number: FreeNumber, values: Values) -> float:
+def _value(number: FreeNumber, values: Given) -> float:
     given = values.get(number.name)
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         lacking = "has no value" if given is None else f"cannot be {literal(given)}"
@@ -135,12 +158,15 @@ def _value(number: FreeNumber, values: Values) -> float:
     return float(given)
 
 
-def _filled(found: OpenRecipe, values: Values) -> Recipe:
+def _filled(found: OpenRecipe, values: Values, files: Mapping[str, Path]) -> Recipe:
     places = _places(found)
 
     def change(part: Any) -> Any:
         if isinstance(part, FreeForm):
             return values[part.name] if part.by is None else part
+        if isinstance(part, FreeMask):
+            file = files.get(part.name)
+            return part.at_start() if file is None else Reference(str(file))
         if isinstance(part, tuple):
             return tuple(one for item in part for one in conditions(item))
         if isinstance(part, RecipeDocument):

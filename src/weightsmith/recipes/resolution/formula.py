@@ -52,7 +52,8 @@ class Leaf(NamedTuple):
 class MeasuredLeaves:
     """What was measured on one expert at a tensor: leaves of its statistics file, one or one per sample.
 
-    Numbers are divided by `divisor` to be means over samples; `dtype` is what they were rounded to.
+    Numbers are divided by `divisor` to be means over samples; `dtype` is what they were rounded to. A mask that is one
+    number everywhere has no leaf but this `constant`.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class MeasuredLeaves:
     shape: tuple[int, ...]
     divisor: float
     dtype: DType = DType.FLOAT32
+    constant: float | None = None
 
 
 @record
@@ -132,7 +134,7 @@ class Merge:
             None if self.base is None else self.base.likeness,
             None if self.origin is None else self.origin.likeness,
             tuple([expert.likeness for expert in self.experts]),
-            tuple([(s.kind, s.shape, s.divisor, len(s.leaves)) for s in self.measured]),
+            tuple([(s.kind, s.shape, s.divisor, len(s.leaves), s.constant) for s in self.measured]),
             tuple([len(own) for own in self.modifier_statistics]),
             *(self.shape, at.kind, at.layer is None, at.layers, at.input_first),
         )

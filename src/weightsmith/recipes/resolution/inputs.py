@@ -20,10 +20,12 @@ from weightsmith.checkpoints import (
 )
 from weightsmith.errors import RecipeError
 from weightsmith.findings import Finding, Severity
+from weightsmith.recipes.language.free_forms import FreeMask, MaskForm
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.combine import rounded
 from weightsmith.recipes.resolution.formula import Formula, Leaf, OutputTensor, Same
 from weightsmith.recipes.resolution.input_chain import Sources, Transform, TransformedViews
+from weightsmith.recipes.resolution.masks import mask_statistics
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
 from weightsmith.recipes.resolution.output_sections import Labels
 from weightsmith.recipes.resolution.postprocess import as_written
@@ -39,7 +41,7 @@ class Inputs:
     def __init__(self, opener: Callable[[Reference], Checkpoint]) -> None:
         self.problems = Problems()
         self.sources = Sources()
-        self.statistics: dict[tuple[Reference, str, str], MeasuredStatistics] = {}
+        self.statistics: dict[tuple[Reference | str, str, str], MeasuredStatistics] = {}
         self.recipe_views: dict[Hashable, View] = {}
         self._opener = opener
         self._found: dict[Reference, Checkpoint] = {}
@@ -77,13 +79,15 @@ class Inputs:
         return TransformedViews(self, transform, self.sources)
 
     def measured(
-        self, reference: Reference, view: View, base: View | None = None
+        self, reference: Reference | MaskForm, view: View, base: View | None = None
     ) -> MeasuredStatistics:
-        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base.
+        """The statistics file that a recipe names at `view`: it must be of that checkpoint, or of the base; or a mask.
 
         Raises RecipeError for statistics of a recipe's result, and CompatibilityError for those of other weights or
         of tensors that it lacks.
         """
+        if not isinstance(reference, Reference):
+            return self._mask(reference, view)
         key = (reference, view.label, "" if base is None else base.label)
         if key not in self.statistics:
             found = statistics_of(called(self._opener(reference), reference))
@@ -100,6 +104,21 @@ class Inputs:
             self.sources.add(label, found.checkpoint)
             self.statistics[key] = MeasuredStatistics(label, found, own, of_base)
         return self.statistics[key]
+
+    def _mask(self, form: MaskForm, view: View) -> MeasuredStatistics:
+        """A mask that stands in the recipe; a free one is what leaves read under its name."""
+        name = form.name if isinstance(form, FreeMask) else f"mask {form.mask:g} of {view.label}"
+        if view.is_recipe or view.label not in self._as_opened:
+            raise RecipeError(
+                f"The {name!r} is given for {view.label!r}, which a recipe makes; merge it first and mask the result."
+            )
+        if not isinstance(form, FreeMask):
+            return mask_statistics(form, self._as_opened[view.label], name)
+        if (name, "", "") not in self.statistics:
+            made = mask_statistics(form, self._as_opened[view.label], name)
+            self.sources.add(name, made.statistics.checkpoint)
+            self.statistics[name, "", ""] = made
+        return self.statistics[name, "", ""]
 
     def _require_own(self, reference: Reference, found: Statistics, view: View) -> None:
         if view.is_recipe or view.label not in self._as_opened:

@@ -13,6 +13,7 @@ from weightsmith.recipes.language.modifier_calls import Assignments
 from weightsmith.recipes.language.problems import Problems
 from weightsmith.recipes.resolution.formula import Cast, Leaf, MeasuredLeaves, OutputTensor
 from weightsmith.recipes.resolution.views import View
+from weightsmith.tensors import ConstantTensor
 
 
 class Weighing(Protocol):
@@ -73,7 +74,11 @@ def chosen(
     for wanted in spec.statistics:
         kind, _, word = wanted.partition(":")
         fitting = (f for f in files if f.kind == kind)
-        found = next((f for f in fitting if (f.of_base if is_of_base else f.of_model)), None)
+        # One mask, of the base's weights, may be that of several models.
+        is_any = kind == "mask"
+        found = next(
+            (f for f in fitting if is_any or (f.of_base if is_of_base else f.of_model)), None
+        )
         if found is not None:
             return replace(found, word=word)
     if not spec.statistics or METRICS in spec.statistics:
@@ -148,13 +153,13 @@ def stored_statistics(
         assert file is not None
         assert one is not None
         tensors = [file.statistics.checkpoint.tensors[leaf.tensor] for leaf in one.leaves]
-        wrong = misfit(item.shape, [tensor.shape for tensor in tensors], one.kind)
+        wrong = misfit(item.shape, [tensor.shape for tensor in tensors] or [one.shape], one.kind)
         if wrong:
             problems.error(
                 name,
                 "statistics-shape",
                 view.label,
-                f"{tensors[0].location} {wrong}",
+                f"{tensors[0].location if tensors else file.label} {wrong}",
                 "collect the statistics of this checkpoint again",
             )
             return None
@@ -173,8 +178,10 @@ def _stored(file: MeasuredStatistics, view: View, item: OutputTensor) -> Measure
         own = own_names.get(name, (name,))
         parts = file.statistics.names(own[0], file.word) if len(own) == 1 else ()
         if parts:
-            leaves = tuple(Leaf(file.label, part) for part in parts)
             first = file.statistics.checkpoint.tensors[parts[0]]
+            if isinstance(first, ConstantTensor):
+                return MeasuredLeaves(file.kind, (), first.shape, 1.0, constant=first.number)
+            leaves = tuple(Leaf(file.label, part) for part in parts)
             divisor = file.statistics.header.divisor
             return MeasuredLeaves(file.kind, leaves, first.shape, divisor, first.dtype)
     return None
