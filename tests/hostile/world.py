@@ -49,6 +49,12 @@ ADAPTER = {
 }
 OK = "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 2}}]\n"
 TIES = "merge_method: ties\nbase_model: base\nmodels:\n  - {model: a, parameters: {weight: 1, density: 0.5}}\n  - {model: b, parameters: {weight: 1, density: 0.5}}\n"
+FREE = """\
+weightsmith: 1
+merge_method: linear
+models: [{model: mlp}, {model: mlp2}]
+parameters: {weight: {free: [0, 1], start: 0.5, per: expert}}
+"""
 BUNDLE = "weightsmith: 1\nmerge_method: tall_masks\nbase_model: base\nmodels: [{model: a}, {model: b}]\nbundle: {base: stored}\n"
 SUITE = "suite: small\ntasks:\n  - {name: text, kind: language_modeling, data: text.jsonl, metric: bits_per_byte, context: 16}\n"
 COLOURS = "suite: colours\ntasks:\n  - {name: colour, kind: classification, data: colours.npz, metric: accuracy}\n"
@@ -171,6 +177,7 @@ def build(root: Path, runner: Runner) -> None:
         "ok.yaml": OK,
         "ties.yaml": TIES,
         "bundle.yaml": BUNDLE,
+        "free.yaml": FREE,
         "small.yaml": SUITE,
         "colours.yaml": COLOURS,
     }
@@ -211,6 +218,7 @@ MADE = (
 CONTROLS: dict[str, str] = {
     "plan": "plan ok.yaml",
     "merge": "merge ok.yaml {case}/out --quiet",
+    "untie": "untie words {case}/out --quiet",
     "verify": "verify merged",
     "replay": "replay merged {case}/out --quiet",
     "rollback": "rollback merged {case}/out --without a --quiet",
@@ -243,6 +251,7 @@ CONTROLS: dict[str, str] = {
     "testbed path": "testbed path vision-tiny",
     "evaluate": "evaluate mlp --suite colours.yaml --quiet",
     "collect": "collect fisher mlp --data colours.yaml --out {case}/out.safetensors --quiet",
+    "learn": "learn free.yaml --data colours.yaml --steps 1 --out {case}/out.yaml --quiet",
     "compare": "compare one.json two.json",
     "league": "league --family nothing --methods linear",
     "report": "report ok.yaml -o {case}/out.html",

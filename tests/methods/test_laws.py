@@ -50,9 +50,9 @@ TRANSLATED = (
     "tatr_zero_shot"
 ).split()
 # A repair has biases of its own; OptMerge's default takes steps of one size, and LoRE lowers singular values by one
-# number, whatever the size of task vectors.
+# number, whatever the size of task vectors; a clamp's limit is a number.
 SCALE_BOUND = set(
-    "rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split()
+    "clamp rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split()
 )
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}

@@ -1,1 +1,1 @@
-"""What a merged model goes through before it is stored."""
+"""A merged model made ready to be stored: what all of its numbers go through before."""
