@@ -1,7 +1,7 @@
 """A checkpoint with its tensors under the names, and in the pieces, that another checkpoint of the same network has.
 
 Names meet where both are canonical. What the other keeps in one tensor is joined from the pieces, and what it keeps
-apart is cut out, both as lazy views: bytes are read as they are, and no tensor is turned.
+apart is cut out, both as lazy views; where the two keep a matrix in another order, elements are read in the other's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
+from weightsmith.checkpoints.part_views import cut, joined
 from weightsmith.checkpoints.spelling_facts import HEADS
 from weightsmith.checkpoints.spellings import Spelling, spelling_of
-from weightsmith.deltas import StackedTensors, Stretch, renamed
+from weightsmith.deltas import renamed, turned
 from weightsmith.tensors import LazyTensor
 
 # As many fields may stand before the names of a body: `model.language_model.`, `base_model.model.model.`.
@@ -28,14 +29,18 @@ def respelled(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     call each renamed tensor. Of a tensor that is joined the pieces must have one dtype.
     """
     mine, theirs = checkpoint.tensors, like.tensors
-    if mine.keys() <= theirs.keys() or theirs.keys() <= mine.keys():
+    common = mine.keys() & theirs.keys()
+    is_nested = len(common) == min(len(mine), len(theirs))
+    if is_nested and all(mine[name].shape == theirs[name].shape for name in common):
         return checkpoint
     meeting = _meeting(checkpoint, like)
     if meeting is None:
         return checkpoint
     found = dict(meeting.found())
-    shared = len(mine.keys() & theirs.keys())
-    if len(found) <= shared or 2 * len(found) <= min(len(mine), len(theirs)):
+    is_turned = any(found[name].tensor.shape != mine[name].shape for name in common & found.keys())
+    if len(found) <= len(common) and not is_turned:
+        return checkpoint
+    if 2 * len(found) <= min(len(mine), len(theirs)):
         return checkpoint
     return _rebuilt(checkpoint, found, meeting)
 
@@ -60,56 +65,52 @@ class _Meeting:
 
     def found(self) -> Iterator[tuple[str, _Found]]:
         """What there is of the other's tensors, by its names, in its order."""
-        cut = self._cut()
+        apart = self._cut()
         for canonical, name in self.theirs.items():
             if canonical in self.mine:
                 own = self.mine[canonical]
-                yield name, _Found(renamed(self.checkpoint.tensors[own], name), (own,))
-            elif canonical in cut:
-                yield name, cut[canonical]
+                yield name, _Found(self._same(canonical, own, name), (own,))
+            elif canonical in apart:
+                yield name, apart[canonical]
             else:
-                joined = self._joined(canonical, name)
-                if joined is not None:
-                    yield name, joined
+                whole = self._joined(canonical, name)
+                if whole is not None:
+                    yield name, whole
+
+    def _same(self, canonical: str, own: str, name: str) -> LazyTensor:
+        tensor, shape = self.checkpoint.tensors[own], self.like.tensors[name].shape
+        other = (*shape[:-2], *reversed(shape[-2:]))
+        if tensor.shape == shape or tensor.shape != other:
+            return renamed(tensor, name)
+        return turned(tensor, name) if self.spelling.may_be_turned(canonical) else renamed(tensor, name)
 
     def _joined(self, canonical: str, name: str) -> _Found | None:
         shape = self.like.tensors[name].shape
-        pieces = self.spelling.pieces(canonical, shape)
-        if not pieces or any(piece not in self.mine for piece in pieces):
-            return None
-        own = tuple(self.mine[piece] for piece in pieces)
-        sources = tuple(self.checkpoint.tensors[piece] for piece in own)
-        whole = StackedTensors(name, shape, sources)
-        fits = sum(s.numel for s in sources) == whole.numel and _of_one_row(shape, sources)
-        return _Found(whole, own) if fits else None
+        for parts in self.spelling.parts(canonical, shape):
+            if all(part in self.mine for part in parts.names):
+                own = tuple(self.mine[part] for part in parts.names)
+                sources = [self.checkpoint.tensors[part] for part in own]
+                whole = joined(name, shape, sources, parts)
+                if whole is not None:
+                    return _Found(whole, own)
+        return None
 
     def _cut(self) -> dict[str, _Found]:
-        """Pieces of tensors that this checkpoint has in one and the other has apart, by canonical name."""
+        """Parts of tensors that this checkpoint has in one and the other has apart, by canonical name."""
         found: dict[str, _Found] = {}
         for canonical, own in self.mine.items():
             if canonical in self.theirs:
                 continue
             whole = self.checkpoint.tensors[own]
-            pieces = self.spelling.pieces(canonical, whole.shape)
-            if not pieces or any(piece not in self.theirs for piece in pieces):
-                continue
-            wanted = [self.like.tensors[self.theirs[piece]] for piece in pieces]
-            if sum(w.numel for w in wanted) != whole.numel or not _of_one_row(whole.shape, wanted):
-                continue
-            first = 0
-            for piece, other in zip(pieces, wanted, strict=True):
-                stretch = Stretch(self.theirs[piece], whole, first, other.shape)
-                found[piece] = _Found(stretch, (own,))
-                first += other.numel
+            for parts in self.spelling.parts(canonical, whole.shape):
+                if all(part in self.theirs for part in parts.names):
+                    names = [self.theirs[part] for part in parts.names]
+                    shapes = [self.like.tensors[name].shape for name in names]
+                    made = cut(whole, names, shapes, parts)
+                    if made is not None:
+                        views = (_Found(view, (own,)) for view in made)
+                        found |= dict(zip(parts.names, views, strict=True))
         return found
-
-
-def _of_one_row(shape: tuple[int, ...], tensors: Iterable[LazyTensor]) -> bool:
-    """Whether rows of all have one length and numbers of one kind."""
-    listed = list(tensors)
-    rank = min(len(shape), 2)
-    alike = all(t.shape[1:] == shape[len(shape) - rank + 1 :] for t in listed)
-    return alike and len({t.dtype for t in listed}) == 1
 
 
 def _meeting(checkpoint: Checkpoint, like: Checkpoint) -> _Meeting | None:

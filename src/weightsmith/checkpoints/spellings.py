@@ -1,7 +1,7 @@
 """One name, many spellings: what the names in a file are called in memory, which is the name that all files share.
 
     canonical    the name of a tensor in the network of transformers 5, whatever the file calls it
-    pieces       what a tensor is made of where files keep its rows apart: experts of a stack, q, k and v, gate and up
+    parts        what a tensor is made of where files keep it apart: experts of a stack, q, k and v, gate and up
 
 A spelling is recognised from the configuration and the names. The way back needs no rules: a file's own names are there
 to be looked up.
@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import sections
+from weightsmith.checkpoints.part_views import Layout, Parts
 from weightsmith.checkpoints.spelling_facts import (
+    ALTERNATING_EXPERTS,
     BODIES,
+    EITHER_WAY_EXPERTS,
     EVERYWHERE,
     FAMILIES,
+    FUSED_APART,
     HEADS,
     INPUT_FIRST_EXPERTS,
     JOINED,
@@ -39,13 +43,12 @@ class Spelling:
     """How one checkpoint names its tensors.
 
     `renamings` are those of its families, `body` what the class that its configuration names calls the part that the
-    file stores without a name for it, empty for most. `stacks_rows` tells whether the parts of its stacked experts are
-    stretches of the whole.
+    file stores without a name for it, empty for most. `experts` tells how its stacked experts are made of their parts.
     """
 
     renamings: Renamings = ()
     body: str = ""
-    stacks_rows: bool = True
+    experts: Layout = Layout.ROWS
     _rules: tuple[tuple[re.Pattern[str], str], ...] = field(init=False, repr=False)
     _known: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -66,17 +69,33 @@ class Spelling:
 
     def pieces(self, canonical: str, shape: Shape) -> tuple[str, ...]:
         """The canonical names of the parts whose rows, one below the other, are the tensor; none for most."""
+        return next(
+            (one.names for one in self.parts(canonical, shape) if one.layout is Layout.ROWS), ()
+        )
+
+    def parts(self, canonical: str, shape: Shape) -> tuple[Parts, ...]:
+        """The ways in which files keep a tensor apart, by canonical names; none for most."""
         stem, _, leaf = canonical.rpartition(".")
         end = f"{stem.rpartition('.')[2]}.{leaf}"
-        if end in STACKED and len(shape) == 3 and self.stacks_rows:
-            start = canonical[: -len(end)]
+        start = canonical[: -len(end)]
+        if end in STACKED and len(shape) == (2 if leaf.endswith("_bias") else 3):
+            ways = [way[end] for way in (STACKED, FUSED_APART) if end in way]
             return tuple(
-                start + part.format(number) for number in range(shape[0]) for part in STACKED[end]
+                Parts(
+                    tuple(start + part.format(n) for n in range(shape[0]) for part in way),
+                    self.experts,
+                    len(way),
+                )
+                for way in ways
             )
         if end in JOINED and len(shape) in (1, 2):
-            start = canonical[: -len(end)]
-            return tuple(start + part for part in JOINED[end])
+            return (Parts(tuple(start + part for part in JOINED[end])),)
         return ()
+
+    def may_be_turned(self, canonical: str) -> bool:
+        """Whether files of the family have the tensor with its last two axes in either order."""
+        end = ".".join(canonical.split(".")[-2:])
+        return self.experts is Layout.EITHER and end in STACKED
 
 
 def spelling_of(config: Mapping[str, Any] | None, names: Iterable[str]) -> Spelling:
@@ -88,8 +107,16 @@ def spelling_of(config: Mapping[str, Any] | None, names: Iterable[str]) -> Spell
     return Spelling(
         (*around, *dict.fromkeys(renamings)),
         _body(config, listed),
-        types.isdisjoint(INPUT_FIRST_EXPERTS),
+        _layout(types),
     )
+
+
+def _layout(types: frozenset[str]) -> Layout:
+    if types & EITHER_WAY_EXPERTS:
+        return Layout.EITHER
+    if types & ALTERNATING_EXPERTS:
+        return Layout.ALTERNATING
+    return Layout.COLUMNS if types & INPUT_FIRST_EXPERTS else Layout.ROWS
 
 
 def _types(config: Mapping[str, Any] | None) -> frozenset[str]:

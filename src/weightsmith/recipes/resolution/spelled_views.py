@@ -37,7 +37,7 @@ class InSpelling:
         found = respelled(view.checkpoint, self.like)
         if found is view.checkpoint:
             return view
-        self.problems.add(_note(view.label, found, self.like))
+        self.problems.add(_note(view, found, self.like))
         return view_of(found, view.label)
 
 
@@ -47,15 +47,28 @@ def spelled_views(document: RecipeDocument, inputs: Inputs) -> Views:
     return inputs.then(InSpelling(like, inputs.problems))
 
 
-def _note(label: str, found: Checkpoint, like: Checkpoint) -> Finding:
-    name, own = next(iter(found.own_names.items()))
-    return Finding(
-        Severity.NOTE,
-        "spelling",
-        label,
-        f"{counted(len(found.own_names), 'tensor')} of {label!r} are named otherwise than in {like.identity} "
-        f"({shown(own[0])} is {shown(name)} there) and are read under its names",
-    )
+def _note(view: View, found: Checkpoint, like: Checkpoint) -> Finding:
+    before = view.checkpoint.tensors
+    rearranged = [
+        name
+        for name, tensor in found.tensors.items()
+        if name in before and before[name].shape != tensor.shape
+    ]
+    said = []
+    if found.own_names:
+        name, own = next(iter(found.own_names.items()))
+        said.append(
+            f"{counted(len(found.own_names), 'tensor')} of {view.label!r} are named otherwise than in {like.identity} "
+            f"({shown(own[0])} is {shown(name)} there)"
+        )
+    if rearranged:
+        of = "" if said else f" of {view.label!r}"
+        said.append(
+            f"{counted(len(rearranged), 'tensor')}{of} are stored with their axes in another order "
+            f"({shown(rearranged[0])})"
+        )
+    sentence = f"{' and '.join(said)} and are read as they are there"
+    return Finding(Severity.NOTE, "spelling", view.label, sentence)
 
 
 def have_common_names(
