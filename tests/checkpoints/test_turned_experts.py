@@ -49,7 +49,12 @@ def _kinds():
     common = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads": 2}
     moe = {"num_experts": EXPERTS, "moe_intermediate_size": INNER}
     configs = {
-        "llama4_text": ("Llama4TextConfig", "llama4", "Llama4TextExperts", {"num_local_experts": 3}),
+        "llama4_text": (
+            "Llama4TextConfig",
+            "llama4",
+            "Llama4TextExperts",
+            {"num_local_experts": 3},
+        ),
         "gpt_oss": ("GptOssConfig", "gpt_oss", "GptOssExperts", {"num_local_experts": 3}),
         "openai_privacy_filter": (
             "OpenAIPrivacyFilterConfig",
@@ -96,22 +101,30 @@ def test_a_stack_of_the_matrices_of_experts_computes_what_they_compute(tmp_path,
         else:
             act = _clamped if has_bias else _silu
             computed = _routed(experts, states)
-            wanted = sum(
-                s * _expert(parts, e, states, act) for e, s in enumerate((0.2, 0.3, 0.5))
-            )
+            wanted = sum(s * _expert(parts, e, states, act) for e, s in enumerate((0.2, 0.3, 0.5)))
     torch.testing.assert_close(computed, wanted, rtol=1e-4, atol=1e-5)
     # And back, to the bit.
     stacked = open_checkpoint(
-        write(tmp_path / "again", {f"layers.0.mlp.experts.{k}": v for k, v in state.items()}, config_json)
+        write(
+            tmp_path / "again",
+            {f"layers.0.mlp.experts.{k}": v for k, v in state.items()},
+            config_json,
+        )
     )
     back = respelled(stacked, apart)
     assert back.tensors.keys() == apart.tensors.keys()
-    assert all(torch.equal(_tensor(view), _named(parts)[name]) for name, view in back.tensors.items())
+    assert all(
+        torch.equal(_tensor(view), _named(parts)[name]) for name, view in back.tensors.items()
+    )
 
 
 def _parts(has_bias):
     generator = torch.Generator().manual_seed(1)
-    shapes = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    shapes = {
+        "gate_proj": (INNER, HIDDEN),
+        "up_proj": (INNER, HIDDEN),
+        "down_proj": (HIDDEN, INNER),
+    }
     return [
         {
             name: SimpleNamespace(

@@ -111,6 +111,12 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
     from weightsmith.checkpoints.spellings import spelling_of as spelling_of
     from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
+    from weightsmith.checkpoints.stable_diffusion_names import from_openclip as from_openclip
+    from weightsmith.checkpoints.stable_diffusion_names import (
+        levels_with_attention as levels_with_attention,
+    )
+    from weightsmith.checkpoints.stable_diffusion_names import to_diffusers as to_diffusers
+    from weightsmith.checkpoints.stable_diffusion_names import to_ldm as to_ldm
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -171,6 +177,10 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
+            "from_openclip": "weightsmith.checkpoints.stable_diffusion_names",
+            "levels_with_attention": "weightsmith.checkpoints.stable_diffusion_names",
+            "to_diffusers": "weightsmith.checkpoints.stable_diffusion_names",
+            "to_ldm": "weightsmith.checkpoints.stable_diffusion_names",
             "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",

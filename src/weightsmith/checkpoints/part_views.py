@@ -13,7 +13,7 @@ Biases have one axis less, and the same layouts along it. Parts of what is no st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -21,6 +21,8 @@ from weightsmith.deltas import JoinedColumns, StackedTensors, Stretch, StridedVi
 from weightsmith.tensors import LazyTensor
 
 Shape = tuple[int, ...]
+# A tensor and a name to its view under that name.
+Rearrange = Callable[[LazyTensor, str], LazyTensor]
 
 
 class Layout(Enum):
@@ -41,7 +43,9 @@ class Parts:
     of_each: int = 1
 
 
-def joined(name: str, shape: Shape, sources: Sequence[LazyTensor], parts: Parts) -> LazyTensor | None:
+def joined(
+    name: str, shape: Shape, sources: Sequence[LazyTensor], parts: Parts
+) -> LazyTensor | None:
     """The whole of `sources`, which are in the order of `parts`; None where they do not make up `shape`."""
     layout = _fitting(shape, [source.shape for source in sources], parts)
     if layout is None or len({source.dtype for source in sources}) > 1:

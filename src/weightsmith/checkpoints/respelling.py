@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
-from weightsmith.checkpoints.part_views import cut, joined
+from weightsmith.checkpoints.image_spellings import image_spelling_of
+from weightsmith.checkpoints.part_views import Parts, Rearrange, Shape, cut, joined
 from weightsmith.checkpoints.spelling_facts import HEADS
-from weightsmith.checkpoints.spellings import Spelling, spelling_of
-from weightsmith.deltas import renamed, turned
+from weightsmith.checkpoints.spellings import spelling_of
+from weightsmith.deltas import renamed
 from weightsmith.tensors import LazyTensor
 
 # As many fields may stand before the names of a body: `model.language_model.`, `base_model.model.model.`.
@@ -25,24 +27,48 @@ _SAME_BODY = 0.75
 def respelled(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     """The checkpoint in the spelling of another; itself where that changes nothing or the two are no one network.
 
-    A tensor that the other lacks keeps its name. Configuration, ties and all else stay; `own_names` has what the files
-    call each renamed tensor. Of a tensor that is joined the pieces must have one dtype.
+    A tensor that the other lacks keeps its name. What the other has beside the weights of a network, where this one has
+    no place for it (the schedule of noise in a single file of an image model), is the other's. Configuration, ties and
+    all else stay; `own_names` has what the files call each renamed tensor. Of a tensor that is joined the parts must
+    have one dtype.
     """
     mine, theirs = checkpoint.tensors, like.tensors
     common = mine.keys() & theirs.keys()
     is_nested = len(common) == min(len(mine), len(theirs))
     if is_nested and all(mine[name].shape == theirs[name].shape for name in common):
         return checkpoint
-    meeting = _meeting(checkpoint, like)
-    if meeting is None:
-        return checkpoint
-    found = dict(meeting.found())
-    is_turned = any(found[name].tensor.shape != mine[name].shape for name in common & found.keys())
-    if len(found) <= len(common) and not is_turned:
-        return checkpoint
-    if 2 * len(found) <= min(len(mine), len(theirs)):
-        return checkpoint
-    return _rebuilt(checkpoint, found, meeting)
+    for meeting in _meetings(checkpoint, like):
+        found = dict(meeting.found())
+        shared = common & found.keys()
+        is_turned = any(found[name].tensor.shape != mine[name].shape for name in shared)
+        is_more = len(found) > len(common) or is_turned
+        if is_more and 2 * len(found) > min(len(mine), len(theirs)):
+            return _rebuilt(checkpoint, found, meeting)
+    return checkpoint
+
+
+class Names(Protocol):
+    """A spelling, as `Spelling` of `spellings` and `ImageSpelling` of `image_spellings` are."""
+
+    def canonical(self, name: str) -> str:
+        """The name of a tensor that all spellings of a network have in common."""
+        ...
+
+    def parts(self, canonical: str, shape: Shape) -> tuple[Parts, ...]:
+        """The ways in which files keep a tensor apart, by canonical names."""
+        ...
+
+    def counterpart(self, canonical: str) -> tuple[str, Rearrange] | None:
+        """The canonical name of a tensor with the same numbers in another order, and how that is read as this one."""
+        ...
+
+    def as_shaped(self, canonical: str, tensor: LazyTensor, name: str, shape: Shape) -> LazyTensor:
+        """A tensor under a name, with its axes as in `shape` where spellings differ in these."""
+        ...
+
+    def is_beside_weights(self, name: str) -> bool:
+        """Whether a tensor is none of a network's weights, so that some spellings lack it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +87,7 @@ class _Meeting:
     like: Checkpoint
     mine: Mapping[str, str]
     theirs: Mapping[str, str]
-    spelling: Spelling
+    spelling: Names
 
     def found(self) -> Iterator[tuple[str, _Found]]:
         """What there is of the other's tensors, by its names, in its order."""
@@ -69,20 +95,21 @@ class _Meeting:
         for canonical, name in self.theirs.items():
             if canonical in self.mine:
                 own = self.mine[canonical]
-                yield name, _Found(self._same(canonical, own, name), (own,))
+                shape, tensor = self.like.tensors[name].shape, self.checkpoint.tensors[own]
+                yield name, _Found(self.spelling.as_shaped(canonical, tensor, name, shape), (own,))
             elif canonical in apart:
                 yield name, apart[canonical]
             else:
-                whole = self._joined(canonical, name)
+                whole = self._joined(canonical, name) or self._rearranged(canonical, name)
                 if whole is not None:
                     yield name, whole
 
-    def _same(self, canonical: str, own: str, name: str) -> LazyTensor:
-        tensor, shape = self.checkpoint.tensors[own], self.like.tensors[name].shape
-        other = (*shape[:-2], *reversed(shape[-2:]))
-        if tensor.shape == shape or tensor.shape != other:
-            return renamed(tensor, name)
-        return turned(tensor, name) if self.spelling.may_be_turned(canonical) else renamed(tensor, name)
+    def _rearranged(self, canonical: str, name: str) -> _Found | None:
+        found = self.spelling.counterpart(canonical)
+        if found is None or found[0] not in self.mine:
+            return None
+        own = self.mine[found[0]]
+        return _Found(found[1](self.checkpoint.tensors[own], name), (own,))
 
     def _joined(self, canonical: str, name: str) -> _Found | None:
         shape = self.like.tensors[name].shape
@@ -113,16 +140,28 @@ class _Meeting:
         return found
 
 
-def _meeting(checkpoint: Checkpoint, like: Checkpoint) -> _Meeting | None:
-    """None where two tensors of one of them have one canonical name, so that neither can be told to be it."""
+def _meetings(checkpoint: Checkpoint, like: Checkpoint) -> Iterator[_Meeting]:
+    """The two by names that all image models have in common where they are such, and by those of transformers.
+
+    None where two tensors of one of them have one canonical name, so that neither can be told to be it.
+    """
+    image, other_image = image_spelling_of(checkpoint.tensors), image_spelling_of(like.tensors)
+    if image is not None and other_image is not None:
+        mine, theirs = _canonical(image, checkpoint), _canonical(other_image, like)
+        if mine is not None and theirs is not None:
+            yield _Meeting(checkpoint, like, mine, theirs, other_image)
     spelling = spelling_of(checkpoint.config or like.config, checkpoint.tensors)
     other = spelling_of(like.config or checkpoint.config, like.tensors)
-    mine = {spelling.canonical(name): name for name in checkpoint.tensors}
-    theirs = {other.canonical(name): name for name in like.tensors}
-    if len(mine) < len(checkpoint.tensors) or len(theirs) < len(like.tensors):
-        return None
-    fitted = _in_body(mine, theirs)
-    return _Meeting(checkpoint, like, fitted, theirs, other) if len(fitted) == len(mine) else None
+    mine, theirs = _canonical(spelling, checkpoint), _canonical(other, like)
+    if mine is not None and theirs is not None:
+        fitted = _in_body(mine, theirs)
+        if len(fitted) == len(mine):
+            yield _Meeting(checkpoint, like, fitted, theirs, other)
+
+
+def _canonical(spelling: Names, checkpoint: Checkpoint) -> dict[str, str] | None:
+    names = {spelling.canonical(name): name for name in checkpoint.tensors}
+    return names if len(names) == len(checkpoint.tensors) else None
 
 
 def _in_body(mine: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
@@ -170,12 +209,17 @@ def _rebuilt(checkpoint: Checkpoint, found: Mapping[str, _Found], meeting: _Meet
     in_memory = all(canonical == name for canonical, name in meeting.theirs.items())
     made = dict(found)
     for canonical, own in meeting.mine.items():
-        if own not in used:
+        if own not in used and not meeting.spelling.is_beside_weights(own):
             name = canonical if in_memory else own
             made[name] = _Found(renamed(checkpoint.tensors[own], name), (own,))
     new = {one.own[0]: name for name, one in made.items()}
+    lent = {
+        name: tensor
+        for name, tensor in meeting.like.tensors.items()
+        if name not in made and meeting.spelling.is_beside_weights(name)
+    }
     built = assemble(
-        {name: one.tensor for name, one in made.items()},
+        {name: one.tensor for name, one in made.items()} | lent,
         checkpoint.config,
         path=checkpoint.path,
         source=checkpoint.source,

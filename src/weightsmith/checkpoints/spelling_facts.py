@@ -201,8 +201,8 @@ INPUT_FIRST_EXPERTS = frozenset(
 )
 # Those of them in which gate and up have alternate columns.
 ALTERNATING_EXPERTS = frozenset({"gpt_oss"})
-# Those whose files were so once and are as in memory, experts x outputs x inputs, since transformers 5: shapes tell, and
-# where they do not, the library takes a file as it takes memory.
+# Those whose files were so once and are as in memory, experts x outputs x inputs, since transformers 5: shapes tell,
+# and where they do not, the library takes a file as it takes memory.
 EITHER_WAY_EXPERTS = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 # Families whose experts are one array each in memory, although their files store them one by one.
 STACKED_IN_MEMORY = frozenset(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import sections
-from weightsmith.checkpoints.part_views import Layout, Parts
+from weightsmith.checkpoints.part_views import Layout, Parts, Rearrange
 from weightsmith.checkpoints.spelling_facts import (
     ALTERNATING_EXPERTS,
     BODIES,
@@ -33,6 +33,8 @@ from weightsmith.checkpoints.spelling_facts import (
     NamedAlike,
     Renamings,
 )
+from weightsmith.deltas import renamed, turned
+from weightsmith.tensors import LazyTensor
 
 Shape = tuple[int, ...]
 _CACHED = 1 << 17
@@ -92,10 +94,21 @@ class Spelling:
             return (Parts(tuple(start + part for part in JOINED[end])),)
         return ()
 
-    def may_be_turned(self, canonical: str) -> bool:
-        """Whether files of the family have the tensor with its last two axes in either order."""
+    def counterpart(self, canonical: str) -> tuple[str, Rearrange] | None:
+        """None: numbers in another order have one name here."""
+        return None
+
+    def as_shaped(self, canonical: str, tensor: LazyTensor, name: str, shape: Shape) -> LazyTensor:
+        """The tensor under a name, turned where files of the family have it with its last two axes in either order."""
+        is_turned = tensor.shape != shape and tensor.shape == (*shape[:-2], *shape[:-3:-1])
         end = ".".join(canonical.split(".")[-2:])
-        return self.experts is Layout.EITHER and end in STACKED
+        if is_turned and self.experts is Layout.EITHER and end in STACKED:
+            return turned(tensor, name)
+        return renamed(tensor, name)
+
+    def is_beside_weights(self, name: str) -> bool:
+        """False: every tensor of a file is one of the network."""
+        return False
 
 
 def spelling_of(config: Mapping[str, Any] | None, names: Iterable[str]) -> Spelling:
