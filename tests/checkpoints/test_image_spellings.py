@@ -150,7 +150,7 @@ def _checked(root, single, converted):
         _same(_values(respelled(other, file)), single)
 
 
-def test_parts_beside_language_models_are_no_image_model(tmp_path):
+def test_parts_beside_language_models_are_no_image_model():
     from weightsmith.checkpoints.image_spellings import image_spelling_of
 
     assert image_spelling_of(["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]) is None

@@ -19,7 +19,7 @@ UNET, TRANSFORMER, VAE, TEXT, SECOND_TEXT = (
     "text_encoder_2",
 )
 # The folders of components in a pipeline of diffusers, several of a kind with numbers.
-FOLDERS = r"(?:unet|transformer|vae|text_encoder|image_encoder|safety_checker|controlnet|prior|decoder|vqvae|movq)(?:_\d)?"
+FOLDERS = r"(?:unet|transformer|vae|text_encoder|image_encoder|safety_checker|controlnet)(?:_\d)?"
 # What stands before the names of a component in a single file: Stable Diffusion 1 and 2, XL and its refiner, and files
 # of ComfyUI. OpenCLIP's encoders lie below `model.`, and CLIP's below `transformer.`.
 DENOISER = "model.diffusion_model."

@@ -49,25 +49,26 @@ def spelled_views(document: RecipeDocument, inputs: Inputs) -> Views:
 
 def _note(view: View, found: Checkpoint, like: Checkpoint) -> Finding:
     before = view.checkpoint.tensors
-    rearranged = [
-        name
-        for name, tensor in found.tensors.items()
-        if name in before and before[name].shape != tensor.shape
-    ]
-    said = []
+    turned = [n for n, t in found.tensors.items() if n in before and before[n].shape != t.shape]
+    lent = [n for n, t in found.tensors.items() if n not in before and t is like.tensors.get(n)]
+    said, of = [], f" of {view.label!r}"
     if found.own_names:
         name, own = next(iter(found.own_names.items()))
         said.append(
-            f"{counted(len(found.own_names), 'tensor')} of {view.label!r} are named otherwise than in {like.identity} "
+            f"{counted(len(found.own_names), 'tensor')}{of} are named otherwise than in {like.identity} "
             f"({shown(own[0])} is {shown(name)} there)"
         )
-    if rearranged:
-        of = "" if said else f" of {view.label!r}"
+        of = ""
+    if turned:
         said.append(
-            f"{counted(len(rearranged), 'tensor')}{of} are stored with their axes in another order "
-            f"({shown(rearranged[0])})"
+            f"{counted(len(turned), 'tensor')}{of} are stored with their axes in another order ({shown(turned[0])})"
         )
     sentence = f"{' and '.join(said)} and are read as they are there"
+    if lent:
+        sentence += (
+            f"; {counted(len(lent), 'tensor')} that it has no place for are those of {like.identity} "
+            f"({shown(lent[0])})"
+        )
     return Finding(Severity.NOTE, "spelling", view.label, sentence)
 
 
