@@ -217,6 +217,41 @@ def test_experts_apart_are_those_of_a_stack_in_comparisons_and_adapters(tmp_path
         np.testing.assert_array_equal(factors.change.left, second.factors[key].change.left)
 
 
+def test_families_that_the_table_has_not_are_read_by_transformers_own_mapping(
+    tmp_path, monkeypatch
+):
+    import transformers
+
+    config = transformers.EsmConfig(
+        vocab_size=33,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        position_embedding_type="rotary",
+        pad_token_id=1,
+    )
+    folders, memory = [], []
+    for seed, name in enumerate("abc"):
+        torch.manual_seed(seed)
+        model = transformers.EsmForMaskedLM(config)
+        folders.append(save(model, tmp_path / "files" / name))
+        own = in_memory(model)
+        memory.append(write(tmp_path / "memory" / name, own, config_of(folders[-1])))
+    assert stored(folders[0]).keys() != stored(memory[0]).keys()
+    in_one = merged(tmp_path, *folders, "one")
+    assert merged(tmp_path, folders[0], memory[1], folders[2], "mixed") == in_one
+    (found,) = [
+        f for f in weightsmith.plan(tmp_path / "mixed.yaml").findings if f.code == "spelling"
+    ]
+    assert "by the mapping of the transformers that is installed here" in found.sentence
+    monkeypatch.setitem(__import__("sys").modules, "transformers.conversion_mapping", None)
+    codes = [f.code for f in weightsmith.plan(tmp_path / "mixed.yaml").findings]
+    assert "spelling" not in codes
+    assert codes
+
+
 def _experts(kind, seed):
     """Names and tensors of two layers of experts in a stack, and of the same ones apart."""
     generator = torch.Generator().manual_seed(seed)

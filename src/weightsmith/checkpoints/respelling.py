@@ -12,10 +12,12 @@ from typing import Protocol
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
 from weightsmith.checkpoints.image_spellings import image_spelling_of
+from weightsmith.checkpoints.library_spellings import LibrarySpelling, library_spelling_of
 from weightsmith.checkpoints.part_views import Parts, Rearrange, Shape, cut, joined
 from weightsmith.checkpoints.spelling_facts import HEADS
 from weightsmith.checkpoints.spellings import spelling_of
 from weightsmith.deltas import renamed
+from weightsmith.findings import Finding, Severity
 from weightsmith.tensors import LazyTensor
 
 # As many fields may stand before the names of a body: `model.language_model.`, `base_model.model.model.`.
@@ -143,7 +145,7 @@ class _Meeting:
 def _meetings(checkpoint: Checkpoint, like: Checkpoint) -> Iterator[_Meeting]:
     """The two by names that all image models have in common where they are such, and by those of transformers.
 
-    None where two tensors of one of them have one canonical name, so that neither can be told to be it.
+    What its own mapping knows of a family that the table of facts has not comes last. None where two tensors of one of them have one canonical name, so that neither can be told to be it.
     """
     image, other_image = image_spelling_of(checkpoint.tensors), image_spelling_of(like.tensors)
     if image is not None and other_image is not None:
@@ -157,6 +159,12 @@ def _meetings(checkpoint: Checkpoint, like: Checkpoint) -> Iterator[_Meeting]:
         fitted = _in_body(mine, theirs)
         if len(fitted) == len(mine):
             yield _Meeting(checkpoint, like, fitted, theirs, other)
+    library = library_spelling_of(checkpoint.config or like.config, checkpoint.tensors)
+    other_library = library_spelling_of(like.config or checkpoint.config, like.tensors)
+    if library is not None and other_library is not None:
+        mine, theirs = _canonical(library, checkpoint), _canonical(other_library, like)
+        if mine is not None and theirs is not None:
+            yield _Meeting(checkpoint, like, mine, theirs, other_library)
 
 
 def _canonical(spelling: Names, checkpoint: Checkpoint) -> dict[str, str] | None:
@@ -236,4 +244,16 @@ def _rebuilt(checkpoint: Checkpoint, found: Mapping[str, _Found], meeting: _Meet
             if one.own[0] in checkpoint.stored_as
         },
         own_names={name: one.own for name, one in made.items() if (name,) != one.own},
+        about_files=(*checkpoint.about_files, *_about(checkpoint, meeting)),
     )
+
+
+def _about(checkpoint: Checkpoint, meeting: _Meeting) -> Iterator[Finding]:
+    """Where the library's word was taken for it that two names are of one tensor."""
+    if isinstance(meeting.spelling, LibrarySpelling):
+        yield Finding(
+            Severity.NOTE,
+            "spelling",
+            checkpoint.identity,
+            "which name is which is told by the mapping of the transformers that is installed here",
+        )

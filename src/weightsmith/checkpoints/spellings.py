@@ -114,7 +114,7 @@ class Spelling:
 def spelling_of(config: Mapping[str, Any] | None, names: Iterable[str]) -> Spelling:
     """The spelling of a checkpoint with these names, of which the configuration may be unknown."""
     listed = "\n".join(names)
-    types = _types(config)
+    types = model_types(config)
     renamings = [pair for family in _families(types, listed) for pair in family.renamings]
     around = [pair for pair in EVERYWHERE if re.search(pair[0], listed, re.MULTILINE)]
     return Spelling(
@@ -132,7 +132,8 @@ def _layout(types: frozenset[str]) -> Layout:
     return Layout.COLUMNS if types & INPUT_FIRST_EXPERTS else Layout.ROWS
 
 
-def _types(config: Mapping[str, Any] | None) -> frozenset[str]:
+def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:
+    """The types of models, and of their parts, that tell how a configuration's checkpoint names its tensors."""
     found = {str(part.get("model_type")) for part in sections(dict(config or {}))}
     # A vision model that stands alone has names of its own, and one that is a part has those of the whole.
     whole = str((config or {}).get("model_type"))
@@ -149,12 +150,12 @@ _ALONE = frozenset(
 
 def stacks_experts(config: Mapping[str, Any] | None) -> bool:
     """Whether the experts of a network are one array in memory that files store one by one."""
-    return not _types(config).isdisjoint(STACKED_IN_MEMORY)
+    return not model_types(config).isdisjoint(STACKED_IN_MEMORY)
 
 
 def keeps_routers_apart(config: Mapping[str, Any] | None) -> bool:
     """Whether the routers of a network are parameters of modules that are no linear layers."""
-    return not _types(config).isdisjoint(ROUTERS_APART)
+    return not model_types(config).isdisjoint(ROUTERS_APART)
 
 
 def _families(types: frozenset[str], listed: str) -> list[NamedAlike]:

@@ -69,7 +69,8 @@ def _note(view: View, found: Checkpoint, like: Checkpoint) -> Finding:
             f"; {counted(len(lent), 'tensor')} that it has no place for are those of {like.identity} "
             f"({shown(lent[0])})"
         )
-    return Finding(Severity.NOTE, "spelling", view.label, sentence)
+    told = [f.sentence for f in found.about_files if f not in view.checkpoint.about_files]
+    return Finding(Severity.NOTE, "spelling", view.label, "; ".join((sentence, *told)))
 
 
 def have_common_names(
