@@ -145,7 +145,8 @@ class _Meeting:
 def _meetings(checkpoint: Checkpoint, like: Checkpoint) -> Iterator[_Meeting]:
     """The two by names that all image models have in common where they are such, and by those of transformers.
 
-    What its own mapping knows of a family that the table of facts has not comes last. None where two tensors of one of them have one canonical name, so that neither can be told to be it.
+    What its own mapping knows of a family that the table of facts has not comes last. None where two tensors of one of
+    them have one canonical name, so that neither can be told to be it.
     """
     image, other_image = image_spelling_of(checkpoint.tensors), image_spelling_of(like.tensors)
     if image is not None and other_image is not None:
