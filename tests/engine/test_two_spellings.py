@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tests.checkpoints.spelled_models import build, config_of, save, stored, write
+from tests.checkpoints.spelled_models import IMAGES, build, config_of, save, stored, write
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint, write_statistics
@@ -222,20 +222,11 @@ def test_families_that_the_table_has_not_are_read_by_transformers_own_mapping(
 ):
     import transformers
 
-    config = transformers.EsmConfig(
-        vocab_size=33,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        position_embedding_type="absolute",
-        pad_token_id=1,
-    )
+    config = transformers.VideoMAEConfig(**IMAGES, num_frames=2)
     folders, memory = [], []
     for seed, name in enumerate("abc"):
         torch.manual_seed(seed)
-        model = transformers.EsmForMaskedLM(config)
+        model = transformers.VideoMAEModel(config)
         folders.append(save(model, tmp_path / "files" / name))
         own = in_memory(model)
         memory.append(write(tmp_path / "memory" / name, own, config_of(folders[-1])))

@@ -39,14 +39,16 @@ def respelled(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     is_nested = len(common) == min(len(mine), len(theirs))
     if is_nested and all(mine[name].shape == theirs[name].shape for name in common):
         return checkpoint
+    best, most, fewer = None, len(common), min(len(mine), len(theirs))
     for meeting in _meetings(checkpoint, like):
         found = dict(meeting.found())
         shared = common & found.keys()
         is_turned = any(found[name].tensor.shape != mine[name].shape for name in shared)
-        is_more = len(found) > len(common) or is_turned
-        if is_more and 2 * len(found) > min(len(mine), len(theirs)):
-            return _rebuilt(checkpoint, found, meeting)
-    return checkpoint
+        if len(found) > most or (is_turned and best is None):
+            best, most = (found, meeting), len(found)
+        if most >= fewer:
+            break
+    return checkpoint if best is None or 2 * most <= fewer else _rebuilt(checkpoint, *best)
 
 
 class Names(Protocol):
