@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
     from weightsmith.checkpoints.formats.weights import ListedWeights as ListedWeights
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
+    from weightsmith.checkpoints.image_spellings import image_spelling_of as image_spelling_of
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.licence import Licence as Licence
@@ -181,6 +182,7 @@ else:
             "levels_with_attention": "weightsmith.checkpoints.stable_diffusion_names",
             "to_diffusers": "weightsmith.checkpoints.stable_diffusion_names",
             "to_ldm": "weightsmith.checkpoints.stable_diffusion_names",
+            "image_spelling_of": "weightsmith.checkpoints.image_spellings",
             "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
