@@ -66,9 +66,10 @@ def library_spelling_of(
 def _rules(kind: str) -> list[Any]:
     """The library's renamings for a type of models; versions before 5 have none."""
     try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers import conversion_mapping
         from transformers.core_model_loading import WeightRenaming
     except ImportError:
         return []
-    found: Iterable[Any] = get_checkpoint_conversion_mapping(kind) or []
+    mapping: Any = conversion_mapping
+    found: Iterable[Any] = mapping.get_checkpoint_conversion_mapping(kind) or []
     return [rule for rule in found if isinstance(rule, WeightRenaming)]

@@ -51,7 +51,7 @@ def respelled(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     return checkpoint if best is None or 2 * most <= fewer else _rebuilt(checkpoint, *best)
 
 
-class Names(Protocol):
+class OneSpelling(Protocol):
     """A spelling, as `Spelling` of `spellings` and `ImageSpelling` of `image_spellings` are."""
 
     def canonical(self, name: str) -> str:
@@ -91,7 +91,7 @@ class _Meeting:
     like: Checkpoint
     mine: Mapping[str, str]
     theirs: Mapping[str, str]
-    spelling: Names
+    spelling: OneSpelling
 
     def found(self) -> Iterator[tuple[str, _Found]]:
         """What there is of the other's tensors, by its names, in its order."""
@@ -170,7 +170,7 @@ def _meetings(checkpoint: Checkpoint, like: Checkpoint) -> Iterator[_Meeting]:
             yield _Meeting(checkpoint, like, mine, theirs, other_library)
 
 
-def _canonical(spelling: Names, checkpoint: Checkpoint) -> dict[str, str] | None:
+def _canonical(spelling: OneSpelling, checkpoint: Checkpoint) -> dict[str, str] | None:
     names = {spelling.canonical(name): name for name in checkpoint.tensors}
     return names if len(names) == len(checkpoint.tensors) else None
 
