@@ -1,6 +1,6 @@
 """A checkpoint with its tensors under the names, and in the pieces, that another checkpoint of the same network has.
 
-Names meet where both are canonical. What the other keeps in one tensor is joined from the pieces, and what it keeps
+Names meet where both are canonical. What the other keeps in one tensor is joined from the parts, and what it keeps
 apart is cut out, both as lazy views; where the two keep a matrix in another order, elements are read in the other's.
 """
 

@@ -17,8 +17,8 @@ from weightsmith.tensors import DType, FromSources, FromStored, LazyTensor, Read
 class StridedView(FromStored):
     """A `LazyTensor` of `shape` whose element i, j, ... is number first + i s_0 + j s_1 + ... of `stored`.
 
-    `strides` are the s, in elements. A part of a large matrix that is read by columns costs about as much as 32 times
-    its bytes read in order, unless whole rows of `stored` fit into what is read at once.
+    `strides` are the s, in elements. Columns of a large matrix are read some tens of times slower than its rows, the
+    more of them at once the faster.
     """
 
     name: str
