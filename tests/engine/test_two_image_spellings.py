@@ -38,19 +38,16 @@ def _merged(root, base, one, other, name):
     return {key: digest.hexdigest() for key, digest in found.items()}, findings
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["1", "xl"])
-def models(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
     """Three models as single files and as folders; random masks follow the last part of a path."""
     root = tmp_path_factory.mktemp("models")
-    singles = [image_files.single_file(seed, xl=request.param) for seed in range(3)]
-    files = [
-        write_single(root / "files" / f"{k}.safetensors", t)
-        for k, t in zip("abc", singles, strict=True)
-    ]
-    folders = [
-        write_pipeline(root / "folders" / f"{k}.safetensors", as_components(t, xl=request.param))
-        for k, t in zip("abc", singles, strict=True)
-    ]
+    files, folders = [], []
+    for seed, name in enumerate("abc"):
+        single = image_files.single_file(seed, xl=True)
+        files.append(write_single(root / "files" / f"{name}.safetensors", single))
+        components = as_components(single, xl=True)
+        folders.append(write_pipeline(root / "folders" / f"{name}.safetensors", components))
     return files, folders
 
 
