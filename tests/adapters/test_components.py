@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import weightsmith
 from weightsmith.adapters import open_adapter, open_model
-from weightsmith.adapters.ldm_names import to_diffusers, to_ldm
+from weightsmith.checkpoints import to_diffusers, to_ldm
 from weightsmith.cli.adapters.adapter_merge import merge_recipe
 from weightsmith.errors import CompatibilityError
 from weightsmith.recipes import Recipe

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tests.checkpoints.spelled_models import build, config_of, save, stored, write
+from tests.checkpoints.spelled_models import IMAGES, build, config_of, save, stored, write
 
 import weightsmith
 from weightsmith.checkpoints import open_checkpoint, write_statistics
@@ -217,32 +218,97 @@ def test_experts_apart_are_those_of_a_stack_in_comparisons_and_adapters(tmp_path
         np.testing.assert_array_equal(factors.change.left, second.factors[key].change.left)
 
 
-def test_orientations_are_never_guessed(tmp_path):
-    """Experts stored as inputs x outputs are no stack of matrices that are stored as outputs x inputs."""
-    generator = torch.Generator().manual_seed(0)
-    kind = {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]}
+def test_families_that_the_table_has_not_are_read_by_transformers_own_mapping(
+    tmp_path, monkeypatch
+):
+    import transformers
+
+    config = transformers.VideoMAEConfig(**IMAGES, num_frames=2)
+    folders, memory = [], []
+    for seed, name in enumerate("abc"):
+        torch.manual_seed(seed)
+        model = transformers.VideoMAEModel(config)
+        folders.append(save(model, tmp_path / "files" / name))
+        own = in_memory(model)
+        memory.append(write(tmp_path / "memory" / name, own, config_of(folders[-1])))
+    assert stored(folders[0]).keys() != stored(memory[0]).keys()
+    in_one = merged(tmp_path, *folders, "one")
+    assert merged(tmp_path, folders[0], memory[1], folders[2], "mixed") == in_one
+    (found,) = [
+        f for f in weightsmith.plan(tmp_path / "mixed.yaml").findings if f.code == "spelling"
+    ]
+    assert "by the mapping of the transformers that is installed here" in found.sentence
+    monkeypatch.setitem(sys.modules, "transformers.core_model_loading", None)
+    codes = [f.code for f in weightsmith.plan(tmp_path / "mixed.yaml").findings]
+    assert "spelling" not in codes
+    assert codes
+
+
+def _experts(kind, seed):
+    """Names and tensors of two layers of experts in a stack, and of the same ones apart."""
+    generator = torch.Generator().manual_seed(seed)
+    has_bias = kind == "gpt_oss"
+    start = f"model.layers.{{}}.{'feed_forward' if kind == 'llama4_text' else 'mlp'}.experts."
+    stacked, apart = {}, {}
+    for layer in range(2):
+        here = start.format(layer)
+        parts = {
+            name: [torch.randn(*shape, generator=generator) for _ in range(3)]
+            for name, shape in {"gate": (6, 4), "up": (6, 4), "down": (4, 6)}.items()
+        }
+        biases = {name: [w[:, 0].clone() for w in parts[name]] for name in parts}
+        for name, own in parts.items():
+            apart |= {f"{here}{e}.{name}_proj.weight": w for e, w in enumerate(own)}
+        if has_bias:
+            for name, own in biases.items():
+                apart |= {f"{here}{e}.{name}_proj.bias": b for e, b in enumerate(own)}
+        stacked[f"{here}down_proj"] = torch.stack([w.T for w in parts["down"]])
+        gates = zip(parts["gate"], parts["up"], strict=True)
+        if has_bias:
+            woven = [torch.stack(pair, 1).reshape(12, 4).T for pair in gates]
+            bias_pairs = zip(biases["gate"], biases["up"], strict=True)
+            stacked[f"{here}gate_up_proj_bias"] = torch.stack(
+                [torch.stack(pair, 1).reshape(12) for pair in bias_pairs]
+            )
+            stacked[f"{here}down_proj_bias"] = torch.stack(biases["down"])
+        else:
+            woven = [torch.cat(pair).T for pair in gates]
+        stacked[f"{here}gate_up_proj"] = torch.stack(woven)
     more = {
-        f"model.layers.{layer}.{part}.weight": torch.randn(4, 4, generator=generator)
+        f"model.layers.{layer}.self_attn.{part}_proj.weight": torch.randn(4, 4, generator=generator)
         for layer in range(2)
-        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        for part in "qkvo"
     }
-    start = "model.layers.{}.feed_forward.experts."
-    stacked = {
-        start.format(layer) + "down_proj": torch.randn(2, 4, 4, generator=generator)
-        for layer in range(2)
-    }
-    apart = {
-        f"{start.format(layer)}{expert}.down_proj.weight": torch.randn(4, 4, generator=generator)
-        for layer in range(2)
-        for expert in range(2)
-    }
-    write(tmp_path / "a", more | stacked, kind)
-    write(tmp_path / "b", more | apart, kind)
-    (tmp_path / "r.yaml").write_text(
-        "weightsmith: 1\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\n"
-    )
-    codes = {f.code for f in weightsmith.plan(tmp_path / "r.yaml").findings}
-    assert "missing-tensor" in codes
+    return more | stacked, more | apart
+
+
+@pytest.mark.parametrize("kind", ["llama4_text", "gpt_oss", "aria_text"])
+def test_experts_stored_inputs_first_are_merged_with_those_that_are_stored_apart(tmp_path, kind):
+    config = {"model_type": kind}
+    folders = {"stacked": [], "apart": []}
+    for seed, name in enumerate("abc"):
+        for form, tensors in zip(folders, _experts(kind, seed), strict=True):
+            folders[form].append(write(tmp_path / form / name, tensors, config))
+    stacked, apart = folders.values()
+    in_one = merged(tmp_path, *stacked, "one")
+    assert merged(tmp_path, stacked[0], apart[1], stacked[2], "mixed") == in_one
+    in_parts = merged(tmp_path, *apart, "parts")
+    assert merged(tmp_path, apart[0], stacked[1], apart[2], "mixed parts") == in_parts
+
+
+def test_experts_that_transformers_once_stored_the_other_way_are_turned(tmp_path):
+    config = {"model_type": "qwen3_vl_moe_text"}
+    stacks = [_experts("aria_text", seed)[0] for seed in range(3)]
+    ends = (".experts.gate_up_proj", ".experts.down_proj")
+    old, new = [], []
+    for name, tensors in zip("abc", stacks, strict=True):
+        old.append(write(tmp_path / "old" / name, tensors, config))
+        as_in_memory = {k: t.mT if k.endswith(ends) else t for k, t in tensors.items()}
+        new.append(write(tmp_path / "new" / name, as_in_memory, config))
+    assert merged(tmp_path, old[0], new[1], old[2], "mixed") == merged(tmp_path, *old, "one")
+    assert merged(tmp_path, *new[:2], old[2], "back") == merged(tmp_path, *new, "new one")
+    (found,) = weightsmith.plan(tmp_path / "back.yaml").findings
+    assert "4 tensors of 'c' are stored with their axes in another order" in found.sentence
 
 
 def test_a_delta_package_of_a_base_in_another_spelling_gives_the_model_back(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from weightsmith.errors import CheckpointError
 from weightsmith.findings import Severity
@@ -109,3 +110,13 @@ def test_names_that_differ_in_memory_are_counted_and_shown(checkpoint):
     spelling = summarize_checkpoint(checkpoint("n", tensors, other)).to_mapping()["spelling"]
     assert spelling == {"tensors": 1, "file": "embed_out.weight", "memory": "lm_head.weight"}
     assert "spelling" not in summarize_checkpoint(checkpoint("m", llama(), CONFIG)).to_mapping()
+
+
+def test_a_single_file_of_an_image_model_is_shown_with_the_names_of_diffusers(tmp_path):
+    names = ("input_blocks.1.0.in_layers.0.weight", "out.2.bias")
+    tensors = {f"model.diffusion_model.{name}": torch.zeros(4) for name in names}
+    save_file(tensors, tmp_path / "sd.safetensors")
+    found = summarize_checkpoint(tmp_path / "sd.safetensors").spelling
+    assert found is not None
+    assert (found.tensors, found.file) == (2, f"model.diffusion_model.{names[0]}")
+    assert found.memory == "unet/down_blocks.0.resnets.0.norm1.weight"

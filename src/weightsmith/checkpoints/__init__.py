@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
     from weightsmith.checkpoints.formats.weights import ListedWeights as ListedWeights
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
+<<<<<<< HEAD
     from weightsmith.checkpoints.image_models.image_blocks import COMPONENTS as COMPONENTS
     from weightsmith.checkpoints.image_models.image_blocks import FAMILIES as FAMILIES
     from weightsmith.checkpoints.image_models.image_blocks import block_label as block_label
@@ -94,6 +95,9 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.image_models.image_blocks import is_in_block as is_in_block
     from weightsmith.checkpoints.image_models.image_blocks import is_in_component as is_in_component
     from weightsmith.checkpoints.image_models.image_blocks import labels_in as labels_in
+=======
+    from weightsmith.checkpoints.image_spellings import image_spelling_of as image_spelling_of
+>>>>>>> spellings2
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
@@ -126,6 +130,12 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
     from weightsmith.checkpoints.spellings import spelling_of as spelling_of
     from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
+    from weightsmith.checkpoints.stable_diffusion_names import from_openclip as from_openclip
+    from weightsmith.checkpoints.stable_diffusion_names import (
+        levels_with_attention as levels_with_attention,
+    )
+    from weightsmith.checkpoints.stable_diffusion_names import to_diffusers as to_diffusers
+    from weightsmith.checkpoints.stable_diffusion_names import to_ldm as to_ldm
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -195,6 +205,11 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
+            "from_openclip": "weightsmith.checkpoints.stable_diffusion_names",
+            "levels_with_attention": "weightsmith.checkpoints.stable_diffusion_names",
+            "to_diffusers": "weightsmith.checkpoints.stable_diffusion_names",
+            "to_ldm": "weightsmith.checkpoints.stable_diffusion_names",
+            "image_spelling_of": "weightsmith.checkpoints.image_spellings",
             "keeps_routers_apart": "weightsmith.checkpoints.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",

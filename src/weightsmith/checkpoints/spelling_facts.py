@@ -170,13 +170,22 @@ BODIES: Mapping[str, str] = {
 }
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "cls.", "embed_out.")
 
-# Tensors that some files have in one and others apart: the end of the whole's name, and those of its parts, the rows of
-# which lie one below the other; `{}` is the number of an expert, of which a whole has all, one after the other.
+# Tensors that some files have in one and others apart: the end of the whole's name, and those of its parts, in their
+# order in the whole; `{}` is the number of an expert, of which a whole has all, one after the other.
 STACKED: Mapping[str, tuple[str, ...]] = {
     "experts.gate_up_proj": ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight"),
+    "experts.gate_up_proj_bias": ("experts.{}.gate_proj.bias", "experts.{}.up_proj.bias"),
     "experts.gate_proj": ("experts.{}.gate_proj.weight",),
     "experts.up_proj": ("experts.{}.up_proj.weight",),
     "experts.down_proj": ("experts.{}.down_proj.weight",),
+    "experts.down_proj_bias": ("experts.{}.down_proj.bias",),
+}
+# Experts that are taken apart while gate and up stay one matrix, as unsloth does with gpt-oss to quantise them.
+FUSED_APART: Mapping[str, tuple[str, ...]] = {
+    "experts.gate_up_proj": ("experts.gate_up_projs.{}.weight",),
+    "experts.gate_up_proj_bias": ("experts.gate_up_projs.{}.bias",),
+    "experts.down_proj": ("experts.down_projs.{}.weight",),
+    "experts.down_proj_bias": ("experts.down_projs.{}.bias",),
 }
 JOINED: Mapping[str, tuple[str, ...]] = {
     f"{whole}.{leaf}": tuple(f"{part}.{leaf}" for part in parts)
@@ -190,6 +199,11 @@ JOINED: Mapping[str, tuple[str, ...]] = {
 INPUT_FIRST_EXPERTS = frozenset(
     "gpt_oss llama4 llama4_text aria aria_text openai_privacy_filter qwen3_vl_moe qwen3_vl_moe_text".split()
 )
+# Those of them in which gate and up have alternate columns.
+ALTERNATING_EXPERTS = frozenset({"gpt_oss"})
+# Those whose files were so once and are as in memory, experts x outputs x inputs, since transformers 5: shapes tell,
+# and where they do not, the library takes a file as it takes memory.
+EITHER_WAY_EXPERTS = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 # Families whose experts are one array each in memory, although their files store them one by one.
 STACKED_IN_MEMORY = frozenset(
     """afmoe axk1 bailing_hybrid beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe

@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from weightsmith.deltas.matrix_difference import MatrixDifference as MatrixDifference
     from weightsmith.deltas.matrix_difference import Measure as Measure
     from weightsmith.deltas.matrix_difference import is_same as is_same
+    from weightsmith.deltas.rearranged import JoinedColumns as JoinedColumns
+    from weightsmith.deltas.rearranged import StridedView as StridedView
+    from weightsmith.deltas.rearranged import reshaped as reshaped
+    from weightsmith.deltas.rearranged import turned as turned
     from weightsmith.deltas.renamed_tensors import renamed as renamed
     from weightsmith.deltas.rewritings import BlockAffine as BlockAffine
     from weightsmith.deltas.rewritings import BlockRotation as BlockRotation
@@ -80,6 +84,7 @@ else:
             "Encoded": "weightsmith.deltas.codecs",
             "Full": "weightsmith.deltas.changes",
             "Hadamard": "weightsmith.deltas.changes",
+            "JoinedColumns": "weightsmith.deltas.rearranged",
             "JoinedRows": "weightsmith.deltas.row_views",
             "Kronecker": "weightsmith.deltas.changes",
             "LOSSY": "weightsmith.deltas.codecs",
@@ -102,6 +107,7 @@ else:
             "Stacked": "weightsmith.deltas.changes",
             "StackedTensors": "weightsmith.deltas.row_views",
             "Stretch": "weightsmith.deltas.row_views",
+            "StridedView": "weightsmith.deltas.rearranged",
             "Towards": "weightsmith.deltas.changed",
             "VerifiedTensor": "weightsmith.deltas.verified",
             "WHOLE": "weightsmith.deltas.codecs.lossless",
@@ -120,6 +126,8 @@ else:
             "read_elements": "weightsmith.deltas.changed",
             "read_matrix": "weightsmith.deltas.changed",
             "renamed": "weightsmith.deltas.renamed_tensors",
+            "reshaped": "weightsmith.deltas.rearranged",
             "transposed": "weightsmith.deltas.changes",
+            "turned": "weightsmith.deltas.rearranged",
         },
     )

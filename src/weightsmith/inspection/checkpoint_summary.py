@@ -13,6 +13,7 @@ from weightsmith.checkpoints import (
     Checkpoint,
     find_location,
     first_of,
+    image_spelling_of,
     is_package,
     layer_count_of,
     spelling_of,
@@ -248,9 +249,11 @@ def _roles(checkpoint: Checkpoint) -> tuple[RoleRow, ...]:
 
 
 def _spelling(checkpoint: Checkpoint) -> SpellingRow | None:
-    spelling = spelling_of(checkpoint.config, checkpoint.tensors)
+    image = None if checkpoint.side_files else image_spelling_of(checkpoint.tensors)
+    spelling = image or spelling_of(checkpoint.config, checkpoint.tensors)
     names = [(name, spelling.canonical(name)) for name in checkpoint.tensors]
-    other = [(name, memory) for name, memory in names if name != memory]
+    # A component's name stands before those of an image model, in whichever spelling it is.
+    other = [(name, known) for name, known in names if name not in (known, known.partition("/")[2])]
     return SpellingRow(len(other), *other[0]) if other else None
 
 

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         read_pickled_records as read_pickled_records,
     )
     from weightsmith.tensors.pickles.saved_objects import read_saved_object as read_saved_object
+    from weightsmith.tensors.pickles.strided import gather as gather
     from weightsmith.tensors.pickles.strided import row_runs as row_runs
     from weightsmith.tensors.pickles.torch_writer import check_torch_dtype as check_torch_dtype
     from weightsmith.tensors.pickles.torch_writer import write_torch_file as write_torch_file
@@ -216,6 +217,7 @@ else:
             "roundoff": "weightsmith.tensors.grid",
             "check_torch_dtype": "weightsmith.tensors.pickles.torch_writer",
             "write_torch_file": "weightsmith.tensors.pickles.torch_writer",
+            "gather": "weightsmith.tensors.pickles.strided",
             "row_runs": "weightsmith.tensors.pickles.strided",
             "shown": "weightsmith.tensors.messages",
             "start_blas_on_one_thread": "weightsmith.tensors.blas",

@@ -37,7 +37,7 @@ class InSpelling:
         found = respelled(view.checkpoint, self.like)
         if found is view.checkpoint:
             return view
-        self.problems.add(_note(view.label, found, self.like))
+        self.problems.add(_note(view, found, self.like))
         return view_of(found, view.label)
 
 
@@ -47,15 +47,30 @@ def spelled_views(document: RecipeDocument, inputs: Inputs) -> Views:
     return inputs.then(InSpelling(like, inputs.problems))
 
 
-def _note(label: str, found: Checkpoint, like: Checkpoint) -> Finding:
-    name, own = next(iter(found.own_names.items()))
-    return Finding(
-        Severity.NOTE,
-        "spelling",
-        label,
-        f"{counted(len(found.own_names), 'tensor')} of {label!r} are named otherwise than in {like.identity} "
-        f"({shown(own[0])} is {shown(name)} there) and are read under its names",
-    )
+def _note(view: View, found: Checkpoint, like: Checkpoint) -> Finding:
+    before = view.checkpoint.tensors
+    turned = [n for n, t in found.tensors.items() if n in before and before[n].shape != t.shape]
+    lent = [n for n, t in found.tensors.items() if n not in before and t is like.tensors.get(n)]
+    said, of = [], f" of {view.label!r}"
+    if found.own_names:
+        name, own = next(iter(found.own_names.items()))
+        said.append(
+            f"{counted(len(found.own_names), 'tensor')}{of} are named otherwise than in {like.identity} "
+            f"({shown(own[0])} is {shown(name)} there)"
+        )
+        of = ""
+    if turned:
+        said.append(
+            f"{counted(len(turned), 'tensor')}{of} are stored with their axes in another order ({shown(turned[0])})"
+        )
+    sentence = f"{' and '.join(said)} and are read as they are there"
+    if lent:
+        sentence += (
+            f"; {counted(len(lent), 'tensor')} that it has no place for are those of {like.identity} "
+            f"({shown(lent[0])})"
+        )
+    told = [f.sentence for f in found.about_files if f not in view.checkpoint.about_files]
+    return Finding(Severity.NOTE, "spelling", view.label, "; ".join((sentence, *told)))
 
 
 def have_common_names(
