@@ -85,7 +85,6 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.formats.weights import BareAdapter as BareAdapter
     from weightsmith.checkpoints.formats.weights import ListedWeights as ListedWeights
     from weightsmith.checkpoints.formats.weights import read_weights as read_weights
-<<<<<<< HEAD
     from weightsmith.checkpoints.image_models.image_blocks import COMPONENTS as COMPONENTS
     from weightsmith.checkpoints.image_models.image_blocks import FAMILIES as FAMILIES
     from weightsmith.checkpoints.image_models.image_blocks import block_label as block_label
@@ -95,9 +94,7 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.image_models.image_blocks import is_in_block as is_in_block
     from weightsmith.checkpoints.image_models.image_blocks import is_in_component as is_in_component
     from weightsmith.checkpoints.image_models.image_blocks import labels_in as labels_in
-=======
     from weightsmith.checkpoints.image_spellings import image_spelling_of as image_spelling_of
->>>>>>> spellings2
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
