@@ -58,3 +58,13 @@ def test_columns_are_joined_behind_one_another_or_alternate(stored):
 def test_elements_keep_their_order_under_another_shape(stored):
     tensors, arrays = stored
     _is(reshaped(tensors["a"], "r", (4, 3, 1, 1)), arrays["a"].reshape(4, 3, 1, 1))
+
+
+@pytest.mark.parametrize("band", [2, 14, 1 << 24])
+def test_columns_are_the_same_whatever_is_gathered_at_once(stored, monkeypatch, band):
+    monkeypatch.setattr("weightsmith.deltas.rearranged._BAND", band)
+    tensors, arrays = stored
+    views = {name: turned(tensors[name], "t") for name in ("stack", "a", "b")}
+    for _ in range(2):
+        for name, view in views.items():
+            _is(view, np.swapaxes(arrays[name], -1, -2))

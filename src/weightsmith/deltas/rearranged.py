@@ -7,18 +7,23 @@ halves in the other order; each of these is a view, of which any range is read w
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightsmith.tensors import DType, FromSources, FromStored, LazyTensor, ReadingCost, gather
+
+# Columns are gathered so many bytes at a time, since each time much of the matrix is read; every thread keeps the last.
+_BAND = 1 << 24
+_LAST = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
 class StridedView(FromStored):
     """A `LazyTensor` of `shape` whose element i, j, ... is number first + i s_0 + j s_1 + ... of `stored`.
 
-    `strides` are the s, in elements. Columns of a large matrix are read some tens of times slower than its rows, the
-    more of them at once the faster.
+    `strides` are the s, in elements. Columns of a large matrix are read in bands of 16 MiB, each of which reads much of
+    the matrix.
     """
 
     name: str
@@ -29,20 +34,47 @@ class StridedView(FromStored):
 
     @property
     def cost(self) -> ReadingCost:
-        """That of its share of the whole."""
+        """That of its share of the whole, and a band."""
         whole = self.stored.cost
         share = whole.stored_bytes * self.numel // max(1, self.stored.numel)
-        return whole._replace(stored_bytes=share)
+        band = 0 if self.strides[-1:] == (1,) else min(_BAND, self.numel * self.dtype.itemsize)
+        return whole._replace(stored_bytes=share, held_bytes=whole.held_bytes + band)
 
     def read_into(self, start: int, stop: int, buffer: memoryview) -> None:
         """Read elements [start, stop), in C order of `shape`; thread-safe."""
+        size = self.dtype.itemsize
+        out = memoryview(buffer).cast("B")
+        step = _BAND // size
+        if self.strides[-1:] == (1,) or stop - start >= step:
+            self._gather(start, stop, out)
+            return
+        for number in range(start // step, -(-stop // step)):
+            first = number * step
+            low, high = max(start, first), min(stop, first + step)
+            band = self._band(first, min(first + step, self.numel))
+            out[(low - start) * size : (high - start) * size] = band[
+                (low - first) * size : (high - first) * size
+            ]
+
+    def _band(self, start: int, stop: int) -> memoryview:
+        """A band of elements, kept until the thread asks for another."""
+        held = getattr(_LAST, "band", None)
+        if held is None or held[0] is not self or held[1] != start:
+            data = memoryview(bytearray((stop - start) * self.dtype.itemsize))
+            _LAST.band = None
+            self._gather(start, stop, data)
+            _LAST.band = held = (self, start, data)
+        found: memoryview = held[2]
+        return found
+
+    def _gather(self, start: int, stop: int, out: memoryview) -> None:
         size = self.dtype.itemsize
 
         def read(at: int, part: memoryview) -> None:
             first = self.first + at
             self.stored.read_into(first, first + part.nbytes // size, part)
 
-        gather(read, size, self.shape, self.strides, start, stop, memoryview(buffer).cast("B"))
+        gather(read, size, self.shape, self.strides, start, stop, out)
 
 
 @dataclass(frozen=True, slots=True)
