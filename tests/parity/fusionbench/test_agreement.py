@@ -253,7 +253,8 @@ def test_iso_cts(bench, models, share):
     models.assert_close(ours, family.added(merged), 1e-10)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, 1.0])
+# At an alpha of 1 its rank goes by whether a sum of singular values, rounded, is larger than itself.
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, 0.99])
 def test_opcm(bench, family, models, alpha):
     """It takes every `Linear` for a matrix, heads too, but no embedding, which all models share here."""
     algorithm = bench.opcm.OPCM(alpha, shuffle_order=False, save_on_every_step=False)
