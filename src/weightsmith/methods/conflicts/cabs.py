@@ -32,7 +32,6 @@ _TOGETHER = 2**20
     presets={"reference": {"weight": 1.2}},
     about_presets={"reference": "the authors' recipe for models of 7 billion weights"},
     cost="O(N S log m) for S weights",
-    generalises=("task_arithmetic",),
 )
 @dataclass(frozen=True, slots=True)
 class Cabs:
