@@ -1,4 +1,4 @@
-"""Subspace Boosting, STAR, CART, ACTMat, DC-Merge, ACE, OrthoMerge and ResMerge by arithmetic, and what they promise."""
+"""Subspace Boosting, STAR, CART, ACTMat, DC-Merge, ACE, OrthoMerge and ResMerge by arithmetic."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_tasks_in_orthogonal_directions_are_added_with_even_strength(merge):
     close(found, np.diag([2.0, 2.0, 4.0, 4.0]))
     plain = merge("dc_merge", ZERO, tasks, shared={"density": 1.0, "smoothing": "none"})
     close(plain, sum(tasks))
-    falling = merge("dc_merge", ZERO, tasks, shared={"density": 1.0, "smoothing": "linear", "rho": 2.0})
+    falling = merge(
+        "dc_merge", ZERO, tasks, shared={"density": 1.0, "smoothing": "linear", "rho": 2.0}
+    )
     close(falling, np.diag([8 / 3, 4 / 3, 8 / 3, 16 / 3]))
 
 
@@ -157,7 +159,9 @@ def test_ace_minimises_the_error_on_rows_where_column_means_are_zero(merge):
 
 
 def test_a_matrix_of_one_row_is_averaged(merge):
-    close(merge("ace", np.zeros((1, 2)), [np.array([[2.0, 0.0]]), np.array([[0.0, 4.0]])]), [[1, 2]])
+    close(
+        merge("ace", np.zeros((1, 2)), [np.array([[2.0, 0.0]]), np.array([[0.0, 4.0]])]), [[1, 2]]
+    )
 
 
 # OrthoMerge --------------------------------------------------------------------------------------------------------

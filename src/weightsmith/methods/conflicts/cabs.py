@@ -44,8 +44,8 @@ class Cabs:
     equal magnitudes the first count. A balanced share stays everywhere, and no element is the sum of two tasks. The
     order of experts matters: the first is pruned as if alone, later ones take from what is left, and fewer than n where
     less than that is left. Elements that a task left alone are not kept, nor withheld from others as in the authors'
-    code. 64 of 256 and the weight 1.2 (preset reference) are those of their recipe for 7 billion weights, where code that
-    is given nothing takes 1 of 4. Raises RecipeError where n is above m. One whole tensor at a time, in the work
+    code. 64 of 256 and the weight 1.2 (preset reference) are those of their recipe for 7 billion weights, where code
+    that is given nothing takes 1 of 4. Raises RecipeError where n is above m. One whole tensor at a time, in the work
     precision.
     """
 
@@ -62,8 +62,8 @@ class Cabs:
         base, deltas = task_vectors(base, experts)
         if max(self.kept) > self.block:
             raise RecipeError(
-                f"cabs is to keep {max(self.kept)} of {self.block} elements at tensor {site.name!r}; give an n up to m, "
-                "or a larger m."
+                f"cabs is to keep {max(self.kept)} of {self.block} elements at tensor {site.name!r}; give an n up to m,
+                " "or a larger m."
             )
         prune = DisjointBlocks(self.kept, self.block)
         pruned = whole_parts(prune, *deltas, parts=len(deltas))

@@ -45,8 +45,8 @@ class DirectionalConsistency(LeadingRules):
 
     r is max(1, floor(min(m, n) / N)) unless `rank` says otherwise, R = N r. smooth(S) is mean(S) in every direction
     (average); linear falls from min(rho, S_1 / S_r) to 1 with the same sum; the authors' script for full fine-tunes
-    leaves S as it is (preset full). consensus "sum" adds the M_i up instead, as a port does. density 0.001 and rho 5 are
-    those of the code. Task vectors that are no matrix are averaged (others).
+    leaves S as it is (preset full). consensus "sum" adds the M_i up instead, as a port does. density 0.001 and rho 5
+    are those of the code. Task vectors that are no matrix are averaged (others).
 
     Directions that rounding makes are none (see tsv_m): R and the blocks count those that there are, and a task vector
     without any takes no part. The sign of a direction does not matter; among equal singular values the basis is
@@ -82,9 +82,7 @@ class DirectionalConsistency(LeadingRules):
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
         core = Core(self.density, self.consensus == "sum")
-        function = Covered(
-            self.weight, self.rank, self.smoothing, self.rho, core, self.how(site)
-        )
+        function = Covered(self.weight, self.rank, self.smoothing, self.rho, core, self.how(site))
         return base + whole(ByMatrix(function, view, site.name), *deltas, base) * self.scale
 
 

@@ -36,15 +36,15 @@ class OrthoMerge(SpectralRules):
         R = (I - A)^-1 (I + A);   theta = theta_0 R + lambda sum_i w_i (theta_i - theta_0 R_i)
 
     Matrices are (outputs, inputs) and rotated along their inputs, so that rows keep their lengths and angles to each
-    other. With `rows: all` X_i is the expert (preset global). lambda is 0.2 in the authors' code, which adds residuals up
-    as here; its forms that merge them by TIES or TSV-M are not. Tensors that are no matrix have no rotation and are
+    other. With `rows: all` X_i is the expert (preset global). lambda is 0.2 in the authors' code, which adds residuals
+    up as here; its forms that merge them by TIES or TSV-M are not. Tensors that are no matrix have no rotation and are
     added with lambda (others: sum). An expert without a row to turn has R_i = I.
 
     Inputs that theta_0 or X_i has no direction for are turned as little as can be: U V^T is arbitrary there, and so is
-    what the code makes of matrices with fewer outputs than inputs. Half turns, which have no A_i, are left out. Where no
-    A is left, R = I. Rows are chosen one by one, so that a result jumps where a row begins to point against the others.
-    O(N (m n^2 + n^3)) time for n inputs; N + 2 matrices and N + 6 of n x n in float64. Raises NonFiniteError for a
-    matrix with NaN or infinities.
+    what the code makes of matrices with fewer outputs than inputs. Half turns, which have no A_i, are left out. Where
+    no A is left, R = I. Rows are chosen one by one, so that a result jumps where a row begins to point against the
+    others. O(N (m n^2 + n^3)) time for n inputs; N + 2 matrices and N + 6 of n x n in float64. Raises NonFiniteError
+    for a matrix with NaN or infinities.
     """
 
     others: str = others_parameter("sum")

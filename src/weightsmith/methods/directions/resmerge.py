@@ -41,9 +41,9 @@ class ResMerge(LeadingRules):
 
     Where c is no more than 1 / sqrt(N), that of directions at right angles, b is the mean of the e_i. In reinforcement
     learning, says the paper, the strongest direction is least alike among experts and what is left is most. The score
-    is that of attention and MLPs; it is 0 in other matrices (scored). k 1, beta from 0.7 to 1 and budget 0.2 are those of
-    the authors' code; one expert has s = a = 1. Embeddings, heads and tensors that are no matrix are averaged. An e_i
-    that is rounding alone counts in N, with q_i = 0. A task vector of rank k has nothing else, and is lost but for
+    is that of attention and MLPs; it is 0 in other matrices (scored). k 1, beta from 0.7 to 1 and budget 0.2 are those
+    of the authors' code; one expert has s = a = 1. Embeddings, heads and tensors that are no matrix are averaged. An
+    e_i that is rounding alone counts in N, with q_i = 0. A task vector of rank k has nothing else, and is lost but for
     others' b; experts of supervised fine-tuning are better merged otherwise. Results jump at c = 1 / sqrt(N). O(N m n
     min(m, n)) time; 2 N + 5 matrices in float64. Raises NonFiniteError for a matrix with NaN or infinities.
     """
@@ -132,9 +132,7 @@ class ResidualConsensus:
         if not real or not constant(size) > _ROUNDING * scale:
             return summed * 0.0
         units = [head / length_of(linalg, head) for head in real]
-        cosines = [
-            (units[i] * units[j]).sum() for j in range(len(units)) for i in range(j)
-        ]
+        cosines = [(units[i] * units[j]).sum() for j in range(len(units)) for i in range(j)]
         agreement: Any = 1.0
         if cosines:
             agreement = total([linalg.where(c > 0.0, c, c * 0.0) for c in cosines]) / len(cosines)

@@ -40,9 +40,9 @@ class SubspaceBoosting(SpectralRules):
     (fused: split). Embeddings, heads and tensors that are no matrix stay as merged, or at the base.
 
     Directions below rank_tolerance, and those that the rounding of stored weights makes, are not raised, as no expert
-    has them; rank_tolerance 0 raises all that are not exactly 0, as the code does. Where singular values below S_k are equal nothing
-    depends on their directions. One decomposition, O(m n min(m, n)) time; N + 5 matrices in float64. Raises
-    NonFiniteError for a matrix with NaN or infinities.
+    has them; rank_tolerance 0 raises all that are not exactly 0, as the code does. Where singular values below S_k are
+    equal nothing depends on their directions. One decomposition, O(m n min(m, n)) time; N + 5 matrices in float64.
+    Raises NonFiniteError for a matrix with NaN or infinities.
     """
 
     others: str = shared(

@@ -43,10 +43,10 @@ class Truncate(LeadingRules):
         tau_i = U S V^T;   tau^_i = the r largest singular triplets;   theta = theta_0 + lambda sum_i w_i tau^_i
         r = rank, or max(1, floor(rank_share min(m, n)))
 
-    With nuclear_share r is the least number of singular values that sum to this share of all of them, and with `rescale:
-    nuclear` those kept are multiplied by sum(S) / sum(S_1 .. S_r), so that each matrix keeps its nuclear norm: STAR
-    (preset star), whose tasks keep as many directions as their spectra need. Values that are no real direction's (see
-    below) are in neither sum.
+    With nuclear_share r is the least number of singular values that sum to this share of all of them, and with
+    `rescale: nuclear` those kept are multiplied by sum(S) / sum(S_1 .. S_r), so that each matrix keeps its nuclear
+    norm: STAR (preset star), whose tasks keep as many directions as their spectra need. Values that are no real
+    direction's (see below) are in neither sum.
 
     Singular vectors of a zero (or rounding) singular value are arbitrary, and carry no weight in tau^_i; rounding is
     what that of the stored weights makes, unless rank_tolerance is given or the task vector is nothing else. Weights

@@ -84,11 +84,10 @@ def rounding_floor(
 
         sum_i (s_i / ||tau_i||)^2
 
-    or with `lengths` in the place of ||tau_i|| where Gram matrices are divided by other squares. s_i is the largest singular
-    value of the errors of weights that were stored in a narrow dtype (see `rounding`), and
-    at least precision * rms(theta_0) * (sqrt m + sqrt n), a bound of those in the work precision. Tasks that pull one
-    direction apart are told from each other by the rounding of their weights otherwise, and the minimiser then
-    amplifies it without bound.
+    or with `lengths` in the place of ||tau_i|| where Gram matrices are divided by other squares. s_i is the largest
+    singular value of the errors of weights that were stored in a narrow dtype (see `rounding`), and at least precision
+    * rms(theta_0) * (sqrt m + sqrt n), a bound of those in the work precision. Tasks that pull one direction apart are
+    told from each other by the rounding of their weights otherwise, and the minimiser then amplifies it without bound.
     """
     if tolerance is not None:
         return 0.0

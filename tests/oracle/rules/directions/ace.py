@@ -68,7 +68,9 @@ def ace(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     for name, base in family.base.items():
         place, deltas = family.places[name], family.deltas(name)
         weights = each(how, "weight", name, len(deltas))
-        blocks = list(zip(*(cut(d, place, how) for d in deltas), strict=True)) if base.ndim > 1 else []
+        blocks = (
+            list(zip(*(cut(d, place, how) for d in deltas), strict=True)) if base.ndim > 1 else []
+        )
         if is_matrix(place, how) and min(block[0].shape[0] for block in blocks) > 1:
             tasks = [[w * m for w, m in zip(weights, block, strict=True)] for block in blocks]
             change = put_together([_merged(one, how) for one in tasks], place, how)

@@ -5,8 +5,8 @@
     A = mean of ||A_i|| times sum A_i / ||sum A_i||, both weighted;   R = (I - A)^-1 (I + A)
     theta = theta_0 R + lambda sum_i w_i (theta_i - theta_0 R_i)
 
-Where theta_0^T X_i has no directions R_i is the limit of that of theta_0^T X_i + d I for small d. Whatever is no matrix:
-lambda times the sum of task vectors.
+Where theta_0^T X_i has no directions R_i is the limit of that of theta_0^T X_i + d I for small d. Whatever is no
+matrix: lambda times the sum of task vectors.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def _merged(
         size = sum(lengths) / sum(map(abs, weights))
         skew = size * summed / np.linalg.norm(summed)
         rotation = np.linalg.solve(unit - skew, unit + skew)
-    left = sum(
-        w * (base + t - base @ r) for w, t, r in zip(weights, tasks, rotations, strict=True)
-    )
+    left = sum(w * (base + t - base @ r) for w, t, r in zip(weights, tasks, rotations, strict=True))
     return np.asarray(base @ rotation + factor * left)
 
 

@@ -2,7 +2,8 @@
 
     w_i tau_i = h_i + e_i, h_i its k strongest triplets;  q_i = e_i / ||e_i||
     c = mean cos(q_i, sum q), s = mean cos(q_i, q_j);  c <= 1 / sqrt N: b = mean e_i, else
-    b = c^beta mean ||e_i|| (sum q) / ||sum q||,  beta = beta_max - (beta_max - beta_min) ((s + 1) / 2 + (c + 1) / 2) / 2
+    b = c^beta mean ||e_i|| (sum q) / ||sum q||
+    beta = beta_max - (beta_max - beta_min) ((s + 1) / 2 + (c + 1) / 2) / 2
     theta = theta_0 + lambda (b + budget mean max(0, cos(h_i, h_j)) ||b|| (mean h) / ||mean h||)
 
 beta = beta_max but in attention and MLPs. Embeddings, heads and whatever is no matrix are averaged.

@@ -42,7 +42,5 @@ def task_arithmetic(family: Family, parameters: dict) -> dict[str, np.ndarray]:
     if given["coefficients"] == "energy":
         squares = sum(np.array([(d**2).sum() for d in deltas]) for deltas in sparse.values())
         shares = squares / squares.sum()
-        sparse = {
-            n: [c * d for c, d in zip(shares, ds, strict=True)] for n, ds in sparse.items()
-        }
+        sparse = {n: [c * d for c, d in zip(shares, ds, strict=True)] for n, ds in sparse.items()}
     return summed(family, sparse, given)
