@@ -62,8 +62,8 @@ class Cabs:
         base, deltas = task_vectors(base, experts)
         if max(self.kept) > self.block:
             raise RecipeError(
-                f"cabs is to keep {max(self.kept)} of {self.block} elements at tensor {site.name!r}; give an n up to m,
-                " "or a larger m."
+                f"cabs is to keep {max(self.kept)} of {self.block} elements at tensor {site.name!r}; give an n up to "
+                "m, or a larger m."
             )
         prune = DisjointBlocks(self.kept, self.block)
         pruned = whole_parts(prune, *deltas, parts=len(deltas))

@@ -94,8 +94,8 @@ class Wudi(GramRules):
         base, deltas = task_vectors(base, experts)
         if self.gram == "plain" and min(self.weight) < 0.0:
             raise RecipeError(
-                f"wudi with gram: plain has the weight {min(self.weight):g} at tensor {site.name!r}; it says how much a
-                " "task counts, so give 0 or more."
+                f"wudi with gram: plain has the weight {min(self.weight):g} at tensor {site.name!r}; it says how much "
+                "a task counts, so give 0 or more."
             )
         view = self.view(site)
         if view is None:
