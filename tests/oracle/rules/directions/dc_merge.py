@@ -64,6 +64,8 @@ def dc_merge(family: Family, parameters: dict) -> dict[str, np.ndarray]:
             for m, w in zip(matrices, weights, strict=True)
             if w and m.any()
         ]
+        if not found:
+            return np.zeros_like(matrices[0])
         tolerance = how["rank_tolerance"]
         left = polar(np.hstack([d.left for d, _ in found]), tolerance)
         right = polar(np.vstack([d.right for d, _ in found]).T, tolerance)
@@ -89,10 +91,12 @@ def _smooth(values: np.ndarray, how: dict[str, Any]) -> np.ndarray:
 
 def _kept(core: np.ndarray, density: float) -> np.ndarray:
     least = np.sort(np.abs(core), axis=None)[-max(1, count(density, core.size))]
-    return np.where(np.abs(core) >= least, core, 0.0)
+    # Of equal numbers all are kept, in whatever order rounding puts them.
+    return np.where(np.abs(core) >= least * (1.0 - 1e-12), core, 0.0)
 
 
 def _elected(cores: list[np.ndarray]) -> np.ndarray:
     stack = np.array(cores)
-    agrees = (np.sign(stack) == np.sign(stack.sum(0))) & (stack != 0)
+    sums = np.where(np.abs(stack.sum(0)) > 1e-12 * np.abs(stack).max(), stack.sum(0), 0.0)
+    agrees = (np.sign(stack) == np.sign(sums)) & (sums != 0)
     return np.asarray((stack * agrees).sum(0) / np.maximum(agrees.sum(0), 1))

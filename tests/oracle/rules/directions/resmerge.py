@@ -103,7 +103,10 @@ def _merged(
 
 def _backbone(residuals: list[np.ndarray], is_scored: bool, how: dict[str, Any]) -> np.ndarray:
     lengths = [float(np.linalg.norm(e)) for e in residuals]
-    units = [e / length for e, length in zip(residuals, lengths, strict=True)]
+    units = [
+        e / length if length > 1e-12 else 0.0 * e
+        for e, length in zip(residuals, lengths, strict=True)
+    ]
     summed = sum(units)
     coherence = float(np.mean([_cosine(q, summed) for q in units]))
     if coherence <= (1 + 1e-12) / np.sqrt(len(units)):
@@ -115,4 +118,5 @@ def _backbone(residuals: list[np.ndarray], is_scored: bool, how: dict[str, Any])
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    return float((a * b).sum() / lengths) if lengths else 0.0

@@ -84,6 +84,8 @@ def _by_plain_grams(how: dict[str, Any]) -> Callable[[list[np.ndarray], list[flo
     def merged(matrices: list[np.ndarray], weights: list[float]) -> np.ndarray:
         tasks = [m for m, w in zip(matrices, weights, strict=True) if w]
         longest = max(np.linalg.norm(m) for m in matrices)
+        if not longest or not tasks:
+            return np.zeros_like(matrices[0])
         roots = [np.sqrt(w) / longest for w in weights if w]
         start = started(tasks, "sum" if how["solver"] == "adam" else "zero")
         factors = [r * m for r, m in zip(roots, tasks, strict=True)]
