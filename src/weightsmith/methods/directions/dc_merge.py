@@ -39,7 +39,7 @@ class DirectionalConsistency(LeadingRules):
     """Leading directions of all tasks, evened out and merged in a common orthogonal cover.
 
         w_i tau_i ~ U_i S_i V_i^T of rank r;   C_U = polar([U_1 .. U_N]), C_V = polar([V_1 .. V_N])
-        M_i = C_U^T (U_i smooth(S_i) V_i^T) C_V, its floor(density R^2) largest numbers, at least 1, and equals of the least
+        M_i = C_U^T (U_i smooth(S_i) V_i^T) C_V, its floor(density R^2) largest numbers, at least 1
         M = mean of the M_i whose sign is that of their sum, element by element; 0 off the N blocks of r x r
         theta = theta_0 + lambda C_U M C_V^T
 
