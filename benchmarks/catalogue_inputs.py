@@ -98,6 +98,12 @@ def _calibration(taus: Matrices) -> None:
         left.T @ tau
 
 
+def _rotations(taus: Matrices) -> None:
+    """OrthoMerge: the product of base and expert is decomposed, whose sides are the inputs."""
+    for tau in taus:
+        np.linalg.svd(taus[0].T @ tau, full_matrices=False)
+
+
 def _estimates(weights: Matrices) -> None:
     """Two steps of LoRE: what each model has beyond a mean is decomposed twice."""
     mean = sum(weights[1:], weights[0]) / len(weights)
@@ -132,6 +138,12 @@ def cases() -> dict[str, Case]:
         "slerp": Case("slerp", experts=1, parameters={"t": 0.4}),
         "optmerge": Case("optmerge", parameters={"solver": "closed"}, bare=_leading_gram),
         "tsv_c": Case("tsv_c", experts=1, bare=_decompositions("truncate")),
+        "subspace_boosting": Case("subspace_boosting", bare=_decompositions("iso_c")),
+        "cart": Case("cart", bare=_decompositions("truncate")),
+        "dc_merge": Case("dc_merge", bare=_decompositions("tsv_m")),
+        "resmerge": Case("resmerge", bare=_decompositions("truncate")),
+        "orthomerge": Case("orthomerge", bare=_rotations),
+        "ace": Case("ace", bare=_gram),
         **{name: Case(name, bare=_gram) for name in ("wudi", "iwudi", "swudi", "aswudi")},
         **{name: Case(name, bare=_decompositions(name)) for name in DECOMPOSED},
     }

@@ -18,8 +18,11 @@ FUSED = {
 CUT = [name for name in registry.names() if "fused" in registry.get(name).parameters]
 # Whose coefficients are those of a whole tensor, as in the paper, however that is cut.
 BY_TENSOR = {"doge"}
+# Whose exponent goes by the role, which the blocks apart do not have here.
+BY_ROLE = {"resmerge"}
 CASES = [
-    *((name, {}) for name in CUT if name not in BY_TENSOR),
+    *((name, {}) for name in CUT if name not in BY_TENSOR | BY_ROLE),
+    ("resmerge", {"scored": ""}),
     ("truncate", {"rank_share": 0.5}),
     ("truncate", {"rank": 3}),
     ("tsv_c", {"tasks": 3}),

@@ -17,7 +17,8 @@ SMOOTH = (
 ).split()
 PIECEWISE = (
     "ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear sce ram ramplus_tl nearswap "
-    "trimmed_mean arcee_fusion truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc"
+    "trimmed_mean arcee_fusion truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc "
+    "cabs subspace_boosting cart dc_merge ace orthomerge resmerge"
 ).split()
 WAYS = {
     "nuslerp": [
@@ -233,6 +234,10 @@ SPECTRAL = [
     ("truncate", {"rank": 3, "svd": "randomized"}),
     ("truncate", {"rank": 3, "svd": "gram"}),
     ("tsv_c", {"svd": "randomized"}),
+    ("subspace_boosting", {"beta": 0.5}),
+    ("cart", {"rank": 3}),
+    ("truncate", {"nuclear_share": 0.4, "rescale": "nuclear"}),
+    ("orthomerge", {"rows": "all"}),
 ]
 
 

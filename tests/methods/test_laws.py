@@ -37,22 +37,22 @@ DTYPES = [
 # Singular directions touch every element, and broken ones are refused.
 SPECTRAL = set(
     "truncate tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc regmean wudi iwudi swudi aswudi optmerge twin "
-    "lore".split()
+    "lore subspace_boosting cart dc_merge ace orthomerge resmerge".split()
 )
 # Formulas that depend on the experts' order in time.
-ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp"}
+ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp", "cabs"}
 # Formulas without an origin or a unit: f(x + c) = f(x) + c.
 TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "
     "dare_ties breadcrumbs breadcrumbs_ties della della_linear sce ram model_stock truncate lines passthrough "
     "tsv_m tsv_c resm iso_c iso_cts opcm knots doge svc consensus tall_masks emr magmax localize_and_stitch pcb "
     "task_karcher fisher ota regmean metrics_weighted wudi iwudi swudi aswudi optmerge twin lore aim tatr "
-    "tatr_zero_shot"
+    "tatr_zero_shot cabs subspace_boosting cart dc_merge ace resmerge"
 ).split()
 # A repair has biases of its own; OptMerge's default takes steps of one size, and LoRE lowers singular values by one
-# number, whatever the size of task vectors; a clamp's limit is a number.
+# number, whatever the size of task vectors; a clamp's limit is a number, and so is ACE's epsilon.
 SCALE_BOUND = set(
-    "clamp rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair".split()
+    "clamp rcp widen doge nearswap ram ramplus_tl arcee_fusion optmerge lore repair ace".split()
 )
 # Iterations that start elsewhere, or stop within a tolerance.
 ITERATED = {"karcher": 1e-6, "task_karcher": 1e-6}
@@ -174,7 +174,9 @@ def test_scale(name, merge, data, power):
 
 
 # Spectral methods whose weights are strengths: each of its task vector, before anything is decomposed.
-STRENGTHS = ["tsv_m", "resm", "iso_c", "iso_cts", "wudi", "iwudi", "swudi", "aswudi", "optmerge"]
+STRENGTHS = (
+    "tsv_m resm iso_c iso_cts wudi iwudi swudi aswudi optmerge subspace_boosting dc_merge ace resmerge"
+).split()
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
@@ -210,7 +212,7 @@ def test_products_of_float32_numbers_keep_all_their_digits_down_to_changes_of_1e
 ELEMENTWISE = (
     "linear soup ema lawa wma wise_ft expo trimmed_mean task_arithmetic ties dare_linear dare_ties breadcrumbs "
     "breadcrumbs_ties sce ram ramplus_tl nearswap passthrough lines slerp nuslerp multislerp karcher model_stock "
-    "geometric_median consensus tall_masks emr magmax localize_and_stitch pcb fisher ota metrics_weighted"
+    "geometric_median consensus tall_masks emr magmax localize_and_stitch pcb fisher ota metrics_weighted cabs"
 ).split()
 
 

@@ -47,6 +47,7 @@ CASES = [
         {"lambda": 0.4},
         3,
     ),
+    ("cart", {"rank_share": 1.0}, "soup", {}, 3),
     ("trimmed_mean", {"k": 0}, "soup", {}, 3),
     ("truncate", {"rank_share": 1.0, "normalize": False}, "task_arithmetic", {}, 3),
     (

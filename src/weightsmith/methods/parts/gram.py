@@ -78,15 +78,16 @@ def rounding_floor(
     deltas: Sequence[Any],
     tolerance: float | None,
     stored: DType = DType.FLOAT32,
+    lengths: Sequence[float] | None = None,
 ) -> float:
     """The eigenvalue of C that the rounding of theta_0 + tau_i alone can make; 0 where a tolerance is given.
 
         sum_i (s_i / ||tau_i||)^2
 
-    s_i is the largest singular value of the errors of weights that were stored in a narrow dtype (see `rounding`), and
-    at least precision * rms(theta_0) * (sqrt m + sqrt n), a bound of those in the work precision. Tasks that pull one
-    direction apart are told from each other by the rounding of their weights otherwise, and the minimiser then
-    amplifies it without bound.
+    or with `lengths` in the place of ||tau_i|| where Gram matrices are divided by other squares. s_i is the largest
+    singular value of the errors of weights that were stored in a narrow dtype (see `rounding`), and at least precision
+    * rms(theta_0) * (sqrt m + sqrt n), a bound of those in the work precision. Tasks that pull one direction apart are
+    told from each other by the rounding of their weights otherwise, and the minimiser then amplifies it without bound.
     """
     if tolerance is not None:
         return 0.0
@@ -96,8 +97,8 @@ def rounding_floor(
         float(linalg.finfo(base.dtype).eps) * frobenius(linalg, in_float64(linalg, base)) * spread
     )
     floor = 0.0
-    for delta in deltas:
-        length = frobenius(linalg, in_float64(linalg, delta))
+    for i, delta in enumerate(deltas):
+        length = lengths[i] if lengths else frobenius(linalg, in_float64(linalg, delta))
         own = max(bound, _SOLVED * rounding_of(linalg, base, delta, stored).strength)
         floor += (own / length) ** 2 if length else 0.0
     return float(floor)

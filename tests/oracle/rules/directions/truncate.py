@@ -3,6 +3,9 @@
     tau_i = U S V^T;  tau^_i = its r strongest triplets, r = rank, or max(1, floor(rank_share min(m, n)))
     theta = theta_0 + lambda sum_i w_i tau^_i / sum_i w_i
 
+With nuclear_share r is the least number of values that reach this share of their sum; rescale: nuclear multiplies those
+kept by the sum of all over theirs (STAR, NAACL 2025, arXiv:2502.10339).
+
 Tensors that are no matrix: the same average of whole task vectors, or their sum with weights as they are.
 """
 
@@ -37,7 +40,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rank_share": 0.1,
         "normalize": True,
         "lambda": 1.0,
+        "nuclear_share": None,
+        "rescale": "none",
     },
+    "star": {"nuclear_share": 0.4, "rescale": "nuclear"},
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -45,6 +51,11 @@ VARIANTS: list[dict[str, Any]] = [
     {"rank_share": 0.5, "weight": [1.0, 0.25, 2.0]},
     {"rank": 3, "normalize": False, "weight": [0.5, -0.25, 1.0]},
     {"rank": 1000},
+    {"preset": "star"},
+    {"nuclear_share": 0.7, "weight": [1.0, 0.25, 2.0], "rank": 1},
+    {"rank": 2, "rescale": "nuclear", "rank_tolerance": 0.2},
+    {"nuclear_share": 0.0},
+    {"nuclear_share": 1.0, "rescale": "nuclear"},
     *RULE_VARIANTS,
     {"kernels": "matrix", "fused": "split", "rank_share": 0.5},
     {"fused": "split", "rank": 7},
@@ -78,5 +89,12 @@ def truncate(family: Family, parameters: dict) -> dict[str, np.ndarray]:
 
 
 def _low_rank(matrix: np.ndarray, how: dict[str, Any]) -> np.ndarray:
+    found = directions(matrix, tolerance=how["rank_tolerance"])
     rank = how["rank"] or max(1, count(how["rank_share"], min(matrix.shape)))
-    return directions(matrix, rank, how["rank_tolerance"]).matrix()
+    if how["nuclear_share"] is not None and found.values.size:
+        reached = np.cumsum(found.values) / found.values.sum() >= how["nuclear_share"] - 1e-12
+        rank = int(np.argmax(reached)) + 1
+    kept = found.first(rank)
+    if how["rescale"] == "none" or not kept.values.size or rank >= min(matrix.shape):
+        return kept.matrix()
+    return kept.matrix() * (found.values.sum() / kept.values.sum())

@@ -124,8 +124,13 @@ def merged_by_matrix(
     family: Family,
     how: Mapping[str, Any],
     function: Callable[[list[np.ndarray], list[float]], np.ndarray],
+    *,
+    is_mean: bool = False,
 ) -> dict[str, np.ndarray]:
-    """theta_0 + lambda T: T of the tasks' matrices and weights by `function`, of all other tensors by their rule."""
+    """theta_0 + lambda T: T of the tasks' matrices and weights by `function`, of all other tensors by their rule.
+
+    An average is that of w_i tau_i, or with `is_mean` the weighted mean.
+    """
     merged = {}
     for name, base in family.base.items():
         place, deltas = family.places[name], family.deltas(name)
@@ -135,6 +140,8 @@ def merged_by_matrix(
             blocks = [function(list(group), weights) for group in groups]
             change = put_together(blocks, place, how)
         else:
-            change = unmerged(deltas, weights, place, how)
+            averaged = is_mean and rule_of(place, how) == "average"
+            shares = [w * len(deltas) / sum(weights) for w in weights] if averaged else weights
+            change = unmerged(deltas, shares, place, how)
         merged[name] = base + shared(how, "lambda", name) * change
     return merged
