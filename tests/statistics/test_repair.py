@@ -337,6 +337,7 @@ def test_an_interrupted_repair_goes_on_where_it_was(normed, tmp_path, monkeypatc
     assert len(measured) == (norms - 3) * batches
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_repair_with_parents_that_was_killed_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     parents = [saved_network(tmp_path / f"p{i}", i) for i in range(2)]
     merged = merged_with(tmp_path, parents)
