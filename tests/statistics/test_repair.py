@@ -338,7 +338,7 @@ def test_an_interrupted_repair_goes_on_where_it_was(normed, tmp_path, monkeypatc
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_repair_with_parents_that_was_killed_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_a_repair_with_parents_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     parents = [saved_network(tmp_path / f"p{i}", i) for i in range(2)]
     merged = merged_with(tmp_path, parents)
     weights = {str(parent): 1.0 for parent in parents}
@@ -349,16 +349,19 @@ def test_a_repair_with_parents_that_was_killed_goes_on_to_the_same_bytes(tmp_pat
         weightsmith.collect("repair", merged, data=data, parents=weights, out=out, **options)
         return out.read_bytes()
 
-    measured = []
-    add = Moments.add
-    monkeypatch.setattr(Moments, "add", lambda self, rows: measured.append(1) or add(self, rows))
-    whole = made("whole")
-    every = len(measured)
-    assert killed_after(every // 2, lambda progress: made("again", progress)) == signal.SIGKILL
+    class Counting(Silence):
+        batches = 0
+
+        def advance(self, amount, what=""):
+            self.batches += amount
+
+    every, left = Counting(), Counting()
+    whole = made("whole", every)
+    late = every.batches * 3 // 4
+    assert killed_after(late, lambda progress: made("again", progress)) == signal.SIGKILL
     assert not (tmp_path / "again.safetensors").exists()
-    measured.clear()
-    assert made("again") == whole
-    assert 0 < len(measured) < every
+    assert made("again", left) == whole
+    assert 0 < left.batches < every.batches
 
 
 def test_a_repair_in_bfloat16_is_near_that_in_float32_and_says_so(tmp_path):
