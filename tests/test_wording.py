@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 
 from weightsmith.errors import CheckpointError, Malformed
-from weightsmith.wording import abridged, fault, literal, shown
+from weightsmith.wording import abridged, counted, fault, literal, shown
 
 
 def test_long_text_is_shown_without_its_middle() -> None:
     assert shown("a" * 200 + "b") == repr("a" * 80 + "..." + "a" * 79 + "b")
     assert shown("a\x1b[1m") == r"'a\x1b[1m'"
+
+
+def test_several_things_are_named_in_the_plural() -> None:
+    assert [counted(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
+    assert counted(1234, "tensor") == "1,234 tensors"
+    assert counted(2, "matrix", "matrices") == "2 matrices"
 
 
 @pytest.mark.parametrize(

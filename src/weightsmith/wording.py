@@ -14,6 +14,8 @@ _LONGEST_LINE = 1200
 _MOST_ITEMS = 4
 _MOST_DEPTH = 2
 _MOST_BITS = 256
+# Nouns that end like this have a plural in es.
+_SIBILANTS = ("s", "x", "z", "ch", "sh")
 
 # What to do where the system refuses something, by its reason.
 _ADVICE = {
@@ -109,8 +111,9 @@ def with_extra(name: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 tensor`, `1,234 tensors`; with a `plural` that has no plain s, that."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
+    """`1 tensor`, `1,234 tensors`, `2 batches`; with a `plural` that has neither s nor es, that."""
+    ending = "es" if noun.endswith(_SIBILANTS) else "s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + ending}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from weightsmith.checkpoints.formats.statistics_writer import write_statistics
 from weightsmith.engine import FreeMerge, make_plan, merge_in_memory
 from weightsmith.errors import AssertionFailed, RecipeError
-from weightsmith.methods import REQUIRED, Base, registry
+from weightsmith.methods import REQUIRED, Base, MeasuredOn, registry
 from weightsmith.recipes import fill, load
 
 SHAPES = {
@@ -34,10 +34,18 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
-# Without numbers among their parameters, with an output of their own, or with statistics that are not of every weight.
-WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma", "aim", "repair", "sens", "tatr"}
+# Without numbers among their parameters, or with an output of their own.
+WITHOUT = {"arcee_fusion", "emr", "passthrough", "soup", "wma", "repair"}
 # Kinds of the statistics that methods go by.
-MEASURED = {"fisher": "fisher", "ota": "adam", "rcp": "gradients", "regmean": "gram"}
+MEASURED = {
+    "aim": "channels:input_magnitude",
+    "fisher": "fisher",
+    "ota": "adam",
+    "rcp": "gradients",
+    "regmean": "gram",
+    "sens": "gradients:absolute",
+    "tatr": "gradients:absolute",
+}
 
 
 @pytest.fixture(scope="session")
@@ -70,17 +78,23 @@ def number(parameter: registry.Parameter) -> dict[str, Any] | None:
     return {"free": [low, high], "start": min(max(start, low), high)} if low < high else None
 
 
-def statistics_of(model: Path, kind: str) -> str:
-    """A file of made-up statistics of a model."""
-    path = model.parent / f"{model.name}.{kind}.safetensors"
-    generator = np.random.default_rng(ord(model.name))
+def statistics_of(model: Path, measured: str, over: str) -> str:
+    """A file of made-up statistics of a model over the data of one."""
+    kind, _, word = measured.partition(":")
+    path = model.parent / f"{model.name}.{over}.{kind}{word}.safetensors"
+    generator = np.random.default_rng(ord(over[0]))
     tensors: dict[str, Any] = {}
     for name, shape in SHAPES.items():
-        if kind == "gradients":
+        is_matrix = len(shape) == 2 and ".layers." in name
+        if word == "absolute":
+            tensors[f"{name}::{word}"] = generator.exponential(size=shape).astype(np.float32)
+        elif word and is_matrix:
+            tensors[f"{name}::{word}"] = generator.exponential(size=shape[1]).astype(np.float32)
+        elif kind == "gradients":
             tensors[name] = list(generator.normal(size=(3, *shape)).astype(np.float32))
-        elif kind != "gram":
+        elif kind in ("fisher", "adam"):
             tensors[name] = generator.exponential(size=shape).astype(np.float32)
-        elif len(shape) == 2 and ".layers." in name:
+        elif kind == "gram" and is_matrix:
             inputs = generator.normal(size=(50, shape[-1])).astype(np.float32)
             tensors[name] = inputs.T @ inputs
     if not path.exists():
@@ -100,9 +114,13 @@ def recipe_of(spec: registry.MethodSpec, root: Path) -> dict[str, Any]:
             parameters[key] = 0.5
     base = {} if spec.base is Base.IGNORED else {"base_model": str(root / "base")}
     listed = [{"model": str(root / name)} for name in "abc"[:count]]
-    if spec.name in MEASURED:
-        for model in listed:
-            model["statistics"] = statistics_of(Path(model["model"]), MEASURED[spec.name])
+    if spec.name in MEASURED and spec.measured_on is MeasuredOn.BASE:
+        listed.append({"model": str(root / "base")})
+    for model in listed[-1:] if spec.measured_on is MeasuredOn.BASE else listed:
+        if spec.name in MEASURED:
+            own = Path(model["model"])
+            of = own if spec.measured_on is MeasuredOn.EXPERTS else root / "base"
+            model["statistics"] = statistics_of(of, MEASURED[spec.name], own.name)
     return {
         "weightsmith": 1,
         "merge_method": spec.name,

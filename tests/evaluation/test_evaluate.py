@@ -108,6 +108,19 @@ def test_a_recipe_that_cannot_run_is_refused(models):
         open_subject(recipe(models, "vit", "llama"))
 
 
+@pytest.mark.parametrize("kind", ["number", "mask"])
+def test_a_recipe_with_free_numbers_or_masks_is_refused_with_the_way_to_its_scores(models, kind):
+    given = recipe(models, "llama", "llama-2").to_mapping()
+    if kind == "number":
+        given["parameters"] = {"lambda": {"free": [0, 1.5], "start": 0.5}}
+    else:
+        given["modify"] = ["mask"]
+        given["models"][0]["statistics"] = {"free_mask": [0, 1], "start": 1}
+    sentence = f"has 1 free {kind} without a value, .*; merge it into a folder with --values FILE"
+    with pytest.raises(RecipeError, match=sentence):
+        open_subject(Recipe.load(given))
+
+
 class Recorder(Silence):
     """A progress that keeps what it is told, and may interrupt."""
 

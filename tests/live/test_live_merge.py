@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import weightsmith
 from weightsmith.errors import AssertionFailed, CheckpointError, RecipeError, UsageError
 from weightsmith.live import LiveMerge, load_model
-from weightsmith.tensors import MemoryTensor
+from weightsmith.tensors import MemoryTensor, read_bytes
 
 from .architectures import ARCHITECTURES
 from .test_swap import assert_states, states
@@ -166,3 +167,107 @@ def test_a_merge_that_breaks_off_leaves_a_network_that_does_not_run_until_the_ne
     shutil.copy(folders[1] / "model.safetensors", file)
     again = LiveMerge(plan_of([folders[0], broken, folders[2]], None), {"lambda": 0.5})
     again.model.logits(ARCHITECTURES["llama"].batch())
+
+
+def masked(folders: list[Path], **more: Any) -> dict[str, Any]:
+    mask = {"free_mask": [0, 1], "start": 1}
+    given = recipe(folders, **more) | {"modify": ["mask"]}
+    given["models"] = [entry | {"statistics": mask} for entry in given["models"]]
+    return given
+
+
+def drawn_masks(merge: LiveMerge, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    return {
+        name: {n: generator.random(s).astype(np.float32) for n, s in mask.shapes.items()}
+        for name, mask in merge.masks.items()
+    }
+
+
+def numbers(tensor: Any) -> bytes:
+    return bytes(read_bytes(tensor, 0, tensor.numel))
+
+
+def test_masks_that_are_given_are_in_the_network_and_ones_give_it_back(saved, tmp_path):
+    folders = three(saved, "mixtral")
+    merge = LiveMerge(weightsmith.plan(masked(folders), threads=1))
+    before = states(merge.model)
+    masks = drawn_masks(merge)
+    merge.set(merge.values, masks=masks)
+    # base + 0.3 sum_i m_i (theta_i - base), by hand.
+    base, *experts = (load_file(folder / "model.safetensors") for folder in folders)
+    out = tmp_path / "out"
+    shutil.copytree(folders[0], out)
+    wanted = {}
+    for name, own in base.items():
+        wanted[name] = own.double()
+        for mask, expert in zip(masks.values(), experts, strict=True):
+            factor = torch.from_numpy(mask[name]).double()
+            wanted[name] = wanted[name] + 0.3 * factor * (expert[name].double() - own.double())
+    save_file({n: t.float() for n, t in wanted.items()}, out / "model.safetensors")
+    network = states(load_model(out))
+    for name, tensor in states(merge.model).items():
+        torch.testing.assert_close(tensor, network[name], rtol=0, atol=1e-6)
+    ones = {n: np.ones(s, np.float32) for n, s in merge.masks["models[0].mask"].shapes.items()}
+    one = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    assert one in merge.set_mask("models[1].mask", {one: ones[one]})
+    for name in merge.masks:
+        merge.set_mask(name, ones)
+    assert_states(states(merge.model), before)
+
+
+def test_masks_that_are_refused_leave_network_and_masks_as_they_were(saved):
+    clause = {"norm_ratio": {"low": 0.1, "high": 0.8, "match": {"glob": "*.up_proj.weight"}}}
+    merge = LiveMerge(
+        weightsmith.plan(masked(three(saved, "llama"), **{"assert": [clause]}), threads=1)
+    )
+    batch = ARCHITECTURES["llama"].batch()
+
+    def ask(model: Any) -> torch.Tensor:
+        return model.loss(batch, batch["input_ids"])
+
+    before, given = states(merge.model), drawn_masks(merge)
+    loss, gradient = merge.mask_gradient(ask)
+    zeros = {name: {n: 0 * x for n, x in own.items()} for name, own in given.items()}
+    with pytest.raises(AssertionFailed, match="norm of its reference"):
+        merge.set(merge.values, masks=zeros)
+    first, second = given
+    with pytest.raises(UsageError, match="has no tensor 'x'"):
+        merge.set(merge.values, masks={first: given[first], second: {"x": np.zeros(1, np.float32)}})
+    with pytest.raises(RecipeError, match="lies in"):
+        merge.set(dict.fromkeys(merge.values, 9.0), masks=given)
+    assert_states(states(merge.model), before)
+    again, same = merge.mask_gradient(ask)
+    assert again == loss
+    for name, own in gradient.items():
+        for tensor, found in own.items():
+            assert numbers(found) == numbers(same[name][tensor])
+    merge.set(merge.values)
+    assert_states(states(merge.model), before)
+
+
+def test_a_gradient_of_masks_is_that_of_finite_differences(saved):
+    batch = ARCHITECTURES["mixtral"].batch()
+    merge = LiveMerge(weightsmith.plan(masked(three(saved, "mixtral")), threads=1))
+
+    def ask(model: Any) -> torch.Tensor:
+        return model.loss(batch, batch["input_ids"])
+
+    masks = {n: {t: 0.8 * x + 0.1 for t, x in own.items()} for n, own in drawn_masks(merge).items()}
+    merge.set(merge.values, masks=masks)
+    loss, gradient = merge.mask_gradient(ask, ["models[1].mask"])
+    assert gradient.keys() == {"models[1].mask"}
+    (found,) = gradient.values()
+    generator = np.random.default_rng(1)
+    name = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    own = masks["models[1].mask"][name]
+    away = generator.choice([-0.1, 0.1], own.shape).astype(np.float32)
+    losses = []
+    for sign in (1, -1):
+        merge.set_mask("models[1].mask", {name: own + sign * away})
+        with torch.no_grad():
+            losses.append(float(ask(merge.model)))
+    slope = np.frombuffer(numbers(found[name]), np.float32).reshape(own.shape)
+    expected = float((slope.astype(np.float64) * away).sum())
+    assert (losses[0] - losses[1]) / 2 == pytest.approx(expected, rel=0.02, abs=1e-5)
+    assert loss == pytest.approx(sum(losses) / 2, rel=1e-3)

@@ -81,6 +81,23 @@ def test_the_base_among_the_models_carries_its_own_file(measured, solve, tmp_pat
     assert not solved.found()
 
 
+@pytest.mark.parametrize(("listed", "experts"), [({}, 2), ({"parameters": {"weight": 1}}, 3)])
+def test_a_base_that_is_listed_for_its_statistics_is_no_expert_of_a_rule(
+    measured, solve, tmp_path, listed, experts
+):
+    """A base with parameters of its own is meant as one."""
+    channels = measured("base", "channels", "c", "input_magnitude", (HIDDEN,))
+    rule = {"match": {"role": "norm"}, "merge_method": "linear"}
+    text = recipe(tmp_path, "aim", {"base": channels}, rules=[rule])
+    text["models"][-1] |= listed
+    text["parameters"] = {"weight": 0.5}
+    solved = solve(text)
+    assert len(solved.formula(Q).experts) == 2
+    merged = solved.formula(NORM)
+    assert merged.method == "linear"
+    assert len(merged.experts) == experts
+
+
 def test_a_step_has_statistics_of_the_base_beside_its_method(measured, solve, tmp_path):
     channels = measured("base", "channels", "c", "input_magnitude", (HIDDEN,))
     step = {"aim": {"omega": 0.2}, "statistics": channels}

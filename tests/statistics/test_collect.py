@@ -12,7 +12,9 @@ from tests.live.architectures import ARCHITECTURES, reference
 import weightsmith
 from weightsmith.live import IGNORED, load_model
 from weightsmith.statistics import Samples, every_token, next_tokens, one_class, unpadded
+from weightsmith.statistics.collected import takes_blocks
 from weightsmith.statistics.losses import ItemScalar
+from weightsmith.statistics.wanted import Wanted
 from weightsmith.tensors.compressed import read_array
 
 from . import reference as by_hand
@@ -273,6 +275,23 @@ def test_block_by_block_is_whole_to_the_bit(saved, tmp_path, name):
         assert made.blocks == (out == "blocks")
         files.append([file.path.read_bytes() for file in made.files])
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_sums_of_gram_matrices_count_where_a_network_is_to_fit_into_memory(saved, name):
+    folder = saved(name)
+    network, model = reference(folder), load_model(folder, filled=False)
+    weights = 4 * sum(p.numel() for p in network.parameters())
+    linear = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    sums = 8 * sum(m.in_features**2 for m in linear)
+    for path, module in network.named_modules():
+        if path.endswith(".experts"):
+            count, hidden, inner = module.down_proj.shape
+            sums += 8 * count * (hidden**2 + inner**2)
+    gram = Wanted(("gram",))
+    assert not takes_blocks(model, Wanted(("channels",)), weights)
+    assert takes_blocks(model, gram, weights + sums - 1)
+    assert not takes_blocks(model, gram, weights + (sums if name == "llama" else 9 * sums))
 
 
 def test_weights_in_bfloat16_are_computed_with_in_float32(saved, tmp_path):

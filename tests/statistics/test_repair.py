@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from weightsmith.live import plain_models, residual_perceptron
 from weightsmith.progress import Silence
 from weightsmith.statistics import Sample, Samples
 from weightsmith.statistics.units import Moments
+
+from .killing import killed_after
 
 SIDE = 12
 
@@ -332,6 +335,55 @@ def test_an_interrupted_repair_goes_on_where_it_was(normed, tmp_path, monkeypatc
     batches = 2
     # Seven batches were told of as done, the eighth had been added too: three norms and a half.
     assert len(measured) == (norms - 3) * batches
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_repair_with_parents_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
+    parents = [saved_network(tmp_path / f"p{i}", i) for i in range(2)]
+    merged = merged_with(tmp_path, parents)
+    weights = {str(parent): 1.0 for parent in parents}
+
+    def made(name, progress=None):
+        out, data = tmp_path / f"{name}.safetensors", samples_of(items())
+        options = {"batch_size": 3, "memory_bytes": 1, "progress": progress}
+        weightsmith.collect("repair", merged, data=data, parents=weights, out=out, **options)
+        return out.read_bytes()
+
+    class Counting(Silence):
+        batches = 0
+
+        def advance(self, amount, what=""):
+            self.batches += amount
+
+    every, left = Counting(), Counting()
+    whole = made("whole", every)
+    late = every.batches * 3 // 4
+    assert killed_after(late, lambda progress: made("again", progress)) == signal.SIGKILL
+    assert not (tmp_path / "again.safetensors").exists()
+    assert made("again", left) == whole
+    assert 0 < left.batches < every.batches
+
+
+def test_a_repair_in_bfloat16_is_near_that_in_float32_and_says_so(tmp_path):
+    parents = [saved_network(tmp_path / f"p{i}", i) for i in range(2)]
+    merged = merged_with(tmp_path, parents)
+    weights = {str(parent): 1.0 for parent in parents}
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.safetensors"
+        data = samples_of(items())
+        weightsmith.collect("repair", merged, data=data, parents=weights, out=out, dtype=dtype)
+        assert weightsmith.read_statistics(out).header.dtype == (
+            "" if dtype == "float32" else dtype
+        )
+        found[dtype] = load_file(out)
+    differing = 0
+    for name, tensor in found["float32"].items():
+        torch.testing.assert_close(found["bfloat16"][name], tensor, rtol=0.05, atol=0.05)
+        differing += not torch.equal(found["bfloat16"][name], tensor)
+    assert differing
+    repaired = merged_with(tmp_path, [merged], out, "repair", "repaired")
+    assert weightsmith.verify(repaired).ok
 
 
 def test_what_cannot_be_repaired_is_said_in_a_sentence(saved, normed, tmp_path):

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from weightsmith.tensors import expanded
 
-_RECIPES = frozenset({".yaml", ".yml"})
-
 
 def places_read(*given: str | Path | None) -> tuple[Path, ...]:
     """Every folder and file behind checkpoints, recipes and other files that a command is given; None is left out.
@@ -28,20 +26,14 @@ def suite_files(suite: str | None) -> tuple[Path, ...]:
     return () if suite is None else load_suite(suite).files
 
 
-def is_recipe(given: str) -> bool:
-    """Whether what a command is given for a model is the file of a recipe."""
-    path = expanded(given)
-    return path.is_file() and path.suffix in _RECIPES
-
-
 def _places(given: str) -> tuple[Path, ...]:
     from weightsmith.adapters import open_model
     from weightsmith.checkpoints import BareAdapter
     from weightsmith.engine import make_plan
-    from weightsmith.recipes import Recipe
+    from weightsmith.recipes import Recipe, is_recipe_file
 
     path = expanded(given)
-    if is_recipe(given):
+    if is_recipe_file(given):
         return make_plan(Recipe.load(path)).inputs
     if path.is_file() and path.suffix == ".json":
         return (path,)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.planning.cost import PredictedTime as PredictedTime
     from weightsmith.engine.planning.cost import predict as predict
     from weightsmith.engine.planning.plan import Plan as Plan
+    from weightsmith.engine.planning.plan import refuse_free as refuse_free
     from weightsmith.engine.planning.plan_making import make_plan as make_plan
     from weightsmith.engine.planning.planned_tensors import Action as Action
     from weightsmith.engine.planning.planned_tensors import PlannedTensor as PlannedTensor
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from weightsmith.engine.running.in_memory import merge_in_memory as merge_in_memory
     from weightsmith.engine.running.job_facts import JobSettings as JobSettings
     from weightsmith.engine.running.lazy_merge import LazyMerge as LazyMerge
+    from weightsmith.engine.running.mask_values import MaskTensors as MaskTensors
     from weightsmith.engine.running.measuring import count_differing as count_differing
     from weightsmith.engine.running.measuring import measure_each as measure_each
     from weightsmith.engine.running.measuring import measure_group as measure_group
@@ -68,6 +70,7 @@ else:
             "Journal": "weightsmith.engine.records.journal",
             "LazyMerge": "weightsmith.engine.running.lazy_merge",
             "Manifest": "weightsmith.engine.records.manifest",
+            "MaskTensors": "weightsmith.engine.running.mask_values",
             "MemoryStore": "weightsmith.engine.outputs.memory_stores",
             "Sink": "weightsmith.engine.outputs.storage",
             "Plan": "weightsmith.engine.planning.plan",
@@ -95,6 +98,7 @@ else:
             "open": "weightsmith.engine.api",
             "plan": "weightsmith.engine.api",
             "predict": "weightsmith.engine.planning.cost",
+            "refuse_free": "weightsmith.engine.planning.plan",
             "replay": "weightsmith.engine.api",
             "replay_output": "weightsmith.engine.records.verify",
             "resize_adapter": "weightsmith.engine.adapter_api",

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.adapters import open_model
-from weightsmith.engine import make_plan, merge_in_memory
+from weightsmith.engine import make_plan, merge_in_memory, refuse_free
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveMerge, check_config
 from weightsmith.progress import Progress
-from weightsmith.recipes import Recipe
-from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor, expanded
+from weightsmith.recipes import Recipe, is_recipe_file
+from weightsmith.tensors import LazyTensor, checkpoint_digest, digest_tensor
 from weightsmith.vocabularies import carried_files
-
-_RECIPES = frozenset({".yaml", ".yml"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +47,7 @@ def open_subject(
     `threads` and `memory_bytes` bound the merge as they do in `weightsmith.merge`; the result itself is held in
     memory on top. Raises UsageError for a checkpoint without a config.json, and what opening and merging raise.
     """
-    if isinstance(given, Recipe) or _is_recipe(given):
+    if isinstance(given, Recipe) or is_recipe_file(given):
         recipe = given if isinstance(given, Recipe) else Recipe.load(given)
         name = f"recipe {recipe.digest()[:19]}" if isinstance(given, Recipe) else str(given)
         return _merged(recipe, name, threads, memory_bytes, progress)
@@ -81,10 +79,6 @@ def merge_as_subject(merge: LiveMerge, device: str) -> Subject:
     return _subject(model.name, model.source.tensors, model.config, model.files, merge.digest)
 
 
-def _is_recipe(given: str | Path) -> bool:
-    return Path(given).suffix in _RECIPES and not expanded(given).is_dir()
-
-
 def _merged(
     recipe: Recipe,
     name: str,
@@ -93,7 +87,9 @@ def _merged(
     progress: Progress | None,
 ) -> Subject:
     options: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
-    merge = merge_in_memory(make_plan(recipe, threads=threads, **options), progress)
+    plan = make_plan(recipe, threads=threads, **options)
+    refuse_free(plan, "merge it into a folder with --values FILE and evaluate that")
+    merge = merge_in_memory(plan, progress)
     check_config(name, merge.companions.config)
     return _subject(
         name, merge.tensors, merge.companions.config or {}, merge.companions.files, merge.digest

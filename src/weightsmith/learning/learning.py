@@ -40,6 +40,7 @@ from weightsmith.recipes import Recipe, has_free, numbers_of
 from weightsmith.statistics import DataChoice, Samples
 from weightsmith.tensors import expanded
 from weightsmith.version import __version__
+from weightsmith.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,12 @@ class LearningRun:
             raise RecipeError(
                 "The recipe has no free numbers, so there is nothing to learn; write one as "
                 "{free: [LOW, HIGH], start: NUMBER}, or name a --preset that frees some."
+            )
+        if self.plan.free.masks:
+            raise RecipeError(
+                f"The recipe has {counted(len(self.plan.free.masks), 'free mask')}, the first being "
+                f"{next(iter(self.plan.free.masks))!r}, and masks cannot be learned in this version; name a file of "
+                "kind mask, or write {mask: NUMBER}."
             )
         reads = (*self.plan.inputs, *files_of((*self.data, *self.validation)))
         log = log_place(out)

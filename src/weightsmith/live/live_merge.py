@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from weightsmith.engine import FreeMerge, Plan
+from weightsmith.engine import FreeMerge, MaskTensors, Plan
 from weightsmith.live.live_model import LiveModel, load_model
 from weightsmith.live.merged_tensors import MergedTensor, NetworkStore
 from weightsmith.live.model_source import ModelSource, check_config
@@ -14,14 +15,16 @@ from weightsmith.live.residency import requiring_gradients
 from weightsmith.live.tensor_reading import as_lazy
 from weightsmith.progress import Progress
 from weightsmith.recipes import Values, complete
-from weightsmith.tensors import MemoryTensor, checkpoint_digest
+from weightsmith.tensors import LazyTensor, MemoryTensor, checkpoint_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Asks = Callable[[LiveModel], Tensor] | Iterable[Callable[[LiveModel], Tensor]]
+
 
 class LiveMerge:
-    """The network of a merge with free numbers, whose weights are those of a merge with `values`.
+    """The network of a merge with free numbers or masks, whose weights are those of a merge with `values`.
 
     `model` is a `LiveModel`: it has the bytes that a merge into a folder, loaded, would have. What a change of values
     touches is computed into the memory of the network, with no file and no second copy; only tensors that the network
@@ -45,7 +48,7 @@ class LiveMerge:
         self._merge, self._plan = FreeMerge(plan), plan
         assert plan.free is not None
         assert plan.companions is not None
-        self.numbers = self._merge.numbers
+        self.numbers, self.masks = self._merge.numbers, self._merge.masks
         self.values: Mapping[str, float] = complete(self.numbers, values)
         name = f"recipe {plan.free.recipe.digest()[:19]}"
         check_config(name, plan.companions.config)
@@ -73,13 +76,31 @@ class LiveMerge:
         return checkpoint_digest({name: self._digests[name] for name in self._tensors})
 
     def set(
-        self, values: Values | Literal["start"], progress: Progress | None = None
+        self,
+        values: Values | Literal["start"],
+        progress: Progress | None = None,
+        *,
+        masks: Mapping[str, MaskTensors | str | Path] | None = None,
     ) -> tuple[str, ...]:
         """Give the network the weights for values of all free numbers; returns the tensors that were computed.
 
-        Raises RecipeError for values that do not fit and what a merge raises. Where values or assertions are refused,
-        the network stays as it was; where a merge breaks off, it does not run until the next call.
+        `masks` are numbers of free masks by their names, as `FreeMerge.set_mask` takes them; masks and tensors that
+        are left out stay as they are. Raises RecipeError for values that do not fit, what `set_mask` raises, and what a
+        merge raises. Where values, masks or assertions are refused, the network and the masks stay as they were; where
+        a merge breaks off, the network does not run until the next call.
         """
+        with self._merge.given_masks.restored_on_error():
+            for name, tensors in (masks or {}).items():
+                self._merge.set_mask(name, tensors)
+            return self._set(values, progress)
+
+    def set_mask(
+        self, name: str, tensors: MaskTensors | str | Path, progress: Progress | None = None
+    ) -> tuple[str, ...]:
+        """As `set`, with the present values and numbers of one free mask."""
+        return self.set(self.values, progress, masks={name: tensors})
+
+    def _set(self, values: Values | Literal["start"], progress: Progress | None) -> tuple[str, ...]:
         given = complete(self.numbers, values)
         # Assertions are about what is stored, before it is rounded to what the network computes in.
         rooms = {} if self._plan.resolved.assertions else self.model.rooms()
@@ -116,9 +137,7 @@ class LiveMerge:
         return self._made
 
     def gradient(
-        self,
-        ask: Callable[[LiveModel], Tensor] | Iterable[Callable[[LiveModel], Tensor]],
-        of: Collection[str] | None = None,
+        self, ask: Asks, of: Collection[str] | None = None
     ) -> tuple[float, dict[str, float]]:
         """A loss [] that `ask` takes of the model, and its gradient with respect to free numbers (all, or `of` some).
 
@@ -126,6 +145,21 @@ class LiveMerge:
         the models are read once. The network's own gradients are as large as its weights, and gone afterwards. See
         `FreeMerge.gradient` for what is raised.
         """
+        loss, found = self._weight_gradients(ask)
+        return loss, self._merge.gradient(self.values, found, of)
+
+    def mask_gradient(
+        self, ask: Asks, of: Collection[str] | None = None
+    ) -> tuple[float, dict[str, dict[str, LazyTensor]]]:
+        """A loss [], and its gradient with respect to free masks (all, or `of` some); see `gradient`.
+
+        float32 in the shapes of the masks, by mask and tensor; see `FreeMerge.mask_gradient` for what is raised.
+        """
+        loss, found = self._weight_gradients(ask)
+        return loss, self._merge.mask_gradient(self.values, found, of)
+
+    def _weight_gradients(self, ask: Asks) -> tuple[float, dict[str, LazyTensor]]:
+        """The sum of losses, and its gradient with respect to stored tensors that have a part in it."""
         import torch
 
         model = self.model
@@ -149,5 +183,4 @@ class LiveMerge:
             if name not in found and not used.isdisjoint(model.names.files_of(name))
         }
         stored = {name: g.contiguous() for name, g in model.names.to_files(found).items()}
-        del found
-        return math.fsum(losses), self._merge.gradient(self.values, as_lazy(stored), of)
+        return math.fsum(losses), as_lazy(stored)

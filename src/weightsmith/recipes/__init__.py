@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weightsmith.recipes.language.free_recipes import has_free as has_free
     from weightsmith.recipes.language.mentioned import merged_references as merged_references
     from weightsmith.recipes.language.mentioned import other_references as other_references
+    from weightsmith.recipes.language.model_references import is_recipe_file as is_recipe_file
     from weightsmith.recipes.language.model_references import reference_data as reference_data
     from weightsmith.recipes.language.modifier_calls import Modification as Modification
     from weightsmith.recipes.language.other_documents import (
@@ -109,6 +110,7 @@ else:
             "free": "weightsmith.recipes.language.expressions",
             "has_free": "weightsmith.recipes.language.free_recipes",
             "is_encodable": "weightsmith.recipes.language.document",
+            "is_recipe_file": "weightsmith.recipes.language.model_references",
             "layer_origins": "weightsmith.recipes.resolution.boundary_findings",
             "load": "weightsmith.recipes.language.recipe",
             "merged_references": "weightsmith.recipes.language.mentioned",

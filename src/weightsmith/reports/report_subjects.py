@@ -12,7 +12,7 @@ from weightsmith.engine import Manifest, Plan, make_plan
 from weightsmith.engine import manifest as manifests
 from weightsmith.errors import UsageError
 from weightsmith.inspection import CheckpointDifference
-from weightsmith.recipes import Recipe
+from weightsmith.recipes import Recipe, is_recipe_file
 from weightsmith.reports.change_sections import change_sections
 from weightsmith.reports.difference_sections import difference_sections
 from weightsmith.reports.evaluation_sections import (
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from weightsmith.comparison import Comparison
     from weightsmith.evaluation import Evaluation
 
-_RECIPES = (".yaml", ".yml")
-
 
 def report_of_subjects(
     subjects: Sequence[str],
@@ -46,7 +44,7 @@ def report_of_subjects(
     `base` is what changes are measured from (default: the recipe's, else the first checkpoint). Raises UsageError where
     there is nothing to report, or a recipe among checkpoints.
     """
-    recipes = [subject for subject in subjects if Path(subject).suffix in _RECIPES]
+    recipes = [subject for subject in subjects if is_recipe_file(subject)]
     if recipes and len(subjects) > 1:
         raise UsageError(
             f"A report is of one recipe or of checkpoints, but {recipes[0]!r} is given with others; give it alone."

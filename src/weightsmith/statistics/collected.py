@@ -21,6 +21,7 @@ from weightsmith.live import LiveModel, count_parts
 from weightsmith.naming import natural_key
 from weightsmith.progress import Progress
 from weightsmith.statistics.factor_gradients import AdapterGradients
+from weightsmith.statistics.forward_sums import gram_bytes
 from weightsmith.statistics.kept_parts import KeptParts
 from weightsmith.statistics.wanted import Wanted
 from weightsmith.tensors import LazyTensor
@@ -161,10 +162,11 @@ def request_digest(said: Sequence[object]) -> str:
 def takes_blocks(
     model: LiveModel, wanted: Wanted, memory_bytes: int, other: LiveModel | None = None
 ) -> bool:
-    """Whether weights, and the sums over gradients of them, do not fit into memory together.
+    """Whether weights, and the sums over gradients and inputs of them, do not fit into memory together.
 
     What is summed up of two models is about as large as their weights.
     """
     numel = sum(tensor.numel for tensor in model.source.tensors.values())
     copies = 1 + 3 * len(wanted.backward) + (3 if other is not None else 0)
-    return 4 * numel * copies > memory_bytes and count_parts(model.module) > 0
+    needed = 4 * numel * copies + (gram_bytes(model) if "gram" in wanted.kinds else 0)
+    return needed > memory_bytes and count_parts(model.module) > 0

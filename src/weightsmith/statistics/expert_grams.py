@@ -11,6 +11,7 @@ from weightsmith.live import LiveModel, Passage
 from weightsmith.statistics.linear_maps import flat_rows, paths_below
 from weightsmith.statistics.mixtures import Mixture, mixtures
 from weightsmith.statistics.row_sums import add_gram, upper_of, zeros_to_sum
+from weightsmith.statistics.sum_space import bytes_of_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +110,17 @@ class ExpertGrams:
             elif own.ndim == 3 and torch.equal(own[:, 0, 0], numbers):
                 found[file] = None
         return found
+
+
+def expert_gram_bytes(model: LiveModel) -> int:
+    """What the sums of the experts of all mixtures take at most, as if the longer side of a matrix were its inputs."""
+    stacks = (
+        stack.shape
+        for mixture in mixtures(model).values()
+        for stack in mixture.experts.parameters(recurse=False)
+        if stack.ndim == 3
+    )
+    return sum(count * bytes_of_sum(max(sides) ** 2) for count, *sides in stacks)
 
 
 def _mean(

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from weightsmith.errors import UsageError
 from weightsmith.live import LiveModel, Passage
-from weightsmith.statistics.expert_grams import ExpertGrams
+from weightsmith.statistics.expert_grams import ExpertGrams, expert_gram_bytes
 from weightsmith.statistics.linear_maps import flat_rows, linear_maps, paths_below
 from weightsmith.statistics.row_sums import add_gram, add_to, upper_of, zeros_to_sum
+from weightsmith.statistics.sum_space import bytes_of_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,6 +138,12 @@ class GramSums:
             leader = self._maps[self._followers.pop(path)].tensors[0]
             same |= dict.fromkeys(self._maps[path].tensors, leader)
         return Measured(tensors, rows, same)
+
+
+def gram_bytes(model: LiveModel) -> int:
+    """What the sums of a whole network's Gram matrices take at most: maps that read the same tensor share theirs."""
+    own = sum(bytes_of_sum(one.width**2) for one in linear_maps(model).values())
+    return own + expert_gram_bytes(model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

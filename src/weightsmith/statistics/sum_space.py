@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 SMALL = 1 << 22
 
 
+def bytes_of_sum(count: int) -> int:
+    """What a sum of so many elements takes."""
+    return (8 if count <= SMALL else 4) * count
+
+
 class SumSpace:
     """Room for sums; `folder` is where the large ones lie, None if all are to be in memory."""
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith.errors import RecipeError, UsageError
+from weightsmith.errors import UsageError
+from weightsmith.methods.modifying.wanda import OutputRanks
 
 RNG = np.random.default_rng(5)
 BASE, *EXPERTS = RNG.normal(size=(4, 5, 6))
@@ -216,11 +217,24 @@ def test_wanda_takes_task_vectors_where_there_is_a_base(importance):
         np.testing.assert_allclose(found[row, kept], EXPERTS[0][row, kept], rtol=1e-12)
 
 
-def test_wanda_refuses_rows_that_are_no_outputs():
-    kernel = RNG.normal(size=(2, 3, 2, 2))
-    how = {"modify": [{"wanda": {"density": 0.5}}]}
-    with pytest.raises(RecipeError, match=r"rows of 'w' of shape \[2, 3, 2, 2\] are not those"):
-        merged_states("linear", [state(w=kernel)], None, [state(w=np.ones_like(kernel))], **how)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (4, 3, 5)])
+def test_rows_of_kernels_are_those_of_their_matrices(shape):
+    kernel = RNG.normal(size=shape).round(1)
+    squares = np.broadcast_to(RNG.random(3).reshape(1, 3, *[1] * (len(shape) - 2)), shape)
+    how = {"modify": [{"wanda": {"density": 0.4}}]}
+    found = merged_states("linear", [state(w=kernel)], None, [state(w=squares)], **how)["w"]
+    rows, scores = kernel.reshape(shape[0], -1), np.abs(kernel) * np.sqrt(squares)
+    for own, row, ranked in zip(np.asarray(found), rows, scores.reshape(rows.shape), strict=True):
+        # The largest first, of equal ones that of the lower index.
+        first = sorted(range(row.size), key=lambda i: (-ranked[i], i))[: int(0.4 * row.size)]
+        expected = np.zeros(row.size)
+        expected[first] = row[first]
+        np.testing.assert_array_equal(own.reshape(-1), expected)
+
+
+def test_outputs_of_weights_that_are_stored_input_first_are_their_columns():
+    ranks = OutputRanks(input_first=True)(np, np.abs(EXPERTS[0]))
+    np.testing.assert_array_equal(ranks, (-np.abs(EXPERTS[0])).argsort(0).argsort(0))
 
 
 # Without data -----------------------------------------------------------------------------------------------------

@@ -53,15 +53,13 @@ def seams(source: str, threads: int | None, as_json: bool) -> int:
 
 
 def _report(source: str, threads: int | None) -> BoundaryReport:
-    from pathlib import Path
-
     from weightsmith.adapters import open_model
     from weightsmith.engine import make_plan
     from weightsmith.inspection import boundaries_of_checkpoint, boundaries_of_plan
-    from weightsmith.recipes import Recipe
+    from weightsmith.recipes import Recipe, is_recipe_file
 
-    if Path(source).suffix in (".yaml", ".yml"):
-        return boundaries_of_plan(make_plan(Recipe.load(Path(source))), threads=threads)
+    if is_recipe_file(source):
+        return boundaries_of_plan(make_plan(Recipe.load(source)), threads=threads)
     return boundaries_of_checkpoint(open_model(source), threads=threads)
 
 

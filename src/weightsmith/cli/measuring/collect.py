@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.input_paths import is_recipe
 from weightsmith.cli.options import device_option, json_option, quiet_option, size
 from weightsmith.cli.presenting import Block, Data, present
 from weightsmith.cli.progress_lines import open_progress
@@ -153,6 +152,7 @@ def collect(
     that does not fit into --memory runs block by block; after Ctrl-C or a kill the same command goes on behind the
     blocks that are finished.
     """
+    from weightsmith.recipes import is_recipe_file
     from weightsmith.statistics import collect as collected
     from weightsmith.statistics import collect_through
 
@@ -165,7 +165,7 @@ def collect(
         "device": device,
     }
     with open_progress(quiet) as progress:
-        if is_recipe(model):
+        if is_recipe_file(model):
             chosen = (out, estimator, parents, other, factors, dtype != "float32")
             _require_grams_alone(what, any(chosen))
             tasks = task or None

@@ -361,17 +361,22 @@ class Plan:
 def require_runnable(plan: Plan) -> None:
     """Raise RecipeError with every error of the plan, if there is one, and where numbers have no value."""
     refuse_errors(plan)
-    if plan.free is not None:
-        names = [*plan.free.numbers, *plan.free.masks]
-        kinds = [
-            counted(len(found), noun)
-            for found, noun in ((plan.free.numbers, "free number"), (plan.free.masks, "free mask"))
-            if found
-        ]
-        raise RecipeError(
-            f"The recipe has {' and '.join(kinds)} without a value, the first being {names[0]!r}; give them with "
-            "--values FILE, or --values start."
-        )
+    refuse_free(plan, "give them with --values FILE, or --values start")
+
+
+def refuse_free(plan: Plan, advice: str) -> None:
+    """Raise RecipeError where numbers or masks have no value; `advice` is what to do about it."""
+    if plan.free is None:
+        return
+    names = [*plan.free.numbers, *plan.free.masks]
+    kinds = [
+        counted(len(found), noun)
+        for found, noun in ((plan.free.numbers, "free number"), (plan.free.masks, "free mask"))
+        if found
+    ]
+    raise RecipeError(
+        f"The recipe has {' and '.join(kinds)} without a value, the first being {names[0]!r}; {advice}."
+    )
 
 
 def refuse_errors(plan: Plan) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from weightsmith.engine.outputs.memory_stores import MemoryStore
 from weightsmith.engine.planning.plan import Plan, Store, refuse_errors
@@ -20,7 +20,7 @@ from weightsmith.engine.running.free_gradients import (
 )
 from weightsmith.engine.running.free_planning import Dependence, FreePlanner, Names
 from weightsmith.engine.running.mask_gradients import MaskGradients
-from weightsmith.engine.running.mask_values import MaskValues
+from weightsmith.engine.running.mask_values import MaskTensors, MaskValues
 from weightsmith.engine.running.run import tensor_job, write_tensors
 from weightsmith.engine.running.scheduler import Job, Rounds
 from weightsmith.engine.running.tensor_job import TensorJob
@@ -30,9 +30,6 @@ from weightsmith.progress import Progress, Silence
 from weightsmith.recipes import MaskNumbers, Resolved, Values, complete, with_numbers
 from weightsmith.tensors import OPEN_FILES, LazyTensor, MemoryTensor
 from weightsmith.wording import shown
-
-if TYPE_CHECKING:
-    from weightsmith.engine.running.mask_values import MaskTensors
 
 
 class FreeMerge:
@@ -55,9 +52,9 @@ class FreeMerge:
         self.numbers: Mapping[str, FreeNumber] = plan.free.numbers
         self._layout = plan.layout
         self.masks: Mapping[str, MaskNumbers] = plan.free.masks
-        self._given_masks = MaskValues(plan.free.masks)
-        self._planner = FreePlanner(plan, plan.free, self._given_masks)
-        self._slopes = FreePlanner(plan, plan.free, self._given_masks, nearby=True)
+        self.given_masks = MaskValues(plan.free.masks)
+        self._planner = FreePlanner(plan, plan.free, self.given_masks)
+        self._slopes = FreePlanner(plan, plan.free, self.given_masks, nearby=True)
         self._given: dict[str, Dependence] = {}
         self.computed = 0
 
@@ -72,7 +69,7 @@ class FreeMerge:
         `tensors` are float32 in the shapes of `masks[name].shapes`, by the names of the model's, and may be read from
         files while they are used; or the path of a file of kind mask.
         """
-        self._given_masks.give(name, tensors)
+        self.given_masks.give(name, tensors)
 
     def evaluate(
         self, values: Values | Literal["start"], progress: Progress | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from weightsmith.wording import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    MaskTensors = Mapping[str, LazyTensor | Tensor | np.ndarray[Any, Any]]
+# Numbers of some tensors of a mask.
+MaskTensors: TypeAlias = "Mapping[str, LazyTensor | Tensor | np.ndarray[Any, Any]]"
 
 
 class MaskValues:
@@ -26,7 +28,10 @@ class MaskValues:
     def __init__(self, masks: Mapping[str, MaskNumbers]) -> None:
         self.versions = dict.fromkeys(masks, 0)
         self._masks = masks
-        self._given: dict[str, dict[str, LazyTensor]] = {name: {} for name in masks}
+        self._given: dict[str, dict[str, LazyTensor]] = {
+            name: {one: tensor.holds for one, tensor in mask.tensors.items()}
+            for name, mask in masks.items()
+        }
 
     def give(self, name: str, tensors: MaskTensors | str | Path) -> None:
         """The numbers of a mask from now on: a file of kind mask, or tensors; those that are left out stay as they are.
@@ -44,6 +49,20 @@ class MaskValues:
         found = {one: self._checked(mask, one, given) for one, given in tensors.items()}
         self._given[name] |= found
         self.versions[name] += 1
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Let masks that are given meanwhile be what they were before, should something be raised."""
+        before = {name: dict(tensors) for name, tensors in self._given.items()}
+        versions = dict(self.versions)
+        try:
+            yield
+        except BaseException:
+            for name in self.versions:
+                if self.versions[name] != versions[name]:
+                    self._given[name] = before[name]
+                    self.versions[name] += 1
+            raise
 
     def hold(self, opened: OpenRecipe) -> None:
         """Let the formulas of a recipe read them."""

@@ -19,9 +19,16 @@ from weightsmith.adapters import (
     parse_adapter,
     parse_reference,
 )
+from weightsmith.tensors import expanded
 from weightsmith.wording import literal
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def is_recipe_file(given: str | Path) -> bool:
+    """Whether what may be a model or a recipe is named like the file of a recipe, there or not, and is no folder."""
+    return Path(given).suffix in RECIPE_SUFFIXES and not expanded(given).is_dir()
+
 
 _TEXT = core_schema.str_schema()
 _REVISION = core_schema.typed_dict_field(core_schema.nullable_schema(_TEXT), required=False)

@@ -132,10 +132,11 @@ def treatment_of(
     base_index = section.base_index
     uses_base = spec.base is not registry.Base.IGNORED and section.base is not None
     _require_base(section, spec, preset)
+    has_no_part = uses_base or _is_listed_for_statistics(section)
     experts = tuple(
         i
         for i, source in enumerate(section.sources)
-        if not (uses_base and i == base_index)
+        if not (has_no_part and i == base_index)
         and not (
             source.is_implicit and (preset != "mergekit" or spec.base is not registry.Base.IGNORED)
         )
@@ -175,6 +176,15 @@ def treatment_of(
         statistics=_files(spec, section, experts),
         modifier_statistics=tuple(_files(use.spec, section, experts) for use in modifiers),
     )
+
+
+def _is_listed_for_statistics(section: MergeSection) -> bool:
+    """Whether the base stands among the models for its statistics alone, so that it is no expert of a rule either."""
+    index = section.base_index
+    if index is None or registry.get(section.method).base is registry.Base.IGNORED:
+        return False
+    source = section.sources[index]
+    return bool(source.statistics) and not source.parameters
 
 
 def _files(
