@@ -103,3 +103,19 @@ def test_a_file_of_values_is_read_strictly(recipe, weightsmith, text, part):
 def test_a_missing_file_of_values_is_said(weightsmith):
     refused = weightsmith("merge", "free.yaml", "out", "--values", "nowhere.yaml")
     assert "The values 'nowhere.yaml' cannot be read" in refused.err
+
+
+@pytest.mark.parametrize("given", ["null", "[a.safetensors]", "one", "0.5"])
+def test_what_is_no_file_of_a_mask_is_refused_as_such(given, family, weightsmith):
+    mask = "{free_mask: [0, 1], start: 1}"
+    models = "".join(f"  - {{model: {name}, statistics: {mask}}}\n" for name in ("one", "two"))
+    (family / "masks.yaml").write_text(
+        "weightsmith: 1\nmerge_method: task_arithmetic\nbase_model: base\nmodify: [mask]\n"
+        f"models:\n{models}"
+    )
+    (family / "v.yaml").write_text(f'"models[0].mask": {given}\n')
+    refused = weightsmith("merge", "masks.yaml", "out", "--values", "v.yaml")
+    assert refused.code == 4
+    assert "file" in refused.err
+    assert "safetensors" in refused.err
+    assert "is a number" not in refused.err

@@ -67,6 +67,8 @@ def test_experts_are_learned_from_their_teachers(capsys):
     assert all(0 < value < 1 for value in found["values"].values())
     assert execute(command(*words, "corpus")) == 2
     assert "--teacher is TASK=MODEL" in capsys.readouterr().err
+    assert execute(command(*words, "corpus=a", "--teacher", "corpus=b")) == 2
+    assert "Two teachers are named for the task 'corpus'" in capsys.readouterr().err
 
 
 @pytest.mark.faults

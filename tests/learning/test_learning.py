@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,13 @@ def unlabelled() -> Samples:
     return Samples("unlabelled", drawn_items, "", logits)
 
 
+def stacked() -> Samples:
+    """Items whose labels are of other predictions than those that the network makes."""
+    return Samples(
+        "toy", [Sample(i.inputs, i.labels.expand(2), 3) for i in items().items], "", logits
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
@@ -292,6 +301,10 @@ def unlabelled() -> Samples:
         ({"optimizer": {"name": "adamm"}}, UsageError, "There is no optimizer 'adamm'"),
         ({"optimizer": {"lr": 1}}, UsageError, "There is no setting 'lr'"),
         ({"steps": 0}, UsageError, "steps is a whole number from 1"),
+        ({"penalty": math.nan}, UsageError, "penalty is a finite number, not nan"),
+        ({"optimizer": {"rate": math.inf}}, UsageError, "rate is a finite number, not inf"),
+        ({"batch_size": 10**9}, UsageError, "takes 1000000000 items of 'toy', which has 12 items"),
+        ({"data": stacked()}, UsageError, "give data made for it"),
         ({"out": "learned.txt"}, OutputError, "give .*learned.txt.* the ending .yaml"),
         ({"optimizer": {"name": "frank_wolfe"}, "parametrisation": "sigmoid"}, UsageError, "hull"),
         ({"parametrisation": "softmax", "per": "tensor"}, UsageError, "write `per: expert`"),
@@ -335,3 +348,69 @@ def test_a_file_that_is_no_recipe_of_its_own_is_not_replaced(family):
     out.write_text(out.read_text().replace("weightsmith: 1", "weightsmith: 1 "))
     with pytest.raises(OutputError, match="was changed since it was written"):
         learn(recipe(family), data=items(), out=out, steps=1)
+
+
+def test_methods_without_the_parameter_of_a_preset_are_refused_by_its_name(family):
+    given = recipe(family, parameters={}, merge_method="model_stock")
+    with pytest.raises(UsageError, match="The preset frees 'weight', which model_stock has not"):
+        learn(given, data=items(), out=family / "l.yaml", preset="adamerging", steps=1)
+
+
+def test_free_masks_are_refused_by_name(family):
+    given = recipe(family, parameters={}, modify=["mask"])
+    for model in given["models"]:
+        model["statistics"] = {"free_mask": [0, 1], "start": 1}
+    with pytest.raises(RecipeError, match=r"free mask 'models\[0\].mask' .* numbers alone"):
+        learn(given, data=items(), out=family / "l.yaml", steps=1)
+
+
+def test_a_damaged_state_is_begun_anew(family, monkeypatch):
+    def stopping(self: Learner, number: int) -> dict[str, Any]:
+        if number == 4:
+            raise Stopped
+        return step(self, number)
+
+    step = Learner._step
+    monkeypatch.setattr("weightsmith.learning.learner._KEPT_EVERY", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_step", stopping)
+        with pytest.raises(Stopped):
+            run(family, "stopped.yaml")
+    state = family / "stopped.yaml.partial" / "state"
+    state.write_bytes(state.read_bytes()[:-20])
+    assert run(family, "stopped.yaml") == run(family, "whole.yaml")
+
+
+def test_another_teacher_at_the_same_place_is_asked_again(family, monkeypatch):
+    options = {
+        "data": items(),
+        "objective": "kl",
+        "teachers": {"toy": str(family / "teacher")},
+        "steps": 3,
+    }
+
+    def stopping(*_: object) -> dict[str, Any]:
+        raise Stopped
+
+    shutil.copytree(family / "two", family / "teacher")
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_step", stopping)
+        with pytest.raises(Stopped):
+            learn(recipe(family), out=family / "stopped.yaml", **options)
+    shutil.copy(family / "three" / "model.safetensors", family / "teacher")
+    found = learn(recipe(family), out=family / "stopped.yaml", **options)
+    fresh = learn(recipe(family), out=family / "fresh.yaml", **options)
+    assert found.values == fresh.values
+
+
+def test_no_recipe_is_written_into_a_teacher(family):
+    shutil.copytree(family / "two", family / "teacher")
+    with pytest.raises(OutputError, match="lies inside the input"):
+        learn(
+            recipe(family),
+            data=items(),
+            objective="kl",
+            teachers={"toy": str(family / "teacher")},
+            out=family / "teacher" / "l.yaml",
+            steps=1,
+        )

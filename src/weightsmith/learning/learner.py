@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.errors import NonFiniteError
+from weightsmith.errors import NonFiniteError, UsageError
 from weightsmith.learning.draws import drawn
 from weightsmith.learning.learning_data import TaskData
 from weightsmith.learning.objectives import Objective
@@ -52,6 +52,12 @@ class TaskLosses:
     ) -> torch.Tensor:
         blocks = self.objective.reads_blocks
         found = ask_outputs(model, self.data.samples, batch, blocks=blocks)
+        labels = batch.labels
+        if labels is not None and found.logits.shape[:-1] != labels.shape:
+            raise UsageError(
+                f"{self.data.name!r} has labels {list(labels.shape)} for logits {list(found.logits.shape)} of "
+                f"{model.name!r}; give data made for it."
+            )
         taught = None if self.taught is None else self.taught.of(batch, model.device)
         loss = self.objective.of(found, batch.labels, taught).sum() / of
         told(float(loss.detach()))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from weightsmith.adapters import open_model
+from weightsmith.checkpoints import tensors_fingerprint
 from weightsmith.engine import Plan, make_plan
 from weightsmith.errors import RecipeError, UsageError
 from weightsmith.learning.learned_files import (
@@ -34,6 +37,7 @@ from weightsmith.learning.study import Study
 from weightsmith.learning.teachers import teachers_of
 from weightsmith.learning.teaching import Taught, read_taught, teach
 from weightsmith.live import LiveMerge, load_model
+from weightsmith.methods import registry
 from weightsmith.progress import Progress, Silence
 from weightsmith.publishing import check_file
 from weightsmith.recipes import Recipe, has_free, numbers_of
@@ -41,6 +45,9 @@ from weightsmith.statistics import DataChoice, Samples
 from weightsmith.tensors import expanded
 from weightsmith.version import __version__
 from weightsmith.wording import counted
+
+# Items that a step may see, however few there are: what a preset sets, and more.
+_MOST_REPEATED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,14 @@ def _settings(preset: Preset | None, given: Mapping[str, Any]) -> LearningSettin
     for name in ("steps", "batch_size", "check_every"):
         if getattr(found, name) < 1:
             raise UsageError(f"{name} is a whole number from 1, not {getattr(found, name)}.")
+    _require_finite({**found.described(), **found.described()["optimizer"]})
     return found
+
+
+def _require_finite(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} is a finite number, not {value}.")
 
 
 def _freed(recipe: Recipe, preset: Preset | None) -> Recipe:
@@ -167,7 +181,18 @@ def _freed(recipe: Recipe, preset: Preset | None) -> Recipe:
         return recipe
     own = {**mapping, "parameters": {**mapping.get("parameters", {}), **preset.frees}}
     own["models"] = [_without(entry, preset.frees) for entry in mapping["models"]]
+    _require_known(recipe.document.merge_method, preset)
     return replace(Recipe.load(own, base_dir=recipe.base_dir), base_dir=recipe.base_dir)
+
+
+def _require_known(method: str | None, preset: Preset) -> None:
+    """Raise UsageError where a method has no parameter that a preset frees."""
+    for name in () if method is None else preset.frees:
+        if method is not None and name not in registry.get(method).parameters:
+            raise UsageError(
+                f"The preset frees {name!r}, which {method} has not; write the numbers that are to be learned into the "
+                "recipe, as {free: [LOW, HIGH], start: NUMBER}."
+            )
 
 
 def _without(entry: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +219,7 @@ class LearningRun:
         if self.plan.free is None:
             raise RecipeError(
                 "The recipe has no free numbers, so there is nothing to learn; write one as "
-                "{free: [LOW, HIGH], start: NUMBER}, or name a --preset that frees some."
+                "{free: [LOW, HIGH], start: NUMBER}, or name a --preset, which frees `weight` of a list of models."
             )
         if self.plan.free.masks:
             raise RecipeError(
@@ -202,7 +227,7 @@ class LearningRun:
                 f"{next(iter(self.plan.free.masks))!r}, and masks cannot be learned in this version; name a file of "
                 "kind mask, or write {mask: NUMBER}."
             )
-        reads = (*self.plan.inputs, *files_of((*self.data, *self.validation)))
+        reads = (*self.plan.inputs, *files_of((*self.data, *self.validation)), *self._taught_by())
         log = log_place(out)
         check_file(out, RECIPE_KIND, reads)
         check_file(log, LOG_KIND, reads)
@@ -214,6 +239,8 @@ class LearningRun:
         self._require_gradients(merge)
         tasks = [read_task(merge.model, n, c, self.objective) for n, c in self.data]
         compared = [read_task(merge.model, n, c, self.objective) for n, c in self.validation]
+        for task in tasks:
+            self._require_batches(task)
         with Study(out, self._request(tasks, compared)) as study:
             learner = Learner(
                 merge,
@@ -233,6 +260,11 @@ class LearningRun:
             study.discard()
         return found
 
+    def _taught_by(self) -> Iterator[Path]:
+        """Where the teachers lie, as far as they are local."""
+        for teacher in self.teachers.values():
+            yield from open_model(teacher).inputs
+
     def _require_gradients(self, merge: LiveMerge) -> None:
         having = set(merge.differentiable)
         lacking = [name for name in merge.numbers if name not in having]
@@ -240,6 +272,15 @@ class LearningRun:
             raise UsageError(
                 f"The free number {lacking[0]!r} counts or selects, so there is no gradient to learn it by; give it a "
                 "value."
+            )
+
+    def _require_batches(self, task: TaskData) -> None:
+        count, size = len(task.samples.items), self.settings.batch_size
+        most = max(count, _MOST_REPEATED)
+        if size > most:
+            raise UsageError(
+                f"A step takes {size} items of {task.name!r}, which has {counted(count, 'item')}; give a batch_size of "
+                f"{most} at most."
             )
 
     def _experts(self) -> int:
@@ -284,7 +325,10 @@ class LearningRun:
             "recipe": self.recipe.digest(),
             "plan": self.plan.digest,
             "settings": self.settings.described(),
-            "teachers": dict(self.teachers),
+            "teachers": {
+                task: [teacher, tensors_fingerprint(open_model(teacher).tensors)]
+                for task, teacher in self.teachers.items()
+            },
             "where": self.where,
             "data": [[t.name, t.samples.digest] for t in tasks],
             "validation": [[t.name, t.samples.digest] for t in compared],

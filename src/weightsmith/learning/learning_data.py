@@ -43,32 +43,34 @@ def chosen_data(
     suite has, and for two of one name.
     """
     found: dict[str, DataChoice] = {}
-    wanted = set(tasks)
+    wanted, there = set(tasks), []
     for source in data:
         if not isinstance(source, Samples):
             _refuse_held_out(Path(source), on_test)
-        for name, choice in _of_source(source, wanted):
+        for name, choice in _of_source(source):
+            there.append(name)
+            if wanted and name not in wanted and choice.task is not None:
+                continue
             if name in found:
                 raise UsageError(f"Two of the data are called {name!r}; rename one.")
             found[name] = replace(choice, limit=limit, context=context, seed=seed)
     missing = sorted(wanted - found.keys())
     if missing:
         raise UsageError(
-            f"None of the data has the task {missing[0]!r}; they have {', '.join(found) or 'none'}."
+            f"None of the data has the task {missing[0]!r}; they have {', '.join(there) or 'none'}."
         )
     if not found:
         raise UsageError("A merge learns from data; give some with --data FILE.")
     return list(found.items())
 
 
-def _of_source(source: str | Path | Samples, wanted: set[str]) -> list[tuple[str, DataChoice]]:
+def _of_source(source: str | Path | Samples) -> list[tuple[str, DataChoice]]:
     if isinstance(source, Samples):
         return [(source.name, DataChoice(source))]
     path = expanded(source)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return [(path.stem, DataChoice(path))]
-    names = [task.name for task in load_suite(path).tasks]
-    return [(n, DataChoice(path, n)) for n in names if not wanted or n in wanted]
+    return [(task.name, DataChoice(path, task.name)) for task in load_suite(path).tasks]
 
 
 def _refuse_held_out(path: Path, on_test: bool) -> None:

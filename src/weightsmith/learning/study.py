@@ -9,11 +9,14 @@ RECIPE.yaml.partial/
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from weightsmith.errors import OutputError
 from weightsmith.publishing import StagingFolder, write_file
 
 _REQUEST, _STATE, _TAUGHT = "request", "state", "taught"
@@ -29,23 +32,37 @@ class Study(StagingFolder):
         super().__init__(out, lambda _, __: "", beside=(_REQUEST, _STATE, _TAUGHT))
         self._state = self.folder / _STATE
         place = self.folder / _REQUEST
-        if not place.is_file() or place.read_text("utf-8") != request:
-            self.empty()
-            write_file(place, request.encode())
         self.taught = self.folder / _TAUGHT
-        self.taught.mkdir(exist_ok=True)
+        try:
+            if not place.is_file() or place.read_bytes() != request.encode():
+                self.empty()
+                write_file(place, request.encode())
+            self.taught.mkdir(exist_ok=True)
+        except BaseException:
+            with suppress(OSError, OutputError):
+                if self.is_worthless():
+                    self.discard()
+            self.close()
+            raise
 
     def is_worthless(self) -> bool:
         """Whether no step is finished and no teacher has taught."""
         return not self._state.is_file() and not any(self.taught.glob("*.json"))
 
     def read(self) -> dict[str, Any] | None:
-        """The state that was kept last."""
+        """The state that was kept last; None where there is none, or another than was kept."""
         found: dict[str, Any] | None = None
         if self._state.is_file():
-            found = json.loads(self._state.read_bytes())
+            digest, _, content = self._state.read_bytes().partition(b"\n")
+            if digest == _digest(content):
+                found = json.loads(content)
         return found
 
     def keep(self, state: Mapping[str, Any]) -> None:
         """Keep a state in the place of the one before."""
-        write_file(self._state, json.dumps(state).encode())
+        content = json.dumps(state).encode()
+        write_file(self._state, _digest(content) + b"\n" + content)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -167,7 +167,7 @@ def learn(
             out=out,
             preset=preset,
             validation=validation,
-            teachers=dict(_pair(text) for text in teachers),
+            teachers=_teachers(teachers),
             tasks=tasks,
             limit=limit,
             context=context,
@@ -183,6 +183,14 @@ def learn(
     STREAMS.done()
     present(found, _blocks, as_json=as_json)
     return 0
+
+
+def _teachers(texts: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for task, model in map(_pair, texts):
+        if found.setdefault(task, model) != model:
+            raise UsageError(f"Two teachers are named for the task {task!r}; leave one out.")
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

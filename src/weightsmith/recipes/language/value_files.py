@@ -41,6 +41,7 @@ def read_values(path: Path) -> dict[str, float | str]:
         spelled = number(given) if isinstance(given, str) else given
         if isinstance(spelled, bool) or not isinstance(spelled, (int, float)):
             where = documents[0].where((name,))
-            raise RecipeError(f"{where}: {shown(name)} is a number, not {literal(given)}.")
+            what = "a mask's file (.safetensors)" if name.endswith(".mask") else "a number"
+            raise RecipeError(f"{where}: {shown(name)} is {what}, not {literal(given)}.")
         found[name] = float(spelled)
     return found
