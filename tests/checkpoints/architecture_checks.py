@@ -51,7 +51,7 @@ def targets(model: Any) -> tuple[list[str], list[str]]:
 def _taken(model: Any) -> tuple[list[str], list[str]]:
     """What of it gets an adapter: convolutions where nothing is linear."""
     linear, parameters = targets(model)
-    if getattr(model.config, "model_type", "") in _PASSED_BY:
+    if getattr(getattr(model, "config", None), "model_type", "") in _PASSED_BY:
         linear = [name for name in linear if not name.endswith(("out_proj", "conv1d"))]
     if not linear:
         linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
@@ -175,8 +175,9 @@ class Tried:
             return f"missing or unexpected: {wrong[:3]}"
         plain, ours = copy.deepcopy(self.tunes[0]), dict(network.named_modules())
         for name, module in list(plain.named_modules()):
-            if isinstance(module, torch.nn.ModuleList) and len(ours.get(name, ())) != len(module):
-                plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in KEPT]))
+            if isinstance(module, torch.nn.ModuleList) and name in ours:
+                if len(module) == 6 and len(ours[name]) == len(KEPT):
+                    plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in KEPT]))
         if problem := _off(network.state_dict(), plain.state_dict()):
             return problem
         _run(self.architecture, network)
@@ -239,9 +240,7 @@ class Tried:
         found, wrong = self.architecture.open(self.folder / "mixed")
         if wrong:
             return f"missing or unexpected: {wrong[:3]}"
-        return _off(
-            found.state_dict(), _average(wanted.state_dict(), self.tunes[1].state_dict())
-        )
+        return _off(found.state_dict(), _average(wanted.state_dict(), self.tunes[1].state_dict()))
 
     def outcomes(self) -> dict[str, str]:
         """`yes`, `refused: SENTENCE`, `not tried: SENTENCE` or `WRONG: WHAT` of every check."""

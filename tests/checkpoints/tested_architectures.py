@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ DIFFUSERS: Mapping[str, Mapping[str, Any]] = {
     "SD3Transformer2DModel": _SD3,
     "WanTransformer3DModel": {**_WAN, "patch_size": (1, 2, 2)},
 }
-SENTENCES = "sentence-transformers: BERT, pooling, dense"
+SENTENCES = "sentence-transformers"
 # The images of these stand beside the text, and both go through the network.
 _TEXT_AND_IMAGE = ("clip", "siglip")
 
@@ -115,7 +117,15 @@ def _of_transformers(family: str) -> Architecture:
     from .tiny_models import network_class, tiny_config
 
     kind = network_class(family)
-    return Architecture(lambda: kind(tiny_config(CONFIG_MAPPING[family])), _open(kind), _inputs)
+
+    def made() -> Any:
+        config = tiny_config(CONFIG_MAPPING[family])
+        rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
+        if "mrope_section" in rotary:
+            rotary["mrope_section"] = [1, 1, 2]
+        return kind(config)
+
+    return Architecture(made, _open(kind), _inputs)
 
 
 def _of_diffusers(name: str) -> Architecture:
@@ -125,6 +135,48 @@ def _of_diffusers(name: str) -> Architecture:
     return Architecture(lambda: kind(**DIFFUSERS[name]), _open(kind), _image_inputs)
 
 
+def _sentences() -> Any:
+    """A BERT with pooling and a dense module behind it."""
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from .tiny_models import tiny_config
+
+    with TemporaryDirectory() as folder:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+        vocabulary = Path(folder, "vocab.txt")
+        vocabulary.write_text("\n".join(words))
+        BertTokenizerFast(vocab_file=str(vocabulary)).save_pretrained(folder)
+        BertModel(tiny_config(BertConfig)).save_pretrained(folder)
+        body = models.Transformer(folder)
+    dense = models.Dense(32, 16)
+    return SentenceTransformer(modules=[body, models.Pooling(32), dense], device="cpu")
+
+
+def _of_sentence_transformers() -> Architecture:
+    from sentence_transformers import SentenceTransformer
+
+    def opened(folder: Path) -> tuple[Any, list[str]]:
+        # It says nothing of tensors that it misses; that they are compared one by one says it.
+        return SentenceTransformer(str(folder), device="cpu").eval(), []
+
+    def batch(_: Any) -> dict[str, Any]:
+        mask = torch.ones(2, 7, dtype=torch.int64)
+        return {"input": {"input_ids": _tokens() % 13, "attention_mask": mask}}
+
+    return Architecture(_sentences, opened, batch)
+
+
+def names() -> list[str]:
+    """All that can be tried with what is installed."""
+    found = [*TRANSFORMERS]
+    if find_spec("diffusers"):
+        found += DIFFUSERS
+    return [*found, SENTENCES] if find_spec("sentence_transformers") else found
+
+
 def architecture(name: str) -> Architecture:
     """An architecture by its `model_type` or, of diffusers, by its class."""
+    if name == SENTENCES:
+        return _of_sentence_transformers()
     return _of_diffusers(name) if name in DIFFUSERS else _of_transformers(name)
