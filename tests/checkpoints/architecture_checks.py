@@ -58,18 +58,17 @@ def _taken(model: Any) -> tuple[list[str], list[str]]:
     return linear, parameters
 
 
-def changed(network: Any, seed: int, only: Callable[[str], bool] = lambda _: True) -> Any:
-    """A fine-tune: every number of some tensors moved a little, variances upwards."""
-    made = copy.deepcopy(network)
+def change(network: Any, seed: int, only: Callable[[str], bool] = lambda _: True) -> Any:
+    """Make a fine-tune of it: every number of some tensors moved a little, variances upwards."""
     generator = torch.Generator().manual_seed(seed)
     seen: set[int] = set()
     with torch.no_grad():
-        for name, tensor in made.state_dict(keep_vars=True).items():
+        for name, tensor in network.state_dict(keep_vars=True).items():
             if tensor.is_floating_point() and only(name) and tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
                 noise = torch.randn(tensor.shape, generator=generator) * 0.02
                 tensor.add_(noise.abs() if name.endswith("running_var") else noise)
-    return made
+    return network
 
 
 def _numbers(output: Any) -> Iterator[torch.Tensor]:
@@ -131,7 +130,7 @@ class Tried:
         self.base, wrong = architecture.open(folder / "base")
         if wrong:
             raise NotThere(f"the library misses {wrong[:2]} in what it wrote")
-        self.tunes = [changed(self.base, seed) for seed in (1, 2)]
+        self.tunes = [change(copy.deepcopy(self.base), seed) for seed in (1, 2)]
         for name, tune in zip("ab", self.tunes, strict=True):
             tune.save_pretrained(folder / name)
         self.average: Any = None
@@ -175,9 +174,9 @@ class Tried:
             return f"missing or unexpected: {wrong[:3]}"
         plain, ours = copy.deepcopy(self.tunes[0]), dict(network.named_modules())
         for name, module in list(plain.named_modules()):
-            if isinstance(module, torch.nn.ModuleList) and name in ours:
-                if len(module) == 6 and len(ours[name]) == len(KEPT):
-                    plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in KEPT]))
+            is_list = isinstance(module, torch.nn.ModuleList) and name in ours
+            if is_list and len(module) == 6 and len(ours[name]) == len(KEPT):
+                plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in KEPT]))
         if problem := _off(network.state_dict(), plain.state_dict()):
             return problem
         _run(self.architecture, network)
@@ -187,13 +186,14 @@ class Tried:
         """The base with an adapter that PEFT made, merged by PEFT."""
         import peft
 
-        linear, parameters = _taken(self.base)
+        linear, parameters = _taken(self.architecture.body(self.base))
         torch.manual_seed(3)
         try:
             config = peft.LoraConfig(
                 r=2, lora_alpha=4, target_modules=linear, target_parameters=parameters or None
             )
-            trained = peft.get_peft_model(copy.deepcopy(self.base), config)
+            body = copy.deepcopy(self.architecture.body(self.base))
+            trained = peft.get_peft_model(body, config)
             with torch.no_grad():
                 for parameter in trained.parameters():
                     if parameter.requires_grad:
@@ -207,7 +207,8 @@ class Tried:
         import peft
 
         base = copy.deepcopy(self.base)
-        return peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        peft.PeftModel.from_pretrained(self.architecture.body(base), adapter).merge_and_unload()
+        return base
 
     def adapter_in(self) -> str:
         """`BASE+ADAPTER` written out is what PEFT merges."""
@@ -223,9 +224,10 @@ class Tried:
 
     def adapter_out(self) -> str:
         """The base with the adapter of a fine-tune of linear modules is that fine-tune, in PEFT."""
-        linear, parameters = _taken(self.base)
+        linear, parameters = _taken(self.architecture.body(self.base))
         names = {*parameters, *(f"{name}.weight" for name in linear)}
-        tune = changed(self.base, 4, only=lambda name: name in names)
+        tune = copy.deepcopy(self.base)
+        change(self.architecture.body(tune), 4, only=lambda name: name in names)
         tune.save_pretrained(self.folder / "tune")
         weightsmith.extract_adapter(
             self.folder / "tune", self.folder / "base", self.folder / "extracted", energy=1.0

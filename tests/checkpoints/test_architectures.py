@@ -22,7 +22,8 @@ PAGE = ROOT / "docs" / "architectures-tested.md"
 def table() -> ModuleType:
     path = ROOT / "tools" / "make_architecture_table.py"
     spec = importlib.util.spec_from_file_location("make_architecture_table", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -41,7 +42,7 @@ def row(name: str) -> str:
     return line
 
 
-# BERT's transform stands before its tied head and is no head; in Wav2Vec2 a list differs from the number of layers.
+# BERT's transform stands before its tied head and is no head; GPT-2's matrices have their inputs first.
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_an_architecture_passes_every_check(tmp_path: Path, name: str) -> None:
     pytest.importorskip("peft")

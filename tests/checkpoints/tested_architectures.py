@@ -50,6 +50,8 @@ class Architecture:
     make: Callable[[], Any]
     open: Callable[[Path], tuple[Any, list[str]]]
     batch: Callable[[Any], dict[str, Any]]
+    # What of it PEFT makes adapters for.
+    body: Callable[[Any], Any] = lambda network: network
 
 
 def _open(kind: Any) -> Callable[[Path], tuple[Any, list[str]]]:
@@ -120,9 +122,8 @@ def _of_transformers(family: str) -> Architecture:
 
     def made() -> Any:
         config = tiny_config(CONFIG_MAPPING[family])
-        rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
-        if "mrope_section" in rotary:
-            rotary["mrope_section"] = [1, 1, 2]
+        if family.endswith("_vl"):
+            config.get_text_config().rope_parameters["mrope_section"] = [1, 1, 2]
         return kind(config)
 
     return Architecture(made, _open(kind), _inputs)
@@ -164,7 +165,7 @@ def _of_sentence_transformers() -> Architecture:
         mask = torch.ones(2, 7, dtype=torch.int64)
         return {"input": {"input_ids": _tokens() % 13, "attention_mask": mask}}
 
-    return Architecture(_sentences, opened, batch)
+    return Architecture(_sentences, opened, batch, lambda network: network[0].model)
 
 
 def names() -> list[str]:
