@@ -1,4 +1,4 @@
-"""Write docs/architectures-tested.md: `python tools/make_architecture_table.py FOLDER`, as `make architectures` does."""
+"""Write docs/architectures-tested.md from what `make architectures` found in a folder, which is the argument."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ fine-tunes that differ in every tensor, and an adapter that PEFT trained on ever
 - **loads**: the library misses no tensor of the average and knows all.
 - **forward**: the average gives what the network gives whose tensors plain torch averaged. Of models of text and
   images, the text goes through (CLIP and SigLIP: both).
-- **slices**: layers 0, 1, 4 and 5 load with no missing and no unexpected tensor, are the modules that plain torch
-  keeps, and run.
+- **slices**: layers 0, 1, 4 and 5 of six, or all but the last of fewer, load with no missing and no unexpected tensor,
+  are the modules that plain torch keeps, and run.
 - **adapter in**: `BASE+ADAPTER` written out has the tensors and the outputs of PEFT's `merge_and_unload`.
 - **adapter out**: the adapter that `adapter extract` makes of a fine-tune of the linear modules gives that
   fine-tune in PEFT.
 - **BASE+ADAPTER**: averaged with another model it is the average in plain torch of what PEFT merges and that model.
 
-Numbers count as equal within 1e-5.
+Numbers count as equal within 1e-5 of a tensor's largest, or of one.
 """
 
 

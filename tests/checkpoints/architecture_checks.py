@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 import weightsmith
+from weightsmith.checkpoints import open_checkpoint
 from weightsmith.errors import WeightsmithError
 from weightsmith.live import quiet_library
 
 from .tested_architectures import Architecture
 
 CHECKS = ("average", "loads", "forward", "slices", "adapter in", "adapter out", "BASE+ADAPTER")
-KEPT = (0, 1, 4, 5)
+TOLERANCE = 1e-5
 # Modules that PEFT does not take, by `model_type`: kernels read their weights past the module.
 _PASSED_BY = ("mamba", "mamba2", "falcon_mamba", "nemotron_h", "jamba")
 
@@ -97,8 +99,9 @@ def _off(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) 
     if found.keys() != wanted.keys():
         return f"other names: {sorted(found.keys() ^ wanted.keys())[:3]}"
     for name, tensor in wanted.items():
+        largest = max(1.0, float(tensor.abs().max())) if tensor.numel() else 1.0
         if found[name].shape != tensor.shape or not torch.allclose(
-            found[name].float(), tensor.float(), rtol=1e-5, atol=1e-5
+            found[name].float(), tensor.float(), rtol=0, atol=TOLERANCE * largest
         ):
             return f"other numbers: {name}"
     return ""
@@ -162,10 +165,15 @@ class Tried:
         return _off(dict(enumerate(found)), dict(enumerate(wanted)))  # type: ignore[arg-type]
 
     def sliced(self) -> str:
-        """Layers 0, 1, 4 and 5 are the modules that plain torch keeps, and the library loads them."""
+        """The layers of a slice are the modules that plain torch keeps, and the library loads them."""
+        count = open_checkpoint(self.folder / "a").layer_count
+        if count < 2:
+            raise NotThere(f"{count} layers")
+        ranges = [(0, 2), (4, 6)] if count == 6 else [(0, count - 1)]
+        kept = [layer for part in ranges for layer in range(*part)]
         parts = [
             {"sources": [{"model": str(self.folder / "a"), "layer_range": list(part)}]}
-            for part in ((0, 2), (4, 6))
+            for part in ranges
         ]
         recipe = {"weightsmith": 1, "merge_method": "passthrough", "slices": parts}
         weightsmith.merge(recipe, self.folder / "sliced")
@@ -175,14 +183,15 @@ class Tried:
         plain, ours = copy.deepcopy(self.tunes[0]), dict(network.named_modules())
         for name, module in list(plain.named_modules()):
             is_list = isinstance(module, torch.nn.ModuleList) and name in ours
-            if is_list and len(module) == 6 and len(ours[name]) == len(KEPT):
-                plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in KEPT]))
+            if is_list and len(module) == count and len(ours[name]) == len(kept):
+                plain.set_submodule(name, torch.nn.ModuleList([module[i] for i in kept]))
         if problem := _off(network.state_dict(), plain.state_dict()):
             return problem
         _run(self.architecture, network)
         return ""
 
-    def adapter(self) -> Any:
+    @functools.cached_property
+    def adapted_by_peft(self) -> Any:
         """The base with an adapter that PEFT made, merged by PEFT."""
         import peft
 
@@ -212,7 +221,7 @@ class Tried:
 
     def adapter_in(self) -> str:
         """`BASE+ADAPTER` written out is what PEFT merges."""
-        wanted = self.adapter()
+        wanted = self.adapted_by_peft
         _merge([f"{self.folder / 'base'}+{self.folder / 'lora'}"], self.folder / "applied")
         found, wrong = self.architecture.open(self.folder / "applied")
         return f"missing or unexpected: {wrong[:3]}" if wrong else self._same(found, wanted)
@@ -236,7 +245,7 @@ class Tried:
 
     def adapted(self) -> str:
         """`BASE+ADAPTER` averaged with another model is the average of what PEFT merges and that model."""
-        wanted = self.adapter()
+        wanted = self.adapted_by_peft
         reference = f"{self.folder / 'base'}+{self.folder / 'lora'}"
         _merge([reference, str(self.folder / "b")], self.folder / "mixed")
         found, wrong = self.architecture.open(self.folder / "mixed")

@@ -124,6 +124,10 @@ def _of_transformers(family: str) -> Architecture:
         config = tiny_config(CONFIG_MAPPING[family])
         if family.endswith("_vl"):
             config.get_text_config().rope_parameters["mrope_section"] = [1, 1, 2]
+        if family == "nemotron_h":
+            config.n_groups = 1
+        if family == "deepseek_v3":
+            config.head_dim = config.qk_rope_head_dim
         return kind(config)
 
     return Architecture(made, _open(kind), _inputs)
