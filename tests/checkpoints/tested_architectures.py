@@ -39,6 +39,13 @@ DIFFUSERS: Mapping[str, Mapping[str, Any]] = {
     "WanTransformer3DModel": {**_WAN, "patch_size": (1, 2, 2)},
 }
 SENTENCES = "sentence-transformers"
+# What the usual sizes leave in contradiction in a forward pass.
+_OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v3": {"head_dim": 4, "num_key_value_heads": 4},
+    "convnext": {"image_size": 64},
+    "nemotron_h": {"n_groups": 1},
+    "swin": {"num_heads": [2, 4, 8, 16]},
+}
 # The images of these stand beside the text, and both go through the network.
 _TEXT_AND_IMAGE = ("clip", "siglip")
 
@@ -124,10 +131,8 @@ def _of_transformers(family: str) -> Architecture:
         config = tiny_config(CONFIG_MAPPING[family])
         if family.endswith("_vl"):
             config.get_text_config().rope_parameters["mrope_section"] = [1, 1, 2]
-        if family == "nemotron_h":
-            config.n_groups = 1
-        if family == "deepseek_v3":
-            config.head_dim = config.qk_rope_head_dim
+        for key, value in _OF_FAMILY.get(family, {}).items():
+            setattr(config, key, value)
         return kind(config)
 
     return Architecture(made, _open(kind), _inputs)
