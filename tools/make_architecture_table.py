@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ Numbers count as equal within 1e-5 of a tensor's largest, or of one.
 def _note(text: str) -> str:
     """What a cell's note says: one line, without what only this run has."""
     line = " ".join(text.replace("WRONG:", "defect:", 1).split())
+    line = re.sub(r"This plan cannot be run; it has \d+ errors?: - ", "", line)
     return line.replace("|", "\\|")
 
 
@@ -55,7 +57,7 @@ def page(found: Mapping[str, Mapping[str, str]]) -> str:
     lines = [HEAD]
     lines.append(
         f"{len(made)} architectures: {counts['yes']} checks are passed, {counts['refused']} refused, "
-        f"{counts['not tried']} could not be tried, {counts['WRONG']} are defects.\n"
+        f"{counts['warned']} warned of, {counts['not tried']} could not be tried, {counts['WRONG']} are defects.\n"
     )
     lines.append(f"| architecture | {' | '.join(CHECKS)} |")
     lines.append("| --- |" + " --- |" * len(CHECKS))

@@ -238,9 +238,12 @@ class Tried:
         tune = copy.deepcopy(self.base)
         change(self.architecture.body(tune), 4, only=lambda name: name in names)
         tune.save_pretrained(self.folder / "tune")
-        weightsmith.extract_adapter(
+        report = weightsmith.extract_adapter(
             self.folder / "tune", self.folder / "base", self.folder / "extracted", energy=1.0
         )
+        ignored = [f.message for f in report.findings if f.code == "left-out-by-peft"]
+        if ignored:
+            return f"warned: {ignored[0]}"
         return self._same(self._with(self.folder / "extracted"), tune)
 
     def adapted(self) -> str:
@@ -254,7 +257,7 @@ class Tried:
         return _off(found.state_dict(), _average(wanted.state_dict(), self.tunes[1].state_dict()))
 
     def outcomes(self) -> dict[str, str]:
-        """`yes`, `refused: SENTENCE`, `not tried: SENTENCE` or `WRONG: WHAT` of every check."""
+        """`yes`, `refused: SENTENCE`, `warned: SENTENCE`, `not tried: SENTENCE` or `WRONG: WHAT` of every check."""
         ways = (
             self.averaged,
             self.loaded,
@@ -275,6 +278,8 @@ class Tried:
             return f"not tried: {why}".replace(str(self.folder), "…")
         except Exception as crash:  # noqa: BLE001 - whatever a library says
             return f"WRONG: {crash!r:.300}".replace(str(self.folder), "…")
+        if problem.startswith("warned:"):
+            return problem
         return f"WRONG: {problem}" if problem else "yes"
 
 

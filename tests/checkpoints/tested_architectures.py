@@ -16,8 +16,8 @@ TRANSFORMERS = """
 llama gpt2 bert t5 mixtral vit whisper gemma3 qwen2_vl mamba resnet clip
 siglip qwen2_5_vl qwen3_vl nemotron_h aria ernie4_5_moe granitemoe gpt_oss llama4_text qwen3_moe deepseek_v3 roberta
 modernbert bart gpt_neox rwkv dinov2 swin convnext wav2vec2 mistral qwen2 qwen3 phi3 gemma2 gemma3_text opt
-deberta-v2 albert distilbert mt5 llava qwen2_moe falcon bloom olmo2 granite cohere smollm3 mamba2 jamba lfm2 glm4 beit
-hubert electra xlm-roberta ernie4_5 phi stablelm starcoder2 llama4
+deberta-v2 albert distilbert mt5 llava qwen2_moe falcon bloom olmo2 granite cohere smollm3 jamba lfm2 glm4 beit
+hubert electra xlm-roberta ernie4_5 phi stablelm starcoder2 falcon_mamba internvl
 """.split()
 _CHANNELS = {"block_out_channels": (32, 32), "norm_num_groups": 8}
 _FLUX = {"in_channels": 4, "num_layers": 6, "num_single_layers": 6, "attention_head_dim": 8}
@@ -44,7 +44,7 @@ _OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {"head_dim": 4, "num_key_value_heads": 4},
     "convnext": {"image_size": 64},
     "nemotron_h": {"n_groups": 1},
-    "swin": {"num_heads": [2, 4, 8, 16]},
+    "swin": {"num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4},
 }
 # The images of these stand beside the text, and both go through the network.
 _TEXT_AND_IMAGE = ("clip", "siglip")
