@@ -17,7 +17,7 @@ llama gpt2 bert t5 mixtral vit whisper gemma3 qwen2_vl mamba resnet clip
 siglip qwen2_5_vl qwen3_vl nemotron_h aria ernie4_5_moe granitemoe gpt_oss llama4_text qwen3_moe deepseek_v3 roberta
 modernbert bart gpt_neox rwkv dinov2 swin convnext wav2vec2 mistral qwen2 qwen3 phi3 gemma2 gemma3_text opt
 deberta-v2 albert distilbert mt5 llava qwen2_moe falcon bloom olmo2 granite cohere smollm3 jamba lfm2 glm4 beit
-hubert electra xlm-roberta ernie4_5 phi stablelm starcoder2 falcon_mamba internvl
+hubert electra xlm-roberta ernie4_5 phi stablelm starcoder2 falcon_mamba
 """.split()
 _CHANNELS = {"block_out_channels": (32, 32), "norm_num_groups": 8}
 _FLUX = {"in_channels": 4, "num_layers": 6, "num_single_layers": 6, "attention_head_dim": 8}
