@@ -15,7 +15,7 @@ NATIVE := $(wildcard src/native/*.cpp src/native/*.h)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format types imports docs-check check parity oracle layers faults hostile fuzz gpu ray \
+.PHONY: help demo test lint format types imports docs-check check parity oracle layers architectures faults hostile fuzz gpu ray \
         browser mutants bench clean
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make parity      compare with mergekit 0.1.5 and FusionBench 0.2.33 in environments of their own"
 	@echo "make oracle      compare every method with plain numpy, and write docs/oracle.md"
 	@echo "make layers      slice the layers of every family of transformers, and write docs/sliced-layers.md"
+	@echo "make architectures    average, slice and adapt 60 architectures, and write docs/architectures-tested.md"
 	@echo "make faults | hostile | fuzz | gpu | ray    the marked tests"
 	@echo "make browser     look at reports in a headless Chromium"
 	@echo "make mutants     whether the tests notice small random mistakes in methods and value graph"
@@ -116,6 +117,12 @@ layers: .venv/.ready
 	rm -rf build/layers && mkdir -p build/layers
 	LAYER_RESULTS=build/layers $(BIN)/python -m pytest -n auto -m slow tests/checkpoints/test_sliced_layers.py
 	$(BIN)/python tools/make_layer_table.py build/layers
+
+architectures: .venv/.ready
+	rm -rf build/architectures && mkdir -p build/architectures
+	ARCHITECTURE_RESULTS=build/architectures $(BIN)/python -m pytest -m slow \
+		tests/checkpoints/test_architectures.py::test_no_architecture_gives_something_wrong
+	$(BIN)/python tools/make_architecture_table.py build/architectures
 
 faults: .venv/.ready
 	$(BIN)/python -m pytest -m faults

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from tests.checkpoints.architecture_checks import targets
 from tests.checkpoints.spelled_models import build, save
 
 import weightsmith
@@ -35,27 +36,6 @@ FAMILIES = [
     "qwen2_moe",
     "lfm2_moe",
 ]
-
-
-def targets(model):
-    """Linear modules but for tied heads, and experts and routers that are parameters."""
-    tied = set(model.all_tied_weights_keys)
-    modules = dict(model.named_modules())
-    linear = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, torch.nn.Linear) and f"{name}.weight" not in tied
-    ]
-    parameters = [
-        name
-        for name, parameter in model.named_parameters()
-        if (parameter.dim() == 3 and "experts" in name)
-        or (
-            name.endswith(("router.weight", ".gate.weight"))
-            and name[: -len(".weight")] not in linear
-        )
-    ]
-    return linear, parameters
 
 
 def loaded(model, folder):

@@ -26,6 +26,8 @@ _FAMILIES = frozenset(
     qwen3_omni_moe_thinker qwen3_omni_moe_text qwen3_next hunyuan_v1_moe flex_olmo olmoe exaone_moe
     cohere2_moe""".split()
 )
+# Their networks store inputs first and do not say so, so PEFT takes inputs for outputs.
+_TAKEN_AS_OUTPUTS_FIRST = frozenset({"llama4", "llama4_text"})
 _PROJECTIONS = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
 
 
@@ -38,8 +40,10 @@ class ExpertTensors:
     ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
-def expert_tensors(adapter: LowRankAdapter, prefix: str) -> ExpertTensors:
-    """The factors of all fused tensors as PEFT stores them, experts without factors having zeros.
+def expert_tensors(
+    adapter: LowRankAdapter, prefix: str, model_type: object = None
+) -> ExpertTensors:
+    """The factors of all fused tensors as PEFT stores them for that `model_type`, zeros for experts without factors.
 
     Raises CompatibilityError for a module with several fused tensors whose order PEFT would not know.
     """
@@ -51,6 +55,7 @@ def expert_tensors(adapter: LowRankAdapter, prefix: str) -> ExpertTensors:
     for target in sorted(by_target):
         module, _, name = target.rpartition(".")
         modules[module].append(name)
+    turns = model_type not in _TAKEN_AS_OUTPUTS_FIRST
     found = ExpertTensors()
     for module, names in sorted(modules.items()):
         for depth, name in enumerate(_nested(module, names)):
@@ -61,6 +66,7 @@ def expert_tensors(adapter: LowRankAdapter, prefix: str) -> ExpertTensors:
                 by_target[target],
                 f"{prefix}{module}{'.base_layer' * depth}",
                 adapter.dtype,
+                turns=turns,
             )
     return found
 
@@ -93,17 +99,23 @@ def _nested(module: str, names: Sequence[str]) -> list[str]:
 
 
 def _add(
-    found: ExpertTensors, target: str, parts: dict[int, Factors], path: str, dtype: DType
+    found: ExpertTensors,
+    target: str,
+    parts: dict[int, Factors],
+    path: str,
+    dtype: DType,
+    *,
+    turns: bool,
 ) -> None:
     count = next(iter(parts.values())).shape[0]
     rank = max(part.change.rank for part in parts.values())
     scales = {part.change.scale for part in parts.values()}
     scale = next(iter(scales)) if len(scales) == 1 and min(scales) > 0.0 else 1.0
-    first = _oriented(next(iter(parts.values())))
+    first = _oriented(next(iter(parts.values())), turns)
     down = np.zeros((count, rank, first[0].shape[1]))
     up = np.zeros((first[1].shape[0], rank, count))
     for number, part in parts.items():
-        a, b = _oriented(part)
+        a, b = _oriented(part, turns)
         down[number, : len(a)] = a
         up[:, : len(a), number] = b * (part.change.scale / scale)
     found.tensors += [
@@ -114,6 +126,8 @@ def _add(
     found.ranks[target] = (rank, scale * rank)
 
 
-def _oriented(part: Factors) -> tuple[Matrix, Matrix]:
+def _oriented(part: Factors, turns: bool) -> tuple[Matrix, Matrix]:
     change = part.change
-    return (change.left.T, change.right.T) if part.input_first else (change.right, change.left)
+    if turns and part.input_first:
+        return change.left.T, change.right.T
+    return change.right, change.left

@@ -46,7 +46,8 @@ def peft_files(
     magnitudes = {rename(name): values for name, values in (magnitudes or {}).items()}
     adapter = _with_tied(adapter, base)
     modules = module_factors(adapter, magnitudes)
-    experts = expert_tensors(adapter, PREFIX)
+    model_type = None if base is None else (base.config or {}).get("model_type")
+    experts = expert_tensors(adapter, PREFIX, model_type)
     _check(modules, experts.targets)
     embeds = any(m.factors.kind == "embedding" for m in modules.values())
     takes_bias = not (embeds or magnitudes or experts.targets)

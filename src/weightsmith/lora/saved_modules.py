@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith.checkpoints import Checkpoint, Tying, vocabulary_embedding
+from weightsmith.checkpoints import Checkpoint, Tying, own_head_name, vocabulary_embedding
 from weightsmith.deltas import Matrix, read_matrix
 from weightsmith.errors import CompatibilityError
 from weightsmith.lora.base_tensors import base_tensor
 from weightsmith.lora.low_rank_adapters import Array, LowRankAdapter
 from weightsmith.lora.storing import StoredFactor
-from weightsmith.tensors import NARROW, DType, Kind, fits, narrow, shown
+from weightsmith.tensors import NARROW, DType, fits, narrow, shown
 
 BIAS = ".bias"
 _HEAD = "lm_head.weight"
@@ -78,14 +78,8 @@ def tied_head(base: Checkpoint | None) -> tuple[str, str] | None:
     embedding = vocabulary_embedding(base.tensors, base.places)
     if embedding is None:
         return None
-    # Biases of scores, which stand alone in BART, are no head.
-    heads = [
-        name
-        for name, role in base.places.items()
-        if role.kind is Kind.HEAD and name.endswith(".weight")
-    ]
-    head = next((name for name in heads if name != embedding), _HEAD)
-    return embedding, head
+    # What stands before a head, as a BERT's transform, is none.
+    return embedding, own_head_name(base) or _HEAD
 
 
 def stored(name: str, values: NDArray[Any], dtypes: tuple[DType, ...]) -> StoredFactor:

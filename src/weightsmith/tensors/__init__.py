@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from weightsmith.tensors.dtypes import DType as DType
     from weightsmith.tensors.dtypes import promote as promote
     from weightsmith.tensors.fast_records import record as record
+    from weightsmith.tensors.files.layout import SINGLE_FILE as SINGLE_FILE
     from weightsmith.tensors.files.layout import Placement as Placement
     from weightsmith.tensors.files.layout import ShardLayout as ShardLayout
     from weightsmith.tensors.files.layout import plan_layout as plan_layout
@@ -167,6 +168,7 @@ else:
             "depth_of": "weightsmith.tensors.place",
             "digest_tensor": "weightsmith.tensors.digests",
             "DEFAULT_METADATA": "weightsmith.tensors.files.safetensors_header",
+            "SINGLE_FILE": "weightsmith.tensors.files.layout",
             "encode_header": "weightsmith.tensors.files.safetensors_header",
             "expanded": "weightsmith.tensors.files.paths",
             "failure": "weightsmith.tensors.files.writer",

@@ -8,6 +8,7 @@ from weightsmith.engine.outputs.dense_output import DenseFolder
 from weightsmith.engine.planning.plan import Output
 from weightsmith.errors import RecipeError
 from weightsmith.recipes import Opener, Recipe, Resolved, resolve
+from weightsmith.tensors import SINGLE_FILE
 
 
 def resolve_output(recipe: Recipe, opener: Opener) -> tuple[Resolved, Output]:
@@ -32,7 +33,13 @@ def resolve_output(recipe: Recipe, opener: Opener) -> tuple[Resolved, Output]:
 def output_of_models(resolved: Resolved) -> Output:
     """What a recipe over models makes."""
     if resolved.recipe.document.bundle is None:
-        return DenseFolder.of(resolved.outputs, carried_metadata(resolved))
+        return DenseFolder.of(resolved.outputs, carried_metadata(resolved), _single_file(resolved))
     from weightsmith.engine.outputs.bundle_output import BundleFolder
 
     return BundleFolder.of_models(resolved)
+
+
+def _single_file(resolved: Resolved) -> str:
+    """What the config source's library looks for: diffusers, whose configurations name a class, has its own name."""
+    config = resolved.checkpoints[resolved.config_source].config or {}
+    return "diffusion_pytorch_model.safetensors" if "_class_name" in config else SINGLE_FILE

@@ -20,7 +20,7 @@ from weightsmith.engine.records.state import write_state
 from weightsmith.errors import OutputError
 from weightsmith.publishing import manifest_problem, write_file
 from weightsmith.recipes import OutputTensor
-from weightsmith.tensors import DEFAULT_METADATA, ShardLayout, plan_layout
+from weightsmith.tensors import DEFAULT_METADATA, SINGLE_FILE, ShardLayout, plan_layout
 
 if TYPE_CHECKING:
     from weightsmith.engine.planning.plan import Plan
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DenseFolder:
-    """Every tensor of the result as it is, in shards of safetensors, whose main set has `metadata`."""
+    """Every tensor of the result as it is, in shards of safetensors, whose main set has `metadata`.
+
+    `single_file` is what the main set is called where it is one file.
+    """
 
     readings: Sequence[Reading]
     metadata: Mapping[str, str] = field(default_factory=lambda: DEFAULT_METADATA)
@@ -37,13 +40,18 @@ class DenseFolder:
     no_model: str = ""
     library: str | None = None
     relation: str = "merge"
+    single_file: str = SINGLE_FILE
 
     @classmethod
     def of(
-        cls, tensors: Sequence[OutputTensor], metadata: Mapping[str, str] = DEFAULT_METADATA
+        cls,
+        tensors: Sequence[OutputTensor],
+        metadata: Mapping[str, str] = DEFAULT_METADATA,
+        single_file: str = SINGLE_FILE,
     ) -> DenseFolder:
         """The folder of these tensors, each computed in a reading of its own."""
-        return cls(tuple((MadeTensor(tensor),) for tensor in tensors), metadata)
+        readings = tuple((MadeTensor(tensor),) for tensor in tensors)
+        return cls(readings, metadata, single_file=single_file)
 
     @property
     def more_inputs(self) -> Sequence[Path]:
@@ -76,6 +84,7 @@ class DenseFolder:
             beside=files,
             sharded_beside=[name for name in files if is_component_file(name)],
             metadata=self.metadata,
+            single_file=self.single_file,
         )
 
     def write_bytes(self, layout: ShardLayout) -> int:

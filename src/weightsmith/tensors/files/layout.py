@@ -80,12 +80,14 @@ def plan_layout(
     beside: Mapping[str, Mapping[str, Entry]] | None = None,
     sharded_beside: Collection[str] = (),
     metadata: Mapping[str, str] = DEFAULT_METADATA,
+    single_file: str = SINGLE_FILE,
 ) -> ShardLayout:
     """Distribute (name, dtype, shape) over shards, greedily and in the given order.
 
     `beside` are files of their own, by name, of which each has entries by the tensors' names in it; the index does not
     list them. Where there are such and no `entries`, there are no shards but these. Those in `sharded_beside` are
-    sharded as the main set is, each with an index of its own. `metadata` is that of the files of the main set.
+    sharded as the main set is, each with an index of its own. `metadata` is that of the files of the main set,
+    and `single_file` its name where it is one (default: transformers'), from which names of shards are made.
 
     A shard is closed when the next tensor would take its tensor bytes above `shard_bytes` (default
     5 GB, as on the Hugging Face Hub); a larger tensor gets a shard of its own. Within a shard wider
@@ -98,8 +100,11 @@ def plan_layout(
     beside = beside or {}
     _check_unique([*entries, *(entry for own in beside.values() for entry in own.values())])
     groups = _fill_shards(entries, shard_bytes) if entries or not beside else []
-    shards = [_shard(group, i, len(groups), metadata) for i, group in enumerate(groups)]
-    indices = _index_of(shards, SINGLE_FILE, {name: name for name, _, _ in entries})
+    shards = [
+        _shard(group, _file_name(single_file, i, len(groups)), i, metadata)
+        for i, group in enumerate(groups)
+    ]
+    indices = _index_of(shards, single_file, {name: name for name, _, _ in entries})
     for file_name, own in beside.items():
         if any(shard.file_name == file_name for shard in shards):
             raise OutputError(
@@ -138,11 +143,13 @@ def _fill_shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]
     return groups
 
 
-def _shard(group: Sequence[Entry], position: int, count: int, metadata: Mapping[str, str]) -> Shard:
+def _shard(
+    group: Sequence[Entry], file_name: str, position: int, metadata: Mapping[str, str]
+) -> Shard:
     aligned = sorted(group, key=lambda entry: -entry[1].itemsize)
     header = encode_header(aligned, metadata)
     placements, size = _placed(aligned, position, len(header))
-    return Shard(_file_name(SINGLE_FILE, position, count), header, size, placements)
+    return Shard(file_name, header, size, placements)
 
 
 def _files_beside(
