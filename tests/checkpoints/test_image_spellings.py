@@ -151,7 +151,7 @@ def _checked(root, single, converted):
 
 
 def test_parts_beside_language_models_are_no_image_model():
-    from weightsmith.checkpoints.image_spellings import image_spelling_of
+    from weightsmith.checkpoints.spelling.image_spellings import image_spelling_of
 
     assert image_spelling_of(["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]) is None
     assert image_spelling_of(["a.weight", "2_Dense/model.safetensors/linear.weight"]) is None

@@ -8,7 +8,11 @@ import pytest
 from tests.checkpoints.spelled_models import MODELS, build, config_of, save, stored
 
 from weightsmith.checkpoints import spelling_of
-from weightsmith.checkpoints.spelling_facts import FAMILIES, ROUTERS_APART, STACKED_IN_MEMORY
+from weightsmith.checkpoints.spelling.spelling_facts import (
+    FAMILIES,
+    ROUTERS_APART,
+    STACKED_IN_MEMORY,
+)
 
 pytest.importorskip("transformers.conversion_mapping")
 pytestmark = pytest.mark.filterwarnings("ignore")

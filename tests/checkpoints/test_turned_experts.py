@@ -10,7 +10,7 @@ import torch
 from tests.checkpoints.spelled_models import write
 
 from weightsmith.checkpoints import open_checkpoint, respelled
-from weightsmith.checkpoints.spelling_facts import (
+from weightsmith.checkpoints.spelling.spelling_facts import (
     ALTERNATING_EXPERTS,
     EITHER_WAY_EXPERTS,
     INPUT_FIRST_EXPERTS,

@@ -94,7 +94,6 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.image_models.image_blocks import is_in_block as is_in_block
     from weightsmith.checkpoints.image_models.image_blocks import is_in_component as is_in_component
     from weightsmith.checkpoints.image_models.image_blocks import labels_in as labels_in
-    from weightsmith.checkpoints.image_spellings import image_spelling_of as image_spelling_of
     from weightsmith.checkpoints.json_files import json_bytes as json_bytes
     from weightsmith.checkpoints.json_files import read_json as read_json
     from weightsmith.checkpoints.layer_structure import LayerStructure as LayerStructure
@@ -117,22 +116,29 @@ if TYPE_CHECKING:
     from weightsmith.checkpoints.recognition import PACKAGE_HEADER as PACKAGE_HEADER
     from weightsmith.checkpoints.recognition import is_bundle as is_bundle
     from weightsmith.checkpoints.recognition import is_package as is_package
-    from weightsmith.checkpoints.respelling import respelled as respelled
     from weightsmith.checkpoints.roles import (
         stores_experts_input_first as stores_experts_input_first,
     )
-    from weightsmith.checkpoints.spelling_facts import HEADS as HEADS
-    from weightsmith.checkpoints.spelling_facts import STACKED as STACKED
-    from weightsmith.checkpoints.spellings import Spelling as Spelling
-    from weightsmith.checkpoints.spellings import keeps_routers_apart as keeps_routers_apart
-    from weightsmith.checkpoints.spellings import spelling_of as spelling_of
-    from weightsmith.checkpoints.spellings import stacks_experts as stacks_experts
-    from weightsmith.checkpoints.stable_diffusion_names import from_openclip as from_openclip
-    from weightsmith.checkpoints.stable_diffusion_names import (
+    from weightsmith.checkpoints.spelling.image_spellings import (
+        image_spelling_of as image_spelling_of,
+    )
+    from weightsmith.checkpoints.spelling.respelling import respelled as respelled
+    from weightsmith.checkpoints.spelling.spelling_facts import HEADS as HEADS
+    from weightsmith.checkpoints.spelling.spelling_facts import STACKED as STACKED
+    from weightsmith.checkpoints.spelling.spellings import Spelling as Spelling
+    from weightsmith.checkpoints.spelling.spellings import (
+        keeps_routers_apart as keeps_routers_apart,
+    )
+    from weightsmith.checkpoints.spelling.spellings import spelling_of as spelling_of
+    from weightsmith.checkpoints.spelling.spellings import stacks_experts as stacks_experts
+    from weightsmith.checkpoints.spelling.stable_diffusion_names import (
+        from_openclip as from_openclip,
+    )
+    from weightsmith.checkpoints.spelling.stable_diffusion_names import (
         levels_with_attention as levels_with_attention,
     )
-    from weightsmith.checkpoints.stable_diffusion_names import to_diffusers as to_diffusers
-    from weightsmith.checkpoints.stable_diffusion_names import to_ldm as to_ldm
+    from weightsmith.checkpoints.spelling.stable_diffusion_names import to_diffusers as to_diffusers
+    from weightsmith.checkpoints.spelling.stable_diffusion_names import to_ldm as to_ldm
     from weightsmith.checkpoints.stacks import Stack as Stack
     from weightsmith.checkpoints.stacks import find_stacks as find_stacks
     from weightsmith.checkpoints.stacks import place as place
@@ -152,7 +158,7 @@ else:
             "ADAPTER_WEIGHTS": "weightsmith.checkpoints.recognition",
             "BUNDLE_HEADER": "weightsmith.checkpoints.recognition",
             "PACKAGE_HEADER": "weightsmith.checkpoints.recognition",
-            "HEADS": "weightsmith.checkpoints.spelling_facts",
+            "HEADS": "weightsmith.checkpoints.spelling.spelling_facts",
             "Licence": "weightsmith.checkpoints.licence",
             "LayerStructure": "weightsmith.checkpoints.layer_structure",
             "ListedWeights": "weightsmith.checkpoints.formats.weights",
@@ -169,9 +175,9 @@ else:
             "Parent": "weightsmith.checkpoints.card",
             "SHARED": "weightsmith.checkpoints.formats.packages",
             "STREAMS": "weightsmith.checkpoints.formats.package_header",
-            "Spelling": "weightsmith.checkpoints.spellings",
+            "Spelling": "weightsmith.checkpoints.spelling.spellings",
             "Stack": "weightsmith.checkpoints.stacks",
-            "STACKED": "weightsmith.checkpoints.spelling_facts",
+            "STACKED": "weightsmith.checkpoints.spelling.spelling_facts",
             "STATISTICS_KIND": "weightsmith.checkpoints.formats.statistics_writer",
             "Statistics": "weightsmith.checkpoints.formats.statistics",
             "StatisticsHeader": "weightsmith.checkpoints.formats.statistics_header",
@@ -202,12 +208,12 @@ else:
             "is_package": "weightsmith.checkpoints.recognition",
             "is_template": "weightsmith.checkpoints.copied_files",
             "json_bytes": "weightsmith.checkpoints.json_files",
-            "from_openclip": "weightsmith.checkpoints.stable_diffusion_names",
-            "levels_with_attention": "weightsmith.checkpoints.stable_diffusion_names",
-            "to_diffusers": "weightsmith.checkpoints.stable_diffusion_names",
-            "to_ldm": "weightsmith.checkpoints.stable_diffusion_names",
-            "image_spelling_of": "weightsmith.checkpoints.image_spellings",
-            "keeps_routers_apart": "weightsmith.checkpoints.spellings",
+            "from_openclip": "weightsmith.checkpoints.spelling.stable_diffusion_names",
+            "levels_with_attention": "weightsmith.checkpoints.spelling.stable_diffusion_names",
+            "to_diffusers": "weightsmith.checkpoints.spelling.stable_diffusion_names",
+            "to_ldm": "weightsmith.checkpoints.spelling.stable_diffusion_names",
+            "image_spelling_of": "weightsmith.checkpoints.spelling.image_spellings",
+            "keeps_routers_apart": "weightsmith.checkpoints.spelling.spellings",
             "layer_count_of": "weightsmith.checkpoints.nested_config",
             "checkpoint_fingerprint": "weightsmith.checkpoints.fingerprint:fingerprint",
             "licence_of": "weightsmith.checkpoints.licence",
@@ -235,12 +241,12 @@ else:
             "read_weights": "weightsmith.checkpoints.formats.weights",
             "require_match": "weightsmith.checkpoints.formats.statistics",
             "require_names": "weightsmith.checkpoints.formats.statistics",
-            "respelled": "weightsmith.checkpoints.respelling",
+            "respelled": "weightsmith.checkpoints.spelling.respelling",
             "sections": "weightsmith.checkpoints.nested_config",
             "shared_file": "weightsmith.checkpoints.formats.packages",
             "shared_stream": "weightsmith.checkpoints.formats.packages",
-            "spelling_of": "weightsmith.checkpoints.spellings",
-            "stacks_experts": "weightsmith.checkpoints.spellings",
+            "spelling_of": "weightsmith.checkpoints.spelling.spellings",
+            "stacks_experts": "weightsmith.checkpoints.spelling.spellings",
             "stores_experts_input_first": "weightsmith.checkpoints.roles",
             "statistics_of": "weightsmith.checkpoints.formats.statistics",
             "stream_name": "weightsmith.checkpoints.formats.package_header",

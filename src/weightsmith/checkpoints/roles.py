@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from weightsmith.checkpoints import role_words as words
 from weightsmith.checkpoints.nested_config import sections, vocabulary_size_of
-from weightsmith.checkpoints.spelling_facts import INPUT_FIRST_EXPERTS
+from weightsmith.checkpoints.spelling.spelling_facts import INPUT_FIRST_EXPERTS
 from weightsmith.checkpoints.stacks import Stack, depths, place
 from weightsmith.naming import is_number, parse_name, split_name
 from weightsmith.tensors import DType, Kind, Place, depth_of

@@ -223,9 +223,8 @@ class LearningRun:
             )
         if self.plan.free.masks:
             raise RecipeError(
-                f"The recipe has {counted(len(self.plan.free.masks), 'free mask')}, the first being "
-                f"{next(iter(self.plan.free.masks))!r}, and masks cannot be learned in this version; name a file of "
-                "kind mask, or write {mask: NUMBER}."
+                f"The free mask {next(iter(self.plan.free.masks))!r} has no value, and masks cannot be learned in this "
+                "version; name a file of kind mask under the model's `statistics:`, or write {mask: NUMBER}."
             )
         reads = (*self.plan.inputs, *files_of((*self.data, *self.validation)), *self._taught_by())
         log = log_place(out)

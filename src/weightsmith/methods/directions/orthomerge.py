@@ -63,12 +63,12 @@ class OrthoMerge(SpectralRules):
         if view is None:
             merged = self.without_matrix(deltas, self.weight, site)
             return base if merged is None else base + merged * self.scale
-        function = Rotated(self.weight, self.rows == "all", self.scale, self.how(site))
+        function = RotatedExperts(self.weight, self.rows == "all", self.scale, self.how(site))
         return base + whole(ByMatrix(function, view, site.name), *deltas, base)
 
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class RotatedExperts:
     """Task vectors of one matrix, and the base -> what changes of the base."""
 
     weights: tuple[float, ...]

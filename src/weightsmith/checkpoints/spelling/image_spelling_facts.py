@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weightsmith.checkpoints.spelling_facts import Renamings
+from weightsmith.checkpoints.spelling.spelling_facts import Renamings
 
 # The components of a pipeline that have weights of their own.
 UNET, TRANSFORMER, VAE, TEXT, SECOND_TEXT = (

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from weightsmith.checkpoints.image_spelling_facts import (
+from weightsmith.checkpoints.spelling.image_spelling_facts import (
     BESIDE_WEIGHTS,
     DENOISER,
     FLUX,
@@ -25,9 +25,9 @@ from weightsmith.checkpoints.image_spelling_facts import (
     VAE,
     WAN,
 )
-from weightsmith.checkpoints.part_views import Parts, Rearrange
-from weightsmith.checkpoints.spelling_facts import Renamings
-from weightsmith.checkpoints.stable_diffusion_names import (
+from weightsmith.checkpoints.spelling.part_views import Parts, Rearrange
+from weightsmith.checkpoints.spelling.spelling_facts import Renamings
+from weightsmith.checkpoints.spelling.stable_diffusion_names import (
     from_openclip,
     to_diffusers,
     vae_levels,

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from weightsmith.checkpoints.checkpoint import Checkpoint, assemble
-from weightsmith.checkpoints.image_spellings import image_spelling_of
-from weightsmith.checkpoints.library_spellings import LibrarySpelling, library_spelling_of
-from weightsmith.checkpoints.part_views import Parts, Rearrange, Shape, cut, joined
-from weightsmith.checkpoints.spelling_facts import HEADS
-from weightsmith.checkpoints.spellings import spelling_of
+from weightsmith.checkpoints.spelling.image_spellings import image_spelling_of
+from weightsmith.checkpoints.spelling.library_spellings import LibrarySpelling, library_spelling_of
+from weightsmith.checkpoints.spelling.part_views import Parts, Rearrange, Shape, cut, joined
+from weightsmith.checkpoints.spelling.spelling_facts import HEADS
+from weightsmith.checkpoints.spelling.spellings import spelling_of
 from weightsmith.deltas import renamed
 from weightsmith.findings import Finding, Severity
 from weightsmith.tensors import LazyTensor

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.checkpoints.nested_config import sections
-from weightsmith.checkpoints.part_views import Layout, Parts, Rearrange
-from weightsmith.checkpoints.spelling_facts import (
+from weightsmith.checkpoints.spelling.part_views import Layout, Parts, Rearrange
+from weightsmith.checkpoints.spelling.spelling_facts import (
     ALTERNATING_EXPERTS,
     BODIES,
     EITHER_WAY_EXPERTS,

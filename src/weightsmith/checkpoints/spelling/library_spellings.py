@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.checkpoints.part_views import Parts, Rearrange, Shape
-from weightsmith.checkpoints.spelling_facts import FAMILIES
-from weightsmith.checkpoints.spellings import Spelling, model_types, spelling_of
+from weightsmith.checkpoints.spelling.part_views import Parts, Rearrange, Shape
+from weightsmith.checkpoints.spelling.spelling_facts import FAMILIES
+from weightsmith.checkpoints.spelling.spellings import Spelling, model_types, spelling_of
 from weightsmith.tensors import LazyTensor
 
 
