@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from weightsmith.graph import graph
 from weightsmith.graph.backends import native
 from weightsmith.graph.backends.torch_memory import evaluate
 from weightsmith.graph.by_column import column_dot, column_peak, column_total
-from weightsmith.graph.columns import Columns, ColumnSums
+from weightsmith.graph.columns import ColumnPart, Columns, ColumnSums
 from weightsmith.graph.graph import Scalar, Scope, source
 from weightsmith.graph.passes import PassSpec
 from weightsmith.tensors.digest_pieces import piece_elements
@@ -197,3 +199,25 @@ def test_numbers_per_row_and_of_other_views_do_not_meet_them_in_one_scalar() -> 
 def test_a_tensor_that_is_not_made_of_whole_matrices_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\[5, 3\] is not made of matrices of 4 x 3"):
         ColumnSums("total", Columns(4, 3), (5, 3))
+
+
+def test_a_late_tile_is_waited_for_so_that_memory_is_bounded() -> None:
+    shape = (64, 1 << 17)
+    columns = Columns(64, 1 << 17)
+    rows = piece_elements(shape) // shape[1]
+    sums = ColumnSums("total", columns, shape)
+
+    def admit(tile: int) -> None:
+        start = tile * rows * shape[1]
+        vector = np.full((1, shape[1]), float(tile + 1))
+        sums.admit(ColumnPart(start, rows * shape[1], vector))
+
+    count = shape[0] // rows
+    with ThreadPoolExecutor(4) as threads:
+        others = [threads.submit(admit, tile) for tile in range(1, count)]
+        time.sleep(0.2)
+        assert len(sums._waiting) == 8
+        admit(0)
+        for other in others:
+            other.result(timeout=1)
+    assert sums.result.tolist() == [count * (count + 1) / 2] * shape[1]

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from weightsmith.errors import UsageError
 from weightsmith.tensors import piece_elements
 
+# Vectors that may wait for those before them, and seconds that a thread waits for these.
+_MOST_WAITING, _PATIENCE = 8, 2.0
 _STARTS = {"total": 0.0, "dot": 0.0, "peak": -math.inf}
 
 
@@ -87,22 +89,31 @@ class ColumnSums:
         self._found = np.full((matrices, columns.width), _STARTS[op])
         self._waiting: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._reached: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
 
     def admit(self, part: ColumnPart) -> None:
-        """Take a tile's numbers."""
+        """Take a tile's numbers; where many wait already for a tile that is late, wait for it too."""
         size = self._columns.elements
         bounds = self._columns.bounds(part.start, part.count, self._piece)
         first, last = bounds[:-1], bounds[1:]
         matrix = first // size
         whole = last - first == size
-        with self._lock:
+        with self._turn:
             self._found[matrix[whole]] = part.sums[whole]
-            for i in np.flatnonzero(~whole):
-                self._add(int(matrix[i]), int(first[i]), part.sums[i])
+            parts = [(int(matrix[i]), int(first[i]), i) for i in np.flatnonzero(~whole)]
+            if parts:
+                # Tiles are begun in their order, so the one that is late is at work, unless its thread has failed.
+                self._turn.wait_for(lambda: self._has_room(*parts[0][:2]), _PATIENCE)
+            for number, start, i in parts:
+                self._add(number, start, part.sums[i])
+            self._turn.notify_all()
+
+    def _has_room(self, matrix: int, start: int) -> bool:
+        at = self._reached.get(matrix, matrix * self._columns.elements)
+        return start == at or len(self._waiting) < _MOST_WAITING
 
     def _add(self, matrix: int, start: int, sums: NDArray[np.float64]) -> None:
-        """Add a run's vector when those before it are there; tiles come nearly in order, so few wait."""
+        """Add a run's vector when those before it are there."""
         self._waiting[matrix, start] = sums
         begin = matrix * self._columns.elements
         at = self._reached.get(matrix, begin)
