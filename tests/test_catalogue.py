@@ -86,3 +86,8 @@ def test_a_page_that_is_not_current_missing_or_too_many_is_noticed(
     assert run("--check") == 0
     page.unlink()
     assert run("--check") == 1
+
+
+def test_the_readme_counts_the_methods():
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert f"[{len(registry.names())} methods](docs/methods.md)" in readme

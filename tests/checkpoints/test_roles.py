@@ -156,3 +156,16 @@ def test_names_of_any_form_get_a_role() -> None:
     names = ["weight", "bias", ".", "..", "0", "0.weight", "a..b", "...0.", "١.weight", " "]
     roles, _ = _roles(dict.fromkeys(names, (2, 2)))
     assert set(roles) == set(names)
+
+
+def test_what_feeds_forward_inside_a_module_of_attentions_is_no_attention() -> None:
+    inside = "down_blocks.{}.attentions.0.transformer_blocks.0.{}.weight"
+    shapes = {
+        inside.format(block, leaf): (8, 8)
+        for block in range(2)
+        for leaf in ("attn1.to_q", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+    }
+    roles, _ = _roles(shapes)
+    found = [roles[name].kind for name in list(shapes)[:4]]
+    assert found[0] is Kind.ATTENTION_Q
+    assert not any(kind.matches("attention") for kind in found[2:])

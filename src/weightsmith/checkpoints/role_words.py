@@ -62,7 +62,8 @@ PLAIN_PROJECTIONS = frozenset(
     "q_proj k_proj v_proj qkv_proj query_key_value wq wk wv wqkv q_lin k_lin v_lin".split()
 )
 
-FEED_FORWARD = frozenset("mlp ffn feedforward experts expert moe densereludense ff".split())
+EXPERTS = frozenset("experts expert moe".split())
+FEED_FORWARD = frozenset("mlp ffn feedforward densereludense ff".split()) | EXPERTS
 GATE = frozenset("gate_proj wi_0 w1 w_gate gate".split())
 UP = frozenset(
     """up_proj fc1 c_fc dense_h_to_4h lin1 wi wi_1 linear1 intermediate_dense fc_in w3 v1 linear_fc1

@@ -255,7 +255,11 @@ class _Classifier:
         shape: tuple[int, ...],
         in_block: bool,
     ) -> Kind | None:
-        in_attention = any(field_words & words.ATTENTION for field_words in every)
+        # Image models keep whole transformer blocks, `ff` among them, in modules called `attentions`; and JetMoE
+        # experts in its attention.
+        inner = words.ATTENTION | (words.FEED_FORWARD - words.EXPERTS)
+        innermost = next((w for w in reversed(every) if w & inner), frozenset())
+        in_attention = bool(innermost & words.ATTENTION)
         if in_attention or leaf in words.PLAIN_PROJECTIONS:
             return _attention_kind(leaf)
         if not in_block and not any(w & words.FEED_FORWARD for w in every[:-1]):
