@@ -40,7 +40,17 @@ SPECTRAL = set(
     "lore subspace_boosting cart dc_merge ace orthomerge resmerge".split()
 )
 # Formulas that depend on the experts' order in time.
-ORDERED = {"ema", "lawa", "wma", "layer_swapping", "opcm", "magmax", "rcp", "cabs"}
+ORDERED = {
+    "ema",
+    "lawa",
+    "wma",
+    "layer_swapping",
+    "opcm",
+    "magmax",
+    "rcp",
+    "cabs",
+    "train_difference",
+}
 # Formulas without an origin or a unit: f(x + c) = f(x) + c.
 TRANSLATED = (
     "linear soup ema lawa wma wise_ft expo geometric_median trimmed_mean task_arithmetic ties dare_linear "

@@ -13,7 +13,7 @@ from weightsmith.errors import RecipeError
 from weightsmith.recipes.language.free_forms import FreeMask, MaskForm
 from weightsmith.recipes.resolution.formula import OutputTensor, distinct_leaves
 from weightsmith.recipes.resolution.measured_statistics import MeasuredStatistics
-from weightsmith.tensors import ConstantTensor, LazyTensor, StandIn, read_range
+from weightsmith.tensors import ConstantTensor, LazyTensor, StandIn
 from weightsmith.wording import literal
 
 # Numbers that are looked at together.
@@ -121,6 +121,8 @@ def file_of_values(mask: MaskNumbers, given: object) -> Path:
 
 def require_within(mask: MaskNumbers, tensor: LazyTensor) -> None:
     """Raise RecipeError unless all numbers of a tensor lie within the bounds of a mask, as its dtype has them."""
+    from weightsmith.tensors import read_range
+
     for start in range(0, tensor.numel, _AT_ONCE):
         numbers = read_range(tensor, start, min(start + _AT_ONCE, tensor.numel))
         low, high = (np.float32(bound) for bound in (mask.low, mask.high))

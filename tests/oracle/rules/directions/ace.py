@@ -43,7 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "reference": {"exempt": "linear.text_projection", "embeddings": "spectral"},
 }
-ALWAYS = {"threshold": 0.0}
+# Above rounding, which decides where all norms are equal.
+ALWAYS = {"threshold": 1e-9}
 VARIANTS: list[dict[str, Any]] = [
     ALWAYS,
     {},

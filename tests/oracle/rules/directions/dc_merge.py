@@ -40,6 +40,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"density": 0.4, "smoothing": "linear", "weight": [1.0, 0.5, -2.0], "lambda": 0.7},
     {"preset": "full", "density": 0.5},
+    {"preset": "lora", "density": 0.5},
     {"rank": 2, "density": 1.0, "consensus": "sum", "weight": [1.0, 0.0, 2.0]},
     {"smoothing": "linear", "rho": 1.5, "density": 0.2, "rank": 1},
     {"density": 0.0},
