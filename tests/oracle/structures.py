@@ -6,6 +6,7 @@ gives None where the family has nothing to try it on. `applies` tells beforehand
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -206,7 +207,9 @@ def rules(rule: Rule, variant: Variant, stored: Stored) -> Case:
     parameters = dict(variant)
     if has_weights(rule, variant):
         ways.append({"match": {"role": "mlp"}, "parameters": {"weight": 0.5}})
-        given = variant.get("weight", 1.0)
+        presets = getattr(sys.modules[rule.function.__module__], "PRESETS", {})
+        usual = presets.get(variant.get("preset"), {}).get("weight", 1.0)
+        given = variant.get("weight", usual)
         parameters["weight"] = {n: 0.5 if n in inner else given for n in family.places}
     rest = [n for n in family.places if n not in norms and n not in attention]
     merged = rule(family.only(rest), parameters)

@@ -24,7 +24,8 @@ TRIED: dict[str, list[Variant]] = {
     "subspace_boosting": [{"beta": 0.4}, {"beta": 0.7, **WEIGHTED}],
     "cart": [{"rank": 2}, {"rank": 1, **WEIGHTED}],
     "dc_merge": [{"density": 0.3}, {"density": 0.2, "smoothing": "none", **WEIGHTED}],
-    "ace": [{}, {"threshold": 0.0}],
+    # Above rounding, which decides where all task vectors have one norm.
+    "ace": [{}, {"threshold": 1e-9}],
     "orthomerge": [{}],
     "resmerge": [{}],
     "svc": [{}, {"preset": "fusionbench"}],
