@@ -59,9 +59,9 @@ def length(product):
     return np.linalg.norm(product.left) * np.linalg.norm(product.right)
 
 
-PARTS = st.lists(
-    st.tuples(st.floats(-2.0, 2.0), st.integers(1, 4), st.floats(0.1, 8.0)), min_size=1, max_size=3
-)
+# Products of subnormal numbers have fewer bits than rounding allows for.
+WEIGHTS = st.floats(-2.0, 2.0).filter(lambda weight: weight == 0 or abs(weight) > 1e-200)
+PARTS = st.lists(st.tuples(WEIGHTS, st.integers(1, 4), st.floats(0.1, 8.0)), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("method", ["cat", "task_arithmetic"])
