@@ -102,6 +102,17 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
+def dtype_option(command: Command) -> Command:
+    """Add --dtype, for networks that are run."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(("float32", "bfloat16")),
+        default="float32",
+        show_default=True,
+        help="What the network computes in, whatever its weights are stored as.",
+    )(command)
+
+
 def overrides_option(command: Command) -> Command:
     """Add --set."""
     return click.option(

@@ -137,8 +137,7 @@ class Learner:
 
         values = self.values()
         self.merge.set(values)
-        losses = {task.data.name: 0.0 for task in self.tasks}
-        asks = [ask for task in self.tasks for ask in self._asked(task, number, losses)]
+        losses, asks = self._asked(number)
         loss, gradient = self.merge.gradient(asks)
         slope = torch.tensor([gradient[name] for name in values], dtype=torch.float64)
         penalty, sign = self._penalty(values)
@@ -154,17 +153,21 @@ class Learner:
         return entry if gap is None else {**entry, "gap": gap}
 
     def _asked(
-        self, task: TaskLosses, number: int, losses: dict[str, float]
-    ) -> Iterator[Callable[[LiveModel], torch.Tensor]]:
-        name, count = task.data.name, len(task.data.samples.items)
-        place = self.tasks.index(task)
-        settings = self.settings
-        chosen = drawn(settings.seed, place, count, number, settings.batch_size)
+        self, number: int
+    ) -> tuple[dict[str, float], list[Callable[[LiveModel], torch.Tensor]]]:
+        """The questions of a step, and the losses of the tasks, which grow as they are answered."""
+        losses = {task.data.name: 0.0 for task in self.tasks}
 
-        def told(loss: float) -> None:
+        def add(name: str, loss: float) -> None:
             losses[name] += loss
 
-        return task.asks(chosen, self.merge.model.device, told)
+        asks: list[Callable[[LiveModel], torch.Tensor]] = []
+        for place, task in enumerate(self.tasks):
+            count = len(task.data.samples.items)
+            chosen = drawn(self.settings.seed, place, count, number, self.settings.batch_size)
+            told = partial(add, task.data.name)
+            asks += task.asks(chosen, self.merge.model.device, told)
+        return losses, asks
 
     def _loss_at(self, number: int, values: list[float]) -> float:
         """The loss of a step's items with other numbers, which the network then has."""
@@ -172,8 +175,7 @@ class Learner:
 
         given = dict(zip(self.merge.numbers, values, strict=True))
         self.merge.set(given)
-        losses = {task.data.name: 0.0 for task in self.tasks}
-        asks = [ask for task in self.tasks for ask in self._asked(task, number, losses)]
+        _, asks = self._asked(number)
         with torch.no_grad():
             found = math.fsum(float(ask(self.merge.model)) for ask in asks)
         return found + self._penalty(given)[0]

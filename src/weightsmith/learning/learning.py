@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,6 @@ class Learned:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """Which items are read: see `learn`."""
-
-    tasks: Sequence[str] = ()
-    limit: int = 256
-    context: int | None = None
-    on_test: bool = False
-
-
 def learn(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -121,32 +112,18 @@ def learn(
     how = _settings(chosen, settings)
     opened = _freed(given, chosen)
     objective = parse_objective(how.objective, how.temperature)
-    options = DataOptions(tasks, limit, context, on_test)
-    sources = [data] if isinstance(data, (str, Path, Samples)) else list(data)
-    seen = _chosen(sources, options, how.seed)
-    compared = _chosen(list(validation), options, how.seed) if validation else []
-    taught_by = (
-        teachers_of(opened, [n for n, _ in (*seen, *compared)], teachers or {})
-        if (objective.has_teachers)
-        else {}
+    choose = partial(
+        chosen_data, tasks=tasks, limit=limit, context=context, seed=how.seed, on_test=on_test
     )
+    seen = choose([data] if isinstance(data, (str, Path, Samples)) else data)
+    compared = choose(validation) if validation else []
+    taught_by: dict[str, str] = {}
+    if objective.has_teachers:
+        taught_by = teachers_of(opened, [n for n, _ in (*seen, *compared)], teachers or {})
     bounds: dict[str, Any] = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     plan = make_plan(opened, threads=threads, device=device, **bounds)
     run = LearningRun(opened, plan, how, objective, seen, compared, taught_by, (device, dtype))
     return run.learned(expanded(out), progress or Silence())
-
-
-def _chosen(
-    sources: Sequence[str | Path | Samples], options: DataOptions, seed: int
-) -> list[tuple[str, DataChoice]]:
-    return chosen_data(
-        sources,
-        options.tasks,
-        limit=options.limit,
-        context=options.context,
-        seed=seed,
-        on_test=options.on_test,
-    )
 
 
 def _settings(preset: Preset | None, given: Mapping[str, Any]) -> LearningSettings:

@@ -11,7 +11,14 @@ from weightsmith.errors import UsageError
 from weightsmith.evaluation import load_suite
 from weightsmith.learning.objectives import Objective
 from weightsmith.live import LiveModel
-from weightsmith.statistics import DataChoice, Samples, counted_labels, files_of_data, read_data
+from weightsmith.statistics import (
+    DataChoice,
+    Samples,
+    counted_labels,
+    files_of_data,
+    is_suite_file,
+    read_data,
+)
 from weightsmith.tensors import expanded
 from weightsmith.wording import shown
 
@@ -68,7 +75,7 @@ def _of_source(source: str | Path | Samples) -> list[tuple[str, DataChoice]]:
     if isinstance(source, Samples):
         return [(source.name, DataChoice(source))]
     path = expanded(source)
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if not is_suite_file(path):
         return [(path.stem, DataChoice(path))]
     return [(task.name, DataChoice(path, task.name)) for task in load_suite(path).tasks]
 

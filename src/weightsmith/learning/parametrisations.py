@@ -10,7 +10,6 @@ alike: `models[0].parameters.weight[layer 3]` and `models[1].parameters.weight[l
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -112,8 +111,3 @@ class Parametrisation:
         if self.name == "clip":
             with torch.no_grad():
                 x.copy_(torch.minimum(torch.maximum(x, self._low), self._high))
-
-
-def is_simplex(values: Sequence[float]) -> bool:
-    """Whether numbers are at least 0 and sum to 1, but for rounding."""
-    return min(values) >= 0 and math.isclose(math.fsum(values), 1, abs_tol=1e-9)

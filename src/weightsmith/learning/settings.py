@@ -10,8 +10,6 @@ from weightsmith.errors import UsageError
 from weightsmith.learning.optimisers import OptimizerSettings
 from weightsmith.naming import nearest
 
-_SHARED: Mapping[str, Any] = {"weight": None, "per": ("expert", "tensor")}
-
 
 @dataclass(frozen=True, slots=True)
 class LearningSettings:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,45 +58,39 @@ def _watched_blocks(model: LiveModel, wanted: bool) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+# Where a tensor begins among the numbers of its file, and its shape.
+_Stretch = tuple[int, tuple[int, ...]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
     """The outputs of a task's teacher, read an item at a time."""
 
     folder: Path
     name: str
-    logits: Sequence[tuple[int, ...]]
-    blocks: Sequence[Sequence[tuple[int, ...]]]
+    logits: Sequence[_Stretch]
+    blocks: Sequence[Sequence[_Stretch]]
 
     def of(self, batch: SampleBatch, device: str) -> Outputs:
         """The outputs for a batch of items."""
+        logits = self._stacked("logits", [self.logits[i] for i in batch.items], device)
+        by_block = zip(*(self.blocks[i] for i in batch.items), strict=True)
+        return Outputs(logits, [self._stacked("blocks", own, device) for own in by_block])
+
+    def _stacked(self, ending: str, stretches: Sequence[_Stretch], device: str) -> Tensor:
         import torch
 
-        def stacked(ending: str, shapes: Sequence[tuple[int, ...]], starts: list[int]) -> Tensor:
-            rows = [
-                self._read(ending, start, shape)
-                for start, shape in zip(starts, shapes, strict=True)
-            ]
-            return torch.from_numpy(np.stack(rows)).to(device)
-
-        items = batch.items
-        starts = _starts([math.prod(shape) for shape in self.logits])
-        logits = stacked("logits", [self.logits[i] for i in items], [starts[i] for i in items])
-        sizes = [[math.prod(shape) for shape in own] for own in self.blocks]
-        firsts = _starts([sum(own) for own in sizes])
-        blocks = []
-        for number in range(len(self.blocks[items[0]]) if self.blocks else 0):
-            own = [firsts[i] + sum(sizes[i][:number]) for i in items]
-            blocks.append(stacked("blocks", [self.blocks[i][number] for i in items], own))
-        return Outputs(logits, blocks)
-
-    def _read(self, ending: str, start: int, shape: tuple[int, ...]) -> Any:
-        count = math.prod(shape)
         path = self.folder / f"{self.name}.{ending}"
-        return np.fromfile(path, np.float32, count, offset=4 * start).reshape(shape)
+        rows = [
+            np.fromfile(path, np.float32, math.prod(shape), offset=4 * start).reshape(shape)
+            for start, shape in stretches
+        ]
+        return torch.from_numpy(np.stack(rows)).to(device)
 
 
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+def _stretches(shapes: Sequence[Sequence[int]]) -> list[_Stretch]:
+    ends = accumulate((math.prod(shape) for shape in shapes), initial=0)
+    return [(start, tuple(shape)) for start, shape in zip(ends, shapes, strict=False)]
 
 
 def read_taught(folder: Path, name: str) -> Taught | None:
@@ -104,9 +99,9 @@ def read_taught(folder: Path, name: str) -> Taught | None:
     if not index.is_file():
         return None
     known = json.loads(index.read_bytes())
-    logits = [tuple(shape) for shape in known["logits"]]
-    blocks = [[tuple(shape) for shape in own] for own in known["blocks"]]
-    return Taught(folder, name, logits, blocks)
+    blocks = iter(_stretches([shape for own in known["blocks"] for shape in own]))
+    by_item = [[next(blocks) for _ in own] for own in known["blocks"]]
+    return Taught(folder, name, _stretches(known["logits"]), by_item)
 
 
 def teach(

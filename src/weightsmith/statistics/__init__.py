@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightsmith.statistics.collecting import collect as collect
     from weightsmith.statistics.data_files import DataChoice as DataChoice
     from weightsmith.statistics.data_files import files_of_data as files_of_data
+    from weightsmith.statistics.data_files import is_suite_file as is_suite_file
     from weightsmith.statistics.data_files import read_data as read_data
     from weightsmith.statistics.logit_distance import logit_distances as logit_distances
     from weightsmith.statistics.merged_inputs import collect_through as collect_through
@@ -48,6 +49,7 @@ else:
             "batched": "weightsmith.statistics.samples",
             "counted_labels": "weightsmith.statistics.samples",
             "files_of_data": "weightsmith.statistics.data_files",
+            "is_suite_file": "weightsmith.statistics.data_files",
             "read_data": "weightsmith.statistics.data_files",
             "collect": "weightsmith.statistics.collecting",
             "logit_distances": "weightsmith.statistics.logit_distance",

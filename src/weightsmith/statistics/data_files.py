@@ -51,7 +51,7 @@ def read_data(model: LiveModel, chosen: DataChoice) -> ReadData:
     if isinstance(chosen.source, Samples):
         return _alike(chosen.source)
     path = expanded(chosen.source)
-    if _is_suite(path):
+    if is_suite_file(path):
         return _of_task(model, _task_of(path, chosen), chosen)
     if chosen.task is not None:
         raise UsageError(f"{shown(path)} is no suite, so it has no task {chosen.task!r}.")
@@ -66,10 +66,11 @@ def files_of_data(chosen: DataChoice) -> tuple[Path, ...]:
     if isinstance(chosen.source, Samples):
         return ()
     path = expanded(chosen.source)
-    return load_suite(path).files if _is_suite(path) else (path,)
+    return load_suite(path).files if is_suite_file(path) else (path,)
 
 
-def _is_suite(path: Path) -> bool:
+def is_suite_file(path: Path) -> bool:
+    """Whether data are a suite, whose tasks have items of their own."""
     return path.suffix in _SUITES and path.is_file()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import device_option, json_option, quiet_option, size
+from weightsmith.cli.options import device_option, dtype_option, json_option, quiet_option, size
 from weightsmith.cli.presenting import Block, Data, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
@@ -113,13 +113,7 @@ if TYPE_CHECKING:
     help="Of a repair: a model that MODEL was merged from, and its weight in the mean; once for each.",
 )
 @device_option
-@click.option(
-    "--dtype",
-    type=click.Choice(("float32", "bfloat16")),
-    default="float32",
-    show_default=True,
-    help="What the network computes in, whatever its weights are stored as.",
-)
+@dtype_option
 @json_option
 @quiet_option
 def collect(

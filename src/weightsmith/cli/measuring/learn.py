@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightsmith.cli.documented import DocumentedCommand
-from weightsmith.cli.options import THREADS, device_option, json_option, quiet_option, size
+from weightsmith.cli.options import (
+    THREADS,
+    device_option,
+    dtype_option,
+    json_option,
+    quiet_option,
+    size,
+)
 from weightsmith.cli.presenting import Block, Data, present
 from weightsmith.cli.progress_lines import open_progress
 from weightsmith.cli.standard_streams import STREAMS
@@ -122,13 +129,7 @@ _AT_LEAST_ZERO = click.FloatRange(min=0)
 @click.option("--memory", type=size, help="Bound on the memory of the merge beside the network.")
 @click.option("--threads", type=THREADS, help="Worker threads of the merge.")
 @device_option
-@click.option(
-    "--dtype",
-    type=click.Choice(("float32", "bfloat16")),
-    default="float32",
-    show_default=True,
-    help="What the network computes in.",
-)
+@dtype_option
 @json_option
 @quiet_option
 def learn(
