@@ -165,7 +165,7 @@ class FreeMerge:
         whole model.
         """
         given = complete(self.numbers, values)
-        self._slopes.planned(given)
+        plan = self._slopes.planned(given)
         asked = list(given) if of is None else list(of)
         check_numbers(asked, given, self._slopes.bound)
         found: dict[str, list[float]] = {name: [] for name in given}
@@ -174,7 +174,7 @@ class FreeMerge:
             for number, value in (yield from gradient_rounds(job, loss)).items():
                 found[number].append(value)
 
-        self._pull(given, losses, pulled, progress or Silence())
+        self._pull(plan, given, losses, pulled, progress or Silence())
         return {name: math.fsum(found[name]) for name in asked}
 
     def mask_gradient(
@@ -196,20 +196,20 @@ class FreeMerge:
         if unknown is not None:
             raise UsageError(f"The recipe has no free mask {shown(unknown)} to take a gradient of.")
         given = complete(self.numbers, values)
-        self._slopes.planned(given)
+        plan = self._slopes.planned(given)
         gradients = MaskGradients([self._slopes.open.masks[name] for name in asked])
-        self._pull(given, losses, gradients.rounds, progress or Silence())
+        self._pull(plan, given, losses, gradients.rounds, progress or Silence())
         return gradients.tensors()
 
     def _pull(
         self,
+        plan: Plan,
         given: Mapping[str, float],
         losses: Mapping[str, LazyTensor],
         rounds: Callable[[TensorJob, LazyTensor], Rounds],
         progress: Progress,
     ) -> None:
         """Run `rounds` of every computed tensor with its dL/dtheta, with the graphs around the values."""
-        plan = self._slopes.planned(given)
         tensors = {tensor.output.name: tensor for tensor in plan.tensors}
         check_losses(losses, tensors)
         concerned = [tensors[name] for name in losses]
